@@ -1,0 +1,40 @@
+# Every target makes .venv on first use, and again when pyproject.toml changes.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+# More threads than free cores make small models slower, not faster.
+test slow lint typecheck: export OMP_NUM_THREADS = 1
+
+.PHONY: demo test slow bench lint typecheck clean
+
+demo: $(READY)
+	$(BIN)/mmdiff demo vqa
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+bench: $(READY)
+	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(MAKE) typecheck
+
+# The built package, because type checkers do not know that encoders/ is mmdiff.encoders.
+typecheck: $(READY)
+	rm -rf build
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/typecheck .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[vision,dev]'
+	touch $@

@@ -1,0 +1,8 @@
+"""`python -m mmdiff`, which torchrun and accelerate launch can start."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""`Backbone`: a stock transformers model that attends in both directions, with the facts diffusion needs of it.
+
+The one switch is `config.is_causal = False` (transformers >= 5.2): the model then builds bidirectional masks and tells
+every attention function so. The `is_causal` of the attention modules alone does neither once a row is padded.
+
+Shape letters: R rows, L canvas length, D width, V rows of the embedding table.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..vocab import Vocab
+from .family import Facts, find_family
+from .weights import write_weights
+
+
+class Backbone(nn.Module):
+    """Token ids or embeddings in, hidden states or logits out. `load_backbone` and `new_backbone` make one.
+
+    model: a transformers causal-LM class as it is, with `config.is_causal=False`; adapters may be injected into it.
+    family: the `model_type` its folder is saved under.
+    node: what builds it again from a saved folder, see `mmdiff.parts`.
+    """
+
+    def __init__(self, model: Any, facts: Facts, vocab: Vocab, family: str, node: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.facts = facts
+        self.vocab = vocab
+        self.family = family
+        self.node = node
+        self.dim: int = model.config.hidden_size
+        self.vocab_size: int = model.config.vocab_size
+        model.generate = _no_generate
+        model.register_forward_pre_hook(_no_labels, with_kwargs=True)
+
+    def embed(self, ids_RL: Tensor) -> Tensor:
+        embedded: Tensor = self.model.get_input_embeddings()(ids_RL)
+        return embedded
+
+    def hidden(
+        self,
+        x_RLD: Tensor,
+        attend_RL: Tensor | None = None,
+        position_RL: Tensor | None = None,
+        segment_RL: Tensor | None = None,
+    ) -> Tensor:
+        """Last hidden states (R, L, D), normed; the head is not run.
+
+        attend_RL: bool, False on padding. None: every place is attended and no mask exists, so the fast kernels serve.
+        position_RL: int64; None: 0, 1, ... (rotary positions are relative, so padding on the left needs none).
+        segment_RL: int64, the document of each place; a place then attends its own document only. Positions that
+            start again do not keep bidirectional documents apart.
+        Raises ConfigError for segments under a flash attention, which takes no mask of pairs.
+        """
+        mask = attend_RL if segment_RL is None else self._document_mask(x_RLD, attend_RL, segment_RL)
+        out = self.model.base_model(
+            inputs_embeds=x_RLD, attention_mask=mask, position_ids=position_RL, use_cache=False, return_dict=True
+        )
+        hidden_RLD: Tensor = out.last_hidden_state
+        return hidden_RLD
+
+    def head(self, h: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D), in the dtype of the weights."""
+        logits: Tensor = self.model.get_output_embeddings()(h)
+        return logits
+
+    def forward(self, ids_RL: Tensor, attend_RL: Tensor | None = None, position_RL: Tensor | None = None) -> Tensor:
+        """Logits (R, L, V) of every place, as the head writes them; `facts.shift` is left to the caller."""
+        return self.head(self.hidden(self.embed(ids_RL), attend_RL, position_RL))
+
+    def gradient_checkpointing(self, on: bool) -> None:
+        """Recompute each layer in the backward pass (in training mode) instead of keeping its activations."""
+        renamed = hasattr(self.model, "activation_checkpointing_enable")  # later in transformers 5; the old name warns
+        name = "activation_checkpointing" if renamed else "gradient_checkpointing"
+        arguments = ({"use_reentrant": False},) if on else ()
+        getattr(self.model, f"{name}_{'enable' if on else 'disable'}")(*arguments)
+
+    def save_pretrained(self, folder: str | Path, *, original_format: bool = False, weights: bool = True) -> None:
+        """Write config.json, the tokenizer and, unless `weights` is False, safetensors.
+
+        Tensors get the names of the transformers class, or with `original_format` those of the family's published
+        checkpoints, and config.json its fields. `load_backbone` reads both.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        own, config = find_family(self.family), self.model.config
+        published = own.published_names(config)
+        if original_format:
+            fields = own.published_config(config, self.facts)
+        else:
+            fields = json.loads(config.to_json_string(use_diff=False)) | {
+                "architectures": [type(self.model).__name__],
+                "model_type": self.family,
+                "is_causal": False,
+                "mask_token_id": self.facts.mask_id,
+                "eos_token_id": self.facts.eos_id,
+                "pad_token_id": self.facts.pad_id,
+                "bos_token_id": self.facts.bos_id,
+            }
+        (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        self.vocab.tokenizer.save_pretrained(folder)
+        if weights:
+            names = {ours: name if original_format else ours for name, ours in published.items()}
+            write_weights(self.model, folder, names)
+
+    def _document_mask(self, x_RLD: Tensor, attend_RL: Tensor | None, segment_RL: Tensor) -> Any:
+        """Pairs of places that may see each other, in the form the attention in use takes."""
+        from transformers.masking_utils import create_bidirectional_mask
+
+        attention = self.model.config._attn_implementation
+        if "flash" in attention:
+            raise ConfigError(f"attention {attention!r}: packed rows need sdpa, eager or flex_attention")
+        attended_RL = torch.ones_like(segment_RL, dtype=torch.bool) if attend_RL is None else attend_RL.bool()
+
+        def same_document(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            same = (segment_RL[row, query] == segment_RL[row, key]) & attended_RL[row, key]
+            return same | (query == key)  # padding sees itself: a softmax over no place at all is not a number
+
+        return create_bidirectional_mask(self.model.config, x_RLD, None, and_mask_function=same_document)
+
+
+@torch.no_grad()
+def check_bidirectional(backbone: Backbone) -> None:
+    """Changing the last token must move the first hidden state, in whole rows and in rows padded on either side.
+
+    Both forwards have the same shape, so a causal model gives the same bits. Raises ConfigError where that happens.
+    """
+    device, training = backbone.model.device, backbone.training
+    backbone.eval()  # dropout would move everything
+    for name, rows in (("a whole row", [[1, 1, 1]]), ("a padded row", [[0, 1, 1], [1, 1, 0]])):
+        attend_RL = torch.tensor(rows, dtype=torch.bool, device=device)
+        row_R, first_R = torch.arange(len(rows)), [row.index(1) for row in rows]
+        last_R = [len(row) - 1 - row[::-1].index(1) for row in rows]
+        before_RL = torch.full_like(attend_RL, backbone.facts.eos_id, dtype=torch.int64)
+        after_RL = before_RL.clone()
+        after_RL[row_R, last_R] = backbone.facts.mask_id
+        before_RD, after_RD = (
+            backbone.hidden(backbone.embed(ids_RL), None if attend_RL.all() else attend_RL)[row_R, first_R]
+            for ids_RL in (before_RL, after_RL)
+        )
+        if (before_RD == after_RD).all(-1).any():
+            raise ConfigError(
+                f"backbone: the first place of {name} does not see the last one: the attention is causal, "
+                f"which transformers below 5.2 cannot switch off (this is {version('transformers')})"
+            )
+    backbone.train(training)
+
+
+def _no_generate(*args: Any, **kwargs: Any) -> Any:
+    raise ConfigError("generate() of a causal LM writes nonsense with a diffusion model: use the mmdiff sampler")
+
+
+def _no_labels(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if kwargs.get("labels") is not None or len(args) > 5:  # the sixth argument of a transformers causal LM is `labels`
+        raise ConfigError("labels= is the shifted loss of a causal LM: use an mmdiff objective with a diffusion model")

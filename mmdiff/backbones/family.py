@@ -1,0 +1,90 @@
+"""What a family of published models has to say about itself. One file a family provides it, as `llada.py` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+from ..errors import ConfigError, nearest
+
+FAMILIES = {"llada": "llada", "llava_llada": "llada"}
+"""`model_type` in a config.json -> the file beside this one that knows it."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What diffusion has to know of a backbone and no weight tells.
+
+    end_ids: ids that end an answer, EOS among them.
+    shift: the logits of place p come from hidden state p - shift.
+    attention: "full": every place attends every other.
+    max_length: places the model was trained on.
+    """
+
+    mask_id: int
+    eos_id: int
+    pad_id: int
+    bos_id: int | None
+    end_ids: tuple[int, ...]
+    shift: int
+    attention: str
+    max_length: int
+
+
+class Family(Protocol):
+    """The functions of a family's file. `raw` is a config.json as it was read, `config` the transformers one."""
+
+    PUBLISHED: Mapping[str, Mapping[str, Any]]
+    """Hub id -> its config.json."""
+
+    def config(self, raw: Mapping[str, Any]) -> Any:
+        """Translate `raw`, with `is_causal=False`. Raises ConfigError for what the class cannot express."""
+        ...
+
+    def new_config(
+        self,
+        *,
+        vocab_size: int,
+        hidden_size: int,
+        layers: int,
+        heads: int,
+        kv_heads: int,
+        intermediate_size: int,
+        max_length: int,
+        rope_theta: float,
+    ) -> Any:
+        """The family's architecture at any size."""
+        ...
+
+    def facts(self, raw: Mapping[str, Any], config: Any, tokenizer: Any) -> Facts: ...
+
+    def published_config(self, config: Any, facts: Facts) -> dict[str, Any]:
+        """The inverse of `config`: a config.json as the family publishes it."""
+        ...
+
+    def published_names(self, config: Any) -> dict[str, str]:
+        """Published name of every tensor -> its name in the transformers class."""
+        ...
+
+    def is_elsewhere(self, name: str) -> bool:
+        """Whether a tensor of a published file belongs to another part of a model (a vision tower, a projector)."""
+        ...
+
+    def toy_tokenizer(self) -> Any:
+        """A small tokenizer that encodes any text and has the family's special tokens."""
+        ...
+
+
+def find_family(name: str) -> Family:
+    """The family of a `model_type`. Raises ConfigError for one that no file here knows."""
+    if name not in FAMILIES:
+        raise ConfigError(f"model_type {name!r}: no backbone family of that name{nearest(name, FAMILIES)}")
+    return cast(Family, import_module(f".{FAMILIES[name]}", __package__))
+
+
+def token_id(tokenizer: Any, token: str) -> int | None:
+    """The id of one token by its exact spelling, None where the tokenizer does not have it."""
+    found = tokenizer.convert_tokens_to_ids(token)  # the unknown id, or None, for what is not there
+    return int(found) if found is not None and tokenizer.convert_ids_to_tokens(found) == token else None

@@ -1,0 +1,302 @@
+"""LLaDA-8B, LLaDA-1.5 and LLaDA-V's language model: transformers' Llama without its causal mask.
+
+Published checkpoints (Nie et al., arXiv 2502.09992; hub ids in `PUBLISHED`) name fields and tensors as OLMo does.
+LLaDA-V (arXiv 2505.16933) publishes Llama's names. The arithmetic is Llama's in both: RMSNorm, rotary halves, SwiGLU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError
+from .family import Facts, token_id
+
+MASK, BOS, EOS, EOT = "<|mdm_mask|>", "<|startoftext|>", "<|endoftext|>", "<|eot_id|>"
+HEADER = ("<|start_header_id|>", "<|end_header_id|>")
+
+_TRANSLATED = {
+    "d_model": 4096,
+    "n_layers": 32,
+    "n_heads": 32,
+    "n_kv_heads": 32,
+    "mlp_hidden_size": 12288,
+    "max_sequence_length": 4096,
+    "embedding_size": 126464,
+    "vocab_size": 126464,
+    "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-05,
+    "weight_tying": False,
+    "attention_dropout": 0.0,
+    "init_std": 0.02,
+    "mask_token_id": 126336,
+    "eos_token_id": 126081,
+    "pad_token_id": 126081,
+}
+_REQUIRED = {  # a Llama is exactly this
+    "activation_type": "silu",
+    "alibi": False,
+    "attention_layer_norm": False,
+    "bias_for_layer_norm": False,
+    "block_group_size": 1,
+    "block_type": "llama",
+    "embedding_dropout": 0.0,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "input_emb_norm": False,
+    "layer_norm_type": "rms",
+    "layer_norm_with_affine": True,
+    "residual_dropout": 0.0,
+    "rope": True,
+    "scale_logits": False,
+}
+_WITHOUT_EFFECT = {  # on the arithmetic of what `_REQUIRED` leaves
+    "alibi_bias_max": 8.0,
+    "architectures": ["LLaDAModelLM"],
+    "attention_layer_norm_with_affine": True,
+    "auto_map": {
+        "AutoConfig": "configuration_llada.LLaDAConfig",
+        "AutoModel": "modeling_llada.LLaDAModelLM",
+        "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
+    },
+    "flash_attention": False,
+    "init_cutoff_factor": None,
+    "init_device": "meta",
+    "init_fn": "mitchell",
+    "mlp_ratio": 4,
+    "model_type": "llada",
+    "multi_query_attention": None,
+    "precision": "amp_bf16",
+    "rope_full_precision": True,
+    "transformers_version": "4.46.3",
+    "use_cache": False,
+}
+_8B: dict[str, Any] = {**_TRANSLATED, **_REQUIRED, **_WITHOUT_EFFECT}
+
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "GSAI-ML/LLaDA-8B-Base": _8B,
+    "GSAI-ML/LLaDA-8B-Instruct": _8B,
+    "GSAI-ML/LLaDA-1.5": _8B,
+}
+
+_RENAMED = {  # fields, published -> Llama
+    "embedding_size": "vocab_size",
+    "d_model": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "mlp_hidden_size": "intermediate_size",
+    "max_sequence_length": "max_position_embeddings",
+    "rms_norm_eps": "rms_norm_eps",
+    "weight_tying": "tie_word_embeddings",
+    "attention_dropout": "attention_dropout",
+    "init_std": "initializer_range",
+}
+_LAYER = {  # tensors of a block, published -> Llama
+    "attn_norm": "input_layernorm",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "attn_out": "self_attn.o_proj",
+    "ff_norm": "post_attention_layernorm",
+    "ff_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "ff_out": "mlp.down_proj",
+}
+_REQUIRED_LLAMA = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
+    "rms_norm_eps"
+).split()
+_OPTIONAL_LLAMA = (
+    "num_key_value_heads head_dim hidden_act rope_theta rope_scaling rope_parameters attention_bias attention_dropout "
+    "mlp_bias tie_word_embeddings initializer_range"
+).split()
+_VISION = ("model.vision_tower.", "model.mm_projector.", "model.vision_resampler.", "model.image_newline")
+
+
+def config(raw: Mapping[str, Any]) -> Any:
+    """A `LlamaConfig` with `is_causal=False`, from a published config.json or one with Llama's fields.
+
+    Raises ConfigError for fields a Llama cannot express and for those that are not there.
+    """
+    if "d_model" not in raw:
+        return _from_llama_fields(raw)
+    for name, only in _REQUIRED.items():
+        if _field(raw, name) != only:
+            raise ConfigError(f"config.json: {name}: {raw[name]!r} has no Llama equivalent, expected {only!r}")
+    for name in ("clip_qkv", "rope_scaling"):
+        if raw.get(name) is not None:
+            raise ConfigError(f"config.json: {name}: {raw[name]!r} has no Llama equivalent, expected null")
+    heads = _field(raw, "n_heads")
+    in_place_of_null = {
+        "n_kv_heads": 1 if raw.get("multi_query_attention") else heads,
+        "mlp_hidden_size": (raw.get("mlp_ratio") or 4) * _field(raw, "d_model"),
+        "embedding_size": raw.get("vocab_size"),
+    }
+    raw = in_place_of_null | {name: value for name, value in raw.items() if value is not None}
+    return _llama(
+        **{llama: _field(raw, name) for name, llama in _RENAMED.items()}, rope_theta=_field(raw, "rope_theta")
+    )
+
+
+def new_config(
+    *,
+    vocab_size: int,
+    hidden_size: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    intermediate_size: int,
+    max_length: int,
+    rope_theta: float,
+) -> Any:
+    """A `LlamaConfig` with `is_causal=False`."""
+    return _llama(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=intermediate_size,
+        max_position_embeddings=max_length,
+        rope_theta=rope_theta,
+        rms_norm_eps=1e-5,
+    )
+
+
+def facts(raw: Mapping[str, Any], config: Any, tokenizer: Any) -> Facts:
+    """Ids from config.json, then from the tokenizer, then (in the published vocabulary only) LLaDA-8B's.
+
+    The beginning of a text is the tokenizer's alone: LLaDA-V's config.json names an id of another vocabulary.
+    """
+    published = _8B if config.vocab_size == _8B["vocab_size"] else {}
+    given, spelled, turn = raw.get("mask_token_id"), token_id(tokenizer, MASK), token_id(tokenizer, EOT)
+    if given is not None and spelled is not None and given != spelled:
+        raise ConfigError(f"mask_token_id: {given} in config.json, but {MASK} is {spelled} in the tokenizer")
+    mask = _first(given, spelled, tokenizer.mask_token_id, published.get("mask_token_id"))
+    ends = raw.get("eos_token_id")
+    ends = list(ends) if isinstance(ends, list) else [ends]
+    eos = _first(*ends, tokenizer.eos_token_id, published.get("eos_token_id"))
+    pad = _first(raw.get("pad_token_id"), tokenizer.pad_token_id)
+    if mask is None or eos is None:
+        missing = "mask" if mask is None else "eos"
+        raise ConfigError(f"tokenizer: no {missing} token, and config.json has no {missing}_token_id")
+    return Facts(
+        mask_id=mask,
+        eos_id=eos,
+        pad_id=eos if pad is None else pad,
+        bos_id=tokenizer.bos_token_id,
+        end_ids=tuple(dict.fromkeys(i for i in (eos, *ends, turn) if i is not None)),
+        shift=0,
+        attention="full",
+        max_length=config.max_position_embeddings,
+    )
+
+
+def published_config(config: Any, facts: Facts) -> dict[str, Any]:
+    """The config.json that LLaDA's own code reads. Raises ConfigError for what it has no field for."""
+    usual = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+    usual["head_dim"] = config.hidden_size // config.num_attention_heads
+    for name, only in usual.items():
+        if getattr(config, name) != only:
+            raise ConfigError(
+                f"original_format: {name}: {getattr(config, name)!r}, the published layout has {only!r} only"
+            )
+    if config.rope_parameters["rope_type"] != "default":
+        raise ConfigError(f"original_format: the published layout has no {config.rope_parameters['rope_type']!r} rope")
+    return (
+        _8B
+        | {theirs: getattr(config, llama) for theirs, llama in _RENAMED.items()}
+        | {
+            "vocab_size": config.vocab_size,
+            "rope_theta": config.rope_parameters["rope_theta"],
+            "mask_token_id": facts.mask_id,
+            "eos_token_id": facts.eos_id,
+            "pad_token_id": facts.pad_id,
+        }
+    )
+
+
+def published_names(config: Any) -> dict[str, str]:
+    """`model.transformer.blocks.3.attn_out.weight` -> `model.layers.3.self_attn.o_proj.weight`, for every tensor."""
+    names = {"model.transformer.wte.weight": "model.embed_tokens.weight"}
+    for layer in range(config.num_hidden_layers):
+        for theirs, llama in _LAYER.items():
+            for kind in _kinds(config, llama):
+                names[f"model.transformer.blocks.{layer}.{theirs}.{kind}"] = f"model.layers.{layer}.{llama}.{kind}"
+    names["model.transformer.ln_f.weight"] = "model.norm.weight"
+    if not config.tie_word_embeddings:
+        names["model.transformer.ff_out.weight"] = "lm_head.weight"
+    return names
+
+
+def is_elsewhere(name: str) -> bool:
+    """LLaDA-V's files hold its vision tower and projector too."""
+    return name.startswith(_VISION)
+
+
+def parameter_count(raw: Mapping[str, Any]) -> int:
+    """Parameters of the model a config.json describes, counted without allocating any."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config(raw))
+    return sum(p.numel() for p in model.parameters())
+
+
+def toy_tokenizer() -> Any:
+    """One id a byte, then LLaDA's special tokens: encodes any text, needs no file."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({piece: i for i, piece in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=EOS,
+        additional_special_tokens=[*HEADER, EOT, MASK],
+    )
+
+
+def _from_llama_fields(raw: Mapping[str, Any]) -> Any:
+    if raw.get("is_causal"):
+        raise ConfigError("config.json: is_causal: true, expected false: diffusion needs attention in both directions")
+    sizes = {name: _field(raw, name) for name in _REQUIRED_LLAMA}
+    if raw.get("rope_parameters") is None:
+        _field(raw, "rope_theta")
+    return _llama(**sizes, **{name: raw[name] for name in _OPTIONAL_LLAMA if name in raw})
+
+
+def _llama(**architecture: Any) -> Any:
+    """The configuration names no padding id: with one, transformers would keep the gradient from that row of the
+    embedding table, and LLaDA fills answers up with the end-of-sequence id it has to learn.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import LlamaConfig
+
+    switches: dict[str, Any] = {"is_causal": False, "use_cache": False}
+    switches |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    try:
+        return LlamaConfig(**architecture, **switches)
+    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"config.json: {' '.join(str(error).split())[:200]}") from error
+
+
+def _first(*values: Any) -> int | None:
+    return next((int(value) for value in values if value is not None), None)
+
+
+def _kinds(config: Any, llama: str) -> tuple[str, ...]:
+    bias = config.attention_bias if llama.startswith("self_attn.") else config.mlp_bias and llama.startswith("mlp.")
+    return ("weight", "bias") if bias else ("weight",)
+
+
+def _field(raw: Mapping[str, Any], name: str) -> Any:
+    if raw.get(name) is None:
+        raise ConfigError(f"config.json: {name} is missing")
+    return raw[name]

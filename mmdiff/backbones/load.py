@@ -1,0 +1,240 @@
+"""Backbones from folders (`load_backbone`), at any size (`new_backbone`), and their toy twins (`load_backbone.toy`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, nearest
+from ..vocab import Vocab
+from .backbone import Backbone, check_bidirectional
+from .family import FAMILIES, Facts, find_family
+from .rope import rope_in_fp32 as use_rope_in_fp32
+from .weights import read_json, read_weights
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no code, no pickles
+
+
+def load_backbone(
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    rope_in_fp32: bool = True,
+    tokenizer: Any = None,
+) -> Backbone:
+    """A pre-trained backbone from a folder or a hub id, in the published layout or in transformers' own.
+
+    dtype: of the weights: float32 | bfloat16 | float16 | float64. Rotary frequencies are fp32 whatever it is.
+    attention: transformers' name: sdpa | eager | flex_attention | flash_attention_2 | ...
+    rope_in_fp32: rotate in fp32 under half-precision weights, as the published LLaDA code does.
+    tokenizer: used instead of the folder's.
+    No code of the folder is run and no pickle is read. Raises ConfigError for a folder that is not all there, fields
+    that the transformers class cannot express, and attention that turns out causal.
+    """
+    return backbone_from_folder(
+        _local(path), dtype=dtype, attention=attention, rope_in_fp32=rope_in_fp32, tokenizer=tokenizer
+    )
+
+
+def backbone_from_folder(
+    folder: str | Path,
+    *,
+    weights: bool = True,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    rope_in_fp32: bool = True,
+    tokenizer: Any = None,
+) -> Backbone:
+    """`load_backbone` of a folder that is here; with `weights=False` its architecture alone, memory uninitialised.
+
+    Whoever fills the weights in later calls `check_bidirectional` afterwards.
+    """
+    folder = Path(folder)
+    raw = read_json(folder / "config.json")
+    name = str(raw.get("model_type"))
+    own = find_family(name)
+    if raw.get("quantization_config") is not None:
+        raise ConfigError(f"{folder / 'config.json'}: quantization_config: expected plain floats")
+    config = own.config(raw)
+    tokenizer = _tokenizer(folder) if tokenizer is None else tokenizer
+    facts = own.facts(raw, config, tokenizer)
+    backbone = _build(name, config, facts, tokenizer, dtype, attention, rope_in_fp32, initialise=False)
+    if weights:
+        read_weights(backbone.model, folder, own.published_names(config), own.is_elsewhere)
+        check_bidirectional(backbone)
+    return backbone
+
+
+def new_backbone(
+    *,
+    tokenizer: Any,
+    hidden_size: int,
+    layers: int,
+    heads: int,
+    family: str = "llada",
+    kv_heads: int | None = None,
+    intermediate_size: int | None = None,
+    vocab_size: int | None = None,
+    max_length: int = 4096,
+    rope_theta: float = 500_000.0,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    rope_in_fp32: bool = True,
+) -> Backbone:
+    """A backbone of a family's architecture with random weights, at any width.
+
+    tokenizer: a transformers tokenizer; its mask and end-of-sequence tokens (and padding, where it has one) are used.
+    intermediate_size: None: three times the width, LLaDA-8B's ratio. kv_heads: None: as many as heads.
+    vocab_size: rows of the embedding table, None: as many as the tokenizer has ids.
+    """
+    if hidden_size % heads or (hidden_size // heads) % 2:
+        raise ConfigError(f"hidden_size {hidden_size}: expected a multiple of 2 x heads = {2 * heads}")
+    kv_heads = heads if kv_heads is None else kv_heads
+    if kv_heads < 1 or heads % kv_heads:
+        raise ConfigError(f"kv_heads {kv_heads}: expected a divisor of heads = {heads}")
+    own = find_family(family)
+    config = own.new_config(
+        vocab_size=len(tokenizer) if vocab_size is None else vocab_size,
+        hidden_size=hidden_size,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        intermediate_size=3 * hidden_size if intermediate_size is None else intermediate_size,
+        max_length=max_length,
+        rope_theta=rope_theta,
+    )
+    facts = own.facts({}, config, tokenizer)
+    backbone = _build(family, config, facts, tokenizer, dtype, attention, rope_in_fp32, initialise=True)
+    check_bidirectional(backbone)
+    return backbone
+
+
+def toy_backbone(
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    rope_in_fp32: bool = True,
+    tokenizer: Any = None,
+) -> Backbone:
+    """`load_backbone.toy`: the family of `path` at toy width with random weights; nothing is read but a config.json.
+
+    Its tokenizer encodes any text byte by byte and has the family's special tokens. A hub id that no family lists is
+    taken for a LLaDA.
+    """
+    here = Path(path) / "config.json"
+    listed = (model_type for model_type in FAMILIES if str(path) in find_family(model_type).PUBLISHED)
+    name = str(read_json(here).get("model_type")) if here.is_file() else next(listed, "llada")
+    tokenizer = find_family(name).toy_tokenizer() if tokenizer is None else tokenizer
+    return new_backbone(
+        family=name,
+        tokenizer=tokenizer,
+        hidden_size=64,
+        layers=2,
+        heads=4,
+        vocab_size=-(-len(tokenizer) // 128) * 128,  # spare rows, as the published tables have (126464 is 988 x 128)
+        dtype=dtype,
+        attention=attention,
+        rope_in_fp32=rope_in_fp32,
+    )
+
+
+load_backbone.toy = toy_backbone  # type: ignore[attr-defined]
+
+
+def _build(
+    name: str,
+    config: Any,
+    facts: Facts,
+    tokenizer: Any,
+    dtype: str,
+    attention: str,
+    rope_in_fp32: bool,
+    *,
+    initialise: bool,
+) -> Backbone:
+    """The module itself, created in its dtype: casting one afterwards would cast the rotary frequencies too."""
+    from contextlib import nullcontext
+
+    from transformers import AttentionInterface, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r}: not a dtype of weights{nearest(dtype, DTYPES)}")
+    known = {"eager", *AttentionInterface().valid_keys()}
+    if attention not in known:
+        raise ConfigError(f"attention {attention!r}: transformers has none of that name{nearest(attention, known)}")
+    rows = config.vocab_size
+    _check_ids(facts, rows, len(tokenizer))
+    with nullcontext() if initialise else no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    model.tie_weights()
+    model.eval()
+    if rope_in_fp32:
+        use_rope_in_fp32(model)
+    vocab = Vocab(
+        tokenizer=tokenizer,
+        size=rows,
+        mask_id=facts.mask_id,
+        eos_id=facts.eos_id,
+        pad_id=facts.pad_id,
+        slot_id=facts.pad_id,  # its embedding is overwritten by features
+        bos_id=facts.bos_id,
+        end_ids=facts.end_ids,
+    )
+    node = {
+        "target": "mmdiff.backbones.backbone_from_folder",
+        "weights": False,
+        "dtype": dtype,
+        "attention": attention,
+        "rope_in_fp32": rope_in_fp32,
+    }
+    return Backbone(model, facts, vocab, name, node)
+
+
+def _check_ids(facts: Facts, rows: int, length: int) -> None:
+    if length > rows:
+        raise ConfigError(f"tokenizer: {length} ids do not fit {rows} rows of embeddings (vocab_size)")
+    ids: Mapping[str, int | None] = {
+        "mask_token_id": facts.mask_id,
+        "eos_token_id": facts.eos_id,
+        "pad_token_id": facts.pad_id,
+        "bos_token_id": facts.bos_id,
+    }
+    for name, value in ids.items():
+        if value is not None and not 0 <= value < rows:
+            raise ConfigError(f"{name} {value}: expected an id below vocab_size {rows}")
+        if name != "mask_token_id" and value == facts.mask_id:
+            raise ConfigError(f"{name} {value}: is the mask id too, which diffusion never writes")
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer, PreTrainedConfig
+
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ConfigError(f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); pass tokenizer=")
+    try:  # a blank configuration: transformers would look for the model_type of the folder's among its own
+        return AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig(), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())[:200]}") from error
+
+
+def _local(path: str | Path) -> Path:
+    """The folder itself, or the snapshot of a hub id (configuration, tokenizer and safetensors only)."""
+    if Path(path).is_dir():
+        return Path(path)
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)):
+        raise ConfigError(f"path {str(path)!r}: neither a folder nor a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=DOWNLOADED))
+    except (OSError, ValueError) as error:
+        published = [name for model_type in FAMILIES for name in find_family(model_type).PUBLISHED]
+        cause = " ".join(str(error).split())[:200] + nearest(str(path), published)
+        raise ConfigError(f"path {str(path)!r}: no such folder, and no download: {cause}") from error

@@ -1,0 +1,116 @@
+"""Tensors of a model folder, read and written as safetensors under the names of either layout. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, nearest
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def read_weights(
+    model: nn.Module, folder: Path, published: Mapping[str, str], is_elsewhere: Callable[[str], bool]
+) -> None:
+    """Copy the tensors of `folder` into `model`, cast to its dtype, one at a time.
+
+    published: published name -> name in `model`; a folder may use either.
+    is_elsewhere: names that belong to another part of a model and are left alone.
+    Raises ConfigError, before anything is read, for missing, unexpected, misshapen or non-float tensors.
+    """
+    from safetensors import safe_open
+
+    wanted = dict(model.named_parameters())  # tied ones once
+    found: dict[str, tuple[Path, str]] = {}  # name in the model -> file, name in the file
+    for path in weight_files(folder):
+        with _opened(path) as file:
+            for name in file.keys():
+                ours = published.get(name, name)
+                if ours not in wanted:
+                    if not is_elsewhere(name):
+                        hint = nearest(name, [*published, *wanted])
+                        raise ConfigError(f"{path}: unexpected tensor {name!r}{hint}")
+                    continue
+                header = file.get_slice(name)
+                if tuple(header.get_shape()) != tuple(wanted[ours].shape):
+                    shapes = f"{tuple(header.get_shape())}, config.json wants {tuple(wanted[ours].shape)}"
+                    raise ConfigError(f"{path}: tensor {name!r} has shape {shapes}")
+                if header.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                    raise ConfigError(f"{path}: tensor {name!r} holds {header.get_dtype()}, expected plain floats")
+                found[ours] = (path, name)
+    if missing := wanted.keys() - found.keys():
+        in_file = {ours: name for name, ours in published.items()} if _is_published(found) else {}
+        names = sorted(in_file.get(name, name) for name in missing)
+        shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        raise ConfigError(f"{folder}: {len(names)} missing tensors: {shown}")
+    for path in sorted({path for path, _ in found.values()}):
+        with safe_open(path, "pt") as file, torch.no_grad():
+            for ours, (home, name) in found.items():
+                if home == path:
+                    wanted[ours].copy_(file.get_tensor(name))
+
+
+def write_weights(model: nn.Module, folder: Path, names: Mapping[str, str]) -> None:
+    """Write the parameters as safetensors of at most 5 GB each, with an index where there are several.
+
+    names: name in `model` -> name in the file. Raises ConfigError for a parameter it does not have.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():  # tied ones once
+        if name not in names:
+            raise ConfigError(
+                f"backbone: parameter {name!r} is not of this architecture (merge adapters before saving)"
+            )
+        state[names[name]] = parameter.detach()
+    save_torch_state_dict(state, folder)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder. Raises ConfigError when there are none, or one of the index is not there."""
+    if (folder / INDEX).is_file():
+        listed: Iterable[str] = set(read_json(folder / INDEX).get("weight_map", {}).values())
+        for name in listed:
+            if Path(name).name != name or not (folder / name).is_file():
+                raise ConfigError(f"{folder / INDEX}: names {name!r}, which is not a file of the folder")
+        return sorted(folder / name for name in listed)
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    for pattern in PICKLED:
+        for path in sorted(folder.glob(pattern)):
+            raise ConfigError(f"{path}: pickled weights are refused, for they can run code; convert to safetensors")
+    raise ConfigError(f"{folder}: holds neither {SINGLE} nor {INDEX}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ConfigError that names the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected an object, found {type(content).__name__}")
+    return content
+
+
+def _is_published(found: Mapping[str, tuple[Path, str]]) -> bool:
+    return any(ours != name for ours, (_, name) in found.items())
+
+
+def _opened(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise ConfigError(f"{path}: not a safetensors file: {error}") from None

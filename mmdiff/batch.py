@@ -1,0 +1,214 @@
+"""What a task hands to the core (`Text`, `Media`, `Target`), and what the core hands to the model (`Batch`).
+
+Shape letters: B samples, L canvas length, N views (a picture may be several tiles), M slots of one kind in the whole
+batch, K distinct allow-sets, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from .errors import DataError
+from .protocols import Reader
+from .vocab import Vocab
+
+Ranges = tuple[tuple[int, int], ...]
+"""Half-open id ranges, ((low, high), ...): the ids a target place may hold."""
+
+Padding = Literal["eos", "ignore"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Text:
+    """Clean context; attended, never masked, never scored."""
+
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Media:
+    """One picture, clip or vector, in any form the encoder of this `kind` reads (a path, a PIL image, an array, an Item)."""
+
+    kind: str
+    data: object
+
+
+@dataclass(frozen=True)
+class Target:
+    """The span that diffusion writes: `ids` when training, `length` empty places when generating.
+
+    Ids that equal the mask id are empty places, all others are given: infilling and drafts need nothing else.
+    """
+
+    ids: Sequence[int] | None = None
+    length: int = 0
+    allow: Ranges | None = None
+
+
+Part = Text | Media | Target
+Sample = Sequence[Part]
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a reader makes of one media: `values` (n, ...) holds its n views, `layout` any facts its connector needs."""
+
+    values: Tensor
+    layout: tuple[int, ...] = ()
+
+
+@dataclass
+class MediaBatch:
+    """All media of one kind in a batch, in order of appearance. `features` replaces `values` when they are cached."""
+
+    values_N: Tensor
+    views: list[int]
+    layouts: list[tuple[int, ...]]
+    features_NTE: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    ids_BL: Tensor  # int64, clean ids; the mask id at empty target places; the slot id where features go
+    target_BL: Tensor  # bool, the places diffusion writes
+    attend_BL: Tensor  # bool, False on padding
+    position_BL: Tensor  # int64, 0, 1, ... over the attended places of a row
+    segment_BL: Tensor  # int64, the document a place belongs to (packing); a place attends its own document only
+    slots: dict[str, Tensor] = field(default_factory=dict)  # kind -> int64 BL, row of the flat features, -1 elsewhere
+    media: dict[str, MediaBatch] = field(default_factory=dict)
+    allow_BL: Tensor | None = None  # int64, row of allow_KV; None: every id everywhere
+    allow_KV: Tensor | None = None  # bool
+    index_B: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # global sample index
+    source_B: list[str] = field(default_factory=list)  # the name of the mixture part a row came from
+    padded: bool = False  # whether attend_BL is False anywhere (known on the CPU, so the device need not be asked)
+    packed: bool = False  # whether segment_BL has more than one document in a row
+
+    def __len__(self) -> int:
+        return len(self.ids_BL)
+
+
+def to_device(value: T, device: torch.device | str) -> T:
+    """A copy of a tensor, or of a dictionary or dataclass that holds tensors, on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {k: to_device(v, device) for k, v in value.items()}  # type: ignore[return-value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in fields(value)})
+    return value
+
+
+def collate(
+    samples: Sequence[Sample],
+    vocab: Vocab,
+    readers: Mapping[str, Reader] | None = None,
+    *,
+    index: Sequence[int] | None = None,
+    source: Sequence[str] | None = None,
+    padding: Padding = "ignore",
+    side: Literal["right", "left"] = "right",
+) -> Batch:
+    """Lay samples out on one canvas.
+
+    readers: how media of each kind are read and how many slots they take (`MMDiff.readers`).
+    index: global sample indices, the identity under which noise is drawn; 0, 1, ... when left out.
+    padding: "ignore" leaves the places that fill a row up unattended and unscored. "eos" makes them end-of-sequence
+        ids that are masked, scored and attended like any answer (LLaDA's SFT recipe, GUIDELINES.md).
+    Raises DataError for an empty sample, an unknown kind of media, ids outside the vocabulary.
+    """
+    readers = readers or {}
+    rows = [_Row() for _ in samples]
+    items: dict[str, list[Item]] = {}
+    taken: dict[str, int] = {}
+    allow_sets: dict[Ranges | None, int] = {None: 0}
+    for row, sample in zip(rows, samples, strict=True):
+        for part in sample:
+            if isinstance(part, Text):
+                row.add(part.ids, False)
+            elif isinstance(part, Target):
+                ids = part.ids if part.ids is not None else [vocab.mask_id] * part.length
+                row.add(ids, True, allow_sets.setdefault(part.allow, len(allow_sets)))
+            else:
+                if part.kind not in readers:
+                    raise DataError(f"media of kind {part.kind!r}: this model reads {sorted(readers) or 'no media'}")
+                reader = readers[part.kind]
+                item = part.data if isinstance(part.data, Item) else reader.read(part.data)
+                items.setdefault(part.kind, []).append(item)
+                start, n = taken.get(part.kind, 0), reader.slots(item)
+                row.slots.append((part.kind, len(row.ids), start, n))
+                row.add([vocab.slot_id] * n, False)
+                taken[part.kind] = start + n
+        if not row.ids:
+            raise DataError(f"sample {rows.index(row)} of the batch is empty")
+    length = max(len(row.ids) for row in rows)
+    eos = padding == "eos"
+
+    def pad(values: list[T], fill: T) -> list[T]:
+        extra = [fill] * (length - len(values))
+        return values + extra if side == "right" else extra + values
+
+    attend_BL = torch.tensor([pad([True] * len(row.ids), eos) for row in rows])
+    ids_BL = torch.tensor([pad(row.ids, vocab.eos_id if eos else vocab.pad_id) for row in rows], dtype=torch.int64)
+    if int(ids_BL.min()) < 0 or int(ids_BL.max()) >= vocab.size:
+        raise DataError(f"ids {int(ids_BL.min())}..{int(ids_BL.max())} do not fit a vocabulary of {vocab.size}")
+    slots = {kind: torch.full((len(rows), length), -1, dtype=torch.int64) for kind in items}
+    for b, row in enumerate(rows):
+        shift = 0 if side == "right" else length - len(row.ids)
+        for kind, at, start, n in row.slots:
+            slots[kind][b, at + shift : at + shift + n] = torch.arange(start, start + n)
+    free = len(allow_sets) == 1
+    return Batch(
+        ids_BL=ids_BL,
+        target_BL=torch.tensor([pad(row.target, eos) for row in rows]),
+        attend_BL=attend_BL,
+        position_BL=(attend_BL.cumsum(1) - 1).clamp(min=0),
+        segment_BL=torch.zeros_like(ids_BL),
+        slots=slots,
+        media={kind: _stack(group) for kind, group in items.items()},
+        allow_BL=None if free else torch.tensor([pad(row.allow, 0) for row in rows]),
+        allow_KV=None if free else torch.stack([_allowed(ranges, vocab.size) for ranges in allow_sets]),
+        index_B=torch.arange(len(rows)) if index is None else torch.as_tensor(list(index), dtype=torch.int64),
+        source_B=list(source) if source is not None else [""] * len(rows),
+        padded=not bool(attend_BL.all()),
+    )
+
+
+class _Row:
+    """One row while it is being laid out."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.target: list[bool] = []
+        self.allow: list[int] = []
+        self.slots: list[tuple[str, int, int, int]] = []  # kind, place, first feature, count
+
+    def add(self, ids: Sequence[int], target: bool, allow: int = 0) -> None:
+        self.ids += ids
+        self.target += [target] * len(ids)
+        self.allow += [allow] * len(ids)
+
+
+def _stack(items: Sequence[Item]) -> MediaBatch:
+    return MediaBatch(
+        torch.cat([item.values for item in items]), [len(item.values) for item in items], [i.layout for i in items]
+    )
+
+
+def _allowed(ranges: Ranges | None, size: int) -> Tensor:
+    if ranges is None:
+        return torch.ones(size, dtype=torch.bool)
+    allowed_V = torch.zeros(size, dtype=torch.bool)
+    for low, high in ranges:
+        if not 0 <= low < high <= size:
+            raise DataError(f"allow: the range ({low}, {high}) does not fit a vocabulary of {size}")
+        allowed_V[low:high] = True
+    return allowed_V
+
+
+Collate = Callable[[Sequence[Sample]], Batch]

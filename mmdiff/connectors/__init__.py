@@ -1,0 +1,1 @@
+"""Connectors: features of an encoder to slots of the canvas. See `mmdiff.protocols.Connector`."""

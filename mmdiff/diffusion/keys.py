@@ -1,0 +1,49 @@
+"""Noise as a pure function of (seed, step, sample, view): resume, batching and world size cannot change it.
+
+Counter-based Philox4x64-10 (Salmon et al., SC 2011) through numpy: the key holds the seed and the stream, the counter
+holds step, sample and view, its lowest word is left to count the draws. Same bits on any device and torch version.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+WORD = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class NoiseKey:
+    """stream: a name that keeps independent uses apart ("mask", "level", ...).
+
+    batch: samples in a step over all processes, so that levels can be spread evenly over the whole step.
+    """
+
+    seed: int
+    step: int = 0
+    stream: str = ""
+    batch: int = 1
+
+    def fold(self, name: str) -> NoiseKey:
+        """The key of an independent stream below this one."""
+        return replace(self, stream=f"{self.stream}/{name}")
+
+    def uniform(self, sample: int, n: int, view: int = 0) -> NDArray[np.float64]:
+        """(n,) numbers in [0, 1) with 53 random bits."""
+        bits = np.random.Philox(
+            key=np.array([self.seed & WORD, zlib.crc32(self.stream.encode())], dtype=np.uint64),
+            counter=np.array([0, view & WORD, sample & WORD, self.step & WORD], dtype=np.uint64),
+        ).random_raw(n)
+        return (bits >> np.uint64(11)) * 2.0**-53
+
+    def uniforms(self, samples: Sequence[int], n: int, view: int = 0) -> NDArray[np.float64]:
+        """(len(samples), n), a row a sample."""
+        return np.stack([self.uniform(int(s), n, view) for s in samples])
+
+    def integer(self, bound: int) -> int:
+        """One number in 0..bound-1 (for seeding generators that take an integer)."""
+        return int(self.uniform(0, 1)[0] * bound)

@@ -1,0 +1,42 @@
+"""The errors a person can cause. Each is one line: the field, its value, what was expected, the nearest valid name.
+
+The command line prints them without a traceback and leaves with exit code 2; everything else that is raised is a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something outside the code is wrong: a configuration, a file, an argument."""
+
+
+class ConfigError(UserError):
+    """A configuration names something that is not there, or gives it a value it cannot have."""
+
+
+class DataError(UserError):
+    """A row, a picture, a file: named by file and row."""
+
+
+class MissingExtra(UserError):
+    """A part needs a package that is not installed."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean "x"?)`, or the known names when none is close; empty when nothing is known."""
+    names = sorted(set(known))
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f' (did you mean "{close[0]}"?)'
+    return f" (known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''})" if names else ""
+
+
+def require(package: str, extra: str) -> None:
+    """Raise `MissingExtra` in one sentence unless `package` can be imported; nothing is imported here."""
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise MissingExtra(f"{package} is not installed: pip install 'mmdiff[{extra}]'")

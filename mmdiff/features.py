@@ -1,0 +1,95 @@
+"""A frozen encoder's features on disk: each picture goes through the tower once, whatever the number of epochs.
+
+One SQLite file a run (transactions survive a kill). The key of an item is the hash of its numbers and of the encoder's
+weights, so a changed tower, size or picture never meets an old feature. Disk grows with the number of different items:
+T * E * 4 bytes each in fp32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .batch import Batch, MediaBatch
+from .model import MMDiff
+
+MEMORY = 512 << 20  # bytes of features kept in memory as well
+
+
+class FeatureCache:
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(file, timeout=60)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("CREATE TABLE IF NOT EXISTS features (key BLOB PRIMARY KEY, shape TEXT, dtype TEXT, data BLOB)")
+        self._memory: dict[bytes, Tensor] = {}
+        self._used = 0
+        self.hits = self.misses = 0
+
+    def fill(self, model: MMDiff, batch: Batch, prints: dict[str, bytes]) -> Batch:
+        """`batch` (on the CPU) with the features of every kind in `prints` (see `fingerprint`) put in."""
+        media = dict(batch.media)
+        for kind, of_encoder in prints.items():
+            if kind in media:
+                media[kind] = self._fill(model, kind, media[kind], of_encoder)
+        return replace(batch, media=media)
+
+    def _fill(self, model: MMDiff, kind: str, group: MediaBatch, of_encoder: bytes) -> MediaBatch:
+        values = group.values_N.split(group.views)
+        keys = [hashlib.sha256(of_encoder + np.ascontiguousarray(v.numpy()).tobytes()).digest() for v in values]
+        found = {key: feature for key in keys if (feature := self._get(key)) is not None}
+        absent = [i for i, key in enumerate(keys) if key not in found]
+        self.hits += len(keys) - len(absent)
+        self.misses += len(absent)
+        if absent:
+            fresh = MediaBatch(torch.cat([values[i] for i in absent]), [group.views[i] for i in absent], [])
+            with torch.no_grad():
+                fresh.values_N = fresh.values_N.to(model.device)
+                features = model.features(kind, fresh).cpu().split(fresh.views)
+            for i, feature in zip(absent, features):
+                found[keys[i]] = feature
+                self._put(keys[i], feature)
+            self._db.commit()
+        return replace(group, features_NTE=torch.cat([found[key] for key in keys]))
+
+    def _get(self, key: bytes) -> Tensor | None:
+        if key in self._memory:
+            return self._memory[key]
+        row = self._db.execute("SELECT shape, dtype, data FROM features WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        dtype = getattr(torch, row[1])
+        feature = torch.frombuffer(bytearray(row[2]), dtype=torch.uint8).view(dtype).view(json.loads(row[0]))
+        self._remember(key, feature)
+        return feature
+
+    def _put(self, key: bytes, feature: Tensor) -> None:
+        data = feature.contiguous().view(torch.uint8).numpy().tobytes()
+        values = (key, json.dumps(list(feature.shape)), str(feature.dtype).removeprefix("torch."), data)
+        self._db.execute("INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?)", values)
+        self._remember(key, feature)
+
+    def _remember(self, key: bytes, feature: Tensor) -> None:
+        size = feature.numel() * feature.element_size()
+        if self._used + size <= MEMORY:
+            self._memory[key] = feature
+            self._used += size
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def fingerprint(encoder: nn.Module) -> bytes:
+    """Hash of an encoder's arguments and weights."""
+    digest = hashlib.sha256(json.dumps(getattr(encoder, "node", {}), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.digest()

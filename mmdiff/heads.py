@@ -1,0 +1,20 @@
+"""Readouts of an encoder's features, used by its pre-training objective."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .parts import part
+
+
+@part
+class WordHead(nn.Module):
+    """(..., E) -> (..., words * V), linear. width_in and vocab_size come from the model at build time."""
+
+    def __init__(self, *, width_in: int, vocab_size: int, words: int = 1) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width_in, words * vocab_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        out: Tensor = self.linear(features)
+        return out

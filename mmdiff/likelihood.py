@@ -1,0 +1,80 @@
+"""Estimators of log p. One here: the bound that evaluation reports.
+
+Shape letters: B samples, L canvas, P wanted places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .batch import Batch, to_device
+from .diffusion.keys import NoiseKey
+from .model import MMDiff
+from .scorer import Scores
+
+
+@dataclass
+class Bound:
+    """Upper bounds of -log p in nats, with the number of target places they cover."""
+
+    nll_B: Tensor  # float64
+    places_B: Tensor
+
+
+@torch.no_grad()
+def bound(model: MMDiff, batch: Batch, *, levels: int = 16, seed: int = 0) -> Bound:
+    """-log p(targets | rest) is at most sum over k = 1..n of (1/k) * E[cross-entropy of k masked places]
+    (the any-order form of LLaDA's eq. 3; RADD, arXiv 2406.03736).
+
+    One view for each k while n <= levels, else `levels` values of k spread evenly, each weighed by the stretch of
+    sum 1/k it stands for. Places and k depend on (seed, sample) only: the same rows give the same figure, always.
+    batch: on the CPU.
+    """
+    key = NoiseKey(seed, stream="bound")
+    target_BL = batch.target_BL.numpy()
+    n_B = target_BL.sum(1)
+    grids = [grid(int(n), levels) for n in n_B]
+    rank_BL = np.full(target_BL.shape, target_BL.shape[1])
+    on_device = to_device(batch, model.device)
+    features = model.encode(on_device.media)
+    nll_B = torch.zeros(len(batch), dtype=torch.float64)
+    for view in range(max((len(g) for g in grids), default=0)):
+        k_B, weight_B = np.zeros(len(batch), dtype=np.int64), np.zeros(len(batch))
+        for b, (sample, g) in enumerate(zip(batch.index_B.tolist(), grids)):
+            if view < len(g):
+                k_B[b], weight_B[b] = g[view]
+                draws = key.uniform(sample, int(n_B[b]), view)
+                rank_BL[b, target_BL[b]] = draws.argsort(kind="stable").argsort(kind="stable")
+        masked_BL = torch.from_numpy((rank_BL < k_B[:, None]) & target_BL)
+        scores, row_P = score_masked(model, on_device, features, masked_BL.to(model.device))
+        weight_P = torch.from_numpy(weight_B)[row_P.cpu()]
+        nll_B.index_add_(0, row_P.cpu(), scores.nll_P.double().cpu() * weight_P)
+    return Bound(nll_B, torch.from_numpy(n_B))
+
+
+def grid(n: int, levels: int) -> list[tuple[int, float]]:
+    """(k, weight) pairs whose weighted sum of `f(k) = sum of cross-entropy at k masked places` stands for sum f(k)/k.
+
+    With fewer levels than places, each k stands for a stretch of 1..n: its weight is (length of the stretch) / k.
+    """
+    if n <= levels:
+        return [(k, 1 / k) for k in range(1, n + 1)]
+    edges = np.linspace(0, n, levels + 1).round().astype(int)
+    middles = [(int(a) + 1 + int(b)) // 2 for a, b in zip(edges, edges[1:])]
+    return [(k, (int(b) - int(a)) / k) for k, a, b in zip(middles, edges, edges[1:])]
+
+
+def score_masked(
+    model: MMDiff, batch: Batch, features: dict[str, Tensor], masked_BL: Tensor
+) -> tuple[Scores, Tensor]:
+    """Scores of the masked places given everything else, and the row of each."""
+    ids_BL = batch.ids_BL.masked_fill(masked_BL, model.vocab.mask_id)
+    rows_B = torch.arange(len(batch), device=ids_BL.device)
+    h_BLD = model.hidden(ids_BL, batch, features, rows_B)
+    row_P, place_P = masked_BL.nonzero(as_tuple=True)
+    allow_P = None if batch.allow_BL is None else batch.allow_BL[row_P, place_P]
+    return model.score(h_BLD, row_P, place_P, batch.ids_BL[row_P, place_P], allow_P, batch.allow_KV), row_P

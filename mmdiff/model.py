@@ -1,0 +1,259 @@
+"""MMDiff: encoders -> connectors -> one bidirectional backbone, over a canvas of ids.
+
+Shape letters: B samples, L canvas, R rows (views of samples), D backbone width, V vocabulary, N media views, T features a
+view, E encoder width, M slots of one kind in the batch, P wanted places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .backbones import Backbone
+from .batch import Batch, Item, MediaBatch, to_device
+from .errors import ConfigError, nearest
+from .protocols import Denoise
+from .scorer import Scores, score
+from .settings import GenerationConfig, ModelConfig
+from .vocab import Vocab
+
+if TYPE_CHECKING:
+    from .samplers.result import Generation
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class MediaReader:
+    """An encoder and its connector, as data workers see them."""
+
+    encoder: Any
+    connector: Any
+
+    def read(self, data: object) -> Item:
+        item: Item = self.encoder.read(data)
+        return item
+
+    def slots(self, item: Item) -> int:
+        return int(self.connector.slots(self.encoder.tokens, item))
+
+
+class MMDiff(nn.Module):
+    """backbone: `mmdiff.backbones.Backbone`. encoders, connectors, heads: by kind of media (`image`, `audio`, ...).
+
+    logit_chunk: wanted places whose logits exist at one time while training.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        encoders: Mapping[str, nn.Module] | None = None,
+        connectors: Mapping[str, nn.Module] | None = None,
+        heads: Mapping[str, nn.Module] | None = None,
+        *,
+        logit_chunk: int = 4096,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.encoders = nn.ModuleDict(dict(encoders or {}))
+        self.connectors = nn.ModuleDict(dict(connectors or {}))
+        self.heads = nn.ModuleDict(dict(heads or {}))
+        self.adapters: list[dict[str, Any]] = []  # LoRA configurations in place, see mmdiff.params
+        self.logit_chunk = logit_chunk
+        if set(self.encoders) != set(self.connectors):
+            raise ConfigError(f"model: encoders {sorted(self.encoders)} and connectors {sorted(self.connectors)} differ")
+
+    @property
+    def vocab(self) -> Vocab:
+        return self.backbone.vocab
+
+    @property
+    def readers(self) -> dict[str, MediaReader]:
+        return {kind: MediaReader(encoder, self.connectors[kind]) for kind, encoder in self.encoders.items()}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    def train(self, mode: bool = True) -> MMDiff:
+        """Frozen encoders stay in evaluation mode: their dropout must not move features that are cached."""
+        super().train(mode)
+        for kind in self.encoders:
+            if self.frozen(kind):
+                self.encoders[kind].eval()
+        return self
+
+    def frozen(self, kind: str) -> bool:
+        return not any(p.requires_grad for p in self.encoders[kind].parameters())
+
+    def forward(self, function: Callable[..., T], *args: Any) -> T:
+        """`function(self, *args)`: whatever an objective computes lies inside one call of the module, so that what
+        wraps a module's call (data parallelism, mixed precision) covers it."""
+        return function(self, *args)
+
+    def features(self, kind: str, media: MediaBatch) -> Tensor:
+        """(N, T, E) of all views of one kind; cached features are taken as they are."""
+        if media.features_NTE is not None:
+            return media.features_NTE
+        encoder = self.encoders[kind]
+        dtype = next(encoder.parameters()).dtype
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen(kind)):
+            features_NTE: Tensor = encoder(media.values_N.to(dtype))
+        return features_NTE
+
+    def encode(self, media: Mapping[str, MediaBatch]) -> dict[str, Tensor]:
+        """{kind: (M, D)}; once a sample, whatever the number of its views or of denoising steps."""
+        return {kind: self.connectors[kind](self.features(kind, group), group) for kind, group in media.items()}
+
+    def hidden(
+        self,
+        ids_RL: Tensor,
+        batch: Batch,
+        features: Mapping[str, Tensor],
+        parent_R: Tensor,
+        media_R: Tensor | None = None,
+    ) -> Tensor:
+        """(R, L, D): ids are embedded, features written into their slots, then the backbone without its head.
+
+        parent_R: the row of `batch` that a row of ids belongs to. media_R: False where a row shall not see its media.
+        """
+        x_RLD = self.backbone.embed(ids_RL)
+        for kind, features_MD in features.items():
+            slot_RL = batch.slots[kind][parent_R]
+            if media_R is not None:
+                slot_RL = slot_RL.masked_fill(~media_R[:, None], -1)
+            filled_RLD = features_MD.to(x_RLD.dtype)[slot_RL.clamp(min=0)]
+            x_RLD = torch.where((slot_RL >= 0)[..., None], filled_RLD, x_RLD)
+        return self.backbone.hidden(
+            x_RLD,
+            batch.attend_BL[parent_R] if batch.padded else None,
+            batch.position_BL[parent_R],
+            batch.segment_BL[parent_R] if batch.packed else None,
+        )
+
+    def gather(self, h_RLD: Tensor, row_P: Tensor, place_P: Tensor) -> Tensor:
+        """(P, D): the hidden state that predicts each wanted place (one to the left in models with shifted logits)."""
+        return h_RLD[row_P, (place_P - self.backbone.facts.shift).clamp(min=0)]
+
+    def score(
+        self,
+        h_RLD: Tensor,
+        row_P: Tensor,
+        place_P: Tensor,
+        label_P: Tensor,
+        allow_P: Tensor | None = None,
+        allow_KV: Tensor | None = None,
+    ) -> Scores:
+        h_PD = self.gather(h_RLD, row_P, place_P)
+        return score(self.backbone.head, h_PD, label_P, chunk=self.logit_chunk, allow_P=allow_P, allow_KV=allow_KV)
+
+    def denoiser(self, batch: Batch) -> Denoise:
+        """Bind what does not change between steps (`batch` on this model's device, its media encoded once)."""
+        with torch.inference_mode():
+            features = self.encode(batch.media)
+
+        @torch.inference_mode()
+        def denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+            h_RLD = self.hidden(ids_RL, batch, features, rows_R, media_R)
+            logits_PV: Tensor = self.backbone.head(self.gather(h_RLD, *want_RL.nonzero(as_tuple=True)))
+            return logits_PV.float()
+
+        return denoise
+
+    def generate(
+        self,
+        batch_or_ids: Batch | Tensor,
+        attention_mask: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        streamer: Any = None,
+        **named: Any,
+    ) -> Generation:
+        """Write the open places of a canvas.
+
+        batch_or_ids: a Batch, or prompt ids (B, P), to which `max_new_tokens` open places are appended; pad on the left
+            and say so in `attention_mask` (B, P).
+        named: single fields of GenerationConfig, over `generation_config`; unknown names raise ConfigError.
+        """
+        from .samplers.loop import sample
+        from .samplers.result import generation_config as checked
+
+        config = checked(generation_config, **named)
+        if isinstance(batch_or_ids, Batch):
+            if attention_mask is not None:
+                raise ConfigError("attention_mask: a Batch brings its own (attend_BL)")
+            batch = batch_or_ids
+        else:
+            batch = canvas(batch_or_ids, attention_mask, config.max_new_tokens, self.vocab)
+        batch = to_device(batch, self.device)
+        training = self.training
+        self.eval()
+        try:
+            return sample(self.denoiser(batch), batch, self.vocab, config, streamer=streamer)
+        finally:
+            self.train(training)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        from .saving import save_model
+
+        save_model(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, dtype: str | None = None) -> MMDiff:
+        from .saving import load_model
+
+        return load_model(Path(folder), dtype=dtype)
+
+
+def canvas(ids_BP: Tensor, attention_mask: Tensor | None, new: int, vocab: Vocab) -> Batch:
+    """Prompt ids (B, P) followed by `new` open places."""
+    if ids_BP.ndim != 2:
+        raise ConfigError(f"generate: prompt ids have shape {tuple(ids_BP.shape)}, expected (batch, length)")
+    b, p = ids_BP.shape
+    attend_BP = torch.ones_like(ids_BP, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    if attend_BP.shape != ids_BP.shape:
+        raise ConfigError(f"attention_mask has shape {tuple(attend_BP.shape)}, the ids {tuple(ids_BP.shape)}")
+    ids_BL = torch.cat([ids_BP, ids_BP.new_full((b, new), vocab.mask_id)], 1)
+    attend_BL = torch.cat([attend_BP, attend_BP.new_ones(b, new)], 1)
+    target_BL = torch.zeros_like(attend_BL)
+    target_BL[:, p:] = True
+    return Batch(
+        ids_BL=ids_BL,
+        target_BL=target_BL,
+        attend_BL=attend_BL,
+        position_BL=(attend_BL.cumsum(1) - 1).clamp(min=0),
+        segment_BL=torch.zeros_like(ids_BL),
+        index_B=torch.arange(b),
+        source_B=[""] * b,
+        padded=not bool(attend_BL.all()),
+    )
+
+
+def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 4096) -> MMDiff:
+    """The model a configuration describes. toy: the same parts at toy width, without outside weights.
+
+    Raises ConfigError for parts that do not fit each other.
+    """
+    from .config import build
+
+    if config.weights and not toy:
+        return MMDiff.from_pretrained(config.weights, dtype=config.dtype)
+    if config.backbone is None:
+        raise ConfigError("model.backbone: no backbone is given, expected {target: dotted.path, ...}")
+    backbone = build(config.backbone, toy=toy, where="model.backbone")
+    encoders = {k: build(n, toy=toy, where=f"model.encoders.{k}") for k, n in config.encoders.items() if n}
+    parts: dict[str, dict[str, nn.Module]] = {"connectors": {}, "heads": {}}
+    for name, run_time in (("connectors", {"width_out": backbone.dim}), ("heads", {"vocab_size": backbone.vocab.size})):
+        for kind, node in getattr(config, name).items():
+            if kind not in encoders:
+                if node and config.encoders.get(kind, "absent") == "absent":
+                    raise ConfigError(f"model.{name}.{kind}: no encoder of that kind{nearest(kind, encoders)}")
+                continue  # the encoder was taken out by `model.encoders.<kind>=null`
+            if node:
+                where = f"model.{name}.{kind}"
+                parts[name][kind] = build(node, toy=toy, where=where, width_in=encoders[kind].width, **run_time)
+    return MMDiff(backbone, encoders, **parts, logit_chunk=logit_chunk)  # type: ignore[arg-type]

@@ -1,0 +1,153 @@
+"""Masked denoising: LLaDA pre-training and instruction tuning, and their low-variance forms, by configuration.
+
+    pre-training (arXiv 2502.09992 eq. 3):  levels Bernoulli, denominator tokens, random_length 0.01
+    tuning       (eq. 5, GUIDELINES.md):    levels Bernoulli, denominator sequences, stage padding eos
+    default here:                           levels ExactCount, denominator tokens
+
+Shape letters: B samples, L canvas, R rows = B * views, P masked places of all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+from ..diffusion.keys import NoiseKey
+from ..diffusion.levels import ExactCount, Levels
+from ..errors import ConfigError, nearest
+from ..model import MMDiff
+from ..vocab import Vocab
+from .terms import Term
+
+BINS = 10  # of mask rate, for the loss that people read
+
+
+@dataclass
+class Views:
+    """Masked copies of a batch. counts: the local denominator of each term, known before any forward."""
+
+    batch: Batch
+    ids_RL: Tensor
+    predict_RL: Tensor  # bool, the masked places
+    weight_R: Tensor  # fp32, of each masked place of a row
+    rate_R: Tensor  # fp32, mask rate
+    parent_R: Tensor  # the sample a row is a view of
+    counts: dict[str, float]
+
+
+Denominator = Callable[[Views, Tensor], tuple[Tensor, float]]
+
+
+def tokens(views: Views, size_R: Tensor) -> tuple[Tensor, float]:
+    """Per target token: each token of the data weighs the same."""
+    return views.weight_R, float(size_R.sum())
+
+
+def sequences(views: Views, size_R: Tensor) -> tuple[Tensor, float]:
+    """Per sequence, each divided by its own answer length: LLaDA's, LLaDA-V's and MMaDA's tuning loss."""
+    return views.weight_R / size_R.clamp(min=1), float((size_R > 0).sum())
+
+
+def masked(views: Views, size_R: Tensor) -> tuple[Tensor, float]:
+    """Per masked token (DiffuLLaMA, MGDM): another functional than the bound, and noisier."""
+    return views.weight_R, float(views.predict_RL.sum())
+
+
+DENOMINATORS: dict[str, Denominator] = {"tokens": tokens, "sequences": sequences, "masked": masked}
+
+
+@dataclass(frozen=True)
+class Denoise:
+    """levels: how many places are masked (`mmdiff.diffusion.levels`).
+    denominator: tokens | sequences | masked; four normalisations go by the same name elsewhere, so it is a field.
+    views: noisy copies of each sample; its media are encoded once for all of them.
+    random_length: this share of the samples is cut to a length uniform in 1..L (LLaDA pre-training: 0.01).
+    restrict: the softmax runs over the ids a target place may hold (`Target.allow`) only.
+    """
+
+    levels: Levels = field(default_factory=ExactCount)
+    denominator: str = "tokens"
+    views: int = 1
+    random_length: float = 0.0
+    restrict: bool = True
+
+    def __post_init__(self) -> None:
+        if self.denominator not in DENOMINATORS:
+            raise ConfigError(f"objective.denominator: {self.denominator!r}{nearest(self.denominator, DENOMINATORS)}")
+        if self.views < 1:
+            raise ConfigError(f"objective.views: {self.views} is below 1")
+
+    def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Views:
+        if self.random_length:
+            batch = cut(batch, key.fold("length"), self.random_length)
+        n = self.views
+        ids_BL, target_BL = batch.ids_BL.numpy(), batch.target_BL.numpy()
+        views = [self._mask(batch.index_B.tolist(), target_BL, key, view) for view in range(n)]
+        predict_RL = torch.from_numpy(np.concatenate([v.masked_BL for v in views]))
+        out = Views(
+            batch=batch,
+            ids_RL=torch.from_numpy(np.tile(ids_BL, (n, 1))).masked_fill(predict_RL, vocab.mask_id),
+            predict_RL=predict_RL,
+            weight_R=torch.from_numpy(np.concatenate([v.weight_B for v in views])).float(),
+            rate_R=torch.from_numpy(np.concatenate([v.rate_B for v in views])).float(),
+            parent_R=torch.arange(len(batch)).repeat(n),
+            counts={},
+        )
+        size_R = batch.target_BL.sum(1).repeat(n).float()
+        out.weight_R, count = DENOMINATORS[self.denominator](out, size_R)
+        out.counts["denoise"] = count
+        return out
+
+    def _mask(self, index: list[int], target_BL: np.ndarray, key: NoiseKey, view: int):  # type: ignore[no-untyped-def]
+        """One view: two uniforms decide the level, then one a target place, in the order of the places."""
+        size_B = target_BL.sum(1)
+        place_BL = np.zeros(target_BL.shape)
+        level_B, coin_B = np.empty(len(index)), np.empty(len(index))
+        for b, sample in enumerate(index):
+            draws = key.uniform(sample, 2 + int(size_B[b]), view)
+            level_B[b], coin_B[b], place_BL[b, target_BL[b]] = draws[0], draws[1], draws[2:]
+        if self.levels.stratified:  # sample i of a step draws from the i-th of `batch` equal parts of [0, 1)
+            rank_B = np.array([sample % key.batch for sample in index]) * self.views + view
+            level_B = (rank_B + level_B) / (key.batch * self.views)
+        return self.levels.mask(target_BL, level_B, coin_B, place_BL)
+
+    def terms(self, model: MMDiff, plan: Views) -> dict[str, Term]:
+        batch, parent_R = plan.batch, plan.parent_R
+        h_RLD = model.hidden(plan.ids_RL, batch, model.encode(batch.media), parent_R)
+        row_P, place_P = plan.predict_RL.nonzero(as_tuple=True)
+        sample_P = parent_R[row_P]
+        allow_P = batch.allow_BL[sample_P, place_P] if self.restrict and batch.allow_BL is not None else None
+        nll_P, correct_P = model.score(h_RLD, row_P, place_P, batch.ids_BL[sample_P, place_P], allow_P, batch.allow_KV)
+        by_rate = by_level(nll_P.detach(), correct_P, plan.rate_R[row_P])
+        return {"denoise": Term((nll_P * plan.weight_R[row_P]).sum(), sums=by_rate)}
+
+
+def cut(batch: Batch, key: NoiseKey, share: float) -> Batch:
+    """Cut `share` of the samples to a length uniform in 1..L: what is beyond is neither attended nor scored."""
+    length = batch.ids_BL.shape[1]
+    keep_B = [length] * len(batch)
+    for b, sample in enumerate(batch.index_B.tolist()):
+        coin, u = key.uniform(sample, 2)
+        if coin < share:
+            keep_B[b] = 1 + int(u * int(batch.attend_BL[b].sum()))
+    keep_BL = batch.position_BL < torch.tensor(keep_B)[:, None]
+    return replace(batch, attend_BL=batch.attend_BL & keep_BL, target_BL=batch.target_BL & keep_BL, padded=True)
+
+
+def by_level(nll_P: Tensor, correct_P: Tensor, rate_P: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Unweighted cross-entropy and accuracy in ten bins of the mask rate: the weighted loss mostly shows which levels
+    were drawn, these show what was learnt."""
+    bin_P = (rate_P * BINS).ceil().long().clamp(1, BINS) - 1
+    zeros = torch.zeros(BINS, device=nll_P.device)
+    count = zeros.index_add(0, bin_P, torch.ones_like(nll_P))
+    return {
+        "nll_by_rate": (zeros.index_add(0, bin_P, nll_P), count),
+        "accuracy_by_rate": (zeros.index_add(0, bin_P, correct_P.float()), count),
+        "nll": (nll_P.sum(), count.sum()),
+        "accuracy": (correct_P.float().sum(), count.sum()),
+    }

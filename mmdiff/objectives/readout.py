@@ -1,0 +1,56 @@
+"""Supervised pre-training of an encoder: feature i of a media reads out its own words of the target.
+
+The stand-in, at the size of a CPU, for the image-text pre-training that SigLIP or Whisper bring along. The canvas and
+the backbone are not used; the loop, data, parameter rules and checkpoints are.
+
+Shape letters: N media views, T features a view, E encoder width, W words a feature, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ..batch import Batch
+from ..diffusion.keys import NoiseKey
+from ..errors import DataError
+from ..model import MMDiff
+from ..vocab import Vocab
+from .terms import Term
+
+
+@dataclass
+class Words:
+    batch: Batch
+    label_NTW: torch.Tensor
+    counts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Readout:
+    """kind: the media whose encoder and head are trained; the head maps E to words * V (`mmdiff.heads.WordHead`).
+
+    A sample has one view of `kind` and T * words target ids, feature by feature. Cross-entropy in nats a word.
+    """
+
+    kind: str = "image"
+    words: int = 1
+
+    def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Words:
+        n_B = batch.target_BL.sum(1)
+        if bool((n_B != n_B[0]).any()) or int(n_B[0]) % self.words:
+            raise DataError(f"readout: samples have {sorted(set(n_B.tolist()))} target words, not {self.words} a feature")
+        label_NTW = batch.ids_BL[batch.target_BL].view(len(batch), -1, self.words)
+        return Words(batch, label_NTW, {"readout": float(label_NTW.numel())})
+
+    def terms(self, model: MMDiff, plan: Words) -> dict[str, Term]:
+        features_NTE = model.features(self.kind, plan.batch.media[self.kind])
+        logits_NTWV = model.heads[self.kind](features_NTE).unflatten(-1, (self.words, -1)).float()
+        if logits_NTWV.shape[:3] != plan.label_NTW.shape:
+            raise DataError(f"readout: features {tuple(logits_NTWV.shape[:3])}, words {tuple(plan.label_NTW.shape)}")
+        nll = F.cross_entropy(logits_NTWV.flatten(0, 2), plan.label_NTW.flatten(), reduction="sum")
+        right = (logits_NTWV.detach().argmax(-1) == plan.label_NTW).float().sum()
+        count = torch.tensor(float(plan.label_NTW.numel()), device=nll.device)
+        return {"readout": Term(nll, sums={"nll": (nll.detach(), count), "accuracy": (right, count)})}

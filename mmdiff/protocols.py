@@ -1,0 +1,115 @@
+"""The seams, on one page. Read this first; everything else stands behind one of these names.
+
+Shape letters: B samples, L canvas length, R rows (all views of all samples), D backbone width, V vocabulary, E encoder
+width, N views of media (tiles, windows), T features a view, M slots of one kind in the batch, P wanted places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .batch import Batch, Item, MediaBatch, Sample
+    from .diffusion.keys import NoiseKey
+    from .model import MMDiff
+    from .vocab import Vocab
+
+Row = Mapping[str, Any]
+"""One example as it stands in a file: `{"image": "cat.jpg", "question": ..., "answer": ...}`."""
+
+
+class Source(Protocol):
+    """Rows by number. What a data node in a configuration builds."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Row: ...
+
+
+class Task(Protocol):
+    """How a row becomes a canvas, and a canvas an answer."""
+
+    def sample(self, row: Row, vocab: Vocab) -> Sample:
+        """A training canvas: `Target`s hold the answer."""
+        ...
+
+    def prompt(self, row: Row, vocab: Vocab) -> Sample:
+        """A generation canvas: `Target`s are empty, or partly given."""
+        ...
+
+    def parse(self, ids: Sequence[int], vocab: Vocab) -> Any:
+        """The ids of a row's target places, in order, to what a person calls the answer."""
+        ...
+
+    def score(self, prediction: Any, row: Row) -> dict[str, float]:
+        """Named scores of one prediction; a report shows their means."""
+        ...
+
+
+class Reader(Protocol):
+    """The CPU side of an encoder with its connector: safe to use in a data worker."""
+
+    def read(self, data: object) -> Item:
+        """A path, a PIL image, an array, ... to numbers. Raises DataError that names the file."""
+        ...
+
+    def slots(self, item: Item) -> int:
+        """How many places of the canvas the item takes."""
+        ...
+
+
+class Encoder(Protocol):
+    """An nn.Module: raw numbers to features. Decorated with `mmdiff.parts.part`, so a saved model can make it again.
+
+    Its constructor takes explicit arguments; `toy(**same arguments)`, a class method, makes the same kind of encoder at
+    toy width without outside weights (`mmdiff check` uses it).
+    """
+
+    width: int  # E
+    tokens: int  # T, features a view
+
+    def read(self, data: object) -> Item: ...
+
+    def __call__(self, values_N: Tensor) -> Tensor:
+        """(N, ...) -> (N, T, E), in the encoder's own dtype."""
+        ...
+
+    def gradient_checkpointing(self, on: bool) -> None: ...
+
+
+class Connector(Protocol):
+    """An nn.Module: features of width E to slots of width D. Its constructor is given `width_in` and `width_out`."""
+
+    def slots(self, tokens: int, item: Item) -> int:
+        """How many slots an item takes, when the encoder makes `tokens` features a view."""
+        ...
+
+    def __call__(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
+        """-> (M, D): the slots of all items, one after the other."""
+        ...
+
+
+class Denoise(Protocol):
+    """All a sampler sees of a model. Guidance and caches wrap it; the sampler does not know them."""
+
+    def __call__(self, ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+        """Logits (P, V) fp32 of the wanted places in row-major order.
+
+        rows_R: which row of the bound batch each canvas belongs to (finished rows are left out, guidance repeats them).
+        media_R: False where a row shall not see its media (guidance); None: all do.
+        """
+        ...
+
+
+class Objective(Protocol):
+    """What is trained: views of a batch, then named sums. The loop divides by global counts and knows nothing more."""
+
+    def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Any:
+        """Everything random, decided on the CPU before any forward; `.counts` maps a term to its local denominator."""
+        ...
+
+    def terms(self, model: MMDiff, plan: Any) -> Mapping[str, Any]:
+        """Name -> Term(value: sum with gradient, coefficient, logged extras)."""
+        ...

@@ -1,0 +1,47 @@
+"""Which ids may be written where.
+
+Shape letters: B samples, L canvas length, K distinct allow-sets, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+from ..errors import ConfigError
+from ..settings import GenerationConfig
+from ..vocab import Vocab
+
+
+def allowed(batch: Batch, vocab: Vocab, config: GenerationConfig) -> tuple[Tensor, Tensor]:
+    """allow_KV, which ids may be written under each allow-set, and allow_BL, the allow-set of each place.
+
+    Never written: the mask and slot ids, `suppress_ids`, end ids under eos_policy=suppress, and rows of the embedding
+    table that stand for nothing (published tables are padded) unless a named range or an allow-set claims them.
+    Raises ConfigError for an id outside the vocabulary, and for an open place that this leaves without any id.
+    """
+    known_V = torch.ones(vocab.size, dtype=torch.bool)
+    if vocab.tokenizer is not None:
+        known_V[len(vocab.tokenizer) :] = False
+    ends = [vocab.eos_id, *vocab.end_ids]
+    known_V[ends] = True
+    for low, high in vocab.ranges.values():
+        known_V[low:high] = True
+    banned = [vocab.mask_id, vocab.slot_id, *config.suppress_ids, *(ends if config.eos_policy == "suppress" else [])]
+    for i in config.suppress_ids:
+        if not 0 <= i < vocab.size:
+            raise ConfigError(f"sampler.suppress_ids: {i} does not fit a vocabulary of {vocab.size}")
+    device = batch.ids_BL.device
+    if batch.allow_KV is None or batch.allow_BL is None:
+        allow_KV, allow_BL = known_V[None].to(device), torch.zeros_like(batch.ids_BL)
+    else:
+        free_K = batch.allow_KV.all(1, keepdim=True)  # no allow-set was named
+        allow_KV, allow_BL = torch.where(free_K, known_V.to(device), batch.allow_KV), batch.allow_BL
+    allow_KV[:, banned] = False
+    open_BL = batch.target_BL & (batch.ids_BL == vocab.mask_id)
+    stuck_BL = open_BL & ~allow_KV.any(1)[allow_BL]
+    if stuck_BL.any():
+        b, place = stuck_BL.nonzero()[0].tolist()
+        raise ConfigError(f"row {b}, place {place}: suppress_ids and eos_policy leave no id of its allow-set to write")
+    return allow_KV, allow_BL

@@ -1,0 +1,140 @@
+"""The sampler: one loop for generation, infilling and drafts, over any rows in one batch.
+
+Shape letters: B samples, L canvas length, R rows still open, P wanted places of a step, K blocks or allow-sets,
+V vocabulary.
+
+A step: plan (the current block of each row) -> denoise -> ban ids -> propose -> score -> select -> commit -> revise ->
+stop. Rows are independent of each other: each has its own block, step, noise and end, whatever it is batched with.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+from ..errors import ConfigError
+from ..protocols import Denoise
+from ..settings import GenerationConfig
+from ..vocab import Vocab
+from .constraints import allowed
+from .draws import Draws
+from .guidance import guided
+from .options import generation_config
+from .result import Generation
+from .rules import Proposal, Rules, Written, confidence, propose, rules_of
+from .stopping import spans, stop
+from .streamers import Streamer
+
+
+@torch.no_grad()
+def sample(
+    denoise: Denoise, batch: Batch, vocab: Vocab, config: GenerationConfig, *, streamer: Streamer | None = None
+) -> Generation:
+    """Write every open place of the canvas: the target places that hold the mask id. All other places stay as they are.
+
+    Raises ConfigError for a value of `config` that cannot be, a place where no id may be written, and a `select` rule
+    that commits nothing.
+    """
+    config = generation_config(config)
+    rules = rules_of(config)
+    out = _start(batch, vocab)
+    if config.guidance_scale:
+        denoise = guided(denoise, batch, vocab.mask_id, config.guidance_scale)
+    end_E = torch.tensor(sorted({vocab.eos_id, *vocab.end_ids}), device=out.ids_BL.device)
+    late_E = end_E if config.eos_policy == "last" else end_E[:0]
+    allow_KV, allow_BL = allowed(batch, vocab, config)
+    sample_B = batch.index_B if len(batch.index_B) else torch.arange(len(batch), device=out.ids_BL.device)
+    span_BL = spans(batch.target_BL, allow_BL)
+    may_end_BL = allow_KV[allow_BL, vocab.eos_id] if config.early_stop else None
+
+    block_BL, left_BK = plan(out.open(vocab.mask_id), batch.target_BL, config.steps, config.block_length)
+    beyond = left_BK.shape[1]
+    while True:
+        # 1. Plan: the first block of a row that has open places is its current one; rows without any are finished.
+        block_B = torch.where(out.open(vocab.mask_id), block_BL, beyond).amin(1)
+        rows_R = (block_B < beyond).nonzero().squeeze(1)
+        if not len(rows_R):
+            break
+        block_R = block_B[rows_R]
+        here_RL = block_BL[rows_R] == block_R[:, None]
+        want_RL = here_RL & out.open(vocab.mask_id)[rows_R]
+        open_R, left_R = want_RL.sum(1), left_BK[rows_R, block_R]
+        quota_R = -(-open_R // left_R.clamp(min=1))  # rounded up: an even split whose first steps take the remainder
+        left_BK[rows_R, block_R] -= 1
+        out.forwards_B[rows_R] += 1
+        out.calls += 1
+
+        # 2. Denoise the wanted places, take away what may not stand there, and propose.
+        row_P, place_P = want_RL.nonzero(as_tuple=True)
+        at_P = rows_R[row_P], place_P
+        logits_PV = denoise(out.ids_BL[rows_R], want_RL, rows_R).float()
+        allow_PV = allow_KV[0] if len(allow_KV) == 1 else allow_KV[allow_BL[at_P]]
+        logits_PV = logits_PV.masked_fill(~allow_PV, -torch.inf)
+        draws = Draws(config.seed, sample_B[rows_R], out.forwards_B[rows_R], open_R)
+        ids_P = propose(logits_PV, config.temperature, draws)
+
+        # 3. Score, select, commit.
+        late_P = torch.isin(ids_P, late_E)
+        logits_PV.index_fill_(1, late_E, -torch.inf)
+        confidence_P = confidence(logits_PV, ids_P).masked_fill(late_P, 0.0)
+        proposal = Proposal(row_P, place_P, ids_P, confidence_P, quota_R, draws)
+        score_P = rules.score(logits_PV, proposal).masked_fill(late_P, -torch.inf)
+        keep_P = rules.select(score_P, proposal)
+        _check_select(keep_P, proposal, rules)
+        if streamer is not None:
+            streamer.put_draft(out.ids_BL.index_put(at_P, ids_P), out.calls)
+        kept = rows_R[row_P[keep_P]], place_P[keep_P]
+        out.ids_BL[kept] = ids_P[keep_P]
+        out.confidence_BL[kept] = confidence_P[keep_P]
+        out.step_BL[kept] = out.forwards_B[kept[0]].int()
+
+        # 4. Revise while the block has steps left, so that every block ends; then stop rows that have ended.
+        if rules.revise is not None:
+            written_RL = here_RL & (out.step_BL[rows_R] > 0)
+            again_RL = rules.revise(Written(written_RL, out.confidence_BL[rows_R], open_R, quota_R))
+            again_RL = again_RL & written_RL & (left_R > 1)[:, None]
+            again = rows_R[again_RL.nonzero()[:, 0]], again_RL.nonzero()[:, 1]
+            out.ids_BL[again], out.step_BL[again], out.confidence_BL[again] = vocab.mask_id, 0, 0.0
+        if may_end_BL is not None:
+            stop(out, vocab, end_E, span_BL, may_end_BL)
+    if streamer is not None:
+        streamer.put(out.ids_BL)
+        streamer.end()
+    return out
+
+
+def plan(open_BL: Tensor, target_BL: Tensor, steps: int | None, block_length: int | None) -> tuple[Tensor, Tensor]:
+    """block_BL, the block of each target place, and steps_BK, the steps each block of a row is given.
+
+    A block is `block_length` target places of a row, counted in row order wherever they lie. Blocks without an open
+    place take no steps.
+    """
+    rank_BL = (target_BL.cumsum(1) - 1).clamp(min=0)
+    length = block_length or target_BL.shape[1]
+    block_BL = rank_BL // length
+    count_BK = torch.zeros(len(open_BL), -(-target_BL.shape[1] // length), dtype=torch.int64, device=open_BL.device)
+    count_BK.scatter_add_(1, block_BL, open_BL.long())
+    if steps is None:
+        return block_BL, count_BK
+    busy_BK = count_BK > 0
+    share_B = (steps // busy_BK.sum(1).clamp(min=1)).clamp(min=1)
+    return block_BL, busy_BK * share_B[:, None]
+
+
+def _start(batch: Batch, vocab: Vocab) -> Generation:
+    open_BL = batch.target_BL & (batch.ids_BL == vocab.mask_id)
+    return Generation(
+        ids_BL=batch.ids_BL.clone(),
+        target_BL=batch.target_BL,
+        step_BL=torch.zeros_like(batch.ids_BL, dtype=torch.int32),
+        confidence_BL=(~open_BL).float(),
+        forwards_B=torch.zeros(len(batch), dtype=torch.int64, device=batch.ids_BL.device),
+    )
+
+
+def _check_select(keep_P: Tensor, proposal: Proposal, rules: Rules) -> None:
+    kept_R = torch.bincount(proposal.row_P[keep_P], minlength=len(proposal.quota_R))
+    if not kept_R.all():
+        name = type(rules.select).__qualname__
+        raise ConfigError(f"sampler.select: {name} committed nothing in a row with open places; expected at least one")

@@ -1,0 +1,211 @@
+"""What a step writes and where: propose tokens, score them, select the places to commit, revise what was committed.
+
+Shape letters: P wanted places (the open places of the current block of every row, row after row), R rows of the step,
+N wanted places of one row, L canvas length, V vocabulary. A rule is a callable; a configuration names any other one by
+its dotted path (`sampler.remasking` scores, `sampler.select` selects, `sampler.revise` revises).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..settings import GenerationConfig
+from .draws import Draws
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What one step offers to commit: a token for each wanted place, in row-major order."""
+
+    row_P: Tensor  # int64, which of the R rows
+    place_P: Tensor  # int64, place on the canvas
+    ids_P: Tensor  # int64
+    confidence_P: Tensor  # fp32, probability of ids_P; temperature plays no part in it
+    quota_R: Tensor  # int64, places a row commits at this step if its block is shared out evenly over its steps
+    draws: Draws
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the sampler has written of each row's current block, this step included."""
+
+    written_RL: Tensor  # bool
+    confidence_RL: Tensor  # fp32, when it was committed
+    open_R: Tensor  # int64, open places of the block before the step
+    quota_R: Tensor  # int64
+
+
+Score = Callable[[Tensor, Proposal], Tensor]
+"""(logits_PV, proposal) -> score_P: where the highest score is, the sampler commits first. Logits of ids that may not
+be written are -inf."""
+
+Select = Callable[[Tensor, Proposal], Tensor]
+"""(score_P, proposal) -> bool_P: the places to commit now, at least one a row."""
+
+Revise = Callable[[Written], Tensor]
+"""written -> bool_RL: places to open again. The loop heeds it in the current block while the block has steps left."""
+
+
+# Propose -------------------------------------------------------------------------------------------------------------
+
+
+def propose(logits_PV: Tensor, temperature: float, draws: Draws) -> Tensor:
+    """A token for each place: the likeliest, or a draw from softmax(logits / temperature).
+
+    The draw is `argmax exp(l) / (-log u)^T` (LLaDA), here in logarithms, `argmax l - T log(-log u)`. It is done in
+    float64: the cap of low-precision Gumbel noise acts as a lower temperature (arXiv 2409.02908).
+    """
+    if temperature == 0:
+        return logits_PV.argmax(-1)
+    ids = []
+    start = 0
+    for u_NV in draws.rows("token", logits_PV.shape[-1]):
+        l_NV = logits_PV[start : start + len(u_NV)]
+        ids.append(u_NV.log_().neg_().log_().mul_(-temperature).add_(l_NV).argmax(-1))
+        start += len(u_NV)
+    return torch.cat(ids)
+
+
+def confidence(logits_PV: Tensor, ids_P: Tensor) -> Tensor:
+    """Probability of each id under softmax(logits), as exp(l - logsumexp): no vocabulary-wide softmax is kept."""
+    return (logits_PV.gather(-1, ids_P[:, None]).squeeze(-1) - logits_PV.logsumexp(-1)).exp()
+
+
+# Score ---------------------------------------------------------------------------------------------------------------
+
+
+class LowConfidence:
+    """The probability of the proposed token; the least sure places stay masked (LLaDA, arXiv 2502.09992).
+
+    With a temperature the order then depends on what was drawn, so one place a step no longer samples the model's joint
+    distribution; `Random` does.
+    """
+
+    def __call__(self, logits_PV: Tensor, proposal: Proposal) -> Tensor:
+        return proposal.confidence_P
+
+
+class Random:
+    """Places in random order."""
+
+    def __call__(self, logits_PV: Tensor, proposal: Proposal) -> Tensor:
+        return torch.cat(list(proposal.draws.rows("order")))
+
+
+class Margin:
+    """Probability of the best token less that of the second (arXiv 2502.06768)."""
+
+    def __call__(self, logits_PV: Tensor, proposal: Proposal) -> Tensor:
+        top_P2 = (logits_PV.topk(2, dim=-1).values - logits_PV.logsumexp(-1, keepdim=True)).exp()
+        return top_P2[:, 0] - top_P2[:, 1]
+
+
+class NegativeEntropy:
+    """Sum of p log p, in nats: 0 where the model is sure, negative elsewhere (Dream)."""
+
+    def __call__(self, logits_PV: Tensor, proposal: Proposal) -> Tensor:
+        log_p_PV = logits_PV.log_softmax(-1)
+        return (log_p_PV.exp() * log_p_PV.masked_fill(log_p_PV == -torch.inf, 0.0)).sum(-1)
+
+
+# Select --------------------------------------------------------------------------------------------------------------
+
+
+def order(score_P: Tensor, row_P: Tensor) -> Tensor:
+    """Rank of each place among those of its row, 0 for the highest score; of equal scores the leftmost comes first."""
+    by_score_P = score_P.argsort(descending=True, stable=True)
+    sorted_P = by_score_P[row_P[by_score_P].argsort(stable=True)]
+    first_P = torch.searchsorted(row_P, row_P)  # row_P ascends: where each row begins
+    rank_P = torch.empty_like(row_P)
+    rank_P[sorted_P] = torch.arange(len(row_P), device=row_P.device)
+    return rank_P - first_P
+
+
+class Quota:
+    """The row's even share of its block (LLaDA)."""
+
+    def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
+        return order(score_P, proposal.row_P) < proposal.quota_R[proposal.row_P]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Every place whose score reaches the threshold, and always the best one (Fast-dLLM, arXiv 2505.22618)."""
+
+    threshold: float
+
+    def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
+        return (score_P >= self.threshold) | (order(score_P, proposal.row_P) == 0)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The n best places while the n-th has a score of at least 1 - factor / (n + 1), and always the best (Fast-dLLM).
+
+    Scores fall with n and the bound rises, so these are the n best for the largest n that holds.
+    """
+
+    factor: float
+
+    def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
+        rank_P = order(score_P, proposal.row_P)  # rank 0 is n = 1
+        return (score_P >= 1 - self.factor / (rank_P + 2)) | (rank_P == 0)
+
+
+class Everything:
+    """All places; `RunningConfidence` opens some of them again."""
+
+    def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
+        return torch.ones_like(score_P, dtype=torch.bool)
+
+
+# Revise --------------------------------------------------------------------------------------------------------------
+
+
+class RunningConfidence:
+    """Keep the places with the highest confidence ever recorded, open the others again (RCR, arXiv 2508.13148).
+
+    With `Everything` selected, as many places stay masked after each step as under `Quota`. Only the current block is
+    revised; the published code also returns to earlier ones.
+    """
+
+    def __call__(self, written: Written) -> Tensor:
+        keys_RL = written.confidence_RL.masked_fill(~written.written_RL, torch.inf)
+        # rank 0: the least confident; of equals the rightmost, as `order` would have taken the leftmost first
+        rank_RL = keys_RL.flip(1).argsort(dim=1, stable=True).argsort(dim=1).flip(1)
+        return (rank_RL < (written.open_R - written.quota_R)[:, None]) & written.written_RL
+
+
+# A configuration's rules ---------------------------------------------------------------------------------------------
+
+SCORES: dict[str, Callable[[], Score]] = {"low_confidence": LowConfidence, "random": Random}
+
+
+@dataclass(frozen=True)
+class Rules:
+    score: Score
+    select: Select
+    revise: Revise | None = None
+
+
+def rules_of(config: GenerationConfig) -> Rules:
+    """The rules a configuration names. Raises ConfigError where a dotted path or its arguments are wrong."""
+    score = SCORES[config.remasking]() if config.remasking in SCORES else _part({"target": config.remasking})
+    select: Select = Quota() if config.threshold is None else Threshold(config.threshold)
+    return Rules(
+        score=score,
+        select=select if config.select is None else _part(config.select),
+        revise=None if config.revise is None else _part(config.revise),
+    )
+
+
+def _part(node: Any) -> Any:
+    """A node of a configuration, or a rule made in Python."""
+    from ..config import build
+
+    return node if callable(node) else build(node)

@@ -1,0 +1,57 @@
+"""Watch a canvas being written. Shape letters: B samples, L canvas length."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from itertools import groupby
+from typing import Protocol, TextIO
+
+from torch import Tensor
+
+from ..batch import Batch
+from ..vocab import Vocab
+
+
+class Streamer(Protocol):
+    """transformers' streamer with one more method for drafts, under the name it has there."""
+
+    def put_draft(self, ids_BL: Tensor, step: int) -> None:
+        """The canvas before the commit of a step, counted from 1; wanted places hold what is proposed for them."""
+        ...
+
+    def put(self, ids_BL: Tensor) -> None:
+        """The finished canvas."""
+        ...
+
+    def end(self) -> None: ...
+
+
+class TextStreamer:
+    """Prints the target places of one row, a line a step; a terminal overwrites it. `░` is an open place."""
+
+    def __init__(self, vocab: Vocab, batch: Batch, row: int = 0, file: TextIO | None = None) -> None:
+        self.vocab, self.row, self.file = vocab, row, file or sys.stdout
+        self.target_L = batch.target_BL[row]
+
+    def put_draft(self, ids_BL: Tensor, step: int) -> None:
+        line = f"{step:4d} | {self._text(ids_BL)}".replace("\n", "⏎")
+        if self.file.isatty():
+            width = shutil.get_terminal_size().columns - 1
+            self.file.write(f"\r\x1b[K{line[:width]}")
+        else:
+            self.file.write(line + "\n")
+        self.file.flush()
+
+    def put(self, ids_BL: Tensor) -> None:
+        start = "\r\x1b[K" if self.file.isatty() else ""
+        self.file.write(start + self._text(ids_BL) + "\n")
+
+    def end(self) -> None:
+        self.file.flush()
+
+    def _text(self, ids_BL: Tensor) -> str:
+        ids = ids_BL[self.row][self.target_L].tolist()
+        # runs between open places are decoded whole: a byte-level token may be a part of a character
+        runs = groupby(ids, key=lambda i: i == self.vocab.mask_id)
+        return "".join("░" * len(list(run)) if is_open else self.vocab.decode(list(run)) for is_open, run in runs)

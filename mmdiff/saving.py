@@ -1,0 +1,173 @@
+"""A model as a folder: enough to load, generate and go on training, without any path it came from.
+
+    config.json            every part's target and arguments, LoRA adapters, task and sampler (what `load` needs)
+    backbone/              the architecture and the tokenizer, as transformers writes them
+    model.safetensors      all weights, or several files and model.safetensors.index.json
+
+Folders are written aside and renamed, so one that is there is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .backbones.backbone import check_bidirectional
+from .backbones.load import backbone_from_folder
+from .config import build
+from .errors import ConfigError
+from .model import MMDiff
+from .params import add_adapters
+
+FORMAT = 1
+INDEX = "model.safetensors.index.json"
+PARTS = ("encoders", "connectors", "heads")
+
+
+def save_model(model: MMDiff, folder: Path, *, extra: Mapping[str, Any] | None = None, frozen: Path | None = None) -> None:
+    """Write `model` to `folder`, which must not exist unless it is empty.
+
+    extra: further entries of config.json (task, sampler).
+    frozen: a file that already holds the weights that training does not change; it is linked, not written again.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is there already and not empty; nothing was overwritten")
+    aside = folder.with_name(f".{folder.name}.part-{os.getpid()}")
+    if aside.exists():
+        shutil.rmtree(aside)
+    (aside / "backbone").mkdir(parents=True)
+    write_model(model, aside, extra=extra, frozen=frozen)
+    replace_folder(aside, folder)
+
+
+def write_model(model: MMDiff, folder: Path, *, extra: Mapping[str, Any] | None = None, frozen: Path | None = None) -> None:
+    """The files of a model, straight into `folder`."""
+    (folder / "backbone").mkdir(parents=True, exist_ok=True)
+    nodes = {name: {kind: part.node for kind, part in getattr(model, name).items()} for name in PARTS}
+    dtype = str(next(model.backbone.parameters()).dtype).removeprefix("torch.")
+    config = {"mmdiff_format": FORMAT, "dtype": dtype, **nodes, "adapters": model.adapters, **(extra or {})}
+    try:
+        text = json.dumps(config, indent=2)
+    except TypeError as error:
+        raise ConfigError(f"{folder}: a part's arguments cannot be written as JSON: {error}") from None
+    (folder / "config.json").write_text(text + "\n")
+    model.backbone.save_pretrained(folder / "backbone", weights=False)
+    tensors = weights(model)
+    if frozen is None:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    with safe_open(frozen, "pt") as held:
+        there = set(held.keys())
+    link(frozen, folder / "frozen.safetensors")
+    trained = {name: tensor for name, tensor in tensors.items() if name not in there}
+    save_file(trained, folder / "trained.safetensors", metadata={"format": "pt"})
+    files = {name: "frozen.safetensors" if name in there else "trained.safetensors" for name in tensors}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
+def weights(model: MMDiff) -> dict[str, Tensor]:
+    """Every tensor once, by name: tied weights are written under their first name only."""
+    seen: dict[int, str] = {}
+    out: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() in seen and tensor.numel() and tensor.shape == out[seen[tensor.data_ptr()]].shape:
+            continue
+        seen[tensor.data_ptr()] = name
+        out[name] = tensor.detach().cpu().contiguous()
+    return out
+
+
+def link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
+
+
+def replace_folder(aside: Path, folder: Path) -> None:
+    """Make `aside` durable, then give it its name in one step."""
+    for file in [*aside.rglob("*"), aside]:
+        handle = os.open(file, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+    if folder.exists():
+        folder.rmdir()  # empty, or this fails
+    os.rename(aside, folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ConfigError(f"{folder}: no saved model here (config.json is missing)")
+    try:
+        config: dict[str, Any] = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file}: not JSON ({error})") from None
+    if config.get("mmdiff_format") != FORMAT:
+        raise ConfigError(f"{file}: mmdiff_format is {config.get('mmdiff_format')!r}, expected {FORMAT}")
+    return config
+
+
+def load_model(folder: Path, *, dtype: str | None = None) -> MMDiff:
+    """The model of a saved folder. dtype: of the backbone ("float32", "bfloat16"); default: as it was saved.
+
+    Raises ConfigError for missing, unexpected or misshapen weights, by name.
+    """
+    config = read_config(folder)
+    backbone = backbone_from_folder(folder / "backbone", weights=False, dtype=dtype or config["dtype"])
+    parts: dict[str, dict[str, nn.Module]] = {
+        name: {kind: build(node, where=f"{folder}: {name}.{kind}") for kind, node in config[name].items()}
+        for name in PARTS
+    }
+    model = MMDiff(backbone, **parts)
+    for adapter in config["adapters"]:
+        add_adapters(model, adapter)
+    load_weights(model, folder)
+    check_bidirectional(backbone)
+    return model.eval()
+
+
+def load_weights(model: MMDiff, folder: Path) -> None:
+    """Copy every tensor of the folder into `model`, in place; tensor by tensor, so the peak is one tensor."""
+    index = folder / INDEX
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    state = model.state_dict()
+    missing = set(state)
+    unexpected: list[str] = []
+    with torch.no_grad():
+        for name in names:
+            try:
+                with safe_open(folder / name, "pt") as file:
+                    for key in file.keys():
+                        if key not in state:
+                            unexpected.append(key)
+                            continue
+                        value = file.get_tensor(key)
+                        if value.shape != state[key].shape:
+                            raise ConfigError(
+                                f"{folder / name}: {key} has shape {tuple(value.shape)}, expected {tuple(state[key].shape)}"
+                            )
+                        state[key].copy_(value)
+                        missing.discard(key)
+            except (SafetensorError, FileNotFoundError) as error:
+                raise ConfigError(f"{folder / name}: not a readable safetensors file ({error})") from None
+    written = {state[key].data_ptr() for key in state if key not in missing}
+    missing = {key for key in missing if state[key].data_ptr() not in written}  # tied weights are written once
+    if missing or unexpected:
+        raise ConfigError(
+            f"{folder}: weights do not fit: missing {_some(missing)}, unexpected {_some(unexpected)}"
+        )
+
+
+def _some(names: Any) -> str:
+    listed = sorted(names)
+    return "none" if not listed else ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

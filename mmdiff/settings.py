@@ -1,0 +1,120 @@
+"""The typed top of every configuration file. Fields of type `Any` named below are nodes: `{target: dotted.path, ...}`.
+
+The annotations are what a file is checked against, see `mmdiff.config`. Standard library only: `mmdiff config` must not
+wait for torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class ModelConfig:
+    """encoders, connectors and heads are keyed by the kind of media (`image`, `audio`, ...)."""
+
+    backbone: Any = None  # node: a mmdiff.backbones.Backbone
+    encoders: dict[str, Any] = field(default_factory=dict)  # node: mmdiff.protocols.Encoder
+    connectors: dict[str, Any] = field(default_factory=dict)  # node; given width_in and width_out
+    heads: dict[str, Any] = field(default_factory=dict)  # node: readouts of an encoder, used by its pre-training only
+    weights: str | None = None  # a saved model folder to start from, instead of the parts' own weights
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"  # of new parts and pre-trained backbones
+
+
+@dataclass
+class GenerationConfig:
+    """How a canvas is written. Names follow LLaDA's generate.py and transformers where they have one.
+
+    steps: denoising steps over the whole canvas, shared out evenly between the blocks of a row that have something to
+        write, at least one each; within a block places are shared out evenly over its steps, the first steps taking
+        the remainder. None: one place a step.
+    block_length: target places a block; blocks are written in order. None: all target places are one block.
+    temperature: 0 is greedy; otherwise tokens are drawn with float64 Gumbel noise (arXiv 2409.02908). The confidence of
+        a token never depends on it.
+    guidance_scale: s in `u + (s + 1) (c - u)`, u with the context masked and the media left out; 0: off.
+    remasking: the score by which places are kept: low_confidence | random | a dotted path (mmdiff.samplers.rules).
+    threshold: commit every place whose score reaches it, at least one (Fast-dLLM); `steps` then plays no part. None:
+        the even shares above.
+    select: node of a rule that replaces even shares and threshold.
+    revise: node of a rule that opens places of the current block again; None: what is written stays.
+    eos_policy: none | suppress (end ids are never written; LLaDA's logits_eos_inf, which knows one end id) | last (end
+        ids are committed after all other proposals of a step; LLaDA's confidence_eos_eot_inf).
+    early_stop: when an end id is written and nothing before it is open, the rest of its target span becomes EOS.
+    suppress_ids: ids that are never written, besides mask, slot and padding rows of the embedding table.
+    seed: with a sample's index and the row's own step it determines every draw.
+    """
+
+    max_new_tokens: int = 128  # only when `generate` is given plain ids instead of a canvas
+    steps: int | None = None
+    block_length: int | None = None
+    temperature: float = 0.0
+    guidance_scale: float = 0.0
+    remasking: Literal["low_confidence", "random"] | str = "low_confidence"
+    threshold: float | None = None
+    select: Any = None
+    revise: Any = None
+    eos_policy: Literal["none", "suppress", "last"] = "none"
+    early_stop: bool = True
+    suppress_ids: list[int] = field(default_factory=list)
+    seed: int = 0
+
+
+@dataclass
+class StageConfig:
+    """One stage of training: which rows, which objective, which parameters, how long."""
+
+    steps: int = 1000
+    data: Any = None  # node of rows, or {name: {rows: node, task: node, weight: float}} for a mixture
+    objective: Any = None  # node: mmdiff.protocols.Objective
+    params: list[Any] = field(default_factory=list)  # rules, see mmdiff.params
+    batch_size: int = 32  # samples a forward and process
+    accumulate: int = 1  # forwards a step
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    warmup: float = 0.03  # below 1: a share of the steps, else steps
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    lr_end: float = 0.0  # share of lr left at the end
+    padding: Literal["ignore", "eos"] = "ignore"  # see mmdiff.batch.collate
+    cache_features: bool = False  # keep a frozen encoder's features on disk
+    eval: Any = None  # node of held-out rows for the bound (default: none)
+
+
+@dataclass
+class TrainConfig:
+    stages: dict[str, StageConfig] = field(default_factory=dict)  # run in this order
+    seed: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # mixed, by accelerate
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0  # gradient norm; 0: off
+    gradient_checkpointing: bool = False
+    logit_chunk: int = 4096  # wanted places whose logits exist at one time
+    workers: int = 0  # data processes
+    threads: int | None = None  # torch threads; None: torch's own choice
+    log_every: int = 10
+    save_every: int = 500
+    keep: int = 2  # checkpoints kept
+    eval_every: int = 0  # steps between bounds on the stage's `eval` rows; 0: at the end of the stage
+    tensorboard: bool = True
+
+
+@dataclass
+class EvalConfig:
+    data: dict[str, Any] = field(default_factory=dict)  # name of a set -> node of rows
+    batch_size: int = 64
+    limit: int | None = None  # rows a set
+    examples: int = 48  # rows shown in the report
+
+
+@dataclass
+class Config:
+    """The top of every configuration file."""
+
+    base: str | None = None  # a packaged name or a path; read first, this file over it
+    name: str | None = None  # the run is runs/<name>; default: the file's name
+    demo: str | None = None  # dotted path of what `mmdiff demo` runs
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: Any = None  # node: mmdiff.protocols.Task
+    sampler: GenerationConfig = field(default_factory=GenerationConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)

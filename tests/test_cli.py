@@ -1,0 +1,155 @@
+"""The command line: what it prints where, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mmdiff
+from mmdiff import cli
+from mmdiff.config import packaged
+from mmdiff.errors import DataError, UserError
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    path = tmp_path / "small.yaml"
+    path.write_text("# A small one:  mmdiff config small.yaml\ntrain: {seed: 3, stages: {tune: {steps: 5}}}\n")
+    return str(path)
+
+
+def last_object(out: str) -> Any:
+    return json.loads(out.splitlines()[-1])
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert left.value.code == 0 and capsys.readouterr().out == f"mmdiff {mmdiff.__version__}\n"
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([verb, "--help"])
+    assert left.value.code == 0 and "--json" in capsys.readouterr().out
+
+
+def test_config_prints_what_is_resolved(small: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", small, "train.stages.tune.steps=9"]) == 0
+    out = capsys.readouterr().out
+    assert "name: small\n" in out and "steps: 9\n" in out and "  seed: 3\n" in out
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_options_may_stand_anywhere(small: str, turn: int, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [small, "train.seed=4", "sampler.steps=2"]
+    assert cli.main(["config", *words[:turn], "--json", *words[turn:]]) == 0
+    config = last_object(capsys.readouterr().out)
+    assert config["train"]["seed"] == 4 and config["sampler"]["steps"] == 2
+
+
+def test_ls_names_every_packaged_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ls", "--json"]) == 0
+    found = last_object(capsys.readouterr().out)["configs"]
+    assert list(found) == packaged() and all(found.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian", "x"], 'no verb "trian" (did you mean "train"?)'),
+        (["config"], "the following arguments are required: NAME"),
+        (["config", "no-such-config"], 'no configuration, .yaml file or run folder "no-such-config"'),
+        (["config", "no/such.yaml"], "no/such.yaml: cannot be read"),
+        (["config", "SMALL", "trian.seed=1"], 'trian: no such field (did you mean "train"?)'),
+        (["config", "SMALL", "train.seed=many"], "train.seed: 'many' is not a whole number"),
+        (["config", "SMALL", "--frsh"], "unknown argument '--frsh'"),
+        (["config", "SMALL", "--fresh"], "unknown argument '--fresh'"),
+        (["config", "SMALL", "more"], "'more' is not an override"),
+        (["ls", "more"], "unknown argument 'more'"),
+        (["--json", "ls"], "unknown argument '--json'"),
+        (["generate", "runs/x", "question"], "'question' is not key=value"),
+        (["generate", "runs/x", "state:=[1"], "state: '[1' is not JSON"),
+        (["demo", "no-such"], 'no configuration, .yaml file or run folder "no-such-demo"'),
+    ],
+)
+def test_refusals(words: list[str], message: str, small: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([small if word == "SMALL" else word for word in words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"mmdiff: error: {message}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", packaged())
+def test_a_slip_in_a_packaged_name_is_put_right(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", f"{name}x"]) == 2
+    assert f'did you mean "{name}"' in capsys.readouterr().err
+
+
+def run(verb: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Run `verb`, any function, in the place of `ls`."""
+    monkeypatch.setitem(cli.VERBS, "ls", (verb, "", False))
+    return cli.main(["ls", *words])
+
+
+def test_errors_of_people_are_one_line_and_others_are_not_hidden(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(error: BaseException) -> Any:
+        def verb(args: Any) -> Any:
+            raise error
+
+        return verb
+
+    assert run(fail(DataError("rows.jsonl: row 3:\n  no image")), monkeypatch) == 2
+    assert capsys.readouterr().err == "mmdiff: error: rows.jsonl: row 3: no image\n"
+    assert run(fail(KeyboardInterrupt()), monkeypatch) == 130
+    with pytest.raises(ZeroDivisionError):
+        run(fail(ZeroDivisionError()), monkeypatch)
+
+
+def test_a_result_is_a_table_for_people_and_an_object_for_programs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def verb(args: Any) -> Any:
+        cli._say("working")
+        return cli._table({"score": {"exact": 0.123456789, "none": float("nan")}, "folder": Path("runs/x")})
+
+    assert run(verb, monkeypatch) == 0
+    out, err = capsys.readouterr()
+    assert out == "score.exact  0.123457\nscore.none   nan\nfolder       runs/x\n" and err == "working\n"
+    assert run(verb, monkeypatch, "--json") == 0
+    out = capsys.readouterr().out
+    assert out == '{"score": {"exact": 0.123456789, "none": null}, "folder": "runs/x"}\n'
+    monkeypatch.setenv("RANK", "1")
+    assert run(verb, monkeypatch) == 0 and capsys.readouterr().out == ""
+
+
+def test_rows_and_overrides_are_told_apart() -> None:
+    row, overrides = cli._row(["image=cat.jpg", "question=a = b?", "n=3", "state:=[0.1, 2]", "sampler.steps=4"])
+    assert row == {"image": "cat.jpg", "question": "a = b?", "n": "3", "state": [0.1, 2]}
+    assert overrides == ["sampler.steps=4"]
+    with pytest.raises(UserError, match="not key=value"):
+        cli._row(["=3"])
+
+
+def play(config: Any, *, fresh: bool) -> dict[str, Any]:
+    return {"name": config.name, "fresh": fresh, "seed": config.train.seed}
+
+
+def test_demo_runs_what_its_configuration_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine-demo").mkdir()
+    file = tmp_path / "mine-demo" / "config.yaml"
+    monkeypatch.chdir(tmp_path)
+    file.write_text(f"name: mine\ndemo: {__name__}.play\n")
+    assert cli.main(["demo", "mine", "--fresh", "train.seed=4", "--json"]) == 0
+    assert last_object(capsys.readouterr().out) == {"name": "mine", "fresh": True, "seed": 4}
+    file.write_text("name: mine\n")
+    assert cli.main(["demo", "mine"]) == 2
+    assert "does not say what to run" in capsys.readouterr().err
