@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import ConfigError, MissingExtra, nearest
-from .settings import Config
+from .settings import Config, GenerationConfig
 from .typed import at, expand, join, typed
 
 RUN_FILE = "config.yaml"  # the resolved configuration in a run's folder
@@ -54,6 +54,20 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     config: Config = typed(Config, resolved, "")
     config.name = config.name or stem
     return config
+
+
+def typed_sampler(
+    task: Any, sampler: Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[Any, GenerationConfig]:
+    """A saved model's task node and sampler settings with `task.` and `sampler.` overrides laid over them."""
+    given: dict[str, Any] = {}
+    for override in overrides:
+        _set(given, override)
+    for key in given:
+        if key not in ("task", "sampler"):
+            raise ConfigError(f"{key}: a saved model takes settings of `task` and `sampler`{nearest(key, ('task', 'sampler'))}")
+    tree = _merge({"task": task, "sampler": dict(sampler)}, given)
+    return tree["task"], typed(GenerationConfig, tree["sampler"], "sampler")
 
 
 def packaged() -> list[str]:

@@ -180,7 +180,7 @@ class MMDiff(nn.Module):
         named: single fields of GenerationConfig, over `generation_config`; unknown names raise ConfigError.
         """
         from .samplers.loop import sample
-        from .samplers.result import generation_config as checked
+        from .samplers.options import generation_config as checked
 
         config = checked(generation_config, **named)
         if isinstance(batch_or_ids, Batch):
@@ -241,7 +241,7 @@ def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 40
     from .config import build
 
     if config.weights and not toy:
-        return MMDiff.from_pretrained(config.weights, dtype=config.dtype)
+        return MMDiff.from_pretrained(config.weights)
     if config.backbone is None:
         raise ConfigError("model.backbone: no backbone is given, expected {target: dotted.path, ...}")
     backbone = build(config.backbone, toy=toy, where="model.backbone")

@@ -53,8 +53,8 @@ def write_model(model: MMDiff, folder: Path, *, extra: Mapping[str, Any] | None 
     """The files of a model, straight into `folder`."""
     (folder / "backbone").mkdir(parents=True, exist_ok=True)
     nodes = {name: {kind: part.node for kind, part in getattr(model, name).items()} for name in PARTS}
-    dtype = str(next(model.backbone.parameters()).dtype).removeprefix("torch.")
-    config = {"mmdiff_format": FORMAT, "dtype": dtype, **nodes, "adapters": model.adapters, **(extra or {})}
+    made = {key: value for key, value in model.backbone.node.items() if key in ("dtype", "attention", "rope_in_fp32")}
+    config = {"mmdiff_format": FORMAT, "backbone": made, **nodes, "adapters": model.adapters, **(extra or {})}
     try:
         text = json.dumps(config, indent=2)
     except TypeError as error:
@@ -123,7 +123,8 @@ def load_model(folder: Path, *, dtype: str | None = None) -> MMDiff:
     Raises ConfigError for missing, unexpected or misshapen weights, by name.
     """
     config = read_config(folder)
-    backbone = backbone_from_folder(folder / "backbone", weights=False, dtype=dtype or config["dtype"])
+    made = config["backbone"] | ({"dtype": dtype} if dtype else {})
+    backbone = backbone_from_folder(folder / "backbone", weights=False, **made)
     parts: dict[str, dict[str, nn.Module]] = {
         name: {kind: build(node, where=f"{folder}: {name}.{kind}") for kind, node in config[name].items()}
         for name in PARTS

@@ -19,7 +19,6 @@ class ModelConfig:
     connectors: dict[str, Any] = field(default_factory=dict)  # node; given width_in and width_out
     heads: dict[str, Any] = field(default_factory=dict)  # node: readouts of an encoder, used by its pre-training only
     weights: str | None = None  # a saved model folder to start from, instead of the parts' own weights
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"  # of new parts and pre-trained backbones
 
 
 @dataclass

@@ -1,0 +1,112 @@
+"""Predictions -> scores -> one JSON object, the predictions themselves, and a page to look at."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .config import build, load_config
+from .data import at_row
+from .errors import ConfigError
+from .protocols import Row, Source
+from .report import write_report
+from .run import Run, write_text
+from .session import Session, load
+
+
+def evaluate(
+    session: Session, rows: Source, *, name: str = "", batch_size: int = 64, limit: int | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Answer and score every row. Returns (means, one record a row).
+
+    means: `n`, the mean of each score over the rows that have it, `by_kind` where rows have a `kind`, mean `forwards`,
+    and `rows_per_second`.
+    """
+    count = min(len(rows), limit) if limit else len(rows)
+    if not count:
+        raise ConfigError(f"eval.data.{name}: no rows")
+    records: list[dict[str, Any]] = []
+    start = time.perf_counter()
+    for first, group in batched(rows, count, batch_size, name):
+        for row, out in zip(group, session.predict_many(group, first=first, name=name), strict=True):
+            with at_row(name, len(records)):
+                scores = session.task.score(out["answer"], row)
+            records.append({"row": len(records), **_text(row), "prediction": out["answer"], "scores": scores, **out})
+    seconds = time.perf_counter() - start
+    return {**means(records), "rows_per_second": count / seconds}, records
+
+
+def batched(rows: Source, count: int, size: int, name: str) -> Iterator[tuple[int, list[Row]]]:
+    """(index of the first, rows), with a progress bar on stderr."""
+    with tqdm(total=count, desc=f"eval {name}".rstrip(), file=sys.stderr, leave=False) as bar:
+        for first in range(0, count, size):
+            group = [rows[i] for i in range(first, min(first + size, count))]
+            yield first, group
+            bar.update(len(group))
+
+
+def means(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean of each score, and of each score by kind of row."""
+    out: dict[str, Any] = {"n": len(records), **_mean(records)}
+    kinds: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for record in records:
+        if record.get("kind"):
+            kinds[str(record["kind"])].append(record)
+    if kinds:
+        out["by_kind"] = {kind: {"n": len(group), **_mean(group)} for kind, group in sorted(kinds.items())}
+    out["forwards"] = sum(r["forwards"] for r in records) / len(records)
+    return out
+
+
+def _mean(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    sums: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        for name, value in record["scores"].items():
+            sums[name].append(float(value))
+    return {name: sum(values) / len(values) for name, values in sums.items()}
+
+
+def _text(row: Row) -> dict[str, Any]:
+    """What of a row can stand in a line of JSON."""
+    return {key: value for key, value in row.items() if isinstance(value, str | int | float | list | bool)}
+
+
+def evaluate_run(folder: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Score a run on the sets its configuration names under `eval.data`; writes metrics.json, predictions, report.html.
+
+    overrides: as on the command line; `sampler.` and `task.` ones also change how the model answers.
+    """
+    config = load_config(str(folder), overrides)
+    sets = {name: node for name, node in config.eval.data.items() if node}
+    if not sets:
+        raise ConfigError(f"{folder}: eval.data names no set of rows")
+    sources = {name: build(node, where=f"eval.data.{name}") for name, node in sets.items()}
+    session = load(folder, *(o for o in overrides if o.partition(".")[0] in ("sampler", "task")))
+    results, shown = {}, {}
+    for name, rows in sources.items():
+        results[name], records = evaluate(
+            session, rows, name=name, batch_size=config.eval.batch_size, limit=config.eval.limit
+        )
+        write_predictions(Path(folder) / f"predictions-{name}.jsonl", records)
+        shown[name] = [(rows[r["row"]], r) for r in spread(records, config.eval.examples)]
+    run = Run(Path(folder))
+    run.finish({"eval": results})
+    write_report(run, title=str(config.name), results=results, examples=shown)
+    return {"eval": results, "report": str(run.folder / "report.html")}
+
+
+def write_predictions(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def spread(records: Sequence[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+    """n records spread evenly over all."""
+    step = max(len(records) / n, 1) if n else 1
+    return [records[int(i * step)] for i in range(min(n, len(records)))]

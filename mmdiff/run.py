@@ -1,0 +1,141 @@
+"""A run's folder: `runs/<name>/` with its configuration, metrics, checkpoints, the finished model, the report.
+
+    config.yaml      resolved, as it was when the run began
+    metrics.jsonl    one JSON object a line, by step
+    tensorboard/     the same figures
+    checkpoints/     see mmdiff.checkpoint
+    model/           the finished model, see mmdiff.saving
+    metrics.json     the result, once there is one
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from .config import load_config, to_yaml
+from .errors import ConfigError
+from .settings import Config
+
+RUNS = Path("runs")
+
+
+class Run:
+    """An opened run folder; one process at a time trains in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+        self.model = folder / "model"
+        self.metrics = folder / "metrics.jsonl"
+        self._lock: TextIO | None = None
+        self._board: Any = None
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What metrics.json says; None while the run has no result."""
+        file = self.folder / "metrics.json"
+        if not (self.model / "config.json").is_file() or not file.is_file():
+            return None
+        result: dict[str, Any] = json.loads(file.read_text())
+        return result
+
+    def lock(self) -> None:
+        self._lock = open(self.folder / ".lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{self.folder}: another process is training this run") from None
+
+    def begin_log(self, step: int, *, tensorboard: bool) -> None:
+        """Go on with the metrics of a run that stands at `step`: lines that are later are dropped, they come again."""
+        if self.metrics.is_file():
+            kept = [line for line in self.metrics.read_text().splitlines() if _step(line) <= step]
+            write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{values.get('stage', 'run')}/{name}", value, step)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write metrics.json; what was there under other names is kept."""
+        merged = {**(self.result or {}), **result}
+        write_text(self.folder / "metrics.json", json.dumps(merged, indent=2) + "\n")
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def open_run(config: Config, *, fresh: bool = False) -> Run:
+    """The folder of a configuration's run, made or found.
+
+    A folder that holds another configuration is refused: nothing is overwritten. fresh: what is there is moved aside.
+    """
+    folder = RUNS / str(config.name)
+    if Path(str(config.name)).is_absolute() or ".." in Path(str(config.name)).parts:
+        raise ConfigError(f"name: {config.name!r} is not a name below {RUNS}/")
+    if fresh and folder.exists():
+        folder.rename(folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
+    if (folder / "config.yaml").is_file():
+        old, new = flat(asdict(load_config(str(folder)))), flat(asdict(config))
+        changed = [k for k in [*old, *(k for k in new if k not in old)] if old.get(k) != new.get(k)]
+        if changed:
+            key = changed[0]
+            raise ConfigError(
+                f"{folder} holds a run of another configuration ({key} was {old.get(key)!r}, is {new.get(key)!r}"
+                f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}): choose name=..., or --fresh"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is there and holds no run: choose name=..., or --fresh")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", to_yaml(replace(config)))
+    return Run(folder)
+
+
+def flat(tree: Any, key: str = "") -> dict[str, Any]:
+    """{dotted key: value} of nested mappings and lists."""
+    if isinstance(tree, Mapping):
+        items = list(tree.items())
+    elif isinstance(tree, list | tuple):
+        items = list(enumerate(tree))
+    else:
+        return {key: tree}
+    out: dict[str, Any] = {}
+    for name, value in items:
+        out |= flat(value, f"{key}.{name}" if key else str(name))
+    return out
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write aside, then rename: the file is the old one or the new one, never half of it."""
+    aside = file.with_name(f".{file.name}.part-{os.getpid()}")
+    with open(aside, "w") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(aside, file)
+
+
+def _step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError):  # the line a kill cut short
+        return 1 << 62

@@ -1,0 +1,85 @@
+"""A model with its task, loaded once, answering rows: what `generate`, `eval` and the demonstrations stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import found
+from .config import build, typed_sampler
+from .data import canvases
+from .errors import ConfigError, nearest
+from .model import MMDiff
+from .protocols import Row, Task
+from .run import RUNS
+from .samplers.result import Generation
+from .saving import read_config
+from .settings import GenerationConfig
+
+
+@dataclass
+class Session:
+    model: MMDiff
+    task: Task
+    sampler: GenerationConfig
+    folder: Path
+
+    def predict(self, row: Mapping[str, Any], **named: Any) -> dict[str, Any]:
+        """The answer to one row: {"answer", "forwards", "canvas"}, the canvas as (token, step, confidence) triples.
+
+        named: fields of GenerationConfig for this call.
+        """
+        return self.predict_many([row], **named)[0]
+
+    def predict_many(self, rows: Sequence[Row], *, first: int = 0, name: str = "", **named: Any) -> list[dict[str, Any]]:
+        """Answers in one batch. first: index of the first row, under which its noise is drawn."""
+        vocab = self.model.vocab
+        batch = canvases(rows, self.task, vocab, self.model.readers, first=first, name=name)
+        out = self.model.generate(batch, generation_config=self.sampler, **named)
+        return [
+            {
+                "answer": self.task.parse(ids, vocab),
+                "forwards": int(out.forwards_B[b]),
+                "canvas": written(out, b, self.model),
+            }
+            for b, ids in enumerate(out.targets())
+        ]
+
+
+def written(out: Generation, row: int, model: MMDiff) -> list[tuple[str, int, float]]:
+    """(token, step, confidence) of a row's target places; step 0 was given."""
+    places = out.target_BL[row].nonzero().squeeze(1).tolist()
+    piece = model.vocab.piece
+    return [
+        (piece(int(out.ids_BL[row, i])), int(out.step_BL[row, i]), round(float(out.confidence_BL[row, i]), 4))
+        for i in places
+    ]
+
+
+def load(folder: str | Path, *overrides: str) -> Session:
+    """The session of a run (`runs/x`), a checkpoint in it, or a saved model folder.
+
+    overrides: `sampler.steps=4` and `task.metrics=[...]`, as on the command line. Raises ConfigError.
+    """
+    where = find_model(Path(folder))
+    config = read_config(where)
+    if not config.get("task"):
+        raise ConfigError(f"{where}: the model was saved without a task; use MMDiff.from_pretrained")
+    task, sampler = typed_sampler(config["task"], config.get("sampler") or {}, overrides)
+    return Session(MMDiff.from_pretrained(where), build(task, where="task"), sampler, where)
+
+
+def find_model(folder: Path) -> Path:
+    """The newest model in a run's folder, or the folder itself."""
+    if not folder.is_dir():
+        runs = [str(p) for p in RUNS.glob("*")] if RUNS.is_dir() else []
+        raise ConfigError(f"{folder}: no such folder{nearest(str(folder), runs)}")
+    if (folder / "backbone").is_dir():
+        return folder
+    if (folder / "model" / "config.json").is_file():
+        return folder / "model"
+    if checkpoints := found(folder / "checkpoints"):
+        return checkpoints[-1]
+    raise ConfigError(f"{folder}: neither a saved model nor a run with one")
