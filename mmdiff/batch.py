@@ -120,14 +120,14 @@ def collate(
     index: global sample indices, the identity under which noise is drawn; 0, 1, ... when left out.
     padding: "ignore" leaves the places that fill a row up unattended and unscored. "eos" makes them end-of-sequence
         ids that are masked, scored and attended like any answer (LLaDA's SFT recipe, GUIDELINES.md).
-    Raises DataError for an empty sample, an unknown kind of media, ids outside the vocabulary.
+    Raises DataError for an empty sample, an unknown kind of media, ids outside the vocabulary or a target's `allow`.
     """
     readers = readers or {}
     rows = [_Row() for _ in samples]
     items: dict[str, list[Item]] = {}
     taken: dict[str, int] = {}
     allow_sets: dict[Ranges | None, int] = {None: 0}
-    for row, sample in zip(rows, samples, strict=True):
+    for b, (row, sample) in enumerate(zip(rows, samples, strict=True)):
         for part in sample:
             if isinstance(part, Text):
                 row.add(part.ids, False)
@@ -145,7 +145,10 @@ def collate(
                 row.add([vocab.slot_id] * n, False)
                 taken[part.kind] = start + n
         if not row.ids:
-            raise DataError(f"sample {rows.index(row)} of the batch is empty")
+            raise DataError(f"sample {b} of the batch is empty")
+        low, high = min(row.ids), max(row.ids)
+        if low < 0 or high >= vocab.size:
+            raise DataError(f"sample {b} of the batch: ids {low}..{high} do not fit a vocabulary of {vocab.size}")
     length = max(len(row.ids) for row in rows)
     eos = padding == "eos"
 
@@ -155,24 +158,29 @@ def collate(
 
     attend_BL = torch.tensor([pad([True] * len(row.ids), eos) for row in rows])
     ids_BL = torch.tensor([pad(row.ids, vocab.eos_id if eos else vocab.pad_id) for row in rows], dtype=torch.int64)
-    if int(ids_BL.min()) < 0 or int(ids_BL.max()) >= vocab.size:
-        raise DataError(f"ids {int(ids_BL.min())}..{int(ids_BL.max())} do not fit a vocabulary of {vocab.size}")
     slots = {kind: torch.full((len(rows), length), -1, dtype=torch.int64) for kind in items}
     for b, row in enumerate(rows):
         shift = 0 if side == "right" else length - len(row.ids)
         for kind, at, start, n in row.slots:
             slots[kind][b, at + shift : at + shift + n] = torch.arange(start, start + n)
-    free = len(allow_sets) == 1
+    target_BL = torch.tensor([pad(row.target, eos) for row in rows])
+    allow_BL, allow_KV = None, None
+    if len(allow_sets) > 1:
+        allow_BL = torch.tensor([pad(row.allow, 0) for row in rows])
+        allow_KV = torch.stack([_allowed(ranges, vocab.size) for ranges in allow_sets])
+        stray_BL = target_BL & ~allow_KV[allow_BL, ids_BL] & (ids_BL != vocab.mask_id)
+        for b, at in stray_BL.nonzero().tolist():  # its cross-entropy would be infinite
+            raise DataError(f"sample {b} of the batch: the target's `allow` leaves out its own id {ids_BL[b, at]}")
     return Batch(
         ids_BL=ids_BL,
-        target_BL=torch.tensor([pad(row.target, eos) for row in rows]),
+        target_BL=target_BL,
         attend_BL=attend_BL,
         position_BL=(attend_BL.cumsum(1) - 1).clamp(min=0),
         segment_BL=torch.zeros_like(ids_BL),
         slots=slots,
         media={kind: _stack(group) for kind, group in items.items()},
-        allow_BL=None if free else torch.tensor([pad(row.allow, 0) for row in rows]),
-        allow_KV=None if free else torch.stack([_allowed(ranges, vocab.size) for ranges in allow_sets]),
+        allow_BL=allow_BL,
+        allow_KV=allow_KV,
         index_B=torch.arange(len(rows)) if index is None else torch.as_tensor(list(index), dtype=torch.int64),
         source_B=list(source) if source is not None else [""] * len(rows),
         padded=not bool(attend_BL.all()),

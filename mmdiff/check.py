@@ -18,7 +18,7 @@ from .errors import ConfigError
 from .run import Run
 from .session import load
 from .settings import Config, StageConfig
-from .train import fit
+from .train import fit, make_accelerator
 
 STEPS, ROWS = 2, 2
 
@@ -36,7 +36,7 @@ def check(config: Config, *, progress: Callable[[str], None] = lambda line: None
     small = replace(config, train=settings, model=replace(config.model, weights=None))
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
-        result = fit(small, run, toy=True, progress_bar=False)
+        result = fit(small, run, make_accelerator(settings), toy=True, progress_bar=False)
         for name, loss in result["loss"].items():
             if not math.isfinite(loss):
                 raise ConfigError(f"train.stages.{name}: the loss is {loss} after {STEPS} steps")

@@ -40,14 +40,15 @@ class Progress:
     tokens: int = 0  # attended places seen
     scaler: dict[str, Any] = field(default_factory=dict)  # of fp16's loss scale
     stages_done: list[str] = field(default_factory=list)
+    loss: dict[str, float] = field(default_factory=dict)  # of the last logged steps of each stage
 
 
 def save_frozen(model: MMDiff, file: Path) -> None:
-    """Write the weights that no parameter rule trains."""
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    """Write the parameters that no rule trains. Buffers are not among them: a trained part may move its own."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     aside = file.with_name(f".{file.name}.part-{os.getpid()}")
     aside.parent.mkdir(parents=True, exist_ok=True)
-    save_file({n: t for n, t in weights(model).items() if n not in trained}, aside, metadata={"format": "pt"})
+    save_file({n: t for n, t in weights(model).items() if n in frozen}, aside, metadata={"format": "pt"})
     os.replace(aside, file)
 
 
@@ -61,7 +62,7 @@ def save_checkpoint(
     frozen: Path,
     keep: int,
 ) -> None:
-    """Write `folder`/step-N, then remove all but the newest `keep` (and parts of checkpoints that a kill left)."""
+    """Write `folder`/step-N, then remove all but the newest `keep`."""
     target = folder / f"step-{progress.step:08d}"
     if target.exists():
         return
@@ -73,8 +74,6 @@ def save_checkpoint(
     replace_folder(aside, target)
     for old in found(folder)[:-keep]:
         shutil.rmtree(old)
-    for part in folder.glob(".step-*.part-*"):
-        shutil.rmtree(part)
 
 
 def found(folder: Path) -> list[Path]:

@@ -56,16 +56,15 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def typed_sampler(
-    task: Any, sampler: Mapping[str, Any], overrides: Sequence[str]
-) -> tuple[Any, GenerationConfig]:
+def typed_sampler(task: Any, sampler: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Any, GenerationConfig]:
     """A saved model's task node and sampler settings with `task.` and `sampler.` overrides laid over them."""
     given: dict[str, Any] = {}
     for override in overrides:
         _set(given, override)
     for key in given:
         if key not in ("task", "sampler"):
-            raise ConfigError(f"{key}: a saved model takes settings of `task` and `sampler`{nearest(key, ('task', 'sampler'))}")
+            near = nearest(key, ("task", "sampler"))
+            raise ConfigError(f"{key}: a saved model takes settings of `task` and `sampler`{near}")
     tree = _merge({"task": task, "sampler": dict(sampler)}, given)
     return tree["task"], typed(GenerationConfig, tree["sampler"], "sampler")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .batch import Batch, Padding, Sample, collate
+from .batch import Batch, Item, Media, Padding, Sample, collate
 from .diffusion.keys import NoiseKey
 from .errors import ConfigError, DataError
 from .protocols import Reader, Row, Source, Task
@@ -70,12 +70,25 @@ class Stream:
             self._orders[component, epoch] = noise.argsort(kind="stable")
         return int(self._orders[component, epoch][at])
 
-    def sample(self, position: int, vocab: Vocab) -> tuple[Sample, str]:
-        """The canvas at a position and the name of its component. Raises DataError that names component and row."""
+    def sample(self, position: int, vocab: Vocab, readers: Mapping[str, Reader]) -> tuple[Sample, str]:
+        """The canvas at a position, its media read, and the name of its component.
+
+        Raises DataError that names component and row.
+        """
         c, i = self.locate(position)
         component = self.components[c]
         with at_row(component.name, i):
-            return component.task.sample(component.rows[i], vocab), component.name
+            return read(component.task.sample(component.rows[i], vocab), readers), component.name
+
+
+def read(sample: Sample, readers: Mapping[str, Reader]) -> Sample:
+    """`sample` with its media as Items; kinds that no reader reads are left for `collate` to name."""
+    return [
+        Media(p.kind, readers[p.kind].read(p.data))
+        if isinstance(p, Media) and p.kind in readers and not isinstance(p.data, Item)
+        else p
+        for p in sample
+    ]
 
 
 class at_row:
@@ -101,7 +114,7 @@ class Batches:
     padding: Padding = "ignore"
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
-        pairs = [self.stream.sample(n, self.vocab) for n in positions]
+        pairs = [self.stream.sample(n, self.vocab, self.readers) for n in positions]
         samples, sources = [s for s, _ in pairs], [name for _, name in pairs]
         return collate(samples, self.vocab, self.readers, index=positions, source=sources, padding=self.padding)
 
@@ -119,5 +132,5 @@ def canvases(
     samples = []
     for i, row in enumerate(rows):
         with at_row(name, first + i):
-            samples.append(task.prompt(row, vocab))
+            samples.append(read(task.prompt(row, vocab), readers))
     return collate(samples, vocab, readers, index=range(first, first + len(rows)), side="left")

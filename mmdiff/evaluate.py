@@ -38,7 +38,7 @@ def evaluate(
         for row, out in zip(group, session.predict_many(group, first=first, name=name), strict=True):
             with at_row(name, len(records)):
                 scores = session.task.score(out["answer"], row)
-            records.append({"row": len(records), **_text(row), "prediction": out["answer"], "scores": scores, **out})
+            records.append({**_text(row), "row": len(records), "prediction": out["answer"], "scores": scores, **out})
     seconds = time.perf_counter() - start
     return {**means(records), "rows_per_second": count / seconds}, records
 
@@ -75,7 +75,11 @@ def _mean(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _text(row: Row) -> dict[str, Any]:
     """What of a row can stand in a line of JSON."""
-    return {key: value for key, value in row.items() if isinstance(value, str | int | float | list | bool)}
+    return {key: value for key, value in row.items() if _plain(value)}
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int | float) or (isinstance(value, list) and all(map(_plain, value)))
 
 
 def evaluate_run(folder: str, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -28,7 +28,8 @@ class FeatureCache:
         file.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(file, timeout=60)
         self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("CREATE TABLE IF NOT EXISTS features (key BLOB PRIMARY KEY, shape TEXT, dtype TEXT, data BLOB)")
+        columns = "key BLOB PRIMARY KEY, shape TEXT, dtype TEXT, data BLOB"
+        self._db.execute(f"CREATE TABLE IF NOT EXISTS features ({columns})")
         self._memory: dict[bytes, Tensor] = {}
         self._used = 0
         self.hits = self.misses = 0
@@ -53,7 +54,7 @@ class FeatureCache:
             with torch.no_grad():
                 fresh.values_N = fresh.values_N.to(model.device)
                 features = model.features(kind, fresh).cpu().split(fresh.views)
-            for i, feature in zip(absent, features):
+            for i, feature in zip(absent, features, strict=True):
                 found[keys[i]] = feature
                 self._put(keys[i], feature)
             self._db.commit()

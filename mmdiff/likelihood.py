@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .batch import Batch, to_device
 from .diffusion.keys import NoiseKey
+from .diffusion.schedule import Array
 from .model import MMDiff
 from .scorer import Scores
 
@@ -30,14 +31,15 @@ def bound(model: MMDiff, batch: Batch, *, levels: int = 16, seed: int = 0) -> Bo
     """-log p(targets | rest) is at most sum over k = 1..n of (1/k) * E[cross-entropy of k masked places]
     (the any-order form of LLaDA's eq. 3; RADD, arXiv 2406.03736).
 
-    One view for each k while n <= levels, else `levels` values of k spread evenly, each weighed by the stretch of
-    sum 1/k it stands for. Places and k depend on (seed, sample) only: the same rows give the same figure, always.
+    One view for each k while n <= levels, else `levels` values of k, each drawn from its own part of 1..n and weighed
+    for that part. Places and k depend on (seed, sample) only: the same rows give the same figure, always.
     batch: on the CPU.
     """
     key = NoiseKey(seed, stream="bound")
     target_BL = batch.target_BL.numpy()
     n_B = target_BL.sum(1)
-    grids = [grid(int(n), levels) for n in n_B]
+    part_BG = key.fold("level").uniforms(batch.index_B.tolist(), levels)
+    grids = [grid(int(n), part_G) for n, part_G in zip(n_B, part_BG)]
     rank_BL = np.full(target_BL.shape, target_BL.shape[1])
     on_device = to_device(batch, model.device)
     features = model.encode(on_device.media)
@@ -56,16 +58,17 @@ def bound(model: MMDiff, batch: Batch, *, levels: int = 16, seed: int = 0) -> Bo
     return Bound(nll_B, torch.from_numpy(n_B))
 
 
-def grid(n: int, levels: int) -> list[tuple[int, float]]:
+def grid(n: int, part_G: Array) -> list[tuple[int, float]]:
     """(k, weight) pairs whose weighted sum of `f(k) = sum of cross-entropy at k masked places` stands for sum f(k)/k.
 
-    With fewer levels than places, each k stands for a stretch of 1..n: its weight is (length of the stretch) / k.
+    With fewer levels than places, 1..n is cut into as many stretches, and `part_G` (in [0, 1)) says where in its
+    stretch a k lies: its weight is (length of the stretch) / k, so that the mean over uniform `part_G` is exact. A
+    fixed k (the middle) is not: cross-entropy rises towards k = n, where it may be all there is.
     """
-    if n <= levels:
+    if n <= len(part_G):
         return [(k, 1 / k) for k in range(1, n + 1)]
-    edges = np.linspace(0, n, levels + 1).round().astype(int)
-    middles = [(int(a) + 1 + int(b)) // 2 for a, b in zip(edges, edges[1:])]
-    return [(k, (int(b) - int(a)) / k) for k, a, b in zip(middles, edges, edges[1:])]
+    edges = np.linspace(0, n, len(part_G) + 1).round().astype(int).tolist()
+    return [(k := a + 1 + int(part * (b - a)), (b - a) / k) for part, a, b in zip(part_G, edges, edges[1:])]
 
 
 def score_masked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,14 +50,18 @@ class Meters:
         out["loss"] = total
         for key, pair in sorted(self._sums.items()):
             top, count = _sum(accelerator, pair)
-            ratio = torch.where(count > 0, top / count.clamp(min=1), torch.nan)
-            out[key] = [None if r != r else r for r in ratio.tolist()] if ratio.ndim else float(ratio)
+            ratio = (top / count).tolist()  # 0 / 0 is not a number, and JSON has no such number
+            out[key] = [_known(r) for r in ratio] if isinstance(ratio, list) else _known(ratio)
         if self._norm is not None:
             out["grad_norm"] = float(self._norm)
         out["tokens_per_second"] = self._tokens * accelerator.num_processes / max(seconds, 1e-9)
         out["seconds"] = seconds
         self._clear()
         return out
+
+
+def _known(ratio: float) -> float | None:
+    return None if math.isnan(ratio) else ratio
 
 
 def _sum(accelerator: Accelerator, value: Tensor) -> Tensor:

@@ -4,8 +4,8 @@
     - {match: connectors, lr: 1e-3}
     - {match: backbone, lora: {r: 8, alpha: 16, modules: "q_proj|v_proj"}}
 
-`match` is a prefix of the parameter's name at a dot (`backbone`, `encoders.image`), or a glob (`*.bias`). A parameter no
-rule matches, and a rule that matches none, are errors. No rules: everything is trained.
+`match` is a prefix of the parameter's name at a dot (`backbone`, `encoders.image`), or a glob (`*.bias`). A parameter
+no rule matches, and a rule that matches none, are errors. No rules: everything is trained.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def apply_rules(
         group = groups.setdefault(key, {"params": [], "names": [], "base_lr": line.lr, "weight_decay": decay})
         group["params"].append(parameter)
         group["names"].append(name)
-    for rule, line in zip(rules, lines):
+    for rule, line in zip(rules, lines, strict=True):
         if not line.tensors:
             names = {n.rsplit(".", k)[0] for n, _ in model.named_parameters() for k in range(1, 9) if n.count(".") >= k}
             raise ConfigError(f"params: the rule {rule.match!r} matches no parameter{nearest(rule.match, names)}")
@@ -167,4 +167,4 @@ def table(lines: Sequence[Line]) -> str:
         for x in lines
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(6)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -33,4 +33,10 @@ def part(cls: T) -> T:
         original(self, *args, **kwargs)
 
     cls.__init__ = __init__  # type: ignore[misc]
+    cls.made_with_part = True  # type: ignore[attr-defined]
     return cls
+
+
+def is_part(found: object) -> bool:
+    """Whether `found` is a class that `@part` stands over itself, not only over a class it extends."""
+    return isinstance(found, type) and "made_with_part" in vars(found)

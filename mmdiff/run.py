@@ -1,11 +1,11 @@
 """A run's folder: `runs/<name>/` with its configuration, metrics, checkpoints, the finished model, the report.
 
-    config.yaml      resolved, as it was when the run began
-    metrics.jsonl    one JSON object a line, by step
-    tensorboard/     the same figures
-    checkpoints/     see mmdiff.checkpoint
-    model/           the finished model, see mmdiff.saving
-    metrics.json     the result, once there is one
+config.yaml      resolved, as it was when the run began
+metrics.jsonl    one JSON object a line, by step
+tensorboard/     the same figures
+checkpoints/     see mmdiff.checkpoint
+model/           the finished model, see mmdiff.saving
+metrics.json     the result, once there is one
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -47,11 +48,14 @@ class Run:
         return result
 
     def lock(self) -> None:
+        """Keep other processes out, and remove what a killed one left half written. Raises ConfigError."""
         self._lock = open(self.folder / ".lock", "w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(f"{self.folder}: another process is training this run") from None
+        for part in [*self.folder.glob(".*.part-*"), *self.checkpoints.glob(".*.part-*")]:
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
 
     def begin_log(self, step: int, *, tensorboard: bool) -> None:
         """Go on with the metrics of a run that stands at `step`: lines that are later are dropped, they come again."""

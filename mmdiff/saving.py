@@ -1,6 +1,8 @@
 """A model as a folder: enough to load, generate and go on training, without any path it came from.
 
     config.json            every part's target and arguments, LoRA adapters, task and sampler (what `load` needs)
+                           (a target is called only when it is a class made to be part of a model: a folder from
+                           elsewhere cannot name `os.system`)
     backbone/              the architecture and the tokenizer, as transformers writes them
     model.safetensors      all weights, or several files and model.safetensors.index.json
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,21 @@ from torch import Tensor, nn
 
 from .backbones.backbone import check_bidirectional
 from .backbones.load import backbone_from_folder
-from .config import build
-from .errors import ConfigError
+from .config import build, locate
+from .errors import ConfigError, nearest
 from .model import MMDiff
 from .params import add_adapters
+from .parts import is_part
 
 FORMAT = 1
 INDEX = "model.safetensors.index.json"
 PARTS = ("encoders", "connectors", "heads")
+MADE = ("dtype", "attention", "rope_in_fp32")  # what config.json says of the backbone
 
 
-def save_model(model: MMDiff, folder: Path, *, extra: Mapping[str, Any] | None = None, frozen: Path | None = None) -> None:
+def save_model(
+    model: MMDiff, folder: Path, *, extra: Mapping[str, Any] | None = None, frozen: Path | None = None
+) -> None:
     """Write `model` to `folder`, which must not exist unless it is empty.
 
     extra: further entries of config.json (task, sampler).
@@ -49,11 +55,13 @@ def save_model(model: MMDiff, folder: Path, *, extra: Mapping[str, Any] | None =
     replace_folder(aside, folder)
 
 
-def write_model(model: MMDiff, folder: Path, *, extra: Mapping[str, Any] | None = None, frozen: Path | None = None) -> None:
+def write_model(
+    model: MMDiff, folder: Path, *, extra: Mapping[str, Any] | None = None, frozen: Path | None = None
+) -> None:
     """The files of a model, straight into `folder`."""
     (folder / "backbone").mkdir(parents=True, exist_ok=True)
     nodes = {name: {kind: part.node for kind, part in getattr(model, name).items()} for name in PARTS}
-    made = {key: value for key, value in model.backbone.node.items() if key in ("dtype", "attention", "rope_in_fp32")}
+    made = {key: value for key, value in model.backbone.node.items() if key in MADE}
     config = {"mmdiff_format": FORMAT, "backbone": made, **nodes, "adapters": model.adapters, **(extra or {})}
     try:
         text = json.dumps(config, indent=2)
@@ -96,12 +104,17 @@ def link(source: Path, target: Path) -> None:
 def replace_folder(aside: Path, folder: Path) -> None:
     """Make `aside` durable, then give it its name in one step."""
     for file in [*aside.rglob("*"), aside]:
-        handle = os.open(file, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        sync(file)
     if folder.exists():
         folder.rmdir()  # empty, or this fails
     os.rename(aside, folder)
+    sync(folder.parent)
+
+
+def sync(file: Path) -> None:
+    handle = os.open(file, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -112,9 +125,31 @@ def read_config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ConfigError(f"{file}: not JSON ({error})") from None
-    if config.get("mmdiff_format") != FORMAT:
-        raise ConfigError(f"{file}: mmdiff_format is {config.get('mmdiff_format')!r}, expected {FORMAT}")
+    if not isinstance(config, dict) or config.get("mmdiff_format") != FORMAT:
+        found = config.get("mmdiff_format") if isinstance(config, dict) else config
+        raise ConfigError(f"{file}: mmdiff_format is {found!r}, expected {FORMAT}")
+    for name, kind in {"backbone": dict, **dict.fromkeys(PARTS, dict), "adapters": list}.items():
+        if not isinstance(config.get(name), kind):
+            raise ConfigError(f"{file}: {name} is {config.get(name)!r}, expected a {kind.__name__}")
+    for name in config["backbone"]:
+        if name not in MADE:
+            raise ConfigError(f"{file}: backbone.{name}: no such field{nearest(name, MADE)}")
     return config
+
+
+def check_targets(node: Any, where: str, allowed: Callable[[Any], bool] = is_part) -> None:
+    """Raise ConfigError for a node that names anything but a class that is `allowed`, here or in its arguments.
+
+    A saved folder may come from anyone; what it names is looked up (its module is imported) but not called.
+    """
+    if isinstance(node, Mapping):
+        if "target" in node and not allowed(locate(node["target"], where)):
+            raise ConfigError(f"{where}: {node['target']} is not made to be part of a model; it was not called")
+        for name, inner in node.items():
+            check_targets(inner, f"{where}.{name}", allowed)
+    elif isinstance(node, list):
+        for inner in node:
+            check_targets(inner, where, allowed)
 
 
 def load_model(folder: Path, *, dtype: str | None = None) -> MMDiff:
@@ -123,6 +158,8 @@ def load_model(folder: Path, *, dtype: str | None = None) -> MMDiff:
     Raises ConfigError for missing, unexpected or misshapen weights, by name.
     """
     config = read_config(folder)
+    for name in PARTS:
+        check_targets(config[name], f"{folder}: {name}")
     made = config["backbone"] | ({"dtype": dtype} if dtype else {})
     backbone = backbone_from_folder(folder / "backbone", weights=False, **made)
     parts: dict[str, dict[str, nn.Module]] = {
@@ -139,8 +176,7 @@ def load_model(folder: Path, *, dtype: str | None = None) -> MMDiff:
 
 def load_weights(model: MMDiff, folder: Path) -> None:
     """Copy every tensor of the folder into `model`, in place; tensor by tensor, so the peak is one tensor."""
-    index = folder / INDEX
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    names = weight_files(folder)
     state = model.state_dict()
     missing = set(state)
     unexpected: list[str] = []
@@ -154,9 +190,8 @@ def load_weights(model: MMDiff, folder: Path) -> None:
                             continue
                         value = file.get_tensor(key)
                         if value.shape != state[key].shape:
-                            raise ConfigError(
-                                f"{folder / name}: {key} has shape {tuple(value.shape)}, expected {tuple(state[key].shape)}"
-                            )
+                            shapes = f"shape {tuple(value.shape)}, expected {tuple(state[key].shape)}"
+                            raise ConfigError(f"{folder / name}: {key} has {shapes}")
                         state[key].copy_(value)
                         missing.discard(key)
             except (SafetensorError, FileNotFoundError) as error:
@@ -164,9 +199,18 @@ def load_weights(model: MMDiff, folder: Path) -> None:
     written = {state[key].data_ptr() for key in state if key not in missing}
     missing = {key for key in missing if state[key].data_ptr() not in written}  # tied weights are written once
     if missing or unexpected:
-        raise ConfigError(
-            f"{folder}: weights do not fit: missing {_some(missing)}, unexpected {_some(unexpected)}"
-        )
+        raise ConfigError(f"{folder}: weights do not fit: missing {_some(missing)}, unexpected {_some(unexpected)}")
+
+
+def weight_files(folder: Path) -> list[str]:
+    index = folder / INDEX
+    if not index.is_file():
+        return ["model.safetensors"]
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{index}: not an index of weights ({error!r})") from None
+    return [Path(name).name for name in names]  # of this folder, whatever the index says
 
 
 def _some(names: Any) -> str:

@@ -7,16 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .checkpoint import found
 from .config import build, typed_sampler
 from .data import canvases
 from .errors import ConfigError, nearest
 from .model import MMDiff
+from .parts import is_part
 from .protocols import Row, Task
 from .run import RUNS
 from .samplers.result import Generation
-from .saving import read_config
+from .saving import check_targets, read_config
 from .settings import GenerationConfig
+
+METHODS = ("sample", "prompt", "parse", "score")  # of mmdiff.protocols.Task
 
 
 @dataclass
@@ -27,13 +32,15 @@ class Session:
     folder: Path
 
     def predict(self, row: Mapping[str, Any], **named: Any) -> dict[str, Any]:
-        """The answer to one row: {"answer", "forwards", "canvas"}, the canvas as (token, step, confidence) triples.
+        """The answer to a row: {"answer", "forwards", "canvas"}, the canvas as (token, step, confidence) triples.
 
         named: fields of GenerationConfig for this call.
         """
         return self.predict_many([row], **named)[0]
 
-    def predict_many(self, rows: Sequence[Row], *, first: int = 0, name: str = "", **named: Any) -> list[dict[str, Any]]:
+    def predict_many(
+        self, rows: Sequence[Row], *, first: int = 0, name: str = "", **named: Any
+    ) -> list[dict[str, Any]]:
         """Answers in one batch. first: index of the first row, under which its noise is drawn."""
         vocab = self.model.vocab
         batch = canvases(rows, self.task, vocab, self.model.readers, first=first, name=name)
@@ -67,8 +74,22 @@ def load(folder: str | Path, *overrides: str) -> Session:
     config = read_config(where)
     if not config.get("task"):
         raise ConfigError(f"{where}: the model was saved without a task; use MMDiff.from_pretrained")
+    check_targets(config["task"], f"{where}: task", is_answering)
+    check_targets(config.get("sampler"), f"{where}: sampler", is_ours)
+    rule = (config.get("sampler") or {}).get("remasking") or ""
+    check_targets({"target": rule} if "." in rule else None, f"{where}: sampler.remasking", is_ours)
     task, sampler = typed_sampler(config["task"], config.get("sampler") or {}, overrides)
-    return Session(MMDiff.from_pretrained(where), build(task, where="task"), sampler, where)
+    model = MMDiff.from_pretrained(where).to("cuda" if torch.cuda.is_available() else "cpu")
+    return Session(model, build(task, where="task"), sampler, where)
+
+
+def is_ours(found: Any) -> bool:
+    """Whether a saved folder may have it called: a class of mmdiff, or one made with `@part`."""
+    return isinstance(found, type) and (is_part(found) or found.__module__.startswith("mmdiff."))
+
+
+def is_answering(found: Any) -> bool:
+    return is_ours(found) or (isinstance(found, type) and all(callable(getattr(found, m, None)) for m in METHODS))
 
 
 def find_model(folder: Path) -> Path:

@@ -7,12 +7,16 @@ function of (seed, step, sample, view), so a run that was killed ends as one tha
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -21,16 +25,16 @@ from .checkpoint import Progress, found, load_moments, read_progress, save_check
 from .config import build
 from .data import Batches, Component, Stream, positions
 from .diffusion.keys import NoiseKey
-from .errors import ConfigError, nearest
+from .errors import ConfigError, UserError, nearest
 from .features import FeatureCache, fingerprint
 from .likelihood import bound
 from .meters import Meters
 from .model import MMDiff, build_model
 from .optim import lr_factor
-from .params import apply_rules, read_rules, table
+from .params import add_adapters, apply_rules, read_rules, table
 from .protocols import Objective, Task
 from .run import Run, open_run
-from .saving import load_weights, save_model
+from .saving import load_weights, read_config, save_model
 from .settings import Config, StageConfig, TrainConfig
 
 
@@ -41,63 +45,75 @@ def train(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     """
     if not config.train.stages:
         raise ConfigError("train.stages: there is no stage to train")
-    run = open_run(config, fresh=fresh)
+    accelerator = make_accelerator(config.train)
+    with accelerator.main_process_first():  # one process makes the folder, the others find it
+        run = open_run(config, fresh=fresh and accelerator.is_main_process)
     if (result := run.result) is not None:
         return result
-    run.lock()
+    if accelerator.is_main_process:
+        run.lock()
     try:
-        return fit(config, run)
+        return fit(config, run, accelerator)
     finally:
         run.close()
 
 
-def fit(config: Config, run: Run, *, toy: bool = False, progress_bar: bool = True) -> dict[str, Any]:
+def fit(
+    config: Config, run: Run, accelerator: Accelerator, *, toy: bool = False, progress_bar: bool = True
+) -> dict[str, Any]:
     """All stages of a configuration in an opened run. toy: at toy width on toy rows (`mmdiff check`)."""
     settings = config.train
-    accelerator = make_accelerator(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     model = build_model(config.model, toy=toy, logit_chunk=settings.logit_chunk)
-    extra = {"task": config.task, "sampler": vars(config.sampler)}
-    checkpoints = found(run.checkpoints)
-    progress = read_progress(checkpoints[-1]) if checkpoints else Progress()
+    last = max(found(run.checkpoints), default=None)
+    progress = read_progress(last) if last else Progress()
+    if last:
+        for adapter in read_config(last)["adapters"]:
+            if adapter not in model.adapters:
+                add_adapters(model, adapter)
+        load_weights(model, last)
     if accelerator.is_main_process:
         run.begin_log(progress.step, tensorboard=settings.tensorboard)
-    loss: dict[str, float] = {}
     for name, stage in settings.stages.items():
+        if name in progress.stages_done:
+            continue
         rules = read_rules(stage.params, f"train.stages.{name}.params")
         torch.manual_seed(NoiseKey(settings.seed, stream=f"adapters/{name}").integer(1 << 62))
         groups, lines = apply_rules(model, rules, lr=stage.lr, weight_decay=stage.weight_decay)
-        if name in progress.stages_done:
-            continue
-        if checkpoints:
-            load_weights(model, checkpoints[-1])
         if accelerator.is_main_process and progress_bar:
-            tqdm.write(f"stage {name}: {stage.steps} steps\n{table(lines)}", file=_stderr())
-        loop = Stage(name, stage, config, model, groups, run, accelerator, progress, extra, toy, progress_bar)
-        if progress.stage == name and checkpoints:
-            load_moments(loop.optimizer, checkpoints[-1] / "optimizer.safetensors")
-        loss[name] = loop.run_steps()
-        checkpoints = []  # what is in memory is newer
+            tqdm.write(f"stage {name}: {stage.steps} steps\n{table(lines)}", file=sys.stderr)
+        loop = Stage(name, stage, config, model, groups, run, accelerator, progress, toy, progress_bar)
+        if last and progress.stage == name:
+            load_moments(loop.optimizer, last / "optimizer.safetensors")
+        loop.run_steps()
     result = {
         "steps": progress.step,
         "seconds_training": round(progress.seconds, 3),
         "tokens": progress.tokens,
-        "loss": loss,
+        "loss": progress.loss,
         "run": str(run.folder),
     }
     if accelerator.is_main_process:
         if not run.model.exists():
-            save_model(model, run.model, extra=extra)
+            save_model(model, run.model, extra=answering(config))
+        for frozen in run.checkpoints.glob("frozen-*.safetensors"):  # a kill came before its stage removed it
+            frozen.unlink()
         run.finish(result)
     accelerator.wait_for_everyone()
     return result
 
 
+def answering(config: Config) -> dict[str, Any]:
+    """What a saved model knows besides itself: how it is asked."""
+    return {"task": config.task, "sampler": vars(config.sampler)}
+
+
 def make_accelerator(settings: TrainConfig) -> Accelerator:
     if settings.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("train.precision: fp16 needs a GPU, expected fp32 or bf16 here")
+    AcceleratorState._reset_state()  # accelerate keeps a process to its first precision; a check or run may have been
     precision = "no" if settings.precision == "fp32" else settings.precision
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # a rank's batch may hold no picture
     return Accelerator(mixed_precision=precision, kwargs_handlers=[unused])
@@ -126,36 +142,33 @@ def make_stream(stage: StageConfig, task: Task | None, where: str, *, seed: int,
     return Stream(components, seed=seed)
 
 
+@dataclass
 class Stage:
-    """One stage while it runs."""
+    """One stage while it runs. groups: what AdamW trains, see `mmdiff.params`."""
 
-    def __init__(
-        self,
-        name: str,
-        stage: StageConfig,
-        config: Config,
-        model: MMDiff,
-        groups: list[dict[str, Any]],
-        run: Run,
-        accelerator: Accelerator,
-        progress: Progress,
-        extra: dict[str, Any],
-        toy: bool,
-        progress_bar: bool,
-    ) -> None:
-        self.name, self.stage, self.settings, self.model = name, stage, config.train, model
-        self.run, self.accelerator, self.progress, self.extra, self.toy = run, accelerator, progress, extra, toy
-        self.progress_bar = progress_bar and accelerator.is_main_process
-        where = f"train.stages.{name}"
-        self.objective: Objective = build(stage.objective, where=f"{where}.objective", toy=toy)
-        self.task = build(config.task, where="task", toy=toy) if config.task else None
-        self.stream = make_stream(stage, self.task, where, seed=config.train.seed, toy=toy)
-        self.optimizer = torch.optim.AdamW(groups, lr=stage.lr, betas=config.train.betas)
-        self.frozen = run.checkpoints / f"frozen-{name}.safetensors"
-        self.cache = FeatureCache(run.folder / "features.sqlite") if stage.cache_features else None
+    name: str
+    stage: StageConfig
+    config: Config
+    model: MMDiff
+    groups: list[dict[str, Any]]
+    run: Run
+    accelerator: Accelerator
+    progress: Progress
+    toy: bool
+    progress_bar: bool
 
-    def run_steps(self) -> float:
-        """Run what is left of the stage; returns the loss of its last logged steps."""
+    def __post_init__(self) -> None:
+        stage, config, where = self.stage, self.config, f"train.stages.{self.name}"
+        self.settings = config.train
+        self.objective: Objective = build(stage.objective, where=f"{where}.objective", toy=self.toy)
+        self.task: Task | None = build(config.task, where="task", toy=self.toy) if config.task else None
+        self.stream = make_stream(stage, self.task, where, seed=config.train.seed, toy=self.toy)
+        self.optimizer = torch.optim.AdamW(self.groups, lr=stage.lr, betas=config.train.betas)
+        self.frozen = self.run.checkpoints / f"frozen-{self.name}.safetensors"
+        self.cache = FeatureCache(self.run.folder / "features.sqlite") if stage.cache_features else None
+
+    def run_steps(self) -> None:
+        """Run what is left of the stage."""
         progress, stage = self.progress, self.stage
         if progress.stage != self.name:
             progress.stage, progress.stage_step = self.name, 0
@@ -167,11 +180,10 @@ class Stage:
         if self.accelerator.scaler is not None and progress.scaler:
             self.accelerator.scaler.load_state_dict(progress.scaler)
         prints = self._prints()
-        batches = iter(self._loader(progress.stage_step))
-        meters, mark, loss = Meters(), time.perf_counter(), float("nan")
-        bar = tqdm(
-            total=stage.steps, initial=progress.stage_step, desc=self.name, disable=not self.progress_bar, leave=True
-        )
+        batches = one_line_errors(self._loader(progress.stage_step))
+        meters, mark = Meters(), time.perf_counter()
+        hidden = not (self.progress_bar and self.accelerator.is_main_process)
+        bar = tqdm(total=stage.steps, initial=progress.stage_step, desc=self.name, disable=hidden, mininterval=0.5)
         while progress.stage_step < stage.steps:
             window = [next(batches) for _ in range(stage.accumulate)]
             if self.cache is not None:
@@ -185,8 +197,9 @@ class Stage:
                 now = time.perf_counter()
                 progress.seconds, mark, passed = progress.seconds + now - mark, now, now - mark
                 figures = meters.read(self.accelerator, passed)
-                loss = figures["loss"]
-                bar.set_postfix(loss=f"{loss:.4f}", tokens_s=f"{figures['tokens_per_second']:.0f}")
+                progress.loss[self.name] = figures["loss"]
+                shown = {"loss": f"{figures['loss']:.4f}", "tokens_s": f"{figures['tokens_per_second']:.0f}"}
+                bar.set_postfix(shown, refresh=False)
                 if self.accelerator.is_main_process:
                     lr = stage.lr * lr_factor(progress.stage_step - 1, stage)
                     self.run.log(progress.step, {"stage": self.name, "lr": lr, **figures})
@@ -199,29 +212,27 @@ class Stage:
                 self._save(last)
         bar.close()
         self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()  # the next stage's gradients are not this optimizer's to unscale
         if self.cache is not None:
             self.cache.close()
-        return loss
 
     def _step(self, wrapped: Any, optimizer: Any, window: list[Batch], meters: Meters) -> None:
         stage, progress, accelerator = self.stage, self.progress, self.accelerator
         world = accelerator.num_processes
-        key = NoiseKey(
-            self.settings.seed, progress.step, self.name, batch=stage.batch_size * stage.accumulate * world
-        )
+        key = NoiseKey(self.settings.seed, progress.step, self.name, batch=stage.batch_size * stage.accumulate * world)
         torch.manual_seed(key.fold(f"dropout/{accelerator.process_index}").integer(1 << 62))
         plans = [self.objective.plan(batch, key, self.model.vocab) for batch in window]
         names = sorted(plans[0].counts)
         counts_N = torch.tensor([[plan.counts[n] for n in names] for plan in plans], dtype=torch.float64).sum(0)
         if world > 1:
             counts_N = accelerator.reduce(counts_N.float().to(accelerator.device)).cpu().double()
-        count = {name: max(float(c), 1.0) for name, c in zip(names, counts_N)}
+        count = {name: max(c, 1.0) for name, c in zip(names, counts_N.tolist(), strict=True)}
         factor = lr_factor(progress.stage_step, stage)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         for i, plan in enumerate(plans):
             ready = to_device(plan, accelerator.device)
-            with accelerator.no_sync(wrapped) if i < len(plans) - 1 else _nothing():
+            with accelerator.no_sync(wrapped) if i < len(plans) - 1 else nullcontext():
                 terms = wrapped(self.objective.terms, ready)
                 total = sum((t.coefficient * t.value / count[n] for n, t in terms.items()), start=torch.zeros(()))
                 accelerator.backward(total * world)  # data parallelism takes the mean over processes
@@ -291,7 +302,7 @@ class Stage:
                 self.model,
                 None if last else self.optimizer,
                 progress,
-                extra=self.extra,
+                extra=answering(self.config),
                 frozen=self.frozen,
                 keep=self.settings.keep,
             )
@@ -301,7 +312,7 @@ class Stage:
 
 
 def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, where: str, *, toy: bool = False) -> dict[str, float]:
-    """The bound on the stage's held-out rows, in nats a sample and a target place; the same rows give the same figure."""
+    """The bound on the stage's held-out rows, in nats a sample and a target place: the same rows, the same figure."""
     rows = build(stage.eval, where=f"{where}.eval", toy=toy)
     stream = Stream([Component("eval", rows, task)], seed=0)
     data = Batches(stream, model.vocab, model.readers, stage.padding)
@@ -313,6 +324,15 @@ def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, where: str, *,
     return {"bound_per_sample": nats / len(rows), "bound_per_token": nats / max(places, 1)}
 
 
+def one_line_errors(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """The batches; a UserError of a data process without the traceback that comes with it as text."""
+    try:
+        yield from loader
+    except UserError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")) from None
+
+
 class _Iterable:
     """A sampler made of a generator function."""
 
@@ -321,15 +341,3 @@ class _Iterable:
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.function())
-
-
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
-
-
-def _stderr() -> Any:
-    import sys
-
-    return sys.stderr

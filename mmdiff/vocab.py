@@ -11,6 +11,8 @@ from typing import Any
 
 from .errors import ConfigError, nearest
 
+KNOWN = 1 << 16  # encoded texts kept; a tokenizer call costs 70 microseconds, and questions come again every epoch
+
 
 @dataclass(frozen=True)
 class Vocab:
@@ -30,10 +32,15 @@ class Vocab:
     bos_id: int | None = None
     end_ids: tuple[int, ...] = ()
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    _known: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)  # texts that were encoded
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` without special tokens added. Text in which a special token is spelled out stays text-like ids."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if text not in self._known:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[text] = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self._known[text])
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of `ids`; special tokens are left out unless asked for."""

@@ -54,6 +54,7 @@ class Family(Protocol):
         intermediate_size: int,
         max_length: int,
         rope_theta: float,
+        init_std: float,
     ) -> Any:
         """The family's architecture at any size."""
         ...

@@ -149,6 +149,7 @@ def new_config(
     intermediate_size: int,
     max_length: int,
     rope_theta: float,
+    init_std: float,
 ) -> Any:
     """A `LlamaConfig` with `is_causal=False`."""
     return _llama(
@@ -160,6 +161,7 @@ def new_config(
         intermediate_size=intermediate_size,
         max_position_embeddings=max_length,
         rope_theta=rope_theta,
+        initializer_range=init_std,
         rms_norm_eps=1e-5,
     )
 

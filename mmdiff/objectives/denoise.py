@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..diffusion.keys import NoiseKey
-from ..diffusion.levels import ExactCount, Levels
+from ..diffusion.levels import Bools, ExactCount, Levels, Masked
 from ..errors import ConfigError, nearest
 from ..model import MMDiff
 from ..vocab import Vocab
@@ -103,7 +103,7 @@ class Denoise:
         out.counts["denoise"] = count
         return out
 
-    def _mask(self, index: list[int], target_BL: np.ndarray, key: NoiseKey, view: int):  # type: ignore[no-untyped-def]
+    def _mask(self, index: list[int], target_BL: Bools, key: NoiseKey, view: int) -> Masked:
         """One view: two uniforms decide the level, then one a target place, in the order of the places."""
         size_B = target_BL.sum(1)
         place_BL = np.zeros(target_BL.shape)
@@ -111,8 +111,8 @@ class Denoise:
         for b, sample in enumerate(index):
             draws = key.uniform(sample, 2 + int(size_B[b]), view)
             level_B[b], coin_B[b], place_BL[b, target_BL[b]] = draws[0], draws[1], draws[2:]
-        if self.levels.stratified:  # sample i of a step draws from the i-th of `batch` equal parts of [0, 1)
-            rank_B = np.array([sample % key.batch for sample in index]) * self.views + view
+        if self.levels.stratified:  # sample i of a step draws from the i-th of `batch` equal parts of its view's share
+            rank_B = view * key.batch + np.array([sample % key.batch for sample in index])
             level_B = (rank_B + level_B) / (key.batch * self.views)
         return self.levels.mask(target_BL, level_B, coin_B, place_BL)
 
@@ -136,7 +136,9 @@ def cut(batch: Batch, key: NoiseKey, share: float) -> Batch:
         if coin < share:
             keep_B[b] = 1 + int(u * int(batch.attend_BL[b].sum()))
     keep_BL = batch.position_BL < torch.tensor(keep_B)[:, None]
-    return replace(batch, attend_BL=batch.attend_BL & keep_BL, target_BL=batch.target_BL & keep_BL, padded=True)
+    attend_BL = batch.attend_BL & keep_BL
+    padded = not bool(attend_BL.all())
+    return replace(batch, attend_BL=attend_BL, target_BL=batch.target_BL & keep_BL, padded=padded)
 
 
 def by_level(nll_P: Tensor, correct_P: Tensor, rate_P: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

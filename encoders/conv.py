@@ -1,0 +1,65 @@
+"""A tower of three convolutions for work on a CPU: one token for each cell of a small picture.
+
+Shape letters: N views, H W pixels, T tokens (cells), E width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..batch import Item
+from ..errors import ConfigError
+from ..parts import part
+from .images import ImageSpec, read_item
+from .pretrained import fill, read_tensors, tensor_files, tensor_names
+
+
+@part
+class ConvTower(nn.Module):
+    """(N, 3, size, size) -> (N, (size / cell)^2, width), with a learned table of positions.
+
+    size, cell: in pixels; a cell is a multiple of 4, and `size` one of the cell.
+    weights: a safetensors file of this tower's own names. Raises ConfigError.
+    """
+
+    def __init__(self, size: int = 24, width: int = 96, cell: int = 12, *, weights: str | None = None) -> None:
+        super().__init__()
+        if cell < 4 or cell % 4 or size < cell or size % cell:
+            raise ConfigError(f"cell: {cell} is not a multiple of 4 that divides size {size}")
+        self.width = width
+        self.grid = (size // cell, size // cell)
+        self.tokens = self.grid[0] * self.grid[1]
+        self.spec = ImageSpec((size, size))
+        self.convs = nn.Sequential(
+            nn.Conv2d(3, width // 2, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, width, cell // 4, stride=cell // 4),
+        )
+        self.positions_TE = nn.Parameter(torch.randn(self.tokens, width) * 0.02)
+        self.checkpointed = False
+        if weights is not None:
+            files = tensor_files(weights)
+            tensor_names(files)
+            fill(self, read_tensors(files), weights)
+            self.node["weights"] = None
+
+    @classmethod
+    def toy(cls, size: int = 24, width: int = 96, cell: int = 12, *, weights: str | None = None) -> ConvTower:
+        return cls(size, min(width, 32), cell)
+
+    def read(self, data: object) -> Item:
+        return read_item(data, self.spec)
+
+    def forward(self, values_N3HW: Tensor) -> Tensor:
+        if self.checkpointed and self.training:
+            map_NEHW: Tensor = checkpoint(self.convs, values_N3HW, use_reentrant=False)
+        else:
+            map_NEHW = self.convs(values_N3HW)
+        return map_NEHW.flatten(2).transpose(1, 2) + self.positions_TE
+
+    def gradient_checkpointing(self, on: bool) -> None:
+        self.checkpointed = on

@@ -1,0 +1,80 @@
+"""Tiles: an encoder that sees a large picture as a whole and in pieces. See `mmdiff.connectors.anyres`.
+
+Shape letters: N views, H W pixels, T tokens, E width.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import Item
+from ..connectors.anyres import select_canvas
+from ..errors import ConfigError
+from ..parts import part
+from .images import ImageSpec, pixels, read_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@part
+class Tiles(nn.Module):
+    """Reads a picture as 1 + rows * columns views: the whole of it, then the tiles of a canvas, row by row.
+
+    The canvas is the one of at most `grid` x `grid` tiles that shows most of the picture; the picture is put on its
+    middle, on black (LLaVA-OneVision, arXiv 2408.03326; LLaDA-V has grid=6).
+
+    encoder: a vision tower with `spec` and a square picture. max_tiles: of a canvas; None: grid * grid.
+    Items have layout (height, width, rows, columns). Raises ConfigError.
+    """
+
+    def __init__(self, encoder: nn.Module, *, grid: int = 6, max_tiles: int | None = None) -> None:
+        super().__init__()
+        spec = getattr(encoder, "spec", None)
+        if not isinstance(spec, ImageSpec) or spec.size[0] != spec.size[1]:
+            raise ConfigError(f"encoder: {type(encoder).__name__} sees no square pictures, which can be tiled")
+        if grid < 1 or (max_tiles is not None and max_tiles < 1):
+            raise ConfigError(f"grid: {grid}, max_tiles: {max_tiles}; expected whole numbers above 0")
+        self.encoder: Any = encoder
+        self.spec = spec
+        self.max_grid = grid
+        self.max_tiles = max_tiles
+        self.width: int = self.encoder.width
+        self.tokens: int = self.encoder.tokens
+        self.grid: tuple[int, int] = self.encoder.grid
+
+    def read(self, data: object) -> Item:
+        image = read_image(data)
+        side = self.spec.size[0]
+        rows, columns = select_canvas((image.height, image.width), side, self.max_grid, self.max_tiles)
+        canvas = _on_canvas(image, rows * side, columns * side, self.spec)
+        views = [pixels(image, self.spec)]
+        for top in range(0, rows * side, side):
+            for left in range(0, columns * side, side):
+                views.append(pixels(canvas.crop((left, top, left + side, top + side)), self.spec))
+        return Item(torch.stack(views), (image.height, image.width, rows, columns))
+
+    def forward(self, values_N3HW: Tensor) -> Tensor:
+        features_NTE: Tensor = self.encoder(values_N3HW)
+        return features_NTE
+
+    def gradient_checkpointing(self, on: bool) -> None:
+        self.encoder.gradient_checkpointing(on)
+
+
+def _on_canvas(image: Image, height: int, width: int, spec: ImageSpec) -> Image:
+    from PIL import Image
+    from PIL.Image import Resampling
+
+    if width / image.width < height / image.height:
+        size = (width, min(ceil(image.height * (width / image.width)), height))
+    else:
+        size = (min(ceil(image.width * (height / image.height)), width), height)
+    canvas = Image.new("RGB", (width, height))
+    resized = image.resize(size, Resampling[spec.interpolation.upper()])
+    canvas.paste(resized, ((width - size[0]) // 2, (height - size[1]) // 2))
+    return canvas

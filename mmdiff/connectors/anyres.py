@@ -1,0 +1,130 @@
+"""Pictures of any resolution: a whole view, then the tiles of a canvas put together again, one newline after each row.
+
+LLaVA-OneVision (arXiv 2408.03326); the settings of LLaDA-V (arXiv 2505.16933) are the defaults. Pure functions for the
+geometry, then the connector. `mmdiff.encoders.tiling.Tiles` cuts the tiles.
+
+Shape letters: N views, T features a view, S side of a view's grid of features, E width in, D width out, M slots.
+"""
+
+from __future__ import annotations
+
+from math import isqrt, sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..batch import Item, MediaBatch
+from ..config import build
+from ..errors import ConfigError
+from ..parts import part
+
+SLACK = 1.1  # a map this much larger a side than allowed is not shrunk yet
+
+
+def select_canvas(size: tuple[int, int], tile: int, grid: int, max_tiles: int | None = None) -> tuple[int, int]:
+    """(rows, columns) of the canvas of tiles that shows most pixels of a picture, and of those the smallest.
+
+    size: (height, width) of the picture. tile: side in pixels. grid: most tiles a side. max_tiles: most in all.
+    """
+    height, width = size
+    best, canvas = (-1, 0), (1, 1)
+    for rows in range(1, grid + 1):
+        for columns in range(1, grid + 1):
+            if max_tiles is not None and rows * columns > max_tiles:
+                continue
+            # in floats, as published: where a product falls just below a whole number, the choice depends on it
+            scale = min(columns * tile / width, rows * tile / height)
+            shown = min(int(width * scale) * int(height * scale), width * height)
+            waste = rows * columns * tile * tile - shown
+            if (shown, -waste) > best:
+                best, canvas = (shown, -waste), (rows, columns)
+    return canvas
+
+
+def unpad(size: tuple[int, int], rows: int, columns: int) -> tuple[int, int]:
+    """(margin above and below, margin left and right) of a picture on the middle of a map of rows x columns.
+
+    size: (height, width) of the picture, in any unit.
+    """
+    height, width = size
+    if width * rows > columns * height:
+        return (rows - height * columns // width) // 2, 0
+    return 0, (columns - width * rows // height) // 2
+
+
+def shrink(rows: int, columns: int, side: int, max_tiles: int) -> tuple[int, int]:
+    """The size of a map that may not hold many more features than `max_tiles` tiles of side x side."""
+    ratio = sqrt(rows * columns / (max_tiles * side**2))
+    return (int(rows // ratio), int(columns // ratio)) if ratio > SLACK else (rows, columns)
+
+
+def map_size(layout: tuple[int, ...], side: int, max_tiles: int) -> tuple[int, int]:
+    """(rows, columns) of features of all tiles of a picture, newlines not counted.
+
+    layout: (height, width, tile rows, tile columns). side: features along a tile.
+    """
+    height, width, tile_rows, tile_columns = layout
+    rows, columns = tile_rows * side, tile_columns * side
+    above, left = unpad((height, width), rows, columns)
+    return shrink(rows - 2 * above, columns - 2 * left, side, max_tiles)
+
+
+@part
+class AnyRes(nn.Module):
+    """`inner` maps every view; then the whole view, and the tiles' map: margins cut, shrunk, a newline after each row.
+
+    An item of one view takes its features and one newline (LLaDA-V's layout of several pictures in a sample).
+
+    inner: a connector, or the dotted path of one that takes the widths alone; its slots of a view are a square grid.
+    max_tiles: as many tiles' features are kept at most, with a slack of 1.1 a side (`anyres_max_4`).
+    Raises ConfigError when the slots of a view are not square.
+    """
+
+    def __init__(
+        self, width_in: int, width_out: int, *, inner: str | nn.Module = "mmdiff.connectors.mlp.MLP", max_tiles: int = 4
+    ) -> None:
+        super().__init__()
+        if max_tiles < 1:
+            raise ConfigError(f"max_tiles: {max_tiles} is not above 0")
+        made = build(inner, where="inner", width_in=width_in, width_out=width_out) if isinstance(inner, str) else inner
+        self.inner = made
+        self.max_tiles = max_tiles
+        self.image_newline = nn.Parameter(torch.randn(width_out) / sqrt(width_out))
+
+    def slots(self, tokens: int, item: Item) -> int:
+        a_view = int(self.inner.slots(tokens, Item(item.values[:1])))
+        if len(item.values) == 1:
+            return a_view + 1
+        rows, columns = map_size(item.layout, _side(a_view), self.max_tiles)
+        return a_view + rows * (columns + 1)
+
+    def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
+        inner_NTD: Tensor = self.inner(features_NTE, media).unflatten(0, (len(features_NTE), -1))
+        groups = zip(inner_NTD.split(media.views), media.layouts, strict=True)
+        return torch.cat([self._pack(views_NTD, layout) for views_NTD, layout in groups])
+
+    def _pack(self, views_NTD: Tensor, layout: tuple[int, ...]) -> Tensor:
+        """The slots of one item."""
+        newline_D = self.image_newline.to(views_NTD.dtype)
+        if len(views_NTD) == 1:
+            return torch.cat([views_NTD[0], newline_D[None]])
+        side = _side(views_NTD.shape[1])
+        height, width, tile_rows, tile_columns = layout
+        tiles = views_NTD[1:].reshape(tile_rows, tile_columns, side, side, -1)
+        map_DHW = tiles.permute(4, 0, 2, 1, 3).flatten(3, 4).flatten(1, 2)
+        above, left = unpad((height, width), *map_DHW.shape[1:])
+        map_DHW = map_DHW[:, above : map_DHW.shape[1] - above, left : map_DHW.shape[2] - left]
+        size = map_size(layout, side, self.max_tiles)
+        if size != map_DHW.shape[1:]:
+            map_DHW = F.interpolate(map_DHW[None], size, mode="bilinear")[0]
+        ends_DH1 = newline_D[:, None, None].expand(-1, size[0], 1)
+        rows_DHW = torch.cat([map_DHW, ends_DH1], 2)
+        return torch.cat([views_NTD[0], rows_DHW.flatten(1).T])
+
+
+def _side(tokens: int) -> int:
+    side = isqrt(tokens)
+    if side * side != tokens:
+        raise ConfigError(f"inner: {tokens} slots a view are not a square grid, which tiles need")
+    return side

@@ -1,0 +1,91 @@
+"""Connectors that make one slot of several neighbouring features.
+
+Shape letters: N views, T features a view, R neighbours merged along one axis, E width in, D width out, M slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isqrt
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..batch import Item, MediaBatch
+from ..errors import ConfigError
+from ..parts import part
+from .mlp import MLP
+
+
+@part
+class PixelShuffle(nn.Module):
+    """Blocks of factor x factor features of a grid are put one behind the other, then an MLP (InternVL, 2404.16821).
+
+    grid: (rows, columns) of the features; square when left out. hidden, norm: of the MLP.
+    Raises ConfigError when the features are no such grid.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        factor: int = 2,
+        *,
+        grid: Sequence[int] | None = None,
+        hidden: int | None = None,
+        norm: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_factor(factor)
+        self.factor = factor
+        self.grid = grid
+        self.mlp = MLP(width_in * factor**2, width_out, hidden, norm)
+
+    def slots(self, tokens: int, item: Item) -> int:
+        rows, columns = self._grid(tokens)
+        return len(item.values) * (rows // self.factor) * (columns // self.factor)
+
+    def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
+        n, tokens, width = features_NTE.shape
+        rows, columns = self._grid(tokens)
+        r = self.factor
+        blocks = features_NTE.reshape(n, rows // r, r, columns // r, r, width).transpose(2, 3)
+        out_MD: Tensor = self.mlp(blocks.reshape(n, -1, r * r * width), media)
+        return out_MD
+
+    def _grid(self, tokens: int) -> tuple[int, int]:
+        rows, columns = self.grid or (isqrt(tokens), isqrt(tokens))
+        if rows * columns != tokens:
+            what = f"{rows} x {columns}" if self.grid else "square"
+            raise ConfigError(f"grid: {tokens} features are not {what}, give the grid of the encoder")
+        if rows % self.factor or columns % self.factor:
+            fits = [n for n in range(2, max(rows, columns) + 1) if not (rows % n or columns % n)]
+            raise ConfigError(f"factor: {self.factor} does not divide {rows} x {columns}, expected one of {fits}")
+        return rows, columns
+
+
+@part
+class FrameStack(nn.Module):
+    """Runs of `factor` features are put one behind the other, then an MLP; zeros fill up the last run of a view."""
+
+    def __init__(
+        self, width_in: int, width_out: int, factor: int = 2, *, hidden: int | None = None, norm: bool = False
+    ) -> None:
+        super().__init__()
+        _check_factor(factor)
+        self.factor = factor
+        self.mlp = MLP(width_in * factor, width_out, hidden, norm)
+
+    def slots(self, tokens: int, item: Item) -> int:
+        return len(item.values) * -(-tokens // self.factor)
+
+    def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
+        n, tokens, width = features_NTE.shape
+        filled = F.pad(features_NTE, (0, 0, 0, -tokens % self.factor))
+        out_MD: Tensor = self.mlp(filled.reshape(n, -1, self.factor * width), media)
+        return out_MD
+
+
+def _check_factor(factor: int) -> None:
+    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+        raise ConfigError(f"factor: {factor!r} is not a whole number above 0")

@@ -1,0 +1,208 @@
+"""Question rows from a file in the format of LLaVA, checked before anything is trained on them.
+
+A JSON list, or JSON lines, of either form that `mmdiff.tasks.dialogue` reads; pictures are paths.
+"""
+
+from __future__ import annotations
+
+import json
+import os.path
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from ..errors import ConfigError, DataError, nearest, require
+from ..protocols import Row
+from .dialogue import SLOT, RowError, answers, pictures, read_turns
+from .scenes import SceneCaptions
+
+
+class LlavaJSON:
+    """The rows of one file. Every one must say something, end in an answer, and have the pictures it speaks of.
+
+    path: the file.
+    images: the folder of the pictures, None: the file's own. A relative path must not lead out of it; absolute paths
+        are taken as they are.
+    on_error: "stop" raises a DataError for the first row that cannot be used; "skip" leaves such rows out, says so in
+        one line on stderr, and counts them by reason in `skipped`. Either way before any row is handed out.
+    limit: read the first rows of the file only.
+    verify: decode every picture now (threads share the work). False looks only whether the files are there, which is
+        for a large set that was verified before: a damaged picture then ends the run when it is met.
+
+    Rows are those of the file, with `image` a list of full paths (no such field: no pictures), `where` (file and row,
+    named by later errors) and, of a conversation, its last `question` and `answer` (for reports).
+    Raises ConfigError for arguments; DataError for the file, named by line or by row (the first is row 0).
+    """
+
+    def __init__(
+        self,
+        path: str,
+        images: str | None = None,
+        on_error: Literal["stop", "skip"] = "stop",
+        limit: int | None = None,
+        verify: bool = True,
+    ) -> None:
+        if on_error not in ("stop", "skip"):
+            raise ConfigError(f"on_error: {on_error!r}{nearest(str(on_error), ['stop', 'skip'])}")
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit: {limit} rows, expected at least 1")
+        self.on_error = on_error
+        self.skipped: Counter[str] = Counter()
+        folder = Path(path).parent if images is None else Path(images)
+        if not folder.is_dir():
+            raise DataError(f"images: {folder} is not a folder")
+        self._rows: list[Row] = []
+        for where, raw in _read(Path(path), limit):
+            with self._or_refuse(where):
+                self._rows.append(_checked(raw, where, folder))
+        if verify:
+            self._rows = self._with_readable_pictures()
+        report = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
+        if not self._rows:
+            raise DataError(f"{path}: no row can be used ({report or 'it has none'})")
+        if report:
+            total = len(self._rows) + self.skipped.total()
+            print(f"{path}: skipped {self.skipped.total()} of {total} rows ({report})", file=sys.stderr)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self._rows[index]
+
+    @classmethod
+    def toy(
+        cls,
+        path: str,
+        images: str | None = None,
+        on_error: Literal["stop", "skip"] = "stop",
+        limit: int | None = None,
+        verify: bool = True,
+    ) -> LlavaJSON:
+        """A file of drawn scenes instead of `path`, written and read back: dialogues of two turns, and one in words."""
+        folder = TemporaryDirectory()
+        write_scenes(Path(folder.name))
+        source = cls(f"{folder.name}/rows.json", None, on_error, limit, verify)
+        source._folder = folder  # lives as long as the rows that name its pictures
+        return source
+
+    _folder: TemporaryDirectory[str] | None = None
+
+    @contextmanager
+    def _or_refuse(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except RowError as error:
+            if self.on_error == "stop":
+                raise DataError(f"{where}: {error}") from None
+            self.skipped[error.reason] += 1
+
+    def _with_readable_pictures(self) -> list[Row]:
+        kept = []
+        pool = ThreadPoolExecutor()
+        try:
+            faults = {path: pool.submit(_fault, path) for row in self._rows for path in row.get("image", ())}
+            for row in self._rows:
+                with self._or_refuse(row["where"]):
+                    for path in row.get("image", ()):
+                        if fault := faults[path].result():
+                            raise RowError("unreadable picture", f"{path} ({fault})")
+                    kept.append(row)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return kept
+
+
+def write_scenes(folder: Path, dialogues: int = 4) -> None:
+    """`rows.json` and its pictures: a small file in this format, of scenes."""
+    from PIL import Image
+
+    captions = SceneCaptions(4 * dialogues, seed=0)
+    rows: list[dict[str, Any]] = []
+    for i in range(dialogues):
+        first, second = captions[4 * i], captions[4 * i + 3]
+        Image.fromarray(first["image"]).save(folder / f"{i}.png")
+        turns = [_turn("human", f"{SLOT}\n{first['question']}"), _turn("gpt", first["answer"])]
+        turns += [_turn("human", second["question"]), _turn("gpt", second["answer"])]
+        rows.append({"id": str(i), "image": f"{i}.png", "conversations": turns})
+    rows.append({"id": "words", "conversations": [_turn("human", "is there a red circle"), _turn("gpt", "no")]})
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def _turn(who: str, text: str) -> dict[str, str]:
+    return {"from": who, "value": text}
+
+
+def _read(path: Path, limit: int | None) -> Iterator[tuple[str, Any]]:
+    """(where, row); a RowError in the place of a line that is not JSON."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        there = [p.name for p in path.parent.glob("*.json*")]
+        raise DataError(f"{path}: no such file{nearest(path.name, there)}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if text.lstrip().startswith("["):
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path} line {error.lineno}: not JSON ({error.msg})") from None
+        yield from ((f"{path} row {i}", row) for i, row in enumerate(rows[:limit]))
+        return
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    for n, line in lines[:limit]:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            row = RowError("not JSON", f"{error.msg} at column {error.colno}; expected a list, or one object a line")
+        yield f"{path} line {n}", row
+
+
+def _checked(raw: Any, where: str, folder: Path) -> Row:
+    """The row as it is handed out. Raises RowError."""
+    if isinstance(raw, RowError):
+        raise raw
+    if not isinstance(raw, dict):
+        raise RowError("not a JSON object", f"{raw!r:.60}")
+    turns = read_turns(raw)
+    accepted = answers(raw)
+    if turns[-1][1] is None or not accepted:
+        raise RowError("no answer")
+    row = {name: value for name, value in raw.items() if name != "image"} | {"where": where}
+    if paths := [_path(picture, folder) for picture in pictures(raw)]:
+        row["image"] = paths
+    if "conversations" in raw:
+        human = [turn["value"] for turn in raw["conversations"] if turn["from"] == "human"]
+        row |= {"question": human[-1].replace(SLOT, "").strip(), "answer": raw.get("answer", accepted[0])}
+    return row
+
+
+def _path(picture: Any, folder: Path) -> str:
+    if not isinstance(picture, str) or not picture:
+        raise RowError("image is not a path", f"{picture!r:.60}")
+    if not os.path.isabs(picture) and os.path.normpath(picture).split(os.sep)[0] == os.pardir:
+        raise RowError("picture outside the folder", f"{picture!r} leads out of {folder}")
+    path = folder / picture
+    if not path.is_file():
+        raise RowError("missing picture", str(path))
+    return str(path)
+
+
+def _fault(path: str) -> str | None:
+    """Why a picture cannot be decoded."""
+    require("PIL", "vision")
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()  # not verify(): it finds nothing wrong with a JPEG that is cut off
+    except Exception as error:  # on damaged files, decoders raise almost anything
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
