@@ -38,6 +38,8 @@ class OpenCLIP(nn.Module):
     Raises ConfigError for what does not exist or does not fit.
     """
 
+    node: dict[str, Any]  # set by @part
+
     def __init__(
         self,
         name: str | None = None,
@@ -56,9 +58,16 @@ class OpenCLIP(nn.Module):
         super().__init__()
         config, facts = _architecture(name, config, weights)
         trunk = config["vision_cfg"].get("timm_model_name")
-        native = int(config["vision_cfg"].get("image_size", 224))
-        side = image_size or native
-        tower = _create(config, native if trunk else side)
+        side = image_size or config["vision_cfg"].get("image_size", 224)
+        siglip = "siglip" in f"{name} {trunk}".lower()
+        self.spec = ImageSpec(
+            (side, side),
+            mean or facts.get("mean") or (HALF if siglip else CLIP_MEAN),  # type: ignore[arg-type]
+            std or facts.get("std") or (HALF if siglip else CLIP_STD),  # type: ignore[arg-type]
+            interpolation or facts.get("interpolation") or "bicubic",
+            resize_mode,
+        )
+        tower = _create(config, side)
         spare = set(tower.state_dict())
         if trunk:
             self.index = prune(tower.trunk, layer, norm)
@@ -68,21 +77,13 @@ class OpenCLIP(nn.Module):
             tower.attn_pool = None
         if weights is not None:
             fill(tower, _tensors(weights, None if trunk else tower.grid_size), weights, spare)
-        if trunk and side != native:
+        if trunk and side != tower.trunk.pretrained_cfg["input_size"][-1]:  # open_clip makes trunks at their own size
             tower.set_input_size(side)
         self.tower = tower
         self.norm = norm
         self.width, *grid = feature_map(self._map, tower, (side, side))
         self.grid = (grid[0], grid[1])
         self.tokens = grid[0] * grid[1]
-        siglip = "siglip" in f"{name} {trunk}".lower()
-        self.spec = ImageSpec(
-            (side, side),
-            mean or facts.get("mean") or (HALF if siglip else CLIP_MEAN),  # type: ignore[arg-type]
-            std or facts.get("std") or (HALF if siglip else CLIP_STD),  # type: ignore[arg-type]
-            interpolation or facts.get("interpolation") or "bicubic",
-            resize_mode,
-        )
         self.node.update(
             name=None,
             config=config,

@@ -5,6 +5,8 @@ Shape letters: N views, H W pixels, T tokens (cells), E width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -23,6 +25,8 @@ class ConvTower(nn.Module):
     size, cell: in pixels; a cell is a multiple of 4, and `size` one of the cell.
     weights: a safetensors file of this tower's own names. Raises ConfigError.
     """
+
+    node: dict[str, Any]  # set by @part
 
     def __init__(self, size: int = 24, width: int = 96, cell: int = 12, *, weights: str | None = None) -> None:
         super().__init__()

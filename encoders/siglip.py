@@ -51,6 +51,8 @@ class Siglip(nn.Module):
     Raises ConfigError for what does not exist or does not fit.
     """
 
+    node: dict[str, Any]  # set by @part
+
     def __init__(
         self,
         config: Mapping[str, Any] | None = None,
@@ -72,9 +74,17 @@ class Siglip(nn.Module):
         depth = config["num_hidden_layers"]
         if depth + layer < 0:
             raise ConfigError(f"layer: {layer} lies below the first of {depth} layers")
+        clip = config["model_type"] == "clip_vision_model"
+        facts = _pictures(weights)
+        self.spec = ImageSpec(
+            (config["image_size"], config["image_size"]),
+            mean or facts.get("image_mean") or (CLIP_MEAN if clip else HALF),  # type: ignore[arg-type]
+            std or facts.get("image_std") or (CLIP_STD if clip else HALF),  # type: ignore[arg-type]
+            interpolation or facts.get("interpolation", "bicubic"),
+            resize_mode,
+        )
         tower = _create({**config, "num_hidden_layers": depth + layer + 1})
         side = config["image_size"] // config["patch_size"]
-        clip = config["model_type"] == "clip_vision_model"
         self.prefix = 1 if clip else 0
         self.norm: nn.Module = tower.post_layernorm if norm else nn.Identity()
         if not norm:
@@ -89,14 +99,6 @@ class Siglip(nn.Module):
         self.width = config["hidden_size"]
         self.grid = (side, side)
         self.tokens = side * side
-        facts = _pictures(weights)
-        self.spec = ImageSpec(
-            (config["image_size"], config["image_size"]),
-            mean or facts.get("image_mean") or (CLIP_MEAN if clip else HALF),  # type: ignore[arg-type]
-            std or facts.get("image_std") or (CLIP_STD if clip else HALF),  # type: ignore[arg-type]
-            interpolation or facts.get("interpolation", "bicubic"),
-            resize_mode,
-        )
         self.node.update(
             config=config,
             weights=None,
@@ -129,10 +131,12 @@ class Siglip(nn.Module):
         return cast(Tensor, self.norm(h_NTE))
 
     def gradient_checkpointing(self, on: bool) -> None:
+        renamed = hasattr(self.tower, "activation_checkpointing_enable")  # later in transformers 5; the old name warns
+        name = "activation_checkpointing" if renamed else "gradient_checkpointing"
         if on:
-            self.tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            getattr(self.tower, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
         else:
-            self.tower.gradient_checkpointing_disable()
+            getattr(self.tower, f"{name}_disable")()
 
 
 def _family(config: Mapping[str, Any]) -> str:

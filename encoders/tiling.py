@@ -32,20 +32,20 @@ class Tiles(nn.Module):
     Items have layout (height, width, rows, columns). Raises ConfigError.
     """
 
-    def __init__(self, encoder: nn.Module, *, grid: int = 6, max_tiles: int | None = None) -> None:
+    def __init__(self, encoder: Any, *, grid: int = 6, max_tiles: int | None = None) -> None:
         super().__init__()
         spec = getattr(encoder, "spec", None)
         if not isinstance(spec, ImageSpec) or spec.size[0] != spec.size[1]:
             raise ConfigError(f"encoder: {type(encoder).__name__} sees no square pictures, which can be tiled")
         if grid < 1 or (max_tiles is not None and max_tiles < 1):
             raise ConfigError(f"grid: {grid}, max_tiles: {max_tiles}; expected whole numbers above 0")
-        self.encoder: Any = encoder
+        self.encoder = encoder
         self.spec = spec
         self.max_grid = grid
         self.max_tiles = max_tiles
-        self.width: int = self.encoder.width
-        self.tokens: int = self.encoder.tokens
-        self.grid: tuple[int, int] = self.encoder.grid
+        self.width: int = encoder.width
+        self.tokens: int = encoder.tokens
+        self.grid: tuple[int, int] = encoder.grid
 
     def read(self, data: object) -> Item:
         image = read_image(data)

@@ -34,6 +34,8 @@ class TimmViT(nn.Module):
     Raises ConfigError for what does not exist or does not fit.
     """
 
+    node: dict[str, Any]  # set by @part
+
     def __init__(
         self,
         name: str | None = None,
@@ -66,6 +68,8 @@ class TimmViT(nn.Module):
             fill(tower, read_tensors(files), weights, spare)
         native = _pair(config.get("img_size") or tower.pretrained_cfg["input_size"][-2:])
         size = _pair(image_size or native)
+        how = interpolation or facts["interpolation"]
+        self.spec = ImageSpec(size, mean or facts["mean"], std or facts["std"], how, resize_mode)  # type: ignore[arg-type]
         if size != native and hasattr(tower, "set_input_size"):
             tower.set_input_size(img_size=size)
         self.tower = tower
@@ -73,8 +77,6 @@ class TimmViT(nn.Module):
         self.width, *grid = feature_map(self._map, tower, size)
         self.grid = (grid[0], grid[1])
         self.tokens = grid[0] * grid[1]
-        how = interpolation or facts["interpolation"]
-        self.spec = ImageSpec(size, mean or facts["mean"], std or facts["std"], how, resize_mode)  # type: ignore[arg-type]
         self.node.update(
             name=name,
             config=config,
@@ -100,7 +102,10 @@ class TimmViT(nn.Module):
         return self._map(self.tower, values_N3HW).flatten(2).transpose(1, 2)
 
     def gradient_checkpointing(self, on: bool) -> None:
-        self.tower.set_grad_checkpointing(on)
+        try:
+            self.tower.set_grad_checkpointing(on)
+        except AssertionError:
+            raise ConfigError(f"gradient_checkpointing: {type(self.tower).__name__} of timm has none") from None
 
     def _map(self, tower: Any, values_N3HW: Tensor) -> Tensor:
         # NCHW is the one format that all models know
@@ -140,8 +145,7 @@ def _published(weights: str | None) -> dict[str, Any]:
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
+    return (size, size) if isinstance(size, int) else tuple(size)  # type: ignore[return-value]  # ImageSpec checks it
 
 
 def _listed(names: str | Sequence[str] | None) -> list[str]:

@@ -33,7 +33,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Media:
-    """One picture, clip or vector, in any form the encoder of this `kind` reads (a path, a PIL image, an array, an Item)."""
+    """One picture, clip or vector, in any form the encoder of this `kind` reads (path, image, array, Item)."""
 
     kind: str
     data: object
@@ -96,7 +96,7 @@ class Batch:
 def to_device(value: T, device: torch.device | str) -> T:
     """A copy of a tensor, or of a dictionary or dataclass that holds tensors, on `device`."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return value.to(device, non_blocking=True)  # type: ignore[return-value]
     if isinstance(value, dict):
         return {k: to_device(v, device) for k, v in value.items()}  # type: ignore[return-value]
     if is_dataclass(value) and not isinstance(value, type):
@@ -197,7 +197,7 @@ class _Row:
         self.slots: list[tuple[str, int, int, int]] = []  # kind, place, first feature, count
 
     def add(self, ids: Sequence[int], target: bool, allow: int = 0) -> None:
-        self.ids += ids
+        self.ids += [int(i) for i in ids]  # of a list, an array or a tensor
         self.target += [target] * len(ids)
         self.allow += [allow] * len(ids)
 

@@ -72,8 +72,15 @@ def save_checkpoint(
     save_file(moments(optimizer) if optimizer is not None else {}, aside / "optimizer.safetensors")
     (aside / "trainer.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
     replace_folder(aside, target)
+    prune(folder, keep)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep`, out of sight first: a kill must not leave half a checkpoint under its name."""
     for old in found(folder)[:-keep]:
-        shutil.rmtree(old)
+        aside = old.with_name(f".{old.name}.part-{os.getpid()}")
+        old.rename(aside)
+        shutil.rmtree(aside)
 
 
 def found(folder: Path) -> list[Path]:

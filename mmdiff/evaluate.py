@@ -38,7 +38,8 @@ def evaluate(
         for row, out in zip(group, session.predict_many(group, first=first, name=name), strict=True):
             with at_row(name, len(records)):
                 scores = session.task.score(out["answer"], row)
-            records.append({**_text(row), "row": len(records), "prediction": out["answer"], "scores": scores, **out})
+            told = {"prediction": out["answer"], "forwards": out["forwards"], "canvas": out["canvas"]}
+            records.append({**_text(row), "row": len(records), **told, "scores": scores})
     seconds = time.perf_counter() - start
     return {**means(records), "rows_per_second": count / seconds}, records
 

@@ -39,14 +39,14 @@ def bound(model: MMDiff, batch: Batch, *, levels: int = 16, seed: int = 0) -> Bo
     target_BL = batch.target_BL.numpy()
     n_B = target_BL.sum(1)
     part_BG = key.fold("level").uniforms(batch.index_B.tolist(), levels)
-    grids = [grid(int(n), part_G) for n, part_G in zip(n_B, part_BG)]
+    grids = [grid(int(n), part_G) for n, part_G in zip(n_B, part_BG, strict=True)]
     rank_BL = np.full(target_BL.shape, target_BL.shape[1])
     on_device = to_device(batch, model.device)
     features = model.encode(on_device.media)
     nll_B = torch.zeros(len(batch), dtype=torch.float64)
     for view in range(max((len(g) for g in grids), default=0)):
         k_B, weight_B = np.zeros(len(batch), dtype=np.int64), np.zeros(len(batch))
-        for b, (sample, g) in enumerate(zip(batch.index_B.tolist(), grids)):
+        for b, (sample, g) in enumerate(zip(batch.index_B.tolist(), grids, strict=True)):
             if view < len(g):
                 k_B[b], weight_B[b] = g[view]
                 draws = key.uniform(sample, int(n_B[b]), view)
@@ -68,12 +68,13 @@ def grid(n: int, part_G: Array) -> list[tuple[int, float]]:
     if n <= len(part_G):
         return [(k, 1 / k) for k in range(1, n + 1)]
     edges = np.linspace(0, n, len(part_G) + 1).round().astype(int).tolist()
-    return [(k := a + 1 + int(part * (b - a)), (b - a) / k) for part, a, b in zip(part_G, edges, edges[1:])]
+    return [
+        (k := a + 1 + int(part * (b - a)), (b - a) / k)
+        for part, a, b in zip(part_G, edges[:-1], edges[1:], strict=True)
+    ]
 
 
-def score_masked(
-    model: MMDiff, batch: Batch, features: dict[str, Tensor], masked_BL: Tensor
-) -> tuple[Scores, Tensor]:
+def score_masked(model: MMDiff, batch: Batch, features: dict[str, Tensor], masked_BL: Tensor) -> tuple[Scores, Tensor]:
     """Scores of the masked places given everything else, and the row of each."""
     ids_BL = batch.ids_BL.masked_fill(masked_BL, model.vocab.mask_id)
     rows_B = torch.arange(len(batch), device=ids_BL.device)

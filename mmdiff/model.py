@@ -1,7 +1,7 @@
 """MMDiff: encoders -> connectors -> one bidirectional backbone, over a canvas of ids.
 
-Shape letters: B samples, L canvas, R rows (views of samples), D backbone width, V vocabulary, N media views, T features a
-view, E encoder width, M slots of one kind in the batch, P wanted places.
+Shape letters: B samples, L canvas, R rows (views of samples), D backbone width, V vocabulary, N media views, T features
+a view, E encoder width, M slots of one kind in the batch, P wanted places.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class MMDiff(nn.Module):
         self.adapters: list[dict[str, Any]] = []  # LoRA configurations in place, see mmdiff.params
         self.logit_chunk = logit_chunk
         if set(self.encoders) != set(self.connectors):
-            raise ConfigError(f"model: encoders {sorted(self.encoders)} and connectors {sorted(self.connectors)} differ")
+            raise ConfigError(
+                f"model: encoders {sorted(self.encoders)} and connectors {sorted(self.connectors)} differ"
+            )
 
     @property
     def vocab(self) -> Vocab:
@@ -256,4 +258,4 @@ def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 40
             if node:
                 where = f"model.{name}.{kind}"
                 parts[name][kind] = build(node, toy=toy, where=where, width_in=encoders[kind].width, **run_time)
-    return MMDiff(backbone, encoders, **parts, logit_chunk=logit_chunk)  # type: ignore[arg-type]
+    return MMDiff(backbone, encoders, parts["connectors"], parts["heads"], logit_chunk=logit_chunk)

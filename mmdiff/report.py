@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from .run import Run, flat, write_text
@@ -54,7 +55,7 @@ def example(row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]
 
 
 def picture(image: Any, *, side: int = 96) -> str | None:
-    """A data URI of what a row has as its picture: a path, a PIL image or an (H, W, 3) uint8 array."""
+    """A data URI of what a row has as its picture: a path, a PIL image or an (H, W, 3) uint8 array; else None."""
     if image is None:
         return None
     from PIL import Image
@@ -63,8 +64,10 @@ def picture(image: Any, *, side: int = 96) -> str | None:
         image = image[0]
     if isinstance(image, (str, Path)):
         image = Image.open(image)
-    elif not isinstance(image, Image.Image):
+    elif isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
         image = Image.fromarray(image)
+    elif not isinstance(image, Image.Image):
+        return None
     image = image.convert("RGB")
     scale = side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))

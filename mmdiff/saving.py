@@ -166,7 +166,7 @@ def load_model(folder: Path, *, dtype: str | None = None) -> MMDiff:
         name: {kind: build(node, where=f"{folder}: {name}.{kind}") for kind, node in config[name].items()}
         for name in PARTS
     }
-    model = MMDiff(backbone, **parts)
+    model = MMDiff(backbone, **parts)  # type: ignore[arg-type]
     for adapter in config["adapters"]:
         add_adapters(model, adapter)
     load_weights(model, folder)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .batch import Batch, to_device
-from .checkpoint import Progress, found, load_moments, read_progress, save_checkpoint, save_frozen
+from .checkpoint import Progress, found, load_moments, prune, read_progress, save_checkpoint, save_frozen
 from .config import build
 from .data import Batches, Component, Stream, positions
 from .diffusion.keys import NoiseKey
@@ -98,7 +98,8 @@ def fit(
     if accelerator.is_main_process:
         if not run.model.exists():
             save_model(model, run.model, extra=answering(config))
-        for frozen in run.checkpoints.glob("frozen-*.safetensors"):  # a kill came before its stage removed it
+        prune(run.checkpoints, settings.keep)  # a kill may have come before the last stage did so
+        for frozen in run.checkpoints.glob("frozen-*.safetensors"):
             frozen.unlink()
         run.finish(result)
     accelerator.wait_for_everyone()
@@ -123,7 +124,7 @@ def make_stream(stage: StageConfig, task: Task | None, where: str, *, seed: int,
     """The samples of a stage: one source of rows, or a mixture {name: {rows, task, weight}}."""
     if not isinstance(stage.data, dict):
         raise ConfigError(f"{where}.data: {stage.data!r} is not a node of rows nor a mixture")
-    mixture = {"": {"rows": stage.data}} if "target" in stage.data else stage.data
+    mixture: dict[str, Any] = {"": {"rows": stage.data}} if "target" in stage.data else stage.data
     components = []
     for name, entry in mixture.items():
         at = f"{where}.data.{name}".rstrip(".")
@@ -132,7 +133,7 @@ def make_stream(stage: StageConfig, task: Task | None, where: str, *, seed: int,
         for key in entry if isinstance(entry, dict) else ():
             if key not in ("rows", "task", "weight"):
                 raise ConfigError(f"{at}.{key}: no such field{nearest(key, ('rows', 'task', 'weight'))}")
-        if not isinstance(entry, dict) or "rows" not in entry:
+        if not (isinstance(entry, dict) and "rows" in entry):
             raise ConfigError(f"{at}: expected {{rows: node, task: node, weight: number}}")
         rows = build(entry["rows"], where=f"{at}.rows", toy=toy)
         own = build(entry["task"], where=f"{at}.task", toy=toy) if entry.get("task") else task
@@ -262,7 +263,7 @@ class Stage:
 
         return DataLoader(
             dataset,  # type: ignore[arg-type]
-            sampler=_Iterable(order),  # type: ignore[arg-type]
+            sampler=_Iterable(order),
             batch_size=None,
             num_workers=self.settings.workers,
         )
@@ -271,7 +272,7 @@ class Stage:
         on = self.settings.gradient_checkpointing
         self.model.backbone.gradient_checkpointing(on)
         for kind, encoder in self.model.encoders.items():
-            encoder.gradient_checkpointing(on and not self.model.frozen(kind))
+            encoder.gradient_checkpointing(on and not self.model.frozen(kind))  # type: ignore[operator]
 
     def _prints(self) -> dict[str, bytes]:
         """Fingerprints of the encoders whose features can be cached."""

@@ -35,7 +35,7 @@ class Vocab:
     _known: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)  # texts that were encoded
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` without special tokens added. Text in which a special token is spelled out stays text-like ids."""
+        """Ids of `text` without special tokens added. A special token that it spells out is that token."""
         if text not in self._known:
             if len(self._known) >= KNOWN:
                 self._known.clear()

@@ -120,6 +120,7 @@ class LlavaJSON:
 
 def write_scenes(folder: Path, dialogues: int = 4) -> None:
     """`rows.json` and its pictures: a small file in this format, of scenes."""
+    require("PIL", "vision")
     from PIL import Image
 
     captions = SceneCaptions(4 * dialogues, seed=0)

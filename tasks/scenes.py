@@ -19,9 +19,6 @@ from numpy.random import Generator, Philox, SeedSequence
 from ..errors import ConfigError
 from ..protocols import Row
 from ..vocab import word_tokenizer
-from .controls import Blank as Blank
-from .controls import Shuffled as Shuffled
-from .controls import WithoutImage as WithoutImage
 
 GRID, CELL = 2, 12  # cells a side, pixels a cell
 COLORS = {

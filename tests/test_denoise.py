@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toy
+from oracle import MASK, SEQUENCES, VOCAB, Oracle, canvas
 from torch import Tensor
 
 from mmdiff.batch import Batch, Media, Sample, Target, Text, collate
@@ -25,7 +26,6 @@ from mmdiff.heads import WordHead
 from mmdiff.model import MMDiff
 from mmdiff.objectives.denoise import Denoise, Views, by_level
 from mmdiff.objectives.readout import Readout
-from oracle import MASK, SEQUENCES, VOCAB, Oracle, canvas
 
 KEY = NoiseKey(7, step=2, stream="s", batch=4)
 BERNOULLI = Bernoulli(eps=0.1)
@@ -151,7 +151,7 @@ def by_hand(m: MMDiff, batch: Batch, key: NoiseKey, denominator: str) -> float:
         u = key.uniform(int(batch.index_B[b]), 2 + len(places))
         p = 0.9 * u[0] + 0.1
         noisy = batch.ids_BL[b].clone()
-        hit = [place for place, r in zip(places, u[2:]) if r < p]
+        hit = [place for place, r in zip(places, u[2:], strict=True) if r < p]
         noisy[hit] = m.vocab.mask_id
         attend = batch.attend_BL[b]
         logits = m.backbone(noisy[attend][None])[0]
@@ -165,7 +165,7 @@ def by_hand(m: MMDiff, batch: Batch, key: NoiseKey, denominator: str) -> float:
 @pytest.mark.parametrize("denominator", ["tokens", "sequences", "masked"])
 @pytest.mark.parametrize("padding", ["ignore", "eos"])
 def test_denominators_on_a_ragged_batch(denominator: str, padding: Any) -> None:
-    """`sequences` with `eos` is LLaDA's tuning loss: (1/B) sum of (1/L_b) sum of CE / p_b, padding among the answers."""
+    """`sequences` with `eos` is LLaDA's tuning loss: (1/B) sum of (1/L_b) sum of CE / p_b, padding answered."""
     m = model()
     batch = collate(words(1, 5, 3), m.vocab, padding=padding, index=[4, 9, 2])
     assert batch.target_BL.sum(1).tolist() == ([5, 5, 5] if padding == "eos" else [1, 5, 3])
@@ -232,7 +232,9 @@ def test_noise_does_not_depend_on_mates_order_or_padding() -> None:
     assert masks([3, 1, 0, 2]) == whole
     assert masks([0, 1, 2, 3], side="left") == whole
     assert {**masks([2, 3]), **masks([0]), **masks([1])} == whole
-    other = Denoise(levels=levels).plan(collate(samples, m.vocab, index=[10, 11, 12, 13]), replace(KEY, step=3), m.vocab)
+    other = Denoise(levels=levels).plan(
+        collate(samples, m.vocab, index=[10, 11, 12, 13]), replace(KEY, step=3), m.vocab
+    )
     assert other.predict_RL[1, 2:8].tolist() != whole[1] or other.predict_RL[3, 2:6].tolist() != whole[3]
 
 
@@ -247,7 +249,9 @@ def test_random_length_cuts_its_share_uniformly(side: Any) -> None:
     assert float((length_B < 10).float().mean()) == pytest.approx(share_cut, abs=4 * (0.18 / 4000) ** 0.5)
     counts = torch.bincount(length_B, minlength=11)[1:10].double()
     assert (counts - 100).abs().max() < 5 * 10
-    assert torch.equal(plan.batch.target_BL, plan.batch.attend_BL) and not (plan.predict_RL & ~plan.batch.attend_BL).any()
+    assert (
+        torch.equal(plan.batch.target_BL, plan.batch.attend_BL) and not (plan.predict_RL & ~plan.batch.attend_BL).any()
+    )
     first = batch.attend_BL.int().argmax(1)
     assert torch.equal(plan.batch.attend_BL.int().argmax(1), first)  # what remains is the beginning
     assert plan.counts["denoise"] == float(plan.batch.target_BL.sum())
@@ -303,7 +307,7 @@ def test_restricted_softmax() -> None:
             for place in range(1, 1 + n):
                 options = allowed[b] if restrict else allowed[1]
                 label = int(batch.ids_BL[b, place])
-                expected -= float(logits[place, label] - logits[place, options].logsumexp(0))
+                expected -= float((logits[place, label] - logits[place, options].logsumexp(0)).detach())
         assert float(got.detach()) == pytest.approx(expected, rel=1e-5)
 
 
@@ -384,7 +388,7 @@ def test_readout_reads_its_own_words_from_each_feature(n: int) -> None:
         feature_TE = m.encoders["image"](batch.media["image"].values_N[b : b + 1])[0]
         for i, label in enumerate(labels):
             logits = m.heads["image"](feature_TE[i // n])[9 * (i % n) : 9 * (i % n) + 9]
-            expected -= float(logits.log_softmax(0)[label])
+            expected -= float(logits.detach().log_softmax(0)[label])
     assert float(term.value.detach()) == pytest.approx(expected, rel=1e-5)
     assert plan.counts == {"readout": 8.0 * n} and float(term.sums["accuracy"][1]) == 8 * n
 

@@ -11,13 +11,13 @@ from math import comb, factorial, log
 import numpy as np
 import pytest
 import torch
+from oracle import VOCAB, canvas
 
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.levels import Bernoulli, ExactCount, Levels, Masked
 from mmdiff.diffusion.schedule import Array, Cosine, Linear, Schedule
 from mmdiff.errors import ConfigError
 from mmdiff.objectives.denoise import Denoise
-from oracle import VOCAB, canvas
 
 SCHEDULES = [Linear(), Cosine()]
 
@@ -184,4 +184,3 @@ def test_without_stratification_the_levels_are_independent() -> None:
     objective = Denoise(levels=Bernoulli(eps=1e-12))
     rate = objective.plan(canvas([(0, 1, 2, 0)] * 64), NoiseKey(0, batch=64), VOCAB).rate_R
     assert len(np.unique(np.floor(rate.numpy() * 64))) < 64
-

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import toy
+from oracle import SEQUENCES, WORDS, Oracle, canvas
 
 from mmdiff.batch import Sample, Target, Text, collate
 from mmdiff.likelihood import bound, grid
 from mmdiff.model import MMDiff
-from oracle import SEQUENCES, WORDS, Oracle, canvas
 
 
 def model() -> MMDiff:
@@ -58,7 +58,7 @@ def test_the_mean_over_masks_is_minus_log_p(levels: int) -> None:
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_cost_that_lies_in_the_last_count_alone_is_found_with_few_levels(levels: int) -> None:
     nll = repeated(copies(), (1, 1, 1, 1), 4000, levels)
-    assert abs(nll.mean() - np.log(3)) < 3.5 * nll.std() / 4000**0.5
+    assert abs(nll.mean() - np.log(3)) < 3.5 * nll.std() / 4000**0.5 + 1e-6
 
 
 def test_copies_are_exact_with_a_level_a_count() -> None:
@@ -91,12 +91,9 @@ def test_exact_for_one_token() -> None:
 
 def test_only_allowed_ids_share_the_probability() -> None:
     m = model()
-    (prompt, target), pair = samples(1)[0], ((4, 6),)
-    answer = Target([5], allow=pair)
-    batch = collate([[prompt, answer]], m.vocab)
+    batch = collate([[Text([4, 7]), Target([5], allow=((4, 6),))]], m.vocab)
     with torch.no_grad():
         logits_V = m.backbone(batch.ids_BL.masked_fill(batch.target_BL, m.vocab.mask_id))[0, -1]
-    assert isinstance(target, Target)
     assert float(bound(m, batch).nll_B) == pytest.approx(-float(logits_V[4:6].log_softmax(0)[1]), rel=1e-5)
 
 
@@ -114,7 +111,7 @@ def test_stretches_cover_every_count_once(n: int) -> None:
     low, high = grid(n, np.zeros(16)), grid(n, np.full(16, np.nextafter(1, 0)))
     assert low[0][0] == 1 and high[-1][0] == n
     assert [k + 1 for k, _ in high[:-1]] == [k for k, _ in low[1:]]
-    for (first, weight), (last, _) in zip(low, high):
+    for (first, weight), (last, _) in zip(low, high, strict=True):
         assert weight == pytest.approx((last - first + 1) / first)
 
 

@@ -38,7 +38,7 @@ def run(chunk: int, weight_P: Tensor, **allow: Any) -> tuple[Scores, list[Tensor
 @pytest.mark.parametrize("chunk", [1, 5, 22])
 @pytest.mark.parametrize("restricted", [False, True])
 def test_chunks_change_neither_values_nor_gradients(chunk: int, restricted: bool) -> None:
-    allow: dict[str, Tensor] = dict(zip(("allow_P", "allow_KV"), inputs()[3:])) if restricted else {}
+    allow: dict[str, Tensor] = dict(zip(("allow_P", "allow_KV"), inputs()[3:], strict=True)) if restricted else {}
     weight_P = torch.linspace(0.1, 3, P)
     whole, whole_gradient = run(P, weight_P, **allow)
     chunked, gradient = run(chunk, weight_P, **allow)

@@ -59,11 +59,12 @@ def flat(parts: list[Part]) -> list[Any]:
 
 
 def written(text: str, pictures: list[str], tokenizer: Any) -> list[Any]:
-    """`text` through the tokenizer, special tokens and all, split at `<image>`."""
-    pieces = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in text.split("<image>")]
-    out = list(pieces[0])
-    for picture, piece in zip(pictures, pieces[1:], strict=True):
-        out += [picture, *piece]
+    """`text` through the tokenizer, special tokens and all, split at pictures and in front of answers."""
+    out: list[Any] = []
+    for picture, piece in zip([None, *pictures], text.split("<image>"), strict=True):
+        out += [] if picture is None else [picture]
+        for span in piece.split(SEAM):
+            out += tokenizer(span, add_special_tokens=False)["input_ids"]
     return out
 
 
@@ -73,7 +74,8 @@ HEAD = (
     "using natural language.<|eot_id|>"
 )
 USER = "<|start_header_id|>user<|end_header_id|>\n\n"
-ASSISTANT = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+SEAM = "\x1e"  # an answer is a span of its own, as it has to be when it is yet to be written
+ASSISTANT = f"<|start_header_id|>assistant<|end_header_id|>\n\n{SEAM}"
 
 
 def test_llada_chat_is_the_written_out_dialogue(vocab: Vocab, tokenizer: Any) -> None:
@@ -140,7 +142,9 @@ def test_special_tokens_that_are_spelled_out_stay_text(vocab: Vocab, tokenizer: 
         parts = flat(list(VQA(template=template).sample(row, vocab)))
         clean = flat(list(VQA(template=type(template)()).sample({"question": "a", "answer": "b"}, vocab)))
         assert [i for i in parts if i in special] == [i for i in clean if i in special]
-    assert tokenizer("<|eot_id|>", add_special_tokens=False)["input_ids"] == [tokenizer.convert_tokens_to_ids("<|eot_id|>")]
+    assert tokenizer("<|eot_id|>", add_special_tokens=False)["input_ids"] == [
+        tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    ]
 
 
 def test_words_that_a_word_tokenizer_does_not_know() -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy
 import torch
+import toy
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -157,7 +157,7 @@ def test_a_killed_run_ends_as_one_that_was_not() -> None:
 def test_a_run_killed_at_each_change_of_its_folder_goes_on() -> None:
     """Every checkpoint, link, rename and removal of the run is cut short once."""
     train(two_stages("whole"))
-    for first in range(20, 190, 2):
+    for first in range(20, 190, 3):
         config = two_stages(f"killed-{first}")
         budget = iter([first])
         deaths = until_done(config, lambda left=budget: (next(left, 0), 0.0))

@@ -9,6 +9,7 @@ Shape letters: N views, T features a view, S side of a view's grid of features, 
 from __future__ import annotations
 
 from math import isqrt, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,13 +83,14 @@ class AnyRes(nn.Module):
     """
 
     def __init__(
-        self, width_in: int, width_out: int, *, inner: str | nn.Module = "mmdiff.connectors.mlp.MLP", max_tiles: int = 4
+        self, width_in: int, width_out: int, *, inner: Any = "mmdiff.connectors.mlp.MLP", max_tiles: int = 4
     ) -> None:
         super().__init__()
         if max_tiles < 1:
             raise ConfigError(f"max_tiles: {max_tiles} is not above 0")
-        made = build(inner, where="inner", width_in=width_in, width_out=width_out) if isinstance(inner, str) else inner
-        self.inner = made
+        if isinstance(inner, str):
+            inner = build(inner, where="inner", width_in=width_in, width_out=width_out)
+        self.inner = inner
         self.max_tiles = max_tiles
         self.image_newline = nn.Parameter(torch.randn(width_out) / sqrt(width_out))
 

@@ -38,7 +38,7 @@ class NoiseKey:
             key=np.array([self.seed & WORD, zlib.crc32(self.stream.encode())], dtype=np.uint64),
             counter=np.array([0, view & WORD, sample & WORD, self.step & WORD], dtype=np.uint64),
         ).random_raw(n)
-        return (bits >> np.uint64(11)) * 2.0**-53
+        return (bits >> np.uint64(11)) * np.float64(2.0**-53)
 
     def uniforms(self, samples: Sequence[int], n: int, view: int = 0) -> NDArray[np.float64]:
         """(len(samples), n), a row a sample."""

@@ -28,7 +28,10 @@ class Masked(NamedTuple):
 
 
 class Levels(Protocol):
-    stratified: bool
+    @property
+    def stratified(self) -> bool:
+        """Whether the levels of a step are spread evenly over its samples and views."""
+        ...
 
     def mask(self, target_BL: Bools, level_B: Array, coin_B: Array, place_BL: Array) -> Masked:
         """Mask some of `target_BL`. level_B, coin_B (B,), place_BL (B, L): independent uniforms in [0, 1)."""

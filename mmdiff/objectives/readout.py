@@ -41,7 +41,9 @@ class Readout:
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Words:
         n_B = batch.target_BL.sum(1)
         if bool((n_B != n_B[0]).any()) or int(n_B[0]) % self.words:
-            raise DataError(f"readout: samples have {sorted(set(n_B.tolist()))} target words, not {self.words} a feature")
+            raise DataError(
+                f"readout: samples have {sorted(set(n_B.tolist()))} target words, not {self.words} a feature"
+            )
         label_NTW = batch.ids_BL[batch.target_BL].view(len(batch), -1, self.words)
         return Words(batch, label_NTW, {"readout": float(label_NTW.numel())})
 

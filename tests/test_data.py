@@ -1,0 +1,94 @@
+"""The order of samples: a permutation an epoch, shares of a mixture, a function of the position alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import toy
+
+from mmdiff.data import CHUNK, Batches, Component, Stream, canvases, positions
+from mmdiff.errors import ConfigError, DataError
+from mmdiff.model import MMDiff
+
+
+def stream(*sizes: tuple[int, float], seed: int = 0) -> Stream:
+    parts = [Component(f"c{i}", toy.Corners(n, i), toy.Where(False), w) for i, (n, w) in enumerate(sizes)]
+    return Stream(parts, seed=seed)
+
+
+def test_each_epoch_is_another_permutation() -> None:
+    found = [stream((50, 1.0)).locate(n)[1] for n in range(150)]
+    epochs = [found[i : i + 50] for i in (0, 50, 100)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert found != [stream((50, 1.0), seed=1).locate(n)[1] for n in range(150)]
+
+
+def test_a_mixture_has_its_shares_and_each_part_its_epochs() -> None:
+    mixed = stream((40, 1.0), (70, 3.0))
+    n = 2 * CHUNK + 100
+    found = [mixed.locate(i) for i in range(n)]
+    share = Counter(c for c, _ in found)
+    assert abs(share[0] / n - 0.25) < 4 * (0.25 * 0.75 / n) ** 0.5
+    for part, size in ((0, 40), (1, 70)):
+        rows = [row for c, row in found if c == part]
+        for first in range(0, len(rows) - size, size):
+            assert sorted(rows[first : first + size]) == list(range(size))
+
+
+def test_a_position_alone_decides() -> None:
+    """Whoever asks in another order, or begins in the middle, finds the same."""
+    n = CHUNK + 50
+    forwards, again, late = stream((9, 1.0), (5, 2.0)), stream((9, 1.0), (5, 2.0)), stream((9, 1.0), (5, 2.0))
+    expected = [forwards.locate(i) for i in range(n)]
+    assert [again.locate(i) for i in reversed(range(n - 60, n))] == expected[: n - 61 : -1]
+    assert late.locate(n - 1) == expected[-1]
+
+
+@pytest.mark.parametrize(("batch", "accumulate", "world"), [(12, 1, 1), (3, 2, 2), (1, 4, 3)])
+def test_a_step_owns_its_neighbours_however_they_are_shared_out(batch: int, accumulate: int, world: int) -> None:
+    for step in range(3):
+        shares = [
+            positions(step, micro, rank, batch=batch, accumulate=accumulate, world=world)
+            for micro in range(accumulate)
+            for rank in range(world)
+        ]
+        assert [n for share in shares for n in share] == list(range(12 * step, 12 * step + 12))
+
+
+class Bad(toy.Corners):
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = super().__getitem__(index)
+        return row | {"image": "cat.jpg"} if index == 1 else row
+
+
+class Named(toy.Patches):
+    def read(self, data: Any) -> Any:
+        if isinstance(data, str):
+            raise DataError(f"{data}: cannot be read")
+        return super().read(data)
+
+
+def test_errors_name_component_and_row() -> None:
+    """Also those of a picture, which is read after the task is done with the row."""
+    model = MMDiff(toy.backbone(), {"image": Named()}, {"image": toy.Project(width_in=16, width_out=32)})
+    one = Stream([Component("cats", Bad(2), toy.Where())], seed=0)
+    with pytest.raises(DataError, match=r"^data cats row 1: cat.jpg: cannot be read$"):
+        Batches(one, model.vocab, model.readers)[[0, 1]]
+    with pytest.raises(DataError, match=r"^data cats row 8: cat.jpg: cannot be read$"):
+        canvases([Bad(2)[0], Bad(2)[1]], toy.Where(), model.vocab, model.readers, first=7, name="cats")
+    with pytest.raises(DataError, match=r"^row 0: media of kind 'image'|media of kind 'image'"):
+        canvases([Bad(2)[0]], toy.Where(), model.vocab, {})
+    with pytest.raises(DataError, match=r"^data.c0: no rows$"):
+        stream((0, 1.0))
+    with pytest.raises(ConfigError, match=r"^data.c0.weight: -1.0 is not above 0$"):
+        stream((3, -1.0))
+
+
+def test_batches_know_where_samples_came_from() -> None:
+    mixed = stream((9, 1.0), (5, 2.0))
+    batch = Batches(mixed, toy.backbone().vocab, {})[[7, 3, 5]]
+    assert batch.index_B.tolist() == [7, 3, 5]
+    assert batch.source_B == [f"c{mixed.locate(n)[0]}" for n in (7, 3, 5)]

@@ -1,0 +1,70 @@
+"""Sessions: which model is found, what a prediction holds, overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import toy
+
+from mmdiff import load, train
+from mmdiff.errors import ConfigError
+from mmdiff.session import find_model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("session")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train(toy.config(stage={"steps": 4}))
+    return folder / "runs" / "toy"
+
+
+def test_the_finished_model_is_found_first_then_the_newest_checkpoint(run: Path, tmp_path: Path) -> None:
+    assert find_model(run) == run / "model"
+    assert find_model(run / "checkpoints" / "step-00000002") == run / "checkpoints" / "step-00000002"
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "checkpoints").symlink_to(run / "checkpoints")
+    assert find_model(unfinished).name == "step-00000004"
+
+
+def test_a_prediction_and_its_canvas(run: Path) -> None:
+    session = load(run)
+    rows = [toy.Corners(8, lengths=(2, 3))[i] for i in range(4)]
+    out = session.predict_many(rows)
+    for row, one in zip(rows, out, strict=True):
+        places = len(row["answer"].split())
+        assert one["forwards"] == places and len(one["canvas"]) == places
+        assert sorted(step for _, step, _ in one["canvas"]) == list(range(1, places + 1))
+        assert all(0 < confidence <= 1 for _, _, confidence in one["canvas"])
+        assert one["answer"] == " ".join(token for token, _, _ in one["canvas"] if not token.startswith("<"))
+    assert [session.predict(row)["answer"] for row in rows] == [one["answer"] for one in out]
+
+
+def test_overrides_reach_sampler_and_task(run: Path) -> None:
+    row = toy.Corners()[0]
+    assert load(run, "sampler.steps=1").predict(row)["forwards"] == 1
+    assert load(run).predict(row, steps=1)["forwards"] == 1
+    assert load(run, "task.image=false").task.image is False  # type: ignore[attr-defined]
+    for override, message in (
+        ("train.seed=1", "train: a saved model takes settings of `task` and `sampler`"),
+        ("sampler.step=1", 'sampler.step: no such field (did you mean "steps"?)'),
+        ("sampler.steps=many", "sampler.steps: 'many' is not a whole number"),
+        ("task.images=false", "task.images: toy.Where takes no such argument"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            load(run, override)
+        assert str(error.value).startswith(message)
+
+
+def test_folders_that_hold_no_model(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent.parent)
+    with pytest.raises(ConfigError, match=r'runs/tou: no such folder \(did you mean "runs/toy"\?\)'):
+        load("runs/tou")
+    with pytest.raises(ConfigError, match="neither a saved model nor a run with one"):
+        load(tmp_path)
+    load(run).model.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ConfigError, match="the model was saved without a task"):
+        load(tmp_path / "bare")
