@@ -164,7 +164,10 @@ class Stage:
         self.objective: Objective = build(stage.objective, where=f"{where}.objective", toy=self.toy)
         self.task: Task | None = build(config.task, where="task", toy=self.toy) if config.task else None
         self.stream = make_stream(stage, self.task, where, seed=config.train.seed, toy=self.toy)
-        self.optimizer = torch.optim.AdamW(self.groups, lr=stage.lr, betas=config.train.betas)
+        on_cpu = not torch.cuda.is_available()  # one fused kernel, where torch's default is a loop over tensors
+        self.optimizer = torch.optim.AdamW(
+            self.groups, lr=stage.lr, betas=config.train.betas, fused=True if on_cpu else None
+        )
         self.frozen = self.run.checkpoints / f"frozen-{self.name}.safetensors"
         self.cache = FeatureCache(self.run.folder / "features.sqlite") if stage.cache_features else None
 

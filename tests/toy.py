@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdiff.backbones import Backbone, new_backbone
-from mmdiff.batch import Item, MediaBatch, Media, Sample, Target, Text
+from mmdiff.batch import Item, Media, MediaBatch, Sample, Target, Text
 from mmdiff.parts import part
 from mmdiff.settings import Config, ModelConfig, StageConfig, TrainConfig
 from mmdiff.vocab import Vocab, word_tokenizer
@@ -99,7 +99,7 @@ class Project(nn.Module):
 
 
 def config(name: str = "toy", *, image: bool = True, **train: Any) -> Config:
-    """A run of one stage, of some 10 ms a step. `train`: fields of TrainConfig, `stage`: a dictionary of StageConfig's."""
+    """A run of one stage. `train`: fields of TrainConfig; `stage`: a dictionary of StageConfig's."""
     stage: dict[str, Any] = train.pop("stage", {})
     stages = train.pop("stages", None)
     first = StageConfig(
