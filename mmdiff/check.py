@@ -47,8 +47,7 @@ def check(config: Config, *, progress: Callable[[str], None] = lambda line: None
             rows = sample_rows(config)
             if rows is not None:
                 canvas = [row for row in (rows[i] for i in range(min(ROWS, len(rows))))]
-                # suppress_ids are ids of the real vocabulary, which a toy one need not have
-                answers = session.predict_many(canvas, steps=STEPS, suppress_ids=[])
+                answers = session.predict_many(canvas, steps=STEPS)
                 out["forwards"] = [a["forwards"] for a in answers]
                 progress(f"generation: {len(answers)} rows in one batch, {max(out['forwards'])} forwards")
         else:

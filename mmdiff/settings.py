@@ -41,6 +41,7 @@ class GenerationConfig:
         ids are committed after all other proposals of a step; LLaDA's confidence_eos_eot_inf).
     early_stop: when an end id is written and nothing before it is open, the rest of its target span becomes EOS.
     suppress_ids: ids that are never written, besides mask, slot and padding rows of the embedding table.
+    suppress_tokens: the same by spelling (`<|endoftext|>`), whatever ids the tokenizer gives them.
     seed: with a sample's index and the row's own step it determines every draw.
     """
 
@@ -56,6 +57,7 @@ class GenerationConfig:
     eos_policy: Literal["none", "suppress", "last"] = "none"
     early_stop: bool = True
     suppress_ids: list[int] = field(default_factory=list)
+    suppress_tokens: list[str] = field(default_factory=list)
     seed: int = 0
 
 

@@ -171,12 +171,18 @@ KINDS: Mapping[str, tuple[Ask, ...]] = {  # more than one: equally often, whatev
 # Sources of rows: {"image": uint8 (H, W, 3), "question", "answer", "kind", "objects": the things of the scene}
 
 
-class Scenes:
-    """Questions of all six kinds, or with `heldout` those of `exist` and `where` that name a held-out conjunction."""
+KEPT = 1 << 15  # rows of a source that are kept once rendered, some 3 kB each
 
-    def __init__(self, n: int, seed: int, heldout: bool = False) -> None:
+
+class Scenes:
+    """Questions of all six kinds, or with `heldout` those of `exist` and `where` that name a held-out conjunction.
+
+    pictures: False leaves them out, unrendered; questions and answers are the same.
+    """
+
+    def __init__(self, n: int, seed: int, heldout: bool = False, pictures: bool = True) -> None:
         _check(n, seed)
-        self.n, self.seed, self.heldout = n, seed, heldout
+        self.n, self.seed, self.heldout, self.pictures = n, seed, heldout, pictures
         self._rows: dict[int, Row] = {}
 
     def __len__(self) -> int:
@@ -184,9 +190,10 @@ class Scenes:
 
     def __getitem__(self, index: int) -> Row:
         i = range(self.n)[index]
-        if i not in self._rows:
-            self._rows[i] = self._row(i)
-        return self._rows[i]
+        row = self._rows.get(i) or self._row(i)
+        if len(self._rows) < KEPT:
+            self._rows[i] = row
+        return row
 
     def _row(self, i: int) -> Row:
         rng = _rng(self.seed, "heldout" if self.heldout else "scenes", i)
@@ -197,7 +204,8 @@ class Scenes:
             scene = draw_scene(rng)
             asked = ask(scene, rng, HELD_OUT if self.heldout else NAMED_IN_TRAINING)
         question, answer = asked
-        return {"image": render(scene, rng), "question": question, "answer": answer, "kind": kind, "objects": scene}
+        picture = {"image": render(scene, rng)} if self.pictures else {}
+        return {**picture, "question": question, "answer": answer, "kind": kind, "objects": scene}
 
 
 class SceneCells:

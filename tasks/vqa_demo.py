@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..config import build, load_config
+from ..errors import UserError
 from ..evaluate import evaluate, spread, write_predictions
 from ..report import write_report
 from ..run import RUNS, Run
@@ -24,30 +27,29 @@ LINES = {
     "language_only": "a model trained alike without pictures",
 }
 NOTES = [
-    "Pictures of 24 x 24 pixels with one to four objects, and compositional questions about them. A tower was trained to "
-    "read out each quarter of a picture, then connector and backbone were aligned and tuned by masked diffusion.",
+    "Pictures of 24 x 24 pixels with one to four objects, and compositional questions about them. A tower was trained "
+    "to read out each quarter of a picture, then connector and backbone were aligned and tuned by masked diffusion.",
     "If answers came from the wording of the questions alone, the figures for shuffled and blank pictures and for the "
     "model without pictures would be as high as the first.",
 ]
 
 
 def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
-    """Train both models (or take them, when these runs are finished), evaluate, write the report.
+    """Train both models, side by side (or take them, when these runs are finished), evaluate, write the report.
 
     Returns exact-match accuracies `overall`, `heldout`, `shuffled`, `blank`, `language_only`, the `seconds` that this
     call took, and the `report`.
     """
     start = time.perf_counter()
-    done = Run(RUNS / str(config.name)).result is not None and not fresh
-    train(config, fresh=fresh)
-    text = load_config("vqa-demo-text")
-    text.name = f"{config.name}-text"
-    text.train = replace(text.train, seed=config.train.seed)
-    text.train.stages["tune"].steps = config.train.stages["tune"].steps
-    train(text, fresh=fresh)
+    run = Run(RUNS / str(config.name))
+    done = run.result is not None and not fresh
+    tune = config.train.stages["tune"]
+    overrides = [f"name={config.name}-text", f"train.seed={config.train.seed}", f"train.stages.tune.steps={tune.steps}"]
+    text = load_config("vqa-demo-text", overrides)
+    with in_background(["train", "vqa-demo-text", *overrides, *(["--fresh"] if fresh else [])]):
+        train(config, fresh=fresh)
     results: dict[str, Any] = {}
     shown: dict[str, Sequence[tuple[Any, Any]]] = {}
-    run = Run(RUNS / str(config.name))
     sets = [(run, name, node) for name, node in config.eval.data.items()]
     sets.append((Run(RUNS / str(text.name)), "language_only", text.eval.data["overall"]))
     for owner, name, node in sets:
@@ -55,7 +57,7 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
         means, records = evaluate(load(owner.folder), rows, name=name, batch_size=config.eval.batch_size)
         results[name] = means
         write_predictions(owner.folder / f"predictions-{name}.jsonl", records)
-        if owner is run and name in ("overall", "heldout"):
+        if name in ("overall", "heldout"):
             shown[name] = [(rows[r["row"]], r) for r in spread(records, config.eval.examples)]
     accuracy = {name: results[name]["exact_match"] for name in LINES if name in results}
     report = write_report(
@@ -68,3 +70,19 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     if done:
         print(f"{run.folder} was trained before; `--fresh` trains again", file=sys.stderr)
     return {**accuracy, "seconds": seconds, "by_kind": results["overall"].get("by_kind", {}), "report": str(report)}
+
+
+@contextmanager
+def in_background(arguments: list[str]) -> Iterator[None]:
+    """Run an mmdiff command on the other core meanwhile, without its progress. Raises UserError with its last line."""
+    with tempfile.TemporaryFile("w+") as log:
+        command = [sys.executable, "-m", "mmdiff", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        try:
+            yield
+            if process.wait():
+                log.seek(0)
+                raise UserError(f"mmdiff {' '.join(arguments)} failed: {log.read().strip().splitlines()[-1]}")
+        finally:
+            process.terminate()
+            process.wait()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import mmdiff
+from mmdiff.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -93,7 +94,7 @@ def test_wheel_works_outside_the_checkout(installed: Path, tmp_path: Path) -> No
     assert run([installed / "mmdiff", "--version"], tmp_path) == f"mmdiff {mmdiff.__version__}\n"
     assert names(run([installed / "mmdiff", "ls"], tmp_path)) == CONFIGS
     for name in CONFIGS:
-        assert f"name: {name}\n" in run([installed / "mmdiff", "config", name], tmp_path)
+        assert f"name: {load_config(name).name}\n" in run([installed / "mmdiff", "config", name], tmp_path)
     where = "import mmdiff.encoders, mmdiff.tasks; print(mmdiff.encoders.__file__, *mmdiff.__path__, sep='\\n')"
     encoders, *path = run([installed / "python", "-c", where], tmp_path).splitlines()
     assert Path(encoders).is_relative_to(installed.parent) and len(path) == 1

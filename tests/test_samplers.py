@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmdiff.backbones.load import toy_backbone
 from mmdiff.batch import Batch, Sample, Target, Text, collate
 from mmdiff.errors import ConfigError
 from mmdiff.samplers.draws import uniform
@@ -350,6 +351,44 @@ def test_only_allowed_ids_are_written(temperature: float) -> None:
         sample(table, batch, VOCAB, GenerationConfig(suppress_ids=[3, 4, 40]))
     with pytest.raises(ConfigError, match="99"):
         sample(table, batch, VOCAB, GenerationConfig(suppress_ids=[99]))
+
+
+def test_tokens_are_suppressed_by_their_spelling() -> None:
+    vocab = toy_backbone("GSAI-ML/LLaDA-8B-Instruct").vocab
+    turn = vocab.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    logits_BLV = torch.zeros(1, 4, vocab.size)
+    logits_BLV[..., [65, vocab.eos_id, turn]] = torch.tensor([1.0, 2.0, 3.0])  # the likeliest is the last
+
+    def written(*tokens: str) -> list[int]:
+        config = GenerationConfig(suppress_tokens=list(tokens), early_stop=False)
+        return sample(Table(logits_BLV), collate([[Target(length=4)]], vocab), vocab, config).ids_BL[0].tolist()
+
+    assert written() == [turn] * 4
+    assert written("<|eot_id|>") == [vocab.eos_id] * 4
+    assert written("<|eot_id|>", "<|endoftext|>") == [65] * 4
+    with pytest.raises(ConfigError, match=r"suppress_tokens: the tokenizer has no '<\|eot\|>' \(did you mean"):
+        written("<|eot|>")
+
+
+def test_an_end_that_is_also_the_slot_can_be_written() -> None:
+    """LLaDA's padding, which stands where pictures go, is its end of sequence."""
+    vocab = toy_backbone("GSAI-ML/LLaDA-8B-Instruct").vocab
+    assert vocab.slot_id == vocab.eos_id
+    logits_BLV = torch.zeros(1, 4, vocab.size)
+    logits_BLV[..., vocab.eos_id] = 9.0
+    out = sample(Table(logits_BLV), collate([[Target(length=4)]], vocab), vocab, GenerationConfig(steps=4))
+    assert out.ids_BL[0].tolist() == [vocab.eos_id] * 4 and int(out.forwards_B[0]) == 1  # it stops early
+
+
+def test_a_turn_ends_although_eos_is_suppressed() -> None:
+    """LLaDA-V's settings: its answers end in <|eot_id|>, and EOS is never proposed."""
+    vocab = toy_backbone("GSAI-ML/LLaDA-8B-Instruct").vocab
+    turn = vocab.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    logits_BLV = torch.zeros(1, 5, vocab.size)
+    logits_BLV[0, [0, 1, 2, 3, 4], [65, turn, 66, 66, 66]] = torch.tensor([9.0, 8.0, 3.0, 2.0, 1.0])
+    config = GenerationConfig(suppress_tokens=["<|endoftext|>"])
+    out = sample(Table(logits_BLV), collate([[Target(length=5)]], vocab), vocab, config)
+    assert out.ids_BL[0].tolist() == [65, turn, *[vocab.eos_id] * 3] and int(out.forwards_B[0]) == 2
 
 
 def test_what_denoise_returns_is_not_written_to() -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..backbones.family import token_id
 from ..batch import Batch
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 from ..settings import GenerationConfig
 from ..vocab import Vocab
 
@@ -17,9 +18,10 @@ from ..vocab import Vocab
 def allowed(batch: Batch, vocab: Vocab, config: GenerationConfig) -> tuple[Tensor, Tensor]:
     """allow_KV, which ids may be written under each allow-set, and allow_BL, the allow-set of each place.
 
-    Never written: the mask and slot ids, `suppress_ids`, end ids under eos_policy=suppress, and rows of the embedding
-    table that stand for nothing (published tables are padded) unless a named range or an allow-set claims them.
-    Raises ConfigError for an id outside the vocabulary, and for an open place that this leaves without any id.
+    Never written: the mask id, the slot id (unless it is an end id too, as LLaDA's is), `suppress_ids` and
+    `suppress_tokens`, end ids under eos_policy=suppress, and rows of the embedding table that stand for nothing
+    (published tables are padded) unless a named range or an allow-set claims them.
+    Raises ConfigError for an id or token outside the vocabulary, and for an open place that this leaves without any id.
     """
     known_V = torch.ones(vocab.size, dtype=torch.bool)
     if vocab.tokenizer is not None:
@@ -28,7 +30,14 @@ def allowed(batch: Batch, vocab: Vocab, config: GenerationConfig) -> tuple[Tenso
     known_V[ends] = True
     for low, high in vocab.ranges.values():
         known_V[low:high] = True
-    banned = [vocab.mask_id, vocab.slot_id, *config.suppress_ids, *(ends if config.eos_policy == "suppress" else [])]
+    slots = [] if vocab.slot_id in ends else [vocab.slot_id]
+    banned = [vocab.mask_id, *slots, *config.suppress_ids, *(ends if config.eos_policy == "suppress" else [])]
+    for token in config.suppress_tokens:
+        i = None if vocab.tokenizer is None else token_id(vocab.tokenizer, token)
+        if i is None:
+            known = () if vocab.tokenizer is None else vocab.tokenizer.all_special_tokens
+            raise ConfigError(f"sampler.suppress_tokens: the tokenizer has no {token!r}{nearest(token, known)}")
+        banned.append(i)
     for i in config.suppress_ids:
         if not 0 <= i < vocab.size:
             raise ConfigError(f"sampler.suppress_ids: {i} does not fit a vocabulary of {vocab.size}")

@@ -46,7 +46,7 @@ def sample(
     allow_KV, allow_BL = allowed(batch, vocab, config)
     sample_B = batch.index_B if len(batch.index_B) else torch.arange(len(batch), device=out.ids_BL.device)
     span_BL = spans(batch.target_BL, allow_BL)
-    may_end_BL = allow_KV[allow_BL, vocab.eos_id] if config.early_stop else None
+    may_end_BL = _may_end(batch, vocab.eos_id) if config.early_stop else None
 
     block_BL, left_BK = plan(out.open(vocab.mask_id), batch.target_BL, config.steps, config.block_length)
     beyond = left_BK.shape[1]
@@ -131,6 +131,13 @@ def _start(batch: Batch, vocab: Vocab) -> Generation:
         confidence_BL=(~open_BL).float(),
         forwards_B=torch.zeros(len(batch), dtype=torch.int64, device=batch.ids_BL.device),
     )
+
+
+def _may_end(batch: Batch, eos_id: int) -> Tensor:
+    """Places that EOS may fill behind an end. It is not proposed by the model, so what is suppressed does not count."""
+    if batch.allow_KV is None or batch.allow_BL is None:
+        return torch.ones_like(batch.target_BL)
+    return batch.allow_KV[batch.allow_BL, eos_id]
 
 
 def _check_select(keep_P: Tensor, proposal: Proposal, rules: Rules) -> None:
