@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("mmdiff: interrupted", file=sys.stderr)
         return 130
     if os.environ.get("RANK", "0") == "0":  # under torchrun every process gets here
-        print(json.dumps(_json(result), default=str) if args.json else text)
+        try:
+            print(json.dumps(_json(result), default=str) if args.json else text, flush=True)
+        except BrokenPipeError:  # `mmdiff config x | head`: the reader has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -156,6 +156,9 @@ def add_adapters(model: MMDiff, config: dict[str, Any]) -> None:
         r=config["r"], lora_alpha=config["alpha"], lora_dropout=config["dropout"], target_modules=targets, bias="none"
     )
     inject_adapter_in_model(lora, model)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:  # peft gives adapters the dtype of their layer; steps of 1e-5 vanish in bfloat16
+            parameter.data = parameter.data.float()
     model.adapters.append(dict(config))
 
 

@@ -95,13 +95,14 @@ def curves(metrics: Path) -> str | None:
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    for stage in dict.fromkeys(line["stage"] for line in losses):
+    for i, stage in enumerate(dict.fromkeys(line["stage"] for line in losses)):
+        style: dict[str, Any] = {"label": stage, "color": f"C{i}"}  # one colour a stage on both sides
         of_stage = [line for line in losses if line["stage"] == stage]
-        left.plot([line["step"] for line in of_stage], [line["loss"] for line in of_stage], label=stage, linewidth=1)
+        left.plot([line["step"] for line in of_stage], [line["loss"] for line in of_stage], linewidth=1, **style)
         by_rate = of_stage[-1].get("nll_by_rate")
         if by_rate:
-            bins = [(i + 0.5) / len(by_rate) for i, value in enumerate(by_rate) if value is not None]
-            right.plot(bins, [value for value in by_rate if value is not None], "o-", label=stage, markersize=3)
+            bins = [(b + 0.5) / len(by_rate) for b, value in enumerate(by_rate) if value is not None]
+            right.plot(bins, [value for value in by_rate if value is not None], "o-", markersize=3, **style)
     left.set(xlabel="step", ylabel="loss", yscale="log")
     right.set(xlabel="mask rate", ylabel="nats a masked token", title="last logged steps of a stage")
     for axes in (left, right):

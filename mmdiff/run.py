@@ -97,7 +97,8 @@ def open_run(config: Config, *, fresh: bool = False) -> Run:
         raise ConfigError(f"name: {config.name!r} is not a name below {RUNS}/")
     if fresh and folder.exists():
         folder.rename(folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
-    if (folder / "config.yaml").is_file():
+    begun = any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "model"))
+    if (folder / "config.yaml").is_file() and begun:
         old, new = flat(asdict(load_config(str(folder)))), flat(asdict(config))
         changed = [k for k in [*old, *(k for k in new if k not in old)] if old.get(k) != new.get(k)]
         if changed:
@@ -106,9 +107,9 @@ def open_run(config: Config, *, fresh: bool = False) -> Run:
                 f"{folder} holds a run of another configuration ({key} was {old.get(key)!r}, is {new.get(key)!r}"
                 f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}): choose name=..., or --fresh"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} is there and holds no run: choose name=..., or --fresh")
-    else:
+    else:  # new, or what was refused before its first step
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", to_yaml(replace(config)))
     return Run(folder)

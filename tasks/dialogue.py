@@ -112,6 +112,8 @@ def _pairs(conversation: Any) -> list[tuple[str, str | None]]:
 
 def _text(fields: Mapping[str, Any], name: str, where: str = "") -> str:
     text = fields.get(name)
+    if name not in fields:
+        raise RowError(f"no {name}", (where + nearest(name, map(str, fields))).strip())
     if not isinstance(text, str):
         raise RowError(f"{name} is not text", f"{where}{name}: {text!r:.60}")
     return text

@@ -135,7 +135,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("no conversation", {"conversations": "hello"}, "'hello'"),
     ("turn is not a mapping", row("hello"), "turn 1 is 'hello'$"),
     ("value is not text", row(turn("human", None), REPLY), "turn 1 value: None$"),
-    ("question is not text", {"answer": "yes"}, "question: None$"),
+    ("no question", {"answer": "yes"}, "no question"),
+    ("question is not text", {"question": None, "answer": "yes"}, "question: None$"),
     ("not a JSON object", ["a"], r"\['a'\]$"),
 ]  # fmt: skip
 

@@ -1,0 +1,126 @@
+"""What a training step costs against the plain way, in ratios of one run (one torch thread, medians).
+
+    head     logits on masked places only, against logits of the whole canvas as published LLaDA code computes them.
+             Grows with L * V for the plain way, with (masked places) * V for ours; the body grows with
+             L * D^2 + L^2 * D for both.
+    memory   bytes of those logits: the plain way keeps B * L * V floats, ours at most `logit_chunk` * V.
+    encoder  features from the cache, against the tower run again; grows with the tower.
+    levels   variance of the loss over draws for an answer of n tokens, Bernoulli 1/t against exact counts.
+
+Run: python benchmarks/training.py
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mmdiff.backbones import new_backbone
+from mmdiff.batch import Media, MediaBatch, Target, Text, collate
+from mmdiff.connectors.mlp import MLP
+from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.diffusion.levels import Bernoulli, ExactCount, Levels
+from mmdiff.encoders.conv import ConvTower
+from mmdiff.features import FeatureCache, fingerprint
+from mmdiff.model import MMDiff
+from mmdiff.objectives.denoise import Denoise
+from mmdiff.vocab import word_tokenizer
+
+ROWS, PROMPT, ANSWER, REPEATS = 4, 192, 64, 5
+
+
+def median_seconds(*functions: Callable[[], object]) -> list[float]:
+    """Median time of each, measured in turn so that a drifting machine hits all alike."""
+    times: list[list[float]] = [[] for _ in functions]
+    for repeat in range(REPEATS + 1):
+        for i, function in enumerate(functions):
+            start = time.perf_counter()
+            function()
+            if repeat:  # the first round warms up
+                times[i].append(time.perf_counter() - start)
+    return [statistics.median(t) for t in times]
+
+
+def head(vocabulary: int) -> None:
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer([f"w{i}" for i in range(64)])
+    backbone = new_backbone(tokenizer=tokenizer, hidden_size=256, layers=4, heads=4, vocab_size=vocabulary)
+    model, vocab = MMDiff(backbone), backbone.vocab
+    rng = np.random.default_rng(0)
+    texts = rng.integers(4, 60, (ROWS, PROMPT + ANSWER)).tolist()
+    batch = collate([[Text(t[:PROMPT]), Target(t[PROMPT:])] for t in texts], vocab)
+    objective = Denoise(Bernoulli())
+    views = objective.plan(batch, NoiseKey(0, batch=ROWS), vocab)
+
+    def ours() -> float:
+        model.zero_grad()
+        loss = objective.terms(model, views)["denoise"].value / views.counts["denoise"]
+        loss.backward()
+        return float(loss.detach())
+
+    def plain() -> float:
+        model.zero_grad()
+        logits_BLV = backbone(views.ids_RL)
+        place_BL = views.predict_RL
+        nll_P = torch.nn.functional.cross_entropy(logits_BLV[place_BL], batch.ids_BL[place_BL], reduction="none")
+        loss = (nll_P * views.weight_R[:, None].expand_as(place_BL)[place_BL]).sum() / views.counts["denoise"]
+        loss.backward()
+        return float(loss.detach())
+
+    assert abs(ours() - plain()) < 1e-4 * abs(plain())
+    fast, slow = median_seconds(ours, plain)
+    wanted = int(views.predict_RL.sum())
+    size = ROWS * (PROMPT + ANSWER)
+    print(f"head     V={vocabulary}: plain / ours {slow / fast:.2f}x time, {size / wanted:.1f}x logits in memory")
+
+
+def encoder() -> None:
+    torch.manual_seed(0)
+    tower = ConvTower(size=96, width=128)
+    backbone = new_backbone(tokenizer=word_tokenizer(["a"]), hidden_size=64, layers=1, heads=2)
+    model = MMDiff(backbone, {"image": tower}, {"image": MLP(width_in=128, width_out=64)})
+    tower.requires_grad_(False)
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 255, (16, 96, 96, 3), dtype=np.uint8)
+    batch = collate([[Media("image", p), Target([4])] for p in pictures], model.vocab, model.readers)
+    prints = {"image": fingerprint(tower)}
+    with tempfile.TemporaryDirectory() as folder:
+        cache = FeatureCache(Path(folder) / "features.sqlite")
+        cached: dict[str, MediaBatch] = {}
+
+        def from_cache() -> None:
+            cached.update(cache.fill(model, batch, prints).media)
+
+        again, kept = median_seconds(lambda: model.features("image", batch.media["image"]), from_cache)
+        assert torch.equal(model.features("image", cached["image"]), model.features("image", batch.media["image"]))
+        cache.close()
+    print(f"encoder  16 pictures of 96 x 96: tower / cache {again / kept:.1f}x time")
+
+
+def spread(levels: Levels, n: int, draws: int = 100_000) -> float:
+    """Variance of the loss of one sample when a token costs k/n nats while k of n are masked."""
+    rng = np.random.default_rng(0)
+    target = np.ones((draws, n), dtype=bool)
+    masked, weight, _ = levels.mask(target, rng.random(draws), rng.random(draws), rng.random((draws, n)))
+    k = masked.sum(1)
+    return float((k * weight / n * (k / n)).var())
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for vocabulary in (8_192, 32_768):
+        head(vocabulary)
+    encoder()
+    for n in (1, 4, 16):
+        bernoulli, exact = spread(Bernoulli(), n), spread(ExactCount(stratified=False), n)
+        print(f"levels   n={n}: variance {bernoulli:.2f} with Bernoulli 1/t, {exact:.2f} with exact counts")
+
+
+if __name__ == "__main__":
+    main()
