@@ -51,7 +51,8 @@ class Run:
         """Keep other processes out, and remove what a killed one left half written. Raises ConfigError."""
         self._lock = open(self.folder / ".lock", "w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # not `flock`: data processes would inherit that one, and outlive a killed run by some seconds
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(f"{self.folder}: another process is training this run") from None
         for part in [*self.folder.glob(".*.part-*"), *self.checkpoints.glob(".*.part-*")]:

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,7 @@ from mmdiff.batch import Item, MediaBatch
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.optim import lr_factor
 from mmdiff.parts import part
+from mmdiff.run import open_run
 from mmdiff.settings import Config, StageConfig
 
 FORK = multiprocessing.get_context("fork")  # torch is imported already, and has one thread
@@ -377,16 +379,34 @@ def test_a_finished_run_is_not_trained_again() -> None:
     assert Path("runs/toy/metrics.jsonl").read_text() == metrics
 
 
-def test_one_process_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_at_a_time() -> None:
+    """A run in training refuses another process; a data process that outlives a killed one does not hold it."""
     config = toy.config()
-    from mmdiff.run import open_run
-
-    held = open_run(config)
-    held.lock()
-    with pytest.raises(ConfigError, match="another process is training this run"):
+    open_run(config)
+    holder = """
+import multiprocessing, sys, time
+from pathlib import Path
+from mmdiff.run import Run
+run = Run(Path("runs/toy"))
+run.lock()
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+child.start()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        with pytest.raises(ConfigError, match="another process is training this run"):
+            train(config)
+        process.kill()
+        process.wait()
+        os.kill(child, 0)  # still there
         train(config)
-    held.close()
-    train(config)
+    finally:
+        process.kill()
+        os.kill(child, signal.SIGKILL)
 
 
 def test_checkpoints_kept_and_shared_weights() -> None:
