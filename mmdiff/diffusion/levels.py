@@ -49,6 +49,10 @@ class Bernoulli:
     eps: float = 1e-3
     stratified: bool = False
 
+    def __post_init__(self) -> None:
+        if not 0 < self.eps < 1:
+            raise ConfigError(f"levels.eps: {self.eps} is not between 0 and 1")
+
     def mask(self, target_BL: Bools, level_B: Array, coin_B: Array, place_BL: Array) -> Masked:
         t_B = (1 - self.eps) * level_B + self.eps
         rate_B = self.schedule.mask_rate(t_B)
