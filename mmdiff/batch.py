@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from .errors import DataError
+from .errors import ConfigError, DataError
 from .protocols import Reader
 from .vocab import Vocab
 
@@ -151,6 +151,8 @@ def collate(
             raise DataError(f"sample {b} of the batch: ids {low}..{high} do not fit a vocabulary of {vocab.size}")
     length = max(len(row.ids) for row in rows)
     eos = padding == "eos"
+    if eos and side == "left":
+        raise ConfigError("padding: eos stands behind an answer, so it cannot fill a row up on the left")
 
     def pad(values: list[T], fill: T) -> list[T]:
         extra = [fill] * (length - len(values))

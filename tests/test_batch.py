@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toy
 from torch import Tensor
 
 from mmdiff.batch import Batch, Item, Media, MediaBatch, Sample, Target, Text, collate, to_device
-from mmdiff.errors import DataError, UserError
+from mmdiff.errors import ConfigError, DataError, UserError
 from mmdiff.vocab import Vocab, word_tokenizer
 
 MASK, EOS, PAD, SLOT = 19, 18, 17, 16
@@ -205,3 +206,9 @@ def test_the_word_tokenizer() -> None:
         vocab.range("bin")
     with pytest.raises(UserError, match="a word is given twice"):
         word_tokenizer(["red", "red"])
+
+
+def test_eos_is_not_put_in_front_of_a_prompt() -> None:
+    vocab = toy.backbone().vocab
+    with pytest.raises(ConfigError, match="^padding: eos"):
+        collate([[Text([4]), Target([5])]], vocab, padding="eos", side="left")
