@@ -6,7 +6,7 @@ batch, K distinct allow-sets, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Literal, TypeVar
 
@@ -219,6 +219,3 @@ def _allowed(ranges: Ranges | None, size: int) -> Tensor:
             raise DataError(f"allow: the range ({low}, {high}) does not fit a vocabulary of {size}")
         allowed_V[low:high] = True
     return allowed_V
-
-
-Collate = Callable[[Sequence[Sample]], Batch]

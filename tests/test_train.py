@@ -25,7 +25,11 @@ from torch import Tensor, nn
 
 from mmdiff import load, train
 from mmdiff.batch import Item, MediaBatch
+from mmdiff.data import Batches, Component, Stream
+from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
+from mmdiff.model import build_model
+from mmdiff.objectives.denoise import Denoise
 from mmdiff.optim import lr_factor
 from mmdiff.parts import part
 from mmdiff.run import open_run
@@ -458,3 +462,21 @@ def test_the_toy_is_learnt() -> None:
     rows = [toy.Corners(64, seed=9)[i] for i in range(64)]
     answers = session.predict_many(rows)
     assert sum(session.task.score(a["answer"], r)["exact"] for a, r in zip(answers, rows, strict=True)) / 64 > 0.9
+
+
+def test_the_step_takes_the_gradient_of_the_mean_over_all_target_tokens() -> None:
+    """Splits agree with each other under a wrong denominator too; this compares with one batch computed by hand."""
+    rows = {"target": "toy.Corners", "lengths": [1, 2, 5]}
+    config = toy.config(image=False, stage={"steps": 1, "batch_size": 4, "accumulate": 2, "data": rows})
+    train(config)
+    logged = json.loads(Path("runs/toy/metrics.jsonl").read_text().splitlines()[0])
+    torch.manual_seed(config.train.seed)
+    model = build_model(config.model)
+    stream = Stream([Component("", toy.Corners(lengths=[1, 2, 5]), toy.Where(image=False))], seed=config.train.seed)
+    batch = Batches(stream, model.vocab, model.readers)[list(range(8))]
+    views = Denoise().plan(batch, NoiseKey(config.train.seed, 0, "only", batch=8), model.vocab)
+    loss = Denoise().terms(model, views)["denoise"].value / int(batch.target_BL.sum())
+    loss.backward()
+    squares = sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None)
+    assert logged["grad_norm"] == pytest.approx(squares**0.5, rel=1e-4)
+    assert logged["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
