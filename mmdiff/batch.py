@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ConfigError, DataError
@@ -57,20 +58,31 @@ Sample = Sequence[Part]
 
 @dataclass(frozen=True)
 class Item:
-    """What a reader makes of one media: `values` (n, ...) holds its n views, `layout` any facts its connector needs."""
+    """What a reader makes of one media: `values` (n, ...) holds its n views, `layout` any facts its connector needs.
+
+    Views of unequal length (sound) are filled up with zeros along the last axis. `lengths` then says how much of each
+    is real, and `tokens` how many features the encoder makes of it; both empty where all views are of one size.
+    """
 
     values: Tensor
     layout: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass
 class MediaBatch:
-    """All media of one kind in a batch, in order of appearance. `features` replaces `values` when they are cached."""
+    """All media of one kind in a batch, in order of appearance. `features` replaces `values` when they are cached.
+
+    length_N, tokens: as `Item.lengths` and `Item.tokens`, of all views; None where all are of one size.
+    """
 
     values_N: Tensor
     views: list[int]
     layouts: list[tuple[int, ...]]
     features_NTE: Tensor | None = None
+    length_N: Tensor | None = None  # int64
+    tokens: list[int] | None = None
 
 
 @dataclass
@@ -91,6 +103,17 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids_BL)
+
+
+def real_NT(tokens: Sequence[int], features_NTE: Tensor) -> Tensor:
+    """bool (N, T): which features stand for something, when view n has `tokens[n]` of them."""
+    count_N = torch.tensor(tokens, device=features_NTE.device)
+    return torch.arange(features_NTE.shape[1], device=features_NTE.device) < count_N[:, None]
+
+
+def packed(features_NTE: Tensor, tokens: Sequence[int] | None) -> Tensor:
+    """(M, E): the real features of all views, one view after the other. tokens: of each view; None: all."""
+    return features_NTE.flatten(0, 1) if tokens is None else features_NTE[real_NT(tokens, features_NTE)]
 
 
 def to_device(value: T, device: torch.device | str) -> T:
@@ -205,8 +228,16 @@ class _Row:
 
 
 def _stack(items: Sequence[Item]) -> MediaBatch:
+    views, layouts = [len(item.values) for item in items], [item.layout for item in items]
+    if not any(item.lengths for item in items):
+        return MediaBatch(torch.cat([item.values for item in items]), views, layouts)
+    longest = max(item.values.shape[-1] for item in items)
     return MediaBatch(
-        torch.cat([item.values for item in items]), [len(item.values) for item in items], [i.layout for i in items]
+        torch.cat([F.pad(item.values, (0, longest - item.values.shape[-1])) for item in items]),
+        views,
+        layouts,
+        length_N=torch.tensor([n for item in items for n in item.lengths]),
+        tokens=[n for item in items for n in item.tokens],
     )
 
 

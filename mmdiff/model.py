@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import Backbone
-from .batch import Batch, Item, MediaBatch, to_device
+from .batch import Batch, Item, MediaBatch, real_NT, to_device
 from .errors import ConfigError, nearest
 from .protocols import Denoise
 from .scorer import Scores, score
@@ -40,7 +40,10 @@ class MediaReader:
         return item
 
     def slots(self, item: Item) -> int:
-        return int(self.connector.slots(self.encoder.tokens, item))
+        if not item.tokens:
+            return int(self.connector.slots(self.encoder.tokens, item))
+        views = [Item(value[None], item.layout) for value in item.values]
+        return sum(int(self.connector.slots(n, view)) for n, view in zip(item.tokens, views, strict=True))
 
 
 class MMDiff(nn.Module):
@@ -99,14 +102,20 @@ class MMDiff(nn.Module):
         return function(self, *args)
 
     def features(self, kind: str, media: MediaBatch) -> Tensor:
-        """(N, T, E) of all views of one kind; cached features are taken as they are."""
+        """(N, T, E) of all views of one kind; cached features are taken as they are.
+
+        Of views of unequal length, T is that of the longest, and features behind the end of a view are zero.
+        """
         if media.features_NTE is not None:
             return media.features_NTE
         encoder = self.encoders[kind]
         dtype = next(encoder.parameters()).dtype
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen(kind)):
-            features_NTE: Tensor = encoder(media.values_N.to(dtype))
-        return features_NTE
+            if media.length_N is None or media.tokens is None:
+                features_NTE: Tensor = encoder(media.values_N.to(dtype))
+                return features_NTE
+            features_NTE = encoder(media.values_N.to(dtype), media.length_N)[:, : max(media.tokens)]
+        return features_NTE.masked_fill(~real_NT(media.tokens, features_NTE)[..., None], 0.0)
 
     def encode(self, media: Mapping[str, MediaBatch]) -> dict[str, Tensor]:
         """{kind: (M, D)}; once a sample, whatever the number of its views or of denoising steps."""

@@ -68,12 +68,16 @@ class Encoder(Protocol):
     """
 
     width: int  # E
-    tokens: int  # T, features a view
+    tokens: int  # T, features a view; the most of them where views are of unequal length (`Item.tokens`)
 
     def read(self, data: object) -> Item: ...
 
-    def __call__(self, values_N: Tensor) -> Tensor:
-        """(N, ...) -> (N, T, E), in the encoder's own dtype."""
+    def __call__(self, values_N: Tensor, length_N: Tensor | None = None) -> Tensor:
+        """(N, ...) -> (N, T, E), in the encoder's own dtype.
+
+        length_N: real entries of each view, given where the items have `lengths`. What fills a view up must not change
+        its features; what comes behind its own `tokens` is cut off or zeroed by the model.
+        """
         ...
 
     def gradient_checkpointing(self, on: bool) -> None: ...
@@ -83,11 +87,14 @@ class Connector(Protocol):
     """An nn.Module: features of width E to slots of width D. Its constructor is given `width_in` and `width_out`."""
 
     def slots(self, tokens: int, item: Item) -> int:
-        """How many slots an item takes, when the encoder makes `tokens` features a view."""
+        """How many slots an item takes, when the encoder makes `tokens` features a view.
+
+        An item whose views are of unequal length is asked view by view.
+        """
         ...
 
     def __call__(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
-        """-> (M, D): the slots of all items, one after the other."""
+        """-> (M, D): the slots of all items, one after the other. `media.tokens`: the real features of each view."""
         ...
 
 

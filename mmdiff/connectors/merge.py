@@ -6,6 +6,7 @@ Shape letters: N views, T features a view, R neighbours merged along one axis, E
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isqrt
 
 from torch import Tensor, nn
@@ -80,9 +81,10 @@ class FrameStack(nn.Module):
         return len(item.values) * -(-tokens // self.factor)
 
     def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
-        n, tokens, width = features_NTE.shape
-        filled = F.pad(features_NTE, (0, 0, 0, -tokens % self.factor))
-        out_MD: Tensor = self.mlp(filled.reshape(n, -1, self.factor * width), media)
+        filled = F.pad(features_NTE, (0, 0, 0, -features_NTE.shape[1] % self.factor))
+        runs_NRE = filled.reshape(len(filled), -1, self.factor * filled.shape[2])
+        tokens = None if media.tokens is None else [-(-n // self.factor) for n in media.tokens]
+        out_MD: Tensor = self.mlp(runs_NRE, replace(media, tokens=tokens))
         return out_MD
 
 

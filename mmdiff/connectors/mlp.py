@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..batch import Item, MediaBatch
+from ..batch import Item, MediaBatch, packed
 from ..parts import part
 
 
@@ -24,7 +24,7 @@ class Linear(nn.Module):
 
     def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
         out_NTD: Tensor = self.linear(features_NTE)
-        return out_NTD.flatten(0, 1)
+        return packed(out_NTD, media.tokens)
 
 
 @part
@@ -45,4 +45,4 @@ class MLP(nn.Module):
 
     def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
         out_NTD: Tensor = self.layers(self.norm(features_NTE))
-        return out_NTD.flatten(0, 1)
+        return packed(out_NTD, media.tokens)
