@@ -69,6 +69,19 @@ def typed_sampler(task: Any, sampler: Mapping[str, Any], overrides: Sequence[str
     return tree["task"], typed(GenerationConfig, tree["sampler"], "sampler")
 
 
+def parsed(override: str) -> tuple[str, Any]:
+    """`dotted.key=value` -> (dotted.key, the value read as YAML). Raises ConfigError."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"{override!r} is not an override, expected dotted.key=value")
+    try:
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{key}: {text!r} is not YAML: {_line(error)}") from None
+    assert isinstance(value, dict)
+    return key, value["value"]
+
+
 def packaged() -> list[str]:
     """Names of the packaged configurations."""
     return sorted(f.name.removesuffix(".yaml") for f in files("mmdiff.configs").iterdir() if f.name.endswith(".yaml"))
@@ -172,22 +185,15 @@ def _read(name: str, folder: Path, readers: tuple[str, ...]) -> tuple[dict[str, 
 
 def _set(tree: dict[str, Any], override: str) -> None:
     """Put one `dotted.key=value` into a tree of overrides."""
-    key, equals, text = override.partition("=")
+    key, value = parsed(override)
     parts = key.split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"{override!r} is not an override, expected dotted.key=value")
-    try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{key}: {text!r} is not YAML: {_line(error)}") from None
     for part in parts[:-1]:
         below = tree.get(part)
         if isinstance(below, str):  # `task=dotted.Path task.key=value`
             below = {"target": below}
         tree[part] = below if isinstance(below, dict) else {}
         tree = tree[part]
-    assert isinstance(value, dict)
-    tree[parts[-1]] = value["value"]
+    tree[parts[-1]] = value
 
 
 def _merge(below: Any, above: Any, key: str = "") -> Any:

@@ -24,10 +24,10 @@ from .session import Session, load
 def evaluate(
     session: Session, rows: Source, *, name: str = "", batch_size: int = 64, limit: int | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Answer and score every row. Returns (means, one record a row).
+    """Answer and score every row. Returns (figures, one record a row).
 
-    means: `n`, the mean of each score over the rows that have it, `by_kind` where rows have a `kind`, mean `forwards`,
-    and `rows_per_second`.
+    figures: `n`, the mean of each score over the rows that have it, `by_kind` where rows have a `kind`, mean
+    `forwards`, what the task's `summary` says of the whole set (over a mean of the same name), and `rows_per_second`.
     """
     count = min(len(rows), limit) if limit else len(rows)
     if not count:
@@ -41,7 +41,9 @@ def evaluate(
             told = {"prediction": out["answer"], "forwards": out["forwards"], "canvas": out["canvas"]}
             records.append({**_text(row), "row": len(records), **told, "scores": scores})
     seconds = time.perf_counter() - start
-    return {**means(records), "rows_per_second": count / seconds}, records
+    summary = getattr(session.task, "summary", None)
+    whole = summary(records) if summary is not None else {}
+    return {**means(records), **whole, "rows_per_second": count / seconds}, records
 
 
 def batched(rows: Source, count: int, size: int, name: str) -> Iterator[tuple[int, list[Row]]]:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batch import Batch, MediaBatch
+from .batch import Batch, MediaBatch, to_device
 from .model import MMDiff
 
 MEMORY = 512 << 20  # bytes of features kept in memory as well
@@ -43,22 +45,24 @@ class FeatureCache:
         return replace(batch, media=media)
 
     def _fill(self, model: MMDiff, kind: str, group: MediaBatch, of_encoder: bytes) -> MediaBatch:
-        values = group.values_N.split(group.views)
+        values = items(group)
         keys = [hashlib.sha256(of_encoder + np.ascontiguousarray(v.numpy()).tobytes()).digest() for v in values]
         found = {key: feature for key in keys if (feature := self._get(key)) is not None}
         absent = [i for i, key in enumerate(keys) if key not in found]
         self.hits += len(keys) - len(absent)
         self.misses += len(absent)
         if absent:
-            fresh = MediaBatch(torch.cat([values[i] for i in absent]), [group.views[i] for i in absent], [])
+            counts = group.tokens or [model.encoders[kind].tokens] * sum(group.views)  # type: ignore[list-item]
+            tokens = [own.tolist() for own in torch.tensor(counts).split(group.views)]
             with torch.no_grad():
-                fresh.values_N = fresh.values_N.to(model.device)
-                features = model.features(kind, fresh).cpu().split(fresh.views)
-            for i, feature in zip(absent, features, strict=True):
-                found[keys[i]] = feature
-                self._put(keys[i], feature)
+                features = model.features(kind, to_device(subset(group, absent), model.device)).cpu()
+            for i, feature in zip(absent, features.split([group.views[i] for i in absent]), strict=True):
+                found[keys[i]] = feature[:, : max(tokens[i])]
+                self._put(keys[i], found[keys[i]])
             self._db.commit()
-        return replace(group, features_NTE=torch.cat([found[key] for key in keys]))
+        most = max(found[key].shape[1] for key in keys)
+        padded = [F.pad(found[key], (0, 0, 0, most - found[key].shape[1])) for key in keys]
+        return replace(group, features_NTE=torch.cat(padded))
 
     def _get(self, key: bytes) -> Tensor | None:
         if key in self._memory:
@@ -85,6 +89,28 @@ class FeatureCache:
 
     def close(self) -> None:
         self._db.close()
+
+
+def items(group: MediaBatch) -> list[Tensor]:
+    """The numbers of each item, without what fills them up to the longest of the batch."""
+    values = list(group.values_N.split(group.views))
+    if group.length_N is None:
+        return values
+    lengths = group.length_N.split(group.views)
+    return [v[..., : int(length.max())] for v, length in zip(values, lengths, strict=True)]
+
+
+def subset(group: MediaBatch, chosen: Sequence[int]) -> MediaBatch:
+    """Some of the items, in the order of `chosen`."""
+    of_item = torch.arange(sum(group.views)).split(group.views)
+    views_N = torch.cat([of_item[i] for i in chosen])
+    return MediaBatch(
+        group.values_N[views_N],
+        [group.views[i] for i in chosen],
+        [group.layouts[i] for i in chosen],
+        length_N=None if group.length_N is None else group.length_N[views_N],
+        tokens=None if group.tokens is None else [group.tokens[i] for i in views_N.tolist()],
+    )
 
 
 def fingerprint(encoder: nn.Module) -> bytes:

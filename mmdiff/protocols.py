@@ -29,7 +29,12 @@ class Source(Protocol):
 
 
 class Task(Protocol):
-    """How a row becomes a canvas, and a canvas an answer."""
+    """How a row becomes a canvas, and a canvas an answer.
+
+    It may also have `summary(records) -> dict[str, Any]`: figures of a whole set that are no means of rows (corpus BLEU,
+    corpus WER and its interval). A record is what `mmdiff.evaluate` makes of a row: its plain fields, `prediction`,
+    `scores`, `forwards`. The interval of a figure `x` is called `x_low` and `x_high`.
+    """
 
     def sample(self, row: Row, vocab: Vocab) -> Sample:
         """A training canvas: `Target`s hold the answer."""

@@ -37,6 +37,8 @@ class GenerationConfig:
         the even shares above.
     select: node of a rule that replaces even shares and threshold.
     revise: node of a rule that opens places of the current block again; None: what is written stays.
+    draft: node of a rule that opens places of a given draft and has them written again (mmdiff.samplers.drafts). None:
+        what is given stays, only empty places are written.
     eos_policy: none | suppress (end ids are never written; LLaDA's logits_eos_inf, which knows one end id) | last (end
         ids are committed after all other proposals of a step; LLaDA's confidence_eos_eot_inf).
     early_stop: when an end id is written and nothing before it is open, the rest of its target span becomes EOS.
@@ -54,6 +56,7 @@ class GenerationConfig:
     threshold: float | None = None
     select: Any = None
     revise: Any = None
+    draft: Any = None
     eos_policy: Literal["none", "suppress", "last"] = "none"
     early_stop: bool = True
     suppress_ids: list[int] = field(default_factory=list)

@@ -7,8 +7,9 @@ function of (seed, step, sample, view), so a run that was killed ends as one tha
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .batch import Batch, to_device
+from .batch import Batch, Media, Sample, collate, to_device
 from .checkpoint import Progress, save_checkpoint, save_frozen
 from .config import build
 from .data import Batches, Component, Stream, positions
@@ -32,6 +33,8 @@ from .optim import lr_factor
 from .protocols import Objective, Task
 from .run import Run
 from .settings import Config, StageConfig
+
+UNUSED = 0.01  # media whose exchange costs less than this share of the bound are reported as hardly used
 
 
 @dataclass
@@ -184,6 +187,14 @@ class Stage:
             return
         figures = evaluate_bound(self.model, self.stage, self.task, f"train.stages.{self.name}", toy=self.toy)
         self.run.log(self.progress.step, {"stage": self.name, **figures})
+        own, other = figures["bound_per_token"], figures.get("bound_per_token_swapped")
+        if other is not None and other < own * (1 + UNUSED):
+            tqdm.write(
+                f"warning: {self.name}, step {self.progress.step}: {own:.4f} nats a token with a row's own media, "
+                f"{other:.4f} with another row's: they are hardly used. A connector whose slots are far from the scale "
+                "of the token embeddings learns slowly: see its `norm` and `out_norm`",
+                file=sys.stderr,
+            )
 
     def _save(self, last: bool) -> None:
         progress = self.progress
@@ -235,16 +246,41 @@ def make_stream(stage: StageConfig, task: Task | None, where: str, *, seed: int,
 
 
 def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, where: str, *, toy: bool = False) -> dict[str, float]:
-    """The bound on the stage's held-out rows, in nats a sample and a target place: the same rows, the same figure."""
+    """The bound on the stage's held-out rows, in nats a sample and a target place: the same rows, the same figure.
+
+    `bound_per_token_swapped` is the bound with each row's media exchanged for those of its neighbour: a model that does
+    not look, or listen, has the same in both.
+    """
     rows = build(stage.eval, where=f"{where}.eval", toy=toy)
     stream = Stream([Component("eval", rows, task)], seed=0)
-    data = Batches(stream, model.vocab, model.readers, stage.padding)
     model.eval()
-    nats, places = 0.0, 0
+    nats = {"own": 0.0, "swapped": 0.0}
+    places = 0
     for first in range(0, len(rows), stage.batch_size):
-        estimate = bound(model, data[list(range(first, min(first + stage.batch_size, len(rows))))])
-        nats, places = nats + float(estimate.nll_B.sum()), places + int(estimate.places_B.sum())
-    return {"bound_per_sample": nats / len(rows), "bound_per_token": nats / max(places, 1)}
+        index = range(first, min(first + stage.batch_size, len(rows)))
+        own = [stream.sample(n, model.vocab, model.readers)[0] for n in index]
+        for name, samples in (("own", own), ("swapped", swapped(own))):
+            if samples:
+                batch = collate(samples, model.vocab, model.readers, index=index, padding=stage.padding)
+                estimate = bound(model, batch)
+                nats[name] += float(estimate.nll_B.sum())
+                places += int(estimate.places_B.sum()) if name == "own" else 0
+    figures = {"bound_per_sample": nats["own"] / len(rows), "bound_per_token": nats["own"] / max(places, 1)}
+    if nats["swapped"]:
+        figures["bound_per_token_swapped"] = nats["swapped"] / max(places, 1)
+    return figures
+
+
+def swapped(samples: Sequence[Sample]) -> list[Sample]:
+    """Each sample with the media of the next one; empty where that cannot be done (no media, or unequal kinds)."""
+    media = [[p for p in sample if isinstance(p, Media)] for sample in samples]
+    if len(samples) < 2 or not media[0] or any([m.kind for m in own] != [m.kind for m in media[0]] for own in media):
+        return []
+    others = [iter(own) for own in (*media[1:], media[0])]
+    return [
+        [next(other) if isinstance(p, Media) else p for p in sample]
+        for sample, other in zip(samples, others, strict=True)
+    ]
 
 
 def one_line_errors(loader: DataLoader[Batch]) -> Iterator[Batch]:

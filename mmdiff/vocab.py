@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from .errors import ConfigError, nearest
 
@@ -33,6 +36,12 @@ class Vocab:
     end_ids: tuple[int, ...] = ()
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     _known: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)  # texts that were encoded
+
+    @cached_property
+    def text_ids(self) -> np.ndarray:
+        """int64, the ids of plain text: all of the tokenizer's that are not special."""
+        special = {*self.tokenizer.all_special_ids, self.mask_id, self.slot_id, self.pad_id, self.eos_id, *self.end_ids}
+        return np.setdiff1d(np.arange(len(self.tokenizer)), list(special))
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` without special tokens added. A special token that it spells out is that token."""

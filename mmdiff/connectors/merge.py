@@ -37,7 +37,7 @@ class PixelShuffle(nn.Module):
         norm: bool = False,
     ) -> None:
         super().__init__()
-        _check_factor(factor)
+        check_whole(factor=factor)
         self.factor = factor
         self.grid = grid
         self.mlp = MLP(width_in * factor**2, width_out, hidden, norm)
@@ -67,15 +67,25 @@ class PixelShuffle(nn.Module):
 
 @part
 class FrameStack(nn.Module):
-    """Runs of `factor` features are put one behind the other, then an MLP; zeros fill up the last run of a view."""
+    """Runs of `factor` features are put one behind the other, then an MLP; zeros fill up the last run of a view.
+
+    hidden, norm, out_norm: of the MLP.
+    """
 
     def __init__(
-        self, width_in: int, width_out: int, factor: int = 2, *, hidden: int | None = None, norm: bool = False
+        self,
+        width_in: int,
+        width_out: int,
+        factor: int = 2,
+        *,
+        hidden: int | None = None,
+        norm: bool = False,
+        out_norm: float | None = None,
     ) -> None:
         super().__init__()
-        _check_factor(factor)
+        check_whole(factor=factor)
         self.factor = factor
-        self.mlp = MLP(width_in * factor, width_out, hidden, norm)
+        self.mlp = MLP(width_in * factor, width_out, hidden, norm, out_norm=out_norm)
 
     def slots(self, tokens: int, item: Item) -> int:
         return len(item.values) * -(-tokens // self.factor)
@@ -88,6 +98,8 @@ class FrameStack(nn.Module):
         return out_MD
 
 
-def _check_factor(factor: int) -> None:
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
-        raise ConfigError(f"factor: {factor!r} is not a whole number above 0")
+def check_whole(**values: object) -> None:
+    """Raise ConfigError for a value that is not a whole number above 0."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name}: {value!r} is not a whole number above 0")

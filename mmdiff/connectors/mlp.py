@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..batch import Item, MediaBatch, packed
+from ..errors import ConfigError
 from ..parts import part
 
 
@@ -32,17 +33,43 @@ class MLP(nn.Module):
     """Two linear layers with a GELU between them (LLaVA-1.5, arXiv 2310.03744): as many slots as features.
 
     hidden: width between the layers, `width_out` by default. norm: a LayerNorm before them.
+    out_norm: a LayerNorm after them, see `scaled_norm`.
     """
 
-    def __init__(self, width_in: int, width_out: int, hidden: int | None = None, norm: bool = False) -> None:
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        hidden: int | None = None,
+        norm: bool = False,
+        *,
+        out_norm: float | None = None,
+    ) -> None:
         super().__init__()
         hidden = hidden or width_out
         self.norm = nn.LayerNorm(width_in) if norm else nn.Identity()
         self.layers = nn.Sequential(nn.Linear(width_in, hidden), nn.GELU(), nn.Linear(hidden, width_out))
+        self.out_norm = scaled_norm(width_out, out_norm)
 
     def slots(self, tokens: int, item: Item) -> int:
         return tokens * len(item.values)
 
     def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
-        out_NTD: Tensor = self.layers(self.norm(features_NTE))
+        out_NTD: Tensor = self.out_norm(self.layers(self.norm(features_NTE)))
         return packed(out_NTD, media.tokens)
+
+
+def scaled_norm(width: int, scale: float | None) -> nn.Module:
+    """A LayerNorm whose outputs start with an RMS of `scale`; nothing where it is None.
+
+    Slots much larger or smaller than the token embeddings they stand among are learned from late or never, while the
+    loss falls as that of a text model does. scale: the RMS of the backbone's token embeddings.
+    Raises ConfigError for a scale that is not above 0.
+    """
+    if scale is None:
+        return nn.Identity()
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+        raise ConfigError(f"out_norm: {scale!r} is not a number above 0, expected the RMS of the token embeddings")
+    norm = nn.LayerNorm(width)
+    nn.init.constant_(norm.weight, scale)
+    return norm

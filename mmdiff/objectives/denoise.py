@@ -58,15 +58,23 @@ def masked(views: Views, size_R: Tensor) -> tuple[Tensor, float]:
     return views.weight_R, float(views.predict_RL.sum())
 
 
-DENOMINATORS: dict[str, Denominator] = {"tokens": tokens, "sequences": sequences, "masked": masked}
+def mean(views: Views, size_R: Tensor) -> tuple[Tensor, float]:
+    """The plain mean over masked tokens, whatever their level (Whisper-LLaDA): no bound. Against the bound, a level
+    weighs in proportion to its mask rate, so that what generation starts from is trained most."""
+    return torch.ones_like(views.weight_R), float(views.predict_RL.sum())
+
+
+DENOMINATORS: dict[str, Denominator] = {"tokens": tokens, "sequences": sequences, "masked": masked, "mean": mean}
 
 
 @dataclass(frozen=True)
 class Denoise:
     """levels: how many places are masked (`mmdiff.diffusion.levels`).
-    denominator: tokens | sequences | masked; four normalisations go by the same name elsewhere, so it is a field.
+    denominator: tokens | sequences | masked | mean; these normalisations go by one name elsewhere, so it is a field.
     views: noisy copies of each sample; its media are encoded once for all of them.
     random_length: this share of the samples is cut to a length uniform in 1..L (LLaDA pre-training: 0.01).
+    corrupt: share of the visible target tokens, on average, that are replaced by random ones (end ids are left alone),
+        so that the model learns that what it sees is not always right; for the mending of drafts.
     restrict: the softmax runs over the ids a target place may hold (`Target.allow`) only.
     """
 
@@ -74,6 +82,7 @@ class Denoise:
     denominator: str = "tokens"
     views: int = 1
     random_length: float = 0.0
+    corrupt: float = 0.0
     restrict: bool = True
 
     def __post_init__(self) -> None:
@@ -81,6 +90,8 @@ class Denoise:
             raise ConfigError(f"objective.denominator: {self.denominator!r}{nearest(self.denominator, DENOMINATORS)}")
         if self.views < 1:
             raise ConfigError(f"objective.views: {self.views} is below 1")
+        if not 0 <= self.corrupt <= 0.5:
+            raise ConfigError(f"objective.corrupt: {self.corrupt} is not a share between 0 and 0.5")
 
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Views:
         if self.random_length:
@@ -98,6 +109,8 @@ class Denoise:
             parent_R=torch.arange(len(batch)).repeat(n),
             counts={},
         )
+        if self.corrupt:
+            out.ids_RL = replaced(out, key.fold("corrupt"), self.corrupt, vocab)
         size_R = batch.target_BL.sum(1).repeat(n).float()
         out.weight_R, count = DENOMINATORS[self.denominator](out, size_R)
         out.counts["denoise"] = count
@@ -139,6 +152,27 @@ def cut(batch: Batch, key: NoiseKey, share: float) -> Batch:
     attend_BL = batch.attend_BL & keep_BL
     padded = not bool(attend_BL.all())
     return replace(batch, attend_BL=attend_BL, target_BL=batch.target_BL & keep_BL, padded=padded)
+
+
+def replaced(views: Views, key: NoiseKey, share: float, vocab: Vocab) -> Tensor:
+    """The ids with some visible target tokens replaced. A row's share is uniform in 0..2 * `share`.
+
+    A replacement is uniform over plain text, or over what the place may hold where the task says so (`Target.allow`).
+    """
+    batch, ids_RL = views.batch, views.ids_RL.clone()
+    ends = torch.tensor([vocab.eos_id, *vocab.end_ids])
+    choices: dict[int, np.ndarray] = {0: vocab.text_ids}
+    for r, parent in enumerate(views.parent_R.tolist()):
+        free_L = batch.target_BL[parent] & ~views.predict_RL[r] & ~torch.isin(ids_RL[r], ends)
+        places = free_L.nonzero().squeeze(1).tolist()
+        rate, *draws = key.uniform(int(batch.index_B[parent]), 1 + 2 * len(places), r // len(batch)).tolist()
+        for i, place in enumerate(places):
+            if draws[2 * i] < 2 * share * rate:
+                k = 0 if batch.allow_BL is None else int(batch.allow_BL[parent, place])
+                if k not in choices and batch.allow_KV is not None:
+                    choices[k] = batch.allow_KV[k].nonzero().squeeze(1).numpy()
+                ids_RL[r, place] = int(choices[k][int(draws[2 * i + 1] * len(choices[k]))])
+    return ids_RL
 
 
 def by_level(nll_P: Tensor, correct_P: Tensor, rate_P: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

@@ -18,6 +18,7 @@ from ..protocols import Denoise
 from ..settings import GenerationConfig
 from ..vocab import Vocab
 from .constraints import allowed
+from .drafts import rewrite
 from .draws import Draws
 from .guidance import guided
 from .options import generation_config
@@ -37,6 +38,8 @@ def sample(
     that commits nothing.
     """
     config = generation_config(config)
+    if config.draft is not None:
+        return rewrite(denoise, batch, vocab, config, streamer)
     rules = rules_of(config)
     out = _start(batch, vocab)
     if config.guidance_scale:

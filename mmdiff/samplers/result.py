@@ -22,7 +22,7 @@ class Generation:
     step_BL: Tensor  # int32
     confidence_BL: Tensor  # fp32, probability when committed; 1 where given, or filled up after an end id
     forwards_B: Tensor  # int64
-    calls: int = 0  # of denoise, for the whole batch
+    calls: int = 0  # of denoise, for the whole batch; a draft rule's probes are not among them
 
     def open(self, mask_id: int) -> Tensor:
         """bool BL, the places still to be written; none once the sampler is done."""

@@ -1,0 +1,278 @@
+"""Connectors in which learned queries read the features: of every short window, or of every layer of the encoder.
+
+Shape letters: N views, T features a view, E width in, D width out, P windows of all views, W features a window,
+Q queries, H width of the queries, K tapped layers, A heads, C width of what is read, S things that are read.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..batch import Item, MediaBatch, packed, real_NT
+from ..errors import ConfigError
+from ..parts import part
+from .merge import check_whole
+from .mlp import scaled_norm
+from .weights import take
+
+EPS = 1e-12  # BERT's, of every LayerNorm among the queries
+
+
+class Attention(nn.Module):
+    """Multi-head attention, then the residual and a LayerNorm, as in BERT."""
+
+    def __init__(self, hidden: int, context: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(hidden, hidden)
+        self.key = nn.Linear(context, hidden)
+        self.value = nn.Linear(context, hidden)
+        self.out = nn.Linear(hidden, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=EPS)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_NQH: Tensor, context_NSC: Tensor, real_NS: Tensor | None = None) -> Tensor:
+        made = (self.query(x_NQH), self.key(context_NSC), self.value(context_NSC))
+        query_NAQh, key_NASh, value_NASh = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in made)
+        mask = None if real_NS is None else real_NS[:, None, None]
+        dropout = self.dropout.p if self.training else 0.0
+        y_NAQh = F.scaled_dot_product_attention(query_NAQh, key_NASh, value_NASh, mask, dropout)
+        out_NQH: Tensor = self.norm(x_NQH + self.dropout(self.out(y_NAQh.transpose(1, 2).flatten(2))))
+        return out_NQH
+
+
+class Layer(nn.Module):
+    def __init__(self, hidden: int, context: int, heads: int, ffn: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attention = Attention(hidden, hidden, heads, dropout)
+        self.cross_attention = Attention(hidden, context, heads, dropout)
+        self.ffn = nn.Sequential(nn.Linear(hidden, ffn), nn.GELU(), nn.Linear(ffn, hidden), nn.Dropout(dropout))
+        self.norm = nn.LayerNorm(hidden, eps=EPS)
+
+    def forward(self, x_NQH: Tensor, context_NSC: Tensor, real_NS: Tensor | None) -> Tensor:
+        x_NQH = self.self_attention(x_NQH, x_NQH)
+        x_NQH = self.cross_attention(x_NQH, context_NSC, real_NS)
+        out_NQH: Tensor = self.norm(x_NQH + self.ffn(x_NQH))
+        return out_NQH
+
+
+class QFormer(nn.Module):
+    """Layers of BERT with cross-attention in each; queries see one another, not only what is before them.
+
+    BLIP-2 (arXiv 2301.12597) without its text half. context: width of the features. ffn: width of the feed-forward.
+    Raises ConfigError when the heads do not divide `hidden`.
+    """
+
+    def __init__(
+        self, hidden: int, context: int, *, layers: int = 2, heads: int = 12, ffn: int = 3072, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        check_whole(hidden=hidden, layers=layers, heads=heads, ffn=ffn)
+        if hidden % heads:
+            raise ConfigError(f"heads: {heads} does not divide hidden {hidden}")
+        self.layers = nn.ModuleList(Layer(hidden, context, heads, ffn, dropout) for _ in range(layers))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x_NQH: Tensor, context_NSC: Tensor, real_NS: Tensor | None = None) -> Tensor:
+        """real_NS: bool, False for features that stand for nothing; each row needs one that does."""
+        for layer in self.layers:
+            x_NQH = layer(x_NQH, context_NSC, real_NS)
+        return x_NQH
+
+
+@part
+class WindowQFormer(nn.Module):
+    """Each view is cut into windows, and `queries` slots are read from each: as many slots as the sound is long.
+
+    SALMONN (arXiv 2310.13289); the defaults are those of Whisper-LLaDA (arXiv 2509.16622): 17 features of 50 Hz, and
+    88 windows of 30 s. A view always has one window, which may be partly empty; what is empty is not read.
+
+    stride: features from one window to the next, as many as it is wide by default.
+    hidden, layers, heads, ffn, dropout: of the Q-Former. norm: a LayerNorm before it (SALMONN's `ln_speech`).
+    keep_tail: whether the last features get a window though they do not fill it; published models drop them.
+    weights: see `take` and `window_name`.
+    out_norm: a LayerNorm after the last map, see `scaled_norm`.
+    Raises ConfigError for sizes that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        *,
+        window: int = 17,
+        stride: int | None = None,
+        queries: int = 4,
+        layers: int = 2,
+        hidden: int = 768,
+        heads: int = 12,
+        ffn: int = 3072,
+        dropout: float = 0.1,
+        norm: bool = False,
+        keep_tail: bool = True,
+        out_norm: float | None = None,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        stride = window if stride is None else stride
+        check_whole(window=window, stride=stride, queries=queries)
+        if stride > window:
+            raise ConfigError(f"stride: {stride} leaves features between windows of {window} out")
+        self.window, self.stride, self.keep_tail = window, stride, keep_tail
+        self.norm = nn.LayerNorm(width_in) if norm else nn.Identity()
+        self.queries_1QH = nn.Parameter(torch.randn(1, queries, hidden) * 0.02)
+        self.query_norm = nn.LayerNorm(hidden, eps=EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.qformer = QFormer(hidden, width_in, layers=layers, heads=heads, ffn=ffn, dropout=dropout)
+        self.proj = nn.Linear(hidden, width_out)
+        self.out_norm = scaled_norm(width_out, out_norm)
+        if weights is not None:
+            optional = ("out_norm",)  # no published model has one
+            take(self, weights, window_name, optional)
+            self.node["weights"] = None
+
+    node: dict[str, object]  # set by @part
+
+    @classmethod
+    def toy(cls, width_in: int, width_out: int, **settings: object) -> WindowQFormer:
+        return cls(width_in, width_out, **{**settings, **TOY, "weights": None})  # type: ignore[arg-type]
+
+    def windows(self, tokens: int) -> int:
+        """How many windows a view of so many features is cut into."""
+        more = max(tokens - self.window, 0)
+        return 1 + (-(-more // self.stride) if self.keep_tail else more // self.stride)
+
+    def slots(self, tokens: int, item: Item) -> int:
+        return len(item.values) * self.windows(tokens) * self.queries_1QH.shape[1]
+
+    def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
+        tokens = media.tokens or [features_NTE.shape[1]] * len(features_NTE)
+        counts = [self.windows(n) for n in tokens]
+        extra = (max(counts) - 1) * self.stride + self.window - features_NTE.shape[1]
+        x_NTE = F.pad(self.norm(features_NTE), (0, 0, 0, extra))
+        x_PWE = packed(x_NTE.unfold(1, self.window, self.stride).transpose(2, 3), counts)
+        whole_NT = F.pad(real_NT(tokens, features_NTE), (0, extra))
+        real_PW = packed(whole_NT.unfold(1, self.window, self.stride), counts)
+        queries_PQH = self.dropout(self.query_norm(self.queries_1QH).expand(len(x_PWE), -1, -1))
+        out_PQD: Tensor = self.out_norm(self.proj(self.qformer(queries_PQH, x_PWE, real_PW)))
+        return out_PQD.flatten(0, 1)
+
+
+@part
+class LayerQFormer(nn.Module):
+    """`queries` slots a view, however long it is, read from several layers of the encoder.
+
+    The acoustic adapter of DIFFA (arXiv 2507.18452), after DeSTA2: every layer has its own queries, all share the
+    Q-Former, and each query mixes what it read from the layers by a learned softmax.
+
+    width_in: of `taps` layers, one behind the other. hidden, layers, heads, ffn, dropout: of the Q-Former.
+    out_norm: a LayerNorm after the last map, see `scaled_norm`.
+    Raises ConfigError when `taps` does not divide the features.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        *,
+        taps: int = 4,
+        queries: int = 64,
+        layers: int = 2,
+        hidden: int = 768,
+        heads: int = 12,
+        ffn: int = 3072,
+        dropout: float = 0.1,
+        out_norm: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_whole(taps=taps, queries=queries)
+        if width_in % taps:
+            raise ConfigError(f"taps: {taps} layers do not make {width_in} features, check the layers of the encoder")
+        self.taps = taps
+        self.queries_1QH = nn.ParameterList(torch.randn(1, queries, hidden) for _ in range(taps))
+        self.mix_QK = nn.Parameter(torch.zeros(queries, taps))
+        self.qformer = QFormer(hidden, width_in // taps, layers=layers, heads=heads, ffn=ffn, dropout=dropout)
+        self.norm = nn.LayerNorm(hidden)
+        self.proj = nn.Linear(hidden, width_out)
+        self.out_norm = scaled_norm(width_out, out_norm)
+
+    @classmethod
+    def toy(cls, width_in: int, width_out: int, **settings: object) -> LayerQFormer:
+        return cls(width_in, width_out, **{**settings, **TOY})  # type: ignore[arg-type]
+
+    def slots(self, tokens: int, item: Item) -> int:
+        return len(item.values) * self.mix_QK.shape[0]
+
+    def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
+        real = None if media.tokens is None else real_NT(media.tokens, features_NTE)
+        layers = features_NTE.chunk(self.taps, 2)
+        read_NQHK = torch.stack(
+            [
+                self.qformer(queries_1QH.expand(len(layer_NTC), -1, -1), layer_NTC, real)
+                for queries_1QH, layer_NTC in zip(self.queries_1QH, layers, strict=True)
+            ],
+            3,
+        )
+        mixed_NQH = (read_NQHK * self.mix_QK.softmax(1)[:, None]).sum(3)
+        out_NQD: Tensor = self.out_norm(self.proj(self.norm(mixed_NQH)))
+        return out_NQD.flatten(0, 1)
+
+
+TOY = {"hidden": 32, "heads": 2, "ffn": 64}
+
+# Published names
+
+BERT = {  # of a layer
+    "attention.self": "self_attention",
+    "attention.output.dense": "self_attention.out",
+    "attention.output.LayerNorm": "self_attention.norm",
+    "crossattention.self": "cross_attention",
+    "crossattention.output.dense": "cross_attention.out",
+    "crossattention.output.LayerNorm": "cross_attention.norm",
+    "intermediate.dense": "ffn.0",
+    "output.dense": "ffn.2",
+    "output.LayerNorm": "norm",
+}
+BLIP2 = {  # of a layer, whose `intermediate` and `output` are for text
+    **{name: ours for name, ours in BERT.items() if "attention" in name},
+    "intermediate_query.dense": "ffn.0",
+    "output_query.dense": "ffn.2",
+    "output_query.LayerNorm": "norm",
+}
+WINDOW = {
+    "speech_query_tokens": "queries_1QH",
+    "(?:speech_Qformer|adapter).bert.embeddings.LayerNorm": "query_norm",
+    "speech_llama_proj|linear_proj": "proj",
+    "ln_speech": "norm",
+}
+
+
+def layer_name(name: str, names: dict[str, str]) -> str | None:
+    """`0.attention.self.query.weight` -> `layers.0.self_attention.query.weight`; None for what a Q-Former lacks."""
+    number, _, rest = name.partition(".")
+    for published, ours in names.items():
+        if rest.startswith(f"{published}."):
+            return f"layers.{number}.{ours}{rest.removeprefix(published)}"
+    return None
+
+
+def window_name(name: str) -> str | None:
+    """Names of SALMONN (`speech_Qformer`, `speech_llama_proj`) and Whisper-LLaDA (`adapter`, `linear_proj`) to ours.
+
+    None for all else: their encoder and language model, and BERT's word embeddings, feed-forward for text and head,
+    which speech does not run through.
+    """
+    if found := re.fullmatch(r"(?:speech_Qformer|adapter)\.bert\.encoder\.layer\.(.*)", name):
+        ours = layer_name(found[1], BLIP2)
+        return f"qformer.{ours}" if ours else None
+    for published, part_name in WINDOW.items():
+        if found := re.fullmatch(rf"(?:{published})(\.weight|\.bias|)", name):
+            return part_name + found[1]
+    return None

@@ -1,0 +1,89 @@
+"""Tensors of a connector, from a saved model or a published checkpoint. Safetensors only; nothing is unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..backbones.weights import weight_files
+from ..errors import ConfigError, nearest
+
+SAVED = "connectors.audio."  # how a saved model names a connector of sound
+
+Found = dict[str, tuple[Path, str]]
+"""Name in the connector -> file, name in the file."""
+
+
+def take(
+    module: nn.Module, weights: str, published: Callable[[str], str | None], optional: Collection[str] = ()
+) -> None:
+    """Copy a connector's tensors into `module`, cast to its dtype.
+
+    weights: a safetensors file, or a folder of them. Names are those of `module`, alone or behind `connectors.audio.`
+        as a saved model has them, or published ones.
+    published: published name -> name in `module`; None: of another part of that model, and left alone.
+    optional: parts of `module` (first words of names) that file or `module` may lack as a whole.
+    Raises ConfigError, before anything is copied, for missing, unexpected and misshapen tensors.
+    """
+    from safetensors import safe_open
+
+    state = module.state_dict()
+    found = _find(weights, state, published)
+    here, there = _parts(state), _parts(found)
+    found = {name: at for name, at in found.items() if _part(name) in here or _part(name) not in optional}
+    wanted = {name for name in state if _part(name) in there or _part(name) not in optional}
+    if not found:
+        raise ConfigError(f"weights: {weights}: holds no tensor of this connector")
+    if unexpected := sorted(found.keys() - state.keys()):
+        raise ConfigError(f"weights: {found[unexpected[0]][1]!r} of {weights} is unexpected{nearest('', state)}")
+    if missing := sorted(wanted - found.keys()):
+        raise ConfigError(f"weights: {weights}: {len(missing)} missing tensors: {', '.join(missing[:3])}")
+    for name, (path, key) in found.items():
+        with safe_open(path, "pt") as file:
+            shape = tuple(file.get_slice(key).get_shape())
+        if shape != state[name].shape:
+            raise ConfigError(f"weights: {path}: {key!r} has shape {shape}, expected {tuple(state[name].shape)}")
+    with torch.no_grad():
+        for name, (path, key) in found.items():
+            with safe_open(path, "pt") as file:
+                state[name].copy_(file.get_tensor(key))
+
+
+def _find(weights: str, own: Collection[str], published: Callable[[str], str | None]) -> Found:
+    from safetensors import SafetensorError, safe_open
+
+    found: Found = {}
+    for path in _files(weights):
+        try:
+            with safe_open(path, "pt") as file:
+                keys = list(file.keys())
+        except SafetensorError as error:
+            raise ConfigError(f"weights: {path}: not a safetensors file: {error}") from None
+        for key in keys:
+            bare = key.removeprefix(SAVED)
+            name = bare if bare != key or bare in own else published(key)
+            if name is not None:
+                found[name] = (path, key)
+    return found
+
+
+def _files(weights: str) -> list[Path]:
+    path = Path(weights)
+    if path.is_dir():
+        return weight_files(path)
+    if not path.is_file():
+        raise ConfigError(f"weights: {path}: no such file or folder")
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"weights: {path}: only .safetensors is read, for pickled weights can run code")
+    return [path]
+
+
+def _part(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    return {_part(name) for name in names}

@@ -1,0 +1,80 @@
+"""Connectionist temporal classification: an encoder of sound learns to read its input out, without a backbone.
+
+A. Graves et al., ICML 2006. The stand-in, at the size of a CPU, for the pre-training that Whisper brings along; what it
+reads out is a first pass for deliberation.
+
+Shape letters: B samples, N views, T features, E encoder width, V vocabulary, S labels of a sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..batch import Batch, MediaBatch, packed
+from ..diffusion.keys import NoiseKey
+from ..errors import ConfigError, DataError
+from ..model import MMDiff
+from ..vocab import Vocab
+from .terms import Term
+
+
+@dataclass
+class Labels:
+    batch: Batch
+    labels_S: Tensor  # int64, of all samples, one after the other
+    size_B: Tensor
+    counts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CTC:
+    """kind: the media whose encoder and head are trained; the head maps E to the vocabulary (`mmdiff.heads.WordHead`).
+
+    The labels are a sample's target ids without end ids; the mask id, which no label has, is the blank. A sample has
+    one media of `kind`. A label sequence that does not fit into its features counts nothing; the share of such samples
+    is logged as `infeasible`. Loss in nats a label.
+    """
+
+    kind: str = "audio"
+
+    def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Labels:
+        if self.kind not in batch.media or len(batch.media[self.kind].views) != len(batch):
+            raise DataError(f"ctc: a sample has one {self.kind}; this batch has {len(batch)} samples and other numbers")
+        ends = torch.tensor([vocab.eos_id, *vocab.end_ids])
+        label_BL = batch.target_BL & ~torch.isin(batch.ids_BL, ends)
+        size_B = label_BL.sum(1)
+        return Labels(batch, batch.ids_BL[label_BL], size_B, {"ctc": float(size_B.sum())})
+
+    def terms(self, model: MMDiff, plan: Labels) -> dict[str, Term]:
+        log_p_BTV, length_B = emissions(model, self.kind, plan.batch.media[self.kind])
+        nll_B = F.ctc_loss(
+            log_p_BTV.transpose(0, 1), plan.labels_S, length_B, plan.size_B, blank=model.vocab.mask_id, reduction="none"
+        )
+        fits_B = nll_B.isfinite()
+        nll = nll_B.masked_fill(~fits_B, 0.0).sum()
+        count, size = torch.ones_like(nll_B).sum(), plan.size_B.sum().float()
+        return {"ctc": Term(nll, sums={"nll": (nll.detach(), size), "infeasible": ((~fits_B).float().sum(), count)})}
+
+
+def emissions(model: MMDiff, kind: str, media: MediaBatch) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (B, T, V) fp32 of every feature of an item, its views one after the other, and lengths (B,)."""
+    if kind not in model.heads:
+        raise ConfigError(f"model.heads.{kind}: there is no head that reads the {kind} encoder out")
+    features_NTE = model.features(kind, media)
+    tokens = media.tokens or [features_NTE.shape[1]] * len(features_NTE)
+    views = iter(tokens)
+    counts = [sum(next(views) for _ in range(n)) for n in media.views]
+    logits_MV = model.heads[kind](packed(features_NTE, media.tokens)).float()
+    log_p_BTV = pad_sequence(list(logits_MV.log_softmax(-1).split(counts)), batch_first=True)
+    return log_p_BTV, torch.tensor(counts, device=log_p_BTV.device)
+
+
+def collapse(path: Tensor, blank: int) -> list[int]:
+    """The labels of a path (T,): repeats are one, blanks are none."""
+    ids = torch.unique_consecutive(path).tolist()
+    return [i for i in ids if i != blank]
