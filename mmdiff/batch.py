@@ -21,7 +21,7 @@ from .vocab import Vocab
 Ranges = tuple[tuple[int, int], ...]
 """Half-open id ranges, ((low, high), ...): the ids a target place may hold."""
 
-Padding = Literal["eos", "ignore"]
+Padding = Literal["eos", "answer", "ignore"]
 T = TypeVar("T")
 
 
@@ -142,7 +142,9 @@ def collate(
     readers: how media of each kind are read and how many slots they take (`MMDiff.readers`).
     index: global sample indices, the identity under which noise is drawn; 0, 1, ... when left out.
     padding: "ignore" leaves the places that fill a row up unattended and unscored. "eos" makes them end-of-sequence
-        ids that are masked, scored and attended like any answer (LLaDA's SFT recipe, GUIDELINES.md).
+        ids that are masked, scored and attended like any answer (LLaDA's SFT recipe, GUIDELINES.md). "answer" has so
+        many of them that all rows end in answers of one length; what a shorter context leaves is ignored. With sound, a
+        short clip next to a long one would else have hundreds of them (Whisper-LLaDA, DIFFA).
     Raises DataError for an empty sample, an unknown kind of media, ids outside the vocabulary or a target's `allow`.
     """
     readers = readers or {}
@@ -172,6 +174,10 @@ def collate(
         low, high = min(row.ids), max(row.ids)
         if low < 0 or high >= vocab.size:
             raise DataError(f"sample {b} of the batch: ids {low}..{high} do not fit a vocabulary of {vocab.size}")
+    if padding == "answer":
+        longest = max(row.answer() for row in rows)
+        for row in rows:
+            row.add([vocab.eos_id] * (longest - row.answer()), True)
     length = max(len(row.ids) for row in rows)
     eos = padding == "eos"
     if eos and side == "left":
@@ -225,6 +231,10 @@ class _Row:
         self.ids += [int(i) for i in ids]  # of a list, an array or a tensor
         self.target += [target] * len(ids)
         self.allow += [allow] * len(ids)
+
+    def answer(self) -> int:
+        """Target places at the end of the row."""
+        return next((n for n, target in enumerate(reversed(self.target)) if not target), len(self.target))
 
 
 def _stack(items: Sequence[Item]) -> MediaBatch:

@@ -2,6 +2,8 @@
 
 A verb returns what it found twice: as one JSON object (`--json` prints it on the last line of stdout) and as text for
 people. Progress and tables go to stderr. What a person can put right ends in one line on stderr and exit code 2.
+
+A task brings verbs of its own, see `mmdiff.arguments`.
 """
 
 from __future__ import annotations
@@ -14,19 +16,17 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
-from typing import Any, NoReturn
+from typing import Any
 
-from . import __version__
-from .errors import ConfigError, UserError, nearest
-
-Output = tuple[Mapping[str, Any], str]
+from .arguments import Output, Verb, parse, row_of
+from .errors import ConfigError, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 a mistake in what was asked for, 130 interrupted."""
     try:
-        args = _parse(sys.argv[1:] if argv is None else list(argv))
-        result, text = args.run(args)
+        verb, args = parse(sys.argv[1:] if argv is None else list(argv), VERBS)
+        result, text = verb.run(args)
     except UserError as error:
         print(f"mmdiff: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -39,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # `mmdiff config x | head`: the reader has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def run_task(name: str, argv: Sequence[str] | None = None) -> int:
+    """`python -m mmdiff.tasks.<name> VERB ...` as `mmdiff <name> VERB ...`; returns the exit code."""
+    return main([name, *(sys.argv[1:] if argv is None else argv)])
 
 
 def config(args: argparse.Namespace) -> Output:
@@ -66,7 +71,7 @@ def check(args: argparse.Namespace) -> Output:
     from .check import check as run
     from .config import load_config
 
-    return _table(run(load_config(args.name, args.words), progress=_say))
+    return table(run(load_config(args.name, args.words), progress=_say))
 
 
 def train(args: argparse.Namespace) -> Output:
@@ -74,22 +79,35 @@ def train(args: argparse.Namespace) -> Output:
     from .config import load_config
     from .train import train as run
 
-    return _table(run(load_config(args.name, args.words), fresh=args.fresh))
+    return table(run(load_config(args.name, args.words), fresh=args.fresh))
 
 
 def evaluate(args: argparse.Namespace) -> Output:
     """score a run on its held-out rows"""
     from .evaluate import evaluate_run
 
-    return _table(evaluate_run(args.name, args.words))
+    return table(evaluate_run(args.name, args.words))
+
+
+def sweep(args: argparse.Namespace) -> Output:
+    """score a run for every combination of some settings, as one table and one plot"""
+    from .sweep import read_axes
+    from .sweep import sweep as run
+    from .sweep_report import label
+
+    axes = read_axes(args.axis)
+    result = run(args.name, axes, args.words, name=args.sweep, metric=args.metric, fresh=args.fresh)
+    metric, lines = result["metric"], result["cells"]
+    shown = {f"{label(line['cell'], axes)} {line['set']}": line["figures"].get(metric) for line in lines}
+    return result, table({"metric": metric, **shown, "report": result["report"]})[1]
 
 
 def generate(args: argparse.Namespace) -> Output:
     """answer one row with a run: image=cat.jpg question="..." state:=[0.1,0.2] sampler.steps=4"""
-    row, overrides = _row(args.words)
+    row, overrides = row_of(args.words)
     from .session import load
 
-    return _table(load(args.name, *overrides).predict(row))
+    return table(load(args.name, *overrides).predict(row))
 
 
 def demo(args: argparse.Namespace) -> Output:
@@ -99,79 +117,56 @@ def demo(args: argparse.Namespace) -> Output:
     resolved = load_config(f"{args.name}-demo", args.words)
     if resolved.demo is None:
         raise ConfigError(f"demo: {args.name}-demo does not say what to run, expected a dotted path")
-    return _table(locate(resolved.demo, "demo")(resolved, fresh=args.fresh))
+    return table(locate(resolved.demo, "demo")(resolved, fresh=args.fresh))
 
 
-Verb = Callable[[argparse.Namespace], Output]
-CONFIG, RUN = "a packaged name, a .yaml file or a run folder", "a run folder"
-VERBS: dict[str, tuple[Verb, str, bool]] = {  # name -> function, what it works on, whether it may start afresh
-    "config": (config, CONFIG, False),
-    "ls": (ls, "", False),
-    "check": (check, CONFIG, False),
-    "train": (train, CONFIG, True),
-    "eval": (evaluate, RUN, False),
-    "generate": (generate, RUN, False),
-    "demo": (demo, "NAME of a packaged NAME-demo", True),
-}
+# Arguments
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+def _on(what: str, *more: Callable[[argparse.ArgumentParser], None]) -> Callable[[argparse.ArgumentParser], None]:
+    """NAME key=value ..., and more."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("name", metavar="RUN" if what == RUN else "NAME", help=what)
+        parser.add_argument(
+            "words", metavar="key=value", nargs="*", default=[], help="settings by dotted key, values in YAML"
+        )
+        for other in more:
+            other(parser)
+
+    return add
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="mmdiff", description="Masked-diffusion language models by configuration.", allow_abbrev=False
+def _fresh(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fresh", action="store_true", help="start again, not from where it stopped")
+
+
+def _axes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--axis", metavar="key=[a,b]", action="append", required=True, help="a key and its values; may be given again"
     )
-    parser.add_argument("--version", action="version", version=f"mmdiff {__version__}")
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for verb, (run, subject, fresh) in VERBS.items():
-        sub = verbs.add_parser(verb, help=run.__doc__, description=run.__doc__, allow_abbrev=False)
-        sub.set_defaults(run=run)
-        sub.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
-        if subject:
-            sub.add_argument("name", metavar="NAME" if subject != RUN else "RUN", help=subject)
-            sub.add_argument(
-                "words", metavar="key=value", nargs="*", default=[], help="settings by dotted key, values in YAML"
-            )
-        if fresh:
-            sub.add_argument("--fresh", action="store_true", help="start again, not from where the run stopped")
-    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
-        raise UserError(f'no verb "{argv[0]}"{nearest(argv[0], VERBS)}')
-    args, rest = parser.parse_known_args(argv or ["--help"])
-    for word in rest:  # argparse gives up on positional arguments that stand after an option
-        if word.startswith("-") or not hasattr(args, "words"):
-            raise UserError(f"unknown argument {word!r}")
-        args.words = [*args.words, word]
-    return args
+    parser.add_argument("--metric", help="the figure that is plotted (default: the first)")
+    parser.add_argument("--name", dest="sweep", metavar="NAME", help="runs/<run>/sweeps/NAME (default: from the keys)")
 
 
-def _row(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Fields of a row, and overrides (their keys have dots). `key=text` is text as it stands, `key:=value` is JSON."""
-    row: dict[str, Any] = {}
-    overrides = []
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not key.strip(":"):
-            raise UserError(f"{word!r} is not key=value")
-        if "." in key:
-            overrides.append(word)
-        elif key.endswith(":"):
-            try:
-                row[key[:-1]] = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{key[:-1]}: {text!r} is not JSON ({error})") from None
-        else:
-            row[key] = text
-    return row, overrides
+CONFIG, RUN = "a packaged name, a .yaml file or a run folder", "a run folder"
+VERBS: dict[str, Verb] = {
+    "config": Verb(config, _on(CONFIG)),
+    "ls": Verb(ls),
+    "check": Verb(check, _on(CONFIG)),
+    "train": Verb(train, _on(CONFIG, _fresh)),
+    "eval": Verb(evaluate, _on(RUN)),
+    "sweep": Verb(sweep, _on(RUN, _axes, _fresh)),
+    "generate": Verb(generate, _on(RUN)),
+    "demo": Verb(demo, _on("NAME of a packaged NAME-demo", _fresh)),
+}
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _table(result: Mapping[str, Any]) -> Output:
+def table(result: Mapping[str, Any]) -> Output:
     """A result, and the lines people read: `dotted.key  value`."""
     flat: dict[str, str] = {}
 

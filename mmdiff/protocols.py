@@ -31,9 +31,9 @@ class Source(Protocol):
 class Task(Protocol):
     """How a row becomes a canvas, and a canvas an answer.
 
-    It may also have `summary(records) -> dict[str, Any]`: figures of a whole set that are no means of rows (corpus BLEU,
-    corpus WER and its interval). A record is what `mmdiff.evaluate` makes of a row: its plain fields, `prediction`,
-    `scores`, `forwards`. The interval of a figure `x` is called `x_low` and `x_high`.
+    It may also have `summary(records) -> dict[str, Any]`: figures of a whole set that are no means of rows, as is the
+    WER of a corpus. A record is what `mmdiff.evaluate` makes of a row: its plain fields, `prediction`, `scores` and
+    `forwards`. The ends of an interval round a figure `x` are called `x_low` and `x_high`.
     """
 
     def sample(self, row: Row, vocab: Vocab) -> Sample:

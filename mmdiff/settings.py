@@ -79,7 +79,7 @@ class StageConfig:
     warmup: float = 0.03  # below 1: a share of the steps, else steps
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     lr_end: float = 0.0  # share of lr left at the end
-    padding: Literal["ignore", "eos"] = "ignore"  # see mmdiff.batch.collate
+    padding: Literal["ignore", "eos", "answer"] = "ignore"  # see mmdiff.batch.collate
     cache_features: bool = False  # keep a frozen encoder's features on disk
     eval: Any = None  # node of held-out rows for the bound (default: none)
 

@@ -1,12 +1,13 @@
 """Is the picture used at all? The same rows with another picture, a blank one or none, and the best answer without.
 
-Each wraps any source of question rows; a model that scores as well on these as on the rows themselves does not look.
+Each wraps any source of rows; a model that scores as well on these as on the rows themselves does not look. `Shuffled`
+and `Without` do for sound, and for any other field of a row.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,13 @@ class Shuffled:
     """Every question with the picture of another row, never its own; each picture is used once.
 
     The rows should have the same number of pictures.
+    fields: what comes from the other row, together: `[audio, duration]` for sound.
     """
 
-    def __init__(self, rows: Source, seed: int) -> None:
+    def __init__(self, rows: Source, seed: int, fields: Sequence[str] = ("image",)) -> None:
         if len(rows) < 2:
             raise ConfigError(f"rows: {len(rows)} of them cannot be shuffled, expected at least 2")
-        self.rows = rows
+        self.rows, self.fields = rows, tuple(fields)
         order = np.random.default_rng(seed).permutation(len(rows))
         self._other = np.empty_like(order)
         self._other[order] = np.roll(order, -1)  # one cycle through all rows: no row keeps its own
@@ -35,7 +37,8 @@ class Shuffled:
 
     def __getitem__(self, index: int) -> Row:
         i = range(len(self))[index]
-        return {**self.rows[i], "image": self.rows[int(self._other[i])]["image"]}
+        other = self.rows[int(self._other[i])]
+        return {**self.rows[i], **{name: other[name] for name in self.fields}}
 
 
 class Blank:
@@ -62,6 +65,19 @@ def _grey(picture: Any) -> Any:
 
     size = picture.size if isinstance(picture, Image.Image) else Image.open(picture).size
     return Image.new("RGB", size, (128, 128, 128))
+
+
+class Without:
+    """Rows without some of their fields: `[audio, duration]` for a model that does not hear."""
+
+    def __init__(self, rows: Source, fields: Sequence[str]) -> None:
+        self.rows, self.fields = rows, frozenset(fields)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return {name: value for name, value in self.rows[index].items() if name not in self.fields}
 
 
 class WithoutImage:

@@ -4,22 +4,26 @@
     {"image": ..., "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", ...}]}
 
 `image` may be left out. `<image>` in a human turn is the place of a picture, in the order of `image`; a `question`
-without any has its pictures in front.
+without any has its pictures in front. `audio` and `<audio>` are the same for sounds; a row may have both.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..batch import Media
 from ..errors import DataError, nearest
 from ..protocols import Row
 
+NOUNS = {"image": "picture", "audio": "sound"}
+"""Field of a row -> what one of its media is called."""
 SLOT = "<image>"
+SLOTS = re.compile("<(image|audio)>")
 Content = Sequence[str | Media]
-"""What a person says in one turn: text and pictures in order."""
+"""What a person says in one turn: text and media in order."""
 Turns = list[tuple[Content, str | None]]
 """(what is asked, what is answered); the last may wait for its answer."""
 
@@ -32,35 +36,47 @@ class RowError(DataError):
         self.reason = reason
 
 
-def pictures(row: Row) -> list[Any]:
-    image = row.get("image")
-    if image is None:
+class at:
+    """Puts the place a row says it comes from in front of a DataError."""
+
+    def __init__(self, row: Row) -> None:
+        self.where = row.get("where")
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self.where and isinstance(error, DataError):
+            raise DataError(f"{self.where}: {error}") from None
+
+
+def media_of(row: Row, field: str) -> list[Any]:
+    """The pictures (`image`) or sounds (`audio`) of a row."""
+    found = row.get(field)
+    if found is None:
         return []
-    return list(image) if isinstance(image, list | tuple) else [image]
+    return list(found) if isinstance(found, list | tuple) else [found]
 
 
 def read_turns(row: Row, kind: str = "image") -> Turns:
-    """The turns of a row. kind: of the `Media` its pictures become. Raises RowError.
+    """The turns of a row. kind: of the `Media` its pictures become; sounds are of kind `audio`. Raises RowError.
 
-    As LLaDA-V does, the only picture of a turn is moved to its front, with a line break behind it; several stay where
-    their slots are.
+    As LLaDA-V does, the only picture or sound of a turn is moved to its front, with a line break behind it; several
+    stay where their slots are.
     """
-    media = [Media(kind, picture) for picture in pictures(row)]
+    media = {field: [Media(kind if field == "image" else field, one) for one in media_of(row, field)] for field in NOUNS}
     if "conversations" in row:
         pairs = _pairs(row["conversations"])
     else:
         question, answer = _text(row, "question"), accepted(row.get("answer"))
-        if SLOT not in question:
-            question = f"{SLOT}\n" * len(media) + question
-        pairs = [(question, answer[0] if answer else None)]
-    slots = sum(question.count(SLOT) for question, _ in pairs)
-    if slots != len(media):
-        reason = f"{'more' if slots > len(media) else 'fewer'} {SLOT} slots than pictures"
-        raise RowError(reason, f"{slots} slots, {len(media)} pictures")
-    rest = iter(media)
-    return [
-        (_content(question, [next(rest) for _ in range(question.count(SLOT))]), answer) for question, answer in pairs
-    ]
+        front = [f"<{field}>\n" * len(found) for field, found in media.items() if f"<{field}>" not in question]
+        pairs = [("".join([*front, question]), answer[0] if answer else None)]
+    for field, found in media.items():
+        slots = sum(question.count(f"<{field}>") for question, _ in pairs)
+        if slots != len(found):
+            reason = f"{'more' if slots > len(found) else 'fewer'} <{field}> slots than {NOUNS[field]}s"
+            raise RowError(reason, f"{slots} slots, {len(found)} {NOUNS[field]}s")
+    rest = {field: iter(found) for field, found in media.items()}
+    return [(_content(question, rest), answer) for question, answer in pairs]
 
 
 def answers(row: Row) -> list[str]:
@@ -119,12 +135,15 @@ def _text(fields: Mapping[str, Any], name: str, where: str = "") -> str:
     return text
 
 
-def _content(text: str, media: Sequence[Media]) -> Content:
+def _content(text: str, rest: Mapping[str, Iterator[Media]]) -> Content:
+    """rest: the media that no slot has taken yet, by field."""
+    pieces = SLOTS.split(text.strip())  # text, field, text, field, ..., text
+    texts, media = pieces[::2], [next(rest[field]) for field in pieces[1::2]]
     if len(media) <= 1:
-        text = text.replace(SLOT, "").strip()
+        text = "".join(texts).strip()
         return [*media, *([f"\n{text}" if media else text] if text else [])]
     out: list[str | Media] = []
-    for piece, picture in zip(text.strip().split(SLOT), [*media, None], strict=True):
+    for piece, one in zip(texts, [*media, None], strict=True):
         out += [piece] if piece else []
-        out += [picture] if picture is not None else []
+        out += [one] if one is not None else []
     return out

@@ -1,6 +1,6 @@
 """Question rows from a file in the format of LLaVA, checked before anything is trained on them.
 
-A JSON list, or JSON lines, of either form that `mmdiff.tasks.dialogue` reads; pictures are paths.
+A JSON list, or JSON lines, of either form that `mmdiff.tasks.dialogue` reads; pictures and sounds are paths.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import os.path
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 from ..errors import ConfigError, DataError, nearest, require
 from ..protocols import Row
-from .dialogue import SLOT, RowError, answers, pictures, read_turns
+from .dialogue import NOUNS, SLOT, SLOTS, RowError, answers, media_of, read_turns
 from .scenes import SceneCaptions
 
 
 class LlavaJSON:
-    """The rows of one file. Every one must say something, end in an answer, and have the pictures it speaks of.
+    """The rows of one file. Every one must say something, end in an answer, and have the media it speaks of.
 
     path: the file.
     images: the folder of the pictures, None: the file's own. A relative path must not lead out of it; absolute paths
@@ -31,11 +31,13 @@ class LlavaJSON:
     on_error: "stop" raises a DataError for the first row that cannot be used; "skip" leaves such rows out, says so in
         one line on stderr, and counts them by reason in `skipped`. Either way before any row is handed out.
     limit: read the first rows of the file only.
-    verify: decode every picture now (threads share the work). False looks only whether the files are there, which is
-        for a large set that was verified before: a damaged picture then ends the run when it is met.
+    verify: decode every picture, and the header of every sound, now (threads share the work). False looks only whether
+        the files are there, which is for a large set that was verified before: a damaged one then ends the run when it
+        is met.
+    audio: the folder of the sounds, as `images`.
 
-    Rows are those of the file, with `image` a list of full paths (no such field: no pictures), `where` (file and row,
-    named by later errors) and, of a conversation, its last `question` and `answer` (for reports).
+    Rows are those of the file, with `image` and `audio` lists of full paths (no such field: none of them), `where`
+    (file and row, named by later errors) and, of a conversation, its last `question` and `answer` (for reports).
     Raises ConfigError for arguments; DataError for the file, named by line or by row (the first is row 0).
     """
 
@@ -46,6 +48,7 @@ class LlavaJSON:
         on_error: Literal["stop", "skip"] = "stop",
         limit: int | None = None,
         verify: bool = True,
+        audio: str | None = None,
     ) -> None:
         if on_error not in ("stop", "skip"):
             raise ConfigError(f"on_error: {on_error!r}{nearest(str(on_error), ['stop', 'skip'])}")
@@ -53,15 +56,17 @@ class LlavaJSON:
             raise ConfigError(f"limit: {limit} rows, expected at least 1")
         self.on_error = on_error
         self.skipped: Counter[str] = Counter()
-        folder = Path(path).parent if images is None else Path(images)
-        if not folder.is_dir():
-            raise DataError(f"images: {folder} is not a folder")
+        folders = {}
+        for field, name, given in (("image", "images", images), ("audio", "audio", audio)):
+            folders[field] = Path(path).parent if given is None else Path(given)
+            if not folders[field].is_dir():
+                raise DataError(f"{name}: {folders[field]} is not a folder")
         self._rows: list[Row] = []
         for where, raw in _read(Path(path), limit):
             with self._or_refuse(where):
-                self._rows.append(_checked(raw, where, folder))
+                self._rows.append(_checked(raw, where, folders))
         if verify:
-            self._rows = self._with_readable_pictures()
+            self._rows = self._with_readable_media()
         report = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
         if not self._rows:
             raise DataError(f"{path}: no row can be used ({report or 'it has none'})")
@@ -83,12 +88,13 @@ class LlavaJSON:
         on_error: Literal["stop", "skip"] = "stop",
         limit: int | None = None,
         verify: bool = True,
+        audio: str | None = None,
     ) -> LlavaJSON:
-        """A file of drawn scenes instead of `path`, written and read back: dialogues of two turns, and one in words."""
+        """A small file instead of `path`, written and read back: of drawn scenes, or of sounds where `audio` is given."""
         folder = TemporaryDirectory()
-        write_scenes(Path(folder.name))
+        (write_scenes if audio is None else write_clips)(Path(folder.name))
         source = cls(f"{folder.name}/rows.json", None, on_error, limit, verify)
-        source._folder = folder  # lives as long as the rows that name its pictures
+        source._folder = folder  # lives as long as the rows that name its media
         return source
 
     _folder: TemporaryDirectory[str] | None = None
@@ -102,16 +108,22 @@ class LlavaJSON:
                 raise DataError(f"{where}: {error}") from None
             self.skipped[error.reason] += 1
 
-    def _with_readable_pictures(self) -> list[Row]:
+    def _with_readable_media(self) -> list[Row]:
         kept = []
         pool = ThreadPoolExecutor()
         try:
-            faults = {path: pool.submit(_fault, path) for row in self._rows for path in row.get("image", ())}
+            faults = {
+                path: pool.submit(FAULT[field], path)
+                for row in self._rows
+                for field in FAULT
+                for path in row.get(field, ())
+            }
             for row in self._rows:
                 with self._or_refuse(row["where"]):
-                    for path in row.get("image", ()):
-                        if fault := faults[path].result():
-                            raise RowError("unreadable picture", f"{path} ({fault})")
+                    for field, noun in NOUNS.items():
+                        for path in row.get(field, ()):
+                            if fault := faults[path].result():
+                                raise RowError(f"unreadable {noun}", f"{path} ({fault})")
                     kept.append(row)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -132,6 +144,18 @@ def write_scenes(folder: Path, dialogues: int = 4) -> None:
         turns += [_turn("human", second["question"]), _turn("gpt", second["answer"])]
         rows.append({"id": str(i), "image": f"{i}.png", "conversations": turns})
     rows.append({"id": "words", "conversations": [_turn("human", "is there a red circle"), _turn("gpt", "no")]})
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def write_clips(folder: Path) -> None:
+    """`rows.json` and its sounds: tones, and what each says, in both forms by turns."""
+    from .utterances import write_tones
+
+    rows: list[dict[str, Any]] = []
+    for i, (path, text) in enumerate(write_tones(folder, "wav")):
+        question = "what is said"
+        talk = {"conversations": [_turn("human", f"<audio>\n{question}"), _turn("gpt", text)]}
+        rows.append({"id": str(i), "audio": path.name, **(talk if i % 2 else {"question": question, "answer": text})})
     (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
@@ -166,8 +190,8 @@ def _read(path: Path, limit: int | None) -> Iterator[tuple[str, Any]]:
         yield f"{path} line {n}", row
 
 
-def _checked(raw: Any, where: str, folder: Path) -> Row:
-    """The row as it is handed out. Raises RowError."""
+def _checked(raw: Any, where: str, folders: Mapping[str, Path]) -> Row:
+    """The row as it is handed out. folders: of the media, by field. Raises RowError."""
     if isinstance(raw, RowError):
         raise raw
     if not isinstance(raw, dict):
@@ -176,27 +200,28 @@ def _checked(raw: Any, where: str, folder: Path) -> Row:
     accepted = answers(raw)
     if turns[-1][1] is None or not accepted:
         raise RowError("no answer")
-    row = {name: value for name, value in raw.items() if name != "image"} | {"where": where}
-    if paths := [_path(picture, folder) for picture in pictures(raw)]:
-        row["image"] = paths
+    row = {name: value for name, value in raw.items() if name not in folders} | {"where": where}
+    for field, folder in folders.items():
+        if paths := [_path(one, field, folder) for one in media_of(raw, field)]:
+            row[field] = paths
     if "conversations" in raw:
         human = [turn["value"] for turn in raw["conversations"] if turn["from"] == "human"]
-        row |= {"question": human[-1].replace(SLOT, "").strip(), "answer": raw.get("answer", accepted[0])}
+        row |= {"question": SLOTS.sub("", human[-1]).strip(), "answer": raw.get("answer", accepted[0])}
     return row
 
 
-def _path(picture: Any, folder: Path) -> str:
-    if not isinstance(picture, str) or not picture:
-        raise RowError("image is not a path", f"{picture!r:.60}")
-    if not os.path.isabs(picture) and os.path.normpath(picture).split(os.sep)[0] == os.pardir:
-        raise RowError("picture outside the folder", f"{picture!r} leads out of {folder}")
-    path = folder / picture
+def _path(given: Any, field: str, folder: Path) -> str:
+    if not isinstance(given, str) or not given:
+        raise RowError(f"{field} is not a path", f"{given!r:.60}")
+    if not os.path.isabs(given) and os.path.normpath(given).split(os.sep)[0] == os.pardir:
+        raise RowError(f"{NOUNS[field]} outside the folder", f"{given!r} leads out of {folder}")
+    path = folder / given
     if not path.is_file():
-        raise RowError("missing picture", str(path))
+        raise RowError(f"missing {NOUNS[field]}", str(path))
     return str(path)
 
 
-def _fault(path: str) -> str | None:
+def _picture_fault(path: str) -> str | None:
     """Why a picture cannot be decoded."""
     require("PIL", "vision")
     from PIL import Image
@@ -207,3 +232,17 @@ def _fault(path: str) -> str | None:
     except Exception as error:  # on damaged files, decoders raise almost anything
         return " ".join(str(error).split()) or type(error).__name__
     return None
+
+
+def _sound_fault(path: str) -> str | None:
+    """Why a sound has no length."""
+    from ..encoders.audio import duration
+
+    try:
+        duration(path)
+    except DataError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
+
+
+FAULT = {"image": _picture_fault, "audio": _sound_fault}

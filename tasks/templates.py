@@ -70,7 +70,7 @@ class LLaDAChat:
             return [mark("<|start_header_id|>"), name, mark("<|end_header_id|>")]
 
         def said(content: Content) -> list[Part]:
-            texts = _joined(["\n\n", *content])
+            texts = joined(["\n\n", *content])
             return [piece if isinstance(piece, Media) else Text(literal(piece, vocab)) for piece in texts]
 
         parts: list[Part] = [mark("<|startoftext|>")]
@@ -82,7 +82,7 @@ class LLaDAChat:
         return parts
 
 
-def _joined(content: Content) -> Content:
+def joined(content: Content) -> Content:
     """Neighbouring texts as one: a tokenizer may merge across the seam, as it would in the written-out string."""
     out: list[str | Media] = []
     for piece in content:

@@ -15,7 +15,7 @@ from ..batch import Sample, Target, Text
 from ..errors import ConfigError, DataError, UserError, nearest
 from ..protocols import Row
 from ..vocab import Vocab
-from .dialogue import RowError, answers, read_turns
+from .dialogue import RowError, answers, at, read_turns
 from .templates import Plain, Template, literal
 
 ONE_REFERENCE = ("exact_match", "relaxed_accuracy", "med_closed", "med_open")
@@ -54,13 +54,13 @@ class VQA:
 
     def sample(self, row: Row, vocab: Vocab) -> Sample:
         """Raises DataError when an answer is missing, too long for `answer_length`, or not in the vocabulary."""
-        with _at(row):
+        with at(row):
             turns = [(content, Target(self._ids(answer, vocab))) for content, answer in read_turns(row, self.media)]
             return self.template.canvas(turns, vocab, train=True)
 
     def prompt(self, row: Row, vocab: Vocab) -> Sample:
         """The last answer is empty places; earlier ones are given."""
-        with _at(row):
+        with at(row):
             *before, (content, _) = read_turns(row, self.media)
             given = [(said, Text(self._ids(answer, vocab))) for said, answer in before]
             asked = (content, Target(length=self.answer_length or self.max_new_tokens))
@@ -95,19 +95,6 @@ class VQA:
             value = getattr(vqa_metrics, name)(prediction, references if name in MANY_REFERENCES else references[0])
             scores |= {f"open_{part}": v for part, v in value.items()} if isinstance(value, dict) else {name: value}
         return scores
-
-
-class _at:
-    """Puts the place a row says it comes from (`mmdiff.tasks.llava`) in front of a DataError."""
-
-    def __init__(self, row: Row) -> None:
-        self.where = row.get("where")
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self.where and isinstance(error, DataError):
-            raise DataError(f"{self.where}: {error}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

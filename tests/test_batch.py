@@ -79,6 +79,18 @@ def test_eos_padding_is_answered_and_attended() -> None:
     assert batch.position_BL.tolist() == [[0, 1, 2, 3]] * 2
 
 
+def test_answers_filled_up_to_the_longest_of_them() -> None:
+    """Whatever stands before them: what a short context leaves is ignored, and a batch of one fills nothing up."""
+    rows = [Text([1]), Target([2])], [Text([1, 2, 3, 4]), Target([3, 5, EOS])], [Target([6]), Text([1]), Target([2, 3])]
+    batch = lay(*rows, padding="answer")
+    filled = [[1, 2, EOS, EOS], [1, 2, 3, 4, 3, 5, EOS], [6, 1, 2, 3, EOS]]
+    assert [ids_L[a].tolist() for ids_L, a in zip(batch.ids_BL, batch.attend_BL, strict=True)] == filled
+    targets = [[0, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1], [1, 0, 1, 1, 1, 0, 0]]
+    assert batch.target_BL.int().tolist() == targets and batch.padded
+    assert lay(rows[0], padding="answer").ids_BL.tolist() == [[1, 2]]
+    assert lay(*rows, padding="answer", side="left").target_BL[0].int().tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
 def test_empty_and_given_places_of_a_target() -> None:
     batch = lay([Text([1]), Target(length=2)], [Target([5, MASK, 6])])
     assert batch.ids_BL.tolist() == [[1, MASK, MASK], [5, MASK, 6]]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mmdiff
+import mmdiff.tasks
 from mmdiff import cli
+from mmdiff.arguments import Verb, overrides_of, row_of
 from mmdiff.config import packaged
 from mmdiff.errors import DataError, UserError
 
@@ -69,6 +74,8 @@ def test_ls_names_every_packaged_configuration(capsys: pytest.CaptureFixture[str
         (["config", "SMALL", "train.seed=many"], "train.seed: 'many' is not a whole number"),
         (["config", "SMALL", "--frsh"], "unknown argument '--frsh'"),
         (["config", "SMALL", "--fresh"], "unknown argument '--fresh'"),
+        (["config", "SMALL", "--jsn"], "unknown argument '--jsn' (did you mean \"--json\"?)"),
+        (["train", "SMALL", "--frsh=1"], "unknown argument '--frsh=1' (did you mean \"--fresh\"?)"),
         (["config", "SMALL", "more"], "'more' is not an override"),
         (["ls", "more"], "unknown argument 'more'"),
         (["--json", "ls"], "unknown argument '--json'"),
@@ -92,7 +99,7 @@ def test_a_slip_in_a_packaged_name_is_put_right(name: str, capsys: pytest.Captur
 
 def run(verb: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     """Run `verb`, any function, in the place of `ls`."""
-    monkeypatch.setitem(cli.VERBS, "ls", (verb, "", False))
+    monkeypatch.setitem(cli.VERBS, "ls", Verb(verb))
     return cli.main(["ls", *words])
 
 
@@ -117,7 +124,7 @@ def test_a_result_is_a_table_for_people_and_an_object_for_programs(
 ) -> None:
     def verb(args: Any) -> Any:
         cli._say("working")
-        return cli._table({"score": {"exact": 0.123456789, "none": float("nan")}, "folder": Path("runs/x")})
+        return cli.table({"score": {"exact": 0.123456789, "none": float("nan")}, "folder": Path("runs/x")})
 
     assert run(verb, monkeypatch) == 0
     out, err = capsys.readouterr()
@@ -130,11 +137,113 @@ def test_a_result_is_a_table_for_people_and_an_object_for_programs(
 
 
 def test_rows_and_overrides_are_told_apart() -> None:
-    row, overrides = cli._row(["image=cat.jpg", "question=a = b?", "n=3", "state:=[0.1, 2]", "sampler.steps=4"])
+    row, overrides = row_of(["image=cat.jpg", "question=a = b?", "n=3", "state:=[0.1, 2]", "sampler.steps=4"])
     assert row == {"image": "cat.jpg", "question": "a = b?", "n": "3", "state": [0.1, 2]}
     assert overrides == ["sampler.steps=4"]
     with pytest.raises(UserError, match="not key=value"):
-        cli._row(["=3"])
+        row_of(["=3"])
+
+
+def test_files_and_overrides_are_told_apart() -> None:
+    words = ["a.wav", "b/c=d.wav", "x.y/e=1.wav", "sampler.steps=4", "eval.data.test-clean.n=3", "task.case=a.b=c"]
+    assert overrides_of(words) == (words[:3], words[3:])
+
+
+KNOCK = '''"""Knocking on doors."""
+from mmdiff.arguments import Verb, overrides_of
+from mmdiff.errors import DataError
+
+def once(args):
+    """knock with 100 % of one's strength
+
+    and wait"""
+    if args.door == "none":
+        raise DataError("no door")
+    words, overrides = overrides_of(args.words)
+    return {"door": args.door, "words": words, "overrides": overrides, "out": args.out}, "knock"
+
+def _once(parser):
+    parser.add_argument("door")
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--out")
+
+VERBS = {"once": Verb(once, _once), "never": Verb(lambda args: ({}, ""))}
+'''
+
+
+@pytest.fixture
+def knock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A task with verbs, and one whose name a verb of the core has."""
+    (tmp_path / "knock_cli.py").write_text(KNOCK)
+    (tmp_path / "ls_cli.py").write_text("raise AssertionError")
+    monkeypatch.setattr(mmdiff.tasks, "__path__", [*mmdiff.tasks.__path__, str(tmp_path)])
+    yield
+    sys.modules.pop("mmdiff.tasks.knock_cli", None)
+
+
+@pytest.mark.usefixtures("knock")
+def test_a_task_brings_verbs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["once", "front", "a.wav", "--out", "x.jsonl", "b.wav", "sampler.steps=4"]
+    assert cli.main(["knock", *words, "--json"]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out) == {
+        "door": "front",
+        "words": ["a.wav", "b.wav"],
+        "overrides": ["sampler.steps=4"],
+        "out": "x.jsonl",
+    }
+    assert cli.run_task("knock", [*words, "--json"]) == 0 and capsys.readouterr().out == out
+    monkeypatch.setattr(sys, "argv", ["knock.py", *words])
+    assert cli.run_task("knock") == 0 and capsys.readouterr().out == "knock\n"
+    assert cli.main(["ls"]) == 0 and "vqa-demo" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("knock")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["knok", "once"], 'no verb "knok" (did you mean "knock"?)'),
+        (["knock", "onc"], 'no verb "onc" (did you mean "once"?)'),
+        (["knock", "train"], 'no verb "train" (known: never, once)'),
+        (["knock", "--json"], "unknown argument '--json'"),
+        (["knock", "once"], "the following arguments are required: door"),
+        (["knock", "once", "front", "--uot", "x"], "unknown argument '--uot' (did you mean \"--out\"?)"),
+        (["knock", "never", "more"], "unknown argument 'more'"),
+        (["knock", "once", "none"], "no door"),
+    ],
+)
+def test_verbs_of_a_task_refuse_as_others_do(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"mmdiff: error: {message}") and err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("knock")
+def test_help_lists_tasks_that_nobody_imports(capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*words: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            cli.main([*words, "--help"])
+        assert left.value.code == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "knock verbs of a task: mmdiff knock --help" in shown()
+    assert "mmdiff.tasks.knock_cli" not in sys.modules
+    text = shown("knock")
+    assert text.startswith("usage: mmdiff knock ") and "Knocking on doors." in text
+    assert "once knock with 100 % of one's strength never" in text
+    text = shown("knock", "once")
+    assert text.startswith("usage: mmdiff knock once ") and "and wait" in text and "--json" in text and "--out" in text
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from mmdiff.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([n for n in sys.modules if n == 'torch' or n.startswith('mmdiff.tasks.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
 
 
 def play(config: Any, *, fresh: bool) -> dict[str, Any]:

@@ -213,7 +213,7 @@ def test_strings_that_are_not_nodes_stay_strings(base: str) -> None:
         ("sampler.suppress_ids=[1, a]", r"^sampler\.suppress_ids\.1: 'a' is not a whole number$"),
         ("train.precision=bf61", r"^train\.precision: 'bf61' is not one of .* \(did you mean \"bf16\"\?\)$"),
         ("train.stages.tune.lr_schedule=cosin", r"lr_schedule: 'cosin' .* \(did you mean \"cosine\"\?\)$"),
-        ("train.stages.tune.padding=1", r"padding: 1 is not one of ignore, eos$"),
+        ("train.stages.tune.padding=1", r"padding: 1 is not one of ignore, eos, answer$"),
         ("sampler.eos_policy=lst", r"eos_policy: 'lst' .* \(did you mean \"last\"\?\)$"),
         ("sampler.remasking=randm", r"remasking: 'randm' .* or a dotted path \(did you mean \"random\"\?\)$"),
         ("train.stages.align.params.2.lr=1", r"^train\.stages\.align\.params\.2: the list has 2 items$"),

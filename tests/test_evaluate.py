@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,34 @@ def test_a_run_is_scored_and_shown(run: Path) -> None:
     assert 'src="http' not in html and "<link" not in html
     again = evaluate_run(str(run), ["eval.limit=3", "eval.batch_size=1", "sampler.steps=1"])["eval"]["held"]
     assert again["n"] == 3 and again["forwards"] == 1.0
+
+
+class Whole(Seen):
+    """Longer answers weigh more: a figure that is no mean of rows."""
+
+    def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        self.records = records
+        words = sum(len(r["answer"].split()) for r in records)
+        right = sum(len(r["answer"].split()) * r["scores"]["exact"] for r in records)
+        return {"exact": right / words, "words": words, "ends": [0.0, 1.0]}
+
+
+def test_a_task_sums_a_set_up(run: Path) -> None:
+    rows = Pictured(10, lengths=[1, 4])
+    session = load(run, f"task={__name__}.Whole")
+    figures, records = evaluate(session, rows, batch_size=4)
+    plain, _ = evaluate(load(run), rows, batch_size=4)
+    assert session.task.records == records  # type: ignore[attr-defined]
+    assert {"question", "answer", "row", "prediction", "scores", "forwards"} <= records[0].keys()
+    words = [len(r["answer"].split()) for r in records]
+    right = [n for n, r in zip(words, records, strict=True) if r["prediction"] == r["answer"]]
+    assert sum(right) / sum(words) != plain["exact"] == len(right) / 10  # the set is one that tells them apart
+    told = {"exact": sum(right) / sum(words), "words": sum(words), "ends": [0.0, 1.0]}
+    speed = {"rows_per_second": figures["rows_per_second"]}
+    assert figures == {**plain, **told, **speed} and list(figures)[-1] == "rows_per_second"
+    evaluate_run(str(run), [f"task={__name__}.Whole"])
+    assert json.loads((run / "metrics.json").read_text())["eval"]["held"]["words"] == 20
+    assert "held.words" in (run / "report.html").read_text()
 
 
 def test_batches_do_not_change_answers(run: Path) -> None:

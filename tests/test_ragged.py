@@ -172,7 +172,8 @@ class Clips:
         return 8
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": clip(4 + 4 * (index % 2), index), "question": "where", "answer": ["north", "east", "south"][index % 3]}
+        answer = ["north", "east", "south"][index % 3]
+        return {"image": clip(4 + 4 * (index % 2), index), "question": "where", "answer": answer}
 
 
 def test_exchanged_media_are_scored_beside_a_rows_own() -> None:

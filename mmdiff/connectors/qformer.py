@@ -64,7 +64,7 @@ class QFormer(nn.Module):
     """Layers of BERT with cross-attention in each; queries see one another, not only what is before them.
 
     BLIP-2 (arXiv 2301.12597) without its text half. context: width of the features. ffn: width of the feed-forward.
-    Raises ConfigError when the heads do not divide `hidden`.
+    Raises ConfigError for sizes that do not fit each other.
     """
 
     def __init__(
@@ -74,6 +74,8 @@ class QFormer(nn.Module):
         check_whole(hidden=hidden, layers=layers, heads=heads, ffn=ffn)
         if hidden % heads:
             raise ConfigError(f"heads: {heads} does not divide hidden {hidden}")
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"dropout: {dropout} is not in [0, 1)")
         self.layers = nn.ModuleList(Layer(hidden, context, heads, ffn, dropout) for _ in range(layers))
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -102,6 +104,8 @@ class WindowQFormer(nn.Module):
     Raises ConfigError for sizes that do not fit each other.
     """
 
+    node: dict[str, object]  # set by @part
+
     def __init__(
         self,
         width_in: int,
@@ -127,18 +131,15 @@ class WindowQFormer(nn.Module):
             raise ConfigError(f"stride: {stride} leaves features between windows of {window} out")
         self.window, self.stride, self.keep_tail = window, stride, keep_tail
         self.norm = nn.LayerNorm(width_in) if norm else nn.Identity()
+        self.qformer = QFormer(hidden, width_in, layers=layers, heads=heads, ffn=ffn, dropout=dropout)
         self.queries_1QH = nn.Parameter(torch.randn(1, queries, hidden) * 0.02)
         self.query_norm = nn.LayerNorm(hidden, eps=EPS)
         self.dropout = nn.Dropout(dropout)
-        self.qformer = QFormer(hidden, width_in, layers=layers, heads=heads, ffn=ffn, dropout=dropout)
         self.proj = nn.Linear(hidden, width_out)
         self.out_norm = scaled_norm(width_out, out_norm)
         if weights is not None:
-            optional = ("out_norm",)  # no published model has one
-            take(self, weights, window_name, optional)
+            take(self, weights, window_name)
             self.node["weights"] = None
-
-    node: dict[str, object]  # set by @part
 
     @classmethod
     def toy(cls, width_in: int, width_out: int, **settings: object) -> WindowQFormer:
@@ -196,9 +197,9 @@ class LayerQFormer(nn.Module):
         if width_in % taps:
             raise ConfigError(f"taps: {taps} layers do not make {width_in} features, check the layers of the encoder")
         self.taps = taps
+        self.qformer = QFormer(hidden, width_in // taps, layers=layers, heads=heads, ffn=ffn, dropout=dropout)
         self.queries_1QH = nn.ParameterList(torch.randn(1, queries, hidden) for _ in range(taps))
         self.mix_QK = nn.Parameter(torch.zeros(queries, taps))
-        self.qformer = QFormer(hidden, width_in // taps, layers=layers, heads=heads, ffn=ffn, dropout=dropout)
         self.norm = nn.LayerNorm(hidden)
         self.proj = nn.Linear(hidden, width_out)
         self.out_norm = scaled_norm(width_out, out_norm)

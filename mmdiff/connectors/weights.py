@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..backbones.weights import weight_files
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError
 
 SAVED = "connectors.audio."  # how a saved model names a connector of sound
 
@@ -38,7 +38,8 @@ def take(
     if not found:
         raise ConfigError(f"weights: {weights}: holds no tensor of this connector")
     if unexpected := sorted(found.keys() - state.keys()):
-        raise ConfigError(f"weights: {found[unexpected[0]][1]!r} of {weights} is unexpected{nearest('', state)}")
+        key = found[unexpected[0]][1]
+        raise ConfigError(f"weights: {weights}: tensor {key!r} is {unexpected[0]!r}, which this connector has not")
     if missing := sorted(wanted - found.keys()):
         raise ConfigError(f"weights: {weights}: {len(missing)} missing tensors: {', '.join(missing[:3])}")
     for name, (path, key) in found.items():

@@ -1,0 +1,154 @@
+"""A small transformer over log-mel frames for work on a CPU: three strided convolutions, then self-attention.
+
+Shape letters: N views (windows of sound), C mel bands, T time (100 frames a second, 12.5 tokens a second), E width,
+H heads, K width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
+
+from ..batch import Item
+from ..errors import ConfigError
+from ..parts import part
+from .audio import read_waveform, windows
+from .mel import LogMel
+from .pretrained import fill, read_tensors, tensor_files, tensor_names
+
+RATE = 16_000  # samples a second
+
+
+@part
+class SpeechConv(nn.Module):
+    """Log-mel frames (N, mels, T) -> (N, ceil(T / 8), width): 80 ms a token, 0.53 M parameters as it stands.
+
+    seconds: longest window; a longer recording is cut into windows that follow each other, one view each.
+    weights: a safetensors file of this tower's own names. Raises ConfigError.
+    What fills a view up changes nothing: it is set to zero before every convolution, and never attended.
+    """
+
+    node: dict[str, Any]  # set by @part
+
+    def __init__(
+        self,
+        mels: int = 80,
+        width: int = 128,
+        layers: int = 2,
+        heads: int = 4,
+        seconds: float = 30.0,
+        dropout: float = 0.0,
+        *,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        if width < 2 or heads < 1 or width % 2 or width % heads:
+            raise ConfigError(f"width: {width} is not an even multiple of heads {heads}")
+        if layers < 0:
+            raise ConfigError(f"layers: {layers} is below 0")
+        if not math.isfinite(seconds):
+            raise ConfigError(f"seconds: {seconds} is not a length")
+        if not 0.0 <= dropout < 1.0:
+            raise ConfigError(f"dropout: {dropout} is not in [0, 1)")
+        self.width = width
+        self.seconds = seconds
+        self.mel = LogMel(mels, RATE, seconds=seconds)
+        self.tokens = tokens_of(self.mel.frames(self.mel.samples))
+        channels = (mels, width, width)
+        self.convs = nn.ModuleList(nn.Conv1d(c, width, 3, stride=2, padding=1) for c in channels)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.checkpointed = False
+        if weights is not None:
+            files = tensor_files(weights)
+            tensor_names(files)
+            fill(self, read_tensors(files), weights)
+            self.node["weights"] = None
+
+    @classmethod
+    def toy(
+        cls,
+        mels: int = 80,
+        width: int = 128,
+        layers: int = 2,
+        heads: int = 4,
+        seconds: float = 30.0,
+        dropout: float = 0.0,
+        *,
+        weights: str | None = None,
+    ) -> SpeechConv:
+        return cls(mels, 32, min(layers, 1), 2, seconds, dropout)
+
+    def read(self, data: object) -> Item:
+        """A path or an array with its rate (see `read_waveform`) -> log-mel windows. Raises DataError."""
+        mels = [self.mel(wave) for wave in windows(read_waveform(data, RATE), self.seconds, RATE)]
+        lengths = tuple(mel_CT.shape[1] for mel_CT in mels)
+        values_NTC = pad_sequence([mel_CT.T for mel_CT in mels], batch_first=True)
+        return Item(values_NTC.transpose(1, 2), lengths=lengths, tokens=tuple(map(tokens_of, lengths)))
+
+    def forward(self, values_NCT: Tensor, length_N: Tensor | None = None) -> Tensor:
+        if length_N is None:
+            length_N = torch.full((len(values_NCT),), values_NCT.shape[2], device=values_NCT.device)
+        x_NET = zeroed_behind(values_NCT, length_N)
+        for conv in self.convs:
+            length_N = (length_N + 1) // 2
+            x_NET = zeroed_behind(F.gelu(conv(x_NET)), length_N)
+        x_NTE = x_NET.transpose(1, 2)
+        x_NTE = self.dropout(x_NTE + sinusoids(x_NTE.shape[1], self.width, x_NTE.device).to(x_NTE.dtype))
+        attend_N11T = (torch.arange(x_NTE.shape[1], device=x_NTE.device) < length_N[:, None])[:, None, None]
+        for block in self.blocks:
+            if self.checkpointed and self.training:
+                x_NTE = checkpoint(block, x_NTE, attend_N11T, use_reentrant=False)
+            else:
+                x_NTE = block(x_NTE, attend_N11T)
+        out_NTE: Tensor = self.norm(x_NTE)
+        return out_NTE
+
+    def gradient_checkpointing(self, on: bool) -> None:
+        self.checkpointed = on
+
+
+class Block(nn.Module):
+    """A pre-norm transformer layer. attend_N11T: True where a place may be attended."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_NTE: Tensor, attend_N11T: Tensor) -> Tensor:
+        qkv_NTE = self.qkv(self.attention_norm(x_NTE))
+        q_NHTK, k_NHTK, v_NHTK = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in qkv_NTE.chunk(3, dim=2))
+        h_NHTK = F.scaled_dot_product_attention(q_NHTK, k_NHTK, v_NHTK, attn_mask=attend_N11T)
+        x_NTE = x_NTE + self.dropout(self.out(h_NHTK.transpose(1, 2).flatten(2)))
+        out_NTE: Tensor = x_NTE + self.dropout(self.mlp(self.mlp_norm(x_NTE)))
+        return out_NTE
+
+
+def tokens_of(frames: int) -> int:
+    """Tokens after three convolutions of kernel 3, stride 2 and padding 1."""
+    return -(-frames // 8)
+
+
+def zeroed_behind(x_NCT: Tensor, length_N: Tensor) -> Tensor:
+    """Zeros behind the end of each view: a convolution then sees there what it sees behind the last view's end."""
+    return x_NCT.masked_fill(torch.arange(x_NCT.shape[2], device=x_NCT.device) >= length_N[:, None, None], 0.0)
+
+
+def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
+    """(length, width): sines, then cosines, of geometric wavelengths from 2 pi to 20000 pi (arXiv:1706.03762, 3.5)."""
+    rate_E = torch.exp(torch.arange(width // 2, device=device) * (-math.log(10_000) / (width // 2)))
+    angle_TE = torch.arange(length, device=device)[:, None] * rate_E
+    return torch.cat([angle_TE.sin(), angle_TE.cos()], 1)

@@ -1,0 +1,82 @@
+"""Results in a file of JSON lines, added to as they come, that an interrupted run goes on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+from .run import write_text
+
+Record = dict[str, Any]
+
+
+class Records:
+    """Records by the number of their row. A line is {"row": number, **record}; a last line that a kill cut short is
+    dropped, and its row done again.
+
+    file: None keeps them in memory only. settings: what the records depend on, kept beside the file under
+    `<file>.settings.json`; a file of other settings, or of another origin, is refused and left as it is.
+    Raises ConfigError.
+    """
+
+    def __init__(self, file: Path | None, settings: Mapping[str, Any]) -> None:
+        self.file = file
+        self.done: dict[int, Record] = {}
+        if file is None:
+            return
+        beside = file.with_name(file.name + ".settings.json")
+        wanted = json.dumps(settings, indent=2, default=str, sort_keys=True) + "\n"
+        if file.exists():
+            if not file.is_file() or not beside.is_file():
+                raise ConfigError(f"{file} is there already and was not written by this command; choose another file")
+            if beside.read_text(encoding="utf-8") != wanted:
+                key = _changed(json.loads(beside.read_text(encoding="utf-8")), json.loads(wanted))
+                raise ConfigError(f"{file} was written with another {key}; choose another file")
+            lines = map(_parsed, file.read_text(encoding="utf-8").splitlines())
+            self.done = {line.pop("row"): line for line in lines if line is not None}
+            self._write()
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(beside, wanted)
+
+    def add(self, records: Mapping[int, Record]) -> None:
+        self.done.update(records)
+        if self.file is not None:
+            with open(self.file, "a", encoding="utf-8") as handle:
+                handle.writelines(_line(row, record) for row, record in records.items())
+
+    def finish(self) -> list[Record]:
+        """All records in the order of their rows, in the file too."""
+        self.done = dict(sorted(self.done.items()))
+        if self.file is not None:
+            self._write()
+        return list(self.done.values())
+
+    def _write(self) -> None:
+        assert self.file is not None
+        write_text(self.file, "".join(_line(row, record) for row, record in self.done.items()))
+
+
+def _line(row: int, record: Record) -> str:
+    return json.dumps({"row": row, **record}, ensure_ascii=False, default=str) + "\n"
+
+
+def _parsed(line: str) -> Record | None:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("row"), int) else None
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any], key: str = "") -> str:
+    """The first setting that differs, with both values."""
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if a != b:
+            deeper = isinstance(a, Mapping) and isinstance(b, Mapping)
+            return _changed(a, b, f"{key}{name}.") if deeper else f"{key}{name} ({a!r}, now {b!r})"
+    return "setting"

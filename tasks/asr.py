@@ -1,0 +1,130 @@
+"""Speech recognition and deliberation: a clip of sound, and the words that were said in it.
+
+python -m mmdiff.tasks.asr transcribe runs/demo-asr clip.wav
+
+Rows: {"audio": path or {"array", "sampling_rate"}, "text": "what was said", "hypothesis": "what a first pass heard"}.
+A row's `audio` may be left out where a model is to work from text alone.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from ..batch import Media, Sample, Target, Text
+from ..errors import ConfigError, DataError
+from ..protocols import Row
+from ..vocab import Vocab
+from .asr_metrics import bootstrap, char_errors, corpus, normaliser, word_errors
+from .dialogue import Content, at
+from .templates import Plain, Template, literal
+
+Case = Literal["keep", "upper", "lower"]
+
+
+class ASR:
+    """Rows <-> canvases. Where a row has a `hypothesis`, it is the draft on the canvas (see `mmdiff.samplers.drafts`).
+
+    answer_length: places of every transcript, filled up with EOS, when training and when writing from nothing. None:
+        as many as the words and an end id take when training, `max_new_tokens` when writing.
+    slack: a draft is followed by this share of its own length in EOS places, at least `min_slack`, so that words can be
+        added: a canvas of the draft's length can only replace them. What is then left of `answer_length` is EOS that
+        stays, for the model to see a canvas of the size it was trained on.
+    draft: whether hypotheses are used; false writes from nothing although rows have them.
+    instruction: what is asked of the model.
+    case: of transcripts and hypotheses. normalise: what WER and CER are counted after, see `mmdiff.tasks.asr_metrics`.
+    media: the kind of the sound, the name of the encoder in `model.encoders`.
+    """
+
+    def __init__(
+        self,
+        answer_length: int | None = None,
+        *,
+        slack: float = 0.15,
+        min_slack: int = 2,
+        draft: bool = True,
+        instruction: str = "",
+        template: Template | None = None,
+        case: Case = "keep",
+        normalise: str = "none",
+        max_new_tokens: int = 128,
+        media: str = "audio",
+    ) -> None:
+        for name, value in (("answer_length", answer_length), ("max_new_tokens", max_new_tokens)):
+            if value is not None and value < 1:
+                raise ConfigError(f"task.{name}: {value} places, expected at least 1")
+        if slack < 0 or min_slack < 0:
+            raise ConfigError(f"task.slack: {slack} and min_slack {min_slack}, expected nothing below 0")
+        if case not in ("keep", "upper", "lower"):
+            raise ConfigError(f"task.case: {case!r}, expected keep, upper or lower")
+        self.answer_length, self.max_new_tokens = answer_length, max_new_tokens
+        self.slack, self.min_slack, self.draft = slack, min_slack, draft
+        self.instruction, self.case, self.media = instruction, case, media
+        self.template = Plain() if template is None else template
+        self.normalise, self._normalised = normalise, normaliser(normalise)
+
+    def sample(self, row: Row, vocab: Vocab) -> Sample:
+        """Raises DataError for a missing transcript, one too long for `answer_length`, and words without an id."""
+        with at(row):
+            ids = [*self._ids(row, "text", vocab), self.template.end(vocab)]
+            places = self.answer_length or len(ids)
+            if len(ids) - 1 > places:
+                raise DataError(f"text {row['text']!r:.60} takes {len(ids) - 1} places, answer_length is {places}")
+            ids = [*ids, *[vocab.eos_id] * places][:places]
+            return self._canvas(row, Target(ids), vocab, train=True)
+
+    def prompt(self, row: Row, vocab: Vocab) -> Sample:
+        with at(row):
+            target, fill = Target(length=self.answer_length or self.max_new_tokens), 0
+            if self.draft and row.get("hypothesis") is not None:
+                ids = self._ids(row, "hypothesis", vocab)
+                slack = max(self.min_slack, math.ceil(self.slack * len(ids)))
+                target = Target([*ids, *([self.template.end(vocab)] + [vocab.eos_id] * slack)[:slack]])
+                fill = max(0, (self.answer_length or 0) - len(ids) - slack)
+            return [*self._canvas(row, target, vocab, train=False), *([Text([vocab.eos_id] * fill)] if fill else [])]
+
+    def parse(self, ids: Sequence[int], vocab: Vocab) -> str:
+        """End ids are left out wherever they stand: amid a draft they take a word's place."""
+        ends = {vocab.eos_id, self.template.end(vocab), *vocab.end_ids}
+        return vocab.decode([i for i in ids if int(i) not in ends]).strip()
+
+    def score(self, prediction: str, row: Row) -> dict[str, float]:
+        """WER and CER of one utterance, in errors a reference word and character."""
+        pair = self.pair(row, prediction)
+        return {"wer": word_errors(*pair).rate, "cer": char_errors(*pair).rate}
+
+    def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Corpus figures: errors are summed, then divided by the reference words, with a 95 % bootstrap interval."""
+        pairs = [
+            (self._normalised(self._text(r, "text")), self._normalised(self._cased(r["prediction"]))) for r in records
+        ]
+        words = [word_errors(*pair) for pair in pairs]
+        low, high = bootstrap(words)
+        chars = corpus([char_errors(*pair) for pair in pairs])
+        return {**corpus(words), "wer_low": low, "wer_high": high, "cer": chars["wer"]}
+
+    def _canvas(self, row: Row, target: Target, vocab: Vocab, *, train: bool) -> Sample:
+        content: Content = [Media(self.media, row["audio"])] if row.get("audio") is not None else []
+        content = [*content, self.instruction] if self.instruction else content
+        return self.template.canvas([(content, target)], vocab, train=train)
+
+    def _ids(self, row: Row, field: str, vocab: Vocab) -> list[int]:
+        text = " ".join(self._text(row, field).split())
+        return literal(text, vocab) if text else []
+
+    def _text(self, row: Row, field: str) -> str:
+        text = row.get(field)
+        if not isinstance(text, str):
+            raise DataError(f"{field}: {text!r:.60} is not text" if field in row else f"no {field}")
+        return self._cased(text)
+
+    def _cased(self, text: str) -> str:
+        return {"keep": str, "upper": str.upper, "lower": str.lower}[self.case](text)
+
+
+if __name__ == "__main__":
+    from ..cli import run_task
+
+    sys.exit(run_task("asr"))
