@@ -19,6 +19,7 @@ from .protocols import Reader, Row, Source, Task
 from .vocab import Vocab
 
 CHUNK = 4096  # positions whose mixture is drawn together
+OVERHEAD = 2048  # bytes of a kept sample besides its media
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,14 @@ class Component:
 
 
 class Stream:
-    """An endless, shuffled sequence of samples; every row of a component is seen once an epoch of that component."""
+    """An endless, shuffled sequence of samples; every row of a component is seen once an epoch of that component.
 
-    def __init__(self, components: Sequence[Component], *, seed: int) -> None:
+    keep: bytes of samples that are kept, media read, for the next epochs, in every data process of its own.
+    """
+
+    def __init__(self, components: Sequence[Component], *, seed: int, keep: int = 0) -> None:
+        self._kept: dict[tuple[int, int], Sample] = {}
+        self._room = keep or -1
         self.components = list(components)
         for c in self.components:
             if not len(c.rows):
@@ -77,8 +83,15 @@ class Stream:
         """
         c, i = self.locate(position)
         component = self.components[c]
+        if (c, i) in self._kept:
+            return self._kept[c, i], component.name
         with at_row(component.name, i):
-            return read(component.task.sample(component.rows[i], vocab), readers), component.name
+            sample = read(component.task.sample(component.rows[i], vocab), readers)
+        size = OVERHEAD + sum(p.data.values.nbytes for p in sample if isinstance(p, Media) and isinstance(p.data, Item))
+        if size <= self._room:
+            self._room -= size
+            self._kept[c, i] = sample
+        return sample, component.name
 
 
 def read(sample: Sample, readers: Mapping[str, Reader]) -> Sample:

@@ -94,6 +94,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     logit_chunk: int = 4096  # wanted places whose logits exist at one time
     workers: int = 0  # data processes
+    keep_read: int = 0  # MiB of samples, media read, that each data process keeps for later epochs
     threads: int | None = None  # torch threads; None: torch's own choice
     log_every: int = 10
     save_every: int = 500

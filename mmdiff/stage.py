@@ -57,7 +57,8 @@ class Stage:
         self.settings = config.train
         self.objective: Objective = build(stage.objective, where=f"{where}.objective", toy=self.toy)
         self.task: Task | None = build(config.task, where="task", toy=self.toy) if config.task else None
-        self.stream = make_stream(stage, self.task, where, seed=config.train.seed, toy=self.toy)
+        keep = config.train.keep_read << 20
+        self.stream = make_stream(stage, self.task, where, seed=config.train.seed, keep=keep, toy=self.toy)
         on_cpu = not torch.cuda.is_available()  # one fused kernel, where torch's default is a loop over tensors
         self.optimizer = torch.optim.AdamW(
             self.groups, lr=stage.lr, betas=config.train.betas, fused=True if on_cpu else None
@@ -222,7 +223,9 @@ def answering(config: Config) -> dict[str, Any]:
     return {"task": config.task, "sampler": vars(config.sampler)}
 
 
-def make_stream(stage: StageConfig, task: Task | None, where: str, *, seed: int, toy: bool) -> Stream:
+def make_stream(
+    stage: StageConfig, task: Task | None, where: str, *, seed: int, keep: int = 0, toy: bool = False
+) -> Stream:
     """The samples of a stage: one source of rows, or a mixture {name: {rows, task, weight}}."""
     if not isinstance(stage.data, dict):
         raise ConfigError(f"{where}.data: {stage.data!r} is not a node of rows nor a mixture")
@@ -242,7 +245,7 @@ def make_stream(stage: StageConfig, task: Task | None, where: str, *, seed: int,
         if own is None:
             raise ConfigError(f"{at}: no task, neither here nor at the top of the configuration")
         components.append(Component(name, rows, own, float(entry.get("weight", 1.0))))
-    return Stream(components, seed=seed)
+    return Stream(components, seed=seed, keep=keep)
 
 
 def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, where: str, *, toy: bool = False) -> dict[str, float]:

@@ -25,14 +25,14 @@ Case = Literal["keep", "upper", "lower"]
 
 
 class ASR:
-    """Rows <-> canvases. Where a row has a `hypothesis`, it is the draft on the canvas (see `mmdiff.samplers.drafts`).
+    """Rows <-> canvases. With `draft`, a row's `hypothesis` stands on the canvas (see `mmdiff.samplers.drafts`).
 
     answer_length: places of every transcript, filled up with EOS, when training and when writing from nothing. None:
         as many as the words and an end id take when training, `max_new_tokens` when writing.
     slack: a draft is followed by this share of its own length in EOS places, at least `min_slack`, so that words can be
         added: a canvas of the draft's length can only replace them. What is then left of `answer_length` is EOS that
         stays, for the model to see a canvas of the size it was trained on.
-    draft: whether hypotheses are used; false writes from nothing although rows have them.
+    draft: whether hypotheses are used; else everything is written from nothing, whatever rows have.
     instruction: what is asked of the model.
     case: of transcripts and hypotheses. normalise: what WER and CER are counted after, see `mmdiff.tasks.asr_metrics`.
     media: the kind of the sound, the name of the encoder in `model.encoders`.
@@ -44,7 +44,7 @@ class ASR:
         *,
         slack: float = 0.15,
         min_slack: int = 2,
-        draft: bool = True,
+        draft: bool = False,
         instruction: str = "",
         template: Template | None = None,
         case: Case = "keep",

@@ -24,7 +24,7 @@ from ..encoders.mel import RANGE, SILENCE, LogMel
 from ..errors import require
 from ..report import data_uri
 from ..run import write_text
-from .asr_metrics import Op, align, word_errors
+from .asr_metrics import align, word_errors
 from .ctc import Word
 
 RATE, HOP = 16000, 160  # Hz; samples of a column of a spectrogram
@@ -36,7 +36,9 @@ TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)  # seconds between them
 
 Outcome = Literal["mended", "worse", "wrong", "right"]
 OUTCOMES: Mapping[Outcome, str] = {"mended": "mended", "worse": "made worse", "wrong": "wrong", "right": "right"}
-NO_WORD = ("", None)
+
+Cell = tuple[str, str | None]  # operation, and what was said; an empty operation where a transcript adds no words
+NOTHING: Cell = ("", None)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def card(example: Example) -> dict[str, Any]:
     before = None if example.first_pass is None else word_errors(example.text, example.first_pass)
     said = [example.prediction] if example.first_pass is None else [example.first_pass, example.prediction]
     boxes = places(example.canvas, example.draft)
-    out = {
+    out: dict[str, Any] = {
         "outcome": outcome(None if before is None else before.total, after.total),
         "before": before,
         "after": after,
@@ -141,28 +143,25 @@ def outcome(before: int | None, after: int) -> Outcome:
     return "mended" if after < before else "worse"
 
 
-def side_by_side(
-    reference: str, said: Sequence[str]
-) -> Iterator[tuple[str | None, list[tuple[Op | Literal[""], str | None]]]]:
+def side_by_side(reference: str, said: Sequence[str]) -> Iterator[tuple[str | None, list[Cell]]]:
     """Columns that put one reference and several transcripts below each other.
 
-    Each is the word of the reference, None where some transcript adds words, and the (operation, words) of each
-    transcript; the operation is empty where this transcript adds none.
+    Each is the word of the reference, None where some transcript adds words, and the cell of each transcript.
     """
     cells = [_cells(reference, text) for text in said]
     words = reference.split()
     for place in sorted({place for of_one in cells for place in of_one}):
         i, is_word = place
-        yield words[i] if is_word else None, [of_one.get(place, NO_WORD) for of_one in cells]
+        yield words[i] if is_word else None, [of_one.get(place, NOTHING) for of_one in cells]
 
 
-def _cells(reference: str, said: str) -> dict[tuple[int, bool], tuple[Op, str | None]]:
+def _cells(reference: str, said: str) -> dict[tuple[int, bool], Cell]:
     """(i, True) -> operation at word i of the reference and what was said; (i, False) -> words added before it."""
-    out: dict[tuple[int, bool], tuple[Op, str | None]] = {}
+    out: dict[tuple[int, bool], Cell] = {}
     i = 0
     for op, _, word in align(reference, said):
         if op == "insert":
-            added = out.get((i, False), NO_WORD)[1]
+            added = out.get((i, False), NOTHING)[1]
             out[i, False] = op, f"{added} {word}" if added else word
         else:
             out[i, True] = op, word

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ..errors import UserError
@@ -47,7 +48,7 @@ def ask(
 
     session = load(model)
     row = {"question": question, "audio": list(audio)}
-    return session.predict(row) if options is None else choose(session, row, options, normalise=normalise)._asdict()
+    return session.predict(row) if options is None else asdict(choose(session, row, options, normalise=normalise))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
@@ -29,7 +30,8 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Normalise = Literal["sum", "token"]
 
 
-class Choice(NamedTuple):
+@dataclass(frozen=True)
+class Choice:
     """nll: the figure of each option, in nats. ties: the options that are as good as the best; the first is chosen."""
 
     index: int
@@ -38,7 +40,8 @@ class Choice(NamedTuple):
     ties: list[int]
 
 
-class Hypothesis(NamedTuple):
+@dataclass(frozen=True)
+class Hypothesis:
     """total: score - weight * nll. index: the place in the list that was given."""
 
     index: int
@@ -79,9 +82,11 @@ def nll(
     try:
         for first in range(0, len(rows), batch_size):
             batch = _batch(model, task, rows[first : first + batch_size])
-            nll_B = sum(bound(model, batch, levels=levels, seed=seed + n).nll_B for n in range(samples)) / samples
-            places_B = batch.target_BL.sum(1).clamp(min=1) if normalise == "token" else 1
-            out += (nll_B / places_B).tolist()
+            drawn = [bound(model, batch, levels=levels, seed=seed + n).nll_B for n in range(samples)]
+            nll_B = torch.stack(drawn).mean(0)
+            if normalise == "token":
+                nll_B = nll_B / batch.target_BL.sum(1).clamp(min=1)
+            out += nll_B.tolist()
     finally:
         model.train(training)
     return out

@@ -15,7 +15,8 @@ from ..batch import Media, collate, to_device
 from ..errors import ConfigError, require
 from ..model import MMDiff
 from ..objectives.ctc import collapse, emissions
-from ..protocols import Row
+from ..protocols import Row, Source
+from ..session import load
 
 
 @dataclass(frozen=True)
@@ -75,3 +76,28 @@ def word_times(log_p_TV: Tensor, text: str, model: MMDiff, seconds: float) -> li
         start, end = of_word[0].start * a_feature, of_word[-1].end * a_feature
         out.append(Word(word, round(start, 3), round(end, 3), min(float(s.score) for s in of_word)))
     return out
+
+
+class FirstPass:
+    """Rows with what a run's CTC head hears in them as their `hypothesis`.
+
+    rows: any source of clips. run: a run folder or saved model. media: the kind of the sound.
+    """
+
+    def __init__(self, rows: Source, run: str, media: str = "audio") -> None:
+        self._rows = [rows[i] for i in range(len(rows))]
+        self._heard = first_pass(load(run).model, self._rows, kind=media)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return {**self._rows[index], "hypothesis": self._heard[index]}
+
+    @classmethod
+    def toy(cls, rows: Source, run: str, media: str = "audio") -> FirstPass:
+        """A first pass that hears everything but the last word."""
+        out = cls.__new__(cls)
+        out._rows = [rows[i] for i in range(min(len(rows), 8))]
+        out._heard = [str(row["text"]).rpartition(" ")[0] for row in out._rows]
+        return out

@@ -63,7 +63,9 @@ def read_turns(row: Row, kind: str = "image") -> Turns:
     As LLaDA-V does, the only picture or sound of a turn is moved to its front, with a line break behind it; several
     stay where their slots are.
     """
-    media = {field: [Media(kind if field == "image" else field, one) for one in media_of(row, field)] for field in NOUNS}
+    media = {
+        field: [Media(kind if field == "image" else field, one) for one in media_of(row, field)] for field in NOUNS
+    }
     if "conversations" in row:
         pairs = _pairs(row["conversations"])
     else:

@@ -90,7 +90,7 @@ class LlavaJSON:
         verify: bool = True,
         audio: str | None = None,
     ) -> LlavaJSON:
-        """A small file instead of `path`, written and read back: of drawn scenes, or of sounds where `audio` is given."""
+        """A small file instead of `path`, written and read back: drawn scenes, or sounds where `audio` is given."""
         folder = TemporaryDirectory()
         (write_scenes if audio is None else write_clips)(Path(folder.name))
         source = cls(f"{folder.name}/rows.json", None, on_error, limit, verify)

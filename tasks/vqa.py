@@ -1,4 +1,4 @@
-"""Questions about pictures, in one turn or many, also without any picture.
+"""Questions about pictures or sounds, in one turn or many, also about neither.
 
 python -m mmdiff.tasks.vqa --model runs/vqa --image photo.jpg --question "What is on the table?"
 """
@@ -9,7 +9,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from ..batch import Sample, Target, Text
 from ..errors import ConfigError, DataError, UserError, nearest
@@ -31,7 +30,7 @@ class VQA:
     metrics: names of functions in `mmdiff.tasks.vqa_metrics`. Where a row has several accepted answers, those for one
         reference see the most frequent, on which the model is trained. `med_closed` leaves out rows whose `answer_type`
         is OPEN, `med_open` those where it is CLOSED; the scores of `med_open` are `open_recall`, `open_f1`, ...
-    media: the kind of the pictures, the name of the encoder in `model.encoders`.
+    media: the kind of the pictures, the name of the encoder in `model.encoders`; sounds are of kind `audio`.
     """
 
     def __init__(

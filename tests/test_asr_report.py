@@ -284,9 +284,7 @@ def test_the_clip_can_be_played() -> None:
     with wave.open(io.BytesIO(base64.b64decode(data))) as out:
         assert (out.getnchannels(), out.getsampwidth(), out.getframerate()) == (1, 2, 16000)
         samples = np.frombuffer(out.readframes(out.getnframes()), dtype="<i2")
-    assert (
-        np.abs(samples / 32767 - wave_S.clamp(-1, 1).numpy()).max() < 1.6 / 32767
-    )  # either full scale
+    assert np.abs(samples / 32767 - wave_S.clamp(-1, 1).numpy()).max() < 1.6 / 32767  # either full scale
 
 
 @pytest.mark.parametrize("seconds, played", [(PLAYED, 1), (PLAYED + 0.1, 0)])

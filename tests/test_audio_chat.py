@@ -80,7 +80,9 @@ def test_conversations_take_their_sounds_in_order() -> None:
 @pytest.mark.parametrize("form", ["path", "array"])
 def test_sounds_in_any_form(form: str) -> None:
     data: Any = "clip.wav" if form == "path" else {"array": np.zeros(160, np.float32), "sampling_rate": 16000}
-    (media,) = [p for p in VQA().sample({"audio": data, "question": "who", "answer": "no"}, vocab()) if isinstance(p, Media)]
+    (media,) = [
+        p for p in VQA().sample({"audio": data, "question": "who", "answer": "no"}, vocab()) if isinstance(p, Media)
+    ]
     assert media.kind == "audio" and media.data is data
 
 
@@ -130,7 +132,9 @@ def test_both_forms(folder: Path) -> None:
     assert VQA().parse(list(VQA().sample(rows[1], vocab())[-1].ids or []), vocab()) == "a child"
 
 
-def test_sounds_and_pictures_lie_in_folders_of_their_own(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_sounds_and_pictures_lie_in_folders_of_their_own(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     pictures = tmp_path_factory.mktemp("pictures")
     (pictures / "x.png").write_bytes(b"")
     path = write(folder.parent, {**GOOD, "image": "x.png"})

@@ -114,7 +114,10 @@ def test_the_second_stage_of_diffa_goes_on_from_the_first(tmp_path: Path) -> Non
     first = build_model(load_config("audio-diffa-align").model, toy=True)
     save_model(first, tmp_path / "model")
     torch.manual_seed(1)
-    settings: dict[str, Any] = {**load_config("audio-diffa").model.connectors["audio"], "weights": str(tmp_path / "model")}
+    settings: dict[str, Any] = {
+        **load_config("audio-diffa").model.connectors["audio"],
+        "weights": str(tmp_path / "model"),
+    }
     small = {**settings.pop("acoustic"), "hidden": 32, "heads": 2, "ffn": 64}
     del settings["target"]
     width = first.encoders["audio"].width

@@ -74,7 +74,11 @@ def released(tokenizer: Any, asked: str, answer: str | None) -> tuple[list[Any],
     system = ("system", "You are a helpful voice assistant.")
     prefix = chat(system, ("user", "This is the audio: "))[: -len("<|eot_id|>")]
     prompt = chat(system, ("user", f"This is the audio: <audio>. {asked}"), header=answer is None)
-    whole = prompt if answer is None else chat(system, ("user", f"This is the audio: <audio>. {asked}"), ("assistant", answer))
+    whole = (
+        prompt
+        if answer is None
+        else chat(system, ("user", f"This is the audio: <audio>. {asked}"), ("assistant", answer))
+    )
     at = len(ids(prefix)) - 1
     canvas = ids(whole)
     return [*canvas[:at], "clip.wav", *canvas[at:]], len(ids(prompt)) + 1
@@ -99,7 +103,10 @@ def test_diffa_with_neither_slip(vocab: Vocab, tokenizer: Any) -> None:
     parts = list(task.sample(ROW, vocab))
     at = [type(part) for part in parts].index(Media)
     assert tokenizer.decode(flat(parts[:at])).endswith("user<|end_header_id|>\n\nThis is the audio:")
-    assert tokenizer.decode(flat(parts[at + 1 : -1])) == f". {SAID}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert (
+        tokenizer.decode(flat(parts[at + 1 : -1]))
+        == f". {SAID}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
     assert [part for part in parts if isinstance(part, Target)] == parts[-1:]
     assert tokenizer.decode(flat(parts[-1:])) == "An old man.<|eot_id|>"
     assert flat(task.prompt(ROW, vocab)) == flat(parts[:-1])  # what is given is the same

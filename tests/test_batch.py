@@ -88,6 +88,7 @@ def test_answers_filled_up_to_the_longest_of_them() -> None:
     targets = [[0, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1], [1, 0, 1, 1, 1, 0, 0]]
     assert batch.target_BL.int().tolist() == targets and batch.padded
     assert lay(rows[0], padding="answer").ids_BL.tolist() == [[1, 2]]
+    assert lay(rows[0], [Target([4, 5])], padding="answer").ids_BL.tolist() == [[1, 2, EOS], [4, 5, PAD]]
     assert lay(*rows, padding="answer", side="left").target_BL[0].int().tolist() == [0, 0, 0, 0, 1, 1, 1]
 
 

@@ -6,11 +6,12 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 import toy
 
-from mmdiff.data import CHUNK, Batches, Component, Stream, canvases, positions
+from mmdiff.data import CHUNK, OVERHEAD, Batches, Component, Stream, canvases, positions
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.model import MMDiff
+from mmdiff.model import MediaReader, MMDiff
 
 
 def stream(*sizes: tuple[int, float], seed: int = 0) -> Stream:
@@ -92,3 +93,23 @@ def test_batches_know_where_samples_came_from() -> None:
     batch = Batches(mixed, toy.backbone().vocab, {})[[7, 3, 5]]
     assert batch.index_B.tolist() == [7, 3, 5]
     assert batch.source_B == [f"c{mixed.locate(n)[0]}" for n in (7, 3, 5)]
+
+
+def test_samples_that_are_kept_are_read_once_and_stay_the_same() -> None:
+    class Counting(toy.Corners):
+        asked = 0
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            Counting.asked += 1
+            return super().__getitem__(index)
+
+    vocab, readers = toy.backbone().vocab, {"image": MediaReader(toy.Patches(), toy.Project(width_in=16, width_out=32))}
+    one = OVERHEAD + 8 * 8 * 4  # bytes of a picture
+    for keep, asked in ((0, 16), (8 * one, 8), (3 * one, 3 + 2 * 5)):
+        Counting.asked = 0
+        plain = Stream([Component("", toy.Corners(8), toy.Where())], seed=0)
+        stream = Stream([Component("", Counting(8), toy.Where())], seed=0, keep=keep)
+        for n in range(16):
+            ours, theirs = stream.sample(n, vocab, readers)[0], plain.sample(n, vocab, readers)[0]
+            assert torch.equal(ours[0].data.values, theirs[0].data.values) and ours[1:] == theirs[1:]
+        assert Counting.asked == asked
