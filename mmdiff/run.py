@@ -133,7 +133,7 @@ def flat(tree: Any, key: str = "") -> dict[str, Any]:
 def write_text(file: Path, text: str) -> None:
     """Write aside, then rename: the file is the old one or the new one, never half of it."""
     aside = file.with_name(f".{file.name}.part-{os.getpid()}")
-    with open(aside, "w") as handle:
+    with open(aside, "w", encoding="utf-8") as handle:
         handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())

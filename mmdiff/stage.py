@@ -257,8 +257,7 @@ def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, where: str, *,
     rows = build(stage.eval, where=f"{where}.eval", toy=toy)
     stream = Stream([Component("eval", rows, task)], seed=0)
     model.eval()
-    nats = {"own": 0.0, "swapped": 0.0}
-    places = 0
+    nats, places = {"own": 0.0, "swapped": 0.0}, {"own": 0, "swapped": 0}
     for first in range(0, len(rows), stage.batch_size):
         index = range(first, min(first + stage.batch_size, len(rows)))
         own = [stream.sample(n, model.vocab, model.readers)[0] for n in index]
@@ -267,10 +266,10 @@ def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, where: str, *,
                 batch = collate(samples, model.vocab, model.readers, index=index, padding=stage.padding)
                 estimate = bound(model, batch)
                 nats[name] += float(estimate.nll_B.sum())
-                places += int(estimate.places_B.sum()) if name == "own" else 0
-    figures = {"bound_per_sample": nats["own"] / len(rows), "bound_per_token": nats["own"] / max(places, 1)}
+                places[name] += int(estimate.places_B.sum())  # unequal where media of another length move the padding
+    figures = {"bound_per_sample": nats["own"] / len(rows), "bound_per_token": nats["own"] / max(places["own"], 1)}
     if nats["swapped"]:
-        figures["bound_per_token_swapped"] = nats["swapped"] / max(places, 1)
+        figures["bound_per_token_swapped"] = nats["swapped"] / max(places["swapped"], 1)
     return figures
 
 

@@ -97,13 +97,15 @@ class ASR:
 
     def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Corpus figures: errors are summed, then divided by the reference words, with a 95 % bootstrap interval."""
-        pairs = [
-            (self._normalised(self._text(r, "text")), self._normalised(self._cased(r["prediction"]))) for r in records
-        ]
-        words = [word_errors(*pair) for pair in pairs]
+        words = [word_errors(*self.pair(record, record["prediction"])) for record in records]
+        chars = [char_errors(*self.pair(record, record["prediction"])) for record in records]
         low, high = bootstrap(words)
-        chars = corpus([char_errors(*pair) for pair in pairs])
-        return {**corpus(words), "wer_low": low, "wer_high": high, "cer": chars["wer"]}
+        return {**corpus(words), "wer_low": low, "wer_high": high, "cer": corpus(chars)["wer"]}
+
+    def pair(self, row: Row, said: str) -> tuple[str, str]:
+        """The row's transcript and what was said to be in it, normalised alike: what errors are counted between."""
+        with at(row):
+            return self._normalised(self._text(row, "text")), self._normalised(self._cased(said))
 
     def _canvas(self, row: Row, target: Target, vocab: Vocab, *, train: bool) -> Sample:
         content: Content = [Media(self.media, row["audio"])] if row.get("audio") is not None else []

@@ -22,30 +22,30 @@ STRATEGIES = {
 
 def transcribe(args: argparse.Namespace) -> Output:
     """write down what is said in audio files, or in the rows of a manifest"""
-    records, _ = _run(args, draft=False)
+    records, *_ = _run(args, draft=False)
     return {"records": records, **_written(args)}, "\n".join(f"{r['id']}\t{r['pred_text']}" for r in records)
 
 
 def deliberate(args: argparse.Namespace) -> Output:
     """mend the transcripts of a first pass: --hypotheses FILE, or what the encoder's CTC head hears"""
-    records, _ = _run(args, draft=True)
+    records, *_ = _run(args, draft=True)
     lines = [f"{r['id']}\t{r['first_pass']}\t->\t{r['pred_text']}" for r in records]
     return {"records": records, **_written(args)}, "\n".join(lines)
 
 
 def evaluate(args: argparse.Namespace) -> Output:
     """count errors against a manifest's transcripts, of the first pass too where there is one; real-time factors"""
-    from .asr_eval import figures, report
+    from .asr_eval import figures, page
 
     draft = bool(args.hypotheses or args.strategy or args.first_pass)
-    records, session = _run(args, draft=draft)
+    records, session, rows = _run(args, draft=draft)
     found = figures(session.task, records)
     if args.report:
-        found["report"] = str(report(Path(args.report), session, records, found))
+        found["report"] = str(page(Path(args.report), session.task, rows, records, session.model.vocab, found))
     return table({**found, **_written(args)})
 
 
-def _run(args: argparse.Namespace, *, draft: bool) -> tuple[list[dict[str, Any]], Any]:
+def _run(args: argparse.Namespace, *, draft: bool) -> tuple[list[dict[str, Any]], Any, Source]:
     from ..session import load
     from .transcribe import transcribe
 
@@ -71,7 +71,7 @@ def _run(args: argparse.Namespace, *, draft: bool) -> tuple[list[dict[str, Any]]
         words=args.word_times,
         first=draft and not hypotheses and not _have_drafts(rows),
     )
-    return records, session
+    return records, session, rows
 
 
 def _rows(args: argparse.Namespace, files: list[str]) -> Source:

@@ -1,4 +1,4 @@
-"""From records of `mmdiff.tasks.transcribe` to figures and a page."""
+"""From records of `mmdiff.tasks.transcribe` to figures, and to a page to look at."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..batch import Target
+from ..evaluate import spread
+from ..protocols import Row, Source
+from ..vocab import Vocab
 from .asr import ASR
 from .asr_metrics import bootstrap, char_errors, corpus, paired_bootstrap, word_errors
+from .asr_report import Example, write_asr_report
+from .ctc import Word
 from .transcribe import rtf
+
+SHOWN = 24  # utterances of a page
 
 
 def figures(task: ASR, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -27,3 +35,40 @@ def figures(task: ASR, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         out["reduction"] = 1 - out["wer"] / first["wer"] if first["wer"] else 0.0
         out["paired"] = paired_bootstrap(before, words)
     return {**out, "rtf": rtf(records)}
+
+
+def example(task: ASR, row: Row, record: Mapping[str, Any], vocab: Vocab) -> Example:
+    """What the page shows of one utterance. The row's hypothesis is the record's first pass, if there was one."""
+    row = {**row, "hypothesis": record.get("first_pass")}
+    first = record.get("first_pass")
+    return Example(
+        audio=row.get("audio"),
+        text=task.pair(row, "")[0],
+        first_pass=None if first is None else task.pair(row, first)[1],
+        prediction=task.pair(row, record["pred_text"])[1],
+        canvas=record["canvas"],
+        draft=drafted(task, row, vocab),
+        words=[Word(**word) for word in record.get("words", ())],
+    )
+
+
+def drafted(task: ASR, row: Row, vocab: Vocab) -> list[str | None]:
+    """The token that stands at each place before anything is written; None: an empty place."""
+    (target,) = [p for p in task.prompt(row, vocab) if isinstance(p, Target)]
+    if target.ids is None:
+        return [None] * target.length
+    return [None if i == vocab.mask_id else vocab.piece(i) for i in target.ids]
+
+
+def page(
+    file: Path, task: ASR, rows: Source, records: Sequence[Mapping[str, Any]], vocab: Vocab, found: Mapping[str, Any]
+) -> Path:
+    """The page of one set of rows and its `figures`."""
+    table = {"result": {"WER %": 100 * found["wer"], "CER %": 100 * found["cer"]}}
+    if "first_pass" in found:
+        table = {"first pass": {"WER %": 100 * found["first_pass"]["wer"]}, **table}
+    numbered = [{"at": i, **record} for i, record in enumerate(records)]
+    shown = [example(task, rows[r["at"]], r, vocab) for r in spread(numbered, SHOWN)]
+    speed = ", ".join(f"{name} {value:.4f}" for name, value in found["rtf"].items())
+    notes = [f"{len(records)} utterances, {found['words']} words. Seconds of work a second of sound: {speed}."]
+    return write_asr_report(file, title="Transcripts", table=table, examples={"utterances": shown}, notes=notes)

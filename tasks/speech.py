@@ -70,8 +70,8 @@ def words() -> list[str]:
 
 
 def tokenizer() -> Any:
-    """A transformers tokenizer over `words()`."""
-    return word_tokenizer(words())
+    """A transformers tokenizer over `words()`, and "transcribe", which a model may be asked to do."""
+    return word_tokenizer([*words(), "transcribe"])
 
 
 # The grammar: each kind draws a list of words

@@ -57,9 +57,7 @@ def transcribe(
     """
     kind = getattr(session.task, "media", "audio")
     if (words or first) and kind not in session.model.heads:
-        raise ConfigError(
-            f"{session.folder}: word times and a first pass need a CTC head that reads {kind}"
-        )
+        raise ConfigError(f"{session.folder}: word times and a first pass need a CTC head that reads {kind}")
     sampler = {**asdict(session.sampler), **named}
     log = Records(out, {**(settings or {}), "words": words, "first": first, "sampler": sampler})
     todo = [i for i in range(len(rows)) if i not in log.done]

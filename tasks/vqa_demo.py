@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from ..config import build, load_config
-from ..errors import UserError
 from ..evaluate import evaluate, spread, write_predictions
 from ..report import write_report
 from ..run import RUNS, Run
 from ..session import load
 from ..settings import Config
 from ..train import train
+from .background import in_background
 
 LINES = {
     "overall": "unseen scenes",
@@ -70,19 +67,3 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     if done:
         print(f"{run.folder} was trained before; `--fresh` trains again", file=sys.stderr)
     return {**accuracy, "seconds": seconds, "by_kind": results["overall"].get("by_kind", {}), "report": str(report)}
-
-
-@contextmanager
-def in_background(arguments: list[str]) -> Iterator[None]:
-    """Run an mmdiff command on the other core meanwhile, without its progress. Raises UserError with its last line."""
-    with tempfile.TemporaryFile("w+") as log:
-        command = [sys.executable, "-m", "mmdiff", *arguments]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
-        try:
-            yield
-            if process.wait():
-                log.seek(0)
-                raise UserError(f"mmdiff {' '.join(arguments)} failed: {log.read().strip().splitlines()[-1]}")
-        finally:
-            process.terminate()
-            process.wait()
