@@ -36,9 +36,16 @@ class Stream:
     """An endless, shuffled sequence of samples; every row of a component is seen once an epoch of that component.
 
     keep: bytes of samples that are kept, media read, for the next epochs, in every data process of its own.
+    batch, bucket: the samples of `bucket` batches in a row are sorted by their length and dealt out again, so that a
+        batch holds samples that are about as long and needs little padding; which of these batches comes when is drawn
+        (bucket 0: off). The rows then say their `length` (see `mmdiff.protocols.Source`).
     """
 
-    def __init__(self, components: Sequence[Component], *, seed: int, keep: int = 0) -> None:
+    def __init__(
+        self, components: Sequence[Component], *, seed: int, keep: int = 0, batch: int = 1, bucket: int = 0
+    ) -> None:
+        self._batch, self._bucket = batch, bucket
+        self._dealt: dict[int, list[int]] = {}
         self._kept: dict[tuple[int, int], Sample] = {}
         self._room = keep or -1
         self.components = list(components)
@@ -47,6 +54,9 @@ class Stream:
                 raise DataError(f"data.{c.name}: no rows")
             if not c.weight > 0:
                 raise ConfigError(f"data.{c.name}.weight: {c.weight} is not above 0")
+            if bucket and not callable(getattr(c.rows, "length", None)):
+                name = type(c.rows).__name__
+                raise ConfigError(f"data.{c.name}: {name} does not say how long its rows are, as `bucket` needs")
         share = np.array([c.weight for c in self.components])
         self._edges = np.cumsum(share / share.sum())
         self._key = NoiseKey(seed, stream="order")
@@ -65,6 +75,19 @@ class Stream:
         c = int(choices[at])
         return c, self._row(c, int(self._before[chunk][c] + (choices[:at] == c).sum()))
 
+    def _dealt_at(self, position: int) -> int:
+        """Which position's row stands here, after the batches of its window are sorted and drawn."""
+        size = self._batch * self._bucket
+        window, at = divmod(position, size)
+        if window not in self._dealt:
+            every = range(window * size, (window + 1) * size)
+            rows = {n: self.locate(n) for n in every}
+            by_length = sorted(every, key=lambda n: (self.components[rows[n][0]].rows.length(rows[n][1]), n))  # type: ignore[attr-defined]
+            order = self._key.fold("bucket").uniform(window, self._bucket).argsort(kind="stable")
+            dealt = [by_length[b * self._batch : (b + 1) * self._batch] for b in order.tolist()]
+            self._dealt = {window: [n for batch in dealt for n in batch]}
+        return self._dealt[window][at]
+
     def _choices(self, chunk: int) -> np.ndarray:
         return np.searchsorted(self._edges[:-1], self._key.fold("mix").uniform(chunk, CHUNK), side="right")
 
@@ -81,7 +104,7 @@ class Stream:
 
         Raises DataError that names component and row.
         """
-        c, i = self.locate(position)
+        c, i = self.locate(self._dealt_at(position) if self._bucket else position)
         component = self.components[c]
         if (c, i) in self._kept:
             return self._kept[c, i], component.name

@@ -22,7 +22,10 @@ Row = Mapping[str, Any]
 
 
 class Source(Protocol):
-    """Rows by number. What a data node in a configuration builds."""
+    """Rows by number. What a data node in a configuration builds.
+
+    It may have `length(index) -> float`, which says cheaply about how long a row is, in any unit: `bucket` sorts by it.
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Row: ...

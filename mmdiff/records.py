@@ -27,20 +27,22 @@ class Records:
         self.done: dict[int, Record] = {}
         if file is None:
             return
+        if file.is_dir():
+            raise ConfigError(f"{file}: a folder, expected a file of JSON lines")
         beside = file.with_name(file.name + ".settings.json")
         wanted = json.dumps(settings, indent=2, default=str, sort_keys=True) + "\n"
-        if file.exists():
-            if not file.is_file() or not beside.is_file():
-                raise ConfigError(f"{file} is there already and was not written by this command; choose another file")
-            if beside.read_text(encoding="utf-8") != wanted:
-                key = _changed(json.loads(beside.read_text(encoding="utf-8")), json.loads(wanted))
-                raise ConfigError(f"{file} was written with another {key}; choose another file")
-            lines = map(_parsed, file.read_text(encoding="utf-8").splitlines())
-            self.done = {line.pop("row"): line for line in lines if line is not None}
-            self._write()
-        else:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(beside, wanted)
+        try:
+            if file.exists():
+                _check(file, beside, json.loads(wanted))
+                # a kill may cut a character in two; JSON strings may hold what `splitlines` takes for the end of a line
+                lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+                self.done = {line.pop("row"): line for line in map(_parsed, lines) if line is not None}
+                self._write()
+            else:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_text(beside, wanted)
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be written ({error.strerror})") from None
 
     def add(self, records: Mapping[int, Record]) -> None:
         self.done.update(records)
@@ -72,11 +74,27 @@ def _parsed(line: str) -> Record | None:
     return found if isinstance(found, dict) and isinstance(found.get("row"), int) else None
 
 
+def _check(file: Path, beside: Path, wanted: Mapping[str, Any]) -> None:
+    """Raises ConfigError unless `file` was written with the settings that are `wanted`."""
+    kept = _read(beside) if file.is_file() and beside.is_file() else None
+    if kept is None:
+        raise ConfigError(f"{file} is there already and was not written by this command; choose another file")
+    if kept != wanted:
+        raise ConfigError(f"{file} was written with another {_changed(kept, wanted)}; choose another file")
+
+
+def _read(file: Path) -> Record | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:  # not JSON, or not UTF-8
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any], key: str = "") -> str:
     """The first setting that differs, with both values."""
-    for name in sorted({*old, *new}):
-        a, b = old.get(name), new.get(name)
-        if a != b:
-            deeper = isinstance(a, Mapping) and isinstance(b, Mapping)
-            return _changed(a, b, f"{key}{name}.") if deeper else f"{key}{name} ({a!r}, now {b!r})"
-    return "setting"
+    name = next(name for name in sorted({*old, *new}) if old.get(name) != new.get(name))
+    a, b = old.get(name), new.get(name)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return _changed(a, b, f"{key}{name}.")
+    return f"{key}{name} ({a!r}, now {b!r})"

@@ -73,6 +73,7 @@ class StageConfig:
     objective: Any = None  # node: mmdiff.protocols.Objective
     params: list[Any] = field(default_factory=list)  # rules, see mmdiff.params
     batch_size: int = 32  # samples a forward and process
+    bucket: int = 0  # so many batches are sorted by length, for less padding; 0: off
     accumulate: int = 1  # forwards a step
     lr: float = 1e-4
     weight_decay: float = 0.0

@@ -57,8 +57,9 @@ class Stage:
         self.settings = config.train
         self.objective: Objective = build(stage.objective, where=f"{where}.objective", toy=self.toy)
         self.task: Task | None = build(config.task, where="task", toy=self.toy) if config.task else None
-        keep = config.train.keep_read << 20
-        self.stream = make_stream(stage, self.task, where, seed=config.train.seed, keep=keep, toy=self.toy)
+        self.stream = make_stream(
+            stage, self.task, where, seed=config.train.seed, keep=config.train.keep_read << 20, toy=self.toy
+        )
         on_cpu = not torch.cuda.is_available()  # one fused kernel, where torch's default is a loop over tensors
         self.optimizer = torch.optim.AdamW(
             self.groups, lr=stage.lr, betas=config.train.betas, fused=True if on_cpu else None
@@ -245,7 +246,7 @@ def make_stream(
         if own is None:
             raise ConfigError(f"{at}: no task, neither here nor at the top of the configuration")
         components.append(Component(name, rows, own, float(entry.get("weight", 1.0))))
-    return Stream(components, seed=seed, keep=keep)
+    return Stream(components, seed=seed, keep=keep, batch=stage.batch_size, bucket=stage.bucket)
 
 
 def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, where: str, *, toy: bool = False) -> dict[str, float]:

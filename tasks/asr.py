@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ..batch import Media, Sample, Target, Text
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, nearest
 from ..protocols import Row
 from ..vocab import Vocab
 from .asr_metrics import bootstrap, char_errors, corpus, normaliser, word_errors
@@ -55,10 +55,10 @@ class ASR:
         for name, value in (("answer_length", answer_length), ("max_new_tokens", max_new_tokens)):
             if value is not None and value < 1:
                 raise ConfigError(f"task.{name}: {value} places, expected at least 1")
-        if slack < 0 or min_slack < 0:
-            raise ConfigError(f"task.slack: {slack} and min_slack {min_slack}, expected nothing below 0")
+        if not 0 <= slack < math.inf or min_slack < 0:
+            raise ConfigError(f"task.slack: {slack} and min_slack {min_slack}, expected numbers of at least 0")
         if case not in ("keep", "upper", "lower"):
-            raise ConfigError(f"task.case: {case!r}, expected keep, upper or lower")
+            raise ConfigError(f"task.case: {case!r}{nearest(str(case), ['keep', 'upper', 'lower'])}")
         self.answer_length, self.max_new_tokens = answer_length, max_new_tokens
         self.slack, self.min_slack, self.draft = slack, min_slack, draft
         self.instruction, self.case, self.media = instruction, case, media
@@ -76,6 +76,7 @@ class ASR:
             return self._canvas(row, Target(ids), vocab, train=True)
 
     def prompt(self, row: Row, vocab: Vocab) -> Sample:
+        """Empty places, or the draft. Raises DataError for a draft with words without an id."""
         with at(row):
             target, fill = Target(length=self.answer_length or self.max_new_tokens), 0
             if self.draft and row.get("hypothesis") is not None:

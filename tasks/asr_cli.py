@@ -1,88 +1,123 @@
-"""Speech recognition with a trained run: write clips down, mend drafts, count errors."""
+"""Speech recognition with a trained run: write clips down, mend drafts, choose among hypotheses, count errors."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..arguments import Output, Verb, overrides_of
 from ..cli import table
-from ..errors import ConfigError, UserError, nearest
-from ..protocols import Source
+from ..errors import UserError, nearest
+from ..protocols import Row, Source
+
+if TYPE_CHECKING:
+    from ..session import Session
 
 STRATEGIES = {
-    "random": "mmdiff.samplers.drafts.Random",
-    "low_confidence": "mmdiff.samplers.drafts.LowConfidence",
-    "leave_one_out": "mmdiff.samplers.drafts.LowConfidence",
-    "semi_autoregressive": "mmdiff.samplers.drafts.SemiAutoregressive",
+    "random": {"target": "mmdiff.samplers.drafts.Random"},
+    "low_confidence": {"target": "mmdiff.samplers.drafts.LowConfidence"},
+    "leave_one_out": {"target": "mmdiff.samplers.drafts.LowConfidence", "probe": "leave_one_out"},
+    "semi_autoregressive": {"target": "mmdiff.samplers.drafts.SemiAutoregressive"},
 }
 
 
 def transcribe(args: argparse.Namespace) -> Output:
     """write down what is said in audio files, or in the rows of a manifest"""
-    records, *_ = _run(args, draft=False)
-    return {"records": records, **_written(args)}, "\n".join(f"{r['id']}\t{r['pred_text']}" for r in records)
+    out = _file("--out", args.out)
+    rows, overrides = _rows(args)
+    records = _transcribed(args, rows, _session(args, overrides, draft=False), out)
+    return {"records": records, **_written(out)}, "\n".join(f"{r['id']}\t{r['pred_text']}" for r in records)
 
 
 def deliberate(args: argparse.Namespace) -> Output:
-    """mend the transcripts of a first pass: --hypotheses FILE, or what the encoder's CTC head hears"""
-    records, *_ = _run(args, draft=True)
-    lines = [f"{r['id']}\t{r['first_pass']}\t->\t{r['pred_text']}" for r in records]
-    return {"records": records, **_written(args)}, "\n".join(lines)
+    """mend the transcripts of a first pass: --hypotheses FILE, those of the manifest, or what the CTC head hears"""
+    out = _file("--out", args.out)
+    rows, overrides = _rows(args)
+    session = _session(args, [*_strategy(args), *overrides], draft=True)
+    records = _transcribed(args, rows, session, out, first=_hears(args, rows))
+    return {"records": records, **_written(out)}, _mended(records)
+
+
+def rescore(args: argparse.Namespace) -> Output:
+    """choose among the hypotheses of another recogniser (`nbest`), by its scores and their likelihood"""
+    from .rescoring import rescored
+
+    out = _file("--out", args.out)
+    rows, overrides = _rows(args)
+    session = _session(args, overrides, draft=False)
+    records = rescored(session, rows, out=out, settings=_settings(args, overrides), weight=args.weight)
+    return {"records": records, **_written(out)}, _mended(records)
 
 
 def evaluate(args: argparse.Namespace) -> Output:
     """count errors against a manifest's transcripts, of the first pass too where there is one; real-time factors"""
     from .asr_eval import figures, page
 
-    draft = bool(args.hypotheses or args.strategy or args.first_pass)
-    records, session, rows = _run(args, draft=draft)
+    if not args.manifest:
+        raise UserError("eval: give a --manifest, whose transcripts errors are counted against")
+    out, report = _file("--out", args.out), _file("--report", args.report)
+    rows, overrides = _rows(args)
+    draft = bool(args.hypotheses or args.strategy or args.ratio is not None or args.first_pass)
+    if args.standalone and not draft:
+        raise UserError("--standalone compares with drafts: give --hypotheses, --strategy or --first-pass")
+    session = _session(args, [*(_strategy(args) if draft else []), *overrides], draft=draft)
+    records = _transcribed(args, rows, session, out, first=draft and _hears(args, rows))
     found = figures(session.task, records)
-    if args.report:
-        found["report"] = str(page(Path(args.report), session.task, rows, records, session.model.vocab, found))
-    return table({**found, **_written(args)})
+    if args.standalone:
+        beside = out.with_name(f"{out.stem}.standalone{out.suffix}") if out else None
+        alone = _transcribed(args, rows, _session(args, overrides, draft=False), beside)
+        found["standalone"] = figures(session.task, [{**r, "first_pass": None} for r in alone])
+    if report:
+        found["report"] = str(page(report, session.task, rows, records, session.model.vocab, found))
+    return table({**found, **_written(out)})
 
 
-def _run(args: argparse.Namespace, *, draft: bool) -> tuple[list[dict[str, Any]], Any, Source]:
-    from ..session import load
+def _transcribed(
+    args: argparse.Namespace, rows: Source, session: Session, out: Path | None, *, first: bool = False
+) -> list[dict[str, Any]]:
     from .transcribe import transcribe
 
-    files, overrides = overrides_of(args.words)
-    rows = _rows(args, files)
-    hypotheses = getattr(args, "hypotheses", None)
-    if hypotheses:
-        from .hypotheses import WithHypotheses
-
-        rows = WithHypotheses(rows, hypotheses, args.layout)
-    if draft:
-        overrides = [*_strategy(args), *overrides]
-    session = load(args.run, *overrides, f"task.draft={'true' if draft else 'false'}")
-    settings = {"run": str(args.run), "overrides": overrides, "draft": draft, "rows": args.manifest or files}
-    if hypotheses:
-        settings["hypotheses"] = hypotheses
-    records = transcribe(
-        session,
-        rows,
-        out=Path(args.out) if args.out else None,
-        settings=settings,
-        seconds=args.seconds,
-        words=args.word_times,
-        first=draft and not hypotheses and not _have_drafts(rows),
+    _, overrides = overrides_of(args.words)
+    settings = {**_settings(args, overrides), "draft": session.task.draft}  # type: ignore[attr-defined]
+    return transcribe(
+        session, rows, out=out, settings=settings, seconds=args.seconds, words=args.word_times, first=first
     )
-    return records, session, rows
 
 
-def _rows(args: argparse.Namespace, files: list[str]) -> Source:
+def _session(args: argparse.Namespace, overrides: list[str], *, draft: bool) -> Session:
+    from ..session import load
+
+    return load(args.run, *overrides, f"task.draft={'true' if draft else 'false'}")
+
+
+def _settings(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+    """What the results depend on, besides the model and its sampler."""
+    files, _ = overrides_of(args.words)
+    return {
+        "rows": args.manifest or files,
+        "hypotheses": getattr(args, "hypotheses", None),
+        "overrides": overrides,
+    }
+
+
+def _rows(args: argparse.Namespace) -> tuple[Source, list[str]]:
+    """The rows, and the overrides of the command line."""
     from .manifests import KaldiDir, Manifest
 
+    files, overrides = overrides_of(args.words)
     if bool(args.manifest) == bool(files):
         raise UserError("give audio files, or one --manifest")
+    rows: Source = Files(files)
     if args.manifest:
-        path = Path(args.manifest)
-        return KaldiDir(str(path)) if path.is_dir() else Manifest(str(path))
-    return Files(files)
+        source = KaldiDir if Path(args.manifest).is_dir() else Manifest
+        rows = source(args.manifest, empty=True)
+    if getattr(args, "hypotheses", None):
+        from .hypotheses import WithHypotheses
+
+        rows = WithHypotheses(rows, args.hypotheses, args.layout)
+    return rows, overrides
 
 
 class Files:
@@ -91,38 +126,60 @@ class Files:
     def __init__(self, paths: list[str]) -> None:
         from ..encoders.audio import duration
 
-        if len(set(paths)) < len(paths):
-            raise UserError("the same audio file is given twice")
+        if twice := [path for path in paths if paths.count(path) > 1]:
+            raise UserError(f"{twice[0]}: given {len(twice)} times")
         self.rows = [{"audio": path, "id": path, "duration": duration(path), "where": path} for path in paths]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
+    def __getitem__(self, index: int) -> Row:
         return self.rows[index]
 
 
-def _have_drafts(rows: Source) -> bool:
+def _hears(args: argparse.Namespace, rows: Source) -> bool:
+    """Whether the CTC head makes the drafts."""
+    if args.first_pass and args.hypotheses:
+        raise UserError("give --hypotheses, or --first-pass")
     have = [rows[i].get("hypothesis") is not None for i in range(len(rows))]
-    if any(have) and not all(have):
+    if args.first_pass or not any(have):
+        return True
+    if not all(have):
         raise UserError(f"{have.count(False)} of {len(have)} rows have no hypothesis; give all of them, or none")
-    return all(have)
+    return False
 
 
 def _strategy(args: argparse.Namespace) -> list[str]:
+    """Overrides that say how drafts are opened."""
     name = args.strategy or "low_confidence"
     if name not in STRATEGIES:
         raise UserError(f"--strategy: {name!r}{nearest(name, STRATEGIES)}")
     if args.ratio is not None and not 0 < args.ratio <= 1:
-        raise ConfigError(f"--ratio: {args.ratio} is not a share above 0 and up to 1")
-    words = [f"sampler.draft={STRATEGIES[name]}"]
-    if name == "leave_one_out":
-        words = [f"sampler.draft={{target: {STRATEGIES[name]}, probe: leave_one_out}}"]
-    return words + ([f"sampler.draft.ratio={args.ratio}"] if args.ratio is not None else [])
+        raise UserError(f"--ratio: {args.ratio} is not a share above 0 and up to 1")
+    node: Mapping[str, Any] = STRATEGIES[name] if args.ratio is None else {**STRATEGIES[name], "ratio": args.ratio}
+    return [f"sampler.draft={{{', '.join(f'{key}: {value}' for key, value in node.items())}}}"]
 
 
-def _written(args: argparse.Namespace) -> dict[str, Any]:
-    return {"out": args.out} if args.out else {}
+def _file(option: str, path: str | None) -> Path | None:
+    """The file an option names. What is wrong with it is said now, and not after the work."""
+    if path is None:
+        return None
+    file = Path(path)
+    if not path or file.is_dir():
+        raise UserError(f"{option}: {path!r} is not the name of a file")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option}: {path} cannot be written ({error.strerror})") from None
+    return file
+
+
+def _written(out: Path | None) -> dict[str, Any]:
+    return {"out": str(out)} if out else {}
+
+
+def _mended(records: list[dict[str, Any]]) -> str:
+    return "\n".join(f"{r['id']}\t{r['first_pass']}\t->\t{r['pred_text']}" for r in records)
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -132,26 +189,42 @@ def _common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--manifest", help="JSON lines of audio and text, or a Kaldi folder, instead of files")
     parser.add_argument("--out", help="JSON lines, a record a row; an interrupted command goes on with them")
+
+
+def _batches(parser: argparse.ArgumentParser) -> None:
+    _common(parser)
     parser.add_argument("--seconds", type=float, default=120.0, help="of sound in a batch (120)")
     parser.add_argument("--word-times", action="store_true", help="when each word was said, by the CTC head")
 
 
-def _drafts(parser: argparse.ArgumentParser) -> None:
-    _common(parser)
-    parser.add_argument("--hypotheses", help="first-pass transcripts: text, trn, JSON or JSON lines")
+def _hypotheses(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hypotheses", metavar="FILE", help="of a first pass: text, trn, JSON or JSON lines")
     parser.add_argument("--layout", help="of that file, where its name does not tell: lines, ids, trn or json")
+
+
+def _drafts(parser: argparse.ArgumentParser) -> None:
+    _batches(parser)
+    _hypotheses(parser)
+    parser.add_argument("--first-pass", action="store_true", help="mend what the encoder's CTC head hears")
     parser.add_argument("--strategy", help=f"{' | '.join(STRATEGIES)} (low_confidence)")
     parser.add_argument("--ratio", type=float, help="share of a draft that is opened at a time")
 
 
+def _rescore(parser: argparse.ArgumentParser) -> None:
+    _common(parser)
+    _hypotheses(parser)
+    parser.add_argument("--weight", type=float, default=1.0, help="of the model beside the recogniser's scores (1)")
+
+
 def _eval(parser: argparse.ArgumentParser) -> None:
     _drafts(parser)
-    parser.add_argument("--first-pass", action="store_true", help="mend what the encoder's CTC head hears")
+    parser.add_argument("--standalone", action="store_true", help="count the errors without drafts too")
     parser.add_argument("--report", help="an HTML page of figures and examples")
 
 
 VERBS = {
-    "transcribe": Verb(transcribe, _common),
+    "transcribe": Verb(transcribe, _batches),
     "deliberate": Verb(deliberate, _drafts),
+    "rescore": Verb(rescore, _rescore),
     "eval": Verb(evaluate, _eval),
 }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from ..config import build, load_config
+import torch
+
+from ..config import build
 from ..evaluate import spread
 from ..protocols import Source
 from ..report import curves
@@ -15,7 +19,7 @@ from ..run import RUNS, Run
 from ..session import Session, load
 from ..settings import Config
 from ..train import train
-from .asr_eval import example, figures
+from .asr_eval import example
 from .asr_metrics import corpus, word_errors
 from .asr_report import write_asr_report
 from .background import in_background
@@ -54,6 +58,7 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     """
     start = time.perf_counter()
     main, first, text = trained(config, fresh=fresh)
+    torch.set_num_threads(min(4, os.cpu_count() or 1))  # training left the other cores to data and control
     session, weak = load(main.folder, "task.draft=true"), load(first.folder)
     rows = {name: heard(weak, build(node["rows"], where=name)) for name, node in config.eval.data.items()}
     ways = {**STANDALONE, **STRATEGIES}
@@ -109,17 +114,20 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
 
 
 def trained(config: Config, *, fresh: bool) -> tuple[Run, Run, Run]:
-    """The runs of the model, of the early encoder, and of the model without sound; trained where they are not yet."""
-    for source in (config.train.stages["listen"].data, *(node["rows"] for node in config.eval.data.values())):
+    """The runs of the model, of its encoder after the stage `first`, and of the model without sound; each is trained
+    where it is not yet."""
+    stages = dict(config.train.stages)
+    for source in (stages["tune"].data, stages["tune"].eval, *(node["rows"] for node in config.eval.data.values())):
         prepare(build(source, where="rows"))
-    seed, steps = f"train.seed={config.train.seed}", config.train.stages["tune"].steps
+    early = {"first": stages.pop("first")}
     name = str(config.name)
-    first = load_config("asr-demo-first", [f"name={name}-first", seed])
-    text = ["asr-demo-text", f"name={name}-text", seed, f"train.stages.tune.steps={steps}"]
-    with in_background(["train", *text, *(["--fresh"] if fresh else [])]):
+    first = replace(config, name=f"{name}-first", train=replace(config.train, stages=early))
+    weights = str(RUNS / str(first.name) / "model")
+    main = replace(config, model=replace(config.model, weights=weights), train=replace(config.train, stages=stages))
+    alike = [f"name={name}-text", f"train.seed={config.train.seed}", f"train.stages.tune.steps={stages['tune'].steps}"]
+    with in_background(["train", "asr-demo-text", *alike, *(["--fresh"] if fresh else [])]):
         train(first, fresh=fresh)
-        config.model.weights = str(RUNS / str(first.name) / "model")
-        train(config, fresh=fresh)
+        train(main, fresh=fresh)
     return Run(RUNS / name), Run(RUNS / str(first.name)), Run(RUNS / f"{name}-text")
 
 
@@ -141,7 +149,8 @@ def answered(session: Session, rows: Source, draft: Mapping[str, Any] | None, **
 
 
 def wer(session: Session, records: list[Record]) -> float:
-    return round(100 * float(figures(session.task, records)["wer"]), 2)  # type: ignore[arg-type]
+    pairs = [session.task.pair(r, r["pred_text"]) for r in records]  # type: ignore[attr-defined]
+    return errors([text for text, _ in pairs], [said for _, said in pairs])
 
 
 def errors(said: list[str], heard: list[str]) -> float:

@@ -21,7 +21,8 @@ SHOWN = 24  # utterances of a page
 
 def figures(task: ASR, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """WER with its 95 % interval, errors by kind, CER, real-time factors; of the first pass too where there is one,
-    with the relative reduction and the paired interval of the difference. Raises DataError for a row without `text`.
+    with the relative reduction (not a number where it made no errors) and the paired interval of the difference.
+    Raises DataError for a row without `text`.
     """
     words = [word_errors(*task.pair(r, r["pred_text"])) for r in records]
     low, high = bootstrap(words)
@@ -32,7 +33,7 @@ def figures(task: ASR, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         first = corpus(before)
         low, high = bootstrap(before)
         out["first_pass"] = {**first, "wer_low": low, "wer_high": high}
-        out["reduction"] = 1 - out["wer"] / first["wer"] if first["wer"] else 0.0
+        out["reduction"] = 1 - out["wer"] / first["wer"] if first["wer"] else float("nan")
         out["paired"] = paired_bootstrap(before, words)
     return {**out, "rtf": rtf(records)}
 
@@ -63,10 +64,10 @@ def drafted(task: ASR, row: Row, vocab: Vocab) -> list[str | None]:
 def page(
     file: Path, task: ASR, rows: Source, records: Sequence[Mapping[str, Any]], vocab: Vocab, found: Mapping[str, Any]
 ) -> Path:
-    """The page of one set of rows and its `figures`."""
-    table = {"result": {"WER %": 100 * found["wer"], "CER %": 100 * found["cer"]}}
-    if "first_pass" in found:
-        table = {"first pass": {"WER %": 100 * found["first_pass"]["wer"]}, **table}
+    """The page of one set of rows and its `figures`; those of writing from nothing beside them, as `standalone`."""
+    table = {"first pass": {"WER %": 100 * found["first_pass"]["wer"]}} if "first_pass" in found else {}
+    ways = {"standalone": found.get("standalone"), "result": found}
+    table |= {way: {"WER %": 100 * of["wer"], "CER %": 100 * of["cer"]} for way, of in ways.items() if of}
     numbered = [{"at": i, **record} for i, record in enumerate(records)]
     shown = [example(task, rows[r["at"]], r, vocab) for r in spread(numbered, SHOWN)]
     speed = ", ".join(f"{name} {value:.4f}" for name, value in found["rtf"].items())

@@ -58,6 +58,10 @@ class Manifest:
     def __getitem__(self, index: int) -> Row:
         return self._rows[index]
 
+    def length(self, index: int) -> float:
+        """Seconds; 0 where they are not known (`verify: false`)."""
+        return float(self._rows[index].get("duration", 0.0))
+
     @classmethod
     def toy(cls, path: str, audio_root: str | None = None, **checks: Any) -> Manifest:
         """A manifest of tones instead of `path`, written and read back."""
@@ -100,6 +104,10 @@ class KaldiDir:
 
     def __getitem__(self, index: int) -> Row:
         return self._rows[index]
+
+    def length(self, index: int) -> float:
+        """Seconds; 0 where they are not known (`verify: false`)."""
+        return float(self._rows[index].get("duration", 0.0))
 
     @classmethod
     def toy(cls, path: str, audio_root: str | None = None, **checks: Any) -> KaldiDir:
@@ -151,6 +159,10 @@ class LibriSpeech:
 
     def __getitem__(self, index: int) -> Row:
         return self._rows[index]
+
+    def length(self, index: int) -> float:
+        """Seconds; 0 where they are not known (`verify: false`)."""
+        return float(self._rows[index].get("duration", 0.0))
 
     @classmethod
     def toy(cls, root: str, split: str | Sequence[str], **checks: Any) -> LibriSpeech:

@@ -210,6 +210,11 @@ class Commands:
         row |= {"voice": said.voice, "rate": said.rate, "pitch": said.pitch}
         return {**row, **self._recorded(i, take)} if self.sound else row
 
+    def length(self, index: int) -> float:
+        """About how long a row is, without having it said: characters over words a minute."""
+        said = self.utterance(index % self.n)
+        return len(said.text) / said.rate
+
     def utterance(self, i: int) -> Utterance:
         """What is said in row i of the first n."""
         rng = self._rng("said", i)

@@ -1,38 +1,44 @@
 """Rows of speech to transcripts, batch by batch, timed, into a file that an interrupted run goes on with.
 
 Batches hold rows that are about as long, up to so many seconds of sound; the order of the results is that of the rows.
+Sound is read when its batch is due, read once and encoded once.
 
 Shape letters: B rows of a batch, L canvas.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..batch import Batch, collate, to_device
-from ..data import at_row, read
-from ..errors import ConfigError
+from ..batch import collate, to_device
+from ..data import at_row
+from ..errors import ConfigError, DataError
 from ..model import MMDiff
 from ..protocols import Row, Source
 from ..records import Records
 from ..samplers.result import Generation
 from ..session import Session, written
 from ..vocab import Vocab
-from .ctc import emitted, first_pass, word_times
+from .ctc import emitted, encoded, greedy, read_clip, word_times
 from .manifests import by_duration
 
 Record = dict[str, Any]
 """`id`, `audio` (a path), `duration`, `text` (the reference, if there is one), `first_pass` (the draft), `pred_text`,
 `confidence` (the least of its words), `forwards`, `canvas` as (token, step, probability), `seconds` {read, encoder,
 decoder}, and `words` with their times where asked for."""
+
+KEPT = ("text", "speaker", "where")  # fields of a row that a record has too
 
 
 def transcribe(
@@ -49,92 +55,125 @@ def transcribe(
     """Write every row down, or mend its `hypothesis`.
 
     out: a file of JSON lines, a record a row, added to after every batch. What it already has is not done again; it
-        must come from the same `settings`, which are kept beside it. Once all is done its lines are in the rows' order.
-    seconds: of sound in a batch, padding counted. words: with the words' times, by the encoder's CTC head.
-    first: the draft is what that head hears, whatever hypothesis a row has.
+        must be of the same rows, the same model and the same `settings`, which are kept beside it. Once all is done its
+        lines are in the rows' order.
+    seconds: of sound in a batch, padding counted; a longer clip is a batch of its own. words: with the words' times, by
+        the encoder's CTC head. first: the draft is what that head hears, whatever hypothesis a row has.
     named: fields of GenerationConfig.
     Raises ConfigError for a file of other settings, DataError that names the row.
     """
     kind = getattr(session.task, "media", "audio")
     if (words or first) and kind not in session.model.heads:
-        raise ConfigError(f"{session.folder}: word times and a first pass need a CTC head that reads {kind}")
+        raise ConfigError(f"{session.folder}: word times and a first pass need a CTC head, and it has none for {kind}")
+    if not seconds > 0:
+        raise ConfigError(f"seconds: {seconds} of sound in a batch, expected more than 0")
     sampler = {**asdict(session.sampler), **named}
-    log = Records(out, {**(settings or {}), "words": words, "first": first, "sampler": sampler})
+    log = opened(out, session, rows, {**(settings or {}), "words": words, "first": first, "sampler": sampler})
     todo = [i for i in range(len(rows)) if i not in log.done]
-    left = _Some(rows, todo)
-    total = sum(_duration(rows[i]) for i in todo)
-    with tqdm(total=round(total, 1), unit="s", desc="transcribe", file=sys.stderr, leave=False) as bar:
-        for batch in by_duration(left, max([seconds, *(_duration(rows[i]) for i in todo)])):
+    lengths = [{"duration": min(_duration(rows[i], i), seconds)} for i in todo]
+    with tqdm(total=len(todo), unit="rows", desc="transcribe", file=sys.stderr, leave=False) as bar:
+        for batch in by_duration(lengths, seconds):
             index = [todo[k] for k in batch]
             group = [rows[i] for i in index]
-            log.add(dict(zip(index, _batch(session, group, index, kind, words, first, named), strict=True)))
-            bar.update(round(sum(_duration(row) for row in group), 1))
+            log.add(dict(zip(index, _records(session, group, index, kind, words, first, named), strict=True)))
+            bar.update(len(group))
     return log.finish()
 
 
+def opened(out: Path | None, session: Session, rows: Source, settings: Mapping[str, Any]) -> Records:
+    """The records of `rows` in the file `out`: of the same settings, model (a run that is trained anew keeps its name)
+    and rows. Raises ConfigError."""
+    if out is None:
+        return Records(None, {})
+    made = datetime.fromtimestamp((session.folder / "config.json").stat().st_mtime, UTC)
+    log = Records(out, {**settings, "model": {"folder": str(session.folder), "saved": made.isoformat()}})
+    for i, record in log.done.items():
+        if i >= len(rows) or record.get("id") != identity(rows[i], i):
+            raise ConfigError(
+                f"{out} was written for other rows (row {i} is {record.get('id')!r}); choose another file"
+            )
+    return log
+
+
+def identity(row: Row, i: int) -> str:
+    """What a record calls row i."""
+    return str(row.get("id", i))
+
+
 def rtf(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Real-time factors: seconds of work a second of sound, of reading (with features such as log-mel), encoder,
-    decoder, and all of it; and the mean number of forwards an utterance. Of this machine, batched as it was."""
+    """Real-time factors: seconds of work a second of sound, of reading (with features such as log-mel), encoder (with
+    its CTC head), decoder, and all of it; and the mean number of forwards an utterance. Of this machine, batched as it
+    was. Raises DataError where there are no records."""
+    if not records:
+        raise DataError("no utterance to time")
     sound = sum(r["duration"] for r in records)
     parts = {name: sum(r["seconds"][name] for r in records) / sound for name in ("read", "encoder", "decoder")}
     return {**parts, "total": sum(parts.values()), "forwards": sum(r["forwards"] for r in records) / len(records)}
 
 
-def _batch(
+def _records(
     session: Session, group: list[Row], index: list[int], kind: str, words: bool, first: bool, named: Mapping[str, Any]
 ) -> list[Record]:
     model, vocab = session.model, session.model.vocab
-    start = time.perf_counter()
-    if first:
-        heard = first_pass(model, group, kind=kind, batch_size=len(group))
-        group = [{**row, "hypothesis": text} for row, text in zip(group, heard, strict=True)]
-    after_first = time.perf_counter()
-    samples = []
+    clock = Clock(model)
+    prompted, items = [], []
     for i, row in zip(index, group, strict=True):
+        if words or first or (row.get("audio") is not None and kind in model.readers):
+            with at_row("", i):
+                items.append(read_clip(model, row, kind))
+            row = {**row, "audio": items[-1]}
+        prompted.append(row)
+    clock.stop("read")
+    media = encoded(model, items, kind) if items else None
+    heard = emitted(model, media, kind) if media is not None and (words or first) else []
+    clock.stop("encoder")
+    if first:
+        prompted = [{**row, "hypothesis": greedy(h_TV, vocab)} for row, h_TV in zip(prompted, heard, strict=True)]
+    samples = []
+    for i, row in zip(index, prompted, strict=True):
         with at_row("", i):
-            samples.append(read(session.task.prompt(row, vocab), model.readers))
+            samples.append(session.task.prompt(row, vocab))
     batch = to_device(collate(samples, vocab, model.readers, index=index, side="left"), model.device)
-    after_read = time.perf_counter()
-    batch = encoded(model, batch)
-    after_encoder = time.perf_counter()
+    if media is not None and kind in batch.media:
+        batch.media[kind] = media
     out = model.generate(batch, generation_config=session.sampler, **named)
-    _wait(model)
-    spent = {"read": after_read - after_first, "encoder": after_encoder - after_read}
-    spent = {**spent, "decoder": time.perf_counter() - after_encoder}
-    spent["encoder"] += after_first - start
-    sound = sum(_duration(row) for row in group)
-    emissions = emitted(model, group, kind) if words else []
+    clock.stop("decoder")
+    sound = sum(_duration(row, i) for i, row in zip(index, group, strict=True))
     records = []
-    for b, (row, ids) in enumerate(zip(group, out.targets(), strict=True)):
-        share = _duration(row) / sound
-        text = session.task.parse(ids, vocab)
-        record: Record = {k: row[k] for k in ("id", "text", "duration", "speaker", "where") if row.get(k) is not None}
-        record = {"id": str(index[b]), **record, "duration": _duration(row), **_path(row)}
-        if row.get("hypothesis") is not None:
-            record["first_pass"] = row["hypothesis"]
+    for b, (i, row, ids) in enumerate(zip(index, group, out.targets(), strict=True)):
+        length, text, sure = _duration(row, i), session.task.parse(ids, vocab), word_confidences(out, b, vocab)
+        record: Record = {"id": identity(row, i), **{k: row[k] for k in KEPT if row.get(k) is not None}}
+        record |= {"duration": length, **_path(row)}
+        if (draft := prompted[b].get("hypothesis")) is not None:
+            record["first_pass"] = draft
         record |= {"pred_text": text, "canvas": written(out, b, model), "forwards": int(out.forwards_B[b])}
-        sure = word_confidences(out, batch, b, vocab)
         record["confidence"] = round(min(sure, default=1.0), 4)
-        record["seconds"] = {name: round(value * share, 6) for name, value in spent.items()}
+        record["seconds"] = {name: round(spent * length / sound, 6) for name, spent in clock.spent.items()}
         if words:
-            timed = word_times(emissions[b], text, model, _duration(row))
-            both = zip(timed, sure, strict=False)
-            record["words"] = [{**asdict(word), "confidence": round(c, 4)} for word, c in both]
+            timed = word_times(heard[b], text, model, length)
+            record["words"] = [asdict(replace(w, confidence=round(p, 4))) for w, p in zip(timed, sure, strict=False)]
         records.append(record)
     return records
 
 
-def encoded(model: MMDiff, batch: Batch) -> Batch:
-    """`batch`, on the model's device, with the features of its media in place of what is read by encoders."""
-    model.eval()
-    with torch.inference_mode():
-        media = {k: replace(group, features_NTE=model.features(k, group)) for k, group in batch.media.items()}
-    _wait(model)
-    return replace(batch, media=media)
+class Clock:
+    """Seconds that were spent on what was stopped last, under its name."""
+
+    def __init__(self, model: MMDiff) -> None:
+        self.device = model.device
+        self.spent: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def stop(self, name: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # else the clock is read before the work is done
+        now = time.perf_counter()
+        self.spent[name] = now - self._last
+        self._last = now
 
 
-def word_confidences(out: Generation, batch: Batch, b: int, vocab: Vocab) -> list[float]:
-    """The probability of each word of a row: that of its least sure token."""
+def word_confidences(out: Generation, b: int, vocab: Vocab) -> list[float]:
+    """The probability of each word of row b: that of its least sure token."""
     place_P = out.target_BL[b].nonzero().squeeze(1)
     sure: list[float] = []
     ids: list[int] = []
@@ -143,26 +182,25 @@ def word_confidences(out: Generation, batch: Batch, b: int, vocab: Vocab) -> lis
         if i in ends:
             continue
         ids.append(i)
-        count = len(vocab.decode(ids).split())
-        if count > len(sure):
-            sure.append(p)
+        more = len(vocab.decode(ids).split()) - len(sure)
+        if more > 0:
+            sure += [p] * more
         elif sure:
             sure[-1] = min(sure[-1], p)
     return sure
 
 
-def _wait(model: MMDiff) -> None:
-    """Until the device has done what it was told: otherwise the clock is read too early."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
+def _duration(row: Row, i: int) -> float:
+    """Seconds; of rows that do not say it, by a look at the file. Raises DataError."""
+    length = row.get("duration")
+    if length is None and row.get("audio") is not None:
+        from ..encoders.audio import duration
 
-
-def _duration(row: Row) -> float:
-    if row.get("duration") is not None:
-        return float(row["duration"])
-    from ..encoders.audio import duration
-
-    return duration(row["audio"])
+        with at_row("", i):
+            length = duration(row["audio"])
+    if isinstance(length, bool) or not isinstance(length, Real) or not 0 < length < math.inf:
+        raise DataError(f"{row.get('where', f'row {i}')}: duration: {length!r}, expected seconds above 0")
+    return float(length)
 
 
 def _path(row: Row) -> dict[str, Any]:
@@ -170,17 +208,3 @@ def _path(row: Row) -> dict[str, Any]:
     if isinstance(audio, Mapping):
         return {"audio": {k: v for k, v in audio.items() if k != "array"}} if "path" in audio else {}
     return {"audio": str(audio)} if audio is not None else {}
-
-
-class _Some:
-    """Some of the rows, with their durations."""
-
-    def __init__(self, rows: Source, index: Sequence[int]) -> None:
-        self.rows, self.index = rows, index
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, i: int) -> Row:
-        row = self.rows[self.index[i]]
-        return {"where": row.get("where", f"row {self.index[i]}"), "duration": _duration(row)}

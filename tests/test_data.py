@@ -113,3 +113,45 @@ def test_samples_that_are_kept_are_read_once_and_stay_the_same() -> None:
             ours, theirs = stream.sample(n, vocab, readers)[0], plain.sample(n, vocab, readers)[0]
             assert torch.equal(ours[0].data.values, theirs[0].data.values) and ours[1:] == theirs[1:]
         assert Counting.asked == asked
+
+
+class Lengths(toy.Corners):
+    """Row i is as long as its number says."""
+
+    def length(self, index: int) -> float:
+        return float((index * 7) % self.n)
+
+
+def rows_of(stream: Stream, first: int, n: int) -> list[int]:
+    return [stream.locate(stream._dealt_at(first + i))[1] for i in range(n)]
+
+
+def test_buckets_deal_out_the_same_rows_in_batches_of_one_length() -> None:
+    part = [Component("", Lengths(96), toy.Where())]
+    plain, sorted_ = Stream(part, seed=0), Stream(part, seed=0, batch=8, bucket=4)
+    for window in range(6):  # two epochs
+        dealt = rows_of(sorted_, window * 32, 32)
+        assert sorted(dealt) == sorted(plain.locate(window * 32 + i)[1] for i in range(32))
+        lengths = [[part[0].rows.length(r) for r in dealt[b : b + 8]] for b in range(0, 32, 8)]  # type: ignore[attr-defined]
+        spans = sorted((min(batch), max(batch)) for batch in lengths)
+        assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False)), "batches do not overlap in length"
+    firsts = {tuple(rows_of(sorted_, window * 32, 8)) for window in range(6)}
+    shortest = {tuple(sorted(rows_of(sorted_, w * 32, 32), key=part[0].rows.length)[:8]) for w in range(6)}  # type: ignore[attr-defined]
+    assert firsts != shortest, "which batch comes first is drawn"
+
+
+def test_a_place_in_a_bucket_does_not_depend_on_what_was_asked_before() -> None:
+    part = [Component("a", Lengths(40), toy.Where(), 2.0), Component("b", Lengths(24), toy.Where(), 1.0)]
+    whole = Stream(part, seed=3, batch=4, bucket=5)
+    expected = [whole._dealt_at(n) for n in range(60)]
+    for n in (59, 3, 41, 20, 19):
+        assert Stream(part, seed=3, batch=4, bucket=5)._dealt_at(n) == expected[n] == whole._dealt_at(n)
+    vocab, readers = toy.backbone().vocab, {"image": MediaReader(toy.Patches(), toy.Project(width_in=16, width_out=32))}
+    c, i = whole.locate(expected[7])
+    sample, name = whole.sample(7, vocab, readers)
+    assert name == part[c].name and torch.equal(sample[0].data.values[0], torch.as_tensor(part[c].rows[i]["image"]))
+
+
+def test_rows_without_a_length_cannot_be_sorted() -> None:
+    with pytest.raises(ConfigError, match="Corners does not say how long its rows are"):
+        Stream([Component("a", toy.Corners(8), toy.Where())], seed=0, batch=2, bucket=2)

@@ -400,3 +400,64 @@ def test_readout_refuses_samples_that_do_not_fit() -> None:
     plan = Readout().plan(collate(words(3, 3, image=True), m.vocab, m.readers), KEY, m.vocab)
     with pytest.raises(DataError, match=r"features \(2, 4, 1\), words \(2, 3, 1\)"):
         Readout().terms(m, plan)
+
+
+# Corrupted context, and the plain mean
+
+
+def test_the_mean_weighs_every_masked_token_alike_whatever_its_level() -> None:
+    m, samples = model(), words(2, 5, 3)
+    batch = collate(samples, m.vocab)
+    for levels in (Bernoulli(eps=0.1), ExactCount(), ExactCount(full=0.5)):
+        plan = Denoise(levels=levels, denominator="mean").plan(batch, KEY, m.vocab)
+        term = Denoise(levels=levels, denominator="mean").terms(m, plan)["denoise"]
+        ids = batch.ids_BL.masked_fill(plan.predict_RL, m.vocab.mask_id)
+        h = m.hidden(ids, batch, {}, torch.arange(3))
+        logits = m.backbone.head(h)[plan.predict_RL]
+        loss = F.cross_entropy(logits.float(), batch.ids_BL[plan.predict_RL])
+        assert float(term.value.detach()) / plan.counts["denoise"] == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
+def test_corruption_replaces_visible_target_words_only_and_labels_stay() -> None:
+    m = model()
+    eos = m.vocab.eos_id
+    samples = [[*s[:-1], Target([*s[-1].ids, eos, eos])] for s in words(*[40] * 200)]  # type: ignore[list-item]
+    batch = collate(samples, m.vocab)
+    clean = Denoise(levels=ExactCount()).plan(batch, KEY, m.vocab)
+    plan = Denoise(levels=ExactCount(), corrupt=0.15).plan(batch, KEY, m.vocab)
+    assert torch.equal(plan.predict_RL, clean.predict_RL), "what is masked does not depend on what is replaced"
+    changed = plan.ids_RL != clean.ids_RL
+    assert not changed[plan.predict_RL | ~batch.target_BL | (batch.ids_BL == eos)].any()
+    assert torch.equal(plan.batch.ids_BL, batch.ids_BL)
+    assert set(plan.ids_RL[changed].tolist()) <= set(m.vocab.text_ids.tolist())
+    free = batch.target_BL & ~plan.predict_RL & (batch.ids_BL != eos)
+    kept = 1 / len(m.vocab.text_ids)  # a draw may give the word that was there
+    assert float(changed.sum() / free.sum()) == pytest.approx(0.15 * (1 - kept), abs=0.02)
+    rates = (changed.sum(1) / free.sum(1).clamp(min=1))[free.sum(1) > 15]
+    assert rates.min() < 0.03 and rates.max() > 0.22, "some rows are nearly clean, some are not"
+
+
+def test_what_is_replaced_depends_on_the_sample_and_view_alone() -> None:
+    m = model()
+    batch = collate(words(20, 9, 14), m.vocab, index=[4, 5, 6])
+    objective = Denoise(levels=ExactCount(stratified=False), corrupt=0.4, views=2)
+    whole = objective.plan(batch, KEY, m.vocab).ids_RL
+    assert not torch.equal(whole[:3], whole[3:])
+    alone = objective.plan(collate([words(20, 9, 14)[1]], m.vocab, index=[5]), KEY, m.vocab).ids_RL
+    width = alone.shape[1]
+    assert torch.equal(alone[0], whole[1, :width]) and torch.equal(alone[1], whole[4, :width])
+
+
+def test_replacements_stay_within_what_a_place_may_hold() -> None:
+    m = model()
+    samples: list[Sample] = [[Text([4]), Target([5, 6] * 20, allow=((5, 7),))] for _ in range(20)]
+    batch = collate(samples, m.vocab)
+    plan = Denoise(levels=ExactCount(), corrupt=0.5).plan(batch, KEY, m.vocab)
+    seen = plan.ids_RL[batch.target_BL & ~plan.predict_RL]
+    assert set(seen.tolist()) == {5, 6}
+    assert (plan.ids_RL != batch.ids_BL)[batch.target_BL & ~plan.predict_RL].any()
+
+
+def test_a_share_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match="between 0 and 0.5"):
+        Denoise(corrupt=0.7)

@@ -1,0 +1,63 @@
+"""The n-best lists of a recogniser, each hypothesis weighed by how likely the model finds it, into a file that an
+interrupted run goes on with."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..data import at_row
+from ..errors import ConfigError, DataError
+from ..protocols import Row, Source
+from ..session import Session
+from .choice import rescore
+from .dialogue import at
+from .transcribe import KEPT, Record, identity, opened
+
+
+def rescored(
+    session: Session,
+    rows: Source,
+    *,
+    out: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    weight: float = 1.0,
+) -> list[Record]:
+    """The best hypothesis of each row's `nbest` (see `mmdiff.tasks.hypotheses`) by `score - weight * nll`.
+
+    Records: `id`, `text` (the reference, if there is one), `first_pass` (the recogniser's best), `pred_text`, and
+    `nbest`, the best first: {index in the row's list, text, nll in nats, score, total}. Hypotheses without scores are
+    ranked by the model alone.
+    out, settings: as in `mmdiff.tasks.transcribe`.
+    Raises ConfigError for a file of other settings, DataError that names the row.
+    """
+    if not math.isfinite(weight):
+        raise ConfigError(f"weight: {weight}, expected a finite number")
+    log = opened(out, session, rows, {**(settings or {}), "weight": weight})
+    for i in tqdm([i for i in range(len(rows)) if i not in log.done], "rescore", file=sys.stderr, leave=False):
+        row = rows[i]
+        with at_row("", i):
+            texts, scores = _nbest(row)
+            ranked = rescore(session, row, texts, scores, weight=weight)
+        told = {name: row[name] for name in KEPT if row.get(name) is not None}
+        told |= {"first_pass": texts[0], "pred_text": ranked[0].text, "nbest": [asdict(one) for one in ranked]}
+        log.add({i: {"id": identity(row, i), **told}})
+    return log.finish()
+
+
+def _nbest(row: Row) -> tuple[list[str], list[float] | None]:
+    """The hypotheses and their scores; None where none of them has one."""
+    with at(row):
+        nbest = row.get("nbest")
+        if not nbest:
+            raise DataError("no nbest, a list of hypotheses")
+        scores = [one["score"] for one in nbest if "score" in one]
+        if len(scores) not in (0, len(nbest)):
+            raise DataError(f"nbest: {len(scores)} of {len(nbest)} hypotheses have a score, expected all or none")
+        return [one["text"] for one in nbest], scores or None
