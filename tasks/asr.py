@@ -52,11 +52,15 @@ class ASR:
         max_new_tokens: int = 128,
         media: str = "audio",
     ) -> None:
-        for name, value in (("answer_length", answer_length), ("max_new_tokens", max_new_tokens)):
-            if value is not None and value < 1:
-                raise ConfigError(f"task.{name}: {value} places, expected at least 1")
-        if not 0 <= slack < math.inf or min_slack < 0:
-            raise ConfigError(f"task.slack: {slack} and min_slack {min_slack}, expected numbers of at least 0")
+        whole = {"max_new_tokens": (max_new_tokens, 1), "min_slack": (min_slack, 0)}
+        for name, (value, low) in {
+            **whole,
+            "answer_length": (1 if answer_length is None else answer_length, 1),
+        }.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ConfigError(f"task.{name}: {value!r}, expected a whole number of at least {low}")
+        if isinstance(slack, bool) or not isinstance(slack, int | float) or not 0 <= slack < math.inf:
+            raise ConfigError(f"task.slack: {slack!r}, expected a number of at least 0")
         if case not in ("keep", "upper", "lower"):
             raise ConfigError(f"task.case: {case!r}{nearest(str(case), ['keep', 'upper', 'lower'])}")
         self.answer_length, self.max_new_tokens = answer_length, max_new_tokens
@@ -124,7 +128,7 @@ class ASR:
         return self._cased(text)
 
     def _cased(self, text: str) -> str:
-        return {"keep": str, "upper": str.upper, "lower": str.lower}[self.case](text)
+        return {"keep": text, "upper": text.upper(), "lower": text.lower()}[self.case]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from ..protocols import Row, Source
 
 if TYPE_CHECKING:
     from ..session import Session
+    from .asr import ASR
 
 STRATEGIES = {
     "random": {"target": "mmdiff.samplers.drafts.Random"},
@@ -64,13 +65,14 @@ def evaluate(args: argparse.Namespace) -> Output:
         raise UserError("--standalone compares with drafts: give --hypotheses, --strategy or --first-pass")
     session = _session(args, [*(_strategy(args) if draft else []), *overrides], draft=draft)
     records = _transcribed(args, rows, session, out, first=draft and _hears(args, rows))
-    found = figures(session.task, records)
+    task: ASR = session.task  # type: ignore[assignment]  # any other has no `draft` to be set
+    found = figures(task, records)
     if args.standalone:
         beside = out.with_name(f"{out.stem}.standalone{out.suffix}") if out else None
         alone = _transcribed(args, rows, _session(args, overrides, draft=False), beside)
-        found["standalone"] = figures(session.task, [{**r, "first_pass": None} for r in alone])
+        found["standalone"] = figures(task, [{**r, "first_pass": None} for r in alone])
     if report:
-        found["report"] = str(page(report, session.task, rows, records, session.model.vocab, found))
+        found["report"] = str(page(report, task, rows, records, session.model.vocab, found))
     return table({**found, **_written(out)})
 
 

@@ -17,7 +17,6 @@ from ..errors import ConfigError, DataError
 from ..protocols import Row, Source
 from ..session import Session
 from .choice import rescore
-from .dialogue import at
 from .transcribe import KEPT, Record, identity, opened
 
 
@@ -40,10 +39,10 @@ def rescored(
     if not math.isfinite(weight):
         raise ConfigError(f"weight: {weight}, expected a finite number")
     log = opened(out, session, rows, {**(settings or {}), "weight": weight})
-    for i in tqdm([i for i in range(len(rows)) if i not in log.done], "rescore", file=sys.stderr, leave=False):
+    given = {i: _nbest(rows[i], i) for i in range(len(rows)) if i not in log.done}
+    for i, (texts, scores) in tqdm(given.items(), "rescore", file=sys.stderr, leave=False):
         row = rows[i]
         with at_row("", i):
-            texts, scores = _nbest(row)
             ranked = rescore(session, row, texts, scores, weight=weight)
         told = {name: row[name] for name in KEPT if row.get(name) is not None}
         told |= {"first_pass": texts[0], "pred_text": ranked[0].text, "nbest": [asdict(one) for one in ranked]}
@@ -51,13 +50,12 @@ def rescored(
     return log.finish()
 
 
-def _nbest(row: Row) -> tuple[list[str], list[float] | None]:
+def _nbest(row: Row, i: int) -> tuple[list[str], list[float] | None]:
     """The hypotheses and their scores; None where none of them has one."""
-    with at(row):
-        nbest = row.get("nbest")
-        if not nbest:
-            raise DataError("no nbest, a list of hypotheses")
-        scores = [one["score"] for one in nbest if "score" in one]
-        if len(scores) not in (0, len(nbest)):
-            raise DataError(f"nbest: {len(scores)} of {len(nbest)} hypotheses have a score, expected all or none")
-        return [one["text"] for one in nbest], scores or None
+    nbest, where = row.get("nbest"), row.get("where", f"row {i}")
+    if not nbest:
+        raise DataError(f"{where}: no nbest, a list of hypotheses")
+    scores = [one["score"] for one in nbest if "score" in one]
+    if len(scores) not in (0, len(nbest)):
+        raise DataError(f"{where}: nbest: {len(scores)} of {len(nbest)} hypotheses have a score, expected all or none")
+    return [one["text"] for one in nbest], scores or None

@@ -198,7 +198,7 @@ def _duration(row: Row, i: int) -> float:
 
         with at_row("", i):
             length = duration(row["audio"])
-    if isinstance(length, bool) or not isinstance(length, Real) or not 0 < length < math.inf:
+    if isinstance(length, bool) or not isinstance(length, Real) or not 0 < float(length) < math.inf:
         raise DataError(f"{row.get('where', f'row {i}')}: duration: {length!r}, expected seconds above 0")
     return float(length)
 

@@ -171,12 +171,15 @@ def test_a_row_without_transcript() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"answer_length": 0}, "task.answer_length: 0 places, expected at least 1"),
-        ({"max_new_tokens": -1}, "task.max_new_tokens: -1 places"),
+        ({"answer_length": 0}, "task.answer_length: 0, expected a whole number of at least 1"),
+        ({"answer_length": "12"}, "task.answer_length: '12', expected a whole number of at least 1"),
+        ({"answer_length": 2.5}, "task.answer_length: 2.5, expected a whole number"),
+        ({"max_new_tokens": -1}, "task.max_new_tokens: -1, expected"),
         ({"slack": -0.1}, "task.slack: -0.1"),
         ({"slack": math.nan}, "task.slack: nan"),
         ({"slack": math.inf}, "task.slack: inf"),
-        ({"min_slack": -1}, "min_slack -1"),
+        ({"slack": "much"}, "task.slack: 'much', expected a number of at least 0"),
+        ({"min_slack": -1}, "task.min_slack: -1, expected a whole number of at least 0"),
         ({"case": "uper"}, "task.case: 'uper' (did you mean \"upper\"?)"),
         ({"normalise": "englsh"}, "normalise: no normaliser 'englsh' (did you mean \"english\"?)"),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from spoken import VOCAB, ids, row
+from spoken import VOCAB, row
 
 from mmdiff.errors import DataError
 from mmdiff.tasks.asr import ASR
@@ -18,7 +18,8 @@ pytestmark = pytest.mark.needs("jiwer", "soundfile", "torchaudio")
 
 def record(text: str, said: str, first: str | None = None, **fields: Any) -> dict[str, Any]:
     seconds = {"read": 0.1, "encoder": 0.2, "decoder": 0.3}
-    canvas = [(word, n, 0.5) for n, word in enumerate(said.split(), 1)]
+    after = [*said.split(), *["<eos>"] * 9][: len((first or said).split()) + 2]  # the draft's places and two
+    canvas = [(word, n, 0.5) for n, word in enumerate(after, 1)]
     out = {"text": text, "pred_text": said, "duration": 2.0, "seconds": seconds, "forwards": 3, "canvas": canvas}
     return {**out, **({} if first is None else {"first_pass": first}), **fields}
 
@@ -66,17 +67,16 @@ def test_the_draft_is_shown_as_it_stood_on_the_canvas() -> None:
     assert shown.draft == ["one", "<eos>", "<eos>"] and shown.words[0].word == "one"
     assert drafted(ASR(4), given, VOCAB) == [None] * 4
     assert drafted(ASR(4, draft=True), {"hypothesis": "two"}, VOCAB) == ["two", "<eos>", "<eos>"]
-    assert example(ASR(2), row(0.2), record("one", "one"), VOCAB).first_pass is None
-    assert ids("one")
+    assert example(ASR(2), row(0.2, text="one"), record("one", "one"), VOCAB).first_pass is None
 
 
 def test_a_page_of_figures_and_utterances(tmp_path: Path) -> None:
     task = ASR(6, draft=True)
-    rows = [row(0.3, n) for n in range(3)]
+    rows = [row(0.3, n, text=r["text"]) for n, r in enumerate(MENDED)]
     found = figures(task, MENDED)
     found["standalone"] = figures(task, [{**r, "first_pass": None, "pred_text": "call"} for r in MENDED])
     text = page(tmp_path / "a.html", task, rows, MENDED, VOCAB, found).read_text()  # type: ignore[arg-type]
     assert text.count("data:audio/") == 3
-    for figure in ("50.00", "12.50", "100.00"):  # first pass, result; 7 deletions and a substitution of 8 words? no: see below
+    for figure in ("50.00", "12.50", "87.50"):  # first pass, result, and seven errors of eight words
         assert figure in text
     assert "3 utterances, 8 words" in text and "first pass" in text and "standalone" in text
