@@ -21,7 +21,7 @@ from ..settings import Config
 from ..train import train
 from .asr_eval import example
 from .asr_metrics import corpus, word_errors
-from .asr_report import write_asr_report
+from .asr_report import Example, write_asr_report
 from .background import in_background
 from .controls import Shuffled, Without
 from .ctc import first_pass
@@ -91,14 +91,7 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     }
     table = {"first pass (CTC)": before, **{way: rates[way] for way in ways}}
     table |= {"text only": rates["text_only"], "shuffled sound": rates["shuffled_audio"]}
-    vocab = session.model.vocab
-    shown = {
-        f"{best}, {name}": [
-            example(session.task, rows[name][i], record, vocab)  # type: ignore[arg-type]
-            for i, record in spread([*enumerate(records[best][name])], 12)  # type: ignore[arg-type]
-        ]
-        for name in SETS
-    }
+    shown = {f"{best}, {name}": looked_at(session, rows[name], records[best][name]) for name in SETS}
     report = write_asr_report(
         main.folder / "report.html",
         title="Deliberation by masked diffusion",
@@ -151,6 +144,13 @@ def answered(session: Session, rows: Source, draft: Mapping[str, Any] | None, **
 def wer(session: Session, records: list[Record]) -> float:
     pairs = [session.task.pair(r, r["pred_text"]) for r in records]  # type: ignore[attr-defined]
     return errors([text for text, _ in pairs], [said for _, said in pairs])
+
+
+def looked_at(session: Session, rows: list[dict[str, Any]], records: list[Record]) -> list[Example]:
+    """Twelve utterances for the report, spread over the set."""
+    numbered = [{"at": i, **record} for i, record in enumerate(records)]
+    task: Any = session.task
+    return [example(task, rows[r["at"]], r, session.model.vocab) for r in spread(numbered, 12)]
 
 
 def errors(said: list[str], heard: list[str]) -> float:

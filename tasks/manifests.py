@@ -9,7 +9,7 @@ All sources share these arguments:
     verify: read the header of every file now (threads share the work): broken and empty files, and segments outside
         their file, are found, and `duration` is filled in. A file that is cut off may have a good header; it ends the
         run when it is met. False looks only whether the files are there.
-    empty: whether a transcript may be empty (silence, noise).
+    empty: whether a transcript may be empty (silence, noise) or missing: a row without one can be written down.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Manifest:
         empty: bool = False,
     ) -> None:
         root = folder_at("audio_root", Path(path).parent if audio_root is None else Path(audio_root))
-        entries = ((where, partial(_manifest_row, raw, root)) for where, raw in read_json(Path(path)))
+        entries = ((where, partial(_manifest_row, raw, root, empty)) for where, raw in read_json(Path(path)))
         self._rows, self.skipped = usable(entries, path, on_error, limit, verify, empty)
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class KaldiDir:
     ) -> None:
         folder = folder_at("path", Path(path))
         root = folder_at("audio_root", folder if audio_root is None else Path(audio_root))
-        self._rows, self.skipped = usable(_kaldi_entries(folder, root), path, on_error, limit, verify, empty)
+        self._rows, self.skipped = usable(_kaldi_entries(folder, root, empty), path, on_error, limit, verify, empty)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -207,7 +207,7 @@ def by_duration(rows: Source, seconds: float) -> list[list[int]]:
 # Manifest
 
 
-def _manifest_row(raw: Any, root: Path) -> dict[str, Any]:
+def _manifest_row(raw: Any, root: Path, empty: bool) -> dict[str, Any]:
     if isinstance(raw, RowError):
         raise raw
     if not isinstance(raw, dict):
@@ -216,9 +216,9 @@ def _manifest_row(raw: Any, root: Path) -> dict[str, Any]:
     if given is None:
         raise RowError("no audio", nearest("audio_filepath", raw).strip())
     path = audio_path(raw[given], root)
-    if raw.get("text") is None:
+    if raw.get("text") is None and not empty:
         raise RowError("missing transcript", "text: null" if "text" in raw else f"no text{nearest('text', raw)}")
-    if not isinstance(raw["text"], str):
+    if not isinstance(raw.get("text", ""), str | None):
         raise RowError("text is not text", f"{raw['text']!r:.60}")
     start, length = _seconds(raw, "offset"), _seconds(raw, "duration")
     if length == 0:
@@ -233,7 +233,7 @@ def _manifest_row(raw: Any, root: Path) -> dict[str, Any]:
         raise RowError("id is not a name", f"{id!r:.60}")
     read = {"audio", "audio_filepath", "offset", "duration", "hypothesis", "pred_text", "nbest"}
     row = {name: value for name, value in raw.items() if name not in read and value is not None}
-    row |= {"audio": audio, "text": raw["text"].strip(), "id": str(id)}
+    row |= {"audio": audio, "id": str(id)} | ({} if raw.get("text") is None else {"text": raw["text"].strip()})
     return row | ({} if length is None else {"duration": length}) | heard_in(raw, ("hypothesis", "pred_text"))
 
 
@@ -249,16 +249,18 @@ def _seconds(raw: Mapping[str, Any], name: str) -> float | None:
 # Kaldi
 
 
-def _kaldi_entries(folder: Path, root: Path) -> Iterator[Entry]:
-    text, speakers = _table(folder / "text"), {}
+def _kaldi_entries(folder: Path, root: Path, empty: bool) -> Iterator[Entry]:
+    text = _table(folder / "text") if not empty or (folder / "text").is_file() else {}
+    speakers = {}
     if (folder / "utt2spk").is_file():
         speakers = _table(folder / "utt2spk")
 
     def row(id: str, audio: Make) -> dict[str, Any]:
-        if id not in text:
+        if id not in text and not empty:
             raise RowError("missing transcript", f"{id!r} is not in {folder / 'text'}")
-        where, words = text[id]
-        found = {"text": words, "id": id, **audio(), "where": where}
+        found = {"id": id, **audio()}
+        if id in text:
+            found["where"], found["text"] = text[id]
         return found | ({"speaker": speakers[id][1]} if id in speakers else {})
 
     if (folder / "segments").is_file():

@@ -49,6 +49,7 @@ VARIANTS = {"train": ("", "+m1", "+m3", "+m7", "+f1", "+f2", "+f4"), "heldout": 
 VOICES = {of: tuple(accent + variant for accent in ACCENTS for variant in VARIANTS[of]) for of in VARIANTS}
 SPEEDS, PITCHES = (130, 230), (20, 80)  # words a minute; espeak-ng's 0 ... 99
 
+ALONE = 200  # utterances that are said sooner than processes are started
 TEMPI = (0.9, 0.95, 1.0, 1.05, 1.1)  # of takes after the first: rates whose ratio to 16 kHz is of small numbers
 QUIETER = 10.0  # dB at most, of takes after the first
 
@@ -280,9 +281,12 @@ def prepare(rows: Commands, processes: int = 2) -> Path | None:
     all_said = [rows.utterance(i) for i in range(rows.n)]
     if rows._kept is None or not rows._kept.holds(all_said):
         texts, _, voices, rates, pitches = zip(*all_said, strict=True)
-        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # they load espeak.py, and so no torch
-            raw = pool.map(espeak.say, texts, voices, rates, pitches, chunksize=16)
-            spoken = [_at_rate(*one) for one in tqdm(raw, "speaking", rows.n, leave=False)]
+        if rows.n <= ALONE:
+            spoken = [_at_rate(*_say(said)) for said in all_said]
+        else:
+            with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # they load espeak.py, and so no torch
+                raw = pool.map(espeak.say, texts, voices, rates, pitches, chunksize=16)
+                spoken = [_at_rate(*one) for one in tqdm(raw, "speaking", rows.n, leave=False)]
         ends_U = np.cumsum([len(samples_S) for samples_S in spoken])
         marks_U = np.array([_mark(said) for said in all_said], dtype=np.uint32)
         aside = file.with_name(f".{file.name}.part-{os.getpid()}")

@@ -47,7 +47,7 @@ def usable(
     for where, make in islice(entries, limit):
         with refusals.of(where):
             row = {"where": where, **make()}
-            if not row["text"] and not empty:
+            if not row.get("text") and not empty:
                 raise RowError("empty text", f"of {row['id']!r}; `empty` allows it")
             if row["id"] in seen:
                 raise RowError("duplicate id", f"{row['id']!r} is that of {seen[row['id']]} too")

@@ -32,7 +32,7 @@ def test_the_demonstration_end_to_end(
     for way in WAYS:
         assert set(first[way]) == set(SETS) and all(value >= 0 for value in first[way].values())
     assert set(first["strategies"]) == set(STRATEGIES) and first["strategies"][first["best"]] == first["deliberation"]
-    assert first["forwards"]["standalone"] == 10 and set(first["rtf"]) == {*STRATEGIES, "standalone", "left to right"}
+    assert first["forwards"]["standalone"] <= 10 and set(first["rtf"]) == {*STRATEGIES, "standalone", "left to right"}
     assert all(name in said.err for name in STRATEGIES)
     page = (tmp_path / first["report"]).read_text()
     assert page.count("data:audio/wav;base64,") >= 24 and first["best"] in page

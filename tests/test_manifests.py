@@ -15,6 +15,7 @@ from mmdiff.encoders.audio import read_waveform
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.tasks.asr import ASR
 from mmdiff.tasks.manifests import KaldiDir, LibriSpeech, Manifest, by_duration
+from mmdiff.tasks.utterances import write_tones
 from mmdiff.vocab import Vocab, word_tokenizer
 
 pytestmark = pytest.mark.needs("soundfile")
@@ -388,3 +389,19 @@ def test_batches_hold_every_row_once_within_the_limit() -> None:
         assert all(ends[n][1] >= ends[n + 1][0] for n in range(len(ends) - 1))  # alike in length
         full = [(len(b) + 1) * ends[n][0] > 60 for n, b in enumerate(batches[:-1])]
         assert all(full)  # no batch could have taken one more
+
+
+def test_rows_without_a_transcript_are_taken_where_that_is_allowed(tmp_path: Path) -> None:
+    """What is to be written down has none yet; a Kaldi folder then needs no `text` file."""
+    files = write_tones(tmp_path, "wav")
+    lines = [{"audio": file.name} if i else {"audio": file.name, "text": "one"} for i, (file, _) in enumerate(files)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(DataError, match="missing transcript"):
+        Manifest(str(tmp_path / "rows.jsonl"))
+    rows = Manifest(str(tmp_path / "rows.jsonl"), empty=True)
+    assert [rows[i].get("text") for i in range(len(rows))] == ["one", None, None, None]
+    (tmp_path / "wav.scp").write_text("".join(f"{file.stem} {file.name}\n" for file, _ in files))
+    kaldi = KaldiDir(str(tmp_path), empty=True)
+    assert len(kaldi) == 4 and all("text" not in kaldi[i] and kaldi[i]["duration"] > 0 for i in range(4))
+    with pytest.raises(DataError, match="text"):
+        KaldiDir(str(tmp_path))
