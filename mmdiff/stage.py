@@ -190,7 +190,7 @@ class Stage:
         figures = evaluate_bound(self.model, self.stage, self.task, f"train.stages.{self.name}", toy=self.toy)
         self.run.log(self.progress.step, {"stage": self.name, **figures})
         own, other = figures["bound_per_token"], figures.get("bound_per_token_swapped")
-        if other is not None and other < own * (1 + UNUSED):
+        if other is not None and other < own * (1 + UNUSED) and not self.toy:
             tqdm.write(
                 f"warning: {self.name}, step {self.progress.step}: {own:.4f} nats a token with a row's own media, "
                 f"{other:.4f} with another row's: they are hardly used. A connector whose slots are far from the scale "

@@ -129,7 +129,7 @@ def test_ctc_is_the_sum_over_all_paths_and_its_gradient_reaches_the_encoder() ->
     for one in (clip(8), clip(14), [clip(4), clip(6)]):
         log_p_BTV, length_B = emissions(m, "audio", rows(m, [one]).media["audio"])
         expected += ctc_by_hand(log_p_BTV[0, : length_B[0]], m.vocab.encode("north east"), m.vocab.mask_id)
-    assert float(term.value) == pytest.approx(expected, rel=1e-5)
+    assert float(term.value.detach()) == pytest.approx(expected, rel=1e-5)
     term.value.backward()
     assert m.encoders["audio"].conv.weight.grad is not None and m.encoders["audio"].conv.weight.grad.abs().sum() > 0
 
@@ -200,3 +200,20 @@ def test_swapping_keeps_everything_but_the_media() -> None:
         [0, [2], 10],
     ]
     assert swapped(samples[:1]) == [] and swapped([[Text([1])], [Text([2])]]) == []
+
+
+def test_a_stage_whose_media_are_not_used_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One step at no rate teaches nothing; 60 steps teach to look."""
+    from toy import config
+
+    from mmdiff.train import train
+
+    monkeypatch.chdir(tmp_path)
+    told = {}
+    for name, steps, lr in (("deaf", 1, 1e-12), ("hears", 60, 1e-2)):
+        stage = {"steps": steps, "lr": lr, "batch_size": 16, "eval": {"target": "toy.Corners", "n": 32, "seed": 5}}
+        train(config(name, stage=stage))
+        told[name] = "hardly used" in capsys.readouterr().err
+    assert told == {"deaf": True, "hears": False}
