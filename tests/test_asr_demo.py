@@ -54,3 +54,12 @@ def test_the_demonstration_end_to_end(
     assert main(["sweep", "runs/demo-asr", "task.draft=true", "eval.limit=4", *axes, "--json"]) == 0
     cells = json.loads(capsys.readouterr().out.splitlines()[-1])["cells"]
     assert len(cells) == 2 * 4 and all("wer" in cell["figures"] for cell in cells)
+
+
+@pytest.mark.parametrize("name", ["asr-demo", "asr-demo-text"])
+def test_its_configurations_can_be_checked(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", name]) == 0, capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
