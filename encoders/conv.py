@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from ..batch import Item
 from ..errors import ConfigError
 from ..parts import part
+from ..pretrained import fill, read_tensors, tensor_files, tensor_names
 from .images import ImageSpec, read_item
-from .pretrained import fill, read_tensors, tensor_files, tensor_names
 
 
 @part

@@ -16,8 +16,8 @@ from ..backbones.weights import read_json
 from ..batch import Item
 from ..errors import ConfigError, nearest
 from ..parts import part
+from ..pretrained import fill, read_tensors, tensor_files, tensor_names
 from .images import CLIP_MEAN, CLIP_STD, HALF, ImageSpec, Interpolation, ResizeMode, read_item
-from .pretrained import fill, read_tensors, tensor_files, tensor_names
 from .towers import check_layer, resized_positions
 
 FIELDS = (

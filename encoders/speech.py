@@ -18,9 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from ..batch import Item
 from ..errors import ConfigError
 from ..parts import part
+from ..pretrained import fill, read_tensors, tensor_files, tensor_names
 from .audio import read_waveform, windows
 from .mel import LogMel
-from .pretrained import fill, read_tensors, tensor_files, tensor_names
 
 RATE = 16_000  # samples a second
 

@@ -15,8 +15,8 @@ from ..backbones.weights import read_json
 from ..batch import Item
 from ..errors import ConfigError, nearest, require
 from ..parts import part
+from ..pretrained import fill, read_tensors, tensor_files, tensor_names
 from .images import ImageSpec, Interpolation, ResizeMode, read_item
-from .pretrained import fill, read_tensors, tensor_files, tensor_names
 from .towers import feature_map, prune
 
 

@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from ..batch import Item
 from ..errors import ConfigError, nearest, require
 from ..parts import part
+from ..pretrained import fill
 from .audio import read_waveform, windows
-from .pretrained import fill
 from .towers import check_layer
 from .wav2vec_published import published_config, published_normalize, published_tensors
 

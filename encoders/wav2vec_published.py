@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..backbones.weights import read_json
 from ..errors import ConfigError
-from .pretrained import read_tensors, tensor_files, tensor_names
+from ..pretrained import read_tensors, tensor_files, tensor_names
 
 THEIRS = {
     "extractor_conv_bias": "conv_bias",

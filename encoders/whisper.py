@@ -17,9 +17,9 @@ from ..backbones.weights import read_json
 from ..batch import Item
 from ..errors import ConfigError, nearest
 from ..parts import part
+from ..pretrained import fill, read_tensors, tensor_files, tensor_names
 from .audio import read_waveform, windows
 from .mel import LogMel, filled
-from .pretrained import fill, read_tensors, tensor_files, tensor_names
 
 RATE, STRIDE = 16000, 320  # Hz, samples a token: a hop of 160, and a convolution of stride 2
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..backbones.weights import weight_files
 from ..errors import ConfigError
+from ..pretrained import tensor_files
 
 SAVED = "connectors.audio."  # how a saved model names a connector of sound
 
@@ -57,7 +57,7 @@ def _find(weights: str, own: Collection[str], published: Callable[[str], str | N
     from safetensors import SafetensorError, safe_open
 
     found: Found = {}
-    for path in _files(weights):
+    for path in tensor_files(weights):
         try:
             with safe_open(path, "pt") as file:
                 keys = list(file.keys())
@@ -69,17 +69,6 @@ def _find(weights: str, own: Collection[str], published: Callable[[str], str | N
             if name is not None:
                 found[name] = (path, key)
     return found
-
-
-def _files(weights: str) -> list[Path]:
-    path = Path(weights)
-    if path.is_dir():
-        return weight_files(path)
-    if not path.is_file():
-        raise ConfigError(f"weights: {path}: no such file or folder")
-    if path.suffix != ".safetensors":
-        raise ConfigError(f"weights: {path}: only .safetensors is read, for pickled weights can run code")
-    return [path]
 
 
 def _part(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Published weights of a tower: safetensors, read by name and copied strictly. Nothing is unpickled."""
+"""Published weights of an encoder or a connector: safetensors, read by name, copied strictly. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..backbones.weights import weight_files
-from ..errors import ConfigError, nearest
+from .backbones.weights import weight_files
+from .errors import ConfigError, nearest
 
 
 def tensor_files(weights: str, single: Sequence[str] = ()) -> list[Path]:
