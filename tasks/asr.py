@@ -96,9 +96,10 @@ class ASR:
         return vocab.decode([i for i in ids if int(i) not in ends]).strip()
 
     def score(self, prediction: str, row: Row) -> dict[str, float]:
-        """WER and CER of one utterance, in errors a reference word and character."""
+        """WER and CER of one utterance, in errors a reference word and character, and whether it has none."""
         pair = self.pair(row, prediction)
-        return {"wer": word_errors(*pair).rate, "cer": char_errors(*pair).rate}
+        wer, cer = word_errors(*pair).rate, char_errors(*pair).rate
+        return {"wer": wer, "cer": cer, "exact_match": float(wer == 0)}
 
     def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Corpus figures: errors are summed, then divided by the reference words, with a 95 % bootstrap interval."""

@@ -118,7 +118,7 @@ def test_case_and_normaliser_reach_both_sides() -> None:
     assert BYTES.decode(laid(ASR().sample({"text": "ONE Two"}, BYTES))[0][1]) == "ONE Two"
     row = {"text": "One Two"}
     assert ASR(case="upper").pair(row, "one tWo") == ("ONE TWO", "ONE TWO")
-    assert ASR(case="lower").score("ONE two", row) == {"wer": 0.0, "cer": 0.0}
+    assert ASR(case="lower").score("ONE two", row) == {"wer": 0.0, "cer": 0.0, "exact_match": 1.0}
     assert ASR().score("one Two", row)["wer"] == 0.5
     assert ASR(normalise="lower").score("one tWO", row)["wer"] == 0.0
 
@@ -127,7 +127,7 @@ def test_case_and_normaliser_reach_both_sides() -> None:
 def test_figures_against_counts_by_hand() -> None:
     task = ASR()
     # of 12 characters: o -> n, i comes, n and e stay, " two" goes
-    assert task.score("call nine", ROW) == {"wer": 2 / 3, "cer": 6 / 12}
+    assert task.score("call nine", ROW) == {"wer": 2 / 3, "cer": 6 / 12, "exact_match": 0.0}
     records = [
         {"text": "call one two", "prediction": "call one two"},
         {"text": "call one two", "prediction": "one nine"},  # a deletion, a substitution

@@ -144,3 +144,10 @@ def test_the_report_holds_its_pictures_and_escapes_what_models_say(tmp_path: Pat
     assert picture(RGB) in html  # type: ignore[operator]
     assert picture(None) is None and picture([RGB]) == picture(RGB)
     assert picture(RGB.astype(np.float32)) is None  # numbers that an encoder reads, and no eye
+
+
+def test_right_in_a_report_is_an_exact_match_where_there_are_error_rates() -> None:
+    from mmdiff.report import is_right
+
+    assert is_right({"wer": 0.0, "cer": 0.0, "exact_match": 1.0}) and not is_right({"wer": 2.0, "exact_match": 0.0})
+    assert is_right({"vqa_accuracy": 1.0}) and not is_right({"vqa_accuracy": 0.3, "anls": 1.0})
