@@ -32,6 +32,7 @@ from ..errors import ConfigError, DataError, nearest, require
 from ..protocols import Row
 from ..vocab import word_tokenizer
 from . import espeak
+from .noise import NOISES, SPEAKERS, mix
 
 RATE = 16000  # of the rows, Hz
 DIGITS = tuple("zero one two three four five six seven eight nine".split())
@@ -107,41 +108,6 @@ KINDS: Mapping[str, Callable[[Generator], list[str]]] = {
     "turn": switch,
     "move": lambda rng: ["move", "the", _one(COLORS, rng), "box", _one(WAYS, rng), *number(rng), "steps"],
 }
-
-
-# Noises: float32 (S,), of any power. `others` are the samples of other utterances
-
-
-def white(size: int, rng: Generator, others: Sequence[np.ndarray]) -> np.ndarray:
-    return rng.standard_normal(size, dtype=np.float32)
-
-
-def pink(size: int, rng: Generator, others: Sequence[np.ndarray]) -> np.ndarray:
-    """Power falls with 1 / frequency."""
-    long = 1 << (size - 1).bit_length()  # lengths with large prime factors transform slowly
-    spectrum = np.fft.rfft(rng.standard_normal(long, dtype=np.float32))
-    spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum), dtype=np.float32), 1))
-    return np.fft.irfft(spectrum, long)[:size].astype(np.float32)
-
-
-def babble(size: int, rng: Generator, others: Sequence[np.ndarray]) -> np.ndarray:
-    """Other utterances at once, equally loud, each from a random place on and over again."""
-    out_S = np.zeros(size, dtype=np.float32)
-    for other in others:
-        other_S = other.astype(np.float32)
-        out_S += np.resize(np.roll(other_S, rng.integers(len(other_S))), size) / np.sqrt(np.mean(other_S**2))
-    return out_S
-
-
-Noise = Callable[[int, Generator, Sequence[np.ndarray]], np.ndarray]
-NOISES: Mapping[str, Noise] = {"white": white, "pink": pink, "babble": babble}
-SPEAKERS = 3  # of a babble
-
-
-def mix(speech_S: np.ndarray, noise_S: np.ndarray, snr: float) -> np.ndarray:
-    """Their sum. snr: power of the speech over that of the noise, both over the whole length, dB."""
-    power = np.mean(speech_S.astype(np.float64) ** 2) / np.mean(noise_S.astype(np.float64) ** 2)
-    return speech_S + noise_S * np.float32(np.sqrt(power / 10 ** (snr / 10)))
 
 
 class Commands:
