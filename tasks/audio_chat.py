@@ -47,7 +47,7 @@ def ask(
     from .choice import choose
 
     session = load(model)
-    row = {"question": question, "audio": list(audio)}
+    row = {"question": question, "audio": audio[0] if len(audio) == 1 else list(audio)}
     return session.predict(row) if options is None else asdict(choose(session, row, options, normalise=normalise))
 
 
