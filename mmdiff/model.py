@@ -133,7 +133,8 @@ class MMDiff(nn.Module):
 
         parent_R: the row of `batch` that a row of ids belongs to. media_R: False where a row shall not see its media.
         """
-        x_RLD = self.backbone.embed(ids_RL)
+        attend_RL = batch.attend_BL[parent_R] if batch.padded else None
+        x_RLD = self.backbone.embed(ids_RL, attend_RL)
         for kind, features_MD in features.items():
             slot_RL = batch.slots[kind][parent_R]
             if media_R is not None:
@@ -142,7 +143,7 @@ class MMDiff(nn.Module):
             x_RLD = torch.where((slot_RL >= 0)[..., None], filled_RLD, x_RLD)
         return self.backbone.hidden(
             x_RLD,
-            batch.attend_BL[parent_R] if batch.padded else None,
+            attend_RL,
             batch.position_BL[parent_R],
             batch.segment_BL[parent_R] if batch.packed else None,
         )

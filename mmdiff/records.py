@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,62 @@ class Records:
     def _write(self) -> None:
         assert self.file is not None
         write_text(self.file, "".join(_line(row, record) for row, record in self.done.items()))
+
+
+class Lines:
+    """Records in the order of their rows, of which only the number is kept in memory: for inputs of any length.
+
+    `done` rows are in the file; a last line that a kill cut short is cut off. file and settings: as in `Records`, which
+    keeps its records and takes them in any order. Raises ConfigError.
+    """
+
+    def __init__(self, file: Path, settings: Mapping[str, Any]) -> None:
+        self.file = file
+        self.done = 0
+        if file.is_dir():
+            raise ConfigError(f"{file}: a folder, expected a file of JSON lines")
+        beside = file.with_name(file.name + ".settings.json")
+        wanted = json.dumps(settings, indent=2, default=str, sort_keys=True) + "\n"
+        try:
+            if file.exists():
+                _check(file, beside, json.loads(wanted))
+                self.done = _cut_to_whole_lines(file)
+            else:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_text(beside, wanted)
+                file.touch()
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be written ({error.strerror})") from None
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Append the records of the next rows; they are on the disk when this returns."""
+        text = "".join(_line(self.done + i, record) for i, record in enumerate(records))
+        try:
+            with open(self.file, "a", encoding="utf-8") as handle:
+                handle.write(text)
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError as error:
+            raise ConfigError(f"{self.file}: cannot be written ({error.strerror})") from None
+        self.done += len(records)
+
+    def read(self) -> Iterator[Record]:
+        with open(self.file, encoding="utf-8") as handle:
+            for line in handle:
+                record = json.loads(line)
+                record.pop("row")
+                yield record
+
+
+def _cut_to_whole_lines(file: Path) -> int:
+    """Cut off what stands behind the last end of a line; returns the number of lines."""
+    count = end = 0
+    with open(file, "rb+") as handle:
+        for line in handle:
+            if line.endswith(b"\n"):
+                count, end = count + 1, end + len(line)
+        handle.truncate(end)
+    return count
 
 
 def _line(row: int, record: Record) -> str:

@@ -34,7 +34,7 @@ from .parts import is_part
 FORMAT = 1
 INDEX = "model.safetensors.index.json"
 PARTS = ("encoders", "connectors", "heads")
-MADE = ("dtype", "attention", "rope_in_fp32")  # what config.json says of the backbone
+MADE = ("dtype", "attention", "rope_in_fp32", "reserve")  # what config.json says of the backbone
 
 
 def save_model(

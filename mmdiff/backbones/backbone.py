@@ -25,7 +25,7 @@ from .weights import write_weights
 class Backbone(nn.Module):
     """Token ids or embeddings in, hidden states or logits out. `load_backbone` and `new_backbone` make one.
 
-    model: a transformers causal-LM class as it is, with `config.is_causal=False`; adapters may be injected into it.
+    model: a transformers class as it is, with `config.is_causal=False`; adapters may be injected into it.
     family: the `model_type` its folder is saved under.
     node: what builds it again from a saved folder, see `mmdiff.parts`.
     """
@@ -42,9 +42,9 @@ class Backbone(nn.Module):
         model.generate = _no_generate
         model.register_forward_pre_hook(_no_labels, with_kwargs=True)
 
-    def embed(self, ids_RL: Tensor) -> Tensor:
-        embedded: Tensor = self.model.get_input_embeddings()(ids_RL)
-        return embedded
+    def embed(self, ids_RL: Tensor, attend_RL: Tensor | None = None) -> Tensor:
+        """(R, L, D). attend_RL: as in `hidden`; ESM's token dropout counts the masks among the attended places."""
+        return find_family(self.family).embed(self.model, ids_RL, attend_RL)
 
     def hidden(
         self,
@@ -62,20 +62,24 @@ class Backbone(nn.Module):
         Raises ConfigError for segments under a flash attention, which takes no mask of pairs.
         """
         mask = attend_RL if segment_RL is None else self._document_mask(x_RLD, attend_RL, segment_RL)
-        out = self.model.base_model(
-            inputs_embeds=x_RLD, attention_mask=mask, position_ids=position_RL, use_cache=False, return_dict=True
-        )
+        out = find_family(self.family).run(self.model, x_RLD, mask, attend_RL, position_RL, False)
         hidden_RLD: Tensor = out.last_hidden_state
         return hidden_RLD
 
+    def layers(
+        self, x_RLD: Tensor, attend_RL: Tensor | None = None, position_RL: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Hidden states (R, L, D) of all layers: first the embeddings, last what `hidden` returns."""
+        out = find_family(self.family).run(self.model, x_RLD, attend_RL, attend_RL, position_RL, True)
+        return (*out.hidden_states[:-1], out.last_hidden_state)
+
     def head(self, h: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D), in the dtype of the weights."""
-        logits: Tensor = self.model.get_output_embeddings()(h)
-        return logits
+        return find_family(self.family).head(self.model, h)
 
     def forward(self, ids_RL: Tensor, attend_RL: Tensor | None = None, position_RL: Tensor | None = None) -> Tensor:
         """Logits (R, L, V) of every place, as the head writes them; `facts.shift` is left to the caller."""
-        return self.head(self.hidden(self.embed(ids_RL), attend_RL, position_RL))
+        return self.head(self.hidden(self.embed(ids_RL, attend_RL), attend_RL, position_RL))
 
     def gradient_checkpointing(self, on: bool) -> None:
         """Recompute each layer in the backward pass (in training mode) instead of keeping its activations."""
@@ -138,13 +142,14 @@ def check_bidirectional(backbone: Backbone) -> None:
     backbone.eval()  # dropout would move everything
     for name, rows in (("a whole row", [[1, 1, 1]]), ("a padded row", [[0, 1, 1], [1, 1, 0]])):
         attend_RL = torch.tensor(rows, dtype=torch.bool, device=device)
+        seen_RL = None if attend_RL.all() else attend_RL
         row_R, first_R = torch.arange(len(rows)), [row.index(1) for row in rows]
         last_R = [len(row) - 1 - row[::-1].index(1) for row in rows]
         before_RL = torch.full_like(attend_RL, backbone.facts.eos_id, dtype=torch.int64)
         after_RL = before_RL.clone()
         after_RL[row_R, last_R] = backbone.facts.mask_id
         before_RD, after_RD = (
-            backbone.hidden(backbone.embed(ids_RL), None if attend_RL.all() else attend_RL)[row_R, first_R]
+            backbone.hidden(backbone.embed(ids_RL, seen_RL), seen_RL)[row_R, first_R]
             for ids_RL in (before_RL, after_RL)
         )
         if (before_RD == after_RD).all(-1).any():

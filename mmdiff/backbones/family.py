@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ..errors import ConfigError, nearest
 
-FAMILIES = {"llada": "llada", "llava_llada": "llada"}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FAMILIES = {"llada": "llada", "llava_llada": "llada", "esm": "esm", "esm_diff": "esm", "dsm": "esm"}
 """`model_type` in a config.json -> the file beside this one that knows it."""
 
 
@@ -39,8 +43,18 @@ class Family(Protocol):
     PUBLISHED: Mapping[str, Mapping[str, Any]]
     """Hub id -> its config.json."""
 
-    def config(self, raw: Mapping[str, Any]) -> Any:
-        """Translate `raw`, with `is_causal=False`. Raises ConfigError for what the class cannot express."""
+    AUTO_CLASS: str
+    """The class of transformers' that makes the model of a configuration."""
+
+    def settle(self, raw: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
+        """`raw` with what the names of the tensors in its folder decide."""
+        ...
+
+    def config(self, raw: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
+        """Translate `raw`, with `is_causal=False`. Raises ConfigError for what the class cannot express.
+
+        options: what a family offers besides, by name; over what `raw` says.
+        """
         ...
 
     def new_config(
@@ -51,10 +65,11 @@ class Family(Protocol):
         layers: int,
         heads: int,
         kv_heads: int,
-        intermediate_size: int,
+        intermediate_size: int | None,
         max_length: int,
-        rope_theta: float,
+        rope_theta: float | None,
         init_std: float,
+        options: Mapping[str, Any] | None = None,
     ) -> Any:
         """The family's architecture at any size."""
         ...
@@ -73,9 +88,31 @@ class Family(Protocol):
         """Whether a tensor of a published file belongs to another part of a model (a vision tower, a projector)."""
         ...
 
+    def toy_options(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`options` of a new model that make it a toy twin of the model of `raw`."""
+        ...
+
     def toy_tokenizer(self) -> Any:
         """A small tokenizer that encodes any text and has the family's special tokens."""
         ...
+
+    def folder_tokenizer(self, folder: Path) -> Any:
+        """The tokenizer of a folder, None where transformers shall find it."""
+        ...
+
+    def finished(self, model: Any) -> Any:
+        """The model as it was made, without what diffusion does not use."""
+        ...
+
+    def embed(self, model: Any, ids_RL: Tensor, attend_RL: Tensor | None) -> Tensor: ...
+
+    def run(
+        self, model: Any, x_RLD: Tensor, mask: Any, attend_RL: Tensor | None, position_RL: Tensor | None, every: bool
+    ) -> Any:
+        """See `mmdiff.backbones.forward`, which serves decoders. mask: what the attention takes for `attend_RL`."""
+        ...
+
+    def head(self, model: Any, h: Tensor) -> Tensor: ...
 
 
 def find_family(name: str) -> Family:

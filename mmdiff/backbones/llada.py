@@ -6,11 +6,16 @@ LLaDA-V (arXiv 2505.16933) publishes Llama's names. The arithmetic is Llama's in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from .family import Facts, token_id
+from .forward import embed, head, run
+
+__all__ = ["embed", "head", "run"]  # as every decoder does it
+AUTO_CLASS = "AutoModelForCausalLM"
 
 MASK, BOS, EOS, EOT = "<|mdm_mask|>", "<|startoftext|>", "<|endoftext|>", "<|eot_id|>"
 HEADER = ("<|start_header_id|>", "<|end_header_id|>")
@@ -114,11 +119,12 @@ _OPTIONAL_LLAMA = (
 _VISION = ("model.vision_tower.", "model.mm_projector.", "model.vision_resampler.", "model.image_newline")
 
 
-def config(raw: Mapping[str, Any]) -> Any:
+def config(raw: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
     """A `LlamaConfig` with `is_causal=False`, from a published config.json or one with Llama's fields.
 
     Raises ConfigError for fields a Llama cannot express and for those that are not there.
     """
+    _no_options(options)
     if "d_model" not in raw:
         return _from_llama_fields(raw)
     for name, only in _REQUIRED.items():
@@ -146,21 +152,23 @@ def new_config(
     layers: int,
     heads: int,
     kv_heads: int,
-    intermediate_size: int,
+    intermediate_size: int | None,
     max_length: int,
-    rope_theta: float,
+    rope_theta: float | None,
     init_std: float,
+    options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A `LlamaConfig` with `is_causal=False`."""
+    """A `LlamaConfig` with `is_causal=False`; three times the width inside, LLaDA-8B's ratio."""
+    _no_options(options)
     return _llama(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        intermediate_size=intermediate_size,
+        intermediate_size=3 * hidden_size if intermediate_size is None else intermediate_size,
         max_position_embeddings=max_length,
-        rope_theta=rope_theta,
+        rope_theta=500_000.0 if rope_theta is None else rope_theta,
         initializer_range=init_std,
         rms_norm_eps=1e-5,
     )
@@ -232,6 +240,22 @@ def published_names(config: Any) -> dict[str, str]:
     return names
 
 
+def settle(raw: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
+    return raw
+
+
+def folder_tokenizer(folder: Path) -> Any:
+    return None
+
+
+def toy_options(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {}
+
+
+def finished(model: Any) -> Any:
+    return model
+
+
 def is_elsewhere(name: str) -> bool:
     """LLaDA-V's files hold its vision tower and projector too."""
     return name.startswith(_VISION)
@@ -263,6 +287,11 @@ def toy_tokenizer() -> Any:
         pad_token=EOS,
         additional_special_tokens=[*HEADER, EOT, MASK],
     )
+
+
+def _no_options(options: Mapping[str, Any] | None) -> None:
+    if options:
+        raise ConfigError(f"options.{next(iter(options))}: LLaDA has no options")
 
 
 def _from_llama_fields(raw: Mapping[str, Any]) -> Any:

@@ -10,9 +10,9 @@ from typing import Any
 from ..errors import ConfigError, nearest
 from ..vocab import Vocab
 from .backbone import Backbone, check_bidirectional
-from .family import FAMILIES, Facts, find_family
+from .family import FAMILIES, Facts, Family, find_family
 from .rope import rope_in_fp32 as use_rope_in_fp32
-from .weights import read_json, read_weights
+from .weights import read_json, read_weights, tensor_names
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -25,6 +25,8 @@ def load_backbone(
     dtype: str = "float32",
     attention: str = "sdpa",
     rope_in_fp32: bool = True,
+    reserve: Mapping[str, int] | None = None,
+    options: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
 ) -> Backbone:
     """A pre-trained backbone from a folder or a hub id, in the published layout or in transformers' own.
@@ -32,12 +34,21 @@ def load_backbone(
     dtype: of the weights: float32 | bfloat16 | float16 | float64. Rotary frequencies are fp32 whatever it is.
     attention: transformers' name: sdpa | eager | flex_attention | flash_attention_2 | ...
     rope_in_fp32: rotate in fp32 under half-precision weights, as the published LLaDA code does.
+    reserve: {name: how many} ids that are not text, behind the tokenizer's, in rows of the embedding table that stand
+        for nothing yet: `vocab.range(name)`.
+    options: what the family offers besides, see its file.
     tokenizer: used instead of the folder's.
     No code of the folder is run and no pickle is read. Raises ConfigError for a folder that is not all there, fields
     that the transformers class cannot express, and attention that turns out causal.
     """
     return backbone_from_folder(
-        _local(path), dtype=dtype, attention=attention, rope_in_fp32=rope_in_fp32, tokenizer=tokenizer
+        _local(path),
+        dtype=dtype,
+        attention=attention,
+        rope_in_fp32=rope_in_fp32,
+        reserve=reserve,
+        options=options,
+        tokenizer=tokenizer,
     )
 
 
@@ -48,6 +59,8 @@ def backbone_from_folder(
     dtype: str = "float32",
     attention: str = "sdpa",
     rope_in_fp32: bool = True,
+    reserve: Mapping[str, int] | None = None,
+    options: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
 ) -> Backbone:
     """`load_backbone` of a folder that is here; with `weights=False` its architecture alone, memory uninitialised.
@@ -60,12 +73,14 @@ def backbone_from_folder(
     own = find_family(name)
     if raw.get("quantization_config") is not None:
         raise ConfigError(f"{folder / 'config.json'}: quantization_config: expected plain floats")
-    config = own.config(raw)
-    tokenizer = _tokenizer(folder) if tokenizer is None else tokenizer
+    config = own.config(own.settle(raw, tensor_names(folder)) if weights else raw, options)
+    tokenizer = _tokenizer(folder, own) if tokenizer is None else tokenizer
     facts = own.facts(raw, config, tokenizer)
-    backbone = _build(name, config, facts, tokenizer, dtype, attention, rope_in_fp32, initialise=False)
+    backbone = _build(name, config, facts, tokenizer, dtype, attention, rope_in_fp32, reserve, initialise=False)
     if weights:
-        read_weights(backbone.model, folder, own.published_names(config), own.is_elsewhere)
+        read_weights(
+            backbone.model, folder, own.published_names(config), own.is_elsewhere, lora_alpha=raw.get("lora_alpha")
+        )
         check_bidirectional(backbone)
     return backbone
 
@@ -81,17 +96,20 @@ def new_backbone(
     intermediate_size: int | None = None,
     vocab_size: int | None = None,
     max_length: int = 4096,
-    rope_theta: float = 500_000.0,
+    rope_theta: float | None = None,
     init_std: float = 0.02,
     dtype: str = "float32",
     attention: str = "sdpa",
     rope_in_fp32: bool = True,
+    reserve: Mapping[str, int] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """A backbone of a family's architecture with random weights, at any width.
 
     tokenizer: a transformers tokenizer; its mask and end-of-sequence tokens (and padding, where it has one) are used.
-    intermediate_size: None: three times the width, LLaDA-8B's ratio. kv_heads: None: as many as heads.
-    vocab_size: rows of the embedding table, None: as many as the tokenizer has ids.
+    intermediate_size, rope_theta: None: as the family's published models have it. kv_heads: None: as many as heads.
+    vocab_size: rows of the embedding table, None: as many as the tokenizer has ids, and those that are reserved.
+    reserve, options: as in `load_backbone`.
     init_std: of all weights; 0.02 suits widths of some thousands, a width of 100 learns faster with 1 / sqrt(width).
     """
     if hidden_size % heads or (hidden_size // heads) % 2:
@@ -101,18 +119,19 @@ def new_backbone(
         raise ConfigError(f"kv_heads {kv_heads}: expected a divisor of heads = {heads}")
     own = find_family(family)
     config = own.new_config(
-        vocab_size=len(tokenizer) if vocab_size is None else vocab_size,
+        vocab_size=len(tokenizer) + sum((reserve or {}).values()) if vocab_size is None else vocab_size,
         hidden_size=hidden_size,
         layers=layers,
         heads=heads,
         kv_heads=kv_heads,
-        intermediate_size=3 * hidden_size if intermediate_size is None else intermediate_size,
+        intermediate_size=intermediate_size,
         max_length=max_length,
         rope_theta=rope_theta,
         init_std=init_std,
+        options=options,
     )
     facts = own.facts({}, config, tokenizer)
-    backbone = _build(family, config, facts, tokenizer, dtype, attention, rope_in_fp32, initialise=True)
+    backbone = _build(family, config, facts, tokenizer, dtype, attention, rope_in_fp32, reserve, initialise=True)
     check_bidirectional(backbone)
     return backbone
 
@@ -123,6 +142,8 @@ def toy_backbone(
     dtype: str = "float32",
     attention: str = "sdpa",
     rope_in_fp32: bool = True,
+    reserve: Mapping[str, int] | None = None,
+    options: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
 ) -> Backbone:
     """`load_backbone.toy`: the family of `path` at toy width with random weights; nothing is read but a config.json.
@@ -131,19 +152,23 @@ def toy_backbone(
     taken for a LLaDA.
     """
     here = Path(path) / "config.json"
-    listed = (model_type for model_type in FAMILIES if str(path) in find_family(model_type).PUBLISHED)
-    name = str(read_json(here).get("model_type")) if here.is_file() else next(listed, "llada")
-    tokenizer = find_family(name).toy_tokenizer() if tokenizer is None else tokenizer
+    listed = (found[str(path)] for found in map(_published, FAMILIES) if str(path) in found)
+    raw = read_json(here) if here.is_file() else next(listed, {"model_type": "llada"})
+    name = str(raw.get("model_type"))
+    own = find_family(name)
+    tokenizer = own.toy_tokenizer() if tokenizer is None else tokenizer
     return new_backbone(
         family=name,
         tokenizer=tokenizer,
         hidden_size=64,
         layers=2,
         heads=4,
-        vocab_size=-(-len(tokenizer) // 128) * 128,  # spare rows, as the published tables have (126464 is 988 x 128)
+        vocab_size=-(-(len(tokenizer) + sum((reserve or {}).values())) // 128) * 128,  # as 126464 is 988 x 128
         dtype=dtype,
         attention=attention,
         rope_in_fp32=rope_in_fp32,
+        reserve=reserve,
+        options={**own.toy_options(raw), **(options or {})},
     )
 
 
@@ -158,13 +183,15 @@ def _build(
     dtype: str,
     attention: str,
     rope_in_fp32: bool,
+    reserve: Mapping[str, int] | None,
     *,
     initialise: bool,
 ) -> Backbone:
     """The module itself, created in its dtype: casting one afterwards would cast the rotary frequencies too."""
     from contextlib import nullcontext
 
-    from transformers import AttentionInterface, AutoModelForCausalLM
+    import transformers
+    from transformers import AttentionInterface
     from transformers.initialization import no_init_weights
 
     if dtype not in DTYPES:
@@ -174,8 +201,11 @@ def _build(
         raise ConfigError(f"attention {attention!r}: transformers has none of that name{nearest(attention, known)}")
     rows = config.vocab_size
     _check_ids(facts, rows, len(tokenizer))
+    ranges = _reserved(reserve, len(tokenizer), rows)
+    own = find_family(name)
     with nullcontext() if initialise else no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = getattr(transformers, own.AUTO_CLASS).from_config(config, dtype=dtype, attn_implementation=attention)
+    model = own.finished(model)
     model.tie_weights()
     model.eval()
     if rope_in_fp32:
@@ -189,6 +219,7 @@ def _build(
         slot_id=facts.pad_id,  # its embedding is overwritten by features
         bos_id=facts.bos_id,
         end_ids=facts.end_ids,
+        ranges=ranges,
     )
     node = {
         "target": "mmdiff.backbones.backbone_from_folder",
@@ -196,8 +227,26 @@ def _build(
         "dtype": dtype,
         "attention": attention,
         "rope_in_fp32": rope_in_fp32,
+        **({"reserve": dict(reserve)} if reserve else {}),
     }
     return Backbone(model, facts, vocab, name, node)
+
+
+def _published(model_type: str) -> Mapping[str, Mapping[str, Any]]:
+    return find_family(model_type).PUBLISHED
+
+
+def _reserved(reserve: Mapping[str, int] | None, first: int, rows: int) -> dict[str, tuple[int, int]]:
+    ranges = {}
+    for name, count in (reserve or {}).items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ConfigError(f"reserve.{name}: {count!r} is not a whole number of at least 1")
+        ranges[name] = (first, first + count)
+        first += count
+    if first > rows:
+        wanted = sum((reserve or {}).values())
+        raise ConfigError(f"reserve: {wanted} ids, but {rows - first + wanted} rows of the {rows} are free")
+    return ranges
 
 
 def _check_ids(facts: Facts, rows: int, length: int) -> None:
@@ -216,9 +265,11 @@ def _check_ids(facts: Facts, rows: int, length: int) -> None:
             raise ConfigError(f"{name} {value}: is the mask id too, which diffusion never writes")
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path, own: Family) -> Any:
     from transformers import AutoTokenizer, PreTrainedConfig
 
+    if (found := own.folder_tokenizer(folder)) is not None:
+        return found
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ConfigError(f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); pass tokenizer=")
     try:  # a blank configuration: transformers would look for the model_type of the folder's among its own
@@ -238,6 +289,6 @@ def _local(path: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(path), allow_patterns=DOWNLOADED))
     except (OSError, ValueError) as error:
-        published = [name for model_type in FAMILIES for name in find_family(model_type).PUBLISHED]
+        published = [name for model_type in FAMILIES for name in _published(model_type)]
         cause = " ".join(str(error).split())[:200] + nearest(str(path), published)
         raise ConfigError(f"path {str(path)!r}: no such folder, and no download: {cause}") from error

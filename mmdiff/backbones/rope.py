@@ -22,8 +22,8 @@ def rope_in_fp32(model: Any) -> None:
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    if model.dtype not in (torch.bfloat16, torch.float16):
-        return
+    if model.dtype not in (torch.bfloat16, torch.float16) or not hasattr(model.base_model, "rotary_emb"):
+        return  # ESM rotates in fp32 by itself
     attention = model.config._attn_implementation
     eager = sys.modules[type(model).__module__].eager_attention_forward
     name = f"{attention}_fp32_rope"

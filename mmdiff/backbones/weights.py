@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,36 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def read_weights(
-    model: nn.Module, folder: Path, published: Mapping[str, str], is_elsewhere: Callable[[str], bool]
+    model: nn.Module,
+    folder: Path,
+    published: Mapping[str, str],
+    is_elsewhere: Callable[[str], bool],
+    *,
+    lora_alpha: float | None = None,
 ) -> None:
     """Copy the tensors of `folder` into `model`, cast to its dtype, one at a time.
 
     published: published name -> name in `model`; a folder may use either.
     is_elsewhere: names that belong to another part of a model and are left alone.
+    lora_alpha: of the LoRA factors that a folder may hold beside a weight (`x.base_layer.weight`,
+        `x.lora_A.default.weight`, `x.lora_B.default.weight`, as peft names them); W + alpha / r B A is what is read.
     Raises ConfigError, before anything is read, for missing, unexpected, misshapen or non-float tensors.
     """
     from safetensors import safe_open
 
     wanted = dict(model.named_parameters())  # tied ones once
+    required, named = set(wanted), set(published.values())
+    wanted |= {name: buffer for name, buffer in model.named_buffers() if name in named}  # type: ignore[misc]
     found: dict[str, tuple[Path, str]] = {}  # name in the model -> file, name in the file
+    factors: dict[str, dict[str, tuple[Path, str]]] = {}  # name in the model -> A, B
     for path in weight_files(folder):
         with _opened(path) as file:
             for name in file.keys():
-                ours = published.get(name, name)
+                if lora := re.fullmatch(r"(.+)\.lora_([AB])\.(?:\w+\.)?weight", name):
+                    factors.setdefault(lora[1] + ".weight", {})[lora[2]] = (path, name)
+                    continue
+                plain = name.replace(".base_layer.", ".")
+                ours = published.get(plain, plain)
                 if ours not in wanted:
                     if not is_elsewhere(name):
                         hint = nearest(name, [*published, *wanted])
@@ -45,7 +60,12 @@ def read_weights(
                 if header.get_dtype() not in ("F64", "F32", "F16", "BF16"):
                     raise ConfigError(f"{path}: tensor {name!r} holds {header.get_dtype()}, expected plain floats")
                 found[ours] = (path, name)
-    if missing := wanted.keys() - found.keys():
+    for ours, pair in factors.items():
+        if ours not in found or set(pair) != {"A", "B"}:
+            raise ConfigError(f"{folder}: LoRA factors of {ours!r} without the weight, or without each other")
+        if lora_alpha is None:
+            raise ConfigError(f"{folder / 'config.json'}: lora_alpha is missing, and {ours!r} has LoRA factors")
+    if missing := required - found.keys():
         in_file = {ours: name for name, ours in published.items()} if _is_published(found) else {}
         names = sorted(in_file.get(name, name) for name in missing)
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
@@ -55,6 +75,10 @@ def read_weights(
             for ours, (home, name) in found.items():
                 if home == path:
                     wanted[ours].copy_(file.get_tensor(name))
+    for ours, pair in factors.items():
+        a_RI, b_OR = (_tensor(*pair[which]).float() for which in "AB")
+        with torch.no_grad():
+            wanted[ours].add_((float(lora_alpha or 0) / len(a_RI) * b_OR @ a_RI).to(wanted[ours].dtype))
 
 
 def write_weights(model: nn.Module, folder: Path, names: Mapping[str, str]) -> None:
@@ -72,6 +96,15 @@ def write_weights(model: nn.Module, folder: Path, names: Mapping[str, str]) -> N
             )
         state[names[name]] = parameter.detach()
     save_torch_state_dict(state, folder)
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """Names of all tensors of a folder."""
+    names: set[str] = set()
+    for path in weight_files(folder):
+        with _opened(path) as file:
+            names |= set(file.keys())
+    return names
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -105,6 +138,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _is_published(found: Mapping[str, tuple[Path, str]]) -> bool:
     return any(ours != name for ours, (_, name) in found.items())
+
+
+def _tensor(path: Path, name: str) -> Tensor:
+    with _opened(path) as file:
+        tensor: Tensor = file.get_tensor(name)
+        return tensor
 
 
 def _opened(path: Path) -> Any:

@@ -1,0 +1,54 @@
+"""`Lines`: records in order, whose number alone is kept in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmdiff.errors import ConfigError
+from mmdiff.records import Lines
+
+SETTINGS = {"run": "runs/x", "methods": ["bound"]}
+ODD = {"id": "a\u2028b\x85c é 好", "score": 0.1}  # what other readers take for the end of a line, and wide characters
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "out.jsonl"
+
+
+def test_a_command_goes_on_behind_the_last_whole_line_wherever_it_was_cut(file: Path) -> None:
+    log = Lines(file, SETTINGS)
+    log.add([ODD, ODD])
+    two = file.read_bytes()
+    log.add([ODD])
+    whole = file.read_bytes()
+    for cut in range(len(two), len(whole) + 1):
+        file.write_bytes(whole[:cut])
+        again = Lines(file, SETTINGS)
+        assert again.done == (3 if cut == len(whole) else 2), cut
+        again.add([ODD] * (3 - again.done))
+        assert file.read_bytes() == whole and list(again.read()) == [ODD] * 3
+
+
+def test_a_new_file_has_no_lines(file: Path) -> None:
+    log = Lines(file, SETTINGS)
+    assert log.done == 0 and list(log.read()) == []
+    log.add([])
+    assert Lines(file, SETTINGS).done == 0
+
+
+def test_files_of_other_settings_or_origin_are_refused_and_left(file: Path) -> None:
+    Lines(file, SETTINGS).add([ODD])
+    before = file.read_bytes()
+    with pytest.raises(ConfigError, match="written with another methods"):
+        Lines(file, SETTINGS | {"methods": []})
+    assert file.read_bytes() == before
+    other = file.with_name("mine.txt")
+    other.write_text("my notes")
+    with pytest.raises(ConfigError, match="was not written by this command"):
+        Lines(other, SETTINGS)
+    assert other.read_text() == "my notes"
+    with pytest.raises(ConfigError, match="a folder, expected a file"):
+        Lines(file.parent, SETTINGS)

@@ -1,0 +1,137 @@
+"""Canvases of the protein task. Ids: 0 `<cls>`, 2 `<eos>`, 32 mask; M 20, K 15, V 7, A 5, C 23, X 24."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mmdiff import MMDiff
+from mmdiff.backbones import esm, new_backbone
+from mmdiff.batch import Target, Text, collate
+from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.errors import ConfigError, DataError
+from mmdiff.objectives.denoise import Denoise
+from mmdiff.tasks.protein import Protein
+from mmdiff.vocab import Vocab, word_tokenizer
+
+M, K, V, A, C, X, MASK = 20, 15, 7, 5, 23, 24, 32
+AMINO = ((4, 24),)
+
+
+@pytest.fixture(scope="module")
+def model() -> MMDiff:
+    torch.manual_seed(0)
+    made = {"hidden_size": 16, "layers": 1, "heads": 2, "max_length": 64, "init_std": 0.3}
+    return MMDiff(new_backbone(family="esm", tokenizer=esm.tokenizer(), **made))
+
+
+@pytest.fixture(scope="module")
+def vocab(model: MMDiff) -> Vocab:
+    return model.vocab
+
+
+def test_a_sequence_stands_between_cls_and_eos(vocab: Vocab) -> None:
+    assert Protein().sample({"sequence": "MKV"}, vocab) == [Text([0]), Target([M, K, V], allow=AMINO), Text([2])]
+
+
+def test_the_target_is_context_and_never_masked(vocab: Vocab) -> None:
+    row = {"target": "MKVAC", "sequence": "CA"}
+    sample = Protein().sample(row, vocab)
+    assert sample == [Text([0, M, K, V, A, C, 2]), Target([C, A], allow=AMINO), Text([2])]
+    assert Protein().prompt(row | {"sequence": "_A"}, vocab)[0] == sample[0]
+    batch = collate([sample] * 64, vocab)
+    views = Denoise().plan(batch, NoiseKey(0, batch=64), vocab)
+    assert views.predict_RL.any() and not views.predict_RL[:, :7].any()
+
+
+def test_letters_that_are_not_learned_are_context(vocab: Vocab) -> None:
+    row = {"sequence": "MXK-"}
+    x, gap = [24], [30]
+    own = [Text([0]), Target([M], allow=AMINO), Text(x), Target([K], allow=AMINO), Text(gap), Text([2])]
+    assert Protein().sample(row, vocab) == own
+    assert Protein(learned="all").sample(row, vocab) == [Text([0]), Target([M, *x, K, *gap]), Text([2])]
+    with_gaps = Protein(letters="ACDEFGHIKLMNPQRSTVWY-").sample(row, vocab)
+    allow = ((4, 24), (30, 31))
+    assert with_gaps[1:-1] == [Target([M], allow=allow), Text(x), Target([K, *gap], allow=allow)]
+
+
+def test_a_prompt_gives_the_whole_sequence_and_says_what_may_be_written(vocab: Vocab) -> None:
+    row = {"sequence": "MX__K_", "allow": [None, None, "VA", None, None, "C"]}
+    assert Protein().prompt(row, vocab) == [
+        Text([0]), Target([M, X]), Target([MASK], allow=((5, 6), (7, 8))), Target([MASK], allow=AMINO), Target([K]),
+        Target([MASK], allow=((23, 24),)), Text([2]),
+    ]  # fmt: skip
+
+
+def test_what_is_written_is_allowed_and_what_is_given_is_kept(model: MMDiff, vocab: Vocab) -> None:
+    """At random weights every id is about as likely as any other, `<eos>` and X among them."""
+    task = Protein()
+    rows: list[dict[str, Any]] = [{"sequence": "MX__K_" * 5, "allow": [None, None, "VA", None, None, "C"] * 5}]
+    rows += [{"sequence": "_" * n} for n in (3, 17)]
+    batch = collate([task.prompt(row, vocab) for row in rows], vocab, side="left")
+    out = model.generate(batch, temperature=1.0, remasking="random", seed=3)
+    first, *free = [task.parse(ids, vocab) for ids in out.targets()]
+    for i, letter in enumerate(first):
+        given, allow = rows[0]["sequence"][i], rows[0]["allow"][i]
+        assert letter == given if given != "_" else letter in (allow or task.letters)
+    assert [len(sequence) for sequence in free] == [3, 17] and set("".join(free)) <= set(task.letters)
+    assert out.forwards_B.tolist() == [15, 3, 17]
+
+
+def test_text_backbones_write_proteins_in_a_reserved_range() -> None:
+    words = word_tokenizer(["write", "a", "protein"])
+    made = {"hidden_size": 16, "layers": 1, "heads": 2, "init_std": 0.3, "reserve": {"residues": 26}}
+    text = MMDiff(new_backbone(tokenizer=words, **made))
+    task = Protein()
+    ids = [len(words) + i for i in (10, 8)]
+    sample = task.sample({"sequence": "MK"}, text.vocab)
+    assert sample == [Target(ids, allow=((7, 27),)), Text([text.vocab.eos_id])]
+    batch = collate([task.prompt({"sequence": "__M_" * 4}, text.vocab)], text.vocab, side="left")
+    written = task.parse(text.generate(batch, temperature=1.0).targets()[0], text.vocab)
+    assert written[2::4] == "MMMM" and set(written) <= set(task.letters)
+
+
+def test_recovery_counts_designed_places() -> None:
+    row = {"sequence": "M__K", "answer": "MACK"}
+    assert Protein().score("MAVK", row) == {"recovery": 0.5}
+    assert Protein().score("MAVK", {"sequence": "M__K"}) == {}
+    with pytest.raises(DataError, match="answer: 4 residues, the sequence has 3"):
+        Protein().score("MAV", row)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({}, "sequence: None, expected residues"),
+        ({"sequence": ""}, "sequence: '', expected residues"),
+        ({"sequence": "MK_", "id": "p1"}, "p1: residue 3 is open"),
+        ({"sequence": "MKj", "where": "x.fa record 2 (p1)"}, r"x.fa record 2 \(p1\): residue 3: 'j' is none of"),
+        ({"sequence": "MK", "target": ""}, "target: '', expected residues"),
+        ({"sequence": "MK", "target": "M1"}, "target: residue 2: '1' is none of"),
+    ],
+)
+def test_a_wrong_row_is_named(vocab: Vocab, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Protein().sample(row, vocab)
+
+
+@pytest.mark.parametrize(
+    ("allow", "message"),
+    [
+        (["A"], "allow: 1 entries for 2 places"),
+        ([None, "AX"], "allow, residue 2: 'AX', expected some of"),
+        ([None, ""], "allow, residue 2: '', expected some of"),
+    ],
+)
+def test_a_wrong_allowed_set_is_named(vocab: Vocab, allow: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Protein().prompt({"sequence": "__", "allow": allow}, vocab)
+
+
+def test_wrong_letters_are_refused(vocab: Vocab) -> None:
+    with pytest.raises(ConfigError, match="task.letters: 'AA', expected letters, each once"):
+        Protein("AA")
+    with pytest.raises(ConfigError, match="task.letters: no id for 'J'"):
+        Protein("ACJ").sample({"sequence": "A"}, vocab)
