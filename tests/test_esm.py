@@ -117,8 +117,8 @@ def test_dsm_has_a_cap_a_bias_in_its_decoder_and_perhaps_an_untied_head(
     if not tied:
         state["lm_head.decoder.weight"] = model.lm_head.decoder.weight.detach().clone()
         assert not torch.equal(state["lm_head.decoder.weight"], state["esm.embeddings.word_embeddings.weight"])
-    more = {"num_at_layers": 1, "at_vocab_size": 3, "lora": False}
-    folder = write_folder(tmp_path / "f", state, model_type=model_type, architectures=["DSM"], **more)
+    more = {"num_at_layers": 1, "at_vocab_size": 30000, "tie_word_embeddings": False}  # whatever the tensors are
+    folder = write_folder(tmp_path / "f", state, model_type=model_type, architectures=["ESM_Diff"], **more)
     backbone = load_backbone(folder)  # config.json says `token_dropout: true`, as those made from Facebook's do
     logits = model(ids_RL, attention_mask=attend_RL.long()).logits
     close(backbone(ids_RL, attend_RL), 30 * torch.tanh(logits / 30), attend_RL)
@@ -224,7 +224,7 @@ def test_a_canvas_is_scored_by_the_whole_head_on_wanted_places_only() -> None:
 
 
 def test_the_published_sizes() -> None:
-    """Parameter counts on the meta device, without contact head: 7.5 M of ESM-2 8M; 148.8 M; 651 M."""
+    """Parameter counts on the meta device, without contact head, the head of DSM being a tensor of its own."""
     counts = {}
     for name in ("facebook/esm2_t6_8M_UR50D", "GleghornLab/DSM_150", "GleghornLab/DSM_650"):
         raw = esm.PUBLISHED[name]
@@ -233,9 +233,9 @@ def test_the_published_sizes() -> None:
         counts[name] = sum(p.numel() for p in model.parameters())
         width, layers = raw["hidden_size"], raw["num_hidden_layers"]
         layer = 12 * width**2 + 13 * width  # attention, 4x inside, two norms, biases everywhere
-        head = width**2 + 3 * width + 33
+        head = width**2 + 3 * width + 33 + (0 if raw.get("tie_word_embeddings", True) else 33 * width)
         assert counts[name] == 33 * width + layers * layer + 2 * width + head
-    assert counts["GleghornLab/DSM_650"] == 651_043_254 - (33 * 20 + 1)  # ESM-2's own count has the contact head
+    assert list(counts.values()) == [7_512_353, 148_160_673, 651_084_833]
 
 
 @pytest.mark.parametrize(

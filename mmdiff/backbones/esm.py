@@ -57,7 +57,13 @@ def _published(layers: int, width: int, heads: int, **more: Any) -> dict[str, An
     return _COMMON | sizes | more
 
 
-_DSM = {"model_type": "esm_diff", "architectures": ["DSM"], "token_dropout": False}
+_DSM = {
+    "model_type": "esm_diff",
+    "architectures": ["ESM_Diff"],
+    "at_vocab_size": 30000,
+    "num_at_layers": 1,
+    "tie_word_embeddings": False,
+}
 _DPLM = {"architectures": ["EsmForDPLM"]}
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "facebook/esm2_t6_8M_UR50D": _published(6, 320, 20),
@@ -67,8 +73,8 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "facebook/esm2_t36_3B_UR50D": _published(36, 2560, 40),
     "GleghornLab/DSM_150": _published(30, 640, 20, **_DSM),
     "GleghornLab/DSM_650": _published(33, 1280, 20, **_DSM),
-    "Synthyra/DSM_150": _published(30, 640, 20, **_DSM),
-    "Synthyra/DSM_650": _published(33, 1280, 20, **_DSM),
+    "GleghornLab/DSM_150_ppi_lora": _published(30, 640, 20, **_DSM),
+    "GleghornLab/DSM_650_ppi_lora": _published(33, 1280, 20, **_DSM),
     "Synthyra/DSM_ppi_full": _published(33, 1280, 20, **_DSM),
     "airkingbd/dplm_150m": _published(30, 640, 20, **_DPLM),
     "airkingbd/dplm_650m": _published(33, 1280, 20, **_DPLM),
@@ -207,7 +213,7 @@ def published_config(config: Any, facts: Facts) -> dict[str, Any]:
     """A config.json that transformers reads, and DSM's code where the model is one."""
     ours = config.mmdiff
     is_dsm = ours["bias_in_decoder"]
-    more = {"model_type": DSM[0], "architectures": ["DSM"]} if is_dsm else {}
+    more = {"model_type": DSM[0], "architectures": ["ESM_Diff"]} if is_dsm else {}
     if ours["token_dropout"]:
         more = {"architectures": ["EsmForDPLM"]}
     fields = {name: getattr(config, name) for name in _KEPT}
@@ -311,11 +317,12 @@ def tokenizer() -> Any:
 
 
 def folder_tokenizer(folder: Path) -> Any:
-    """That of a folder with vocab.txt; None where there is no such file."""
+    """That of vocab.txt, and ESM-2's where a folder has no tokenizer at all, as those of DSM; None otherwise."""
     from transformers import EsmTokenizer
 
-    file = folder / "vocab.txt"
-    return EsmTokenizer(vocab_file=str(file)) if file.is_file() else None
+    if (folder / "vocab.txt").is_file():
+        return EsmTokenizer(vocab_file=str(folder / "vocab.txt"))
+    return None if (folder / "tokenizer.json").is_file() else tokenizer()
 
 
 toy_tokenizer = tokenizer
