@@ -105,6 +105,13 @@ class Batch:
         return len(self.ids_BL)
 
 
+def places(sample: Sample) -> int:
+    """How many a canvas has, slots of media left out."""
+    texts = [part.ids for part in sample if isinstance(part, Text)]
+    targets = [part for part in sample if isinstance(part, Target)]
+    return sum(map(len, texts)) + sum(part.length if part.ids is None else len(part.ids) for part in targets)
+
+
 def real_NT(tokens: Sequence[int], features_NTE: Tensor) -> Tensor:
     """bool (N, T): which features stand for something, when view n has `tokens[n]` of them."""
     count_N = torch.tensor(tokens, device=features_NTE.device)

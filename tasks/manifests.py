@@ -22,6 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..budget import by_budget
 from ..errors import DataError, nearest
 from ..protocols import Row, Source
 from .dialogue import RowError
@@ -195,13 +196,7 @@ def by_duration(rows: Source, seconds: float) -> list[list[int]]:
         if length > seconds:
             raise DataError(f"{where}: {length:g} s of sound, batches hold {seconds:g} s")
         lengths.append(length)
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= seconds:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
+    return by_budget(lengths, seconds)
 
 
 # Manifest

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from ..diffusion.keys import NoiseKey
 from ..errors import ConfigError, DataError
 from ..vocab import Vocab
 
@@ -87,6 +88,12 @@ class Residues:
     def ranges(self, letters: Iterable[str]) -> tuple[tuple[int, int], ...]:
         """Half-open ranges of the ids of `letters`, as `Target.allow` takes them."""
         return _ranges(tuple(sorted({self.id_of[letter] for letter in letters})))
+
+
+def permuted(sequence: str, number: int, seed: int = 0) -> str:
+    """The same residues in random order, by (seed, number of the record): a control of equal length and composition."""
+    order = NoiseKey(seed, stream="permuted").uniform(number, len(sequence)).argsort(kind="stable")
+    return "".join(sequence[i] for i in order)
 
 
 @lru_cache(maxsize=4096)

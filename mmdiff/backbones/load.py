@@ -42,7 +42,7 @@ def load_backbone(
     that the transformers class cannot express, and attention that turns out causal.
     """
     return backbone_from_folder(
-        _local(path),
+        local_folder(path),
         dtype=dtype,
         attention=attention,
         rope_in_fp32=rope_in_fp32,
@@ -278,7 +278,7 @@ def _tokenizer(folder: Path, own: Family) -> Any:
         raise ConfigError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
-def _local(path: str | Path) -> Path:
+def local_folder(path: str | Path) -> Path:
     """The folder itself, or the snapshot of a hub id (configuration, tokenizer and safetensors only)."""
     if Path(path).is_dir():
         return Path(path)
