@@ -11,6 +11,7 @@ doubled l and hardly changed the scores: `published` turns a score into what tha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -21,6 +22,7 @@ GAP_SCORE = -10.0
 LIKE_X = str.maketrans(dict.fromkeys("J" + RARE, "X") | {GAP: ""})  # BLOSUM62 has no row for these; gaps go
 
 
+@cache
 def aligner() -> Callable[[str, str], float]:
     """The score f of two sequences. Needs Biopython."""
     require("Bio", "protein")

@@ -118,7 +118,7 @@ def evaluate_model(
         "settings": {name: getattr(settings, name) for name in ("steps", "temperature", "remasking", "seed")},
         "residues": composition(generated),
         "natural_residues": composition(natural),
-        "jsd": composition_report(generated, natural, seed=seed),
+        "jsd": composition_report(generated, natural, heldout=(test, train) if train else None, seed=seed),
         "validity": validity(generated, lengths),
         "natural_validity": validity(natural),
         "diversity": diversity(generated, aligned=aligned, seed=seed),

@@ -77,15 +77,25 @@ def jensen_shannon(p: NDArray[Any], q: NDArray[Any]) -> float:
 
 
 def composition_report(
-    samples: Sequence[str], natural: Sequence[str], *, ks: Sequence[int] = (1, 2, 3), splits: int = 5, seed: int = 0
+    samples: Sequence[str],
+    natural: Sequence[str],
+    *,
+    heldout: tuple[Sequence[str], Sequence[str]] | None = None,
+    ks: Sequence[int] = (1, 2, 3),
+    splits: int = 5,
+    seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """`{"1": {"samples", "floor", "floor_std", "shuffled", "columns"}, ...}`: Jensen-Shannon divergences, by k.
+    """`{"1": {"samples", "floor", "floor_std", "heldout", "shuffled", "columns"}, ...}`: Jensen-Shannon divergences.
 
     The divergence of two finite sets of one distribution is not 0, and depends on their sizes. Each of `splits` random
     splits therefore cuts `natural` into a part of as many sequences as there are samples (half of it at most) and the
     rest; against the rest are held as many samples, that part (`floor`), that part with the residues of each sequence
     in random order (`shuffled`) and, where all are of one length, with each column in random order (`columns`: what a
     sampler of independent columns scores). Means over the splits.
+
+    heldout: (held-out sequences, training sequences): how far as many of the first are from the second. Random splits
+    put close relatives on both sides, a model has seen one side only; so that this is the floor of natural sequences of
+    clusters that the other set has none of.
     """
     if len(natural) < 2 or not samples:
         raise DataError(f"composition: {len(samples)} samples, {len(natural)} natural; expected at least 1 and 2")
@@ -109,6 +119,12 @@ def composition_report(
             for name, some in sets.items():
                 value = jensen_shannon(kmers([ungapped(s) for s in some], k), against)
                 found[str(k)].setdefault(name, []).append(value)
+        if heldout is not None:
+            new, seen = heldout
+            some = [new[i] for i in rng.permutation(len(new))[:size]]
+            for k in ks:
+                tables = (kmers([ungapped(s) for s in of], k) for of in (some, seen))
+                found[str(k)].setdefault("heldout", []).append(jensen_shannon(*tables))
     return {
         k: {**{name: float(np.mean(v)) for name, v in sets.items()}, "floor_std": float(np.std(sets["floor"]))}
         for k, sets in found.items()

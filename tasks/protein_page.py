@@ -30,7 +30,13 @@ GUESSES = {
     "column_accuracy": "Hidden columns, gaps among them: accuracy",
     "column_nll": "Hidden columns, gaps among them: nats a column",
 }
-KMERS = {"floor": "natural", "samples": "generated", "columns": "columns shuffled", "shuffled": "residues shuffled"}
+KMERS = {
+    "floor": "natural",
+    "heldout": "natural, held-out clusters",
+    "samples": "generated",
+    "columns": "columns shuffled",
+    "shuffled": "residues shuffled",
+}
 
 
 def page(

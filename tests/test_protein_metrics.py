@@ -226,3 +226,12 @@ def test_classification_at_the_edges() -> None:
     always = confusion(np.array([0, 0, 1]), np.array([0, 0, 0]), 3)
     assert classification(always)["mcc"] == 0 and classification(always)["f1"] == pytest.approx(0.8 * 2 / 3)
     assert np.isnan(classification(np.zeros((3, 3), dtype=np.int64))["accuracy"])
+
+
+def test_the_floor_of_held_out_sequences_is_their_distance_from_the_training_sequences() -> None:
+    rng = np.random.default_rng(0)
+    near = ["".join(rng.choice(list("ACDE"), 30)) for _ in range(200)]
+    far = ["".join(rng.choice(list("FGHI"), 30)) for _ in range(200)]
+    alike = composition_report(near[:50], near, heldout=(near[:100], near[100:]), ks=(1,))["1"]
+    assert alike["heldout"] == pytest.approx(alike["floor"], abs=0.005)
+    assert composition_report(near[:50], near, heldout=(far, near), ks=(1,))["1"]["heldout"] == pytest.approx(1.0)
