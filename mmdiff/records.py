@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +29,12 @@ class Records:
         self.done: dict[int, Record] = {}
         if file is None:
             return
-        if file.is_dir():
-            raise ConfigError(f"{file}: a folder, expected a file of JSON lines")
-        beside = file.with_name(file.name + ".settings.json")
-        wanted = json.dumps(settings, indent=2, default=str, sort_keys=True) + "\n"
-        try:
-            if file.exists():
-                _check(file, beside, json.loads(wanted))
+        with _opening(file, settings) as is_there:
+            if is_there:
                 # a kill may cut a character in two; JSON strings may hold what `splitlines` takes for the end of a line
                 lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
                 self.done = {line.pop("row"): line for line in map(_parsed, lines) if line is not None}
                 self._write()
-            else:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_text(beside, wanted)
-        except OSError as error:
-            raise ConfigError(f"{file}: cannot be written ({error.strerror})") from None
 
     def add(self, records: Mapping[int, Record]) -> None:
         self.done.update(records)
@@ -73,20 +64,11 @@ class Lines:
     def __init__(self, file: Path, settings: Mapping[str, Any]) -> None:
         self.file = file
         self.done = 0
-        if file.is_dir():
-            raise ConfigError(f"{file}: a folder, expected a file of JSON lines")
-        beside = file.with_name(file.name + ".settings.json")
-        wanted = json.dumps(settings, indent=2, default=str, sort_keys=True) + "\n"
-        try:
-            if file.exists():
-                _check(file, beside, json.loads(wanted))
+        with _opening(file, settings) as is_there:
+            if is_there:
                 self.done = _cut_to_whole_lines(file)
             else:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_text(beside, wanted)
                 file.touch()
-        except OSError as error:
-            raise ConfigError(f"{file}: cannot be written ({error.strerror})") from None
 
     def add(self, records: Sequence[Record]) -> None:
         """Append the records of the next rows; they are on the disk when this returns."""
@@ -106,6 +88,25 @@ class Lines:
                 record = json.loads(line)
                 record.pop("row")
                 yield record
+
+
+@contextmanager
+def _opening(file: Path, settings: Mapping[str, Any]) -> Iterator[bool]:
+    """Whether the file is there, once it is known to be of these settings; else they are written down beside it."""
+    if file.is_dir():
+        raise ConfigError(f"{file}: a folder, expected a file of JSON lines")
+    beside = file.with_name(file.name + ".settings.json")
+    wanted = json.dumps(settings, indent=2, default=str, sort_keys=True) + "\n"
+    try:
+        is_there = file.exists()
+        if is_there:
+            _check(file, beside, json.loads(wanted))
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(beside, wanted)
+        yield is_there
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written ({error.strerror})") from None
 
 
 def _cut_to_whole_lines(file: Path) -> int:

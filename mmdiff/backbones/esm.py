@@ -54,7 +54,7 @@ _COMMON: dict[str, Any] = {
 
 def _published(layers: int, width: int, heads: int, **more: Any) -> dict[str, Any]:
     sizes = dict(zip(_SIZES, (width, layers, heads, 4 * width), strict=True))
-    return _COMMON | sizes | more
+    return {**_COMMON, **sizes, **more}
 
 
 _DSM = {
@@ -112,7 +112,7 @@ def config(raw: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> 
     is_dsm = raw.get("model_type") in DSM
     is_dplm = any("DPLM" in str(name) for name in raw.get("architectures") or ())
     ours = {"token_dropout": is_dplm, "logit_cap": CAP if is_dsm else None, "bias_in_decoder": is_dsm}
-    ours |= dict(raw.get("mmdiff") or {}) | options
+    ours |= {**(raw.get("mmdiff") or {}), **options}
     fields = {name: raw[name] for name in _KEPT if raw.get(name) is not None}
     return _esm(**fields, tie_word_embeddings=bool(raw.get("tie_word_embeddings", True)), ours=ours)
 
