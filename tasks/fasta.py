@@ -43,7 +43,7 @@ def read_fasta(path: str | Path, *, unique: bool = False, **policy: str) -> Iter
 
 def read_a3m(path: str | Path, **policy: str) -> Iterator[Record]:
     """`read_fasta` of match columns: lower case and '.' dropped, '-' kept, unless `policy` says something else."""
-    return read_fasta(path, **{**A3M, **policy})
+    return _read_fasta(path, policy_of({**A3M, **policy}), unique=False)
 
 
 def read_sequences(
@@ -53,7 +53,7 @@ def read_sequences(
     ending = suffix(path)
     if ending in TABLES:
         return read_csv(path, column, id_column, **policy)
-    return read_a3m(path, **policy) if ending == ".a3m" else read_fasta(path, **policy)
+    return _read_fasta(path, policy_of({**(A3M if ending == ".a3m" else {}), **policy}), unique=False)
 
 
 def write_fasta(
