@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..diffusion.keys import NoiseKey
 from ..errors import ConfigError, DataError, nearest
 from ..protocols import Row
-from .clustering import clusters
+from .clustering import clusters, near
 from .clustering import identity as identity
 from .fasta import read_a3m, read_fasta, write_fasta
 from .policies import Record
@@ -100,7 +100,8 @@ class Family:
         the rows, or nearly: a cluster that would take it above is passed over. "train" is the rest, "all" both.
     aligned: rows are match columns with '-' for gaps; False: residues, insertions too.
     identity: of the clusters. A row joins one representative, so a test row may still be closer than this to a
-        training row that is not a representative.
+        training row that is not a representative (of Kunitz domains at 0.7, 22 % are).
+    apart: leave these test rows out. The training rows are the same.
     max_gaps: rows of an alignment with a larger share of gaps are left out before the clusters are made, and so are
         rows that are the same (in their match columns) as one before, and rows with letters besides the 20.
     max_length: rows of the split with more letters are left out. `dropped` counts what is left out, by reason.
@@ -119,6 +120,7 @@ class Family:
         seed: int = 0,
         max_gaps: float = 0.2,
         max_length: int | None = None,
+        apart: bool = False,
     ) -> None:
         if split not in SPLITS:
             raise ConfigError(f"split: {split!r}{nearest(str(split), SPLITS)}")
@@ -145,6 +147,12 @@ class Family:
                     f"small enough for a test_share of {test_share}; choose another identity or test_share"
                 )
             chosen = np.flatnonzero(test == (split == "test"))
+            if apart and split == "test":
+                rows = [record.sequence for record in records]
+                close = near(rows, chosen, np.flatnonzero(~test), identity, aligned=columns)
+                self.dropped["close"], chosen = int(close.sum()), chosen[~close]
+                if not len(chosen):
+                    raise DataError(f"{path}: every test row has a training row at identity {identity}")
             self._rows, self.clusters = [self._rows[i] for i in chosen], self.clusters[chosen]
         if columns and not aligned:
             residues = {record.where: record.sequence for record in read_fasta(path)}

@@ -83,6 +83,20 @@ def clusters(sequences: Sequence[str], identity: float = 0.7, aligned: bool | No
     return cluster_N
 
 
+def near(
+    sequences: Sequence[str],
+    ones: NDArray[np.int64],
+    others: NDArray[np.int64],
+    identity: float = 0.7,
+    aligned: bool | None = None,
+) -> NDArray[np.bool_]:
+    """(ones,) whether any of `others` is as alike as in `clusters`; both are numbers of `sequences`."""
+    if aligned is None:
+        aligned = len({len(s) for s in sequences}) == 1 and any(GAP in s for s in sequences)
+    like = _like_aligned(sequences, identity) if aligned else _like_by_words(sequences, identity)
+    return np.array([like(int(one), others).any() for one in ones], dtype=bool)
+
+
 def _like_aligned(rows: Sequence[str], identity: float) -> Like:
     unequal = next((row for row in rows if len(row) != len(rows[0])), None)
     if unequal is not None:

@@ -1,18 +1,43 @@
-"""A model to work with: a run, a saved model, or a published backbone as it stands (ESM-2, DSM, DPLM)."""
+"""A model to work with: a run, a saved model, or a published backbone as it stands (ESM-2, DSM, DPLM).
+
+What the verbs of `mmdiff protein` do, from Python:
+
+    from mmdiff.tasks.fasta import read_sequences
+    session = opened("runs/protein-dsm")  # or "facebook/esm2_t30_150M_UR50D", or a folder; a run alone: mmdiff.load
+
+    from mmdiff.tasks.designs import generate
+    generate(session, [{"sequence": "MKT" + "_" * 97}], steps=20)[0]["sequence"]
+
+    from mmdiff.tasks.protein_scores import score_sequences
+    for record in score_sequences(session, read_sequences("x.fasta"), methods=["bound"]): ...
+
+    from mmdiff.tasks.embeddings import Embeddings, embed
+    embed(session, read_sequences("x.fasta"), "x.npz")
+    Embeddings("x.npz").stacked()
+
+    from mmdiff.tasks.mutations import read_scan, scan, score_mutants
+    score_mutants(session, "MKTAYIAK", ["K2A", "T3P:A4G"])
+    scan(session, read_scan("dms.csv"), ["masked_marginal"])["columns"]
+
+    from mmdiff.tasks.fasta import Fasta
+    from mmdiff.tasks.protein_eval import evaluate_model
+    evaluate_model(session, Fasta("held-out.fasta"), samples=100)["bound"]
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..backbones import load_backbone
 from ..backbones.load import local_folder
 from ..backbones.weights import read_json
-from ..config import build, typed_sampler
+from ..config import build, parsed, typed_sampler
 from ..errors import ConfigError
 from ..features import fingerprint
 from ..model import MMDiff
@@ -21,32 +46,40 @@ from ..session import Session, load
 SAMPLER = {"temperature": 1.0, "remasking": "random"}
 """Order at random and temperature 1 draw from the model's own law; order by confidence collapses to a few residues."""
 
+OWN = "backbone."  # of overrides: arguments of `load_backbone`
 NO_ARCHITECTURE = ("architectures", "transformers_version", "torch_dtype", "dtype")  # of a transformers configuration
 
 
-def opened(path: str, overrides: Sequence[str] = ()) -> Session:
+def opened(path: str | Path, overrides: Sequence[str] = ()) -> Session:
     """The session of a run or saved model; of a backbone's folder or hub id with the protein task and `SAMPLER`.
 
-    overrides: `sampler.steps=20`, `task.letters=...`; of a backbone also `options.token_dropout=true` (see
-    `mmdiff.backbones.esm`). Raises ConfigError.
+    overrides: `sampler.steps=20`, `task.letters=...`; of a backbone also the arguments of `load_backbone`:
+    `backbone.dtype=bfloat16`, `backbone.options.token_dropout=true` (see `mmdiff.backbones.esm`).
+    Raises ConfigError, for a model of another task too.
     """
     if not is_backbone(path):
-        return load(path, *overrides)
-    own = [word for word in overrides if word.startswith(("options.", "dtype=", "attention="))]
-    node = build_node(path, own)
-    backbone = build(node, where="backbone")
-    task, sampler = typed_sampler(
-        {"target": "mmdiff.tasks.protein.Protein"}, SAMPLER, [word for word in overrides if word not in own]
-    )
-    model = MMDiff(backbone).eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    return Session(model, build(task, where="task"), sampler, local_folder(path))
+        session = load(path, *overrides)
+        if not callable(getattr(session.task, "residues", None)):
+            found = type(session.task)
+            raise ConfigError(
+                f"{path}: its task is {found.__module__}.{found.__qualname__}, "
+                "expected one of proteins, as mmdiff.tasks.protein.Protein"
+            )
+        return session
+    others = [one for one in overrides if not one.startswith(OWN)]
+    task, sampler = typed_sampler({"target": "mmdiff.tasks.protein.Protein"}, SAMPLER, others)
+    protein = build(task, where="task")
+    node = _node(path, [one.removeprefix(OWN) for one in overrides if one.startswith(OWN)])
+    model = MMDiff(build(node, where="backbone")).eval()
+    protein.residues(model.vocab)  # a backbone of text has none, and says so now
+    return Session(model.to("cuda" if torch.cuda.is_available() else "cpu"), protein, sampler, local_folder(path))
 
 
-def is_backbone(path: str) -> bool:
+def is_backbone(path: str | Path) -> bool:
     """Whether it is a backbone's folder, or no folder at all (then a hub id, which `load_backbone` checks)."""
     folder = Path(path)
     if not folder.exists():
-        return "/" in path and not path.startswith(("runs/", ".", "/"))
+        return str(path).count("/") == 1 and not str(path).startswith(("runs/", ".", "/", "~"))
     file = folder / "config.json"
     return file.is_file() and not (folder / "backbone").is_dir() and "model_type" in read_json(file)
 
@@ -60,17 +93,15 @@ def digest(model: MMDiff) -> str:
     return hashlib.sha256(fingerprint(model.backbone) + text.encode()).hexdigest()[:16]
 
 
-def build_node(path: str, overrides: Sequence[str]) -> dict[str, object]:
-    from ..config import parsed
-
-    node: dict[str, object] = {"target": f"{load_backbone.__module__}.{load_backbone.__name__}", "path": path}
-    options: dict[str, object] = {}
+def _node(path: str | Path, overrides: Iterable[str]) -> dict[str, Any]:
+    """`load_backbone` of the path, with the arguments that overrides name."""
+    node: dict[str, Any] = {"target": f"{load_backbone.__module__}.{load_backbone.__name__}", "path": str(path)}
     for key, value in map(parsed, overrides):
-        name, _, inner = key.partition(".")
-        if inner and "." in inner:
-            raise ConfigError(f"{key}: no such option")
-        if inner:
-            options[inner] = value
-        else:
-            node[name] = value
-    return {**node, "options": options} if options else node
+        *above, last = key.split(".")
+        inner = node
+        for name in above:
+            inner = inner.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{OWN}{key}: {name} has no fields")
+        inner[last] = value
+    return node

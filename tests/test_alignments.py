@@ -231,3 +231,16 @@ def test_kunitz() -> None:
     assert test.dropped == dropped and len(test) == 413 == round(0.12 * (4914 - sum(dropped.values())))
     p = Profile(alignment.sequences).probabilities[:, CANONICAL.index("C")]
     assert np.flatnonzero(p > 0.6).tolist() == [1, 10, 26, 34, 47, 51]  # the six cysteines of three bridges
+
+
+def test_test_rows_apart_from_all_training_rows(write: Write) -> None:
+    """By the definition, row by row; the training rows are the same as without."""
+    path = write(*mutants(150, 40, 1))
+    train, test = (Family(path, split, max_gaps=0.5) for split in ("train", "test"))  # type: ignore[arg-type]
+    apart = Family(path, "test", max_gaps=0.5, apart=True)
+    known = [row["sequence"] for row in train]
+    far = [row for row in test if max(identity(row["sequence"], other) for other in known) < 0.7]
+    assert [row["id"] for row in apart] == [row["id"] for row in far]
+    assert 0 < len(far) < len(test) and apart.dropped["close"] == len(test) - len(far)
+    same = Family(path, "train", max_gaps=0.5, apart=True)
+    assert [row["id"] for row in same] == [row["id"] for row in train]
