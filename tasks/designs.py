@@ -105,7 +105,7 @@ def generate(
     session: Session,
     rows: Iterable[Row] | Source,
     *,
-    tokens: int = 16384,
+    tokens: int = 4096,
     window: int = 1024,
     guard: Guard | None = GUARD,
     out: Path | None = None,
@@ -216,7 +216,7 @@ def control_rows(rows: Sequence[Row], control: Literal["shuffled", "other"] = "s
 
 
 def bounds(
-    session: Session, rows: Iterable[Row], *, tokens: int = 16384, levels: int = 16, seed: int = 0
+    session: Session, rows: Iterable[Row], *, tokens: int = 4096, levels: int = 16, seed: int = 0
 ) -> list[float]:
     """The bound on -log p(sequence | target) of each row, in nats a residue (`mmdiff.likelihood.bound`).
 

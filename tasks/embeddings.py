@@ -52,7 +52,7 @@ def embed(
     *,
     pool: Sequence[str] = ("mean",),
     layer: int = -1,
-    tokens: int = 16384,
+    tokens: int = 4096,
     window: int = 1024,
     dtype: str = "float32",
     format: str | None = None,

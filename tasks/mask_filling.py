@@ -32,7 +32,7 @@ from .protein_metrics import Array, Counts, aligned_codes, classification, codes
 from .residues import CANONICAL, GAP, OPEN, Residues
 
 RATES = (0.05, 0.15, 0.3, 0.5, 0.7, 0.9)
-TOKENS = 16384  # places of a batch, padding counted
+TOKENS = 4096  # places of a batch, padding counted: what the caches of a CPU hold; a GPU wants more
 WINDOW = 1024  # rows that are sorted by length at one time
 
 Codes = NDArray[np.int16]

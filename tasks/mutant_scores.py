@@ -104,7 +104,7 @@ def score_mutants(
     target: str | None = None,
     orders: int = 8,
     levels: int = 16,
-    tokens: int = 16384,
+    tokens: int = 4096,
     seed: int = 0,
 ) -> list[float]:
     """A score a mutant, in nats; see the head of this file. target: the chain that the wild type binds, as context.

@@ -46,7 +46,7 @@ def score_sequences(
     *,
     methods: Sequence[str] = METHODS,
     levels: int = 16,
-    tokens: int = 16384,
+    tokens: int = 4096,
     window: int = 1024,
     per_residue: bool = False,
     control: str | None = None,

@@ -71,7 +71,7 @@ def bounds(
     index: Sequence[int],
     *,
     levels: int = 16,
-    tokens: int = 16384,
+    tokens: int = 4096,
     seed: int = 0,
 ) -> list[float]:
     """Upper bounds of -log p of the residues that count, in nats. index: the number under which noise is drawn."""
@@ -87,7 +87,7 @@ def bounds(
 
 
 def pseudo_log_p(
-    model: MMDiff, canvases: Sequence[Canvas], letters: str, *, tokens: int = 16384
+    model: MMDiff, canvases: Sequence[Canvas], letters: str, *, tokens: int = 4096
 ) -> list[NDArray[np.float64]]:
     """(N,) of each canvas: log p of each residue given all others, NaN where it does not count."""
     mask_id = model.vocab.mask_id
@@ -109,7 +109,7 @@ def pseudo_log_p(
 
 
 def log_probs(
-    model: MMDiff, queries: Iterable[Query], letters: str, *, tokens: int = 16384
+    model: MMDiff, queries: Iterable[Query], letters: str, *, tokens: int = 4096
 ) -> Iterator[NDArray[np.float64]]:
     """(P, K) of each query, in their order: log p of every letter at its wanted places, the softmax over `letters`.
 
