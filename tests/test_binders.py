@@ -1,7 +1,7 @@
 """Binders: what of a canvas is noised, pairs from a file, and whether a design depends on its target.
 
 First against the exact law of `Complements` and a model that does not look, both made by hand; then, slow, with models
-that are trained. Ids: 0 `<cls>`, 2 `<eos>`, 32 mask, residues 4 to 23 in the order of LETTERS.
+that are trained. Ids: 0 `<cls>`, 2 `<eos>`, 32 mask, residues 4 to 23 (`esm.TOKENS`).
 """
 
 from __future__ import annotations
@@ -309,7 +309,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     files = {
         "pairs": configuration(fit=stage(200, 3e-3)),
         "alone": configuration(fit=stage(60, 3e-3, rows={"with_target": False})),
-        "adapted": configuration(fit=stage(250, 1e-2, params=rules)) | {"model": {"weights": base}},
+        "adapted": configuration(fit=stage(300, 1e-2, params=rules)) | {"model": {"weights": base}},
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -352,11 +352,11 @@ def test_designs_have_the_partners_of_their_targets(runs: Path, held_out: list[R
 
 @pytest.mark.slow
 def test_adapters_teach_a_model_of_binders_to_look(runs: Path, held_out: list[Row]) -> None:
-    """Bounds of the base model do not depend on the target by more than noise; those of the adapted one do."""
+    """The bounds of the base model hardly depend on the target, those of the adapted one do, by 3 nats and more."""
     before, after = load(runs / "alone"), load(runs / "adapted")
     wrong = control_rows(held_out)
     gap = np.array(bounds(before, wrong)) - np.array(bounds(before, held_out))
-    assert abs(gap.mean()) < 4 * gap.std() / math.sqrt(HELD_OUT) and abs(gap.mean()) < 0.05
+    assert abs(gap.mean()) < 0.02 and np.abs(gap).max() < 0.1  # what attention of first weights lets through
     assert np.mean(bounds(before, [{"sequence": row["sequence"]} for row in held_out])) == pytest.approx(
         UNIFORM, abs=0.1
     )
