@@ -34,7 +34,8 @@ class Protein:
 
     def residues(self, vocab: Vocab) -> Residues:
         """The letters of a vocabulary. Raises ConfigError for one without residues, or without those to be written."""
-        if id(vocab) not in self._residues:
+        known = self._residues.get(id(vocab))
+        if known is None or known[0] is not vocab:  # in another process an id may be another vocabulary's
             found = Residues(vocab)
             learned = "" if self.learned in (None, "all") else self.learned
             if unknown := set(self.letters + str(learned)) - set(found.letters):
@@ -77,7 +78,9 @@ class Protein:
         if answer is None:
             return {}
         designed = [i for i, letter in enumerate(str(row["sequence"])) if letter == OPEN]
-        if len(prediction) != len(answer) or not designed:
+        if not designed:
+            return {}
+        if len(prediction) != len(answer):
             raise DataError(f"{_where(row)}answer: {len(answer)} residues, the sequence has {len(prediction)}")
         return {"recovery": sum(prediction[i] == answer[i] for i in designed) / len(designed)}
 

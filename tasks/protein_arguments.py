@@ -117,19 +117,24 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 def share(text: str) -> float:
-    if not (value := share_or_0(text)):
+    value = _number(text)
+    if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a share above 0 and up to 1")
     return value
 
 
 def share_or_0(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a share from 0 to 1")
     return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 def word(text: str) -> str:
@@ -193,7 +198,7 @@ def _common(parser: argparse.ArgumentParser, words: str) -> None:
         "words", metavar=words, nargs="*", default=[], help="sequences; settings: sampler.steps=20, task.letters=..."
     )
     parser.add_argument(
-        "--tokens", type=whole(1), default=16384, help="places of a batch, padding counted (16384); changes no result"
+        "--tokens", type=whole(1), default=4096, help="places of a batch, padding counted (4096); a GPU wants more"
     )
 
 

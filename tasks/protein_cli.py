@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from . import protein_arguments as arguments
 if TYPE_CHECKING:
     from ..session import Session
     from .protein_results import Results
+
+WINDOW = 256  # sequences that are written before they are on the disk: what an interrupted command does again
 
 
 def generate(args: argparse.Namespace) -> Output:
@@ -43,7 +45,7 @@ def infill(args: argparse.Namespace) -> Output:
 
 def design(args: argparse.Namespace) -> Output:
     """write binders of a target, and the same for a shuffled target, to see what comes from it"""
-    from .designs import bounds, control_rows, design_control, summary
+    from .designs import bounds, control_rows, design_control
     from .protein_results import Results, design_row, fasta
     from .protein_rows import binder_rows
 
@@ -57,16 +59,13 @@ def design(args: argparse.Namespace) -> Output:
     for targets in (rows, control_rows(rows)):
         pairs = [{**record, "target": row["target"]} for record, row in zip(own, targets, strict=True)]
         priced.append(_mean(bounds(session, pairs, tokens=args.tokens)))
-    same = [
-        sum(a == b for a, b in zip(one["sequence"], other["sequence"], strict=True)) / one["length"]
-        for one, other in zip(own, wrong, strict=True)
-    ]
+    both = [letters for one, other in zip(own, wrong, strict=True) for letters in _designed(one, other)]
     figures = {
         "bound_own_target": priced[0],
         "bound_shuffled_target": priced[1],
-        "identity_with_control": _mean(same),
+        "identity_with_control": _mean([float(a == b) for a, b in both]) if both else None,
     }
-    found = {**summary(own), **figures, **out.finish(design_row)}
+    found = {**_counts(own), **figures, **out.finish(design_row)}
     if args.out is not None:
         return table(found)
     _say(table(found)[1])
@@ -149,15 +148,16 @@ def evaluate(args: argparse.Namespace) -> Output:
     """judge a run on held-out sequences: mask filling, bound, what it writes, beside what needs no model"""
     from .protein_eval import evaluate_model
     from .protein_files import aligned_rows, evaluation_rows
-    from .protein_results import page_file
+    from .protein_results import make_room, page_file
     from .protein_summary import summary
 
     file, overrides = arguments.file_or_none(args)
     session = _session(args, overrides)
     page = page_file("--report", args.report, Path(args.run))
     test, train = evaluation_rows(args.run, file, args.train, args.limit)
-    if page is not None:
-        page.parent.mkdir(parents=True, exist_ok=True)
+    if args.motif is not None:
+        session.task.prompt({"id": "--motif", "sequence": args.motif}, session.model.vocab)  # what is wrong, now
+    make_room("--report", page)
     aligned = args.aligned or aligned_rows(session, test)
     how = {name: getattr(args, name) for name in ("samples", "motif", "seed", "tokens")}
     title = f"{args.run}: proteins"
@@ -173,17 +173,16 @@ def _written(
 ) -> Output:
     """Run `designs.generate` on rows, into the file the command names, or print FASTA."""
     from .designs import generate as run
-    from .designs import summary
     from .protein_results import design_row, fasta
 
     session = _session(args, overrides, seeded=True)
     records = run(session, rows, out=out.lines, **_how(args, {**asked, "n": args.n}, overrides))
     if args.out is not None:
-        return table({**summary(records), **out.finish(design_row)})
+        return table({**_counts(records), **out.finish(design_row)})
     records = list(records)
-    found = summary(records)
+    found = _counts(records)
     if found["flagged"]:
-        _say(f"{found['flagged']} of {found['records']} repeat themselves, see guard= in their headers")
+        _say(f"{found['flagged']} of {found['n']} repeat themselves, see guard= in their headers")
     return {**found, "records": records}, fasta(records)
 
 
@@ -194,6 +193,7 @@ def _how(args: argparse.Namespace, asked: dict[str, Any], overrides: list[str]) 
         "guard": arguments.guard(args),
         "trajectory": args.trajectory,
         "tokens": args.tokens,
+        "window": WINDOW,
         "settings": {"rows": rows, "overrides": overrides},
     }
 
@@ -203,7 +203,7 @@ def _score_mutants(args: argparse.Namespace) -> Output:
     from .mutant_scores import parse_mutant
     from .mutations import METHODS, read_scan, scan, score_mutants, summary
     from .protein_files import first_sequence
-    from .protein_results import new_table, tabbed, write_table
+    from .protein_results import make_room, new_table, tabbed, write_table
 
     overrides = arguments.only_overrides(args)
     if args.scan is not None and args.mutants is not None:
@@ -222,6 +222,7 @@ def _score_mutants(args: argparse.Namespace) -> Output:
             raise UserError("--mutants: none, expected as in 'A1P A1P:D2N'")
         parsed = [parse_mutant(name, wild_type, 1 if args.offset is None else args.offset) for name in names]
         session = _session(args, overrides)
+        make_room("--out", out)
         scores = {method: score_mutants(session, wild_type, parsed, method, **how) for method in methods}
         rows = [{"mutant": name, **{m: scores[m][i] for m in methods}} for i, name in enumerate(names)]
         result: dict[str, Any] = {"wild_type": wild_type, "mutants": rows}
@@ -229,12 +230,14 @@ def _score_mutants(args: argparse.Namespace) -> Output:
     else:
         measured = read_scan(args.scan, wild_type, score_column=args.column, offset=args.offset)
         alignment = read_alignment(args.alignment).sequences if args.alignment is not None else None
-        result = scan(_session(args, overrides), measured, methods, alignment=alignment, **how)
+        session = _session(args, overrides)
+        make_room("--out", out)
+        result = scan(session, measured, methods, alignment=alignment, **how)
         rows, text = result["mutants"], summary(result)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_table(out, rows)
         result = {**{name: value for name, value in result.items() if name != "mutants"}, "out": str(out)}
+        text += f"\nout: {out}"
     return result, text
 
 
@@ -243,6 +246,20 @@ def _session(args: argparse.Namespace, overrides: list[str], *, seeded: bool = F
     from .protein_session import opened
 
     return opened(args.run, [*([f"sampler.seed={args.seed}"] if seeded else []), *overrides])
+
+
+def _counts(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """`designs.summary`, where `records` are to be the records themselves."""
+    from .designs import summary
+
+    counts = summary(records)
+    return {"n": counts.pop("records"), **counts}
+
+
+def _designed(one: dict[str, Any], other: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Both residues of every place that was written."""
+    places = zip(one["steps"], one["sequence"], other["sequence"], strict=True)
+    return ((a, b) for step, a, b in places if step)
 
 
 def _mean(values: list[float]) -> float:

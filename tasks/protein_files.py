@@ -43,7 +43,7 @@ def sequences_of(path: str, ids: Sequence[str]) -> list[str]:
     return [known[name] for name in ids]
 
 
-def pairs_or_records(path: Path, policy: Mapping[str, str]) -> Iterable[Any]:
+def pairs_or_records(path: Path, policy: Mapping[str, Any]) -> Iterable[Any]:
     """Pairs, where a table has columns `target` and `binder`; else its sequences."""
     if suffix(path) in TABLES and {"target", "binder"} <= next(_entries(path, ())).cells.keys():
         pairs = Pairs(str(path), **policy)

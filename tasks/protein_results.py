@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from ..errors import ConfigError, UserError
@@ -46,7 +47,7 @@ class Results:
         return self.file is None or self.ending in FASTA
 
     def finish(self, shown: Callable[[Row], Row]) -> dict[str, str]:
-        """Make the file of the lines: {"out", "records": the lines beside it}. shown: the row of a table.
+        """Make the file of the lines: {"out", "lines": beside it}. shown: the row of a table.
 
         What is there already and is not the beginning of what it would become has been changed by someone: it stays.
         """
@@ -63,7 +64,7 @@ class Results:
             aside.unlink()
             raise ConfigError(f"{self.file} was changed since it was written, and stays; {self.lines} has all records")
         os.replace(aside, self.file)
-        return {"out": str(self.file), "records": str(self.lines)}
+        return {"out": str(self.file), "lines": str(self.lines)}
 
     def _read(self) -> Iterator[dict[str, Any]]:
         assert self.lines is not None
@@ -96,6 +97,18 @@ def new_table(option: str, path: str | None) -> Path | None:
         if named.exists():
             raise UserError(f"{option}: {path} is there already; choose another file")
     return named
+
+
+def make_room(option: str, file: Path | None) -> None:
+    """Make the folder of a file, and see that it can be written to. Raises UserError."""
+    if file is None:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{option}: {file} cannot be written ({error.strerror})") from None
 
 
 def _ending(option: str, file: Path, endings: tuple[str, ...]) -> str:

@@ -86,7 +86,7 @@ def binder_rows(args: argparse.Namespace) -> list[Row]:
     target = first_sequence("--target", args.target)
     known = "" if args.binder is None else first_sequence("--binder", args.binder)
     lengths = drawn_lengths(args.length, record_rng(args.seed, 0, "lengths")) if args.length is not None else None
-    rows = []
+    rows: list[Row] = []
     for k in range(args.n):
         rng = record_rng(args.seed, k, "design")
         if lengths is not None:

@@ -79,7 +79,7 @@ class Residues:
             ids = self.encode(joined)
         except DataError:
             return [self.encode(sequence) for sequence in sequences]  # names the place in its own sequence
-        return np.split(ids, np.cumsum([len(sequence) for sequence in sequences])[:-1])
+        return np.split(ids, np.cumsum([len(sequence) for sequence in sequences])[:-1]) if sequences else []
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """One letter an id: `_` for the mask, `?` for what is no residue."""

@@ -32,8 +32,10 @@ def reference(token_dropout: bool = False, **fields: Any) -> Any:
     own = {k: v for k, v in ESM2.items() if k in EsmConfig().to_dict()} | {"token_dropout": token_dropout} | fields
     model = EsmForMaskedLM(EsmConfig(**own)).eval()
     with torch.no_grad():
-        for p in model.parameters():
-            p.normal_(0, 0.2)
+        for name, p in model.named_parameters():
+            p.normal_(
+                1.0 if name.lower().endswith(("layernorm.weight", "norm.weight", "norm_after.weight")) else 0, 0.2
+            )
     return model
 
 
@@ -129,7 +131,9 @@ def test_dsm_has_a_cap_a_bias_in_its_decoder_and_perhaps_an_untied_head(
     written = load_file(tmp_path / "published" / "model.safetensors")
     unused = ("pooler.", "esm.contact_head.", "esm.embeddings.position")
     names = {name for name in state if not name.startswith(unused) and "inv_freq" not in name}
-    assert set(written) == names and all(torch.equal(written[name], state[name]) for name in names)
+    assert set(written) == names | {"esm.rotary_embeddings.inv_freq"} and all(
+        torch.equal(written[name], state[name]) for name in names
+    )
     assert torch.equal(load_backbone(tmp_path / "published")(ids_RL, attend_RL), backbone(ids_RL, attend_RL))
     backbone.save_pretrained(tmp_path / "own")
     assert torch.equal(load_backbone(tmp_path / "own")(ids_RL, attend_RL), backbone(ids_RL, attend_RL))
@@ -154,6 +158,9 @@ def test_lora_factors_in_a_file_are_merged(tmp_path: Path) -> None:
     state = {name: value for name, value in state.items() if "lora_B" not in name}
     with pytest.raises(ConfigError, match="without each other"):
         load_backbone(write_folder(tmp_path / "half", state, lora_alpha=alpha))
+    pair = {f"esm.nowhere.lora_{which}.default.weight": torch.zeros(4, 4) for which in "AB"}
+    with pytest.raises(ConfigError, match="'esm.nowhere.weight' without the weight"):
+        load_backbone(write_folder(tmp_path / "nowhere", tensors(reference()) | pair, lora_alpha=alpha))
 
 
 @torch.no_grad()
@@ -270,6 +277,118 @@ def test_reserved_ids_come_behind_the_tokenizer_and_are_saved(tmp_path: Path) ->
     assert backbone.vocab.ranges == {"bins": (33, 38), "more": (38, 40)} and backbone.vocab_size == 40
     MMDiff(backbone).save_pretrained(tmp_path / "m")
     assert MMDiff.from_pretrained(tmp_path / "m").vocab.ranges == backbone.vocab.ranges
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("architecture", ["EsmForMaskedLM", "EsmForDPLM"])
+def test_half_precision_is_close_and_keeps_its_frequencies(tmp_path: Path, dtype: str, architecture: str) -> None:
+    ids_RL, attend_RL = rows()
+    folder = write_folder(tmp_path, tensors(reference()), architectures=[architecture])
+    full = load_backbone(folder)(ids_RL, attend_RL)
+    backbone = load_backbone(folder, dtype=dtype)
+    logits = backbone(ids_RL, attend_RL)
+    assert logits.dtype == getattr(torch, dtype)
+    assert backbone.model.esm.rotary_embeddings.inv_freq.dtype == torch.float32
+    error = (logits.float() - full)[attend_RL].abs().max() / full[attend_RL].abs().max()
+    assert error < {"bfloat16": 0.03, "float16": 0.004}[dtype]
+
+
+@torch.no_grad()
+def test_rotary_positions_are_those_that_are_given(tmp_path: Path) -> None:
+    model, (ids_RL, _) = reference(), rows(masked=False)
+    backbone, position_RL = load_backbone(write_folder(tmp_path, tensors(model))), (torch.arange(14) ** 2)[None]
+    expected = model(ids_RL[:1], position_ids=position_RL).logits
+    assert (expected - model(ids_RL[:1]).logits).abs().max() > 0.1
+    torch.testing.assert_close(backbone(ids_RL[:1], None, position_RL), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("original_format", [False, True])
+@pytest.mark.parametrize("token_dropout", [False, True])
+def test_folders_that_are_written_are_the_same_function(
+    tmp_path: Path, original_format: bool, token_dropout: bool
+) -> None:
+    """Also at another base of the rotary frequencies; and `options` are over what a folder says."""
+    (ids_RL, attend_RL), on = rows(), {"token_dropout": token_dropout}
+    backbone = small(options=on, rope_theta=50.0)
+    backbone.save_pretrained(tmp_path, original_format=original_format)
+    assert json.loads((tmp_path / "config.json").read_text())["token_dropout"] is (token_dropout and original_format)
+    again = load_backbone(tmp_path)
+    assert torch.equal(again(ids_RL, attend_RL), backbone(ids_RL, attend_RL)) and again.facts == backbone.facts
+    other = load_backbone(tmp_path, options={"token_dropout": not token_dropout})
+    assert (other(ids_RL, attend_RL) - backbone(ids_RL, attend_RL)).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_weights_in_several_half_precision_files_and_no_tokenizer(tmp_path: Path) -> None:
+    """DSM's folders have no tokenizer: ESM-2's is taken."""
+    (ids_RL, attend_RL), state = rows(), tensors(reference().half().float())
+    whole = load_backbone(write_folder(tmp_path / "whole", state))
+    folder = write_folder(tmp_path / "parts", state)
+    (folder / "model.safetensors").unlink()
+    (folder / "vocab.txt").unlink()
+    index = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(state))}
+    for file in set(index.values()):
+        part = {name: value for name, value in state.items() if index[name] == file}
+        save_file({k: v.half() if v.is_floating_point() else v for k, v in part.items()}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    backbone = load_backbone(folder)
+    assert torch.equal(backbone(ids_RL, attend_RL), whole(ids_RL, attend_RL))
+    assert backbone.vocab.tokenizer.get_vocab() == whole.vocab.tokenizer.get_vocab()
+    assert backbone.facts == whole.facts and backbone.facts.max_length == 1024
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"is_folding_model": True}, "is_folding_model: true, expected false"),
+        ({"is_decoder": True}, "is_decoder: true, expected false"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type: 'relative_key'"),
+        ({"mask_token_id": 31}, "mask_token_id: 31 in config.json, but <mask> is 32 in the tokenizer"),
+        ({"hidden_size": None}, "config.json: hidden_size is missing"),
+        ({"model_type": "esmc"}, "model_type 'esmc': no backbone family of that name"),
+        ({"vocab_size": 32}, "tokenizer: 33 ids do not fit 32 rows"),
+    ],
+)
+def test_what_is_another_architecture_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_backbone(write_folder(tmp_path, tensors(reference()), **fields))
+
+
+@pytest.mark.parametrize("name", ["classifier.dense.weight", "esm.encoder.layer.2.LayerNorm.bias"])
+def test_a_tensor_that_is_of_no_language_model_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"unexpected tensor '{name}'"):
+        load_backbone(write_folder(tmp_path, tensors(reference()) | {name: torch.zeros(D)}))
+
+
+@pytest.mark.parametrize("options", [{}, {"positions": "absolute"}, {"token_dropout": True}])
+def test_gradients_are_those_without_checkpointing(options: dict[str, Any]) -> None:
+    backbone, (ids_RL, attend_RL) = small(options=options).train(), rows()
+    runs = [0]
+    backbone.model.esm.encoder.layer[0].intermediate.register_forward_hook(lambda *_: runs.append(1))
+    gradients = []
+    for on in (False, True):
+        backbone.gradient_checkpointing(on)
+        backbone.zero_grad()
+        backbone(ids_RL, attend_RL)[attend_RL].logsumexp(-1).sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None})
+    assert sum(runs) == 3  # once, then twice
+    assert len(gradients[0]) == len(list(backbone.parameters()))
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_documents_beside_padding(tmp_path: Path, attention: str) -> None:
+    backbone = load_backbone(write_folder(tmp_path, tensors(reference())), attention=attention)
+    ids_RL, attend_RL = rows()
+    segment_RL = (torch.arange(14) >= 6).long().expand(2, 14)
+    hidden = backbone.hidden(backbone.embed(ids_RL, attend_RL), attend_RL, None, segment_RL)
+    assert hidden.isfinite().all()
+    for row, places in ((0, slice(0, 6)), (0, slice(6, 14)), (1, slice(0, 6)), (1, slice(6, 10))):
+        alone = backbone.hidden(backbone.embed(ids_RL[row : row + 1, places]))
+        torch.testing.assert_close(hidden[row : row + 1, places], alone, rtol=1e-5, atol=1e-5)
 
 
 def small(**more: Any) -> Backbone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,23 @@ def test_files_of_other_settings_or_origin_are_refused_and_left(file: Path) -> N
     assert other.read_text() == "my notes"
     with pytest.raises(ConfigError, match="a folder, expected a file"):
         Lines(file.parent, SETTINGS)
+
+
+def test_lines_are_numbered_on_from_what_is_there(file: Path) -> None:
+    log = Lines(file, SETTINGS)
+    log.add([ODD, ODD])
+    log.add([ODD])
+    again = Lines(file, SETTINGS)
+    again.add([ODD, ODD])
+    lines = file.read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line)["row"] for line in lines[:-1]] == [0, 1, 2, 3, 4] and again.done == 5
+
+
+def test_what_cannot_be_written_is_one_line_and_counts_nothing(file: Path) -> None:
+    log = Lines(file, SETTINGS)
+    log.add([ODD])
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ConfigError, match="out.jsonl: cannot be written"):
+        log.add([ODD])
+    assert log.done == 1

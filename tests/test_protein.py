@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 
 from mmdiff import MMDiff
 from mmdiff.backbones import esm, new_backbone
-from mmdiff.batch import Target, Text, collate
+from mmdiff.batch import Media, Target, Text, collate, places
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
+from mmdiff.likelihood import bound
 from mmdiff.objectives.denoise import Denoise
 from mmdiff.tasks.protein import Protein
+from mmdiff.tasks.protein_session import is_backbone
 from mmdiff.vocab import Vocab, word_tokenizer
 
 M, K, V, A, C, X, MASK = 20, 15, 7, 5, 23, 24, 32
@@ -135,3 +138,47 @@ def test_wrong_letters_are_refused(vocab: Vocab) -> None:
         Protein("AA")
     with pytest.raises(ConfigError, match="task.letters: no id for 'J'"):
         Protein("ACJ").sample({"sequence": "A"}, vocab)
+    with pytest.raises(ConfigError, match="task.letters: no id for 'J'"):
+        Protein(learned="ACJ").sample({"sequence": "A"}, vocab)
+
+
+def test_open_places_hold_the_letters_of_the_task(vocab: Vocab) -> None:
+    prompt = Protein(letters="LAG-").prompt({"sequence": "_M", "allow": ["-L", None]}, vocab)
+    assert prompt[1:3] == [Target([MASK], allow=((4, 5), (30, 31))), Target([M])]
+    assert Protein(letters="LAG-").prompt({"sequence": "_"}, vocab)[1] == Target([MASK], allow=((4, 7), (30, 31)))
+
+
+def test_places_are_those_of_texts_and_targets(vocab: Vocab) -> None:
+    assert places(Protein().sample({"sequence": "MKVX", "target": "MK"}, vocab)) == 4 + 4 + 1
+    assert places([Text([1, 2]), Media("image", None), Target(length=5), Target([3])]) == 8
+
+
+@pytest.mark.parametrize("options", [{"token_dropout": True}, {"positions": "absolute"}, {}])
+def test_bounds_and_samples_are_those_of_single_rows_on_either_side(options: dict[str, Any]) -> None:
+    """Token dropout counts a row's own masks, absolute positions its own places."""
+    torch.manual_seed(0)
+    made = {"hidden_size": 16, "layers": 2, "heads": 2, "max_length": 32, "init_std": 0.5, "options": options}
+    model = MMDiff(new_backbone(family="esm", tokenizer=esm.tokenizer(), **made)).eval()
+    task, whole = Protein(), ["MKVACDEFGH", "MK", "ACDEFGHIKLMNPQRSTVWY"]
+    samples = [task.sample({"sequence": s, "target": "WW" if s == "MK" else None}, model.vocab) for s in whole]
+    prompts = [task.prompt({"sequence": s}, model.vocab) for s in ("__VA__", "_" * 12, "M____K")]
+
+    def bounds(rows: list[int], side: Any) -> torch.Tensor:
+        return bound(model, collate([samples[i] for i in rows], model.vocab, index=rows, side=side), levels=4).nll_B
+
+    def written(rows: list[int], side: Any) -> list[str]:
+        batch = collate([prompts[i] for i in rows], model.vocab, index=rows, side=side)
+        out = model.generate(batch, temperature=1.0, remasking="random", seed=3)
+        return [task.parse(ids, model.vocab) for ids in out.targets()]
+
+    for side in ("left", "right"):
+        alone = torch.cat([bounds([i], side) for i in range(3)])
+        torch.testing.assert_close(bounds([0, 1, 2], side), alone, rtol=1e-5, atol=1e-5)
+        assert written([0, 1, 2], side) == [written([i], side)[0] for i in range(3)] == written([0, 1, 2], "left")
+
+
+def test_backbones_are_told_from_runs_and_saved_models(tmp_path: Path, model: MMDiff) -> None:
+    model.save_pretrained(tmp_path / "saved")
+    model.backbone.save_pretrained(tmp_path / "backbone", original_format=True)
+    assert is_backbone(str(tmp_path / "backbone")) and is_backbone("GleghornLab/DSM_150")
+    assert not any(map(is_backbone, [str(tmp_path / "saved"), str(tmp_path), "runs/x", "./x", "protein-demo"]))

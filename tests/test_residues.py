@@ -10,7 +10,7 @@ import pytest
 
 from mmdiff.backbones import esm, new_backbone
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.tasks.residues import CANONICAL, LETTERS, Residues
+from mmdiff.tasks.residues import CANONICAL, LETTERS, Residues, permuted
 from mmdiff.vocab import Vocab, word_tokenizer
 
 
@@ -79,3 +79,24 @@ def test_ranges_join_neighbouring_ids() -> None:
 def test_it_goes_to_data_processes() -> None:
     residues = pickle.loads(pickle.dumps(Residues(vocab())))
     assert residues.encode("MKV").tolist() == [20, 15, 7]
+
+
+def test_letters_of_a_text_tokenizer_are_no_residues_unless_they_are_reserved() -> None:
+    """LLaDA's has 126 thousand words, each single letter among them."""
+    words = word_tokenizer([*CANONICAL.lower(), *(f"w{i}" for i in range(1000))])
+    large = {letter.upper(): i for letter, i in words.get_vocab().items()}
+    words.get_vocab = lambda: large
+    with pytest.raises(ConfigError, match="no ids for residues"):
+        Residues(vocab(family="llada", tokenizer=words))
+    residues = Residues(vocab(family="llada", tokenizer=words, reserve={"residues": 26}, vocab_size=1200))
+    assert residues.encode(LETTERS).tolist() == [*range(len(words), len(words) + 26)]
+    assert residues.decode([0, large["A"], len(words), len(words) + 26, 1199]) == "??A??"
+
+
+def test_a_permuted_sequence_has_the_same_residues_in_an_order_of_its_number() -> None:
+    sequence = CANONICAL * 3
+    drawn = {permuted(sequence, number, seed) for number in range(3) for seed in range(2)}
+    assert len(drawn) == 6 and all(sorted(one) == sorted(sequence) and one != sequence for one in drawn)
+    assert permuted(sequence, 1) == permuted(sequence, 1, 0) and permuted("", 0) == ""
+    firsts = "".join(permuted(CANONICAL, number)[0] for number in range(2000))
+    assert all(abs(firsts.count(letter) - 100) < 50 for letter in CANONICAL)

@@ -110,7 +110,10 @@ def config(raw: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> 
     if kind not in POSITIONS:
         raise ConfigError(f"config.json: position_embedding_type: {kind!r}{nearest(str(kind), POSITIONS)}")
     is_dsm = raw.get("model_type") in DSM
-    is_dplm = any("DPLM" in str(name) for name in raw.get("architectures") or ())
+    classes = [str(name) for name in raw.get("architectures") or ()]
+    if other := [name for name in classes if "DPLM2" in name]:  # says `esm` too; its positions start again at structure
+        raise ConfigError(f"config.json: architectures: {other[0]!r} is not EsmForDPLM: DPLM-2 is another function")
+    is_dplm = any("DPLM" in name for name in classes)
     ours = {"token_dropout": is_dplm, "logit_cap": CAP if is_dsm else None, "bias_in_decoder": is_dsm}
     ours |= {**(raw.get("mmdiff") or {}), **options}
     fields = {name: raw[name] for name in _KEPT if raw.get(name) is not None}
@@ -218,7 +221,13 @@ def published_config(config: Any, facts: Facts) -> dict[str, Any]:
         more = {"architectures": ["EsmForDPLM"]}
     fields = {name: getattr(config, name) for name in _KEPT}
     tied = {"tie_word_embeddings": config.tie_word_embeddings}
-    return _COMMON | fields | tied | {"token_dropout": ours["token_dropout"], "eos_token_id": facts.eos_id} | more
+    return (
+        _COMMON
+        | fields
+        | tied
+        | {"token_dropout": ours["token_dropout"], "eos_token_id": facts.eos_id, "mmdiff": ours}
+        | more
+    )
 
 
 def published_names(config: Any) -> dict[str, str]:
@@ -270,8 +279,7 @@ def embed(model: Any, ids_RL: Tensor, attend_RL: Tensor | None) -> Tensor:
     masked_RL = ids_RL == model.config.mask_token_id
     real_R = torch.full_like(ids_RL[:, 0], ids_RL.shape[1]) if attend_RL is None else attend_RL.sum(-1)
     visible_R = 1 - masked_RL.sum(-1) / real_R
-    scale_R = (1 - TRAINED_RATE) / visible_R.clamp(min=1e-6)
-    scale_R = scale_R.masked_fill(visible_R <= 0, 0.0)  # a row of masks alone has nothing to scale
+    scale_R = (1 - TRAINED_RATE) / visible_R.clamp(min=1e-6)  # a row of masks alone is zero whatever the scale
     return (x_RLD.masked_fill(masked_RL[..., None], 0.0) * scale_R[:, None, None]).to(x_RLD.dtype)
 
 

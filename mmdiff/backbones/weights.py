@@ -40,11 +40,17 @@ def read_weights(
     wanted |= {name: buffer for name, buffer in model.named_buffers() if name in named}  # type: ignore[misc]
     found: dict[str, tuple[Path, str]] = {}  # name in the model -> file, name in the file
     factors: dict[str, dict[str, tuple[Path, str]]] = {}  # name in the model -> A, B
+    shapes: dict[str, tuple[int, ...]] = {}  # of the factors
     for path in weight_files(folder):
         with _opened(path) as file:
             for name in file.keys():
                 if lora := re.fullmatch(r"(.+)\.lora_([AB])\.(?:\w+\.)?weight", name):
-                    factors.setdefault(lora[1] + ".weight", {})[lora[2]] = (path, name)
+                    plain = lora[1] + ".weight"
+                    pair = factors.setdefault(published.get(plain, plain), {})
+                    if lora[2] in pair:
+                        raise ConfigError(f"{path}: {name!r} is of a second adapter of the weight, expected one")
+                    pair[lora[2]] = (path, name)
+                    shapes[name] = tuple(file.get_slice(name).get_shape())
                     continue
                 plain = name.replace(".base_layer.", ".")
                 ours = published.get(plain, plain)
@@ -55,16 +61,24 @@ def read_weights(
                     continue
                 header = file.get_slice(name)
                 if tuple(header.get_shape()) != tuple(wanted[ours].shape):
-                    shapes = f"{tuple(header.get_shape())}, config.json wants {tuple(wanted[ours].shape)}"
-                    raise ConfigError(f"{path}: tensor {name!r} has shape {shapes}")
+                    found_here = f"{tuple(header.get_shape())}, config.json wants {tuple(wanted[ours].shape)}"
+                    raise ConfigError(f"{path}: tensor {name!r} has shape {found_here}")
                 if header.get_dtype() not in ("F64", "F32", "F16", "BF16"):
                     raise ConfigError(f"{path}: tensor {name!r} holds {header.get_dtype()}, expected plain floats")
+                if ours in found and ours in required:
+                    raise ConfigError(
+                        f"{path}: {name!r} and {found[ours][1]!r} are both {ours!r}, expected one of them"
+                    )
                 found[ours] = (path, name)
     for ours, pair in factors.items():
         if ours not in found or set(pair) != {"A", "B"}:
             raise ConfigError(f"{folder}: LoRA factors of {ours!r} without the weight, or without each other")
-        if lora_alpha is None:
-            raise ConfigError(f"{folder / 'config.json'}: lora_alpha is missing, and {ours!r} has LoRA factors")
+        if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, int | float):
+            said = "is missing" if lora_alpha is None else f"{lora_alpha!r} is no number"
+            raise ConfigError(f"{folder / 'config.json'}: lora_alpha {said}, and {ours!r} has LoRA factors")
+        a, b = (shapes[pair[which][1]] for which in "AB")
+        if len(a) != 2 or len(b) != 2 or not a[0] or (b[0], a[1]) != tuple(wanted[ours].shape) or b[1] != a[0]:
+            raise ConfigError(f"{folder}: LoRA factors of {ours!r} have shapes {a} and {b}")
     if missing := required - found.keys():
         in_file = {ours: name for name, ours in published.items()} if _is_published(found) else {}
         names = sorted(in_file.get(name, name) for name in missing)
@@ -77,8 +91,9 @@ def read_weights(
                     wanted[ours].copy_(file.get_tensor(name))
     for ours, pair in factors.items():
         a_RI, b_OR = (_tensor(*pair[which]).float() for which in "AB")
-        with torch.no_grad():
-            wanted[ours].add_((float(lora_alpha or 0) / len(a_RI) * b_OR @ a_RI).to(wanted[ours].dtype))
+        with torch.no_grad():  # the sum in fp32, rounded once
+            whole = _tensor(*found[ours]).float() + float(lora_alpha or 0) / len(a_RI) * b_OR @ a_RI
+            wanted[ours].copy_(whole)
 
 
 def write_weights(model: nn.Module, folder: Path, names: Mapping[str, str]) -> None:
@@ -95,6 +110,9 @@ def write_weights(model: nn.Module, folder: Path, names: Mapping[str, str]) -> N
                 f"backbone: parameter {name!r} is not of this architecture (merge adapters before saving)"
             )
         state[names[name]] = parameter.detach()
+    for name, buffer in model.named_buffers():
+        if name in names:  # rotary frequencies that a file brought, rounded as the model was trained with
+            state[names[name]] = buffer.detach()
     save_torch_state_dict(state, folder)
 
 

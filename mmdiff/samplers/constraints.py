@@ -20,7 +20,7 @@ def allowed(batch: Batch, vocab: Vocab, config: GenerationConfig) -> tuple[Tenso
 
     Never written: the mask id, the slot id (unless it is an end id too, as LLaDA's is), `suppress_ids` and
     `suppress_tokens`, end ids under eos_policy=suppress, and rows of the embedding table that stand for nothing
-    (published tables are padded) unless a named range or an allow-set claims them.
+    (published tables are padded) or for a named range, unless an allow-set claims them.
     Raises ConfigError for an id or token outside the vocabulary, and for an open place that this leaves without any id.
     """
     known_V = torch.ones(vocab.size, dtype=torch.bool)
@@ -28,8 +28,6 @@ def allowed(batch: Batch, vocab: Vocab, config: GenerationConfig) -> tuple[Tenso
         known_V[len(vocab.tokenizer) :] = False
     ends = [vocab.eos_id, *vocab.end_ids]
     known_V[ends] = True
-    for low, high in vocab.ranges.values():
-        known_V[low:high] = True
     slots = [] if vocab.slot_id in ends else [vocab.slot_id]
     banned = [vocab.mask_id, *slots, *config.suppress_ids, *(ends if config.eos_policy == "suppress" else [])]
     for token in config.suppress_tokens:
