@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from .errors import ConfigError
 from .run import write_text
 
 Record = dict[str, Any]
+SETTINGS = ".settings.json"  # behind the name of a file: what its records depend on
 
 
 class Records:
@@ -58,13 +60,18 @@ class Lines:
     """Records in the order of their rows, of which only the number is kept in memory: for inputs of any length.
 
     `done` rows are in the file; a last line that a kill cut short is cut off. file and settings: as in `Records`, which
-    keeps its records and takes them in any order. Raises ConfigError.
+    keeps its records and takes them in any order. One process at a time writes. Raises ConfigError.
     """
 
     def __init__(self, file: Path, settings: Mapping[str, Any]) -> None:
         self.file = file
         self.done = 0
         with _opening(file, settings) as is_there:
+            self._lock = open(file.with_name(file.name + SETTINGS), "r+")  # held while this object is
+            try:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(f"{file}: another process is writing to it") from None
             if is_there:
                 self.done = _cut_to_whole_lines(file)
             else:
@@ -95,7 +102,7 @@ def _opening(file: Path, settings: Mapping[str, Any]) -> Iterator[bool]:
     """Whether the file is there, once it is known to be of these settings; else they are written down beside it."""
     if file.is_dir():
         raise ConfigError(f"{file}: a folder, expected a file of JSON lines")
-    beside = file.with_name(file.name + ".settings.json")
+    beside = file.with_name(file.name + SETTINGS)
     wanted = json.dumps(settings, indent=2, default=str, sort_keys=True) + "\n"
     try:
         is_there = file.exists()

@@ -24,9 +24,9 @@ from ..protocols import Row
 from .clustering import clusters, near
 from .clustering import identity as identity
 from .fasta import read_a3m, read_fasta, write_fasta
-from .policies import Record
+from .residue_policies import Record
 from .residues import CANONICAL, GAP
-from .tables import drawn, positive
+from .sequence_tables import drawn, positive
 
 LETTERS = CANONICAL + GAP
 SPLITS = ("train", "test", "all")

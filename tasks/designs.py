@@ -131,6 +131,8 @@ def generate(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name}: {value!r}, expected a whole number of at least 1")
     sampler = generation_config(session.sampler, **named)
+    if sampler.draft is not None:
+        raise ConfigError("sampler.draft: opens residues that are given, which here stay as they are; open them (`_`)")
     log = None
     if out is not None:
         depends = {"sampler": asdict(sampler), "guard": guard and asdict(guard), "trajectory": trajectory}
@@ -183,12 +185,17 @@ def design_control(
     """
     own = list(_each(rows))
     wrong = control_rows(own, control, seed)
-    beside = None if out is None else out.with_name(f"{out.stem}.control{out.suffix}")
+    beside = None if out is None else control_file(out)
     also = {**(settings or {}), "control": {"targets": control, "seed": seed}}
     return (
         generate(session, own, out=out, settings=settings, **named),
         generate(session, wrong, out=beside, settings=also, **named),
     )
+
+
+def control_file(out: Path) -> Path:
+    """Where `design_control` leaves the second set."""
+    return out.with_name(f"{out.stem}.control{out.suffix}")
 
 
 def control_rows(rows: Sequence[Row], control: Literal["shuffled", "other"] = "shuffled", seed: int = 0) -> list[Row]:
@@ -206,6 +213,9 @@ def control_rows(rows: Sequence[Row], control: Literal["shuffled", "other"] = "s
     wrong = []
     for k, target in enumerate(map(str, targets)):
         if control == "shuffled":
+            if len(set(target)) == 1:
+                where = rows[k].get("where", f"row {k}")
+                raise DataError(f"{where}: target: one kind of residue, whose order cannot be shuffled; use other")
             wrong.append(permuted(target, k, seed))
         else:
             others = (str(targets[(k + i) % len(targets)]) for i in range(1, len(targets)))
@@ -344,7 +354,14 @@ def _skip(log: Lines, numbered: Iterator[tuple[int, Row]]) -> int:
     """Pass over the rows that the file has. Raises ConfigError where they are others."""
     for record in log.read():
         k, row = next(numbered, (-1, {}))
-        if k < 0 or record.get("id") != str(row.get("id", k)):
+        if k < 0 or record.get("id") != str(row.get("id", k)) or not _is_of(record, row):
             what = f"record {record.get('id')!r} is not among the first {log.done} rows as it was"
             raise ConfigError(f"{log.file} was written for other rows ({what}); choose another file")
     return log.done
+
+
+def _is_of(record: Record, row: Row) -> bool:
+    """Whether the record has what the row gives: its target, its length, and every residue that is not open."""
+    given = str(row.get("sequence", ""))
+    same = record.get("target") == row.get("target") and len(record["sequence"]) == len(given)
+    return same and all(b in (OPEN, a) for a, b in zip(record["sequence"], given, strict=True))

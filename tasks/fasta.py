@@ -20,11 +20,11 @@ import numpy as np
 from ..diffusion.keys import NoiseKey
 from ..errors import ConfigError, DataError, nearest
 from ..protocols import Row
-from .policies import WHITE, Policy, Record, cleaned, policy_of
+from .residue_policies import WHITE, Policy, Record, cleaned, policy_of
 from .sequence_files import TABLES, is_packed, reading, suffix, writing
-from .tables import Pairs as Pairs
-from .tables import as_record, drawn, positive, read_csv
-from .tables import write_csv as write_csv
+from .sequence_tables import Pairs as Pairs
+from .sequence_tables import as_record, drawn, positive, read_csv
+from .sequence_tables import write_csv as write_csv
 
 BOM = b"\xef\xbb\xbf"
 A3M = {"lower": "drop", "gaps": "keep"}

@@ -29,19 +29,20 @@ class Protein:
     def __init__(self, letters: str = CANONICAL, learned: str | None = None) -> None:
         if not letters or len(set(letters)) != len(letters):
             raise ConfigError(f"task.letters: {letters!r}, expected letters, each once")
+        if learned is not None and learned != "all" and len(set(learned)) != max(len(learned), 1):
+            raise ConfigError(f"task.learned: {learned!r}, expected letters, each once, or all")
         self.letters, self.learned = letters, learned
-        self._residues: dict[int, tuple[Vocab, Residues]] = {}
+        self._known: tuple[Vocab, Residues] | None = None
 
     def residues(self, vocab: Vocab) -> Residues:
         """The letters of a vocabulary. Raises ConfigError for one without residues, or without those to be written."""
-        known = self._residues.get(id(vocab))
-        if known is None or known[0] is not vocab:  # in another process an id may be another vocabulary's
+        if self._known is None or self._known[0] is not vocab:
             found = Residues(vocab)
             learned = "" if self.learned in (None, "all") else self.learned
             if unknown := set(self.letters + str(learned)) - set(found.letters):
                 raise ConfigError(f"task.letters: no id for {min(unknown)!r}, expected some of {found.letters}")
-            self._residues[id(vocab)] = vocab, found  # with the vocabulary, whose identity must not be used again
-        return self._residues[id(vocab)][1]
+            self._known = vocab, found
+        return self._known[1]
 
     def sample(self, row: Row, vocab: Vocab) -> Sample:
         """Raises DataError for a missing sequence, an open place, or a letter that has no id."""
@@ -112,6 +113,9 @@ class Protein:
             return [Text(start)] if start else []
         if not isinstance(target, str) or not target:
             raise DataError(f"{_where(row)}target: {target!r}, expected residues")
+        if OPEN in target:
+            at = target.index(OPEN) + 1
+            raise DataError(f"{_where(row)}target: residue {at} is open (`_`), expected a whole sequence")
         ids = self._ids(self.residues(vocab), target, row, "target: ")
         return [Text([*start, *ids, vocab.eos_id])]
 

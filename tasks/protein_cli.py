@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import Output, Verb
@@ -45,7 +46,7 @@ def infill(args: argparse.Namespace) -> Output:
 
 def design(args: argparse.Namespace) -> Output:
     """write binders of a target, and the same for a shuffled target, to see what comes from it"""
-    from .designs import bounds, control_rows, design_control
+    from .designs import bounds, control_file, control_rows, design_control
     from .protein_results import Results, design_row, fasta
     from .protein_rows import binder_rows
 
@@ -54,18 +55,25 @@ def design(args: argparse.Namespace) -> Output:
     session = _session(args, overrides, seeded=True)
     names = ("target", "length", "template", "binder", "share", "window", "prefix", "n")
     how = _how(args, {name: getattr(args, name) for name in names}, overrides)
-    own, wrong = (list(records) for records in design_control(session, rows, out=out.lines, **how))
+    own, wrong = (list(records) for records in design_control(session, rows, seed=args.seed, out=out.lines, **how))
     priced = []
-    for targets in (rows, control_rows(rows)):
+    for targets in (rows, control_rows(rows, seed=args.seed)):
         pairs = [{**record, "target": row["target"]} for record, row in zip(own, targets, strict=True)]
-        priced.append(_mean(bounds(session, pairs, tokens=args.tokens)))
+        priced.append(bounds(session, pairs, tokens=args.tokens))
+    gap = [shuffled - right for right, shuffled in zip(*priced, strict=True)]
     both = [letters for one, other in zip(own, wrong, strict=True) for letters in _designed(one, other)]
     figures = {
-        "bound_own_target": priced[0],
-        "bound_shuffled_target": priced[1],
-        "identity_with_control": _mean([float(a == b) for a, b in both]) if both else None,
+        "bound_own_target": mean(priced[0]),
+        "bound_shuffled_target": mean(priced[1]),
+        "bound_difference": mean(gap),
+        "bound_difference_se": stdev(gap) / len(gap) ** 0.5 if len(gap) > 1 else None,
+        "identity_with_control": mean(float(a == b) for a, b in both) if both else None,
     }
     found = {**_counts(own), **figures, **out.finish(design_row)}
+    if out.lines is not None:
+        found["control"] = str(control_file(out.lines))
+    if figures["bound_difference"] < 2 * (figures["bound_difference_se"] or 0.0):
+        _say("the designs are no likelier given their target than given its residues shuffled: the model ignores it")
     if args.out is not None:
         return table(found)
     _say(table(found)[1])
@@ -260,10 +268,6 @@ def _designed(one: dict[str, Any], other: dict[str, Any]) -> Iterator[tuple[str,
     """Both residues of every place that was written."""
     places = zip(one["steps"], one["sequence"], other["sequence"], strict=True)
     return ((a, b) for step, a, b in places if step)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _say(text: str) -> None:

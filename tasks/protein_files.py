@@ -13,7 +13,7 @@ from ..session import Session
 from .fasta import Fasta, Pairs, read_sequences
 from .residues import GAP
 from .sequence_files import FASTA, TABLES, suffix
-from .tables import _entries
+from .sequence_tables import _entries
 
 KNOWN = 200_000
 """Training rows that are compared with; of more (or of rows drawn without an end) there is no novelty."""

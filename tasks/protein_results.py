@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import ConfigError, UserError
 from .fasta import write_fasta
-from .policies import Record
+from .residue_policies import Record
 from .sequence_files import FASTA, TABLES, is_packed, reading, suffix, writing
 
 FIGURES = ("id", "description", "sequence", "target", "length", "designed", "forwards", "confidence", "attempts")

@@ -25,8 +25,8 @@ from .motifs import (
     scaffold,
     template,
 )
-from .policies import Record
 from .protein_files import first_sequence
+from .residue_policies import Record
 from .residues import OPEN
 
 T = TypeVar("T")

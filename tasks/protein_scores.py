@@ -25,8 +25,8 @@ from ..errors import ConfigError, DataError, nearest
 from ..protocols import Row
 from ..records import Lines
 from ..session import Session
-from .policies import Record as SequenceRecord
 from .protein_session import digest
+from .residue_policies import Record as SequenceRecord
 from .residue_scores import Canvas, bounds, canvas, name_of, pseudo_log_p, where_of
 from .residues import CANONICAL, permuted
 

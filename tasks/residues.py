@@ -1,7 +1,7 @@
 """Amino acid sequences to ids and back, a byte a residue: lengths never change, and no tokenizer is called.
 
-transformers' ESM tokenizer takes a millisecond a sequence, makes one `<unk>` of any run of lower-case letters, and puts spaces
-between the letters it decodes; a table of 256 entries does neither.
+transformers' ESM tokenizer takes a millisecond a sequence, makes one `<unk>` of any run of lower-case letters, and puts
+spaces between the letters it decodes; a table of 256 entries does neither.
 
 Shape letters: N residues of a sequence.
 """

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError, DataError, nearest
 from .mutant_scores import Mutation, parse_mutant, spelled
-from .tables import _entries
+from .sequence_tables import _entries
 
 PROTEINGYM = ("mutated_sequence", "DMS_score")
 MISSING = ("", "na", "nan", "null", "none")  # lower case

@@ -40,7 +40,7 @@ from mmdiff.tasks.complements import UNIFORM, Complements, agreement, entropy, p
 from mmdiff.tasks.designs import bounds, control_rows, design_control
 from mmdiff.tasks.protein import Protein
 from mmdiff.tasks.residues import CANONICAL
-from mmdiff.tasks.tables import Pairs
+from mmdiff.tasks.sequence_tables import Pairs
 from mmdiff.vocab import Vocab
 
 VOCAB = Vocab(tokenizer=tokenizer(), size=33, mask_id=32, eos_id=2, pad_id=1, slot_id=1, bos_id=0)

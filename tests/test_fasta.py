@@ -14,9 +14,9 @@ import pytest
 from mmdiff.config import build
 from mmdiff.errors import ConfigError, DataError, UserError
 from mmdiff.tasks.fasta import Fasta, read_a3m, read_fasta, read_sequences, write_csv, write_fasta
-from mmdiff.tasks.policies import Policy, Record
+from mmdiff.tasks.residue_policies import Policy, Record
 from mmdiff.tasks.residues import CANONICAL
-from mmdiff.tasks.tables import Pairs, read_csv
+from mmdiff.tasks.sequence_tables import Pairs, read_csv
 
 GLOBINS = Path(__file__).parent / "data" / "globins45.fa"
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "protein"

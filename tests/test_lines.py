@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,20 @@ def test_what_cannot_be_written_is_one_line_and_counts_nothing(file: Path) -> No
     with pytest.raises(ConfigError, match="out.jsonl: cannot be written"):
         log.add([ODD])
     assert log.done == 1
+
+
+def test_one_process_at_a_time_writes(file: Path) -> None:
+    Lines(file, SETTINGS).add([ODD])
+    hold = f"from pathlib import Path; from mmdiff.records import Lines; a = Lines(Path({str(file)!r}), {SETTINGS!r});"
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold + "print(a.done, flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdin and other.stdout
+    assert other.stdout.readline() == "1\n"
+    with pytest.raises(ConfigError, match="another process is writing to it"):
+        Lines(file, SETTINGS)
+    other.communicate("\n")
+    assert Lines(file, SETTINGS).done == 1

@@ -21,9 +21,9 @@ from mmdiff.likelihood import bound
 from mmdiff.session import Session
 from mmdiff.settings import GenerationConfig
 from mmdiff.tasks import protein_scores as module
-from mmdiff.tasks.policies import Record
 from mmdiff.tasks.protein import Protein
 from mmdiff.tasks.protein_scores import score_sequences
+from mmdiff.tasks.residue_policies import Record
 from mmdiff.tasks.residues import CANONICAL
 
 ROWS = [

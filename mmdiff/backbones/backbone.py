@@ -109,6 +109,7 @@ class Backbone(nn.Module):
                 "eos_token_id": self.facts.eos_id,
                 "pad_token_id": self.facts.pad_id,
                 "bos_token_id": self.facts.bos_id,
+                "reserve": self.node.get("reserve"),
             }
         (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         self.vocab.tokenizer.save_pretrained(folder)

@@ -76,6 +76,7 @@ def backbone_from_folder(
     config = own.config(own.settle(raw, tensor_names(folder)) if weights else raw, options)
     tokenizer = _tokenizer(folder, own) if tokenizer is None else tokenizer
     facts = own.facts(raw, config, tokenizer)
+    reserve = raw.get("reserve") if reserve is None else reserve
     backbone = _build(name, config, facts, tokenizer, dtype, attention, rope_in_fp32, reserve, initialise=False)
     if weights:
         read_weights(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TextIO, cast
 from ..diffusion.keys import NoiseKey
 from ..errors import ConfigError, DataError, nearest
 from ..protocols import Row
-from .policies import Policy, Record, cleaned, policy_of
+from .residue_policies import Policy, Record, cleaned, policy_of
 from .residues import CANONICAL
 from .sequence_files import TABLES, reading, suffix, writing
 
