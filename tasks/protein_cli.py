@@ -34,12 +34,13 @@ def generate(args: argparse.Namespace) -> Output:
 
 def infill(args: argparse.Namespace) -> Output:
     """write parts of given sequences: open places (_), ranges, a random share; or set their motif in a new scaffold"""
+    from .protein_files import content
     from .protein_results import Results
     from .protein_rows import WAYS, infilled_rows, peeked
 
     (file, overrides), out = arguments.one_file(args), Results("--out", args.out)
     names = (*WAYS, "window", "length", "keep_gaps", "lower", "gaps", "unknown")
-    asked = {"file": str(file), **{name: getattr(args, name) for name in names}}
+    asked = {**content(file), **{name: getattr(args, name) for name in names}}
     rows = peeked(infilled_rows(file, args, one_word=out.is_fasta))
     return _written(args, rows, overrides, asked, out)
 
@@ -82,7 +83,7 @@ def design(args: argparse.Namespace) -> Output:
 
 def score(args: argparse.Namespace) -> Output:
     """how likely sequences are (bound, pseudo-perplexity), or the mutants of a scan against measurements"""
-    from .protein_files import pairs_or_records
+    from .protein_files import content, pairs_or_records
     from .protein_results import TABLES, Results, score_row, tabbed
     from .protein_rows import peeked
     from .protein_scores import METHODS, score_sequences
@@ -94,7 +95,7 @@ def score(args: argparse.Namespace) -> Output:
     methods = args.methods.split(",") if args.methods is not None else list(METHODS)
     records = peeked(pairs_or_records(file, arguments.policy(args)))
     how = {name: getattr(args, name) for name in ("levels", "tokens", "per_residue", "control", "seed")}
-    settings = {"rows": {"file": str(file), **arguments.policy(args)}, "overrides": overrides}
+    settings = {"rows": {**content(file), **arguments.policy(args)}, "overrides": overrides}
     session = _session(args, overrides)
     sums = {name: [0.0, 0] for name in METHODS if name in methods}
     total, kept = 0, []

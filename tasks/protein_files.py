@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,15 @@ def first_sequence(option: str, text: str) -> str:
             f"{option}: {text!r:.60}, expected residues in upper case, or a file of sequences that is there"
         )
     return next(iter(read_sequences(text, lower="upper", gaps="drop"))).sequence
+
+
+def content(path: Path) -> dict[str, str]:
+    """Name and content of a file, as settings that results depend on: edited in place, it is another file."""
+    try:
+        with open(path, "rb") as file:
+            return {"file": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()[:16]}
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
 
 
 def sequences_of(path: str, ids: Sequence[str]) -> list[str]:

@@ -256,6 +256,20 @@ def test_a_file_of_another_command_is_refused(call: Call, tmp_path: Path, capsys
         assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+def test_an_input_that_was_edited_in_place_is_another_one(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Same ids, same lengths, another residue."""
+    given = tmp_path / "given.fasta"
+    for words in (["infill", "run", given, "--open", "2-3", STEPS], ["score", "run", given, "--levels", "2"]):
+        given.write_text(">a\nMKTAYI\n")
+        out = tmp_path / f"{words[0]}.jsonl"
+        call(*words, "--out", out)
+        given.write_text(">a\nMKTAYL\n")
+        assert main(["protein", *map(str, words), "--out", str(out)]) == 2
+        assert "was written with another rows.sha256" in capsys.readouterr().err
+
+
 # Mistakes -------------------------------------------------------------------------------------------------------------
 
 G, F, D, S = ["generate", "run"], ["infill", "run", "n.fasta"], ["design", "run"], ["score", "run"]
