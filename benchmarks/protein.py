@@ -56,7 +56,7 @@ from mmdiff.tasks.protein_scores import score_sequences
 from mmdiff.tasks.residues import CANONICAL, Residues
 
 BATCH, DIVISOR = 32, 10  # of DSM
-BUDGETS = (2048, 4096, 16384)
+BUDGETS = (1024, 4096, 16384)
 SHORT, LONG = 50, 400
 
 

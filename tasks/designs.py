@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..batch import Sample as Canvas
 from ..batch import collate, places, to_device
-from ..budget import by_budget
+from ..budget import by_budget, room
 from ..data import at_row, read
 from ..diffusion.keys import NoiseKey
 from ..errors import ConfigError, DataError
@@ -105,7 +105,7 @@ def generate(
     session: Session,
     rows: Iterable[Row] | Source,
     *,
-    tokens: int = 4096,
+    tokens: int | None = None,
     window: int = 1024,
     guard: Guard | None = GUARD,
     out: Path | None = None,
@@ -127,6 +127,7 @@ def generate(
     named: fields of GenerationConfig, over those of the session.
     Raises ConfigError, and DataError that names the row.
     """
+    tokens = room(session.model, tokens)
     for name, value in (("tokens", tokens), ("window", window)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name}: {value!r}, expected a whole number of at least 1")
@@ -226,7 +227,7 @@ def control_rows(rows: Sequence[Row], control: Literal["shuffled", "other"] = "s
 
 
 def bounds(
-    session: Session, rows: Iterable[Row], *, tokens: int = 4096, levels: int = 16, seed: int = 0
+    session: Session, rows: Iterable[Row], *, tokens: int | None = None, levels: int = 16, seed: int = 0
 ) -> list[float]:
     """The bound on -log p(sequence | target) of each row, in nats a residue (`mmdiff.likelihood.bound`).
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..budget import by_budget
+from ..budget import by_budget, room
 from ..errors import ConfigError, DataError, nearest
 from ..model import MMDiff
 from ..session import Session
@@ -52,7 +52,7 @@ def embed(
     *,
     pool: Sequence[str] = ("mean",),
     layer: int = -1,
-    tokens: int = 4096,
+    tokens: int | None = None,
     window: int = 1024,
     dtype: str = "float32",
     format: str | None = None,
@@ -76,7 +76,7 @@ def embed(
     Raises ConfigError for a folder or file of other settings, of another model or of other records, which are left.
     """
     model = model.model if isinstance(model, Session) else model
-    pool = (pool,) if isinstance(pool, str) else tuple(pool)
+    pool, tokens = (pool,) if isinstance(pool, str) else tuple(pool), room(model, tokens)
     out = Path(out)
     single = out.suffix.removeprefix(".") if out.suffix.removeprefix(".") in FORMATS else None
     layers = int(model.backbone.model.config.num_hidden_layers)

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..batch import Batch, Sample, collate, to_device
+from ..batch import Batch, Sample, collate, places, to_device
+from ..budget import by_budget, room
 from ..data import at_row
 from ..diffusion.keys import NoiseKey
 from ..errors import ConfigError, DataError
@@ -32,7 +33,6 @@ from .protein_metrics import Array, Counts, aligned_codes, classification, codes
 from .residues import CANONICAL, GAP, OPEN, Residues
 
 RATES = (0.05, 0.15, 0.3, 0.5, 0.7, 0.9)
-TOKENS = 4096  # places of a batch, padding counted: what the caches of a CPU hold; a GPU wants more
 WINDOW = 1024  # rows that are sorted by length at one time
 
 Codes = NDArray[np.int16]
@@ -93,7 +93,7 @@ def mask_filling(
     rates: Sequence[float] = RATES,
     *,
     seed: int = 0,
-    tokens: int = TOKENS,
+    tokens: int | None = None,
     aligned: bool = False,
     train: Sequence[str] | None = None,
 ) -> dict[str, dict[str, float]]:
@@ -163,23 +163,18 @@ def sequences(rows: Sequence[Row]) -> list[str]:
 
 
 def batches(
-    session: Session, rows: Sequence[Row], tokens: int, lay_out: Callable[[Row, Vocab], Sample]
+    session: Session, rows: Sequence[Row], tokens: int | None, lay_out: Callable[[Row, Vocab], Sample]
 ) -> Iterator[tuple[list[int], Batch]]:
     """(numbers of the rows, their canvas), rows of similar length together. lay_out: `prompt` or `sample` of a task."""
     vocab, readers = session.model.vocab, session.model.readers
     for first in range(0, len(rows), WINDOW):
-        samples = {}
-        for i in range(first, min(first + WINDOW, len(rows))):
+        numbers, samples = range(first, min(first + WINDOW, len(rows))), []
+        for i in numbers:
             with at_row("", i):
-                samples[i] = lay_out(rows[i], vocab)
-        lengths = {i: len(rows[i]["sequence"]) + len(rows[i].get("target") or "") for i in samples}
-        group: list[int] = []
-        for i in sorted(samples, key=lambda i: lengths[i]):
-            if group and (len(group) + 1) * (lengths[i] + 3) > tokens:  # 3: the ends of the canvas
-                yield group, collate([samples[j] for j in group], vocab, readers, index=group)
-                group = []
-            group.append(i)
-        yield group, collate([samples[j] for j in group], vocab, readers, index=group)
+                samples.append(lay_out(rows[i], vocab))
+        for group in by_budget([places(sample) for sample in samples], room(session.model, tokens)):
+            index = [numbers[k] for k in group]
+            yield index, collate([samples[k] for k in group], vocab, readers, index=index)
 
 
 def _log_p(

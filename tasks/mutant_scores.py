@@ -29,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from ..budget import room
 from ..diffusion.keys import NoiseKey
 from ..errors import ConfigError, DataError, nearest
 from ..session import Session
@@ -104,7 +105,7 @@ def score_mutants(
     target: str | None = None,
     orders: int = 8,
     levels: int = 16,
-    tokens: int = 4096,
+    tokens: int | None = None,
     seed: int = 0,
 ) -> list[float]:
     """A score a mutant, in nats; see the head of this file. target: the chain that the wild type binds, as context.
@@ -116,6 +117,7 @@ def score_mutants(
     """
     if method not in METHODS:
         raise ConfigError(f"method: {method!r}{nearest(method, METHODS)}")
+    tokens = room(session.model, tokens)
     for name, value in (("orders", orders), ("levels", levels), ("tokens", tokens)):
         if value < 1:
             raise ConfigError(f"{name}: {value}, expected at least 1")

@@ -47,7 +47,7 @@ def scan(
     target: str | None = None,
     orders: int = 8,
     levels: int = 16,
-    tokens: int = 4096,
+    tokens: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Spearman's rank correlation (ties: mean ranks) of every method, and of every baseline, with every column.

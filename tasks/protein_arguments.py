@@ -198,7 +198,7 @@ def _common(parser: argparse.ArgumentParser, words: str) -> None:
         "words", metavar=words, nargs="*", default=[], help="sequences; settings: sampler.steps=20, task.letters=..."
     )
     parser.add_argument(
-        "--tokens", type=whole(1), default=4096, help="places of a batch, padding counted (4096); a GPU wants more"
+        "--tokens", type=whole(1), help="places of a batch, padding counted (1024 on a CPU); changes no result"
     )
 
 

@@ -23,7 +23,7 @@ from ..settings import Config
 from ..train import train
 from .designs import bounds, generate
 from .markov import Bools, Chain, family
-from .mask_filling import RATES, TOKENS, batches, hidden
+from .mask_filling import RATES, batches, hidden
 from .protein_metrics import composition, jensen_shannon, kmers
 from .protein_plots import composition_plot, lines, mask_filling_plot
 from .protein_report import Written, write_protein_report
@@ -108,7 +108,7 @@ def guessed(session: Session, natural: Sequence[str]) -> dict[str, dict[str, flo
     model = session.model.eval()
     sums = {rate: np.zeros(3) for rate in RATES}
     with torch.inference_mode():
-        for numbers, batch in batches(session, [{"sequence": s} for s in natural], TOKENS, session.task.sample):
+        for numbers, batch in batches(session, [{"sequence": s} for s in natural], None, session.task.sample):
             on_device = to_device(batch, model.device)
             features = model.encode(on_device.media)
             for rate in RATES:

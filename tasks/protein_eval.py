@@ -22,7 +22,7 @@ from ..session import Session
 from .alignment_score import floor
 from .alignments import LETTERS
 from .designs import Record, generate
-from .mask_filling import RATES, TOKENS, background, baselines, batches, mask_filling, sequences
+from .mask_filling import RATES, background, baselines, batches, mask_filling, sequences
 from .novelty import diversity, novelty
 from .protein_metrics import composition, composition_report, conserved, validity
 from .protein_page import page
@@ -37,7 +37,7 @@ __all__ = ["baselines", "bound_per_residue", "evaluate_model", "mask_filling"]
 
 
 def bound_per_residue(
-    session: Session, rows: Sequence[Row], *, levels: int = LEVELS, seed: int = 0, tokens: int = TOKENS
+    session: Session, rows: Sequence[Row], *, levels: int = LEVELS, seed: int = 0, tokens: int | None = None
 ) -> dict[str, float]:
     """`nats`: the bound on -log p of all rows / their places (of aligned rows: columns), its standard error `nats_se`
     over rows, `places`, and `perplexity`: e to the power of `nats`. See `mmdiff.likelihood.bound`."""
@@ -76,7 +76,7 @@ def evaluate_model(
     motif: str | None = None,
     rates: Sequence[float] = RATES,
     seed: int = 0,
-    tokens: int = TOKENS,
+    tokens: int | None = None,
     title: str = "Protein model",
     **generation: Any,
 ) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..budget import room
 from ..errors import ConfigError, DataError, nearest
 from ..protocols import Row
 from ..records import Lines
@@ -46,7 +47,7 @@ def score_sequences(
     *,
     methods: Sequence[str] = METHODS,
     levels: int = 16,
-    tokens: int = 4096,
+    tokens: int | None = None,
     window: int = 1024,
     per_residue: bool = False,
     control: str | None = None,
@@ -75,6 +76,7 @@ def score_sequences(
         raise ConfigError(f"control: {control!r}{nearest(str(control), CONTROLS)}")
     if per_residue and "pseudo_perplexity" not in methods:
         raise ConfigError("per_residue: needs the method pseudo_perplexity")
+    tokens = room(session.model, tokens)
     for name, value in (("levels", levels), ("tokens", tokens), ("window", window)):
         if value < 1:
             raise ConfigError(f"{name}: {value}, expected at least 1")

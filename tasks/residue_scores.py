@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..batch import Batch, Sample, Target, Text, collate, to_device
-from ..budget import by_budget
+from ..budget import by_budget, room
 from ..errors import ConfigError, DataError
 from ..likelihood import bound
 from ..model import MMDiff
@@ -71,14 +71,14 @@ def bounds(
     index: Sequence[int],
     *,
     levels: int = 16,
-    tokens: int = 4096,
+    tokens: int | None = None,
     seed: int = 0,
 ) -> list[float]:
     """Upper bounds of -log p of the residues that count, in nats. index: the number under which noise is drawn."""
     allow = Residues(model.vocab).ranges(letters)
     out = [0.0] * len(canvases)
     with evaluating(model):
-        for group in by_budget([len(one.ids_L) for one in canvases], tokens):
+        for group in by_budget([len(one.ids_L) for one in canvases], room(model, tokens)):
             samples = [_sample(canvases[k], allow) for k in group]
             batch = collate(samples, model.vocab, index=[index[k] for k in group])
             for k, nll in zip(group, bound(model, batch, levels=levels, seed=seed).nll_B.tolist(), strict=True):
@@ -87,7 +87,7 @@ def bounds(
 
 
 def pseudo_log_p(
-    model: MMDiff, canvases: Sequence[Canvas], letters: str, *, tokens: int = 4096
+    model: MMDiff, canvases: Sequence[Canvas], letters: str, *, tokens: int | None = None
 ) -> list[NDArray[np.float64]]:
     """(N,) of each canvas: log p of each residue given all others, NaN where it does not count."""
     mask_id = model.vocab.mask_id
@@ -109,7 +109,7 @@ def pseudo_log_p(
 
 
 def log_probs(
-    model: MMDiff, queries: Iterable[Query], letters: str, *, tokens: int = 4096
+    model: MMDiff, queries: Iterable[Query], letters: str, *, tokens: int | None = None
 ) -> Iterator[NDArray[np.float64]]:
     """(P, K) of each query, in their order: log p of every letter at its wanted places, the softmax over `letters`.
 
@@ -117,7 +117,7 @@ def log_probs(
     """
     residues = Residues(model.vocab)
     id_K = torch.tensor([residues.id_of[letter] for letter in letters], device=model.device)
-    for group in _grouped(queries, tokens):
+    for group in _grouped(queries, room(model, tokens)):
         batch = _batch([query.ids_L for query in group], model.vocab)
         want_BL = torch.zeros_like(batch.attend_BL)
         for b, query in enumerate(group):

@@ -77,7 +77,7 @@ def exact() -> Session:
 def test_the_exact_posterior_guesses_as_bayes_and_its_bound_is_the_entropy(
     exact: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmdiff.tasks.protein_demo.TOKENS", 2000)  # several batches
+    monkeypatch.setattr("mmdiff.budget.CPU", 2000)  # several batches
     natural = family().draw(150, seed=5)
     model, bayes = guessed(exact, natural), best(family(), natural)
     assert set(model) == RATES
