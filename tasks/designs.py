@@ -236,8 +236,9 @@ def bounds(
     """
     letters = str(getattr(session.task, "letters", CANONICAL))
     canvases = [canvas(session, row, letters, record=k) for k, row in enumerate(rows)]
-    how = {"levels": levels, "tokens": tokens, "seed": seed}
-    nats = residue_bounds(session.model, canvases, letters, range(len(canvases)), **how)
+    nats = residue_bounds(
+        session.model, canvases, letters, range(len(canvases)), levels=levels, tokens=tokens, seed=seed
+    )
     return [nll / max(int(one.scored_N.sum()), 1) for nll, one in zip(nats, canvases, strict=True)]
 
 

@@ -4,7 +4,8 @@
     {"image": ..., "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", ...}]}
 
 `image` may be left out. `<image>` in a human turn is the place of a picture, in the order of `image`; a `question`
-without any has its pictures in front. `audio` and `<audio>` are the same for sounds; a row may have both.
+without any has its pictures in front. `audio` and `<audio>` are the same for sounds, `protein` and `<protein>` for
+proteins (sequences); a row may have all of them.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from ..batch import Media
 from ..errors import DataError, nearest
 from ..protocols import Row
 
-NOUNS = {"image": "picture", "audio": "sound"}
+NOUNS = {"image": "picture", "audio": "sound", "protein": "protein"}
 """Field of a row -> what one of its media is called."""
 SLOT = "<image>"
-SLOTS = re.compile("<(image|audio)>")
+SLOTS = re.compile("<(image|audio|protein)>")
 Content = Sequence[str | Media]
 """What a person says in one turn: text and media in order."""
 Turns = list[tuple[Content, str | None]]
@@ -50,7 +51,7 @@ class at:
 
 
 def media_of(row: Row, field: str) -> list[Any]:
-    """The pictures (`image`) or sounds (`audio`) of a row."""
+    """The pictures (`image`), sounds (`audio`) or proteins (`protein`) of a row."""
     found = row.get(field)
     if found is None:
         return []
@@ -58,10 +59,10 @@ def media_of(row: Row, field: str) -> list[Any]:
 
 
 def read_turns(row: Row, kind: str = "image") -> Turns:
-    """The turns of a row. kind: of the `Media` its pictures become; sounds are of kind `audio`. Raises RowError.
+    """The turns of a row. kind: of the `Media` its pictures become; other media have their field's. Raises RowError.
 
-    As LLaDA-V does, the only picture or sound of a turn is moved to its front, with a line break behind it; several
-    stay where their slots are.
+    As LLaDA-V does, the only picture, sound or protein of a turn is moved to its front, with a line break behind it;
+    several stay where their slots are.
     """
     media = {
         field: [Media(kind if field == "image" else field, one) for one in media_of(row, field)] for field in NOUNS

@@ -120,10 +120,10 @@ class LlavaJSON:
             }
             for row in self._rows:
                 with self._or_refuse(row["where"]):
-                    for field, noun in NOUNS.items():
+                    for field in FAULT:
                         for path in row.get(field, ()):
                             if fault := faults[path].result():
-                                raise RowError(f"unreadable {noun}", f"{path} ({fault})")
+                                raise RowError(f"unreadable {NOUNS[field]}", f"{path} ({fault})")
                     kept.append(row)
         finally:
             pool.shutdown(cancel_futures=True)

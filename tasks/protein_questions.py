@@ -1,7 +1,7 @@
 """Questions about proteins from a file: a JSON list or JSON lines, in the forms that `mmdiff.tasks.dialogue` reads.
 
     {"protein": "MKTAYIAK...", "question": "What does this protein do?", "answer": "It binds zinc."}
-    {"protein": ["MKT...", "GSH..."], "conversations": [{"from": "human", "value": "<protein>\\n<protein>\\nDo ..."}, ...]}
+    {"protein": ["MKT...", "GSH..."], "conversations": [{"from": "human", "value": "<protein>\\n<protein>\\n..."}, ...]}
 
 `protein` is a sequence or a list of them, or left out; `<protein>` in a human turn is the place of one.
 """
@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,20 +16,18 @@ from typing import Any
 from ..encoders.protein import residues
 from ..errors import ConfigError, DataError
 from ..protocols import Row
-from .dialogue import SLOT, RowError, answers, media_of, read_turns
+from .dialogue import SLOTS, RowError, answers, media_of, read_turns
 from .hypotheses import read_json
-
-MARK = "<protein>"
 
 
 class ProteinQuestions:
-    """The rows of one file, for `VQA(media="protein")`. Every one must have an answer and the proteins it speaks of.
+    """The rows of one file, for `VQA`. Every one must have an answer and the proteins it speaks of.
 
     path: the file. limit: read the first rows only. max_length: residues of a protein; None: the encoder decides when
         it meets a longer one.
 
-    Rows are those of the file, with the proteins where the dialogue has its pictures (`image`), `where` (file and row),
-    and, of a conversation, its last `question` and `answer` (for reports).
+    Rows are those of the file, with `where` (file and row) and, of a conversation, its last `question` and
+    `answer` (for reports).
     Raises DataError that names file and row, before any row is handed out.
     """
 
@@ -56,7 +53,7 @@ class ProteinQuestions:
     def toy(cls, path: str, limit: int | None = None, max_length: int | None = None) -> ProteinQuestions:
         """A small file instead of `path`, written and read back; proteins of 5 to 14 residues."""
         first = [{"protein": "MKTAY" + "GS" * i, "question": "what is it", "answer": "a helix"} for i in range(3)]
-        talk = [{"from": "human", "value": f"{MARK}\nis it long"}, {"from": "gpt", "value": "no"}]
+        talk = [{"from": "human", "value": "<protein>\nis it long"}, {"from": "gpt", "value": "no"}]
         talk += [{"from": "human", "value": "does it bind zinc"}, {"from": "gpt", "value": "yes"}]
         with TemporaryDirectory() as folder:
             file = Path(folder) / "rows.json"
@@ -70,39 +67,15 @@ def _row(raw: Any, max_length: int | None) -> dict[str, Any]:
         raise raw
     if not isinstance(raw, dict):
         raise RowError("not a JSON object", f"{raw!r:.60}")
-    if "image" in raw:
-        raise RowError("a picture in a row of proteins", f"image: {raw['image']!r:.60}")
-    proteins = [{"sequence": residues(one, max_length)} for one in media_of(raw, "protein")]
-    row: dict[str, Any] = {**raw, "image": proteins}  # a mapping: text would be taken for the path of a picture
-    if "conversations" in raw:
-        row["conversations"] = talk = _marked(raw["conversations"])
-    elif isinstance(raw.get("question"), str):
-        row["question"] = _here(raw["question"])
-    try:
-        turns, accepted = read_turns(row), answers(row)
-    except RowError as error:
-        raise RowError(str(error).replace(SLOT, MARK).replace("picture", "protein")) from None
+    for field in ("image", "audio"):
+        if field in raw:
+            raise RowError("row is not of proteins alone", f"{field}: {raw[field]!r:.60}")
+    for one in media_of(raw, "protein"):
+        residues(one, max_length)
+    turns, accepted = read_turns(raw), answers(raw)
     if turns[-1][1] is None or not accepted:
         raise RowError("no answer")
-    if "conversations" in raw:
-        asked = [turn["value"] for turn in talk if turn["from"] == "human"][-1]
-        row |= {"question": asked.replace(SLOT, "").strip(), "answer": raw.get("answer", accepted[0])}
-    return row
-
-
-def _here(text: str) -> str:
-    if SLOT in text:
-        raise RowError("a picture in a row of proteins", f"{text!r:.60}, expected {MARK}")
-    return text.replace(MARK, SLOT)
-
-
-def _marked(talk: Any) -> Any:
-    """Human turns with `<protein>` as the dialogue's own slot; what is no turn is left for it to refuse."""
-    if not isinstance(talk, list):
-        return talk
-    return [
-        {**turn, "value": _here(turn["value"])}
-        if isinstance(turn, Mapping) and turn.get("from") == "human" and isinstance(turn.get("value"), str)
-        else turn
-        for turn in talk
-    ]
+    if "conversations" not in raw:
+        return raw
+    human = [turn["value"] for turn in raw["conversations"] if turn["from"] == "human"]
+    return {**raw, "question": SLOTS.sub("", human[-1]).strip(), "answer": raw.get("answer", accepted[0])}
