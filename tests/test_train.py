@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -235,9 +236,15 @@ def one_of(world: int, rank: int, port: int, config: Config) -> None:
     }
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    sys.stderr = open(os.devnull, "w")
-    train(config)
-    torch.distributed.destroy_process_group()
+    sys.stderr = open(f"rank{rank}.log", "w")
+    try:
+        train(config)
+        torch.distributed.barrier()  # the first rank holds the store that the others still talk to
+        torch.distributed.destroy_process_group()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        raise
 
 
 def in_processes(world: int, config: Config) -> None:
@@ -247,9 +254,9 @@ def in_processes(world: int, config: Config) -> None:
     children = [FORK.Process(target=one_of, args=(world, rank, port, config)) for rank in range(world)]
     for child in children:
         child.start()
-    for child in children:
+    for rank, child in enumerate(children):
         child.join(60)
-        assert child.exitcode == 0
+        assert child.exitcode == 0, Path(f"rank{rank}.log").read_text()[-3000:]
 
 
 @pytest.mark.parametrize("denominator", ["tokens", "sequences"])
