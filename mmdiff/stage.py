@@ -30,7 +30,7 @@ from .likelihood import bound
 from .meters import Meters
 from .model import MMDiff
 from .optim import lr_factor
-from .protocols import Objective, Task
+from .protocols import Objective, Source, Task
 from .run import Run
 from .settings import Config, StageConfig
 
@@ -60,6 +60,8 @@ class Stage:
         self.stream = make_stream(
             stage, self.task, where, seed=config.train.seed, keep=config.train.keep_read << 20, toy=self.toy
         )
+        # now, not after hours: what cannot be read is said before the first step
+        self.held_out = build(stage.eval, where=f"{where}.eval", toy=self.toy) if stage.eval and self.task else None
         on_cpu = not torch.cuda.is_available()  # one fused kernel, where torch's default is a loop over tensors
         self.optimizer = torch.optim.AdamW(
             self.groups, lr=stage.lr, betas=config.train.betas, fused=True if on_cpu else None
@@ -105,7 +107,7 @@ class Stage:
                     self.run.log(progress.step, {"stage": self.name, "lr": lr, **figures})
             bar.update()
             every = self.settings.eval_every
-            if stage.eval and (last or (every and progress.step % every == 0)):
+            if self.held_out is not None and (last or (every and progress.step % every == 0)):
                 self._evaluate()
                 wrapped.train()
             if save:
@@ -185,9 +187,9 @@ class Stage:
         return {kind: fingerprint(encoder) for kind, encoder in self.model.encoders.items()}
 
     def _evaluate(self) -> None:
-        if not self.accelerator.is_main_process or self.task is None:
+        if not self.accelerator.is_main_process or self.task is None or self.held_out is None:
             return
-        figures = evaluate_bound(self.model, self.stage, self.task, f"train.stages.{self.name}", toy=self.toy)
+        figures = evaluate_bound(self.model, self.stage, self.task, self.held_out)
         self.run.log(self.progress.step, {"stage": self.name, **figures})
         own, other = figures["bound_per_token"], figures.get("bound_per_token_swapped")
         if other is not None and other < own * (1 + UNUSED) and not self.toy:
@@ -249,13 +251,12 @@ def make_stream(
     return Stream(components, seed=seed, keep=keep, batch=stage.batch_size, bucket=stage.bucket)
 
 
-def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, where: str, *, toy: bool = False) -> dict[str, float]:
+def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, rows: Source) -> dict[str, float]:
     """The bound on the stage's held-out rows, in nats a sample and a target place: the same rows, the same figure.
 
     `bound_per_token_swapped` is the bound with each row's media exchanged for those of its neighbour: a model that does
     not look, or listen, has the same in both.
     """
-    rows = build(stage.eval, where=f"{where}.eval", toy=toy)
     stream = Stream([Component("eval", rows, task)], seed=0)
     model.eval()
     nats, places = {"own": 0.0, "swapped": 0.0}, {"own": 0, "swapped": 0}

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.random import Generator
 
 from ..errors import ConfigError, DataError
-from .residues import AMBIGUOUS, CANONICAL, OPEN, RARE
+from .residues import AMBIGUOUS, CANONICAL, GAP, OPEN, RARE
 
 LETTERS = "".join(sorted(set(CANONICAL + AMBIGUOUS + RARE) - {"J"}))
 """Residues that a template may fix: the 20 and X B U Z O. J has no id in ESM's vocabulary."""
@@ -255,8 +255,8 @@ def allowed(design: Design, text: str = "", forbid: str = "") -> Design:
     sequence = design.sequence
     places = [i for i, letter in enumerate(sequence) if letter == OPEN]
     allow = list(design.allow or [None] * len(sequence))
-    if forbid and (unknown := sorted(set(forbid) - set(LETTERS))):
-        raise DataError(f"forbid: {unknown[0]!r} is no residue, expected some of {LETTERS}")
+    if forbid and (unknown := sorted(set(forbid) - set(LETTERS + GAP))):
+        raise DataError(f"forbid: {unknown[0]!r} is no residue, expected some of {LETTERS}, or {GAP}")
     rules = [(places, set(CANONICAL) - set(forbid), f"forbid {forbid}")] if forbid else []
     for item in text.split(",") if text.strip() else ():
         where, colon, letters = item.strip().partition(":")

@@ -28,7 +28,9 @@ def infill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", metavar="16-35,52-71", help="residues that stay, all others are written")
     parser.add_argument("--share", type=share, help="this share of the residues, drawn, is written again")
     parser.add_argument("--window", type=whole(1), help="... within a window of so many residues, put anywhere")
-    parser.add_argument("--scaffold", metavar="16-35,52-71", help="a motif that is put anywhere into a new sequence")
+    parser.add_argument(
+        "--scaffold", metavar="16-35,52-71", help="a motif, counted from 1, put anywhere into a new sequence"
+    )
     parser.add_argument("--length", help="of that sequence: 100 or 80-120")
     parser.add_argument("--keep-gaps", action="store_true", help="the motif's segments stay as far apart as they are")
     _policies(parser)
@@ -97,7 +99,7 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=whole(1), default=300, help="sequences that are written (300)")
     parser.add_argument("--motif", help="residues and open places (_): its residues must stay")
     parser.add_argument("--seed", type=whole(0), default=0)
-    parser.add_argument("--report", help="the page (RUN/protein/report.html; of a model without a run: none)")
+    parser.add_argument("--report", help="the page (RUN/protein/, or protein-FILE/; without a run: none)")
 
 
 # Values ---------------------------------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def probe(args: argparse.Namespace) -> Output:
     how = {"folds": args.folds, "seed": args.seed, "sequences": sequences}
     result = (residue_probe if labels.by_residue else run)(embeddings, found, own, **how)
     result["kept_whole"] = kept
-    told = f"{result['rows']} rows in {result['folds']} folds, which keep {result['groups']} groups whole: {kept}"
+    told = f"{result['kind']}, {result['rows']} rows in {result['folds']} folds, which keep {result['groups']} groups whole: {kept}"
     return result, f"{told}\n{shown(result)}"
 
 
@@ -162,14 +162,14 @@ def evaluate(args: argparse.Namespace) -> Output:
 
     file, overrides = arguments.file_or_none(args)
     session = _session(args, overrides)
-    page = page_file("--report", args.report, Path(args.run))
+    page = page_file("--report", args.report, Path(args.run), file)
     test, train = evaluation_rows(args.run, file, args.train, args.limit)
     if args.motif is not None:
         session.task.prompt({"id": "--motif", "sequence": args.motif}, session.model.vocab)  # what is wrong, now
     make_room("--report", page)
     aligned = args.aligned or aligned_rows(session, test)
     how = {name: getattr(args, name) for name in ("samples", "motif", "seed", "tokens")}
-    title = f"{args.run}: proteins"
+    title = f"{args.run} on {file or 'its held-out rows'}{f', the first {args.limit}' if args.limit else ''}"
     found = evaluate_model(session, test, file=page, train_rows=train, aligned=aligned, title=title, **how)
     return {**found, "report": None if page is None else str(page)}, summary(found, page)
 

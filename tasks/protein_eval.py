@@ -99,7 +99,7 @@ def evaluate_model(
     natural = _some([*(train or []), *test], NATURAL, seed)
     generation = {"seed": seed, **generation}
     settings = generation_config(session.sampler, **generation)
-    out: dict[str, Any] = {"n": len(test), "aligned": aligned}
+    out: dict[str, Any] = {"n": len(test), "train": 0 if train is None else len(train), "aligned": aligned}
     out["mask_filling"] = mask_filling(
         session, test_rows, rates, seed=seed, tokens=tokens, aligned=aligned, train=train
     )

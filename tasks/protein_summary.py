@@ -16,12 +16,13 @@ SETS = ("", "natural_")  # how the figures of generated and of natural sequences
 def summary(found: Mapping[str, Any], page: Path | None = None) -> str:
     """page: where the report is."""
     of, bound = found["generation"], found["bound"]
-    lines = [f"{found['n']} held-out sequences, {of['n']} generated", ""]
-    for key, label in (("accuracy", "accuracy, masked:"), ("nll", "nats, masked:")):
+    known = f", {found['train']} of training" if found.get("train") else ""
+    lines = [f"{found['n']} held-out sequences{known}, {of['n']} generated", ""]
+    for key, label in (("accuracy", "accuracy of residues, masked:"), ("nll", "nats a residue, masked:")):
         lines += [*_table(label, by_rate(guessed(found), key)), ""]
     priced: dict[str, dict[str, Cell]] = {"model": {"nats": bound["nats"], "perplexity": bound["perplexity"]}}
     priced |= {name: {"nats": bound[name]} for name in ("unigram", "profile") if name in bound}
-    lines += [*_table(f"-log p a {'column' if found['aligned'] else 'residue'}:", priced), ""]
+    lines += [*_table(f"-log p a {'column, gaps too' if found['aligned'] else 'residue'}:", priced), ""]
     divergence = {
         f"{k}-mers": {KMERS[name]: one[name] for name in KMERS if name in one} for k, one in of["jsd"].items()
     }
@@ -36,7 +37,7 @@ def summary(found: Mapping[str, Any], page: Path | None = None) -> str:
 def _sequences(of: Mapping[str, Any]) -> dict[str, dict[str, Cell]]:
     conserved = of.get("conserved") or {}
     rows = {
-        "conserved columns kept": [conserved.get(f"{name}mean") for name in SETS],
+        "conserved columns kept": [conserved.get(f"{name}mean") if conserved.get("columns") else None for name in SETS],
         "all different": [of[f"{name}diversity"]["unique"] for name in SETS],
         "identity with each other": [of[f"{name}diversity"]["identity"] for name in SETS],
         "identity with nearest in training": [(of.get(f"{name}novelty") or {}).get("median") for name in SETS],

@@ -83,6 +83,16 @@ def test_logits_of_esm2_are_those_of_transformers_without_token_dropout(tmp_path
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_transformers_saves_is_read(tmp_path: Path, tied: bool) -> None:
+    """`save_pretrained` of transformers 5 writes other names than its model has."""
+    model, (ids_RL, attend_RL) = reference(tie_word_embeddings=tied), rows()
+    model.save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path)
+    close(backbone(ids_RL, attend_RL), model(ids_RL, attention_mask=attend_RL.long()).logits, attend_RL)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["dplm", "option"])
 def test_token_dropout_where_it_is_asked_for_is_that_of_transformers(tmp_path: Path, name: str) -> None:
     """DPLM has it always, ESM-2 as an option; transformers applies it to ids only, here embeddings come in."""

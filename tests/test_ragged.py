@@ -180,14 +180,14 @@ def test_exchanged_media_are_scored_beside_a_rows_own() -> None:
     """What a model that listens loses; and a model that does not listen is reported."""
     m = model()
     m.encoders["image"], m.connectors["image"] = m.encoders.pop("audio"), m.connectors.pop("audio")
-    figures = evaluate_bound(m, StageConfig(eval={"target": "test_ragged.Clips"}, batch_size=4), Where(), "x")
+    figures = evaluate_bound(m, StageConfig(batch_size=4), Where(), Clips())
     assert figures["bound_per_token_swapped"] != figures["bound_per_token"]
-    deaf = evaluate_bound(m, StageConfig(eval={"target": "test_ragged.Clips"}, batch_size=4), Where(image=False), "x")
+    deaf = evaluate_bound(m, StageConfig(batch_size=4), Where(image=False), Clips())
     assert "bound_per_token_swapped" not in deaf
     with torch.no_grad():
         for p in m.connectors.parameters():
             p.zero_()
-    same = evaluate_bound(m, StageConfig(eval={"target": "test_ragged.Clips"}, batch_size=4), Where(), "x")
+    same = evaluate_bound(m, StageConfig(batch_size=4), Where(), Clips())
     assert abs(same["bound_per_token_swapped"] / same["bound_per_token"] - 1) < UNUSED
 
 

@@ -225,6 +225,14 @@ def test_accumulation_is_exact(objective: dict[str, Any]) -> None:
             assert a["loss"] == pytest.approx(b["loss"], abs=1e-6) and a["nll"] == pytest.approx(b["nll"], abs=1e-5)
 
 
+def test_held_out_rows_that_cannot_be_read_stop_a_run_before_its_first_step() -> None:
+    config = split("bad", EXACT, 8, 1)
+    stage = replace(config.train.stages["only"], eval={"target": "toy.Missing"})
+    with pytest.raises(ConfigError, match="train.stages.only.eval"):
+        train(replace(config, train=replace(config.train, stages={"only": stage})))
+    assert not list(Path("runs/bad/checkpoints").glob("step-*"))
+
+
 def one_of(world: int, rank: int, port: int, config: Config) -> None:
     os.environ |= {
         "WORLD_SIZE": str(world),

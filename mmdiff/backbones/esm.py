@@ -231,8 +231,9 @@ def published_config(config: Any, facts: Facts) -> dict[str, Any]:
 
 
 def published_names(config: Any) -> dict[str, str]:
-    """Names are transformers' own, but for the head's bias in DSM, and the rotary frequencies of older files, which
-    hold them in every layer. A name that is written comes last."""
+    """Names are transformers' own, but for the head's bias in DSM, the rotary frequencies of older files, which hold
+    them in every layer, and what transformers 5 writes: norms as `gamma` and `beta`, and frequencies of layer `*`.
+    A name that is written comes last."""
     import torch
     from transformers import AutoModelForMaskedLM
 
@@ -240,11 +241,14 @@ def published_names(config: Any) -> dict[str, str]:
         model = finished(AutoModelForMaskedLM.from_config(config))
     names = {}
     if config.position_embedding_type == "rotary":
-        for layer in range(config.num_hidden_layers):
+        for layer in ("*", *range(config.num_hidden_layers)):
             at = f"esm.encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq"
             names[at] = "esm.rotary_embeddings.inv_freq"
         names["esm.rotary_embeddings.inv_freq"] = "esm.rotary_embeddings.inv_freq"
-    names |= {name: name for name, _ in model.named_parameters()}
+    own = [name for name, _ in model.named_parameters()]
+    for kind, other in (("weight", "gamma"), ("bias", "beta")):
+        names |= {name.removesuffix(kind) + other: name for name in own if name.endswith(f"LayerNorm.{kind}")}
+    names |= {name: name for name in own}
     biases = ["lm_head.decoder.bias", "lm_head.bias"]
     for name in biases if not config.mmdiff["bias_in_decoder"] else reversed(biases):
         names.pop(name, None)

@@ -291,5 +291,6 @@ def local_folder(path: str | Path) -> Path:
         return Path(snapshot_download(str(path), allow_patterns=DOWNLOADED))
     except (OSError, ValueError) as error:
         published = [name for model_type in FAMILIES for name in _published(model_type)]
-        cause = " ".join(str(error).split())[:200] + nearest(str(path), published)
+        hint = "" if str(path) in published else nearest(str(path), published)
+        cause = " ".join(str(error).split())[:200] + hint
         raise ConfigError(f"path {str(path)!r}: no such folder, and no download: {cause}") from error
