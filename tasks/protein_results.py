@@ -191,13 +191,13 @@ def _begins_with(longer: Path, shorter: Path) -> bool:
     return True
 
 
-def page_file(option: str, path: str | None, run: Path, rows: str | None = None) -> Path | None:
+def page_file(option: str, path: str | None, run: Path, rows: Path | None = None) -> Path | None:
     """The page of an evaluation, beside which its `metrics.json` is written: of a run its own, called by the file of
     `rows` where they are not the run's; of another model none unless it is named. Raises UserError where a metrics.json
     of something else is there, such as a run's."""
     if path is None and not (run / "config.yaml").is_file():
         return None
-    folder = "protein" if rows is None else f"protein-{Path(rows).name.partition('.')[0]}"
+    folder = "protein" if rows is None else f"protein-{rows.name.partition('.')[0]}"
     page = out_file(option, str(run / folder / "report.html") if path is None else path)
     beside = None if page is None else page.with_name("metrics.json")
     if beside is not None and beside.exists():
