@@ -149,7 +149,8 @@ def probe(args: argparse.Namespace) -> Output:
     how = {"folds": args.folds, "seed": args.seed, "sequences": sequences}
     result = (residue_probe if labels.by_residue else run)(embeddings, found, own, **how)
     result["kept_whole"] = kept
-    told = f"{result['kind']}, {result['rows']} rows in {result['folds']} folds, which keep {result['groups']} groups whole: {kept}"
+    told = f"{result['kind']}, {result['rows']} rows in {result['folds']} folds, "
+    told += f"which keep {result['groups']} groups whole: {kept}"
     return result, f"{told}\n{shown(result)}"
 
 
