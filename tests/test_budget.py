@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from mmdiff import budget
 from mmdiff.budget import by_budget
 
 
@@ -26,3 +29,9 @@ def test_every_thing_is_in_one_batch_that_is_as_full_as_it_can_be(seed: int, row
 def test_what_is_longer_than_the_budget_stands_alone_and_equals_keep_their_order() -> None:
     assert by_budget([5, 200, 5, 5], 10) == [[1], [0, 2], [3]]
     assert by_budget([], 10) == []
+
+
+def test_room_is_what_is_asked_for_or_what_suits_the_device() -> None:
+    for kind, expected in (("cpu", budget.CPU), ("cuda", budget.GPU)):
+        model = SimpleNamespace(device=torch.device(kind))
+        assert budget.room(model) == expected and budget.room(model, 7) == 7  # type: ignore[arg-type]

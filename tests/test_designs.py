@@ -364,3 +364,25 @@ def test_a_source_without_an_iterator(session: Session) -> None:
             return rows()[index]  # ends where it is asked to, not where it could
 
     assert list(generate(session, Rows())) == list(generate(session, rows()[:3]))
+
+
+def test_drafts_are_refused_since_they_rewrite_what_is_given(session: Session) -> None:
+    with pytest.raises(ConfigError, match="sampler.draft: opens residues that are given"):
+        generate(session, [{"sequence": "A_"}], draft={"target": "mmdiff.samplers.drafts.Random"})
+
+
+def test_a_target_of_one_kind_of_residue_has_no_shuffled_control() -> None:
+    with pytest.raises(DataError, match="row 0: target: one kind of residue.*use other"):
+        control_rows([{"sequence": "_", "target": "AAAA"}])
+
+
+@pytest.mark.parametrize("other", [{"sequence": "C_A"}, {"sequence": "A_AA"}, {"target": "MK"}])
+def test_a_file_is_not_gone_on_with_for_rows_of_the_same_name(
+    session: Session, tmp_path: Path, other: dict[str, str]
+) -> None:
+    row = {"id": "a", "sequence": "A_A"}
+    list(generate(session, [row], out=tmp_path / "x.jsonl"))
+    before = (tmp_path / "x.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="was written for other rows"):
+        generate(session, [row | other], out=tmp_path / "x.jsonl")
+    assert (tmp_path / "x.jsonl").read_bytes() == before

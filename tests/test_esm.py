@@ -405,3 +405,9 @@ def small(**more: Any) -> Backbone:
     torch.manual_seed(0)
     made = {"hidden_size": D, "layers": LAYERS, "heads": HEADS, "max_length": 64, "init_std": 0.2}
     return new_backbone(family="esm", tokenizer=esm.tokenizer(), **made, **more)
+
+
+def test_reserved_ids_are_saved_with_a_backbone_alone(tmp_path: Path) -> None:
+    backbone = small(reserve={"bins": 5})
+    backbone.save_pretrained(tmp_path)
+    assert load_backbone(tmp_path).vocab.ranges == {"bins": (33, 38)}

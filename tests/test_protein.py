@@ -182,3 +182,8 @@ def test_backbones_are_told_from_runs_and_saved_models(tmp_path: Path, model: MM
     model.backbone.save_pretrained(tmp_path / "backbone", original_format=True)
     assert is_backbone(str(tmp_path / "backbone")) and is_backbone("GleghornLab/DSM_150")
     assert not any(map(is_backbone, [str(tmp_path / "saved"), str(tmp_path), "runs/x", "./x", "protein-demo"]))
+
+
+def test_an_open_place_of_a_target_is_named(vocab: Vocab) -> None:
+    with pytest.raises(DataError, match="target: residue 2 is open"):
+        Protein().prompt({"sequence": "__", "target": "M_K"}, vocab)

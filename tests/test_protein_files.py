@@ -171,3 +171,9 @@ def test_rows_to_judge_by(write: Write, tmp_path: Path) -> None:
         evaluation_rows("nowhere", None, str(train), None)
     with pytest.raises(UserError, match="a model without a run; give a file"):
         evaluation_rows(str(tmp_path), None, None, None)
+
+
+def test_the_page_of_a_file_does_not_take_the_place_of_the_runs_own(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    own, other = page_file("--report", None, tmp_path), page_file("--report", None, tmp_path, Path("data/x.fasta.gz"))
+    assert own == tmp_path / "protein" / "report.html" and other == tmp_path / "protein-x" / "report.html"
