@@ -36,10 +36,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mmdiff.backbones import new_backbone
-from mmdiff.batch import Batch, Target, collate
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.sample import Target
 from mmdiff.connectors.merge import FrameStack
-from mmdiff.data import read
-from mmdiff.encoders.mel import LogMel
+from mmdiff.data.collate import collate
+from mmdiff.data.stream import read
+from mmdiff.encoders.media.mel import LogMel
 from mmdiff.encoders.speech import SpeechConv
 from mmdiff.encoders.whisper import Whisper
 from mmdiff.model import MMDiff
@@ -47,9 +49,9 @@ from mmdiff.protocols import Denoise, Row
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
 from mmdiff.session import load
-from mmdiff.tasks.asr import ASR
-from mmdiff.tasks.manifests import by_duration
-from mmdiff.tasks.speech import RATE, Commands, tokenizer
+from mmdiff.tasks.asr.data.commands import RATE, Commands, tokenizer
+from mmdiff.tasks.asr.data.manifests import by_duration
+from mmdiff.tasks.asr.task import ASR
 
 WIDTH, LAYERS, REPEATS, SECONDS = 256, 6, 3, 40.0
 TASK = ASR(12, instruction="transcribe")

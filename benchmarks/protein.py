@@ -44,16 +44,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmdiff.backbones import new_backbone
 from mmdiff.backbones.esm import tokenizer
+from mmdiff.config.settings import GenerationConfig
 from mmdiff.model import MMDiff
 from mmdiff.protocols import Row
 from mmdiff.session import Session
-from mmdiff.settings import GenerationConfig
-from mmdiff.tasks.designs import generate
-from mmdiff.tasks.embeddings import Embeddings, embed
-from mmdiff.tasks.mutant_scores import score_mutants
-from mmdiff.tasks.protein import Protein
-from mmdiff.tasks.protein_scores import score_sequences
-from mmdiff.tasks.residues import CANONICAL, Residues
+from mmdiff.tasks.protein.design.generate import generate
+from mmdiff.tasks.protein.embed.embeddings import Embeddings, embed
+from mmdiff.tasks.protein.residues import CANONICAL, Residues
+from mmdiff.tasks.protein.score.mutants import score_mutants
+from mmdiff.tasks.protein.score.sequences import score_sequences
+from mmdiff.tasks.protein.task import Protein
 
 BATCH, DIVISOR = 32, 10  # of DSM
 BUDGETS = (1024, 4096, 16384)

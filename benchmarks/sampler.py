@@ -26,11 +26,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmdiff.batch import Batch, Target, Text, collate
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.sample import Target, Text
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.config.settings import GenerationConfig
+from mmdiff.data.collate import collate
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
-from mmdiff.settings import GenerationConfig
-from mmdiff.vocab import Vocab
 
 
 def tiny_llama(vocab: int) -> Any:

@@ -22,15 +22,17 @@ import numpy as np
 import torch
 
 from mmdiff.backbones import new_backbone
-from mmdiff.batch import Media, MediaBatch, Target, Text, collate
+from mmdiff.canvas.batch import MediaBatch
+from mmdiff.canvas.sample import Media, Target, Text
+from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.connectors.mlp import MLP
+from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.diffusion.levels import Bernoulli, ExactCount, Levels
+from mmdiff.diffusion.mask_rates import Bernoulli, ExactCount, Levels
 from mmdiff.encoders.conv import ConvTower
-from mmdiff.features import FeatureCache, fingerprint
 from mmdiff.model import MMDiff
+from mmdiff.model.features import FeatureCache, fingerprint
 from mmdiff.objectives.denoise import Denoise
-from mmdiff.vocab import word_tokenizer
 
 ROWS, PROMPT, ANSWER, REPEATS = 4, 192, 64, 5
 

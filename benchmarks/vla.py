@@ -27,11 +27,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmdiff.backbones import new_backbone
-from mmdiff.batch import Batch, Target, Text, collate
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.sample import Target, Text
+from mmdiff.canvas.vocab import word_tokenizer
+from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.model import MMDiff
 from mmdiff.objectives.denoise import Denoise
-from mmdiff.vocab import word_tokenizer
 
 VIEWS = 4
 

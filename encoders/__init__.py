@@ -1,1 +1,4 @@
-"""Encoders, one file each: raw numbers of one kind of media to features. See `mmdiff.protocols.Encoder`."""
+"""Encoders, one file each: raw numbers of one kind of media to features (`mmdiff.protocols.Encoder`).
+
+May import: mmdiff.
+"""

@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..backbones.weights import read_json
-from ..batch import Item
-from ..errors import ConfigError, nearest, require
-from ..parts import part
-from ..pretrained import fill, read_tensors, tensor_files, tensor_names
-from .images import CLIP_MEAN, CLIP_STD, HALF, ImageSpec, Interpolation, ResizeMode, read_item
-from .towers import feature_map, prune, resized_positions
+from mmdiff.backbones.weights import read_json
+from mmdiff.canvas.sample import Item
+from mmdiff.config.parts import part
+from mmdiff.errors import ConfigError, nearest, require
+from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
+
+from .media.images import CLIP_MEAN, CLIP_STD, HALF, ImageSpec, Interpolation, ResizeMode, read_item
+from .media.towers import feature_map, prune, resized_positions
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..batch import Item
-from ..errors import ConfigError
-from ..parts import part
-from ..pretrained import fill, read_tensors, tensor_files, tensor_names
-from .images import ImageSpec, read_item
+from mmdiff.canvas.sample import Item
+from mmdiff.config.parts import part
+from mmdiff.errors import ConfigError
+from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
+
+from .media.images import ImageSpec, read_item
 
 
 @part

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Backbone, new_backbone
-from ..backbones.esm import DSM, TOKENS, tokenizer
-from ..backbones.load import backbone_from_folder, local_folder
-from ..backbones.weights import read_json
-from ..batch import Item
-from ..errors import ConfigError, DataError
-from ..parts import part
-from .towers import check_layer
+from mmdiff.backbones import Backbone, new_backbone
+from mmdiff.backbones.esm import DSM, TOKENS, tokenizer
+from mmdiff.backbones.load import backbone_from_folder, local_folder
+from mmdiff.backbones.weights import read_json
+from mmdiff.canvas.sample import Item
+from mmdiff.config.parts import part
+from mmdiff.errors import ConfigError, DataError
+
+from .media.towers import check_layer
 
 LETTERS = "".join(token for token in TOKENS if len(token) == 1 and token.isalpha())
 """What a protein may be made of: the 20 residues, X, B, Z, U and O."""

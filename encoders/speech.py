@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from ..batch import Item
-from ..errors import ConfigError
-from ..parts import part
-from ..pretrained import fill, read_tensors, tensor_files, tensor_names
-from .audio import read_waveform, windows
-from .mel import LogMel
+from mmdiff.canvas.sample import Item
+from mmdiff.config.parts import part
+from mmdiff.errors import ConfigError
+from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
+
+from .media.audio import read_waveform, windows
+from .media.mel import LogMel
 
 RATE = 16_000  # samples a second
 

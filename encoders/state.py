@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..batch import Item
-from ..errors import ConfigError, DataError
-from ..parts import part
-from ..pretrained import fill, read_tensors, tensor_files, tensor_names
+from mmdiff.canvas.sample import Item
+from mmdiff.config.parts import part
+from mmdiff.errors import ConfigError, DataError
+from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
 
 
 @part

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..batch import Item
-from ..connectors.anyres import select_canvas
-from ..errors import ConfigError
-from ..parts import part
-from .images import ImageSpec, pixels, read_image
+from mmdiff.canvas.sample import Item
+from mmdiff.config.parts import part
+from mmdiff.connectors.anyres import select_canvas
+from mmdiff.errors import ConfigError
+
+from .media.images import ImageSpec, pixels, read_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..backbones.weights import read_json
-from ..batch import Item
-from ..errors import ConfigError, nearest, require
-from ..parts import part
-from ..pretrained import fill, read_tensors, tensor_files, tensor_names
-from .images import ImageSpec, Interpolation, ResizeMode, read_item
-from .towers import feature_map, prune
+from mmdiff.backbones.weights import read_json
+from mmdiff.canvas.sample import Item
+from mmdiff.config.parts import part
+from mmdiff.errors import ConfigError, nearest, require
+from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
+
+from .media.images import ImageSpec, Interpolation, ResizeMode, read_item
+from .media.towers import feature_map, prune
 
 
 @part

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from ..batch import Item
-from ..errors import ConfigError, nearest, require
-from ..parts import part
-from ..pretrained import fill
-from .audio import read_waveform, windows
-from .towers import check_layer
+from mmdiff.canvas.sample import Item
+from mmdiff.config.parts import part
+from mmdiff.errors import ConfigError, nearest, require
+from mmdiff.model.pretrained import fill
+
+from .media.audio import read_waveform, windows
+from .media.towers import check_layer
 from .wav2vec_published import published_config, published_normalize, published_tensors
 
 RATE = 16_000  # samples a second

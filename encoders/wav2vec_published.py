@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones.weights import read_json
-from ..errors import ConfigError
-from ..pretrained import read_tensors, tensor_files, tensor_names
+from mmdiff.backbones.weights import read_json
+from mmdiff.errors import ConfigError
+from mmdiff.model.pretrained import read_tensors, tensor_files, tensor_names
 
 THEIRS = {
     "extractor_conv_bias": "conv_bias",

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..backbones.weights import read_json
-from ..batch import Item
-from ..errors import ConfigError, nearest
-from ..parts import part
-from ..pretrained import fill, read_tensors, tensor_files, tensor_names
-from .audio import read_waveform, windows
-from .mel import LogMel, filled
+from mmdiff.backbones.weights import read_json
+from mmdiff.canvas.sample import Item
+from mmdiff.config.parts import part
+from mmdiff.errors import ConfigError, nearest
+from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
+
+from .media.audio import read_waveform, windows
+from .media.mel import LogMel, filled
 
 RATE, STRIDE = 16000, 320  # Hz, samples a token: a hop of 160, and a convolution of stride 2
 

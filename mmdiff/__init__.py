@@ -5,84 +5,51 @@ The names below are loaded on first use: `mmdiff config` and `mmdiff ls` need no
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import lazy
 
 if TYPE_CHECKING:
-    from .backbones import Backbone, load_backbone
-    from .batch import Batch, Item, Media, Sample, Target, Text, collate
-    from .check import check
-    from .config import build, load_config
-    from .errors import UserError
-    from .evaluate import evaluate
-    from .model import MMDiff
-    from .session import load
-    from .settings import Config, GenerationConfig
-    from .train import train
-    from .vocab import Vocab
+    from .backbones import Backbone as Backbone
+    from .backbones import load_backbone as load_backbone
+    from .canvas.batch import Batch as Batch
+    from .canvas.sample import Item as Item
+    from .canvas.sample import Media as Media
+    from .canvas.sample import Sample as Sample
+    from .canvas.sample import Target as Target
+    from .canvas.sample import Text as Text
+    from .canvas.vocab import Vocab as Vocab
+    from .commands.check import check as check
+    from .config import build as build
+    from .config import load_config as load_config
+    from .config.settings import Config as Config
+    from .config.settings import GenerationConfig as GenerationConfig
+    from .data.collate import collate as collate
+    from .errors import UserError as UserError
+    from .evaluation.evaluate import evaluate as evaluate
+    from .model import MMDiff as MMDiff
+    from .session import load as load
+    from .training.train import train as train
 
 __version__ = "0.1.0"
-__all__ = [
-    "Backbone",
-    "Batch",
-    "Config",
-    "GenerationConfig",
-    "Item",
-    "MMDiff",
-    "Media",
-    "Sample",
-    "Target",
-    "Text",
-    "UserError",
-    "Vocab",
-    "build",
-    "check",
-    "collate",
-    "evaluate",
-    "load",
-    "load_backbone",
-    "load_config",
-    "train",
-]
 _HOMES = {
     **dict.fromkeys(["Backbone", "load_backbone"], "backbones"),
-    **dict.fromkeys(["Batch", "Item", "Media", "Sample", "Target", "Text", "collate"], "batch"),
+    "Batch": "canvas.batch",
+    **dict.fromkeys(["Item", "Media", "Sample", "Target", "Text"], "canvas.sample"),
+    "Vocab": "canvas.vocab",
+    "check": "commands.check",
     **dict.fromkeys(["build", "load_config"], "config"),
-    **dict.fromkeys(["Config", "GenerationConfig"], "settings"),
-    "MMDiff": "model",
+    **dict.fromkeys(["Config", "GenerationConfig"], "config.settings"),
+    "collate": "data.collate",
     "UserError": "errors",
-    "Vocab": "vocab",
-    "check": "check",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation.evaluate",
+    "MMDiff": "model",
     "load": "session",
-    "train": "train",
+    "train": "training.train",
 }
-
-
-def __getattr__(name: str) -> Any:  # PEP 562
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mmdiff' has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Python sets a module on its package once it is imported; here `mmdiff.train` stays the function."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+__all__ = list(_HOMES)
+__getattr__, __dir__ = lazy(__name__, _HOMES)
 
 _root = Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file():  # a source checkout: encoders/, tasks/ and configs/ lie beside mmdiff/

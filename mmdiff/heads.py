@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .parts import part
+from mmdiff.config.parts import part
 
 
 @part

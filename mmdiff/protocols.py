@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .batch import Batch, Item, MediaBatch, Sample
-    from .diffusion.keys import NoiseKey
-    from .model import MMDiff
-    from .vocab import Vocab
+    from mmdiff.canvas.batch import Batch, MediaBatch
+    from mmdiff.canvas.sample import Item, Sample
+    from mmdiff.canvas.vocab import Vocab
+    from mmdiff.diffusion.keys import NoiseKey
+
 
 Row = Mapping[str, Any]
 """One example as it stands in a file: `{"image": "cat.jpg", "question": ..., "answer": ...}`."""
@@ -35,7 +36,7 @@ class Task(Protocol):
     """How a row becomes a canvas, and a canvas an answer.
 
     It may also have `summary(records) -> dict[str, Any]`: figures of a whole set that are no means of rows, as is the
-    WER of a corpus. A record is what `mmdiff.evaluate` makes of a row: its plain fields, `prediction`, `scores` and
+    WER of a corpus. A record is what `mmdiff.evaluation.evaluate` makes of a row: its plain fields, `prediction`, `scores` and
     `forwards`. The ends of an interval round a figure `x` are called `x_low` and `x_high`.
 
     And `constants() -> dict[str, Any]`: arguments of its constructor that it found in data (statistics of actions). A
@@ -72,7 +73,7 @@ class Reader(Protocol):
 
 
 class Encoder(Protocol):
-    """An nn.Module: raw numbers to features. Decorated with `mmdiff.parts.part`, so a saved model can make it again.
+    """An nn.Module: raw numbers to features. Decorated with `mmdiff.config.parts.part`, so a saved model can make it again.
 
     Its constructor takes explicit arguments; `toy(**same arguments)`, a class method, makes the same kind of encoder at
     toy width without outside weights (`mmdiff check` uses it).
@@ -109,6 +110,44 @@ class Connector(Protocol):
         ...
 
 
+class Model(Protocol):
+    """What training, prefixes and objectives use of `mmdiff.model.MMDiff`."""
+
+    backbone: Any  # mmdiff.backbones.Backbone
+    encoders: Any  # nn.ModuleDict of Encoder by kind of media
+    connectors: Any  # nn.ModuleDict of Connector
+    heads: Any  # nn.ModuleDict of readouts
+    adapters: list[dict[str, Any]]
+    prefix_causal: bool
+
+    @property
+    def vocab(self) -> Vocab: ...
+
+    def encode(self, media: Mapping[str, MediaBatch]) -> dict[str, Tensor]: ...
+
+    def features(self, kind: str, media: MediaBatch) -> Tensor: ...
+
+    def embedded(
+        self, ids_RL: Tensor, features: Mapping[str, Tensor], slots: Mapping[str, Tensor], attend_RL: Tensor | None
+    ) -> Tensor: ...
+
+    def hidden(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], row_R: Tensor) -> Tensor: ...
+
+    def hidden_views(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], views: int) -> Tensor: ...
+
+    def score(
+        self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, *, restrict: bool = True
+    ) -> Any: ...
+
+    def parameters(self) -> Any: ...
+
+    def named_parameters(self) -> Any: ...
+
+    def named_modules(self) -> Any: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
 class Denoise(Protocol):
     """All a sampler sees of a model. Guidance and caches wrap it; the sampler does not know them."""
 
@@ -128,6 +167,6 @@ class Objective(Protocol):
         """Everything random, decided on the CPU before any forward; `.counts` maps a term to its local denominator."""
         ...
 
-    def terms(self, model: MMDiff, plan: Any) -> Mapping[str, Any]:
+    def terms(self, model: Model, plan: Any) -> Mapping[str, Any]:
         """Name -> Term(value: sum with gradient, coefficient, logged extras)."""
         ...

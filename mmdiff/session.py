@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 
-from .checkpoint import found
+from mmdiff.config.parts import is_part
+from mmdiff.config.settings import GenerationConfig
+from mmdiff.data.stream import canvases
+from mmdiff.model.saving import check_targets, read_config
+from mmdiff.runs.checkpoint import found
+from mmdiff.runs.folder import RUNS
+from mmdiff.samplers.result import Generation
+
 from .config import build, typed_sampler
-from .data import canvases
 from .errors import ConfigError, nearest
 from .model import MMDiff
-from .parts import is_part
 from .protocols import Row, Task
-from .run import RUNS
-from .samplers.result import Generation
-from .saving import check_targets, read_config
-from .settings import GenerationConfig
 
 METHODS = ("sample", "prompt", "parse", "score")  # of mmdiff.protocols.Task
 

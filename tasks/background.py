@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import UserError
+from mmdiff.errors import UserError
 
 
 @contextmanager

@@ -1,9 +1,13 @@
-"""Backbones: stock transformers models that attend in both directions. One file a family; nothing is imported early."""
+"""Backbones: stock transformers models that attend in both directions, a file a family; nothing is imported early.
+
+May import: canvas, errors.
+"""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mmdiff.lazy import lazy
 
 if TYPE_CHECKING:
     from .backbone import Backbone as Backbone
@@ -13,18 +17,10 @@ if TYPE_CHECKING:
     from .load import load_backbone as load_backbone
     from .load import new_backbone as new_backbone
 
-_HOME = {
-    "Backbone": "backbone",
-    "check_bidirectional": "backbone",
+_HOMES = {
+    **dict.fromkeys(["Backbone", "check_bidirectional"], "backbone"),
     "Facts": "family",
-    "backbone_from_folder": "load",
-    "load_backbone": "load",
-    "new_backbone": "load",
+    **dict.fromkeys(["backbone_from_folder", "load_backbone", "new_backbone"], "load"),
 }
-__all__ = list(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+__all__ = list(_HOMES)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

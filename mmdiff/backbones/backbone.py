@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from ..vocab import Vocab
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.errors import ConfigError
+
 from .family import Facts, find_family
 from .weights import write_weights
 
@@ -30,7 +31,7 @@ class Backbone(nn.Module):
 
     model: a transformers class as it is, with `config.is_causal=False`; adapters may be injected into it.
     family: the `model_type` its folder is saved under.
-    node: what builds it again from a saved folder, see `mmdiff.parts`.
+    node: what builds it again from a saved folder, see `mmdiff.config.parts`.
     """
 
     def __init__(self, model: Any, facts: Facts, vocab: Vocab, family: str, node: dict[str, Any]) -> None:

@@ -18,7 +18,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError, nearest
+
 from .family import Facts, token_id
 
 if TYPE_CHECKING:
@@ -333,7 +334,7 @@ def head(model: Any, h: Tensor, ids_K: Tensor | None = None) -> Tensor:
 
 def tokenizer() -> Any:
     """transformers' `EsmTokenizer` with the 33 tokens of ESM-2. Sequences do not go through it: see
-    `mmdiff.tasks.residues`."""
+    `mmdiff.tasks.protein.residues`."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vocab.txt").write_text("\n".join(TOKENS) + "\n", encoding="utf-8")
         return folder_tokenizer(Path(folder))

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from ..errors import ConfigError, nearest
+from mmdiff.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor

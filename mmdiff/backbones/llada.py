@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from mmdiff.errors import ConfigError
+
 from .family import Facts, token_id
 from .forward import CACHES, GROWS, embed, head, run
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, nearest
-from ..vocab import Vocab
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.errors import ConfigError, nearest
+
 from .backbone import Backbone, check_bidirectional
 from .family import FAMILIES, Facts, Family, find_family
 from .rope import rope_in_fp32 as use_rope_in_fp32

@@ -1,1 +1,4 @@
-"""Connectors: features of an encoder to slots of the canvas. See `mmdiff.protocols.Connector`."""
+"""Connectors: features of an encoder to slots of the canvas (`mmdiff.protocols.Connector`).
+
+May import: canvas, config, model.
+"""

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..batch import Item, MediaBatch
-from ..config import build
-from ..errors import ConfigError
-from ..parts import part
+from mmdiff.canvas.batch import MediaBatch
+from mmdiff.canvas.sample import Item
+from mmdiff.config import build
+from mmdiff.config.parts import part
+from mmdiff.errors import ConfigError
 
 SLACK = 1.1  # a map this much larger a side than allowed is not shrunk yet
 

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batch import Item, MediaBatch
-from ..config import build
-from ..errors import ConfigError
-from ..parts import part
+from mmdiff.canvas.batch import MediaBatch
+from mmdiff.canvas.sample import Item
+from mmdiff.config import build
+from mmdiff.config.parts import part
+from mmdiff.errors import ConfigError
+
 from .qformer import BERT, TOY, layer_name
 from .weights import take
 

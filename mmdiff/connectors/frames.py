@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..batch import Item, MediaBatch, packed, real_NT
-from ..config import build, locate
-from ..errors import ConfigError
-from ..parts import is_part, part
+from mmdiff.canvas.batch import MediaBatch, packed, real_NT
+from mmdiff.canvas.sample import Item
+from mmdiff.config import build, locate
+from mmdiff.config.parts import is_part, part
+from mmdiff.errors import ConfigError
+
 from .merge import check_whole
 from .mlp import scaled_norm
 

@@ -12,9 +12,11 @@ from math import isqrt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..batch import Item, MediaBatch
-from ..errors import ConfigError
-from ..parts import part
+from mmdiff.canvas.batch import MediaBatch
+from mmdiff.canvas.sample import Item
+from mmdiff.config.parts import part
+from mmdiff.errors import ConfigError
+
 from .mlp import MLP
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..batch import Item, MediaBatch, packed
-from ..errors import ConfigError
-from ..parts import part
+from mmdiff.canvas.batch import MediaBatch, packed
+from mmdiff.canvas.sample import Item
+from mmdiff.config.parts import part
+from mmdiff.errors import ConfigError
+
 from .weights import take
 
 

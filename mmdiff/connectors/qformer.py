@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..batch import Item, MediaBatch, packed, real_NT
-from ..errors import ConfigError
-from ..parts import part
+from mmdiff.canvas.batch import MediaBatch, packed, real_NT
+from mmdiff.canvas.sample import Item
+from mmdiff.config.parts import part
+from mmdiff.errors import ConfigError
+
 from .merge import check_whole
 from .mlp import scaled_norm
 from .weights import take

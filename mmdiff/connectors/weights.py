@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..errors import ConfigError
-from ..pretrained import tensor_files
+from mmdiff.errors import ConfigError
+from mmdiff.model.pretrained import tensor_files
 
 Found = dict[str, tuple[Path, str]]
 """Name in the connector -> file, name in the file."""

@@ -1,1 +1,4 @@
-"""The noise process: schedules, levels, corruption, attention, and the keys that make it reproducible."""
+"""The noise process: schedules, mask rates, and the keys that make every draw reproducible.
+
+May import: errors.
+"""

@@ -1,1 +1,4 @@
-"""Objectives: what is trained. See `mmdiff.protocols.Objective`."""
+"""Objectives: what is trained (`mmdiff.protocols.Objective`).
+
+May import: canvas, diffusion, protocols.
+"""

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..batch import Batch, MediaBatch, packed
-from ..diffusion.keys import NoiseKey
-from ..errors import ConfigError, DataError
-from ..model import MMDiff
-from ..vocab import Vocab
+from mmdiff.canvas.batch import Batch, MediaBatch, packed
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.errors import ConfigError, DataError
+from mmdiff.protocols import Model
+
 from .terms import Term
 
 
@@ -50,7 +51,7 @@ class CTC:
         size_B = label_BL.sum(1)
         return Labels(batch, batch.ids_BL[label_BL], size_B, {"ctc": float(size_B.sum())})
 
-    def terms(self, model: MMDiff, plan: Labels) -> dict[str, Term]:
+    def terms(self, model: Model, plan: Labels) -> dict[str, Term]:
         log_p_BTV, length_B = emissions(model, self.kind, plan.batch.media[self.kind])
         nll_B = F.ctc_loss(
             log_p_BTV.transpose(0, 1), plan.labels_S, length_B, plan.size_B, blank=model.vocab.mask_id, reduction="none"
@@ -61,7 +62,7 @@ class CTC:
         return {"ctc": Term(nll, sums={"nll": (nll.detach(), size), "infeasible": ((~fits_B).float().sum(), count)})}
 
 
-def emissions(model: MMDiff, kind: str, media: MediaBatch) -> tuple[Tensor, Tensor]:
+def emissions(model: Model, kind: str, media: MediaBatch) -> tuple[Tensor, Tensor]:
     """Log-probabilities (B, T, V) fp32 of every feature of an item, its views one after the other, and lengths (B,)."""
     if kind not in model.heads:
         raise ConfigError(f"model.heads.{kind}: there is no head that reads the {kind} encoder out")

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batch import Batch
-from ..diffusion.keys import NoiseKey
-from ..diffusion.levels import Bools, ExactCount, Levels, Masked
-from ..errors import ConfigError, nearest
-from ..model import MMDiff
-from ..vocab import Vocab
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.diffusion.mask_rates import Bools, ExactCount, Levels, Masked
+from mmdiff.errors import ConfigError, nearest
+from mmdiff.protocols import Model
+
 from .terms import Term
 
 BINS = 10  # of mask rate, for the loss that people read
@@ -83,7 +84,7 @@ DENOMINATORS: dict[str, Denominator] = {
 
 @dataclass(frozen=True)
 class Denoise:
-    """levels: how many places are masked (`mmdiff.diffusion.levels`).
+    """levels: how many places are masked (`mmdiff.diffusion.mask_rates`).
     denominator: tokens | sequences | masked | mean | each; all of them go by one name elsewhere, so it is a field.
     views: noisy copies of each sample; its media are encoded once for all of them.
     random_length: this share of the samples is cut to a length uniform in 1..L (LLaDA pre-training: 0.01).
@@ -145,7 +146,7 @@ class Denoise:
             level_B = (rank_B + level_B) / (key.batch * self.views)
         return self.levels.mask(target_BL, level_B, coin_B, place_BL)
 
-    def terms(self, model: MMDiff, plan: Views) -> dict[str, Term]:
+    def terms(self, model: Model, plan: Views) -> dict[str, Term]:
         batch, parent_R = plan.batch, plan.parent_R
         features = model.encode(batch.media)
         views = len(plan.ids_RL) // len(batch)
@@ -153,13 +154,8 @@ class Denoise:
             h_RLD = model.hidden(plan.ids_RL, batch, features, parent_R)
         else:
             h_RLD = model.hidden_views(plan.ids_RL, batch, features, views)
-        row_P, place_P = plan.predict_RL.nonzero(as_tuple=True)
-        sample_P = parent_R[row_P]
-        only_N = batch.only_N if self.restrict else None
-        allowed = self.restrict and only_N is None and batch.allow_BL is not None
-        allow_P = batch.allow_BL[sample_P, place_P] if allowed and batch.allow_BL is not None else None
-        label_P = batch.ids_BL[sample_P, place_P]
-        nll_P, correct_P = model.score(h_RLD, row_P, place_P, label_P, allow_P, batch.allow_KV, only_N)
+        nll_P, correct_P = model.score(h_RLD, batch, plan.predict_RL, parent_R, restrict=self.restrict)
+        row_P = plan.predict_RL.nonzero()[:, 0]
         by_rate = by_level(nll_P.detach(), correct_P, plan.rate_R[row_P])
         return {"denoise": Term((nll_P * plan.weight_R[row_P]).sum(), sums=by_rate)}
 

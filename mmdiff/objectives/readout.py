@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..batch import Batch
-from ..diffusion.keys import NoiseKey
-from ..errors import DataError
-from ..model import MMDiff
-from ..vocab import Vocab
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.errors import DataError
+from mmdiff.protocols import Model
+
 from .terms import Term
 
 
@@ -47,7 +48,7 @@ class Readout:
         label_NTW = batch.ids_BL[batch.target_BL].view(len(batch), -1, self.words)
         return Words(batch, label_NTW, {"readout": float(label_NTW.numel())})
 
-    def terms(self, model: MMDiff, plan: Words) -> dict[str, Term]:
+    def terms(self, model: Model, plan: Words) -> dict[str, Term]:
         features_NTE = model.features(self.kind, plan.batch.media[self.kind])
         logits_NTWV = model.heads[self.kind](features_NTE).unflatten(-1, (self.words, -1)).float()
         if logits_NTWV.shape[:3] != plan.label_NTW.shape:

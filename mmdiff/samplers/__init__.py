@@ -1,1 +1,4 @@
-"""The one sampler: `loop.sample` writes the open places of a canvas, `rules` decide what and which, step by step."""
+"""The one sampler: `loop.sample` fills the masked positions of a canvas, step by step, by the rules in `rules/`.
+
+May import: backbones, canvas, config, diffusion, protocols.
+"""

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backbones.family import token_id
-from ..batch import Batch
-from ..errors import ConfigError, nearest
-from ..settings import GenerationConfig
-from ..vocab import Vocab
+from mmdiff.backbones.family import token_id
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.config.settings import GenerationConfig
+from mmdiff.errors import ConfigError, nearest
 
 
 def allowed(batch: Batch, vocab: Vocab, config: GenerationConfig) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..batch import Batch
-from ..protocols import Denoise
+from mmdiff.canvas.batch import Batch
+from mmdiff.protocols import Denoise
 
 
 def guided(denoise: Denoise, batch: Batch, mask_id: int, scale: float) -> Denoise:

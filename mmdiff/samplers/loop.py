@@ -12,21 +12,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..batch import Batch
-from ..errors import ConfigError
-from ..protocols import Denoise
-from ..settings import GenerationConfig
-from ..vocab import Vocab
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.config.settings import GenerationConfig
+from mmdiff.errors import ConfigError
+from mmdiff.protocols import Denoise
+
 from .constraints import allowed
-from .drafts import rewrite
-from .draws import Draws
 from .guidance import guided
+from .noise import Draws
 from .options import generation_config
 from .result import Generation
-from .rules import Proposal, Rules, State, Written, confidence, propose, rules_of
-from .shares import SHARES
+from .rules.propose import confidence, propose
+from .rules.rules import Rules, rules_of
+from .rules.state import Proposal, State, Written
 from .stopping import spans, stop
 from .streamers import Streamer
+from .unmask_schedule import SHARES
 
 
 @torch.no_grad()
@@ -40,7 +42,9 @@ def sample(
     """
     config = generation_config(config)
     if config.draft is not None:
-        return rewrite(denoise, batch, vocab, config, streamer)
+        raise ConfigError(
+            "sampler.draft: one pass of the loop writes no draft, see mmdiff.samplers.deliberation.rewrite"
+        )
     rules = rules_of(config)
     out = _start(batch, vocab)
     if config.guidance_scale:

@@ -6,10 +6,11 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
-from ..errors import ConfigError, nearest
-from ..settings import GenerationConfig
-from .rules import SCORES
-from .shares import SHARES
+from mmdiff.config.settings import GenerationConfig
+from mmdiff.errors import ConfigError, nearest
+
+from .rules.rules import SCORES
+from .unmask_schedule import SHARES
 
 EOS_POLICIES = ("none", "suppress", "last")
 

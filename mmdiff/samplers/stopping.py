@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..vocab import Vocab
+from mmdiff.canvas.vocab import Vocab
+
 from .result import Generation
 
 

@@ -9,8 +9,8 @@ from typing import Protocol, TextIO
 
 from torch import Tensor
 
-from ..batch import Batch
-from ..vocab import Vocab
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.vocab import Vocab
 
 
 class Streamer(Protocol):

@@ -26,7 +26,7 @@ class MMDiffVLAConfig(PreTrainedConfig):
         is asked again; 0: all.
     sampler: fields of mmdiff's GenerationConfig, over those of the model (`{"steps": 5}`).
     views: noisy copies of each sample in training. denominator: see mmdiff.objectives.denoise.
-    train: rules of mmdiff.params; empty: everything is trained.
+    train: rules of mmdiff.model.params; empty: everything is trained.
     """
 
     run: str | None = None
@@ -123,7 +123,7 @@ def located(run: str) -> Path:
 
 def saved_chunk(run: str) -> int:
     """K of a saved model. Raises mmdiff.errors.ConfigError, ValueError for one that gives no chunks."""
-    from mmdiff.saving import read_config
+    from mmdiff.model.saving import read_config
 
     where = located(run)
     task = read_config(where).get("task") or {}

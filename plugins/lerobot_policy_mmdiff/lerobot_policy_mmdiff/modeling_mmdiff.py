@@ -23,17 +23,18 @@ from safetensors.torch import load_model as load_safetensors
 from torch import Tensor
 
 from mmdiff.backbones.load import backbone_from_folder
-from mmdiff.batch import collate, to_device
+from mmdiff.canvas.batch import to_device
 from mmdiff.config import build, typed_sampler
-from mmdiff.data import read
+from mmdiff.config.settings import GenerationConfig
+from mmdiff.data.collate import collate
+from mmdiff.data.stream import read
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.model import MMDiff
+from mmdiff.model.params import add_adapters, apply_rules, read_rules
+from mmdiff.model.saving import PARTS, check_targets, read_config
 from mmdiff.objectives.denoise import Denoise
-from mmdiff.params import add_adapters, apply_rules, read_rules
-from mmdiff.saving import PARTS, check_targets, read_config
 from mmdiff.session import Session, is_answering, is_ours
-from mmdiff.settings import GenerationConfig
-from mmdiff.tasks.vla import VLA
+from mmdiff.tasks.vla.task import VLA
 
 from .configuration_mmdiff import MODEL, MMDiffVLAConfig, located
 

@@ -1,0 +1,199 @@
+"""Pictures to pixels: PIL and torch only, so one picture gives the same numbers whatever library the tower comes from.
+
+Shape letters: H height, W width.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmdiff.canvas.sample import Item
+from mmdiff.errors import ConfigError, DataError, nearest, require
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+ResizeMode = Literal["squash", "pad", "crop"]
+Triple = tuple[float, float, float]
+
+HALF: Triple = (0.5, 0.5, 0.5)  # mean and std of SigLIP
+CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
+
+MAX_PIXELS = 1 << 26  # 8192 x 8192; a larger picture is refused before it is decoded
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What a tower wants to see.
+
+    size: (H, W). mean, std: of each colour, with values in 0..1.
+    resize_mode: "squash" to the size; "pad" to its aspect ratio first, with the mean colour (LLaVA); "crop" the centre
+        after the picture covers the size (CLIP). Raises ConfigError.
+    """
+
+    size: tuple[int, int]
+    mean: Triple = HALF
+    std: Triple = HALF
+    interpolation: Interpolation = "bicubic"
+    resize_mode: ResizeMode = "squash"
+
+    def __post_init__(self) -> None:
+        for name, length in (("size", 2), ("mean", 3), ("std", 3)):
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple) or len(value) != length:
+                raise ConfigError(f"{name}: {value!r} is not a list of {length} numbers")
+            object.__setattr__(self, name, tuple(value))  # a list, when it comes from a file
+        if not all(isinstance(n, int) and n > 0 for n in self.size):
+            raise ConfigError(f"image_size: {self.size} is not (height, width) in whole pixels above 0")
+        if not all(isinstance(n, float | int) and n > 0 for n in self.std):
+            raise ConfigError(f"std: {self.std} holds a number that is not above 0")
+        for name, known in (("interpolation", get_args(Interpolation)), ("resize_mode", get_args(ResizeMode))):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"{name}: {value!r} is unknown{nearest(str(value), known)}")
+
+
+def read_item(data: object, spec: ImageSpec) -> Item:
+    """One view: values (1, 3, H, W), layout (original height, original width)."""
+    if isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape == (*spec.size, 3):
+        return Item(_scaled(data, spec)[None], spec.size)  # as below, where nothing is to be decoded or resized
+    image = read_image(data)
+    return Item(pixels(image, spec)[None], (image.height, image.width))
+
+
+def read_image(source: object) -> Image:
+    """An upright 8-bit RGB picture.
+
+    source: a path, the bytes of a file, a PIL image, an array (H, W[, 1|3|4]) or a tensor ([1|3|4,] H, W). Whole
+        numbers are 0..255 (uint8) or 0..65535 (uint16), floats 0..1.
+    Transparent places show white. Raises DataError that names the file, for what is missing, damaged or too large.
+    """
+    require("PIL", "vision")
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if isinstance(source, np.ndarray | Tensor):
+        source = _from_array(source)
+    name = _name(source)
+    try:
+        if isinstance(source, Image.Image):
+            image = source
+        elif isinstance(source, bytes | bytearray | memoryview):
+            image = Image.open(io.BytesIO(source))
+        elif isinstance(source, str | Path):
+            image = Image.open(source)
+        else:
+            raise DataError(f"{name} is not a picture, expected a path, bytes, a PIL image, an array or a tensor")
+        if 0 in image.size or image.width * image.height > MAX_PIXELS:
+            raise DataError(f"{name}: {image.width} x {image.height} pixels, expected 1 to {MAX_PIXELS} in all")
+        image.load()
+        return _rgb(ImageOps.exif_transpose(image), name)
+    except DataError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{name}: a folder, expected a picture") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        what = "not a picture" if isinstance(error, UnidentifiedImageError) else "too large"
+        raise DataError(f"{name}: {what}") from None
+    except Exception as error:  # damaged files make decoders raise nearly anything: OSError, SyntaxError, struct.error
+        raise DataError(f"{name}: damaged picture ({' '.join(str(error).split())})") from None
+
+
+def pixels(image: Image, spec: ImageSpec) -> Tensor:
+    """An RGB picture to (3, H, W) float32."""
+    height, width = spec.size
+    w, h = image.size
+    if spec.resize_mode == "pad":
+        image = _padded(image, max(w, round(h * width / height)), max(h, round(w * height / width)), spec.mean)
+    elif spec.resize_mode == "crop":
+        scaled = (width, int(width * h / w)) if w * height <= h * width else (int(height * w / h), height)
+        image = _resized(image, *scaled, spec.interpolation)
+        left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+        image = image.crop((left, top, left + width, top + height))
+    image = _resized(image, width, height, spec.interpolation)
+    return _scaled(np.array(image), spec)
+
+
+def _scaled(image_HW3: np.ndarray[Any, Any], spec: ImageSpec) -> Tensor:
+    """uint8 (H, W, 3) -> (3, H, W) float32."""
+    image_HW3 = np.require(image_HW3, requirements=["C", "W"])  # bytes of a request cannot be written to
+    values_3HW = torch.from_numpy(image_HW3).permute(2, 0, 1).contiguous().float().div(255)
+    mean_3, std_3 = torch.tensor(spec.mean), torch.tensor(spec.std)
+    return (values_3HW - mean_3[:, None, None]) / std_3[:, None, None]
+
+
+def _resized(image: Image, width: int, height: int, interpolation: Interpolation) -> Image:
+    from PIL.Image import Resampling
+
+    return image.resize((max(width, 1), max(height, 1)), Resampling[interpolation.upper()])
+
+
+def _padded(image: Image, width: int, height: int, mean: Triple) -> Image:
+    from PIL import Image
+
+    red, green, blue = (int(value * 255) for value in mean)
+    canvas = Image.new("RGB", (width, height), (red, green, blue))
+    canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return canvas
+
+
+def _rgb(image: Image, name: str) -> Image:
+    from PIL import Image
+
+    if image.mode == "F":
+        raise DataError(f"{name}: 32-bit float pixels, whose white is unknown; expected 8 or 16 bits a colour")
+    if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip everything above 255
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray((grey / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_array(array: np.ndarray[Any, Any] | Tensor) -> Image:
+    from PIL import Image
+
+    shape = tuple(array.shape)
+    if isinstance(array, Tensor):
+        array = array.detach().cpu()
+        values = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+        values = values.transpose(1, 2, 0) if values.ndim == 3 else values
+    else:
+        values = array
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.ndim != 3 or values.shape[2] not in (1, 3, 4):
+        raise DataError(f"picture of shape {shape}: expected an array (H, W, colours) or a tensor (colours, H, W)")
+    if 0 in shape:
+        raise DataError(f"picture of shape {shape}: holds no pixels")
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * 255
+    elif values.dtype == np.uint16:
+        values = (values / 257).round().astype(np.uint8)
+    elif np.issubdtype(values.dtype, np.floating):
+        if not (values.min() >= 0 and values.max() <= 1):  # also refuses NaN
+            raise DataError(f"picture of floats in {values.min():g}..{values.max():g}: expected 0..1")
+        values = (values.astype(np.float64) * 255).round().astype(np.uint8)
+    elif values.dtype != np.uint8:
+        raise DataError(f"picture of {values.dtype}: expected uint8, uint16, bool or floats in 0..1")
+    return Image.fromarray(np.ascontiguousarray(values[..., 0] if values.shape[2] == 1 else values))
+
+
+def _name(source: object) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"picture of {len(source)} bytes"
+    return str(getattr(source, "filename", "") or type(source).__name__)

@@ -1,0 +1,74 @@
+"""What the core hands to the model: samples laid out on one canvas, with their media.
+
+Shape letters: B samples, L canvas length, N views of media, T features per view, E encoder width, M slots of one kind in the
+whole batch, K distinct allow-sets, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass
+class MediaBatch:
+    """All media of one kind in a batch, in order of appearance. `features` replaces `values` when they are cached.
+
+    length_N, tokens: as `Item.lengths` and `Item.tokens`, of all views; None where all are of one size.
+    """
+
+    values_N: Tensor
+    views: list[int]
+    layouts: list[tuple[int, ...]]
+    features_NTE: Tensor | None = None
+    length_N: Tensor | None = None  # int64
+    tokens: list[int] | None = None
+
+
+@dataclass
+class Batch:
+    ids_BL: Tensor  # int64, clean ids; the mask id at empty target places; the slot id where features go
+    target_BL: Tensor  # bool, the places diffusion writes
+    attend_BL: Tensor  # bool, False on padding
+    position_BL: Tensor  # int64, 0, 1, ... over the attended places of a row
+    segment_BL: Tensor  # int64, the document a place belongs to (packing); a place attends its own document only
+    slots: dict[str, Tensor] = field(default_factory=dict)  # kind -> int64 BL, row of the flat features, -1 elsewhere
+    media: dict[str, MediaBatch] = field(default_factory=dict)
+    allow_BL: Tensor | None = None  # int64, row of allow_KV; None: every id everywhere
+    allow_KV: Tensor | None = None  # bool
+    only_N: Tensor | None = None  # int64, ascending: where all target places may hold the same few ids, these
+    index_B: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # global sample index
+    source_B: list[str] = field(default_factory=list)  # the name of the mixture part a row came from
+    padded: bool = False  # whether attend_BL is False anywhere (known on the CPU, so the device need not be asked)
+    packed: bool = False  # whether segment_BL has more than one document in a row
+
+    def __len__(self) -> int:
+        return len(self.ids_BL)
+
+
+def real_NT(tokens: Sequence[int], features_NTE: Tensor) -> Tensor:
+    """bool (N, T): which features stand for something, when view n has `tokens[n]` of them."""
+    count_N = torch.tensor(tokens, device=features_NTE.device)
+    return torch.arange(features_NTE.shape[1], device=features_NTE.device) < count_N[:, None]
+
+
+def packed(features_NTE: Tensor, tokens: Sequence[int] | None) -> Tensor:
+    """(M, E): the real features of all views, one view after the other. tokens: of each view; None: all."""
+    return features_NTE.flatten(0, 1) if tokens is None else features_NTE[real_NT(tokens, features_NTE)]
+
+
+def to_device(value: T, device: torch.device | str) -> T:
+    """A copy of a tensor, or of a dictionary or dataclass that holds tensors, on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)  # type: ignore[return-value]
+    if isinstance(value, dict):
+        return {k: to_device(v, device) for k, v in value.items()}  # type: ignore[return-value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in fields(value)})
+    return value

@@ -1,0 +1,94 @@
+"""One id space: a text tokenizer, the ids diffusion needs, and reserved ranges (action bins, residues).
+
+Everything that speaks of an id asks here; no literal id stands anywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from mmdiff.errors import ConfigError, nearest
+
+KNOWN = 1 << 16  # encoded texts kept; a tokenizer call costs 70 microseconds, and questions come again every epoch
+
+
+@dataclass(frozen=True)
+class Vocab:
+    """size: rows of the embedding table, which may exceed the tokenizer's length.
+
+    slot_id stands at the places of media; its embedding is never read, for features overwrite it.
+    end_ids: ids that end an answer (EOS, and end-of-turn where a family has one).
+    ranges: named half-open ranges of ids that are not text.
+    """
+
+    tokenizer: Any
+    size: int
+    mask_id: int
+    eos_id: int
+    pad_id: int
+    slot_id: int
+    bos_id: int | None = None
+    end_ids: tuple[int, ...] = ()
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    _known: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)  # texts that were encoded
+
+    @cached_property
+    def text_ids(self) -> np.ndarray:
+        """int64, the ids of plain text: all of the tokenizer's that are not special."""
+        special = {*self.tokenizer.all_special_ids, self.mask_id, self.slot_id, self.pad_id, self.eos_id, *self.end_ids}
+        return np.setdiff1d(np.arange(len(self.tokenizer)), list(special))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` without special tokens added. A special token that it spells out is that token."""
+        if text not in self._known:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[text] = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self._known[text])
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Text of `ids`; special tokens are left out unless asked for."""
+        return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=not special))
+
+    def piece(self, token_id: int) -> str:
+        """One token as a person reads it (the report shows canvases token by token)."""
+        return str(self.tokenizer.decode([int(token_id)]))
+
+    def until_end(self, ids: Iterable[int]) -> list[int]:
+        """The ids before the first one that ends an answer."""
+        out: list[int] = []
+        for i in ids:
+            if int(i) in self.end_ids or int(i) == self.eos_id:
+                break
+            out.append(int(i))
+        return out
+
+    def range(self, name: str) -> tuple[int, int]:
+        if name not in self.ranges:
+            raise ConfigError(f"vocabulary range {name!r} is not reserved{nearest(name, self.ranges)}")
+        return self.ranges[name]
+
+
+def word_tokenizer(words: Sequence[str]) -> Any:
+    """A transformers tokenizer of whole lower-case words, for the small embedded tasks.
+
+    Ids: 0 `<pad>`, 1 `<eos>`, 2 `<mask>`, 3 `<unk>`, then `words` in order. Text is split at white space.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<eos>", "<mask>", "<unk>"]
+    ids = {word: i for i, word in enumerate([*special, *words])}
+    if len(ids) != len(special) + len(words):
+        raise ConfigError("tokenizer.words: a word is given twice")
+    core = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", mask_token="<mask>", unk_token="<unk>"
+    )

@@ -1,0 +1,75 @@
+"""`mmdiff check`: everything a configuration names is looked up, built at toy width, trained and sampled for two steps.
+
+What needs outside files (a checkpoint, a data set) is replaced by a toy twin of the same kind (`target.toy`); all other
+code is the code of the real run. Nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mmdiff.config import build, check_nodes
+from mmdiff.config.settings import Config, StageConfig
+from mmdiff.errors import ConfigError
+from mmdiff.runs.folder import Run
+from mmdiff.session import load
+from mmdiff.training.train import fit, make_accelerator
+
+STEPS, ROWS = 2, 2
+
+
+def check(config: Config, *, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Raises what the real run would raise. Returns the loss of each stage, parameters, and what was sampled."""
+    check_nodes(config)
+    progress("targets and arguments: fine")
+    if not config.train.stages:
+        raise ConfigError("train.stages: there is no stage to train")
+    stages = {name: shrunk(stage) for name, stage in config.train.stages.items()}
+    settings = replace(
+        config.train, stages=stages, save_every=10**9, log_every=1, workers=0, tensorboard=False, precision="fp32"
+    )
+    small = replace(config, train=settings, model=replace(config.model, weights=None))
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder))
+        result = fit(small, run, make_accelerator(settings), toy=True, progress_bar=False)
+        for name, loss in result["loss"].items():
+            if not math.isfinite(loss):
+                raise ConfigError(f"train.stages.{name}: the loss is {loss} after {STEPS} steps")
+            progress(f"stage {name}: {STEPS} steps, loss {loss:.4f}")
+        out: dict[str, Any] = {"loss": result["loss"]}
+        if config.task:
+            session = load(run.model)
+            rows = sample_rows(config)
+            if rows is not None:
+                canvas = [row for row in (rows[i] for i in range(min(ROWS, len(rows))))]
+                answers = session.predict_many(canvas, steps=STEPS)
+                out["forwards"] = [a["forwards"] for a in answers]
+                progress(f"generation: {len(answers)} rows in one batch, {max(out['forwards'])} forwards")
+        else:
+            load(run.model)
+        progress("saved, loaded again")
+    return out
+
+
+def shrunk(stage: StageConfig) -> StageConfig:
+    return replace(
+        stage,
+        steps=STEPS,
+        batch_size=min(stage.batch_size, ROWS),
+        accumulate=min(stage.accumulate, 2),
+        warmup=0.0,
+        eval=stage.eval,
+    )
+
+
+def sample_rows(config: Config) -> Any:
+    """Rows to answer: the first set of `eval.data`, else none."""
+    for name, node in config.eval.data.items():
+        if node:
+            return build(node, where=f"eval.data.{name}", toy=True)
+    return None

@@ -1,0 +1,9 @@
+"""Configurations: files to checked dataclasses (`load.py`), their nodes to objects (`nodes.py`), classes that can be saved.
+
+May import: errors. Must not import torch: `mmdiff config` does not wait for it.
+"""
+
+from .load import load_config, packaged, parsed, to_yaml, typed_sampler
+from .nodes import build, check_nodes, locate
+
+__all__ = ["build", "check_nodes", "load_config", "locate", "packaged", "parsed", "to_yaml", "typed_sampler"]

@@ -1,0 +1,158 @@
+"""Configurations: YAML + `base:` + `key=value` -> checked dataclasses -> objects.
+
+Files are read in three steps: `load_config` lays a file over its base and the overrides over both, then checks every
+value against the annotations in `mmdiff.config.settings`; `check_nodes` looks every node's target up and checks its arguments
+against the signature; `build` does the same for one node, and calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mmdiff.errors import ConfigError, nearest
+
+from .moved import renewed
+from .schema import expand, join, typed
+from .settings import Config, GenerationConfig
+
+RUN_FILE = "config.yaml"  # the resolved configuration in a run's folder
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+    """Read, resolve and check one configuration.
+
+    name: of a packaged configuration, a path that ends in `.yaml`, or a run's folder.
+    overrides: `dotted.key=value`, the value in YAML. `null` takes a part or a stage out; where a node stands, a dotted
+        path alone is short for `{target: path}`; items of a list are addressed by number.
+
+    A file lies over its `base` key by key. A node that names another target than its base replaces it whole, for the
+    arguments of one class mean nothing to another. Raises ConfigError.
+    """
+    tree, stem = _read(name, Path(), ())
+    given: dict[str, Any] = {}
+    for override in overrides:
+        _set(given, override)
+    if "base" in given:
+        raise ConfigError("base: only a file can have one, write its settings over another configuration instead")
+    merged = _merge(tree, renewed(expand(Config, given)))
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or name}: {_line(error)}") from None
+    config: Config = typed(Config, resolved, "")
+    config.name = config.name or stem
+    return config
+
+
+def typed_sampler(task: Any, sampler: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Any, GenerationConfig]:
+    """A saved model's task node and sampler settings with `task.` and `sampler.` overrides laid over them."""
+    given: dict[str, Any] = {}
+    for override in overrides:
+        _set(given, override)
+    for key in given:
+        if key not in ("task", "sampler"):
+            near = nearest(key, ("task", "sampler"))
+            raise ConfigError(f"{key}: a saved model takes settings of `task` and `sampler`{near}")
+    tree = _merge(renewed({"task": task, "sampler": dict(sampler)}), renewed(given))
+    return tree["task"], typed(GenerationConfig, tree["sampler"], "sampler")
+
+
+def parsed(override: str) -> tuple[str, Any]:
+    """`dotted.key=value` -> (dotted.key, the value read as YAML). Raises ConfigError."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"{override!r} is not an override, expected dotted.key=value")
+    try:
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{key}: {text!r} is not YAML: {_line(error)}") from None
+    assert isinstance(value, dict)
+    return key, value["value"]
+
+
+def packaged() -> list[str]:
+    """Names of the packaged configurations."""
+    return sorted(f.name.removesuffix(".yaml") for f in files("mmdiff.configs").iterdir() if f.name.endswith(".yaml"))
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration, defaults included; `load_config` of it gives an equal one."""
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+# Files
+
+
+def _read(name: str, folder: Path, readers: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+    """The tree of a file over its bases, and the file's stem. `folder` is where relative paths start."""
+    if name.endswith(".yaml"):
+        path = folder / name
+        stem = path.stem
+    elif name in packaged():
+        path = Path(str(files("mmdiff.configs") / f"{name}.yaml"))
+        stem = name
+    elif (folder / name / RUN_FILE).is_file():
+        path = folder / name / RUN_FILE
+        stem = (folder / name).resolve().name
+    else:
+        where = f"{readers[-1]}: base: " if readers else ""
+        raise ConfigError(f'{where}no configuration, .yaml file or run folder "{name}"{nearest(name, packaged())}')
+    key = str(path.resolve())
+    if key in readers:
+        raise ConfigError(f"base: goes round in a circle: {' -> '.join([*readers, key])}")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")), resolve=False)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({_line(error)})") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not YAML: {_line(error)}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds a {type(tree).__name__}, expected a mapping")
+    tree = renewed(expand(Config, tree))
+    base = tree.pop("base", None)
+    if base is None:
+        return tree, stem
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: {base!r} is not a string")
+    below, _ = _read(base, path.parent, (*readers, key))
+    below.pop("name", None)  # two configurations must not write into one run
+    return _merge(below, tree), stem
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    """Put one `dotted.key=value` into a tree of overrides."""
+    key, value = parsed(override)
+    parts = key.split(".")
+    for part in parts[:-1]:
+        below = tree.get(part)
+        if isinstance(below, str):  # `task=dotted.Path task.key=value`
+            below = {"target": below}
+        tree[part] = below if isinstance(below, dict) else {}
+        tree = tree[part]
+    tree[parts[-1]] = value
+
+
+def _merge(below: Any, above: Any, key: str = "") -> Any:
+    """`above` laid over `below`; a mapping of numbers over a list replaces those items."""
+    if isinstance(below, list) and isinstance(above, dict) and above and all(str(i).isdigit() for i in above):
+        changes = {int(i): item for i, item in above.items()}
+        if max(changes) >= len(below):
+            raise ConfigError(f"{join(key, max(changes))}: the list has {len(below)} items")
+        return [_merge(item, changes[i], join(key, i)) if i in changes else item for i, item in enumerate(below)]
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    if "target" in above and above["target"] != below.get("target"):
+        return above
+    return below | {k: _merge(below[k], item, join(key, k)) if k in below else item for k, item in above.items()}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split("\n    full_key")[0].split())

@@ -1,0 +1,135 @@
+"""Nodes of a configuration, `{target: dotted.path, **arguments}`: looked up, checked against the signature, built."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from mmdiff.errors import ConfigError, MissingExtra, nearest
+
+from .moved import today
+from .schema import at, join
+from .settings import Config
+
+RUN_TIME = {"model.connectors": {"width_in", "width_out"}, "model.heads": {"width_in", "vocab_size"}}
+"""Arguments that no file gives, for the model knows them when it builds those nodes."""
+
+
+def build(node: Any, /, *, where: str = "", toy: bool = False, **run_time: Any) -> Any:
+    """`{target: dotted.path, **arguments}` -> the object, nodes among the arguments first. A string is a bare target.
+
+    where: the key of the node, named by errors.
+    toy: call `target.toy(...)` instead, with the same arguments, of every target that has it.
+    run_time: arguments that no file can know (widths, say); the node must not give them too.
+
+    Raises ConfigError, before the target is called, for a target that is not there, and for arguments that are unknown
+    or missing; MissingExtra when the target's module needs a package that is not installed.
+    """
+    if isinstance(node, str):
+        node = {"target": node}
+    if not isinstance(node, Mapping) or "target" not in node:
+        raise ConfigError(f"{at(where)}{node!r} is not a node, expected {{target: dotted.path, ...}}")
+    return _build(node, where, toy, run_time)
+
+
+def check_nodes(config: Config) -> None:
+    """Check the target and the arguments of every node; nothing is built. Raises as `build` does."""
+
+    def check(value: Any, key: str) -> None:
+        if isinstance(value, Mapping):
+            if "target" in value:
+                run_time = RUN_TIME.get(key.rpartition(".")[0], ())
+                _check_arguments(locate(value["target"], join(key, "target")), value, run_time, key)
+            for name, inner in value.items():
+                check(inner, join(key, name))
+        elif isinstance(value, list):
+            for i, inner in enumerate(value):
+                check(inner, join(key, i))
+
+    check(asdict(config), "")
+
+
+def locate(target: Any, where: str = "") -> Callable[..., Any]:
+    """What a dotted path names: a class, a function, or a class method. Raises as `build` does."""
+    if not isinstance(target, str) or "." not in target or not all(part.isidentifier() for part in target.split(".")):
+        raise ConfigError(f"{at(where)}{target!r} is not a dotted path")
+    module, names = _module(today(target), where)
+    found: Any = module
+    path = module.__name__
+    for name in names:
+        if not hasattr(found, name):
+            known = _public(found) if isinstance(found, ModuleType) else [n for n in dir(found) if n[0] != "_"]
+            raise ConfigError(f'{at(where)}{path} has no "{name}"{nearest(name, known)}')
+        found, path = getattr(found, name), f"{path}.{name}"
+    if not callable(found):
+        raise ConfigError(f"{at(where)}{target} is a {type(found).__name__}, expected a class or a function")
+    result: Callable[..., Any] = found
+    return result
+
+
+# Nodes
+
+
+def _build(value: Any, where: str, toy: bool, run_time: Mapping[str, Any]) -> Any:
+    if isinstance(value, list | tuple):
+        return [_build(item, join(where, i), toy, {}) for i, item in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    function: Callable[..., Any] = dict  # a mapping that is no node
+    if "target" in value:
+        function = locate(value["target"], join(where, "target"))
+        _check_arguments(function, value, run_time, where)
+        if toy:
+            function = getattr(function, "toy", function)
+    arguments = {name: _build(item, join(where, name), toy, {}) for name, item in value.items() if name != "target"}
+    return function(**arguments, **run_time)
+
+
+def _check_arguments(
+    function: Callable[..., Any], node: Mapping[str, Any], run_time: Collection[str], where: str
+) -> None:
+    target, given = node["target"], [name for name in node if name != "target"]
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        raise ConfigError(f"{at(where)}{target} does not say which arguments it takes") from None
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for name in [*given, *run_time]:
+            if name not in named:
+                known = named.keys() - set(run_time)
+                raise ConfigError(f"{join(where, name)}: {target} takes no such argument{nearest(str(name), known)}")
+    for name in given:
+        if name in run_time:
+            raise ConfigError(f"{join(where, name)}: set at run time, leave it out")
+    for name, p in named.items():
+        if p.default is p.empty and name not in given and name not in run_time:
+            raise ConfigError(f'{at(where)}{target} needs "{name}"')
+
+
+def _module(target: str, where: str) -> tuple[ModuleType, list[str]]:
+    """The longest part of a dotted path that is a module, and the names left over."""
+    parts = target.split(".")
+    for n in range(len(parts) - 1, 0, -1):
+        path = ".".join(parts[:n])
+        try:
+            return import_module(path), parts[n:]
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{path}.".startswith(f"{error.name}."):  # the module is there, and needs it
+                raise MissingExtra(f"{at(where)}{path} needs {error.name}, which is not installed") from error
+    raise ConfigError(f"{at(where)}{target}: there is no module {parts[0]!r}")
+
+
+def _public(module: ModuleType) -> Iterable[str]:
+    """Names defined in a module, and the modules in a package."""
+    own = [n for n, v in vars(module).items() if n[0] != "_" and getattr(v, "__module__", None) == module.__name__]
+    return [
+        *own,
+        *getattr(module, "__all__", []),
+        *(found.name for found in pkgutil.iter_modules(getattr(module, "__path__", []))),
+    ]

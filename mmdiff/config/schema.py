@@ -1,0 +1,89 @@
+"""Plain trees of mappings, lists and values against the annotations of a dataclass.
+
+Stricter than a conversion: the text "3" is no number and 2 is no truth value, so that a slip in a file is an error here
+and not a strange run later. Fields annotated `Any`, and values of `dict[str, Any]`, are nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import is_dataclass
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from mmdiff.errors import ConfigError, nearest
+
+EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", dict: "a mapping"}
+
+
+def typed(kind: Any, value: Any, key: str) -> Any:
+    """`value` as the annotation `kind` wants it. Raises ConfigError with the field, the value and what was expected."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        for name in _mapping(value, key):
+            if name not in hints:
+                raise ConfigError(f"{join(key, name)}: no such field{nearest(str(name), hints)}")
+        return kind(**{name: typed(hints[name], item, join(key, name)) for name, item in value.items()})  # type: ignore[operator]
+    if origin is dict:  # a stage that is null is taken out; what a null node means, its reader knows
+        items = {name: item for name, item in _mapping(value, key).items() if item is not None or inner[1] is Any}
+        return {str(name): typed(inner[1], item, join(key, name)) for name, item in items.items()}
+    if origin in (Union, UnionType):
+        return _union(inner, value, key)
+    if origin is Literal:
+        if value not in inner:
+            raise ConfigError(f"{key}: {value!r} is not one of {', '.join(inner)}{_close(value, inner)}")
+        return value
+    if origin in (list, tuple):
+        wants = len(inner) if origin is tuple else None
+        if not isinstance(value, list) or wants not in (None, len(value)):
+            raise ConfigError(f"{key}: {value!r} is not a list{f' of {wants}' if wants else ''}")
+        return origin(typed(inner[i if wants else 0], item, join(key, i)) for i, item in enumerate(value))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{key}: {value!r} is not {EXPECTED[kind]}")
+    return value
+
+
+def _union(kinds: Sequence[Any], value: Any, key: str) -> Any:
+    """`X | None`, or `Literal[...] | str`: one of those words or a dotted path."""
+    if value is None and type(None) in kinds:
+        return None
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    if words and value not in words and not (isinstance(value, str) and "." in value):
+        raise ConfigError(f"{key}: {value!r} is not one of {', '.join(words)} or a dotted path{_close(value, words)}")
+    return typed(next(kind for kind in kinds if kind is not type(None) and get_origin(kind) is not Literal), value, key)
+
+
+def _mapping(value: Any, key: str) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{at(key)}{value!r} is not {EXPECTED[dict]}")
+    return value
+
+
+def expand(kind: Any, value: Any) -> Any:
+    """Strings where a node stands become `{target: string}`."""
+    if kind is Any:
+        return {"target": value} if isinstance(value, str) else value
+    if isinstance(value, dict) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return {key: expand(hints.get(key), inner) for key, inner in value.items()}
+    if isinstance(value, dict) and get_origin(kind) is dict:
+        return {key: expand(get_args(kind)[1], inner) for key, inner in value.items()}
+    return value
+
+
+def join(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def at(key: str) -> str:
+    return f"{key}: " if key else ""
+
+
+def _close(value: Any, known: Iterable[str]) -> str:
+    hint = nearest(str(value), known)
+    return hint if "did you mean" in hint else ""

@@ -1,0 +1,138 @@
+"""The typed top of every configuration file. Fields of type `Any` named below are nodes: `{target: dotted.path, ...}`.
+
+The annotations are what a file is checked against, see `mmdiff.config.load`. Standard library only: `mmdiff config` must not
+wait for torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class ModelConfig:
+    """encoders, connectors and heads are keyed by the kind of media (`image`, `audio`, ...)."""
+
+    backbone: Any = None  # node: a mmdiff.backbones.Backbone
+    encoders: dict[str, Any] = field(default_factory=dict)  # node: mmdiff.protocols.Encoder
+    connectors: dict[str, Any] = field(default_factory=dict)  # node; given width_in and width_out
+    heads: dict[str, Any] = field(default_factory=dict)  # node: readouts of an encoder, used by its pre-training only
+    weights: str | None = None  # a saved model folder to start from, instead of the parts' own weights
+    prefix_causal: bool | None = (
+        None  # the context attends to itself only, see mmdiff.model.prefix; None: no, or as saved
+    )
+
+
+@dataclass
+class GenerationConfig:
+    """How a canvas is written. Names follow LLaDA's generate.py and transformers where they have one.
+
+    steps: denoising steps over the whole canvas, shared out evenly between the blocks of a row that have something to
+        write, at least one each; within a block places are shared out evenly over its steps, the first steps taking
+        the remainder. None: one place a step.
+    schedule: linear (the even shares above) | cosine: after step s of the T of a block floor(n cos(pi/2 s/T)) of its n
+        places are masked still, with at least one written a step (MaskGIT, arXiv 2202.04200).
+    block_length: target places a block; blocks are written in order. None: all target places are one block.
+    temperature: 0 is greedy; otherwise tokens are drawn with float64 Gumbel noise (arXiv 2409.02908). The confidence of
+        a token never depends on it.
+    temperature_end: the temperature of a block's last step; it goes there in a straight line, a step at a time, from
+        `temperature` at the first. None: it stays.
+    guidance_scale: s in `u + (s + 1) (c - u)`, u with the context masked and the media left out; 0: off.
+    remasking: the score by which places are kept: low_confidence | random | a dotted path (mmdiff.samplers.rules.rules).
+    threshold: commit every place whose score reaches it, at least one (Fast-dLLM); `steps` then plays no part. None:
+        the shares of the schedule.
+    select: node of a rule that replaces shares and threshold.
+    revise: node of a rule that opens places of the current block again; None: what is written stays.
+    draft: node of a rule that opens places of a given draft and has them written again (mmdiff.samplers.deliberation). None:
+        what is given stays, only empty places are written.
+    eos_policy: none | suppress (end ids are never written; LLaDA's logits_eos_inf, which knows one end id) | last (end
+        ids are committed after all other proposals of a step; LLaDA's confidence_eos_eot_inf).
+    early_stop: when an end id is written and nothing before it is open, the rest of its target span becomes EOS.
+    suppress_ids: ids that are never written, besides mask, slot and padding rows of the embedding table.
+    suppress_tokens: the same by spelling (`<|endoftext|>`), whatever ids the tokenizer gives them.
+    prefix_cache: keep the keys and values of the context from the first step on (Fast-dLLM). An approximation, unless
+        the model is `prefix_causal`: such a one always does.
+    seed: with a sample's index and the row's own step it determines every draw.
+    """
+
+    max_new_tokens: int = 128  # only when `generate` is given plain ids instead of a canvas
+    steps: int | None = None
+    schedule: Literal["linear", "cosine"] = "linear"
+    block_length: int | None = None
+    temperature: float = 0.0
+    temperature_end: float | None = None
+    guidance_scale: float = 0.0
+    remasking: Literal["low_confidence", "random"] | str = "low_confidence"
+    threshold: float | None = None
+    select: Any = None
+    revise: Any = None
+    draft: Any = None
+    eos_policy: Literal["none", "suppress", "last"] = "none"
+    early_stop: bool = True
+    suppress_ids: list[int] = field(default_factory=list)
+    suppress_tokens: list[str] = field(default_factory=list)
+    prefix_cache: bool = False
+    seed: int = 0
+
+
+@dataclass
+class StageConfig:
+    """One stage of training: which rows, which objective, which parameters, how long."""
+
+    steps: int = 1000
+    data: Any = None  # node of rows, or {name: {rows: node, task: node, weight: float}} for a mixture
+    objective: Any = None  # node: mmdiff.protocols.Objective
+    params: list[Any] = field(default_factory=list)  # rules, see mmdiff.model.params
+    batch_size: int = 32  # samples a forward and process
+    bucket: int = 0  # so many batches are sorted by length, for less padding; 0: off
+    accumulate: int = 1  # forwards a step
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    warmup: float = 0.03  # below 1: a share of the steps, else steps
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    lr_end: float = 0.0  # share of lr left at the end
+    padding: Literal["ignore", "eos", "answer"] = "ignore"  # see mmdiff.data.collate.collate
+    cache_features: bool = False  # keep a frozen encoder's features on disk
+    eval: Any = None  # node of held-out rows for the bound (default: none)
+
+
+@dataclass
+class TrainConfig:
+    stages: dict[str, StageConfig] = field(default_factory=dict)  # run in this order
+    seed: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # mixed, by accelerate
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0  # gradient norm; 0: off
+    gradient_checkpointing: bool = False
+    logit_chunk: int = 4096  # wanted places whose logits exist at one time
+    workers: int = 0  # data processes
+    keep_read: int = 0  # MiB of samples, media read, that each data process keeps for later epochs
+    threads: int | None = None  # torch threads; None: torch's own choice
+    log_every: int = 10
+    save_every: int = 500
+    keep: int = 2  # checkpoints kept
+    eval_every: int = 0  # steps between bounds on the stage's `eval` rows; 0: at the end of the stage
+    tensorboard: bool = True
+
+
+@dataclass
+class EvalConfig:
+    data: dict[str, Any] = field(default_factory=dict)  # name of a set -> node of rows
+    batch_size: int = 64
+    limit: int | None = None  # rows a set
+    examples: int = 48  # rows shown in the report
+
+
+@dataclass
+class Config:
+    """The top of every configuration file."""
+
+    base: str | None = None  # a packaged name or a path; read first, this file over it
+    name: str | None = None  # the run is runs/<name>; default: the file's name
+    demo: str | None = None  # dotted path of what `mmdiff demo` runs
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: Any = None  # node: mmdiff.protocols.Task
+    sampler: GenerationConfig = field(default_factory=GenerationConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)

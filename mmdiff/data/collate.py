@@ -1,0 +1,167 @@
+"""What a task hands to the core (`Text`, `Media`, `Target`), and what the core hands to the model (`Batch`).
+
+Shape letters: B samples, L canvas length, N views (a picture may be several tiles), M slots of one kind in the whole
+batch, K distinct allow-sets, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdiff.canvas.batch import Batch, MediaBatch
+from mmdiff.canvas.sample import Item, Ranges, Sample, Target, Text
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.errors import ConfigError, DataError
+from mmdiff.protocols import Reader
+
+Padding = Literal["eos", "answer", "ignore"]
+T = TypeVar("T")
+
+
+def collate(
+    samples: Sequence[Sample],
+    vocab: Vocab,
+    readers: Mapping[str, Reader] | None = None,
+    *,
+    index: Sequence[int] | None = None,
+    source: Sequence[str] | None = None,
+    padding: Padding = "ignore",
+    side: Literal["right", "left"] = "right",
+) -> Batch:
+    """Lay samples out on one canvas.
+
+    readers: how media of each kind are read and how many slots they take (`MMDiff.readers`).
+    index: global sample indices, the identity under which noise is drawn; 0, 1, ... when left out.
+    padding: "ignore" leaves the places that fill a row up unattended and unscored. "eos" makes them end-of-sequence
+        ids that are masked, scored and attended like any answer (LLaDA's SFT recipe, GUIDELINES.md). "answer" has so
+        many of them that all rows end in answers of one length; what a shorter context leaves is ignored. With sound, a
+        short clip next to a long one would else have hundreds of them (Whisper-LLaDA, DIFFA).
+    Raises DataError for an empty sample, an unknown kind of media, ids outside the vocabulary or a target's `allow`.
+    """
+    readers = readers or {}
+    rows = [_Row() for _ in samples]
+    items: dict[str, list[Item]] = {}
+    taken: dict[str, int] = {}
+    allow_sets: dict[Ranges | None, int] = {None: 0}
+    for b, (row, sample) in enumerate(zip(rows, samples, strict=True)):
+        for part in sample:
+            if isinstance(part, Text):
+                row.add(part.ids, False)
+            elif isinstance(part, Target):
+                ids = part.ids if part.ids is not None else [vocab.mask_id] * part.length
+                row.add(ids, True, allow_sets.setdefault(part.allow, len(allow_sets)))
+            else:
+                if part.kind not in readers:
+                    raise DataError(f"media of kind {part.kind!r}: this model reads {sorted(readers) or 'no media'}")
+                reader = readers[part.kind]
+                item = part.data if isinstance(part.data, Item) else reader.read(part.data)
+                items.setdefault(part.kind, []).append(item)
+                start, n = taken.get(part.kind, 0), reader.slots(item)
+                row.slots.append((part.kind, len(row.ids), start, n))
+                row.add([vocab.slot_id] * n, False)
+                taken[part.kind] = start + n
+        if not row.ids:
+            raise DataError(f"sample {b} of the batch is empty")
+        low, high = min(row.ids), max(row.ids)
+        if low < 0 or high >= vocab.size:
+            raise DataError(f"sample {b} of the batch: ids {low}..{high} do not fit a vocabulary of {vocab.size}")
+    if padding == "answer":
+        longest = max(row.answer() for row in rows)
+        for row in rows:
+            row.add([vocab.eos_id] * (longest - row.answer()), True)
+    length = max(len(row.ids) for row in rows)
+    eos = padding == "eos"
+    if eos and side == "left":
+        raise ConfigError("padding: eos stands behind an answer, so it cannot fill a row up on the left")
+
+    def pad(values: list[T], fill: T) -> list[T]:
+        extra = [fill] * (length - len(values))
+        return values + extra if side == "right" else extra + values
+
+    attend_BL = torch.tensor([pad([True] * len(row.ids), eos) for row in rows])
+    ids_BL = torch.tensor([pad(row.ids, vocab.eos_id if eos else vocab.pad_id) for row in rows], dtype=torch.int64)
+    slots = {kind: torch.full((len(rows), length), -1, dtype=torch.int64) for kind in items}
+    for b, row in enumerate(rows):
+        shift = 0 if side == "right" else length - len(row.ids)
+        for kind, at, start, n in row.slots:
+            slots[kind][b, at + shift : at + shift + n] = torch.arange(start, start + n)
+    target_BL = torch.tensor([pad(row.target, eos) for row in rows])
+    allow_BL, allow_KV = None, None
+    if len(allow_sets) > 1:
+        allow_BL = torch.tensor([pad(row.allow, 0) for row in rows])
+        allow_KV = torch.stack([_allowed(ranges, vocab.size) for ranges in allow_sets])
+        stray_BL = target_BL & ~allow_KV[allow_BL, ids_BL] & (ids_BL != vocab.mask_id)
+        for b, at in stray_BL.nonzero().tolist():  # its cross-entropy would be infinite
+            raise DataError(f"sample {b} of the batch: the target's `allow` leaves out its own id {ids_BL[b, at]}")
+    return Batch(
+        ids_BL=ids_BL,
+        target_BL=target_BL,
+        attend_BL=attend_BL,
+        position_BL=(attend_BL.cumsum(1) - 1).clamp(min=0),
+        segment_BL=torch.zeros_like(ids_BL),
+        slots=slots,
+        media={kind: _stack(group) for kind, group in items.items()},
+        allow_BL=allow_BL,
+        allow_KV=allow_KV,
+        only_N=_only(allow_BL, allow_KV, target_BL),
+        index_B=torch.arange(len(rows)) if index is None else torch.as_tensor(list(index), dtype=torch.int64),
+        source_B=list(source) if source is not None else [""] * len(rows),
+        padded=not bool(attend_BL.all()),
+    )
+
+
+class _Row:
+    """One row while it is being laid out."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.target: list[bool] = []
+        self.allow: list[int] = []
+        self.slots: list[tuple[str, int, int, int]] = []  # kind, place, first feature, count
+
+    def add(self, ids: Sequence[int], target: bool, allow: int = 0) -> None:
+        self.ids += [int(i) for i in ids]  # of a list, an array or a tensor
+        self.target += [target] * len(ids)
+        self.allow += [allow] * len(ids)
+
+    def answer(self) -> int:
+        """Target places at the end of the row."""
+        return next((n for n, target in enumerate(reversed(self.target)) if not target), len(self.target))
+
+
+def _stack(items: Sequence[Item]) -> MediaBatch:
+    views, layouts = [len(item.values) for item in items], [item.layout for item in items]
+    if not any(item.lengths for item in items):
+        return MediaBatch(torch.cat([item.values for item in items]), views, layouts)
+    longest = max(item.values.shape[-1] for item in items)
+    return MediaBatch(
+        torch.cat([F.pad(item.values, (0, longest - item.values.shape[-1])) for item in items]),
+        views,
+        layouts,
+        length_N=torch.tensor([n for item in items for n in item.lengths]),
+        tokens=[n for item in items for n in item.tokens],
+    )
+
+
+def _allowed(ranges: Ranges | None, size: int) -> Tensor:
+    if ranges is None:
+        return torch.ones(size, dtype=torch.bool)
+    allowed_V = torch.zeros(size, dtype=torch.bool)
+    for low, high in ranges:
+        if not 0 <= low < high <= size:
+            raise DataError(f"allow: the range ({low}, {high}) does not fit a vocabulary of {size}")
+        allowed_V[low:high] = True
+    return allowed_V
+
+
+def _only(allow_BL: Tensor | None, allow_KV: Tensor | None, target_BL: Tensor) -> Tensor | None:
+    if allow_BL is None or allow_KV is None:
+        return None
+    kinds = allow_BL[target_BL].unique()
+    ids_N = allow_KV[kinds[0]].nonzero().squeeze(1) if len(kinds) == 1 else None
+    return ids_N if ids_N is not None and 2 * len(ids_N) <= allow_KV.shape[1] else None

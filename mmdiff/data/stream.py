@@ -1,0 +1,175 @@
+"""Which sample stands at which place of a stage, and how it becomes a batch.
+
+The order is a pure function of (seed, position): sample n of a stage is the same whether training was interrupted, how
+many processes share it, or how many batches make a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.sample import Item, Media, Sample
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.errors import ConfigError, DataError
+from mmdiff.protocols import Reader, Row, Source, Task
+
+from .collate import Padding, collate
+
+CHUNK = 4096  # positions whose mixture is drawn together
+OVERHEAD = 2048  # bytes of a kept sample besides its media
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of a mixture. weight: its share of the samples, relative to the others."""
+
+    name: str
+    rows: Source
+    task: Task
+    weight: float = 1.0
+
+
+class Stream:
+    """An endless, shuffled sequence of samples; every row of a component is seen once an epoch of that component.
+
+    keep: bytes of samples that are kept, media read, for the next epochs, in every data process of its own.
+    batch, bucket: the samples of `bucket` batches in a row are sorted by their length and dealt out again, so that a
+        batch holds samples that are about as long and needs little padding; which of these batches comes when is drawn
+        (bucket 0: off). The rows then say their `length` (see `mmdiff.protocols.Source`).
+    """
+
+    def __init__(
+        self, components: Sequence[Component], *, seed: int, keep: int = 0, batch: int = 1, bucket: int = 0
+    ) -> None:
+        self._batch, self._bucket = batch, bucket
+        self._dealt: dict[int, list[int]] = {}
+        self._kept: dict[tuple[int, int], Sample] = {}
+        self._room = keep or -1
+        self.components = list(components)
+        for c in self.components:
+            if not len(c.rows):
+                raise DataError(f"data.{c.name}: no rows")
+            if not c.weight > 0:
+                raise ConfigError(f"data.{c.name}.weight: {c.weight} is not above 0")
+            if bucket and not callable(getattr(c.rows, "length", None)):
+                name = type(c.rows).__name__
+                raise ConfigError(f"data.{c.name}: {name} does not say how long its rows are, as `bucket` needs")
+        share = np.array([c.weight for c in self.components])
+        self._edges = np.cumsum(share / share.sum())
+        self._key = NoiseKey(seed, stream="order")
+        self._before: list[np.ndarray] = [np.zeros(len(share), dtype=np.int64)]  # draws of each component by chunk
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """(component, row) at a position."""
+        if len(self.components) == 1:
+            return 0, self._row(0, position)
+        chunk, at = divmod(position, CHUNK)
+        while len(self._before) <= chunk:
+            drawn = np.bincount(self._choices(len(self._before) - 1), minlength=len(self.components))
+            self._before.append(self._before[-1] + drawn)
+        choices = self._choices(chunk)
+        c = int(choices[at])
+        return c, self._row(c, int(self._before[chunk][c] + (choices[:at] == c).sum()))
+
+    def _dealt_at(self, position: int) -> int:
+        """Which position's row stands here, after the batches of its window are sorted and drawn."""
+        size = self._batch * self._bucket
+        window, at = divmod(position, size)
+        if window not in self._dealt:
+            every = range(window * size, (window + 1) * size)
+            rows = {n: self.locate(n) for n in every}
+            by_length = sorted(every, key=lambda n: (self.components[rows[n][0]].rows.length(rows[n][1]), n))  # type: ignore[attr-defined]
+            order = self._key.fold("bucket").uniform(window, self._bucket).argsort(kind="stable")
+            dealt = [by_length[b * self._batch : (b + 1) * self._batch] for b in order.tolist()]
+            self._dealt = {window: [n for batch in dealt for n in batch]}
+        return self._dealt[window][at]
+
+    def _choices(self, chunk: int) -> np.ndarray:
+        return np.searchsorted(self._edges[:-1], self._key.fold("mix").uniform(chunk, CHUNK), side="right")
+
+    def _row(self, component: int, draw: int) -> int:
+        epoch, at = divmod(draw, len(self.components[component].rows))
+        if (component, epoch) not in self._orders:
+            self._orders = {k: v for k, v in self._orders.items() if k[0] != component}  # one epoch a component is kept
+            noise = self._key.fold("shuffle").uniform(epoch, len(self.components[component].rows), view=component)
+            self._orders[component, epoch] = noise.argsort(kind="stable")
+        return int(self._orders[component, epoch][at])
+
+    def sample(self, position: int, vocab: Vocab, readers: Mapping[str, Reader]) -> tuple[Sample, str]:
+        """The canvas at a position, its media read, and the name of its component.
+
+        Raises DataError that names component and row.
+        """
+        c, i = self.locate(self._dealt_at(position) if self._bucket else position)
+        component = self.components[c]
+        if (c, i) in self._kept:
+            return self._kept[c, i], component.name
+        with at_row(component.name, i):
+            sample = read(component.task.sample(component.rows[i], vocab), readers)
+        size = OVERHEAD + sum(p.data.values.nbytes for p in sample if isinstance(p, Media) and isinstance(p.data, Item))
+        if size <= self._room:
+            self._room -= size
+            self._kept[c, i] = sample
+        return sample, component.name
+
+
+def read(sample: Sample, readers: Mapping[str, Reader]) -> Sample:
+    """`sample` with its media as Items; kinds that no reader reads are left for `collate` to name."""
+    return [
+        Media(p.kind, readers[p.kind].read(p.data))
+        if isinstance(p, Media) and p.kind in readers and not isinstance(p.data, Item)
+        else p
+        for p in sample
+    ]
+
+
+class at_row:
+    """Puts the name of the data and the row in front of a DataError."""
+
+    def __init__(self, name: str, row: int) -> None:
+        self.where = f"data {name} row {row}" if name else f"row {row}"
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, DataError):
+            raise DataError(f"{self.where}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Map-style: the batch of a list of positions. What data processes run."""
+
+    stream: Stream
+    vocab: Vocab
+    readers: Mapping[str, Reader]
+    padding: Padding = "ignore"
+
+    def __getitem__(self, positions: Sequence[int]) -> Batch:
+        pairs = [self.stream.sample(n, self.vocab, self.readers) for n in positions]
+        samples, sources = [s for s, _ in pairs], [name for _, name in pairs]
+        return collate(samples, self.vocab, self.readers, index=positions, source=sources, padding=self.padding)
+
+
+def positions(step: int, micro: int, rank: int, *, batch: int, accumulate: int, world: int) -> list[int]:
+    """The samples of one forward: a step owns `accumulate * world * batch` neighbours, shared out in order."""
+    first = ((step * accumulate + micro) * world + rank) * batch
+    return list(range(first, first + batch))
+
+
+def canvases(
+    rows: Sequence[Row], task: Task, vocab: Vocab, readers: Mapping[str, Reader], *, first: int = 0, name: str = ""
+) -> Batch:
+    """Generation canvases of rows (left padded). first: global index of the first row, the identity of its noise."""
+    samples = []
+    for i, row in enumerate(rows):
+        with at_row(name, first + i):
+            samples.append(read(task.prompt(row, vocab), readers))
+    return collate(samples, vocab, readers, index=range(first, first + len(rows)), side="left")

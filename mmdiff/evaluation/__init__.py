@@ -1,0 +1,4 @@
+"""Scores, predictions and reports of a run, and of a run over a grid of settings.
+
+May import: data, runs, session.
+"""

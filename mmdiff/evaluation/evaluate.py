@@ -1,0 +1,126 @@
+"""Predictions -> scores -> one JSON object, the predictions themselves, and a page to look at."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mmdiff.config import build, load_config
+from mmdiff.data.stream import at_row
+from mmdiff.errors import ConfigError
+from mmdiff.files import write_text
+from mmdiff.protocols import Row, Source
+from mmdiff.runs.folder import Run
+from mmdiff.session import Session, load
+
+from .report import write_report
+
+
+def evaluate(
+    session: Session, rows: Source, *, name: str = "", batch_size: int = 64, limit: int | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Answer and score every row. Returns (figures, one record a row).
+
+    figures: `n`, the mean of each score over the rows that have it, `by_kind` where rows have a `kind`, mean
+    `forwards`, what the task's `summary` says of the whole set (over a mean of the same name), and `rows_per_second`.
+    """
+    count = min(len(rows), limit) if limit else len(rows)
+    if not count:
+        raise ConfigError(f"eval.data.{name}: no rows")
+    records: list[dict[str, Any]] = []
+    start = time.perf_counter()
+    for first, group in batched(rows, count, batch_size, name):
+        for row, out in zip(group, session.predict_many(group, first=first, name=name), strict=True):
+            with at_row(name, len(records)):
+                scores = session.task.score(out["answer"], row)
+            told = {"prediction": out["answer"], "forwards": out["forwards"], "canvas": out["canvas"]}
+            records.append({**_text(row), "row": len(records), **told, "scores": scores})
+    seconds = time.perf_counter() - start
+    summary = getattr(session.task, "summary", None)
+    whole = summary(records) if summary is not None else {}
+    return {**means(records), **whole, "rows_per_second": count / seconds}, records
+
+
+def batched(rows: Source, count: int, size: int, name: str) -> Iterator[tuple[int, list[Row]]]:
+    """(index of the first, rows), with a progress bar on stderr."""
+    with tqdm(total=count, desc=f"eval {name}".rstrip(), file=sys.stderr, leave=False) as bar:
+        for first in range(0, count, size):
+            group = [rows[i] for i in range(first, min(first + size, count))]
+            yield first, group
+            bar.update(len(group))
+
+
+def means(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean of each score, and of each score by kind of row."""
+    out: dict[str, Any] = {"n": len(records), **_mean(records)}
+    kinds: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for record in records:
+        if record.get("kind"):
+            kinds[str(record["kind"])].append(record)
+    if kinds:
+        out["by_kind"] = {kind: {"n": len(group), **_mean(group)} for kind, group in sorted(kinds.items())}
+    out["forwards"] = sum(r["forwards"] for r in records) / len(records)
+    return out
+
+
+def _mean(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    sums: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        for name, value in record["scores"].items():
+            sums[name].append(float(value))
+    return {name: sum(values) / len(values) for name, values in sums.items()}
+
+
+def _text(row: Row) -> dict[str, Any]:
+    """What of a row can stand in a line of JSON."""
+    return {key: value for key, value in row.items() if _plain(value)}
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int | float) or (isinstance(value, list) and all(map(_plain, value)))
+
+
+def evaluate_run(folder: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Score a run on the sets its configuration names under `eval.data`; writes metrics.json, predictions, report.html.
+
+    overrides: as on the command line; `sampler.` and `task.` ones also change how the model answers.
+    """
+    config = load_config(str(folder), overrides)
+    sets = {name: node for name, node in config.eval.data.items() if node}
+    if not sets:
+        raise ConfigError(f"{folder}: eval.data names no set of rows")
+    sources = {name: build(node, where=f"eval.data.{name}") for name, node in sets.items()}
+    session = load(folder, *answering(overrides))
+    results, shown = {}, {}
+    for name, rows in sources.items():
+        results[name], records = evaluate(
+            session, rows, name=name, batch_size=config.eval.batch_size, limit=config.eval.limit
+        )
+        write_predictions(Path(folder) / f"predictions-{name}.jsonl", records)
+        shown[name] = [(rows[r["row"]], r) for r in spread(records, config.eval.examples)]
+    run = Run(Path(folder))
+    run.finish({"eval": results})
+    write_report(run, title=str(config.name), results=results, examples=shown)
+    return {"eval": results, "report": str(run.folder / "report.html")}
+
+
+def answering(overrides: Sequence[str]) -> list[str]:
+    """Those that change how a model answers: of `sampler` and `task`, or all of it (`task=dotted.Path`)."""
+    return [word for word in overrides if word.partition("=")[0].partition(".")[0] in ("sampler", "task")]
+
+
+def write_predictions(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def spread(records: Sequence[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+    """n records spread evenly over all."""
+    step = max(len(records) / n, 1) if n else 1
+    return [records[int(i * step)] for i in range(min(n, len(records)))]

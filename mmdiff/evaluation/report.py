@@ -1,0 +1,121 @@
+"""`report.html` of a run: figures, loss curves, and examples with the step at which each token was written.
+
+One file that needs nothing else: pictures and plots are inside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from mmdiff.files import flat, write_text
+from mmdiff.runs.folder import Run
+
+
+def write_report(
+    run: Run,
+    *,
+    title: str,
+    results: Mapping[str, Any],
+    examples: Mapping[str, Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]],
+    notes: Sequence[str] = (),
+) -> Path:
+    """results: set -> means (see `mmdiff.evaluation.evaluate`), or name -> number. examples: set -> (row, record) pairs."""
+    page = Environment(loader=PackageLoader("mmdiff.evaluation", "."), autoescape=select_autoescape()).get_template(
+        "report.html"
+    )
+    figures = {k: v for k, v in flat(results).items() if isinstance(v, (int, float))}
+    html = page.render(
+        title=title,
+        notes=notes,
+        figures={k: (f"{v:.3f}" if isinstance(v, float) else f"{v:,}") for k, v in figures.items()},
+        curves=curves(run.metrics),
+        examples={name: [example(row, record) for row, record in pairs] for name, pairs in examples.items()},
+    )
+    file = run.folder / "report.html"
+    write_text(file, html)
+    return file
+
+
+def example(row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    canvas = record["canvas"]
+    return {
+        "picture": picture(row.get("image")),
+        "question": row.get("question", ""),
+        "answer": row.get("answer", row.get("text", "")),
+        "prediction": record["prediction"],
+        "right": is_right(record["scores"]),
+        "canvas": canvas,
+        "steps": max((step for _, step, _ in canvas), default=0),
+    }
+
+
+def is_right(scores: Mapping[str, float]) -> bool:
+    """By `exact_match` where a task has it, for of error rates less is better; else all scores are full."""
+    return all(value >= 1 for name, value in scores.items() if name == "exact_match" or "exact_match" not in scores)
+
+
+def picture(image: Any, *, side: int = 96) -> str | None:
+    """A data URI of what a row has as its picture: a path, a PIL image or an (H, W, 3) uint8 array; else None."""
+    if image is None:
+        return None
+    from PIL import Image
+
+    if isinstance(image, (list, tuple)):
+        image = image[0]
+    if isinstance(image, (str, Path)):
+        image = Image.open(image)
+    elif isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+        image = Image.fromarray(image)
+    elif not isinstance(image, Image.Image):
+        return None
+    image = image.convert("RGB")
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    image = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)
+    return data_uri(image)
+
+
+def data_uri(image: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def curves(metrics: Path) -> str | None:
+    """Loss by step, a colour a stage, beside cross-entropy by mask rate at the end of each stage, as a PNG data URI."""
+    if not metrics.is_file():
+        return None
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    losses = [line for line in lines if line.get("loss") is not None]
+    if not losses:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for i, stage in enumerate(dict.fromkeys(line["stage"] for line in losses)):
+        style: dict[str, Any] = {"label": stage, "color": f"C{i}"}  # one colour a stage on both sides
+        of_stage = [line for line in losses if line["stage"] == stage]
+        left.plot([line["step"] for line in of_stage], [line["loss"] for line in of_stage], linewidth=1, **style)
+        by_rate = of_stage[-1].get("nll_by_rate")
+        if by_rate:
+            bins = [(b + 0.5) / len(by_rate) for b, value in enumerate(by_rate) if value is not None]
+            right.plot(bins, [value for value in by_rate if value is not None], "o-", markersize=3, **style)
+    left.set(xlabel="step", ylabel="loss", yscale="log")
+    right.set(xlabel="mask rate", ylabel="nats a masked token", title="last logged steps of a stage")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend() if axes.get_legend_handles_labels()[0] else None
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

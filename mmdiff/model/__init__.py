@@ -1,0 +1,20 @@
+"""The model: encoders, connectors and one backbone (`model.py`), and what is done to it: LoRA, prefixes, scores, saving.
+
+May import: backbones, canvas, config, data, diffusion, samplers, protocols.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmdiff.lazy import lazy
+
+if TYPE_CHECKING:
+    from .model import MediaReader as MediaReader
+    from .model import MMDiff as MMDiff
+    from .model import build_model as build_model
+    from .model import canvas as canvas
+
+_HOMES = {"MMDiff": "model", "MediaReader": "model", "build_model": "model", "canvas": "model"}
+__all__ = list(_HOMES)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -1,0 +1,123 @@
+"""A frozen encoder's features on disk: each picture goes through the tower once, whatever the number of epochs.
+
+One SQLite file a run (transactions survive a kill). The key of an item is the hash of its numbers and of the encoder's
+weights, so a changed tower, size or picture never meets an old feature. Disk grows with the number of different items:
+T * E * 4 bytes each in fp32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmdiff.canvas.batch import Batch, MediaBatch, to_device
+
+from . import MMDiff
+
+MEMORY = 512 << 20  # bytes of features kept in memory as well
+
+
+class FeatureCache:
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(file, timeout=60)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        columns = "key BLOB PRIMARY KEY, shape TEXT, dtype TEXT, data BLOB"
+        self._db.execute(f"CREATE TABLE IF NOT EXISTS features ({columns})")
+        self._memory: dict[bytes, Tensor] = {}
+        self._used = 0
+        self.hits = self.misses = 0
+
+    def fill(self, model: MMDiff, batch: Batch, prints: dict[str, bytes]) -> Batch:
+        """`batch` (on the CPU) with the features of every kind in `prints` (see `fingerprint`) put in."""
+        media = dict(batch.media)
+        for kind, of_encoder in prints.items():
+            if kind in media:
+                media[kind] = self._fill(model, kind, media[kind], of_encoder)
+        return replace(batch, media=media)
+
+    def _fill(self, model: MMDiff, kind: str, group: MediaBatch, of_encoder: bytes) -> MediaBatch:
+        values = items(group)
+        keys = [hashlib.sha256(of_encoder + np.ascontiguousarray(v.numpy()).tobytes()).digest() for v in values]
+        found = {key: feature for key in keys if (feature := self._get(key)) is not None}
+        absent = [i for i, key in enumerate(keys) if key not in found]
+        self.hits += len(keys) - len(absent)
+        self.misses += len(absent)
+        if absent:
+            counts = group.tokens or [model.encoders[kind].tokens] * sum(group.views)  # type: ignore[list-item]
+            tokens = [own.tolist() for own in torch.tensor(counts).split(group.views)]
+            with torch.no_grad():
+                features = model.features(kind, to_device(subset(group, absent), model.device)).cpu()
+            for i, feature in zip(absent, features.split([group.views[i] for i in absent]), strict=True):
+                found[keys[i]] = feature[:, : max(tokens[i])]
+                self._put(keys[i], found[keys[i]])
+            self._db.commit()
+        most = max(found[key].shape[1] for key in keys)
+        padded = [F.pad(found[key], (0, 0, 0, most - found[key].shape[1])) for key in keys]
+        return replace(group, features_NTE=torch.cat(padded))
+
+    def _get(self, key: bytes) -> Tensor | None:
+        if key in self._memory:
+            return self._memory[key]
+        row = self._db.execute("SELECT shape, dtype, data FROM features WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        dtype = getattr(torch, row[1])
+        feature = torch.frombuffer(bytearray(row[2]), dtype=torch.uint8).view(dtype).view(json.loads(row[0]))
+        self._remember(key, feature)
+        return feature
+
+    def _put(self, key: bytes, feature: Tensor) -> None:
+        data = feature.contiguous().view(torch.uint8).numpy().tobytes()
+        values = (key, json.dumps(list(feature.shape)), str(feature.dtype).removeprefix("torch."), data)
+        self._db.execute("INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?)", values)
+        self._remember(key, feature)
+
+    def _remember(self, key: bytes, feature: Tensor) -> None:
+        size = feature.numel() * feature.element_size()
+        if self._used + size <= MEMORY:
+            self._memory[key] = feature
+            self._used += size
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def items(group: MediaBatch) -> list[Tensor]:
+    """The numbers of each item, without what fills them up to the longest of the batch."""
+    values = list(group.values_N.split(group.views))
+    if group.length_N is None:
+        return values
+    lengths = group.length_N.split(group.views)
+    return [v[..., : int(length.max())] for v, length in zip(values, lengths, strict=True)]
+
+
+def subset(group: MediaBatch, chosen: Sequence[int]) -> MediaBatch:
+    """Some of the items, in the order of `chosen`."""
+    of_item = torch.arange(sum(group.views)).split(group.views)
+    views_N = torch.cat([of_item[i] for i in chosen])
+    return MediaBatch(
+        group.values_N[views_N],
+        [group.views[i] for i in chosen],
+        [group.layouts[i] for i in chosen],
+        length_N=None if group.length_N is None else group.length_N[views_N],
+        tokens=None if group.tokens is None else [group.tokens[i] for i in views_N.tolist()],
+    )
+
+
+def fingerprint(encoder: nn.Module) -> bytes:
+    """Hash of an encoder's arguments and weights."""
+    digest = hashlib.sha256(json.dumps(getattr(encoder, "node", {}), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.digest()

@@ -1,0 +1,339 @@
+"""MMDiff: encoders -> connectors -> one bidirectional backbone, over a canvas of ids.
+
+Shape letters: B samples, L canvas, R rows (views of samples), D backbone width, V vocabulary, N media views, T features
+a view, E encoder width, M slots of one kind in the batch, P wanted places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mmdiff.backbones import Backbone
+from mmdiff.backbones.backbone import check_bidirectional
+from mmdiff.backbones.load import backbone_from_folder
+from mmdiff.canvas.batch import Batch, MediaBatch, real_NT, to_device
+from mmdiff.canvas.sample import Item
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.config import build
+from mmdiff.config.settings import GenerationConfig, ModelConfig
+from mmdiff.errors import ConfigError, nearest
+from mmdiff.protocols import Denoise
+from mmdiff.samplers.deliberation import rewrite
+from mmdiff.samplers.loop import sample
+from mmdiff.samplers.options import generation_config as checked
+from mmdiff.samplers.result import Generation
+
+from .params import add_adapters
+from .prefix import Prefix, hidden_views
+from .saving import PARTS, check_targets, load_weights, read_config, save_model
+from .scorer import Scores, score
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class MediaReader:
+    """An encoder and its connector, as data workers see them."""
+
+    encoder: Any
+    connector: Any
+
+    def read(self, data: object) -> Item:
+        item: Item = self.encoder.read(data)
+        return item
+
+    def slots(self, item: Item) -> int:
+        if not item.tokens:
+            return int(self.connector.slots(self.encoder.tokens, item))
+        views = [Item(value[None], item.layout) for value in item.values]
+        return sum(int(self.connector.slots(n, view)) for n, view in zip(item.tokens, views, strict=True))
+
+
+class MMDiff(nn.Module):
+    """backbone: `mmdiff.backbones.Backbone`. encoders, connectors, heads: by kind of media (`image`, `audio`, ...).
+
+    logit_chunk: wanted places whose logits exist at one time while training.
+    prefix_causal: places that are not written attend to each other only; False: every place attends every other. What
+        is not written is then run once for all views of a sample and all steps of a generation (`mmdiff.model.prefix`).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        encoders: Mapping[str, nn.Module] | None = None,
+        connectors: Mapping[str, nn.Module] | None = None,
+        heads: Mapping[str, nn.Module] | None = None,
+        *,
+        logit_chunk: int = 4096,
+        prefix_causal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.encoders = nn.ModuleDict(dict(encoders or {}))
+        self.connectors = nn.ModuleDict(dict(connectors or {}))
+        self.heads = nn.ModuleDict(dict(heads or {}))
+        self.adapters: list[dict[str, Any]] = []  # LoRA configurations in place, see mmdiff.model.params
+        self.logit_chunk = logit_chunk
+        self.prefix_causal = prefix_causal
+        if set(self.encoders) != set(self.connectors):
+            raise ConfigError(
+                f"model: encoders {sorted(self.encoders)} and connectors {sorted(self.connectors)} differ"
+            )
+
+    @property
+    def vocab(self) -> Vocab:
+        return self.backbone.vocab
+
+    @property
+    def readers(self) -> dict[str, MediaReader]:
+        return {kind: MediaReader(encoder, self.connectors[kind]) for kind, encoder in self.encoders.items()}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    def train(self, mode: bool = True) -> MMDiff:
+        """Frozen encoders stay in evaluation mode: their dropout must not move features that are cached."""
+        super().train(mode)
+        for kind in self.encoders:
+            if self.frozen(kind):
+                self.encoders[kind].eval()
+        return self
+
+    def frozen(self, kind: str) -> bool:
+        return not any(p.requires_grad for p in self.encoders[kind].parameters())
+
+    def forward(self, function: Callable[..., T], *args: Any) -> T:
+        """`function(self, *args)`: whatever an objective computes lies inside one call of the module, so that what
+        wraps a module's call (data parallelism, mixed precision) covers it."""
+        return function(self, *args)
+
+    def features(self, kind: str, media: MediaBatch) -> Tensor:
+        """(N, T, E) of all views of one kind; cached features are taken as they are.
+
+        Of views of unequal length, T is that of the longest, and features behind the end of a view are zero.
+        """
+        if media.features_NTE is not None:
+            return media.features_NTE
+        encoder = self.encoders[kind]
+        dtype = next(encoder.parameters()).dtype
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen(kind)):
+            if media.length_N is None or media.tokens is None:
+                features_NTE: Tensor = encoder(media.values_N.to(dtype))
+                return features_NTE
+            features_NTE = encoder(media.values_N.to(dtype), media.length_N)[:, : max(media.tokens)]
+        return features_NTE.masked_fill(~real_NT(media.tokens, features_NTE)[..., None], 0.0)
+
+    def encode(self, media: Mapping[str, MediaBatch]) -> dict[str, Tensor]:
+        """{kind: (M, D)}; once a sample, whatever the number of its views or of denoising steps."""
+        return {kind: self.connectors[kind](self.features(kind, group), group) for kind, group in media.items()}
+
+    def hidden(
+        self,
+        ids_RL: Tensor,
+        batch: Batch,
+        features: Mapping[str, Tensor],
+        parent_R: Tensor,
+        media_R: Tensor | None = None,
+    ) -> Tensor:
+        """(R, L, D): ids are embedded, features written into their slots, then the backbone without its head.
+
+        parent_R: the row of `batch` that a row of ids belongs to. media_R: False where a row shall not see its media.
+        """
+        attend_RL = batch.attend_BL[parent_R] if batch.padded else None
+        slots = {kind: slot_BL[parent_R] for kind, slot_BL in batch.slots.items()}
+        if media_R is not None:
+            slots = {kind: slot_RL.masked_fill(~media_R[:, None], -1) for kind, slot_RL in slots.items()}
+        return self.backbone.hidden(
+            self.embedded(ids_RL, features, slots, attend_RL),
+            attend_RL,
+            batch.position_BL[parent_R],
+            batch.segment_BL[parent_R] if batch.packed else None,
+            batch.target_BL[parent_R].long() if self.prefix_causal else None,
+        )
+
+    def embedded(
+        self, ids_RL: Tensor, features: Mapping[str, Tensor], slots: Mapping[str, Tensor], attend_RL: Tensor | None
+    ) -> Tensor:
+        """(R, L, D). slots: kind -> int64 (R, L), which of its features stands at a place; -1: none, the id does."""
+        x_RLD = self.backbone.embed(ids_RL, attend_RL)
+        for kind, features_MD in features.items():
+            slot_RL = slots[kind]
+            filled_RLD = features_MD.to(x_RLD.dtype)[slot_RL.clamp(min=0)]
+            x_RLD = torch.where((slot_RL >= 0)[..., None], filled_RLD, x_RLD)
+        return x_RLD
+
+    def hidden_views(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], views: int) -> Tensor:
+        """`hidden` of views * B rows, view after view, whose context is that of `batch`."""
+        if self.prefix_causal and views > 1 and self.backbone.caches and not batch.packed:
+            return hidden_views(self, ids_RL, batch, features, views)
+        return self.hidden(ids_RL, batch, features, torch.arange(len(batch), device=ids_RL.device).repeat(views))
+
+    def gather(self, h_RLD: Tensor, row_P: Tensor, place_P: Tensor) -> Tensor:
+        """(P, D): the hidden state that predicts each wanted place (one to the left in models with shifted logits)."""
+        return h_RLD[row_P, (place_P - self.backbone.facts.shift).clamp(min=0)]
+
+    def score(
+        self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, *, restrict: bool = True
+    ) -> Scores:
+        """Cross-entropy of the ids of `batch` at the masked positions, in row-major order.
+
+        h_RLD: hidden states of R rows. masked_RL: bool. row_R: the row of `batch` that each of them is a copy of; None:
+            rows are those of the batch. restrict: the softmax runs over the ids a position may hold only; where these
+            are the same few for all positions, no other row of the head is multiplied.
+        """
+        h_PD = self.gather(h_RLD, *masked_RL.nonzero(as_tuple=True))
+        return score(self.backbone.head, h_PD, batch, masked_RL, row_R, chunk=self.logit_chunk, restrict=restrict)
+
+    def denoiser(self, batch: Batch, *, prefix_cache: bool = False, restrict: bool = False) -> Denoise:
+        """Bind what does not change between steps (`batch` on this model's device, its media encoded once).
+
+        prefix_cache: keep the keys and values of the context from the first step on; exact, and always done, where
+            the attention is `prefix_causal`. Guidance, which hides the context, goes without.
+        restrict: logits of ids that no target place may hold (`Batch.only_N`) are not computed, they are -inf.
+        """
+        with torch.inference_mode():
+            features = self.encode(batch.media)
+            if prefix_cache and batch.packed:
+                raise ConfigError("sampler.prefix_cache: rows that are packed of several documents have no one prefix")
+            kept = prefix_cache or (self.prefix_causal and self.backbone.caches and not batch.packed)
+            some = bool((batch.attend_BL & ~batch.target_BL).any())
+            prefix = Prefix.of(self, batch, features) if kept and some else None
+        only_N = batch.only_N if restrict else None
+
+        @torch.inference_mode()
+        def denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+            if prefix is not None and media_R is None:
+                h_RLD = prefix.hidden(ids_RL, rows_R)
+            else:
+                h_RLD = self.hidden(ids_RL, batch, features, rows_R, media_R)
+            h_PD = self.gather(h_RLD, *want_RL.nonzero(as_tuple=True))
+            if only_N is None:
+                logits_PV: Tensor = self.backbone.head(h_PD)
+                return logits_PV.float()
+            logits_PN = self.backbone.head(h_PD, only_N).float()
+            return logits_PN.new_full((len(h_PD), self.vocab.size), -torch.inf).index_copy_(1, only_N, logits_PN)
+
+        return denoise
+
+    def generate(
+        self,
+        batch_or_ids: Batch | Tensor,
+        attention_mask: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        streamer: Any = None,
+        **named: Any,
+    ) -> Generation:
+        """Write the open places of a canvas.
+
+        batch_or_ids: a Batch, or prompt ids (B, P), to which `max_new_tokens` open places are appended; pad on the left
+            and say so in `attention_mask` (B, P).
+        named: single fields of GenerationConfig, over `generation_config`; unknown names raise ConfigError.
+        """
+        config = checked(generation_config, **named)
+        if isinstance(batch_or_ids, Batch):
+            if attention_mask is not None:
+                raise ConfigError("attention_mask: a Batch brings its own (attend_BL)")
+            batch = batch_or_ids
+        else:
+            batch = canvas(batch_or_ids, attention_mask, config.max_new_tokens, self.vocab)
+        batch = to_device(batch, self.device)
+        training = self.training
+        self.eval()
+        try:
+            denoise = self.denoiser(batch, prefix_cache=config.prefix_cache, restrict=not config.guidance_scale)
+            write = sample if config.draft is None else rewrite
+            return write(denoise, batch, self.vocab, config, streamer=streamer)
+        finally:
+            self.train(training)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model to `folder`, see `mmdiff.model.saving`. Raises ConfigError unless it is new or empty."""
+        save_model(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, dtype: str | None = None) -> MMDiff:
+        """The model of a saved folder. dtype: of the backbone ("float32", "bfloat16"); default: as it was saved.
+
+        Raises ConfigError for missing, unexpected or misshapen weights, by name.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        for name in PARTS:
+            check_targets(config[name], f"{folder}: {name}")
+        made = config["backbone"] | ({"dtype": dtype} if dtype else {})
+        backbone = backbone_from_folder(folder / "backbone", weights=False, **made)
+        parts: dict[str, dict[str, nn.Module]] = {
+            name: {kind: build(node, where=f"{folder}: {name}.{kind}") for kind, node in config[name].items()}
+            for name in PARTS
+        }
+        model = cls(backbone, **parts, prefix_causal=config.get("prefix_causal") is True)  # type: ignore[arg-type]
+        for adapter in config["adapters"]:
+            add_adapters(model, adapter)
+        load_weights(model, folder)
+        check_bidirectional(backbone)
+        return model.eval()
+
+
+def canvas(ids_BP: Tensor, attention_mask: Tensor | None, new: int, vocab: Vocab) -> Batch:
+    """Prompt ids (B, P) followed by `new` open places."""
+    if ids_BP.ndim != 2:
+        raise ConfigError(f"generate: prompt ids have shape {tuple(ids_BP.shape)}, expected (batch, length)")
+    b, p = ids_BP.shape
+    attend_BP = torch.ones_like(ids_BP, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    if attend_BP.shape != ids_BP.shape:
+        raise ConfigError(f"attention_mask has shape {tuple(attend_BP.shape)}, the ids {tuple(ids_BP.shape)}")
+    ids_BL = torch.cat([ids_BP, ids_BP.new_full((b, new), vocab.mask_id)], 1)
+    attend_BL = torch.cat([attend_BP, attend_BP.new_ones(b, new)], 1)
+    target_BL = torch.zeros_like(attend_BL)
+    target_BL[:, p:] = True
+    return Batch(
+        ids_BL=ids_BL,
+        target_BL=target_BL,
+        attend_BL=attend_BL,
+        position_BL=(attend_BL.cumsum(1) - 1).clamp(min=0),
+        segment_BL=torch.zeros_like(ids_BL),
+        index_B=torch.arange(b),
+        source_B=[""] * b,
+        padded=not bool(attend_BL.all()),
+    )
+
+
+def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 4096) -> MMDiff:
+    """The model a configuration describes. toy: the same parts at toy width, without outside weights.
+
+    Raises ConfigError for parts that do not fit each other.
+    """
+    if config.weights and not toy:
+        model = MMDiff.from_pretrained(config.weights)
+        if config.prefix_causal is not None:
+            model.prefix_causal = config.prefix_causal
+        return model
+    if config.backbone is None:
+        raise ConfigError("model.backbone: no backbone is given, expected {target: dotted.path, ...}")
+    backbone = build(config.backbone, toy=toy, where="model.backbone")
+    encoders = {k: build(n, toy=toy, where=f"model.encoders.{k}") for k, n in config.encoders.items() if n}
+    parts: dict[str, dict[str, nn.Module]] = {"connectors": {}, "heads": {}}
+    for name, run_time in (("connectors", {"width_out": backbone.dim}), ("heads", {"vocab_size": backbone.vocab.size})):
+        for kind, node in getattr(config, name).items():
+            if kind not in encoders:
+                if node and config.encoders.get(kind, "absent") == "absent":
+                    raise ConfigError(f"model.{name}.{kind}: no encoder of that kind{nearest(kind, encoders)}")
+                continue  # the encoder was taken out by `model.encoders.<kind>=null`
+            if node:
+                where = f"model.{name}.{kind}"
+                parts[name][kind] = build(node, toy=toy, where=where, width_in=encoders[kind].width, **run_time)
+    return MMDiff(
+        backbone,
+        encoders,
+        parts["connectors"],
+        parts["heads"],
+        logit_chunk=logit_chunk,
+        prefix_causal=bool(config.prefix_causal),
+    )

@@ -1,0 +1,171 @@
+"""Which parameters a stage trains, at which rate, with which adapters: a list of rules, the first match wins.
+
+    - {match: encoders, train: false}
+    - {match: connectors, lr: 1e-3}
+    - {match: backbone, lora: {r: 8, alpha: 16, modules: "q_proj|v_proj"}}
+
+`match` is a prefix of the parameter's name at a dot (`backbone`, `encoders.image`), or a glob (`*.bias`). A parameter
+no rule matches, and a rule that matches none, are errors. No rules: everything is trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from mmdiff.errors import ConfigError, nearest
+from mmdiff.protocols import Model
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (arXiv 2106.09685) by peft. modules: a regular expression for the last part of module names."""
+
+    r: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    modules: str = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """lr, weight_decay: None takes the stage's. lora: the matched weights are frozen, adapters in them are trained."""
+
+    match: str
+    train: bool = True
+    lr: float | None = None
+    weight_decay: float | None = None
+    lora: Lora | None = None
+
+    def covers(self, name: str) -> bool:
+        return name.startswith(self.match + ".") or fnmatchcase(name, self.match)
+
+
+def read_rules(nodes: Sequence[Any], where: str = "params") -> list[Rule]:
+    """Rules from a configuration. Raises ConfigError for unknown keys and wrong types."""
+    rules = []
+    for i, node in enumerate(nodes):
+        at = f"{where}[{i}]"
+        values = dict(_checked(node, Rule, at))
+        if "match" not in values:
+            raise ConfigError(f"{at}: `match` is missing")
+        if values.get("lora") is not None:
+            values["lora"] = Lora(**_checked(values["lora"], Lora, f"{at}.lora"))
+        rules.append(Rule(**values))
+    return rules
+
+
+NUMBER = {"lr", "weight_decay", "alpha", "dropout"}
+
+
+def _checked(node: Any, kind: type, at: str) -> dict[str, Any]:
+    if not isinstance(node, dict):
+        raise ConfigError(f"{at}: {node!r} is not a rule, expected {{{', '.join(f.name for f in fields(kind))}}}")
+    known = {f.name for f in fields(kind)}
+    for key, value in node.items():
+        if key not in known:
+            raise ConfigError(f"{at}.{key}: no such field{nearest(key, known)}")
+        if key in NUMBER and value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ConfigError(f"{at}.{key}: {value!r} is not a number")
+        if key == "train" and not isinstance(value, bool):
+            raise ConfigError(f"{at}.train: {value!r} is not true or false")
+        if key == "r" and (not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{at}.r: {value!r} is not a whole number above 0")
+    return node
+
+
+@dataclass
+class Line:
+    """One line of the table that is printed: a rule and what it does."""
+
+    match: str
+    tensors: int
+    count: int
+    lr: float
+    weight_decay: float
+    what: str  # trained | frozen | lora
+
+
+def apply_rules(
+    model: Model, rules: Sequence[Rule], *, lr: float, weight_decay: float
+) -> tuple[list[dict[str, Any]], list[Line]]:
+    """Set `requires_grad`, put adapters in place, and return AdamW's groups with the table.
+
+    Each group has a `base_lr`. Vectors and scalars (biases, norms, position tables of one axis) take no weight decay.
+    """
+    rules = list(rules) or [Rule("*")]
+    for rule in rules:
+        if rule.lora is not None:
+            config = {"part": rule.match, **{f.name: getattr(rule.lora, f.name) for f in fields(Lora)}}
+            if config not in model.adapters:
+                add_adapters(model, config)
+    lines = [Line(r.match, 0, 0, r.lr if r.lr is not None else lr, 0.0, "frozen") for r in rules]
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        plain = re.sub(r"\.base_layer\.|\.lora_[AB]\.default\.", ".", name)
+        chosen = next((i for i, rule in enumerate(rules) if rule.covers(plain) or rule.covers(name)), None)
+        if chosen is None:
+            raise ConfigError(f"params: no rule matches {name}{nearest(name.split('.')[0], [r.match for r in rules])}")
+        rule, line = rules[chosen], lines[chosen]
+        adapter = ".lora_" in name
+        parameter.requires_grad_(rule.train and (adapter or rule.lora is None))
+        line.tensors += 1
+        if not parameter.requires_grad:
+            continue
+        decay = rule.weight_decay if rule.weight_decay is not None else weight_decay
+        decay = decay if parameter.ndim > 1 else 0.0
+        line.count += parameter.numel()
+        line.what = "lora" if rule.lora else "trained"
+        line.weight_decay = max(line.weight_decay, decay)
+        key = (line.lr, decay)
+        group = groups.setdefault(key, {"params": [], "names": [], "base_lr": line.lr, "weight_decay": decay})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    for rule, line in zip(rules, lines, strict=True):
+        if not line.tensors:
+            names = {n.rsplit(".", k)[0] for n, _ in model.named_parameters() for k in range(1, 9) if n.count(".") >= k}
+            raise ConfigError(f"params: the rule {rule.match!r} matches no parameter{nearest(rule.match, names)}")
+    if not groups:
+        raise ConfigError("params: every parameter is frozen, nothing is left to train")
+    return list(groups.values()), lines
+
+
+def add_adapters(model: Model, config: dict[str, Any]) -> None:
+    """Put LoRA adapters into the linear layers of a part of the model, in place."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    part, modules = config["part"], re.compile(rf"(.*\.)?({config['modules']})")
+    if any(old["part"] == part for old in model.adapters):
+        raise ConfigError(f"params: {part} has adapters of another shape already: {model.adapters}")
+    rule = Rule(part)
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and rule.covers(f"{name}.weight") and modules.fullmatch(name)
+    ]
+    if not targets:
+        raise ConfigError(f"params: lora.modules {config['modules']!r} matches no linear layer of {part}")
+    lora = LoraConfig(
+        r=config["r"], lora_alpha=config["alpha"], lora_dropout=config["dropout"], target_modules=targets, bias="none"
+    )
+    inject_adapter_in_model(lora, model)  # type: ignore[arg-type]
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:  # peft gives adapters the dtype of their layer; steps of 1e-5 vanish in bfloat16
+            parameter.data = parameter.data.float()
+    model.adapters.append(dict(config))
+
+
+def table(lines: Sequence[Line]) -> str:
+    """The rules as people read them, before training starts."""
+    rows = [("parameters", "tensors", "trained", "lr", "decay", "")]
+    rows += [
+        (x.match, str(x.tensors), f"{x.count:,}", f"{x.lr:g}" if x.count else "-", f"{x.weight_decay:g}", x.what)
+        for x in lines
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,0 +1,76 @@
+"""Published weights of an encoder or a connector: safetensors, read by name, copied strictly. Nothing is unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mmdiff.backbones.weights import weight_files
+from mmdiff.errors import ConfigError, nearest
+
+
+def tensor_files(weights: str, single: Sequence[str] = ()) -> list[Path]:
+    """The safetensors files of a file or folder.
+
+    single: file names of this library's own layout, looked for before `model.safetensors` and its index.
+    Raises ConfigError for what is missing, and for pickled weights.
+    """
+    path = Path(weights)
+    if path.is_dir():
+        own = [path / name for name in single if (path / name).is_file()]
+        return own[:1] or weight_files(path)
+    if not path.is_file():
+        raise ConfigError(f"weights: {path}: no such file or folder")
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"weights: {path}: only .safetensors is read, for pickled weights can run code")
+    return [path]
+
+
+def tensor_names(files: Iterable[Path]) -> list[str]:
+    """Names of all tensors. Raises ConfigError for a damaged file."""
+    from safetensors import SafetensorError, safe_open
+
+    names: list[str] = []
+    for path in files:
+        try:
+            with safe_open(path, "pt") as file:
+                names += file.keys()
+        except SafetensorError as error:
+            raise ConfigError(f"{path}: not a safetensors file: {error}") from None
+    return names
+
+
+def read_tensors(files: Iterable[Path], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors whose name starts with `prefix`, under the rest of it."""
+    from safetensors import safe_open
+
+    found: dict[str, Tensor] = {}
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                if name.startswith(prefix):
+                    found[name.removeprefix(prefix)] = file.get_tensor(name)
+    return found
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str, spare: Iterable[str] = ()) -> None:
+    """Copy `tensors` into `module`, cast to its dtype.
+
+    spare: names that may be there and are left alone (pruned layers, heads).
+    Raises ConfigError for missing, unexpected and misshapen tensors, before anything is copied.
+    """
+    state = module.state_dict()
+    if missing := sorted(state.keys() - tensors.keys()):
+        raise ConfigError(f"{where}: {len(missing)} missing tensors: {', '.join(missing[:3])}")
+    if unexpected := sorted(tensors.keys() - state.keys() - set(spare)):
+        raise ConfigError(f"{where}: unexpected tensor {unexpected[0]!r}{nearest(unexpected[0], state)}")
+    for name, value in state.items():
+        if tensors[name].shape != value.shape:
+            shapes = f"{tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
+            raise ConfigError(f"{where}: tensor {name!r} has shape {shapes}")
+    with torch.no_grad():
+        for name, value in state.items():
+            value.copy_(tensors[name])

@@ -1,0 +1,178 @@
+"""A model as a folder: enough to load, generate and go on training, without any path it came from.
+
+    config.json            every part's target and arguments, LoRA adapters, task and sampler (what `load` needs)
+                           (a target is called only when it is a class made to be part of a model: a folder from
+                           elsewhere cannot name `os.system`)
+    backbone/              the architecture and the tokenizer, as transformers writes them
+    model.safetensors      all weights, or several files and model.safetensors.index.json
+
+Folders are written aside and renamed, so one that is there is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmdiff.config import locate
+from mmdiff.config.parts import is_part
+from mmdiff.errors import ConfigError, nearest
+from mmdiff.files import link, replace_folder
+from mmdiff.protocols import Model
+
+FORMAT = 1
+INDEX = "model.safetensors.index.json"
+PARTS = ("encoders", "connectors", "heads")
+MADE = ("dtype", "attention", "rope_in_fp32", "reserve")  # what config.json says of the backbone
+
+
+def save_model(
+    model: Model, folder: Path, *, extra: Mapping[str, Any] | None = None, frozen: Path | None = None
+) -> None:
+    """Write `model` to `folder`, which must not exist unless it is empty.
+
+    extra: further entries of config.json (task, sampler).
+    frozen: a file that already holds the weights that training does not change; it is linked, not written again.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is there already and not empty; nothing was overwritten")
+    aside = folder.with_name(f".{folder.name}.part-{os.getpid()}")
+    if aside.exists():
+        shutil.rmtree(aside)
+    (aside / "backbone").mkdir(parents=True)
+    write_model(model, aside, extra=extra, frozen=frozen)
+    replace_folder(aside, folder)
+
+
+def write_model(
+    model: Model, folder: Path, *, extra: Mapping[str, Any] | None = None, frozen: Path | None = None
+) -> None:
+    """The files of a model, straight into `folder`."""
+    (folder / "backbone").mkdir(parents=True, exist_ok=True)
+    nodes = {name: {kind: part.node for kind, part in getattr(model, name).items()} for name in PARTS}
+    made = {key: value for key, value in model.backbone.node.items() if key in MADE}
+    config = {
+        "mmdiff_format": FORMAT,
+        "backbone": made,
+        **nodes,
+        "adapters": model.adapters,
+        "prefix_causal": model.prefix_causal,
+        **(extra or {}),
+    }
+    try:
+        text = json.dumps(config, indent=2)
+    except TypeError as error:
+        raise ConfigError(f"{folder}: a part's arguments cannot be written as JSON: {error}") from None
+    (folder / "config.json").write_text(text + "\n")
+    model.backbone.save_pretrained(folder / "backbone", weights=False)
+    tensors = weights(model)
+    if frozen is None:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    with safe_open(frozen, "pt") as held:
+        there = set(held.keys())
+    link(frozen, folder / "frozen.safetensors")
+    trained = {name: tensor for name, tensor in tensors.items() if name not in there}
+    save_file(trained, folder / "trained.safetensors", metadata={"format": "pt"})
+    files = {name: "frozen.safetensors" if name in there else "trained.safetensors" for name in tensors}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
+def weights(model: Model) -> dict[str, Tensor]:
+    """Every tensor once, by name: tied weights are written under their first name only."""
+    seen: dict[int, str] = {}
+    out: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() in seen and tensor.numel() and tensor.shape == out[seen[tensor.data_ptr()]].shape:
+            continue
+        seen[tensor.data_ptr()] = name
+        out[name] = tensor.detach().cpu().contiguous()
+    return out
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ConfigError(f"{folder}: no saved model here (config.json is missing)")
+    try:
+        config: dict[str, Any] = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file}: not JSON ({error})") from None
+    if not isinstance(config, dict) or config.get("mmdiff_format") != FORMAT:
+        found = config.get("mmdiff_format") if isinstance(config, dict) else config
+        raise ConfigError(f"{file}: mmdiff_format is {found!r}, expected {FORMAT}")
+    for name, kind in {"backbone": dict, **dict.fromkeys(PARTS, dict), "adapters": list}.items():
+        if not isinstance(config.get(name), kind):
+            raise ConfigError(f"{file}: {name} is {config.get(name)!r}, expected a {kind.__name__}")
+    for name in config["backbone"]:
+        if name not in MADE:
+            raise ConfigError(f"{file}: backbone.{name}: no such field{nearest(name, MADE)}")
+    return config
+
+
+def check_targets(node: Any, where: str, allowed: Callable[[Any], bool] = is_part) -> None:
+    """Raise ConfigError for a node that names anything but a class that is `allowed`, here or in its arguments.
+
+    A saved folder may come from anyone; what it names is looked up (its module is imported) but not called.
+    """
+    if isinstance(node, Mapping):
+        if "target" in node and not allowed(locate(node["target"], where)):
+            raise ConfigError(f"{where}: {node['target']} is not made to be part of a model; it was not called")
+        for name, inner in node.items():
+            check_targets(inner, f"{where}.{name}", allowed)
+    elif isinstance(node, list):
+        for inner in node:
+            check_targets(inner, where, allowed)
+
+
+def load_weights(model: Model, folder: Path) -> None:
+    """Copy every tensor of the folder into `model`, in place; tensor by tensor, so the peak is one tensor."""
+    names = weight_files(folder)
+    state = model.state_dict()
+    missing = set(state)
+    unexpected: list[str] = []
+    with torch.no_grad():
+        for name in names:
+            try:
+                with safe_open(folder / name, "pt") as file:
+                    for key in file.keys():
+                        if key not in state:
+                            unexpected.append(key)
+                            continue
+                        value = file.get_tensor(key)
+                        if value.shape != state[key].shape:
+                            shapes = f"shape {tuple(value.shape)}, expected {tuple(state[key].shape)}"
+                            raise ConfigError(f"{folder / name}: {key} has {shapes}")
+                        state[key].copy_(value)
+                        missing.discard(key)
+            except (SafetensorError, FileNotFoundError) as error:
+                raise ConfigError(f"{folder / name}: not a readable safetensors file ({error})") from None
+    written = {state[key].data_ptr() for key in state if key not in missing}
+    missing = {key for key in missing if state[key].data_ptr() not in written}  # tied weights are written once
+    if missing or unexpected:
+        raise ConfigError(f"{folder}: weights do not fit: missing {_some(missing)}, unexpected {_some(unexpected)}")
+
+
+def weight_files(folder: Path) -> list[str]:
+    index = folder / INDEX
+    if not index.is_file():
+        return ["model.safetensors"]
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{index}: not an index of weights ({error!r})") from None
+    return [Path(name).name for name in names]  # of this folder, whatever the index says
+
+
+def _some(names: Any) -> str:
+    listed = sorted(names)
+    return "none" if not listed else ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

@@ -1,0 +1,88 @@
+"""Cross-entropy of wanted places, in chunks: the logits of at most `chunk` places exist at one time.
+
+Logits of a chunk are computed again in the backward pass, so memory is O(chunk * V) instead of O(P * V). Plain
+autograd, so it holds under data parallelism and with weighted losses (fused kernels do not).
+
+Shape letters: P wanted places, D width, V vocabulary, K allow-sets, N ids of one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mmdiff.canvas.batch import Batch
+
+
+class Scores(NamedTuple):
+    nll_P: Tensor  # fp32, nats
+    correct_P: Tensor  # bool, whether the likeliest id is the right one
+
+
+def score(
+    head: Callable[..., Tensor],
+    h_PD: Tensor,
+    batch: Batch,
+    masked_RL: Tensor,
+    row_R: Tensor | None = None,
+    *,
+    chunk: int,
+    restrict: bool = True,
+) -> Scores:
+    """Cross-entropy of the ids of `batch` at the masked positions, P of them in row-major order.
+
+    h_PD: the hidden state that predicts each of them. row_R: the row of `batch` that each row of `masked_RL` is a copy
+    of; None: its rows are those of the batch. restrict: the softmax runs over the ids that a position may hold.
+    """
+    row_P, place_P = masked_RL.nonzero(as_tuple=True)
+    at_P = (row_P if row_R is None else row_R[row_P]), place_P
+    only_N = batch.only_N if restrict else None
+    allow_P = batch.allow_BL[at_P] if restrict and only_N is None and batch.allow_BL is not None else None
+    label_P = batch.ids_BL[at_P]
+    return cross_entropy(head, h_PD, label_P, chunk=chunk, allow_P=allow_P, allow_KV=batch.allow_KV, only_N=only_N)
+
+
+def cross_entropy(
+    head: Callable[..., Tensor],
+    h_PD: Tensor,
+    label_P: Tensor,
+    *,
+    chunk: int,
+    allow_P: Tensor | None = None,
+    allow_KV: Tensor | None = None,
+    only_N: Tensor | None = None,
+) -> Scores:
+    """-log p of `label_P`, with the softmax over the ids that `allow_KV[allow_P]` permits (None: over all).
+
+    only_N: where all places may hold the same ids, these, ascending: no other row of the head is multiplied.
+    """
+    if only_N is not None:
+        label_P = torch.searchsorted(only_N, label_P)
+
+    def one(h: Tensor, label: Tensor, allow: Tensor | None) -> tuple[Tensor, Tensor]:
+        if only_N is not None:
+            logits = head(h, only_N).float()
+            return F.cross_entropy(logits, label, reduction="none"), logits.detach().argmax(-1) == label
+        logits = head(h).float()
+        if allow is not None and allow_KV is not None:
+            logits = logits.masked_fill(~allow_KV[allow], float("-inf"))
+        return F.cross_entropy(logits, label, reduction="none"), logits.detach().argmax(-1) == label
+
+    if len(h_PD) <= chunk:
+        return Scores(*one(h_PD, label_P, allow_P))
+    parts = [
+        checkpoint(
+            one,
+            h_PD[i : i + chunk],
+            label_P[i : i + chunk],
+            None if allow_P is None else allow_P[i : i + chunk],
+            use_reentrant=False,
+        )
+        for i in range(0, len(h_PD), chunk)
+    ]
+    return Scores(torch.cat([nll for nll, _ in parts]), torch.cat([right for _, right in parts]))

@@ -1,0 +1,82 @@
+"""Hierarchical decoding: groups of places, an action of several numbers say, are written one group after the other.
+
+Shape letters: R rows of a step, P wanted places, L canvas length, G groups of a row, S places of a group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmdiff.errors import ConfigError
+
+from .select import order
+from .state import Proposal, State
+
+
+@dataclass(frozen=True)
+class Hierarchical:
+    """LLaDA-VLA's action-structured decoding (arXiv 2509.06932): the surest group first, in it the surest places.
+
+    A group is `size` target places of a row that follow each other, wherever they lie. The confidence of a group is the
+    sum over its places: proposed tokens as they are now, written ones as they were when written, given ones 1. The
+    group written last goes on until it is complete, and a complete one leaves the ranking. After iteration k of a group
+    ceil(size * k / iterations) of its places hold tokens, given ones among them; so a canvas of K empty groups takes
+    K * iterations steps, one given in part no more. `sampler.steps` commits nothing then, but it tells a temperature,
+    and a rule that revises, how long a block is: give it K * iterations.
+
+    Groups are ranked by confidence, places within one by the score (`sampler.remasking`). Whole groups in order of
+    time are `sampler.block_length: size`, without this rule.
+
+    Raises ConfigError for target places of a row, or a block, that groups do not divide.
+    """
+
+    size: int
+    iterations: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value, most in (("size", self.size, None), ("iterations", self.iterations, self.size)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"sampler.select.{name}={value!r}: expected a whole number of at least 1")
+            if most is not None and value > most:
+                raise ConfigError(f"sampler.select.{name}={value}: a group of {most} takes no more than {most}")
+
+    def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
+        state, at_P = proposal.state, (proposal.row_P, proposal.place_P)
+        self._check(state)
+        confidence_RL = state.confidence_RL.double().index_put(at_P, proposal.confidence_P.double())
+        open_RL = torch.zeros_like(state.target_RL).index_put(at_P, torch.ones_like(proposal.row_P, dtype=torch.bool))
+
+        open_RG = self._groups(open_RL.long(), state).sum(-1)
+        written_RG = self._groups(state.step_RL, state).amax(-1) * (open_RG > 0)
+        sure_RG = self._groups(confidence_RL, state).sum(-1).masked_fill(open_RG == 0, -1.0)
+        group_R = torch.where(written_RG.any(1), written_RG.argmax(1), sure_RG.argmax(1))
+
+        kept_R = self.size - open_RG.gather(1, group_R[:, None]).squeeze(1)
+        k_R = kept_R * self.iterations // self.size + 1  # the first iteration that leaves more than are kept
+        take_R = -(-self.size * k_R // self.iterations) - kept_R
+
+        inside = (state.rank_RL[at_P] // self.size == group_R[proposal.row_P]).nonzero().squeeze(1)
+        row_N = proposal.row_P[inside]
+        keep_P = torch.zeros_like(score_P, dtype=torch.bool)
+        keep_P[inside] = order(score_P[inside], row_N) < take_R[row_N]
+        return keep_P
+
+    def _groups(self, x_RL: Tensor, state: State) -> Tensor:
+        """(R, G, S): the target places of every row, without what lies between them; 0 where a row has fewer."""
+        length = -(-x_RL.shape[1] // self.size) * self.size
+        place_RL = state.rank_RL.masked_fill(~state.target_RL, length)  # a column for what is no target
+        packed = x_RL.new_zeros(len(x_RL), length + 1).scatter(1, place_RL, x_RL)
+        return packed[:, :-1].unflatten(1, (-1, self.size))
+
+    def _check(self, state: State) -> None:
+        count_R = state.target_RL.sum(1)
+        wrong_R = count_R % self.size != 0
+        if wrong_R.any():
+            count = int(count_R[wrong_R][0])
+            raise ConfigError(f"sampler.select.size: groups of {self.size} do not divide the {count} places of a row")
+        in_block_RG = self._groups(state.block_RL.long(), state).sum(-1)
+        if ((in_block_RG > 0) & (in_block_RG < self.size)).any():
+            raise ConfigError(f"sampler.block_length: a block cuts a group of {self.size}; expected a multiple of it")

@@ -1,0 +1,44 @@
+"""Score: which proposals are committed first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .state import Proposal
+
+# Score ---------------------------------------------------------------------------------------------------------------
+
+
+class LowConfidence:
+    """The probability of the proposed token; the least sure places stay masked (LLaDA, arXiv 2502.09992).
+
+    With a temperature the order then depends on what was drawn, so one place a step no longer samples the model's joint
+    distribution; `Random` does.
+    """
+
+    def __call__(self, logits_PV: Tensor, proposal: Proposal) -> Tensor:
+        return proposal.confidence_P
+
+
+class Random:
+    """Places in random order."""
+
+    def __call__(self, logits_PV: Tensor, proposal: Proposal) -> Tensor:
+        return torch.cat(list(proposal.draws.rows("order")))
+
+
+class Margin:
+    """Probability of the best token less that of the second (arXiv 2502.06768)."""
+
+    def __call__(self, logits_PV: Tensor, proposal: Proposal) -> Tensor:
+        top_P2 = (logits_PV.topk(2, dim=-1).values - logits_PV.logsumexp(-1, keepdim=True)).exp()
+        return top_P2[:, 0] - top_P2[:, 1]
+
+
+class NegativeEntropy:
+    """Sum of p log p, in nats: 0 where the model is sure, negative elsewhere (Dream)."""
+
+    def __call__(self, logits_PV: Tensor, proposal: Proposal) -> Tensor:
+        log_p_PV = logits_PV.log_softmax(-1)
+        return (log_p_PV.exp() * log_p_PV.masked_fill(log_p_PV == -torch.inf, 0.0)).sum(-1)

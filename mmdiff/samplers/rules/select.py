@@ -1,0 +1,60 @@
+"""Select: the proposals that a step commits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .state import Proposal
+
+# Select --------------------------------------------------------------------------------------------------------------
+
+
+def order(score_P: Tensor, row_P: Tensor) -> Tensor:
+    """Rank of each place among those of its row, 0 for the highest score; of equal scores the leftmost comes first."""
+    by_score_P = score_P.argsort(descending=True, stable=True)
+    sorted_P = by_score_P[row_P[by_score_P].argsort(stable=True)]
+    first_P = torch.searchsorted(row_P, row_P)  # row_P ascends: where each row begins
+    rank_P = torch.empty_like(row_P)
+    rank_P[sorted_P] = torch.arange(len(row_P), device=row_P.device)
+    return rank_P - first_P
+
+
+class Quota:
+    """The row's share of its block (LLaDA)."""
+
+    def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
+        return order(score_P, proposal.row_P) < proposal.quota_R[proposal.row_P]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Every place whose score reaches the threshold, and always the best one (Fast-dLLM, arXiv 2505.22618)."""
+
+    threshold: float
+
+    def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
+        return (score_P >= self.threshold) | (order(score_P, proposal.row_P) == 0)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The n best places while the n-th has a score of at least 1 - factor / (n + 1), and always the best (Fast-dLLM).
+
+    Scores fall with n and the bound rises, so these are the n best for the largest n that holds.
+    """
+
+    factor: float
+
+    def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
+        rank_P = order(score_P, proposal.row_P)  # rank 0 is n = 1
+        return (score_P >= 1 - self.factor / (rank_P + 2)) | (rank_P == 0)
+
+
+class Everything:
+    """All places; `RunningConfidence` opens some of them again."""
+
+    def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
+        return torch.ones_like(score_P, dtype=torch.bool)

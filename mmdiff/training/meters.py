@@ -1,0 +1,71 @@
+"""Running sums between two lines of the log. Nothing is read from the device before a line is due."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from mmdiff.objectives.terms import Term
+
+
+class Meters:
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._loss: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}  # name -> stacked (numerator, count)
+        self._norm: Tensor | None = None
+        self._steps = self._tokens = 0
+
+    def add(self, terms: Mapping[str, Term], count: Mapping[str, float], tokens: int) -> None:
+        for name, term in terms.items():
+            value = term.coefficient * term.value.detach() / count[name]
+            self._loss[name] = self._loss.get(name, torch.zeros_like(value)) + value
+            for key, pair in term.sums.items():
+                stacked = torch.stack([part.detach().float() for part in pair])
+                self._sums[key] = self._sums[key] + stacked if key in self._sums else stacked
+        self._tokens += tokens
+
+    def norm(self, value: Tensor | None) -> None:
+        self._norm = None if value is None else value.detach()
+
+    def step(self) -> None:
+        self._steps += 1
+
+    def read(self, accelerator: Accelerator, seconds: float) -> dict[str, Any]:
+        """Figures since the last line, over all processes: mean loss a step, ratios of sums, tokens a second."""
+        out: dict[str, Any] = {}
+        total = 0.0
+        for name, value in sorted(self._loss.items()):
+            loss = float(_sum(accelerator, value)) / max(self._steps, 1)
+            total += loss
+            if len(self._loss) > 1:
+                out[f"loss_{name}"] = loss
+        out["loss"] = total
+        for key, pair in sorted(self._sums.items()):
+            top, count = _sum(accelerator, pair)
+            ratio = (top / count).tolist()  # 0 / 0 is not a number, and JSON has no such number
+            out[key] = [_known(r) for r in ratio] if isinstance(ratio, list) else _known(ratio)
+        if self._norm is not None:
+            out["grad_norm"] = float(self._norm)
+        out["tokens_per_second"] = self._tokens * accelerator.num_processes / max(seconds, 1e-9)
+        out["seconds"] = seconds
+        self._clear()
+        return out
+
+
+def _known(ratio: float) -> float | None:
+    return None if math.isnan(ratio) else ratio
+
+
+def _sum(accelerator: Accelerator, value: Tensor) -> Tensor:
+    if accelerator.num_processes == 1:
+        return value
+    reduced: Tensor = accelerator.reduce(value, reduction="sum")
+    return reduced

@@ -1,0 +1,312 @@
+"""The one training loop: windows of batches -> views -> hidden -> wanted logits -> terms -> one global denominator.
+
+A step plans all its forwards first; their counts, summed over the window and all processes, are the denominators. So
+the gradient of a step does not depend on how its samples are split into forwards or processes. Every draw is a
+function of (seed, step, sample, view), so a run that was killed ends as one that was not.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from mmdiff.canvas.batch import Batch, to_device
+from mmdiff.canvas.sample import Media, Sample
+from mmdiff.config import build
+from mmdiff.config.settings import Config, StageConfig
+from mmdiff.data.collate import collate
+from mmdiff.data.stream import Batches, Component, Stream, positions
+from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.errors import ConfigError, UserError, nearest
+from mmdiff.model import MMDiff
+from mmdiff.model.features import FeatureCache, fingerprint
+from mmdiff.model.likelihood import bound
+from mmdiff.protocols import Objective, Source, Task
+from mmdiff.runs.checkpoint import Progress, save_checkpoint, save_frozen
+from mmdiff.runs.folder import Run
+
+from .meters import Meters
+from .optim import lr_factor
+
+UNUSED = 0.01  # media whose exchange costs less than this share of the bound are reported as hardly used
+
+
+@dataclass
+class Stage:
+    """One stage while it runs. groups: what AdamW trains, see `mmdiff.model.params`."""
+
+    name: str
+    stage: StageConfig
+    config: Config
+    model: MMDiff
+    task: Task | None
+    groups: list[dict[str, Any]]
+    run: Run
+    accelerator: Accelerator
+    progress: Progress
+    toy: bool
+    progress_bar: bool
+
+    def __post_init__(self) -> None:
+        stage, config, where = self.stage, self.config, f"train.stages.{self.name}"
+        self.settings = config.train
+        self.objective: Objective = build(stage.objective, where=f"{where}.objective", toy=self.toy)
+        self.stream = make_stream(
+            stage, self.task, where, seed=config.train.seed, keep=config.train.keep_read << 20, toy=self.toy
+        )
+        # now, not after hours: what cannot be read is said before the first step
+        self.held_out = build(stage.eval, where=f"{where}.eval", toy=self.toy) if stage.eval and self.task else None
+        on_cpu = not torch.cuda.is_available()  # one fused kernel, where torch's default is a loop over tensors
+        self.optimizer = torch.optim.AdamW(
+            self.groups, lr=stage.lr, betas=config.train.betas, fused=True if on_cpu else None
+        )
+        self.frozen = self.run.checkpoints / f"frozen-{self.name}.safetensors"
+        self.cache = FeatureCache(self.run.folder / "features.sqlite") if stage.cache_features else None
+
+    def run_steps(self) -> None:
+        """Run what is left of the stage."""
+        progress, stage = self.progress, self.stage
+        if progress.stage != self.name:
+            progress.stage, progress.stage_step = self.name, 0
+        if self.accelerator.is_main_process and (progress.stage_step == 0 or not self.frozen.is_file()):
+            save_frozen(self.model, self.frozen)
+        self._checkpointing()
+        wrapped, optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        wrapped.train()
+        if self.accelerator.scaler is not None and progress.scaler:
+            self.accelerator.scaler.load_state_dict(progress.scaler)
+        prints = self._prints()
+        batches = one_line_errors(self._loader(progress.stage_step))
+        meters, mark = Meters(), time.perf_counter()
+        hidden = not (self.progress_bar and self.accelerator.is_main_process)
+        bar = tqdm(total=stage.steps, initial=progress.stage_step, desc=self.name, disable=hidden, mininterval=0.5)
+        while progress.stage_step < stage.steps:
+            window = [next(batches) for _ in range(stage.accumulate)]
+            if self.cache is not None:
+                window = [self.cache.fill(self.model, batch, prints) for batch in window]
+            self._step(wrapped, optimizer, window, meters)
+            progress.step, progress.stage_step = progress.step + 1, progress.stage_step + 1
+            progress.tokens += sum(int(b.attend_BL.sum()) for b in window) * self.accelerator.num_processes
+            last = progress.stage_step == stage.steps
+            save = last or progress.step % self.settings.save_every == 0
+            if save or progress.step % self.settings.log_every == 0:
+                now = time.perf_counter()
+                progress.seconds, mark, passed = progress.seconds + now - mark, now, now - mark
+                figures = meters.read(self.accelerator, passed)
+                progress.loss[self.name] = figures["loss"]
+                shown = {"loss": f"{figures['loss']:.4f}", "tokens_s": f"{figures['tokens_per_second']:.0f}"}
+                bar.set_postfix(shown, refresh=False)
+                if self.accelerator.is_main_process:
+                    lr = stage.lr * lr_factor(progress.stage_step - 1, stage)
+                    self.run.log(progress.step, {"stage": self.name, "lr": lr, **figures})
+            bar.update()
+            every = self.settings.eval_every
+            if self.held_out is not None and (last or (every and progress.step % every == 0)):
+                self._evaluate()
+                wrapped.train()
+            if save:
+                self._save(last)
+        bar.close()
+        self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()  # the next stage's gradients are not this optimizer's to unscale
+        if self.cache is not None:
+            self.cache.close()
+
+    def _step(self, wrapped: Any, optimizer: Any, window: list[Batch], meters: Meters) -> None:
+        stage, progress, accelerator = self.stage, self.progress, self.accelerator
+        world = accelerator.num_processes
+        key = NoiseKey(self.settings.seed, progress.step, self.name, batch=stage.batch_size * stage.accumulate * world)
+        torch.manual_seed(key.fold(f"dropout/{accelerator.process_index}").integer(1 << 62))
+        plans = [self.objective.plan(batch, key, self.model.vocab) for batch in window]
+        names = sorted(plans[0].counts)
+        counts_N = torch.tensor([[plan.counts[n] for n in names] for plan in plans], dtype=torch.float64).sum(0)
+        if world > 1:
+            counts_N = accelerator.reduce(counts_N.float().to(accelerator.device)).cpu().double()
+        count = {name: max(c, 1.0) for name, c in zip(names, counts_N.tolist(), strict=True)}
+        factor = lr_factor(progress.stage_step, stage)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        for i, plan in enumerate(plans):
+            ready = to_device(plan, accelerator.device)
+            with accelerator.no_sync(wrapped) if i < len(plans) - 1 else nullcontext():
+                terms = wrapped(self.objective.terms, ready)
+                total = sum((t.coefficient * t.value / count[n] for n, t in terms.items()), start=torch.zeros(()))
+                accelerator.backward(total * world)  # data parallelism takes the mean over processes
+            meters.add(terms, count, int(plan.batch.attend_BL.sum()) * getattr(self.objective, "views", 1))
+        if self.settings.clip:
+            meters.norm(accelerator.clip_grad_norm_(wrapped.parameters(), self.settings.clip))
+        optimizer.step()
+        optimizer.zero_grad()
+        meters.step()
+
+    def _loader(self, first: int) -> DataLoader[Batch]:
+        """Batches from the stage's step `first` on, in this process's share."""
+        stage, accelerator = self.stage, self.accelerator
+        dataset = Batches(self.stream, self.model.vocab, self.model.readers, stage.padding)
+
+        def order() -> Iterator[list[int]]:
+            for step in range(first, stage.steps):
+                for micro in range(stage.accumulate):
+                    yield positions(
+                        step,
+                        micro,
+                        accelerator.process_index,
+                        batch=stage.batch_size,
+                        accumulate=stage.accumulate,
+                        world=accelerator.num_processes,
+                    )
+
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]
+            sampler=_Iterable(order),
+            batch_size=None,
+            num_workers=self.settings.workers,
+        )
+
+    def _checkpointing(self) -> None:
+        on = self.settings.gradient_checkpointing
+        self.model.backbone.gradient_checkpointing(on)
+        for kind, encoder in self.model.encoders.items():
+            encoder.gradient_checkpointing(on and not self.model.frozen(kind))  # type: ignore[operator]
+
+    def _prints(self) -> dict[str, bytes]:
+        """Fingerprints of the encoders whose features can be cached."""
+        if self.cache is None:
+            return {}
+        for kind in self.model.encoders:
+            if not self.model.frozen(kind):
+                raise ConfigError(
+                    f"train.stages.{self.name}.cache_features: the {kind} encoder is trained; freeze it in `params`"
+                )
+        return {kind: fingerprint(encoder) for kind, encoder in self.model.encoders.items()}
+
+    def _evaluate(self) -> None:
+        if not self.accelerator.is_main_process or self.task is None or self.held_out is None:
+            return
+        figures = evaluate_bound(self.model, self.stage, self.task, self.held_out)
+        self.run.log(self.progress.step, {"stage": self.name, **figures})
+        own, other = figures["bound_per_token"], figures.get("bound_per_token_swapped")
+        if other is not None and other < own * (1 + UNUSED) and not self.toy:
+            tqdm.write(
+                f"warning: {self.name}, step {self.progress.step}: {own:.4f} nats a token with a row's own media, "
+                f"{other:.4f} with another row's: they are hardly used. A connector whose slots are far from the scale "
+                "of the token embeddings learns slowly: see its `norm` and `out_norm`",
+                file=sys.stderr,
+            )
+
+    def _save(self, last: bool) -> None:
+        progress = self.progress
+        if last:
+            progress.stages_done.append(self.name)
+        if self.accelerator.scaler is not None:
+            progress.scaler = dict(self.accelerator.scaler.state_dict())
+        if self.accelerator.is_main_process:
+            save_checkpoint(
+                self.run.checkpoints,
+                self.model,
+                None if last else self.optimizer,
+                progress,
+                extra=answering(self.config, self.task),
+                frozen=self.frozen,
+                keep=self.settings.keep,
+            )
+            if last:
+                self.frozen.unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+
+
+def answering(config: Config, task: Task | None) -> dict[str, Any]:
+    """What a saved model knows besides itself: how it is asked, and what its task has found in data (`constants`)."""
+    node, constants = config.task, getattr(task, "constants", None)
+    if constants is not None:
+        node = {**({"target": node} if isinstance(node, str) else node), **constants()}
+    return {"task": node, "sampler": vars(config.sampler)}
+
+
+def make_stream(
+    stage: StageConfig, task: Task | None, where: str, *, seed: int, keep: int = 0, toy: bool = False
+) -> Stream:
+    """The samples of a stage: one source of rows, or a mixture {name: {rows, task, weight}}."""
+    if not isinstance(stage.data, dict):
+        raise ConfigError(f"{where}.data: {stage.data!r} is not a node of rows nor a mixture")
+    mixture: dict[str, Any] = {"": {"rows": stage.data}} if "target" in stage.data else stage.data
+    components = []
+    for name, entry in mixture.items():
+        at = f"{where}.data.{name}".rstrip(".")
+        if entry is None:
+            continue
+        for key in entry if isinstance(entry, dict) else ():
+            if key not in ("rows", "task", "weight"):
+                raise ConfigError(f"{at}.{key}: no such field{nearest(key, ('rows', 'task', 'weight'))}")
+        if not (isinstance(entry, dict) and "rows" in entry):
+            raise ConfigError(f"{at}: expected {{rows: node, task: node, weight: number}}")
+        rows = build(entry["rows"], where=f"{at}.rows", toy=toy)
+        own = build(entry["task"], where=f"{at}.task", toy=toy) if entry.get("task") else task
+        if own is None:
+            raise ConfigError(f"{at}: no task, neither here nor at the top of the configuration")
+        components.append(Component(name, rows, own, float(entry.get("weight", 1.0))))
+    return Stream(components, seed=seed, keep=keep, batch=stage.batch_size, bucket=stage.bucket)
+
+
+def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, rows: Source) -> dict[str, float]:
+    """The bound on the stage's held-out rows, in nats a sample and a target place: the same rows, the same figure.
+
+    `bound_per_token_swapped` is the bound with each row's media exchanged for those of its neighbour: a model that does
+    not look, or listen, has the same in both.
+    """
+    stream = Stream([Component("eval", rows, task)], seed=0)
+    model.eval()
+    nats, places = {"own": 0.0, "swapped": 0.0}, {"own": 0, "swapped": 0}
+    for first in range(0, len(rows), stage.batch_size):
+        index = range(first, min(first + stage.batch_size, len(rows)))
+        own = [stream.sample(n, model.vocab, model.readers)[0] for n in index]
+        for name, samples in (("own", own), ("swapped", swapped(own))):
+            if samples:
+                batch = collate(samples, model.vocab, model.readers, index=index, padding=stage.padding)
+                estimate = bound(model, batch)
+                nats[name] += float(estimate.nll_B.sum())
+                places[name] += int(estimate.places_B.sum())  # unequal where media of another length move the padding
+    figures = {"bound_per_sample": nats["own"] / len(rows), "bound_per_token": nats["own"] / max(places["own"], 1)}
+    if nats["swapped"]:
+        figures["bound_per_token_swapped"] = nats["swapped"] / max(places["swapped"], 1)
+    return figures
+
+
+def swapped(samples: Sequence[Sample]) -> list[Sample]:
+    """Each sample with the media of the next one; empty where that cannot be done (no media, or unequal kinds)."""
+    media = [[p for p in sample if isinstance(p, Media)] for sample in samples]
+    if len(samples) < 2 or not media[0] or any([m.kind for m in own] != [m.kind for m in media[0]] for own in media):
+        return []
+    others = [iter(own) for own in (*media[1:], media[0])]
+    return [
+        [next(other) if isinstance(p, Media) else p for p in sample]
+        for sample, other in zip(samples, others, strict=True)
+    ]
+
+
+def one_line_errors(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """The batches; a UserError of a data process without the traceback that comes with it as text."""
+    try:
+        yield from loader
+    except UserError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")) from None
+
+
+class _Iterable:
+    """A sampler made of a generator function."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.function())

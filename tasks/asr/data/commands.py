@@ -1,0 +1,339 @@
+"""Spoken commands: a speech recognition problem that needs no files, said by espeak-ng (`espeak.py`).
+
+A command is three to eight words of a closed vocabulary of 63: digit strings, calls, timers, switches and moves. What
+is said cannot be guessed from the grammar: most words are digits and numbers, and fourteen sounds like forty. It is
+said by many voices at many speeds and pitches; the held-out variants of a voice are never heard in training. Noise is
+added at a given signal-to-noise ratio. Every row is a pure function of (seed, index).
+
+Speaking is the cost, some 5 ms an utterance. What was said is kept in memory as 16-bit samples (58 kB an utterance), or
+read from a file that `prepare` writes.
+
+Shape letters: S samples in time, U utterances.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
+import torch
+from numpy.random import Generator, Philox, SeedSequence
+from tqdm import tqdm
+
+from mmdiff.canvas.vocab import word_tokenizer
+from mmdiff.errors import ConfigError, DataError, nearest, require
+from mmdiff.protocols import Row
+
+from . import espeak
+from .noise import NOISES, SPEAKERS, mix
+
+RATE = 16000  # of the rows, Hz
+DIGITS = tuple("zero one two three four five six seven eight nine".split())
+TEENS = tuple("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split())
+TENS = tuple("twenty thirty forty fifty sixty seventy eighty ninety".split())
+ROOMS = ("kitchen", "bedroom", "hall", "garden", "office")
+DEVICES = ("lights", "heater", "fan", "radio", "blinds")
+COLORS = ("red", "green", "blue", "white", "black")
+WAYS = ("left", "right", "up", "down")
+UNITS = ("seconds", "minutes", "hours")
+STATES = ("on", "off")
+
+ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
+VARIANTS = {"train": ("", "+m1", "+m3", "+m7", "+f1", "+f2", "+f4"), "heldout": ("+m2", "+m5", "+f3", "+f5")}
+VOICES = {of: tuple(accent + variant for accent in ACCENTS for variant in VARIANTS[of]) for of in VARIANTS}
+SPEEDS, PITCHES = (130, 230), (20, 80)  # words a minute; espeak-ng's 0 ... 99
+
+ALONE = 200  # utterances that are said sooner than processes are started
+TEMPI = (0.9, 0.95, 1.0, 1.05, 1.1)  # of takes after the first: rates whose ratio to 16 kHz is of small numbers
+QUIETER = 10.0  # dB at most, of takes after the first
+
+
+class Utterance(NamedTuple):
+    """All that a synthesiser is told."""
+
+    text: str
+    kind: str
+    voice: str
+    rate: int
+    pitch: int
+
+
+def words() -> list[str]:
+    """The closed vocabulary."""
+    names = (*DIGITS, *TEENS, *TENS, *ROOMS, *DEVICES, *COLORS, *WAYS, *UNITS, *STATES)
+    return sorted({*names, *"call set a timer for turn the at move box steps".split()})
+
+
+def tokenizer() -> Any:
+    """A transformers tokenizer over `words()`, and "transcribe", which a model may be asked to do."""
+    return word_tokenizer([*words(), "transcribe"])
+
+
+# The grammar: each kind draws a list of words
+
+
+def number(rng: Generator) -> list[str]:
+    """One to ninety nine. Bare teens and bare tens, which are easily taken for each other, come equally often."""
+    share = rng.random()
+    if share < 0.2:
+        return [_one(DIGITS, rng)]
+    if share < 0.5:
+        return [_one(TEENS, rng)]
+    if share < 0.8:
+        return [_one(TENS, rng)]
+    return [_one(TENS, rng), _one(DIGITS[1:], rng)]
+
+
+def digits(low: int, high: int, rng: Generator) -> list[str]:
+    return [_one(DIGITS, rng) for _ in range(rng.integers(low, high + 1))]
+
+
+def switch(rng: Generator) -> list[str]:
+    what = ["turn", "the", _one(ROOMS, rng), _one(DEVICES, rng), _one(STATES, rng)]
+    return [*what, "at", *number(rng)] if rng.random() < 0.5 else what
+
+
+KINDS: Mapping[str, Callable[[Generator], list[str]]] = {
+    "digits": lambda rng: digits(3, 8, rng),
+    "few": lambda rng: digits(3, 6, rng),
+    "call": lambda rng: ["call", *digits(4, 7, rng)],
+    "timer": lambda rng: ["set", "a", "timer", "for", *number(rng), _one(UNITS, rng)],
+    "turn": switch,
+    "move": lambda rng: ["move", "the", _one(COLORS, rng), "box", _one(WAYS, rng), *number(rng), "steps"],
+}
+
+
+class Commands:
+    """Commands that are spoken: n utterances, of each `takes` recordings.
+
+    A row: {"audio": {"array": float32 (S,) within -1 ... 1, "sampling_rate": 16000}, "text", "id", "kind", "voice",
+    "rate", "pitch", "snr": dB or None, "noise": its name or None, "duration": seconds}.
+
+    voices: "train", or "heldout" for variants that training does not hear.
+    snr: None for speech without noise, a ratio in dB, or a range [low, high] that each row draws from.
+    clean: the share of rows that stay without noise, whatever `snr` is.
+    noise: names of noises, equally often: "white", "pink", "babble" (three other utterances).
+    takes: rows of an utterance: i, i + n, i + 2n, ... Each has fresh noise; takes after the first are also up to 10%
+        slower or faster (with their pitch), and up to 10 dB quieter.
+    store: a folder where `prepare` has written the utterances, or may do. Rows are the same with it and without.
+    sound: False leaves "audio" out, unspoken; texts are the same.
+    """
+
+    kinds: Sequence[str] = ("digits", "digits", "call", "timer", "turn", "move")
+
+    def __init__(
+        self,
+        n: int,
+        seed: int,
+        voices: str = "train",
+        snr: float | Sequence[float] | None = None,
+        clean: float = 0.0,
+        noise: Sequence[str] = tuple(NOISES),
+        takes: int = 1,
+        store: str | None = None,
+        sound: bool = True,
+    ) -> None:
+        for what, count, low in (("n", n, 1), ("seed", seed, 0), ("takes", takes, 1)):
+            if count < low:
+                raise ConfigError(f"{what}: {count} is below {low}")
+        if voices not in VOICES:
+            raise ConfigError(f"voices: {voices!r} is not known{nearest(voices, VOICES)}")
+        if not 0 <= clean <= 1:
+            raise ConfigError(f"clean: {clean} is not a share within 0 to 1")
+        if isinstance(noise, str):
+            raise ConfigError(f"noise: {noise!r}, expected a list of names")
+        for name in noise:
+            if name not in NOISES:
+                raise ConfigError(f"noise: {name!r} is not known{nearest(name, NOISES)}")
+        if snr is not None and not noise:
+            raise ConfigError("noise: none is named, but there is an snr")
+        if "babble" in noise and snr is not None and n <= SPEAKERS:
+            raise ConfigError(f"n: {n} utterances are too few for babble, which takes {SPEAKERS} others")
+        self.n, self.seed, self.voices, self.clean, self.noise = n, seed, voices, clean, tuple(noise)
+        self.snr = None if snr is None else _range(snr)
+        self.takes, self.sound = takes, sound
+        self.file = None if store is None else Path(store) / f"{self._name}.safetensors"
+        self._spoken: dict[int, np.ndarray] = {}
+        self._kept = _Kept(self.file) if self.file is not None and self.file.is_file() else None
+
+    @property
+    def _name(self) -> str:
+        return f"{type(self).__name__.lower()}-{self.voices}-{self.seed}"
+
+    def __len__(self) -> int:
+        return self.n * self.takes
+
+    def __getitem__(self, index: int) -> Row:
+        take, i = divmod(range(len(self))[index], self.n)
+        said = self.utterance(i)
+        row: dict[str, Any] = {"text": said.text, "id": f"{self._name}-{i}-{take}", "kind": said.kind}
+        row |= {"voice": said.voice, "rate": said.rate, "pitch": said.pitch}
+        return {**row, **self._recorded(i, take)} if self.sound else row
+
+    def length(self, index: int) -> float:
+        """About how long a row is, without having it said: characters over words a minute."""
+        said = self.utterance(index % self.n)
+        return len(said.text) / said.rate
+
+    def utterance(self, i: int) -> Utterance:
+        """What is said in row i of the first n."""
+        rng = self._rng("said", i)
+        kind = _one(self.kinds, rng)
+        text = " ".join(KINDS[kind](rng))
+        speed, pitch = (int(rng.integers(low, high + 1)) for low, high in (SPEEDS, PITCHES))
+        return Utterance(text, kind, _one(VOICES[self.voices], rng), speed, pitch)
+
+    def spoken(self, i: int) -> np.ndarray:
+        """int16 (S,): utterance i without noise, at 16 kHz."""
+        said = self.utterance(i)
+        if self._kept is not None and (samples_S := self._kept.read(i, said)) is not None:
+            return samples_S
+        if i not in self._spoken:
+            self._spoken[i] = _at_rate(*_say(said))
+        return self._spoken[i]
+
+    def _recorded(self, i: int, take: int) -> dict[str, Any]:
+        rng = self._rng("take", i, take)
+        name, snr = None, None
+        if self.snr is not None and rng.random() >= self.clean:
+            name, snr = _one(self.noise, rng), round(float(rng.uniform(*self.snr)), 2)
+        out_S = self.spoken(i).astype(np.float32) / 32768
+        gain = 1.0
+        if take:
+            out_S = resample(out_S, round(RATE * _one(TEMPI, rng)), RATE)
+            gain = 10 ** (-rng.uniform(0, QUIETER) / 20)
+        if name is not None and snr is not None:
+            others = [self.spoken(j) for j in self._others(i, rng)] if name == "babble" else []
+            out_S = mix(out_S, NOISES[name](len(out_S), rng, others), snr)
+        out_S = out_S * np.float32(gain / max(1.0, float(abs(out_S).max())))  # not over full scale
+        audio = {"array": out_S, "sampling_rate": RATE}
+        return {"audio": audio, "snr": snr, "noise": name, "duration": len(out_S) / RATE}
+
+    def _others(self, i: int, rng: Generator) -> list[int]:
+        return [(i + 1 + int(step)) % self.n for step in rng.choice(self.n - 1, SPEAKERS, replace=False)]
+
+    def _rng(self, stream: str, i: int, take: int = 0) -> Generator:
+        of = crc32(f"{type(self).__name__} {self.voices} {stream}".encode())
+        return Generator(Philox(SeedSequence((self.seed, of, i, take))))
+
+
+class Digits(Commands):
+    """Three to six digits, spoken; the arguments are those of `Commands`."""
+
+    kinds = ("few",)
+
+
+# Utterances in a file: "samples" int16 of all, one after the other, "ends" int64 (U,), and what each said as "marks"
+
+
+def prepare(rows: Commands, processes: int = 2) -> Path | None:
+    """Say all utterances of `rows`, by several processes, and write them to its store. Nothing to do without one, or
+    when they are there already.
+
+    Returns the file. It serves the first n of a larger set, and sets of whatever snr and takes.
+    """
+    file = rows.file
+    if file is None or not rows.sound:
+        return None
+    from safetensors.numpy import save_file
+
+    all_said = [rows.utterance(i) for i in range(rows.n)]
+    if rows._kept is None or not rows._kept.holds(all_said):
+        texts, _, voices, rates, pitches = zip(*all_said, strict=True)
+        if rows.n <= ALONE:
+            spoken = [_at_rate(*_say(said)) for said in all_said]
+        else:
+            with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # they load espeak.py, and so no torch
+                raw = pool.map(espeak.say, texts, voices, rates, pitches, chunksize=16)
+                spoken = [_at_rate(*one) for one in tqdm(raw, "speaking", rows.n, leave=False)]
+        ends_U = np.cumsum([len(samples_S) for samples_S in spoken])
+        marks_U = np.array([_mark(said) for said in all_said], dtype=np.uint32)
+        aside = file.with_name(f".{file.name}.part-{os.getpid()}")
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"samples": np.concatenate(spoken), "ends": ends_U, "marks": marks_U}, aside)
+        os.replace(aside, file)
+        rows._kept = _Kept(file)
+    return file
+
+
+class _Kept:
+    """A written file, opened for every read: it costs little, and goes to other processes."""
+
+    def __init__(self, file: Path) -> None:
+        from safetensors import SafetensorError
+
+        self.file = file
+        try:
+            with self._open() as kept:
+                self.ends_U, self.marks_U = kept.get_tensor("ends"), kept.get_tensor("marks")
+        except SafetensorError as error:
+            raise DataError(f"{file}: is damaged ({error}); without it the utterances are spoken again") from None
+
+    def holds(self, all_said: Sequence[Utterance]) -> bool:
+        marks = [_mark(said) for said in all_said]
+        return marks == self.marks_U[: len(marks)].tolist()
+
+    def read(self, i: int, said: Utterance) -> np.ndarray | None:
+        """int16 (S,), or None when the file is of other utterances."""
+        if i >= len(self.ends_U) or self.marks_U[i] != _mark(said):
+            return None
+        with self._open() as kept:
+            return kept.get_slice("samples")[int(self.ends_U[i - 1]) if i else 0 : int(self.ends_U[i])]
+
+    def _open(self) -> Any:
+        from safetensors import safe_open
+
+        return safe_open(self.file, framework="np")
+
+
+def _mark(said: Utterance) -> int:
+    return crc32(f"{espeak.version()} {said!r}".encode())
+
+
+def _say(said: Utterance) -> tuple[np.ndarray, int]:
+    return espeak.say(said.text, said.voice, said.rate, said.pitch)
+
+
+def _at_rate(samples_S: np.ndarray, rate: int) -> np.ndarray:
+    wave_S = resample(samples_S.astype(np.float32), rate, RATE)
+    return np.clip(np.rint(wave_S), -32768, 32767).astype(np.int16)
+
+
+def resample(wave_S: np.ndarray, rate: int, to: int) -> np.ndarray:
+    """float32 (S,) -> float32 (S,)."""
+    if rate == to:
+        return wave_S
+    size = len(wave_S)
+    whole_S = np.zeros(math.ceil(size / rate) * rate, dtype=np.float32)  # seconds: a new length costs a new kernel
+    whole_S[:size] = wave_S
+    return _resampler(rate, to)(torch.from_numpy(whole_S)).numpy()[: math.ceil(size * to / rate)]
+
+
+@cache
+def _resampler(rate: int, to: int) -> torch.nn.Module:
+    require("torchaudio", "audio")
+    from torchaudio.transforms import Resample
+
+    return Resample(rate, to)
+
+
+def _one(choices: Sequence[Any], rng: Generator) -> Any:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _range(snr: float | Sequence[float]) -> tuple[float, float]:
+    try:
+        low, high = map(float, snr) if isinstance(snr, Sequence) else (float(snr), float(snr))
+    except (TypeError, ValueError):
+        raise ConfigError(f"snr: {snr!r}, expected dB or a range of two: [low, high]") from None
+    if not low <= high:
+        raise ConfigError(f"snr: [{low}, {high}] is not a range of dB")
+    return low, high

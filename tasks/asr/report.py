@@ -1,0 +1,216 @@
+"""A page about recognised speech: error rates, and utterances to look at, listen to and compare word by word.
+
+One file that needs nothing else: sound and pictures are inside it.
+
+Shape letters: S samples, C mel channels, T frames.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from torch import Tensor
+
+from mmdiff.encoders.media.audio import read_waveform
+from mmdiff.encoders.media.mel import RANGE, SILENCE, LogMel
+from mmdiff.errors import require
+from mmdiff.evaluation.report import data_uri
+from mmdiff.files import write_text
+
+from .ctc import Word
+from .metrics import align, word_errors
+
+RATE, HOP = 16000, 160  # Hz; samples of a column of a spectrogram
+PLAYED = 10.0  # seconds; a longer clip cannot be played, for each second takes 43 kB of the page
+WIDTH = 2000  # columns of a spectrogram at most
+LAST = 0.96  # share of the clip
+SECOND = 55  # CSS pixels at least, so that its words can be read
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)  # seconds between them
+
+Outcome = Literal["mended", "worse", "wrong", "right"]
+OUTCOMES: Mapping[Outcome, str] = {"mended": "mended", "worse": "made worse", "wrong": "wrong", "right": "right"}
+
+Cell = tuple[str, str | None]  # operation, and what was said; an empty operation where a transcript adds no words
+NOTHING: Cell = ("", None)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An utterance and what was made of it.
+
+    audio: as `read_waveform` takes it; None where there was none.
+    text, first_pass, prediction: as errors are counted, so cased and normalised. first_pass: None where there was none.
+    canvas: (token, step, probability) of each target place, in order; step 0: left as it was.
+    draft: of each of these places the token that stood there before, None if it was empty.
+    words: when they were said, if known.
+    """
+
+    audio: Any
+    text: str
+    first_pass: str | None
+    prediction: str
+    canvas: Sequence[tuple[str, int, float]]
+    draft: Sequence[str | None]
+    words: Sequence[Word] = ()
+
+
+def write_asr_report(
+    file: Path,
+    *,
+    title: str,
+    table: Mapping[str, Mapping[str, float | str]],
+    examples: Mapping[str, Sequence[Example]],
+    notes: Sequence[str] = (),
+    curves: str | None = None,
+    plots: Sequence[tuple[str, str]] = (),
+) -> Path:
+    """table: row -> column -> figure, less is better; text stands there as it is and is never the best of its column.
+
+    examples: heading -> utterances. curves: a data URI, see `mmdiff.evaluation.report.curves`. plots: (heading, data URI).
+    Raises DataError for sound that cannot be read.
+    """
+    page = Environment(loader=PackageLoader("mmdiff.tasks.asr", "."), autoescape=select_autoescape())
+    columns, rows = marked(table)
+    cards = {name: sorted(map(card, some), key=_first) for name, some in examples.items()}
+    outcomes = [one["outcome"] for some in cards.values() for one in some]
+    html = page.get_template("report.html").render(
+        title=title,
+        notes=notes,
+        columns=columns,
+        table=rows,
+        curves=curves,
+        plots=plots,
+        examples=cards,
+        outcomes={key: (label, outcomes.count(key)) for key, label in OUTCOMES.items() if key in outcomes},
+    )
+    write_text(file, html)
+    return file
+
+
+def marked(table: Mapping[str, Mapping[str, float | str]]) -> tuple[list[str], dict[str, list[tuple[str, bool]]]]:
+    """Columns, and row -> (figure as shown, whether it is the lowest) of each column; a dash where there is none."""
+    columns = list(dict.fromkeys(name for row in table.values() for name in row))
+    lowest = {}
+    for name in columns:
+        figures = [row[name] for row in table.values() if name in row]
+        lowest[name] = min((round(figure, 2) for figure in figures if not isinstance(figure, str)), default=None)
+
+    def cell(name: str, figure: float | str) -> tuple[str, bool]:
+        return (figure, False) if isinstance(figure, str) else (f"{figure:.2f}", round(figure, 2) == lowest[name])
+
+    return columns, {label: [cell(name, row.get(name, "–")) for name in columns] for label, row in table.items()}
+
+
+def card(example: Example) -> dict[str, Any]:
+    after = word_errors(example.text, example.prediction)
+    before = None if example.first_pass is None else word_errors(example.text, example.first_pass)
+    said = [example.prediction] if example.first_pass is None else [example.first_pass, example.prediction]
+    boxes = places(example.canvas, example.draft)
+    out: dict[str, Any] = {
+        "outcome": outcome(None if before is None else before.total, after.total),
+        "before": before,
+        "after": after,
+        "columns": list(side_by_side(example.text, said)),
+        "places": boxes,
+        "states": Counter(box["state"] for box in boxes),
+        "drafted": any(token is not None for token in example.draft),
+        "steps": sorted({box["step"] for box in boxes if box["step"]}),
+    }
+    if example.audio is not None:
+        wave_S = read_waveform(example.audio, RATE)
+        seconds = len(wave_S) / RATE
+        out |= {
+            "seconds": seconds,
+            "spectrogram": spectrogram(wave_S),
+            "sound": sound(wave_S) if seconds <= PLAYED else None,
+            "least": round(seconds * SECOND),
+            "ticks": ticks(seconds),
+            "words": example.words,
+        }
+    return out
+
+
+def outcome(before: int | None, after: int) -> Outcome:
+    if before is None or before == after:
+        return "wrong" if after else "right"
+    return "mended" if after < before else "worse"
+
+
+def side_by_side(reference: str, said: Sequence[str]) -> Iterator[tuple[str | None, list[Cell]]]:
+    """Columns that put one reference and several transcripts below each other.
+
+    Each is the word of the reference, None where some transcript adds words, and the cell of each transcript.
+    """
+    cells = [_cells(reference, text) for text in said]
+    words = reference.split()
+    for place in sorted({place for of_one in cells for place in of_one}):
+        i, is_word = place
+        yield words[i] if is_word else None, [of_one.get(place, NOTHING) for of_one in cells]
+
+
+def _cells(reference: str, said: str) -> dict[tuple[int, bool], Cell]:
+    """(i, True) -> operation at word i of the reference and what was said; (i, False) -> words added before it."""
+    out: dict[tuple[int, bool], Cell] = {}
+    i = 0
+    for op, _, word in align(reference, said):
+        if op == "insert":
+            added = out.get((i, False), NOTHING)[1]
+            out[i, False] = op, f"{added} {word}" if added else word
+        else:
+            out[i, True] = op, word
+            i += 1
+    return out
+
+
+def places(canvas: Sequence[tuple[str, int, float]], draft: Sequence[str | None]) -> list[dict[str, Any]]:
+    """What happened at each place: kept, confirmed (opened, and the same again), changed, or filled (was empty)."""
+    out = []
+    for i, ((token, step, confidence), was) in enumerate(zip(canvas, draft, strict=True)):
+        state = "kept" if not step else "filled" if was is None else "confirmed" if token == was else "changed"
+        found = f"written at step {step}" if step else "not opened"
+        told = f"place {i + 1}: {state}, {found}, p = {confidence:.3g}"
+        out.append({"token": token, "was": was, "step": step, "state": state, "told": told, "p": f"{confidence:.2f}"})
+    return out
+
+
+def spectrogram(wave_S: Tensor) -> str:
+    """Log-mel power as a PNG data URI: low frequencies at the bottom, the clip from edge to edge, 80 dB of range."""
+    from matplotlib import colormaps
+    from PIL import Image
+
+    mel_CT = LogMel(rate=RATE, hop=HOP)(wave_S)[:, : max(1, len(wave_S) // HOP)]
+    floor = max(float(mel_CT.max()) - RANGE / 4, SILENCE)
+    shade_CT = ((mel_CT - floor) / (RANGE / 4)).clamp(0, 1).flip(0).numpy()
+    image = Image.fromarray(colormaps["magma"](shade_CT, bytes=True)[..., :3])
+    return data_uri(image.resize((min(image.width, WIDTH), image.height), Image.Resampling.BOX))
+
+
+def sound(wave_S: Tensor) -> str:
+    """A WAV data URI, 16 bit; what is beyond full scale is clipped."""
+    require("soundfile", "audio")
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave_S.numpy(), RATE, format="WAV", subtype="PCM_16")
+    return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def ticks(seconds: float) -> list[tuple[str, float]]:
+    """(label, share of the clip): round numbers of seconds, ten at most, none so late that its label would not fit."""
+    apart = next((tick for tick in TICKS if seconds / tick < 10), math.ceil(seconds / 10))
+    shares = [(f"{i * apart:g}", i * apart / seconds) for i in range(10)]
+    return [(label, share) for label, share in shares if share <= LAST]
+
+
+def _first(one: Mapping[str, Any]) -> tuple[int, int]:
+    """What was changed first, and of that what was changed most."""
+    before = one["after"] if one["before"] is None else one["before"]
+    return list(OUTCOMES).index(one["outcome"]), -abs(before.total - one["after"].total)

@@ -1,0 +1,62 @@
+"""The n-best lists of a recogniser, each hypothesis weighed by how likely the model finds it, into a file that an
+interrupted run goes on with."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mmdiff.data.stream import at_row
+from mmdiff.errors import ConfigError, DataError
+from mmdiff.protocols import Row, Source
+from mmdiff.session import Session
+from mmdiff.tasks.dialogue.choice import rescore
+
+from .transcribe import KEPT, Record, identity, opened
+
+
+def rescored(
+    session: Session,
+    rows: Source,
+    *,
+    out: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    weight: float = 1.0,
+) -> list[Record]:
+    """The best hypothesis of each row's `nbest` (see `mmdiff.tasks.asr.data.hypotheses`) by `score - weight * nll`.
+
+    Records: `id`, `text` (the reference, if there is one), `first_pass` (the recogniser's best), `pred_text`, and
+    `nbest`, the best first: {index in the row's list, text, nll in nats, score, total}. Hypotheses without scores are
+    ranked by the model alone.
+    out, settings: as in `mmdiff.tasks.asr.transcribe`.
+    Raises ConfigError for a file of other settings, DataError that names the row.
+    """
+    if not math.isfinite(weight):
+        raise ConfigError(f"weight: {weight}, expected a finite number")
+    log = opened(out, session, rows, {**(settings or {}), "weight": weight})
+    given = {i: _nbest(rows[i], i) for i in range(len(rows)) if i not in log.done}
+    for i, (texts, scores) in tqdm(given.items(), "rescore", file=sys.stderr, leave=False):
+        row = rows[i]
+        with at_row("", i):
+            ranked = rescore(session, row, texts, scores, weight=weight)
+        told = {name: row[name] for name in KEPT if row.get(name) is not None}
+        told |= {"first_pass": texts[0], "pred_text": ranked[0].text, "nbest": [asdict(one) for one in ranked]}
+        log.add({i: {"id": identity(row, i), **told}})
+    return log.finish()
+
+
+def _nbest(row: Row, i: int) -> tuple[list[str], list[float] | None]:
+    """The hypotheses and their scores; None where none of them has one."""
+    nbest, where = row.get("nbest"), row.get("where", f"row {i}")
+    if not nbest:
+        raise DataError(f"{where}: no nbest, a list of hypotheses")
+    scores = [one["score"] for one in nbest if "score" in one]
+    if len(scores) not in (0, len(nbest)):
+        raise DataError(f"{where}: nbest: {len(scores)} of {len(nbest)} hypotheses have a score, expected all or none")
+    return [one["text"] for one in nbest], scores or None

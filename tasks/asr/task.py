@@ -1,0 +1,133 @@
+"""Speech recognition and deliberation: a clip of sound, and the words that were said in it.
+
+python -m mmdiff.tasks.asr.task transcribe runs/demo-asr clip.wav
+
+Rows: {"audio": path or {"array", "sampling_rate"}, "text": "what was said", "hypothesis": "what a first pass heard"}.
+A row's `audio` may be left out where a model is to work from text alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from mmdiff.canvas.sample import Media, Sample, Target, Text
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.protocols import Row
+from mmdiff.tasks.dialogue.rows import at
+from mmdiff.tasks.dialogue.templates import Plain, Template, literal
+from mmdiff.tasks.dialogue.turns import Content
+
+from .metrics import bootstrap, char_errors, corpus, normaliser, word_errors
+
+Case = Literal["keep", "upper", "lower"]
+
+
+class ASR:
+    """Rows <-> canvases. With `draft`, a row's `hypothesis` stands on the canvas (see `mmdiff.samplers.deliberation`).
+
+    answer_length: places of every transcript, filled up with EOS, when training and when writing from nothing. None:
+        as many as the words and an end id take when training, `max_new_tokens` when writing.
+    slack: a draft is followed by this share of its own length in EOS places, at least `min_slack`, so that words can be
+        added: a canvas of the draft's length can only replace them. What is then left of `answer_length` is EOS that
+        stays, for the model to see a canvas of the size it was trained on.
+    draft: whether hypotheses are used; else everything is written from nothing, whatever rows have.
+    instruction: what is asked of the model.
+    case: of transcripts and hypotheses. normalise: what WER and CER are counted after, see `mmdiff.tasks.asr.metrics`.
+    media: the kind of the sound, the name of the encoder in `model.encoders`.
+    """
+
+    def __init__(
+        self,
+        answer_length: int | None = None,
+        *,
+        slack: float = 0.15,
+        min_slack: int = 2,
+        draft: bool = False,
+        instruction: str = "",
+        template: Template | None = None,
+        case: Case = "keep",
+        normalise: str = "none",
+        max_new_tokens: int = 128,
+        media: str = "audio",
+    ) -> None:
+        whole = {"max_new_tokens": (max_new_tokens, 1), "min_slack": (min_slack, 0)}
+        for name, (value, low) in {
+            **whole,
+            "answer_length": (1 if answer_length is None else answer_length, 1),
+        }.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ConfigError(f"task.{name}: {value!r}, expected a whole number of at least {low}")
+        if isinstance(slack, bool) or not isinstance(slack, int | float) or not 0 <= slack < math.inf:
+            raise ConfigError(f"task.slack: {slack!r}, expected a number of at least 0")
+        if case not in ("keep", "upper", "lower"):
+            raise ConfigError(f"task.case: {case!r}{nearest(str(case), ['keep', 'upper', 'lower'])}")
+        self.answer_length, self.max_new_tokens = answer_length, max_new_tokens
+        self.slack, self.min_slack, self.draft = slack, min_slack, draft
+        self.instruction, self.case, self.media = instruction, case, media
+        self.template = Plain() if template is None else template
+        self.normalise, self._normalised = normalise, normaliser(normalise)
+
+    def sample(self, row: Row, vocab: Vocab) -> Sample:
+        """Raises DataError for a missing transcript, one too long for `answer_length`, and words without an id."""
+        with at(row):
+            ids = [*self._ids(row, "text", vocab), self.template.end(vocab)]
+            places = self.answer_length or len(ids)
+            if len(ids) - 1 > places:
+                raise DataError(f"text {row['text']!r:.60} takes {len(ids) - 1} places, answer_length is {places}")
+            ids = [*ids, *[vocab.eos_id] * places][:places]
+            return self._canvas(row, Target(ids), vocab, train=True)
+
+    def prompt(self, row: Row, vocab: Vocab) -> Sample:
+        """Empty places, or the draft. Raises DataError for a draft with words without an id."""
+        with at(row):
+            target, fill = Target(length=self.answer_length or self.max_new_tokens), 0
+            if self.draft and row.get("hypothesis") is not None:
+                ids = self._ids(row, "hypothesis", vocab)
+                slack = max(self.min_slack, math.ceil(self.slack * len(ids)))
+                target = Target([*ids, *([self.template.end(vocab)] + [vocab.eos_id] * slack)[:slack]])
+                fill = max(0, (self.answer_length or 0) - len(ids) - slack)
+            return [*self._canvas(row, target, vocab, train=False), *([Text([vocab.eos_id] * fill)] if fill else [])]
+
+    def parse(self, ids: Sequence[int], vocab: Vocab) -> str:
+        """End ids are left out wherever they stand: amid a draft they take a word's place."""
+        ends = {vocab.eos_id, self.template.end(vocab), *vocab.end_ids}
+        return vocab.decode([i for i in ids if int(i) not in ends]).strip()
+
+    def score(self, prediction: str, row: Row) -> dict[str, float]:
+        """WER and CER of one utterance, in errors a reference word and character, and whether it has none."""
+        pair = self.pair(row, prediction)
+        wer, cer = word_errors(*pair).rate, char_errors(*pair).rate
+        return {"wer": wer, "cer": cer, "exact_match": float(wer == 0)}
+
+    def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Corpus figures: errors are summed, then divided by the reference words, with a 95 % bootstrap interval."""
+        words = [word_errors(*self.pair(record, record["prediction"])) for record in records]
+        chars = [char_errors(*self.pair(record, record["prediction"])) for record in records]
+        low, high = bootstrap(words)
+        return {**corpus(words), "wer_low": low, "wer_high": high, "cer": corpus(chars)["wer"]}
+
+    def pair(self, row: Row, said: str) -> tuple[str, str]:
+        """The row's transcript and what was said to be in it, normalised alike: what errors are counted between."""
+        with at(row):
+            return self._normalised(self._text(row, "text")), self._normalised(self._cased(said))
+
+    def _canvas(self, row: Row, target: Target, vocab: Vocab, *, train: bool) -> Sample:
+        content: Content = [Media(self.media, row["audio"])] if row.get("audio") is not None else []
+        content = [*content, self.instruction] if self.instruction else content
+        return self.template.canvas([(content, target)], vocab, train=train)
+
+    def _ids(self, row: Row, field: str, vocab: Vocab) -> list[int]:
+        text = " ".join(self._text(row, field).split())
+        return literal(text, vocab) if text else []
+
+    def _text(self, row: Row, field: str) -> str:
+        text = row.get(field)
+        if not isinstance(text, str):
+            raise DataError(f"{field}: {text!r:.60} is not text" if field in row else f"no {field}")
+        return self._cased(text)
+
+    def _cased(self, text: str) -> str:
+        return {"keep": text, "upper": text.upper(), "lower": text.lower()}[self.case]

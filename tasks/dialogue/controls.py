@@ -1,0 +1,134 @@
+"""Is the picture used at all? The same rows with another picture, a blank one or none, and the best answer without.
+
+Each wraps any source of rows; a model that scores as well on these as on the rows themselves does not look. `Shuffled`
+and `Without` do for sound, and for any other field of a row.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmdiff.errors import ConfigError, require
+from mmdiff.protocols import Row, Source
+
+from .turns import SLOT
+
+
+class Shuffled:
+    """Every question with the picture of another row, never its own; each picture is used once.
+
+    The rows should have the same number of pictures.
+    fields: what comes from the other row, together: `[audio, duration]` for sound.
+    """
+
+    def __init__(self, rows: Source, seed: int, fields: Sequence[str] = ("image",)) -> None:
+        if len(rows) < 2:
+            raise ConfigError(f"rows: {len(rows)} of them cannot be shuffled, expected at least 2")
+        self.rows, self.fields = rows, tuple(fields)
+        order = np.random.default_rng(seed).permutation(len(rows))
+        self._other = np.empty_like(order)
+        self._other[order] = np.roll(order, -1)  # one cycle through all rows: no row keeps its own
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        i = range(len(self))[index]
+        other = self.rows[int(self._other[i])]
+        return {**self.rows[i], **{name: other[name] for name in self.fields}}
+
+
+class Blank:
+    """Every picture in plain grey, of its own size."""
+
+    def __init__(self, rows: Source) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        row = self.rows[index]
+        return {**row, "image": _grey(row["image"])} if row.get("image") is not None else row
+
+
+def _grey(picture: Any) -> Any:
+    if isinstance(picture, list | tuple):
+        return [_grey(one) for one in picture]
+    if isinstance(picture, np.ndarray):
+        return np.full_like(picture, 128)
+    require("PIL", "vision")
+    from PIL import Image
+
+    size = picture.size if isinstance(picture, Image.Image) else Image.open(picture).size
+    return Image.new("RGB", size, (128, 128, 128))
+
+
+class Without:
+    """Rows without some of their fields: `[audio, duration]` for a model that does not hear."""
+
+    def __init__(self, rows: Source, fields: Sequence[str]) -> None:
+        self.rows, self.fields = rows, frozenset(fields)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return {name: value for name, value in self.rows[index].items() if name not in self.fields}
+
+
+class Fixed:
+    """Rows with the same value in some of their fields: `{instruction: ""}` for a robot that is told nothing."""
+
+    def __init__(self, rows: Source, fields: Mapping[str, Any]) -> None:
+        self.rows, self.fields = rows, dict(fields)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return {**self.rows[index], **self.fields}
+
+
+class WithoutImage:
+    """Language only: no picture, and no `<image>` where one stood."""
+
+    def __init__(self, rows: Source) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        row = {name: value for name, value in self.rows[index].items() if name != "image"}
+        if "question" in row:
+            row["question"] = _unslotted(row["question"])
+        if "conversations" in row:
+            row["conversations"] = [
+                {**turn, "value": _unslotted(turn["value"])} if turn["from"] == "human" else turn
+                for turn in row["conversations"]
+            ]
+        return row
+
+
+def _unslotted(text: str) -> str:
+    return text.replace(SLOT, "").strip()
+
+
+def majority(rows: Source) -> Callable[[str], str]:
+    """The best guess without a picture: question -> its most frequent answer in `rows`.
+
+    A question that `rows` do not have gets the most frequent answer of all. `rows` have one answer each.
+    """
+    by_question: dict[str, Counter[str]] = defaultdict(Counter)
+    overall: Counter[str] = Counter()
+    for i in range(len(rows)):
+        by_question[rows[i]["question"]][rows[i]["answer"]] += 1
+        overall[rows[i]["answer"]] += 1
+    table = {question: answers.most_common(1)[0][0] for question, answers in by_question.items()}
+    fallback = overall.most_common(1)[0][0]
+    return lambda question: table.get(question, fallback)

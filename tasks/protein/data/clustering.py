@@ -1,0 +1,160 @@
+"""How alike sequences are, and greedy clusters of those that are.
+
+Clusters are made as by CD-HIT (Li & Godzik, Bioinformatics 2006): the longest sequence founds the first cluster, and
+each next one joins the first cluster whose founder it is like, else founds one.
+
+Shape letters: N sequences, C columns.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from mmdiff.errors import ConfigError, DataError, require
+from mmdiff.tasks.protein.residues import CANONICAL, GAP
+
+K = 3  # letters of a word
+AFTER = 2.0  # seconds until progress is shown
+
+Like = Callable[[int, NDArray[np.int64]], NDArray[np.bool_]]
+
+
+def identity(a: str, b: str) -> float:
+    """Share of equal letters of two aligned rows, over the columns where not both have a gap; 0 where all are gaps.
+
+    Raises DataError for rows of unequal length.
+    """
+    if len(a) != len(b):
+        raise DataError(f"rows of {len(a)} and {len(b)} columns are not aligned")
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x != GAP or y != GAP]
+    return sum(x == y for x, y in pairs) / len(pairs) if pairs else 0.0
+
+
+def global_identity(a: str, b: str) -> float:
+    """Equal residues of the best global alignment of two sequences, over the residues of the shorter one.
+
+    BLOSUM62, gaps -11 and -1 for each further residue, none at the ends: what CD-HIT counts, with an alignment that
+    need not guess a band. Where several alignments are the best, the first is counted. Raises MissingExtra.
+    """
+    shorter = min(len(a), len(b))
+    return _aligner().align(_scored(a), _scored(b))[0].counts().identities / shorter if shorter else 0.0
+
+
+def clusters(sequences: Sequence[str], identity: float = 0.7, aligned: bool | None = None) -> NDArray[np.int64]:
+    """(N,) the number of each sequence's cluster, in the order in which they are founded.
+
+    Sequences with more residues come first, of equally many the earlier one.
+
+    aligned: True: `identity` of rows with gaps, all of them at once. False: `global_identity`, gaps taken out, of pairs
+        that share enough of the shorter one's words of 3 letters, besides those that are shared by chance: half of
+        identity^3, the share that differences leave whole when they are spread out, and at least
+        1 - 3 (1 - identity), what is left when each of them spoils three words. This is a filter for speed: it misses
+        pairs below 0.6, few at 0.5 and many at 0.4. None: True for rows of one length where some have a gap.
+
+    Time grows with N times the number of clusters: seconds for thousands of aligned rows, minutes for those that are
+    not; for millions there are CD-HIT and MMseqs2.
+    Raises ConfigError; DataError for aligned rows of unequal length; MissingExtra where they are not aligned.
+    """
+    if not 0 < identity <= 1:
+        raise ConfigError(f"identity: {identity}, expected a share above 0 and up to 1")
+    if aligned is None:
+        aligned = len({len(s) for s in sequences}) == 1 and any(GAP in s for s in sequences)
+    residues_N = np.array([len(s) - s.count(GAP) for s in sequences], dtype=np.int64)
+    order_N = np.argsort(-residues_N, kind="stable")
+    like = _like_aligned(sequences, identity) if aligned else _like_by_words(sequences, identity)
+    cluster_N = np.full(len(sequences), -1, dtype=np.int64)
+    founded = 0
+    with tqdm(total=len(sequences), desc="clusters", file=sys.stderr, leave=False, delay=AFTER) as bar:
+        # founder by founder: a sequence is taken by the first that it is like, as it would be in its own turn
+        while len(order_N):
+            founder, rest = int(order_N[0]), order_N[1:]
+            joins = like(founder, rest)
+            cluster_N[founder] = cluster_N[rest[joins]] = founded
+            founded += 1
+            bar.update(1 + int(joins.sum()))
+            order_N = rest[~joins]
+    return cluster_N
+
+
+def near(
+    sequences: Sequence[str],
+    ones: NDArray[np.int64],
+    others: NDArray[np.int64],
+    identity: float = 0.7,
+    aligned: bool | None = None,
+) -> NDArray[np.bool_]:
+    """(ones,) whether any of `others` is as alike as in `clusters`; both are numbers of `sequences`."""
+    if aligned is None:
+        aligned = len({len(s) for s in sequences}) == 1 and any(GAP in s for s in sequences)
+    like = _like_aligned(sequences, identity) if aligned else _like_by_words(sequences, identity)
+    return np.array([like(int(one), others).any() for one in ones], dtype=bool)
+
+
+def _like_aligned(rows: Sequence[str], identity: float) -> Like:
+    unequal = next((row for row in rows if len(row) != len(rows[0])), None)
+    if unequal is not None:
+        raise DataError(f"rows of {len(rows[0])} and {len(unequal)} columns are not aligned")
+    letters_NC = np.frombuffer("".join(rows).encode("ascii"), dtype=np.uint8).reshape(len(rows), -1)
+
+    def like(founder: int, others: NDArray[np.int64]) -> NDArray[np.bool_]:
+        one_C, others_NC = letters_NC[founder], letters_NC[others]
+        residue_C = one_C != ord(GAP)
+        equal_N = ((others_NC == one_C) & residue_C).sum(1)
+        columns_N = ((others_NC != ord(GAP)) | residue_C).sum(1)
+        return equal_N >= identity * columns_N - 1e-9
+
+    return like
+
+
+def _like_by_words(sequences: Sequence[str], identity: float) -> Like:
+    bare = [s.replace(GAP, "") for s in sequences]
+    words = [_words(s) for s in bare]
+    count_N = np.array([len(one) for one in words], dtype=np.int64)
+    joined = np.concatenate([*words, np.zeros(0, dtype=np.int64)])
+    by_word = np.argsort(joined, kind="stable")
+    owners = np.repeat(np.arange(len(bare)), count_N)[by_word]  # of each word in turn, where it begins by `starts`
+    starts = np.searchsorted(joined[by_word], np.arange(26**K + 1))
+    share = max(1 - K * (1 - identity), identity**K / 2)
+
+    def like(founder: int, others: NDArray[np.int64]) -> NDArray[np.bool_]:
+        having = [owners[starts[word] : starts[word + 1]] for word in words[founder]]
+        shared_N = np.bincount(np.concatenate([*having, np.zeros(0, dtype=np.int64)]), minlength=len(bare))
+        chance = len(words[founder]) / len(CANONICAL) ** K
+        out = shared_N[others] >= (chance + (1 - chance) * share) * count_N[others] - 1e-9
+        for i in np.flatnonzero(out):
+            out[i] = global_identity(bare[founder], bare[others[i]]) >= identity - 1e-9
+        return out
+
+    return like
+
+
+def _words(sequence: str) -> NDArray[np.int64]:
+    """The words of a sequence as numbers, each once."""
+    letters = np.frombuffer(sequence.upper().encode("ascii"), dtype=np.uint8).astype(np.int64) - ord("A")
+    windows = np.lib.stride_tricks.sliding_window_view(letters, K) if len(letters) >= K else np.zeros((0, K), np.int64)
+    found: NDArray[np.int64] = np.unique(windows @ (26 ** np.arange(K)))
+    return found
+
+
+def _scored(sequence: str) -> str:
+    """With the letters of BLOSUM62: selenocysteine as C, pyrrolysine as K, leucine or isoleucine as X."""
+    return sequence.translate(str.maketrans("UOJ", "CKX"))
+
+
+@lru_cache(maxsize=1)
+def _aligner() -> Any:
+    require("Bio", "protein")
+    from Bio.Align import PairwiseAligner, substitution_matrices
+
+    aligner = PairwiseAligner()
+    aligner.mode = "global"
+    aligner.substitution_matrix = substitution_matrices.load("BLOSUM62")
+    aligner.open_gap_score, aligner.extend_gap_score, aligner.end_gap_score = -11, -1, 0
+    return aligner

@@ -1,0 +1,162 @@
+"""A synthetic protein family whose exact answers are known: a first-order Markov chain over the 20 residues.
+
+For any pattern of masks, forward-backward gives p(residue | what is visible), and so the accuracy and cross-entropy
+that no model can beat. The any-order bound of that exact denoiser is -log p itself: what a model's mean bound has above
+the entropy is the model's own error, and one that lies below it is computed wrongly.
+
+Shape letters: N sequences, L residues of each, K states of the chain.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.errors import ConfigError, DataError
+from mmdiff.protocols import Row
+from mmdiff.tasks.protein.residues import OPEN
+
+LETTERS = "LAGVSERTIDPKQNFYMHWC"
+"""The residues in the order of ESM's ids."""
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+States = NDArray[np.int64]
+
+
+class Chain:
+    """A stationary first-order chain. transition_KK: p(next | this), rows that sum to 1, all of it above 0.
+
+    Sequences are strings over `letters`, those of one call equally long; DataError otherwise.
+    """
+
+    def __init__(self, transition_KK: Floats, letters: str = LETTERS) -> None:
+        self.transition_KK, self.letters = transition_KK, letters
+        size = len(letters)
+        # pi (T - I) = 0 has one equation too many; the last makes way for sum(pi) = 1
+        equations_KK = np.vstack([(transition_KK.T - np.eye(size))[:-1], np.ones(size)])
+        self.initial_K: Floats = np.linalg.solve(equations_KK, np.eye(size)[-1])
+        self._first, *self._next = [np.cumsum(row)[:-1].tolist() for row in [self.initial_K, *transition_KK]]
+        self._state = np.full(256, -1, dtype=np.int64)  # by byte
+        self._state[np.frombuffer(letters.encode("ascii"), dtype=np.uint8)] = np.arange(size)
+
+    def draw(self, n: int, seed: int, length: int = 32) -> list[str]:
+        return [self.draw_one(i, seed, length) for i in range(n)]
+
+    def draw_one(self, index: int, seed: int, length: int = 32) -> str:
+        """A sequence that depends on (seed, index, length) only; a shorter one is the beginning of a longer one."""
+        edges, out = self._first, []
+        for u in NoiseKey(seed, stream="markov").uniform(index, length).tolist():
+            state = bisect_right(edges, u)
+            out.append(self.letters[state])
+            edges = self._next[state]
+        return "".join(out)
+
+    def states(self, sequences: Sequence[str]) -> States:
+        """(N, L). Raises DataError that names the sequence, the place and the letter."""
+        length = len(sequences[0]) if sequences else 0
+        out = np.empty((len(sequences), length), dtype=np.int64)
+        for n, sequence in enumerate(sequences):
+            if len(sequence) != length:
+                raise DataError(f"sequence {n + 1}: {len(sequence)} residues, expected {length} as in the first")
+            out[n] = self._state[np.frombuffer(sequence.encode("ascii", "replace"), dtype=np.uint8)]
+            if length and out[n].min() < 0:
+                at = int(out[n].argmin())
+                raise DataError(f"sequence {n + 1}: residue {at + 1}: {sequence[at]!r} is none of {self.letters}")
+        return out
+
+    def log_likelihood(self, sequences: Sequence[str]) -> Floats:
+        """(N,) log p of whole sequences, in nats."""
+        x_NL = self.states(sequences)
+        out_N: Floats = np.log(self.initial_K[x_NL[:, 0]])
+        return out_N + np.log(self.transition_KK[x_NL[:, :-1], x_NL[:, 1:]]).sum(1)
+
+    def entropy(self, length: int) -> float:
+        """Of a whole sequence, in nats: the entropy of the first residue and, so many times less one, of a step."""
+        first = -(self.initial_K * np.log(self.initial_K)).sum()
+        step = -(self.initial_K[:, None] * self.transition_KK * np.log(self.transition_KK)).sum()
+        return float(first + (length - 1) * step)
+
+    def posterior(self, sequences: Sequence[str], masked_NL: Bools) -> Floats:
+        """(N, L, K): p(state of a place | the places that are not masked), by forward-backward."""
+        x_NL = self.states(sequences)
+        seen_NLK = np.where(masked_NL[..., None], 1.0, np.eye(len(self.letters))[x_NL])
+        forward_NLK, backward_NLK = np.empty_like(seen_NLK), np.ones_like(seen_NLK)
+        forward_NLK[:, 0] = _normal(self.initial_K * seen_NLK[:, 0])
+        for i in range(1, x_NL.shape[1]):
+            forward_NLK[:, i] = _normal(forward_NLK[:, i - 1] @ self.transition_KK * seen_NLK[:, i])
+        for i in range(x_NL.shape[1] - 2, -1, -1):
+            backward_NLK[:, i] = _normal((backward_NLK[:, i + 1] * seen_NLK[:, i + 1]) @ self.transition_KK.T)
+        return _normal(forward_NLK * backward_NLK)
+
+    def bayes(self, sequences: Sequence[str], masked_NL: Bools) -> tuple[float, float]:
+        """(accuracy, cross-entropy in nats) of the exact posterior at the masked places of these sequences."""
+        p_PK = self.posterior(sequences, masked_NL)[masked_NL]
+        x_P = self.states(sequences)[masked_NL]
+        if not len(x_P):
+            raise DataError("bayes: no place is masked")
+        true_P = p_PK[np.arange(len(x_P)), x_P]
+        return float((p_PK.argmax(1) == x_P).mean()), float(-np.log(true_P).mean())
+
+
+@cache
+def family() -> Chain:
+    """The chain of `Markov`: rows ~ Dirichlet(0.1), few likely successors each, mixed with 2 % of uniform.
+
+    Its entropy is 1.4342 nats a residue at 32 residues, that of its composition 2.635.
+    """
+    size = len(LETTERS)
+    rows_KK = np.random.default_rng(0).dirichlet(np.full(size, 0.1), size)
+    return Chain(0.98 * rows_KK + 0.02 / size)
+
+
+class Markov:
+    """n rows {"id", "sequence"} of `family()`: each a function of (seed, index, length), drawn when it is asked for.
+
+    Sets of different seeds have nothing in common but the chain.
+
+    open: with this share of the places open, `_`, in `sequence`, and the whole sequence as the row's `answer`.
+    """
+
+    def __init__(self, n: int, seed: int, length: int = 32, open: float = 0.0) -> None:
+        if n < 1:
+            raise ConfigError(f"n: {n} rows, expected at least 1")
+        if seed < 0:
+            raise ConfigError(f"seed: {seed} is below 0")
+        if length < 1:
+            raise ConfigError(f"length: {length} residues, expected at least 1")
+        if not 0 <= open <= 1:
+            raise ConfigError(f"open: {open} is not a share between 0 and 1")
+        self.n, self.seed, self.residues, self.open = n, seed, length, open
+
+    @classmethod
+    def toy(cls, n: int, seed: int, length: int = 32, open: float = 0.0) -> Markov:
+        """The same with few and short rows."""
+        return cls(min(n, 64), seed, min(length, 32), open)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> Row:
+        i = range(self.n)[index]
+        row = {"id": f"markov-{self.seed}-{i}", "sequence": family().draw_one(i, self.seed, self.residues)}
+        if not self.open:
+            return row
+        places = NoiseKey(self.seed, stream="markov/open").uniform(i, self.residues).argsort(kind="stable")
+        letters = list(row["sequence"])
+        for place in places[: round(self.open * self.residues)].tolist():
+            letters[place] = OPEN
+        return {**row, "sequence": "".join(letters), "answer": row["sequence"]}
+
+    def length(self, index: int) -> float:
+        return self.residues
+
+
+def _normal(p: Floats) -> Floats:
+    out: Floats = p / p.sum(-1, keepdims=True)
+    return out

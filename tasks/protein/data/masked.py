@@ -1,0 +1,35 @@
+"""Rows of whole sequences as questions: some residues opened, the whole sequence as the answer.
+
+`mmdiff eval` then counts how many residues are recovered; `mmdiff protein eval` says much more.
+"""
+
+from __future__ import annotations
+
+from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.errors import ConfigError
+from mmdiff.protocols import Row, Source
+from mmdiff.tasks.protein.residues import CANONICAL, OPEN
+
+
+class Opened:
+    """The rows of another source with a `share` of the residues open, at least one, and the sequence as `answer`.
+
+    Which ones is drawn by (seed, number of the row). Letters outside the 20 residues stay. share 1: all of them.
+    """
+
+    def __init__(self, rows: Source, share: float = 0.3, seed: int = 0) -> None:
+        if not 0 < share <= 1:
+            raise ConfigError(f"share: {share} is not above 0 and up to 1")
+        self.rows, self.share, self.key = rows, share, NoiseKey(seed, stream="opened")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        row = self.rows[index]
+        letters = list(str(row["sequence"]))
+        places = [i for i, letter in enumerate(letters) if letter in CANONICAL]
+        order = self.key.uniform(index, len(places)).argsort(kind="stable")
+        for i in order[: max(1, round(self.share * len(places)))].tolist():
+            letters[places[i]] = OPEN
+        return {**row, "sequence": "".join(letters), "answer": row["sequence"]}

@@ -1,0 +1,219 @@
+"""Protein sequences, and pairs of chains, in tables: CSV, TSV and JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, TextIO, cast
+
+from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.protocols import Row
+from mmdiff.tasks.protein.residues import CANONICAL
+
+from .files import TABLES, reading, suffix, writing
+from .policies import Policy, Record, cleaned, policy_of
+
+
+def read_csv(
+    path: str | Path, column: str = "sequence", id_column: str | None = None, **policy: str
+) -> Iterator[Record]:
+    """The sequences in a column of a table: CSV, TSV (tabs) or JSON lines, by the ending of its name.
+
+    id_column: None: `id` where there is one, else the number of the record. `description` is read where there is one;
+    other columns are kept in `fields`. Raises as `read_fasta` does, and DataError for columns that are not there.
+    """
+    return _read_table(path, column, id_column, policy_of(policy))
+
+
+def write_csv(path: str | Path, records: Iterable[Record | Row], *, overwrite: bool = False) -> int:
+    """As `write_fasta`, to CSV, or TSV by the ending: id, description, sequence, then the fields of the first record.
+
+    Raises DataError for a record with other fields than the first.
+    """
+    count, names = 0, [""]
+    with writing(path, overwrite) as file:
+        writer = csv.writer(file, delimiter="\t" if suffix(path) == ".tsv" else ",", lineterminator="\n")
+        for record in map(as_record, records):
+            count += 1
+            if count == 1:
+                names = list(record.fields)
+                writer.writerow(["id", "description", "sequence", *names])
+            if record.fields.keys() != set(names):
+                raise DataError(f"{path} record {count} ({record.id}): fields {list(record.fields)}, expected {names}")
+            writer.writerow([record.id, record.description, record.sequence, *(record.fields[n] for n in names)])
+    return count
+
+
+class Pairs:
+    """Pairs of chains from CSV, TSV or JSON lines: rows {"id", "target", "sequence", "where"}, held in memory.
+
+    target, binder: their columns; the binder is the `sequence` of a row. id_column: as in `read_csv`.
+    swap: every pair twice, the second time with its chains exchanged (ids end in `-swapped`).
+    limit: the first pairs only. max_length: pairs with more letters, both chains together, are left out; `skipped`
+    counts them. lower, gaps, stop, unknown: see `Policy`. Raises as `read_csv` does, and DataError if no pair is left.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        target: str = "target",
+        binder: str = "binder",
+        id_column: str | None = None,
+        swap: bool = False,
+        limit: int | None = None,
+        max_length: int | None = None,
+        lower: str = "upper",
+        gaps: str = "drop",
+        stop: str = "strip",
+        unknown: str = "keep",
+    ) -> None:
+        policy = Policy(lower, gaps, stop, unknown)
+        most, pairs = positive("max_length", max_length), positive("limit", limit)
+        self.swap, self.skipped = swap, 0
+        self._rows: list[tuple[str, str, str, str]] = []
+        for entry in _entries(path, (target, binder, *([id_column] if id_column else []))):
+            if entry.number - 1 == pairs:
+                break
+            id, where = _named(path, entry, id_column)
+            a, b = (_cell(entry, name, where, policy, f"{name} ") for name in (target, binder))
+            if most is not None and len(a) + len(b) > most:
+                self.skipped += 1
+            else:
+                self._rows.append((id, a, b, where))
+        if not self._rows:
+            raise DataError(f"{path}: no pair has at most {most} letters")
+
+    def __len__(self) -> int:
+        return len(self._rows) * (1 + self.swap)
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        pair, swapped = divmod(index, 2) if self.swap else (index, 0)
+        id, target, binder, where = self._rows[pair]
+        if swapped:
+            id, target, binder = f"{id}-swapped", binder, target
+        return {"id": id, "target": target, "sequence": binder, "where": where}
+
+    def length(self, index: int) -> float:
+        """Letters of both chains."""
+        _, a, b, _ = self._rows[index // 2 if self.swap else index]
+        return float(len(a) + len(b))
+
+    @classmethod
+    def toy(
+        cls, path: str, target: str = "target", binder: str = "binder", id_column: str | None = None, **settings: Any
+    ) -> Pairs:
+        """A file of drawn pairs instead of `path`, written and read back."""
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "toy.jsonl"
+            rows = ({id_column or "id": f"toy{i}", target: drawn(9 + i, i), binder: drawn(6, 8 + i)} for i in range(8))
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            return cls(str(file), target, binder, id_column, **settings)
+
+
+def drawn(length: int, number: int) -> str:
+    """`length` residues, each of the 20 as likely as any, by number."""
+    u = NoiseKey(0, stream="toy protein").uniform(number, length)
+    return "".join(CANONICAL[i] for i in (u * len(CANONICAL)).astype(int))
+
+
+class _Entry(NamedTuple):
+    number: int
+    line: int
+    cells: Mapping[str, Any]
+
+
+def _entries(path: str | Path, columns: Sequence[str]) -> Iterator[_Entry]:
+    """The rows of a table that has `columns`, from 1. Raises DataError; ConfigError for the ending of the name."""
+    ending = suffix(path)
+    if ending not in TABLES:
+        raise ConfigError(f"{path}: {ending} is no table (known: {', '.join(TABLES)}, .gz)")
+    number = 0
+    with reading(path) as raw, io.TextIOWrapper(cast(Any, raw), encoding="utf-8-sig", newline="") as file:
+        rows = _json_lines(file, path) if ending == ".jsonl" else _lines(file, path, "\t" if ending == ".tsv" else ",")
+        for line, cells in rows:
+            number += 1
+            for name in columns:
+                if name not in cells:
+                    raise DataError(f"{path} line {line}: no column {name!r}{nearest(name, cells)}")
+            yield _Entry(number, line, cells)
+    if not number:
+        raise DataError(f"{path}: no records")
+
+
+def _lines(file: TextIO, path: str | Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    names: list[str] | None = None
+    try:
+        for cells in reader:
+            if not cells:
+                continue
+            if names is None:
+                names = [name.strip() for name in cells]
+                if double := [name for name in names if names.count(name) > 1]:
+                    raise DataError(f"{path} line {reader.line_num}: two columns {double[0]!r}")
+            elif len(cells) != len(names):
+                raise DataError(f"{path} line {reader.line_num}: {len(cells)} cells, expected {len(names)}")
+            else:
+                yield reader.line_num, dict(zip(names, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path} line {reader.line_num}: {error}") from None
+
+
+def _json_lines(file: TextIO, path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, text in enumerate(file, 1):
+        if text.isspace():
+            continue
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path} line {line}: not JSON ({error.msg})") from None
+        if not isinstance(found, dict):
+            raise DataError(f"{path} line {line}: {found!r:.40} is not a JSON object")
+        yield line, found
+
+
+def _named(path: str | Path, entry: _Entry, id_column: str | None) -> tuple[str, str]:
+    """(id, where)."""
+    id = entry.cells.get(id_column or "id")
+    id = str(entry.number) if id is None or id == "" else str(id)
+    return id, f"{path} record {entry.number} ({id})"
+
+
+def _cell(entry: _Entry, column: str, where: str, policy: Policy, what: str = "") -> str:
+    found = entry.cells[column]
+    if not isinstance(found, str):
+        raise DataError(f"{where}, line {entry.line}: {column} is {found!r:.40}, expected a sequence")
+    return cleaned([found.encode("utf-8", "replace")], entry.line, where, policy, what)
+
+
+def _read_table(path: str | Path, column: str, id_column: str | None, policy: Policy) -> Iterator[Record]:
+    for entry in _entries(path, (column, *([id_column] if id_column else []))):
+        id, where = _named(path, entry, id_column)
+        sequence = _cell(entry, column, where, policy)
+        read = {column, id_column or "id", "description"}
+        others = {name: value for name, value in entry.cells.items() if name not in read}
+        yield Record(id, str(entry.cells.get("description") or ""), sequence, where, others)
+
+
+def as_record(record: Record | Row) -> Record:
+    if isinstance(record, Record):
+        return record
+    names = {one.name for one in fields(Record)}
+    others = {name: value for name, value in record.items() if name not in names}
+    return Record(
+        record["id"], record.get("description", ""), record["sequence"], fields={**record.get("fields", {}), **others}
+    )
+
+
+def positive(name: str, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise ConfigError(f"{name}: {value}, expected at least 1")
+    return value

@@ -1,0 +1,319 @@
+"""What a person writes of a protein to be made: templates, ranges of residues, motifs, allowed letters, lengths.
+
+All of it ends in a `Design`, whose fields are those of a row of the protein task. Positions are counted from 1 and
+ranges include both ends where a person writes or reads them; in Python they are half-open from 0, as slices are.
+
+What is random is drawn from a generator that is given; `record_rng(seed, record)` makes one that depends on nothing
+else, so a record is the same however many are made.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice, pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator
+
+from mmdiff.errors import ConfigError, DataError
+from mmdiff.tasks.protein.residues import AMBIGUOUS, CANONICAL, GAP, OPEN, RARE
+
+LETTERS = "".join(sorted(set(CANONICAL + AMBIGUOUS + RARE) - {"J"}))
+"""Residues that a template may fix: the 20 and X B U Z O. J has no id in ESM's vocabulary."""
+MASK = "<mask>"
+LONGEST = 100_000
+"""Residues of one design. Titin has 35,000: what is above this is a slip of the hand."""
+
+Span = tuple[int, int]
+"""Half-open, from 0."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """sequence: residues that are fixed, `_` where a place is open. allow: for each place the letters that may be
+    written there, or None for whatever the task writes; None as a whole: no place is limited."""
+
+    sequence: str
+    allow: list[str | None] | None = None
+
+
+def record_rng(seed: int, record: int, stream: str = "") -> Generator:
+    """Random numbers of one record. stream: keeps independent uses apart ("template", "lengths", ...)."""
+    word = (1 << 64) - 1
+    return np.random.default_rng([seed & word, record & word, zlib.crc32(f"motifs/{stream}".encode())])
+
+
+# Templates -----------------------------------------------------------------------------------------------------------
+
+TOKEN = re.compile(
+    r"(?P<fixed>[A-Z])"
+    r"|(?P<open>[_#]|<mask>)"
+    r"|\[(?P<low>[0-9]+)(?:-(?P<high>[0-9]+))?\]"
+    r"|\{(?P<but>\^?)(?P<letters>[^{}]*)\}"
+)
+EXPECTED = f"expected an upper-case residue, `_`, `#`, `{MASK}`, `[12]`, `[10-20]`, `{{ILV}}` or `{{^CM}}`"
+
+
+def template(text: str, rng: Generator) -> Design:
+    """`MKT___G[10-20]{ILV}AA`: residues, and places to be written.
+
+    `_`, `#` and `<mask>` are one open place; `[12]` is so many, `[10-20]` a number of them that is drawn, all numbers
+    from 10 to 20 equally likely; `{ILV}` is one open place for these letters only, `{^CM}` for all of the 20 but these.
+    Raises DataError that names the position in the text.
+    """
+    if not text:
+        raise DataError(f"template: it is empty, {EXPECTED}")
+    sequence: list[str] = []
+    allow: list[str | None] = []
+    at = 0
+    while at < len(text):
+        where = f"template, position {at + 1}"
+        found = TOKEN.match(text, at)
+        if found is None:
+            raise DataError(f"{where}: {_shown(text, at)}, {EXPECTED}")
+        if letter := found["fixed"]:
+            if letter not in LETTERS:
+                raise DataError(f"{where}: {letter!r} is no residue, expected one of {LETTERS}")
+            sequence.append(letter)
+            allow.append(None)
+        elif found["letters"] is not None:
+            sequence.append(OPEN)
+            allow.append(_letters(found["letters"], bool(found["but"]), f"{where}: {found[0]}"))
+        else:
+            n = 1 if found["open"] else _drawn(int(found["low"]), found["high"], f"{where}: {found[0]}", rng)
+            sequence += [OPEN] * n
+            allow += [None] * n
+        at = found.end()
+    if not sequence:
+        raise DataError(f"template: {text!r} has no place at all")
+    return Design("".join(sequence), allow if any(allow) else None)
+
+
+def _drawn(low: int, last: str | None, where: str, rng: Generator) -> int:
+    high = low if last is None else int(last)
+    if low > high:
+        raise DataError(f"{where}: {low} is above {high}, expected [{high}-{low}]")
+    if high > LONGEST:
+        raise DataError(f"{where}: expected at most {LONGEST} places")
+    return low if last is None else int(rng.integers(low, high + 1))
+
+
+def _letters(text: str, but: bool, where: str) -> str:
+    """The allowed letters, each once, in the order of the alphabet."""
+    given = set(text)
+    if not given:
+        raise DataError(f"{where}: it has no letters, expected as in {{ILV}} or {{^CM}}")
+    if unknown := sorted(given - set(LETTERS)):
+        raise DataError(f"{where}: {unknown[0]!r} is no residue, expected some of {LETTERS}")
+    left = set(CANONICAL) - given if but else given
+    if not left:
+        raise DataError(f"{where}: no letter is left to be written")
+    return "".join(sorted(left))
+
+
+def _shown(text: str, at: int) -> str:
+    letter = text[at]
+    if letter in "[{<":
+        return f"{text[at : at + 8]!r} is not understood"
+    if letter.islower() and letter.upper() in LETTERS:
+        return f"{letter!r} (did you mean {letter.upper()!r}?)"
+    return repr(letter)
+
+
+# Ranges of residues --------------------------------------------------------------------------------------------------
+
+
+def residue_ranges(text: str, length: int) -> list[Span]:
+    """`16-35,52-71` of a sequence of `length` residues, both ends included -> [(15, 35), (51, 71)], as written.
+
+    Raises DataError for what is no range, out of range, reversed, or overlaps another.
+    """
+    spans: list[Span] = []
+    for item in text.split(","):
+        first, last = _range(item.strip(), length)
+        for low, high in spans:
+            if first - 1 < high and low < last:
+                raise DataError(f"residues {item.strip()}: they overlap {low + 1}-{high}")
+        spans.append((first - 1, last))
+    return spans
+
+
+def _range(item: str, length: int) -> Span:
+    """Both ends, from 1."""
+    found = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", item)
+    if found is None:
+        raise DataError(f"residues {item!r}: expected a position or a range, as in 16-35,52-71")
+    first = int(found[1])
+    last = int(found[2] or first)
+    if first > last:
+        raise DataError(f"residues {item}: {first} is above {last}, expected {last}-{first}")
+    if first < 1 or last > length:
+        raise DataError(f"residues {item}: expected positions from 1 to {length}")
+    return first, last
+
+
+def fixed(sequence: str, ranges: Sequence[Span]) -> Design:
+    """Residues in `ranges` stay, all others are open."""
+    _check(ranges, len(sequence))
+    inside = {i for low, high in ranges for i in range(low, high)}
+    return Design("".join(letter if i in inside else OPEN for i, letter in enumerate(sequence)))
+
+
+def opened(sequence: str, ranges: Sequence[Span]) -> Design:
+    """Residues in `ranges` are open, all others stay."""
+    _check(ranges, len(sequence))
+    inside = {i for low, high in ranges for i in range(low, high)}
+    return Design("".join(OPEN if i in inside else letter for i, letter in enumerate(sequence)))
+
+
+def masked(sequence: str, share: float, rng: Generator, window: Span | int | None = None) -> Design:
+    """round(share x residues) of the residues, at least one, are opened at random.
+
+    window: a stretch in which they lie, or the length of one that is put anywhere, all offsets equally likely (the
+    template designs of DSM, arXiv 2506.08293: 1 to 90 % of a known binder or of a window of it). Places that are open
+    already stay open and do not count. Raises DataError.
+    """
+    if not 0 < share <= 1:
+        raise DataError(f"share: {share}, expected above 0 and up to 1")
+    if isinstance(window, int):
+        if not 1 <= window <= len(sequence):
+            raise DataError(f"window: {window} residues, the sequence has {len(sequence)}")
+        start = int(rng.integers(0, len(sequence) - window + 1))
+        window = (start, start + window)
+    low, high = window or (0, len(sequence))
+    _check([(low, high)], len(sequence))
+    places = [i for i in range(low, high) if sequence[i] != OPEN]
+    if not places:
+        raise DataError(f"residues {low + 1}-{high}: all of them are open already")
+    count = max(1, round(share * len(places)))
+    chosen = set(rng.choice(places, count, replace=False).tolist())
+    return Design("".join(OPEN if i in chosen else letter for i, letter in enumerate(sequence)))
+
+
+def scaffold(
+    sequence: str, ranges: Sequence[Span], length: Span, rng: Generator, *, keep_gaps: bool = False
+) -> tuple[Design, list[Span]]:
+    """The segments `ranges` of a motif in a new sequence, in the order given, all else open; and where each landed.
+
+    length: (least, most) residues of the new sequence, both included, all equally likely. (EvoDiff, arXiv 2309.15766,
+        counts the residues that are added.) What the motif leaves over is shared out between the two ends and the gaps
+        between segments, every way of doing so equally likely; any of them may be empty.
+    keep_gaps: segments stay as far from each other as they were, with open places between, as EvoDiff has them; only
+        the two ends are then drawn.
+    Raises DataError.
+    """
+    _check(ranges, len(sequence))
+    if not ranges:
+        raise DataError("motif: it has no residues")
+    least, most = length
+    if least > most:
+        raise DataError(f"length: {least} is above {most}, expected {most}-{least}")
+    blocks = [sequence[low:high] for low, high in ranges]
+    if keep_gaps:
+        start, stop = ranges[0][0], ranges[-1][1]
+        if any(later < end for (_, end), (later, _) in pairwise(ranges)):
+            raise DataError("motif: its segments are not in the order of the sequence, so their gaps cannot be kept")
+        blocks = [fixed(sequence, ranges).sequence[start:stop]]
+    motif = sum(map(len, blocks))
+    if least < motif:
+        raise DataError(f"length: {least}-{most}, the motif alone takes {motif} places")
+    total = int(rng.integers(least, most + 1))
+    # stars and bars: blocks are the bars that stand among the open places
+    bars = np.sort(rng.choice(total - motif + len(blocks), len(blocks), replace=False)).tolist()
+    out, starts, last = "", [], -1
+    for bar, block in zip(bars, blocks, strict=True):
+        out += OPEN * (bar - last - 1)
+        starts.append(len(out))
+        out, last = out + block, bar
+    out += OPEN * (total - len(out))
+    if keep_gaps:
+        starts = [starts[0] + low - ranges[0][0] for low, _ in ranges]
+    return Design(out), [(start, start + high - low) for start, (low, high) in zip(starts, ranges, strict=True)]
+
+
+def _check(ranges: Sequence[Span], length: int) -> None:
+    for low, high in ranges:
+        if not 0 <= low < high <= length:
+            raise DataError(f"residues {low + 1}-{high}: expected positions from 1 to {length}")
+
+
+# Allowed letters -----------------------------------------------------------------------------------------------------
+
+
+def allowed(design: Design, text: str = "", forbid: str = "") -> Design:
+    """Limits the open places of a design further.
+
+    text: `10:AVL,12-15:^C`, positions or ranges with the letters that may be written there, or those of the 20 that
+    may not. Several that cover a place all hold. forbid: letters that are written nowhere.
+    What is fixed stays as it is, forbidden or not: these are rules of what is written.
+    Raises DataError for a rule that covers no open place, and for an open place that is left without a letter.
+    """
+    sequence = design.sequence
+    places = [i for i, letter in enumerate(sequence) if letter == OPEN]
+    allow = list(design.allow or [None] * len(sequence))
+    if forbid and (unknown := sorted(set(forbid) - set(LETTERS + GAP))):
+        raise DataError(f"forbid: {unknown[0]!r} is no residue, expected some of {LETTERS}, or {GAP}")
+    rules = [(places, set(CANONICAL) - set(forbid), f"forbid {forbid}")] if forbid else []
+    for item in text.split(",") if text.strip() else ():
+        where, colon, letters = item.strip().partition(":")
+        if not colon:
+            raise DataError(f"allow {item.strip()!r}: expected positions and letters, as in 10:AVL,12-15:^C")
+        first, last = _range(where.strip(), len(sequence))
+        covered = [i for i in places if first <= i + 1 <= last]
+        if not covered:
+            raise DataError(f"allow {item.strip()}: no place there is open")
+        letters = letters.strip()
+        left = set(_letters(letters.removeprefix("^"), letters.startswith("^"), f"allow {item.strip()}"))
+        rules.append((covered, left - set(forbid), f"allow {item.strip()}"))
+    for covered, left, name in rules:
+        for i in covered:
+            both = left if allow[i] is None else left & set(allow[i] or "")
+            if not both:
+                raise DataError(f"{name}: residue {i + 1} is left without a letter")
+            allow[i] = "".join(sorted(both))
+    return Design(sequence, allow if any(allow) else None)
+
+
+# Lengths -------------------------------------------------------------------------------------------------------------
+
+
+def lengths(text: str, n: int, rng: Generator) -> list[int]:
+    """n lengths. `100`: all the same; `50-400`: all from 50 to 400 equally likely; `50,60,70-80`: one after the other,
+    again and again. Anything else is a FASTA file, whose lengths are drawn with replacement; gaps do not count.
+
+    The first k are the same whatever n. Raises ConfigError, and DataError of the file.
+    """
+    return list(islice(drawn_lengths(text, rng), n))
+
+
+def drawn_lengths(text: str, rng: Generator) -> Iterator[int]:
+    """`lengths` without an end."""
+    if re.fullmatch(r"[0-9,\s-]+", text):
+        parts = [_length(part.strip(), text) for part in text.split(",")]
+        return (low if low == high else int(rng.integers(low, high + 1)) for low, high in cycle(parts))
+    file = Path(text)
+    if not file.is_file():
+        raise ConfigError(f"lengths: {text!r}, expected as in 100, 50-400 or 50,60,70, or a FASTA file that is there")
+    from mmdiff.tasks.protein.data.fasta import read_fasta
+
+    known = [len(record.sequence) for record in read_fasta(file, gaps="drop")]
+    if not known:
+        raise DataError(f"{file}: it has no sequences to take lengths from")
+    return (known[int(rng.integers(len(known)))] for _ in cycle([0]))
+
+
+def _length(part: str, text: str) -> Span:
+    found = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part)
+    if found is None:
+        raise ConfigError(f"lengths: {part!r} in {text!r}, expected as in 100, 50-400 or 50,60,70")
+    low = int(found[1])
+    high = int(found[2] or low)
+    if low > high:
+        raise ConfigError(f"lengths: {part}: {low} is above {high}, expected {high}-{low}")
+    if low < 1 or high > LONGEST:
+        raise ConfigError(f"lengths: {part}: expected lengths from 1 to {LONGEST}")
+    return low, high

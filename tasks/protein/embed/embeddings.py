@@ -1,0 +1,258 @@
+"""Hidden states of a frozen model as embeddings, a vector a residue or a sequence, in a folder or in one file.
+
+Nothing is masked: the canvas is `<cls> sequence <eos>` as it stands (the published DSM code masks at random inside its
+forward, embeddings included). Only `_` in a sequence, an open place, is the mask.
+
+What is written is told in `embedding_files.py`.
+
+Shape letters: R rows of a batch, L canvas, D width, N residues of a sequence, n sequences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from mmdiff.data.token_budget import batch_by_tokens, token_budget
+from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.model import MMDiff
+from mmdiff.session import Session
+from mmdiff.tasks.protein.residues import Residues
+from mmdiff.tasks.protein.session import digest
+
+from .files import Embeddings, Folder, Line, merge, unchanged
+
+__all__ = ["Embeddings", "embed"]
+
+FORMATS = ("safetensors", "npz")
+DTYPES = ("float32", "float16", "bfloat16")
+
+POOLS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda x_ND: x_ND.mean(0),
+    "max": lambda x_ND: x_ND.amax(0),
+    "std": lambda x_ND: x_ND.std(0, correction=0),  # of the sequence's own residues: 0 where there is but one
+}
+"""Over residues. `cls` is the state of the first special place; `residue`, alone, keeps them all."""
+
+
+def embed(
+    model: Session | MMDiff,
+    records: Iterable[Any],
+    out: str | Path,
+    *,
+    pool: Sequence[str] = ("mean",),
+    layer: int = -1,
+    tokens: int | None = None,
+    window: int = 1024,
+    dtype: str = "float32",
+    format: str | None = None,
+) -> dict[str, Any]:
+    """Write the embeddings of `records` to `out`: {"records", "width", "out"}.
+
+    records: `Record`s of `fasta.py`, or mappings with `sequence` and, if they have them, `id`, `description`, `where`.
+        Read as they come: memory holds a window of them and of its embeddings.
+    out: a folder. Or a file ending in .safetensors or .npz: the work is done in the folder `<out>.parts`, whose parts
+        are put together at the end, for which all embeddings have to fit into memory twice.
+    pool: mean | max | std | cls, one after the other as given: (D * pools,). ("residue",): (N, D), special places left
+        out. std divides by N.
+    layer: whose states: 0 the embedding table's, then a layer each, -1 the last after its norm. All but the last keep
+        the states of every layer of a batch in memory.
+    tokens: places of a batch, padding counted; a longer sequence is a batch of its own. Neither this nor `window`,
+        records a part, changes what is computed, beyond rounding: both may differ when a call is gone on with.
+    dtype: as it is written; pooling is done in float32. bfloat16 is for safetensors.
+
+    A sequence longer than the model was trained on is embedded all the same and told of once; with absolute positions
+    it raises DataError. So does a record that cannot be embedded, by its name; the parts before its window stay.
+    Raises ConfigError for a folder or file of other settings, of another model or of other records, which are left.
+    """
+    model = model.model if isinstance(model, Session) else model
+    pool, tokens = (pool,) if isinstance(pool, str) else tuple(pool), token_budget(model.device, tokens)
+    out = Path(out)
+    single = out.suffix.removeprefix(".") if out.suffix.removeprefix(".") in FORMATS else None
+    layers = int(model.backbone.model.config.num_hidden_layers)
+    settings = {
+        **_checked(pool, layer, layers, tokens, window, dtype, format or single or FORMATS[0]),
+        "model": {"family": model.backbone.family, "dim": model.backbone.dim, "digest": digest(model)},
+    }
+    if single is not None and settings["format"] != single:
+        raise ConfigError(f"format: {format!r}, but {out} ends in .{single}")
+    if "cls" in pool and model.vocab.bos_id is None:
+        raise ConfigError(f"pool: cls: {model.backbone.family} has no token before a sequence")
+    numbered = (_Record.of(i, record) for i, record in enumerate(records))
+    if single is not None and out.exists():
+        return _finished(out, settings, numbered)
+    with Folder(Path(f"{out}.parts") if single else out, settings) as folder:
+        _same(folder.lines(), numbered, folder.path)
+        training = model.training
+        model.eval()
+        try:
+            _write_parts(model, numbered, folder, settings, tokens, window)
+        finally:
+            model.train(training)
+        found = {"records": folder.records, "width": model.backbone.dim * len(pool), "out": str(out)}
+        if single is not None:
+            merge(folder, out, settings)
+            folder.remove()
+    return found
+
+
+# Computing ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Record:
+    number: int
+    id: str
+    description: str
+    sequence: str
+    where: str
+
+    @classmethod
+    def of(cls, number: int, record: Any) -> _Record:
+        get = record.get if isinstance(record, Mapping) else lambda name: getattr(record, name, None)
+        name = str(number if get("id") is None else get("id"))
+        where = get("where") or f"record {number + 1} ({name})"
+        sequence = get("sequence")
+        if not isinstance(sequence, str) or not sequence:
+            raise DataError(f"{where}: sequence: {sequence!r}, expected letters")
+        return cls(number, name, str(get("description") or ""), sequence, where)
+
+    def line(self, part: str) -> Line:
+        digest = hashlib.sha256(self.sequence.encode()).hexdigest()[:16]
+        named = {"id": self.id, "description": self.description, "length": len(self.sequence)}
+        return {**named, "part": part, "key": str(self.number), "digest": digest}
+
+
+def _write_parts(
+    model: MMDiff,
+    records: Iterator[_Record],
+    folder: Folder,
+    settings: Mapping[str, Any],
+    tokens: int,
+    window: int,
+) -> None:
+    """Everything of `records`, window by window, after what the folder has."""
+    residues = Residues(model.vocab)
+    dtype = getattr(torch, settings["dtype"])
+    trained, told = model.backbone.facts.max_length, False
+    with tqdm(initial=folder.records, unit="records", desc="embed", file=sys.stderr, leave=False) as bar:
+        while group := list(islice(records, window)):
+            canvases = [_canvas(record, residues, model) for record in group]
+            done: list[Tensor | None] = [None] * len(group)
+            for batch in batch_by_tokens([len(ids) for ids in canvases], tokens):
+                try:
+                    states = _states(model, [canvases[i] for i in batch], settings["layer"])
+                except DataError as error:  # a canvas too long: the first of a batch is its longest
+                    raise DataError(f"{group[batch[0]].where}: {error}") from None
+                if len(canvases[batch[0]]) > trained and not told:
+                    told = True
+                    where = group[batch[0]].where
+                    bar.write(f"embed: {where}: longer than the {trained} places of training", file=sys.stderr)
+                for i, x in zip(batch, _pooled(states, settings["pool"], dtype, model), strict=True):
+                    if dtype == torch.float16 and not x.isfinite().all():
+                        raise DataError(f"{group[i].where}: its embedding is beyond {settings['dtype']}; use float32")
+                    done[i] = x
+            folder.add([record.line(folder.next) for record in group], [x for x in done if x is not None])
+            bar.update(len(group))
+
+
+def _canvas(record: _Record, residues: Residues, model: MMDiff) -> NDArray[np.int64]:
+    try:
+        ids = residues.encode(record.sequence)
+    except DataError as error:
+        raise DataError(f"{record.where}: {error}") from None
+    first = [] if model.vocab.bos_id is None else [model.vocab.bos_id]
+    return np.concatenate([np.array(first, dtype=np.int64), ids, [model.vocab.eos_id]])
+
+
+@torch.inference_mode()
+def _states(model: MMDiff, canvases: Sequence[NDArray[np.int64]], layer: int) -> list[Tensor]:
+    """(L, D) of each canvas, without padding, on the model's device."""
+    length_R = torch.tensor([len(ids) for ids in canvases])
+    ids_RL = torch.full((len(canvases), int(length_R.max())), model.vocab.pad_id)
+    for row_L, ids in zip(ids_RL, canvases, strict=True):
+        row_L[: len(ids)] = torch.from_numpy(ids)
+    ids_RL = ids_RL.to(model.device)
+    place_L = torch.arange(ids_RL.shape[1], device=model.device)
+    attend_RL = None if (length_R == ids_RL.shape[1]).all() else place_L < length_R[:, None].to(model.device)
+    x_RLD = model.backbone.embed(ids_RL, attend_RL)
+    position_RL = place_L.expand(ids_RL.shape)
+    if layer == model.backbone.model.config.num_hidden_layers:
+        h_RLD = model.backbone.hidden(x_RLD, attend_RL, position_RL)
+    else:
+        h_RLD = model.backbone.layers(x_RLD, attend_RL, position_RL)[layer]
+    return [h_LD[:length] for h_LD, length in zip(h_RLD, length_R.tolist(), strict=True)]
+
+
+@torch.inference_mode()
+def _pooled(states: Sequence[Tensor], pool: Sequence[str], dtype: torch.dtype, model: MMDiff) -> list[Tensor]:
+    """Of each canvas, on the CPU."""
+    first = 0 if model.vocab.bos_id is None else 1
+    if list(pool) == ["residue"]:
+        return [h_LD[first:-1].to(dtype).cpu().contiguous() for h_LD in states]
+    vectors = []
+    for h_LD in states:
+        x_ND = h_LD[first:-1].float()
+        vectors.append(torch.cat([h_LD[0].float() if name == "cls" else POOLS[name](x_ND) for name in pool]))
+    return list(torch.stack(vectors).to(dtype).cpu())  # one transfer a batch
+
+
+def _checked(
+    pool: tuple[str, ...], layer: int, layers: int, tokens: int, window: int, dtype: str, format: str
+) -> dict[str, Any]:
+    """What is settled of the arguments, as it stands in settings.json. Raises ConfigError."""
+    known = (*POOLS, "cls", "residue")
+    for name in pool:
+        if name not in known:
+            raise ConfigError(f"pool: {name!r} is none{nearest(name, known)}")
+    if not pool or len(set(pool)) < len(pool) or ("residue" in pool and len(pool) > 1):
+        raise ConfigError(f"pool: {', '.join(pool) or 'none'}: expected residue alone, or others, each once")
+    if not -layers - 1 <= layer <= layers:
+        raise ConfigError(f"layer: {layer}, expected {-layers - 1} to {layers} (0 is the embedding table)")
+    for field, value in (("tokens", tokens), ("window", window)):
+        if value < 1:
+            raise ConfigError(f"{field}: {value}, expected 1 or more")
+    for field, name, names in (("dtype", dtype, DTYPES), ("format", format, FORMATS)):
+        if name not in names:
+            raise ConfigError(f"{field}: {name!r} is none{nearest(name, names)}")
+    if dtype == "bfloat16" and format == "npz":
+        raise ConfigError("dtype: numpy has no bfloat16; use format safetensors, or float16")
+    return {"pool": list(pool), "layer": layer % (layers + 1), "dtype": dtype, "format": format}
+
+
+def _same(lines: Iterable[Line], records: Iterator[_Record], where: Path) -> None:
+    """Read the records that are done from `records`. Raises ConfigError where they are others."""
+    for number, line in enumerate(lines):
+        record = next(records, None)
+        if record is None:
+            raise ConfigError(f"{where} holds more records than the {number} of the input; choose another name")
+        if record.line(line["part"]) != line:
+            same = "another sequence" if record.id == line["id"] else f"{line['id']!r}"
+            raise ConfigError(
+                f"{where} was written for other records (record {number + 1} is {same}, now {record.id!r}); "
+                "choose another name"
+            )
+
+
+def _finished(out: Path, settings: Mapping[str, Any], records: Iterator[_Record]) -> dict[str, Any]:
+    """What `embed` returns of a file that is there already. Raises ConfigError unless it is just what was asked for."""
+    there = Embeddings(out)
+    unchanged(out, there.settings, settings)
+    _same(there.lines, records, out)
+    if (more := next(records, None)) is not None:
+        raise ConfigError(f"{out} is finished and ends before {more.where}; choose another name")
+    if Path(f"{out}.parts").is_dir():  # killed between the last two steps
+        with Folder(Path(f"{out}.parts"), settings) as folder:
+            folder.remove()
+    return {"records": len(there), "width": settings["model"]["dim"] * len(settings["pool"]), "out": str(out)}

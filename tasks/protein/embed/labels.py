@@ -1,0 +1,139 @@
+"""Labels of sequences or of residues, from a file of their ids.
+
+A FASTA-like file has a letter a residue (`>id` and, on any number of lines, HHHHCCEE...); `-` and `?` are residues that
+nobody could tell, which probes leave out. A table (.csv, .tsv) has a row a sequence, with columns `id`, `label` and, if
+there is one, `group`. Either may be packed (.gz).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.tasks.protein.data.files import reading
+
+KINDS = ("auto", "classification", "regression")
+CLASSES = 20  # distinct whole numbers up to which labels are taken for classes
+UNRESOLVED = "-?"
+TABLES = {".csv": ",", ".tsv": "\t"}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """label: by id. group: by id, of a table with such a column. by_residue: whether a label is a letter a residue."""
+
+    path: str
+    label: dict[str, str]
+    group: dict[str, str]
+    by_residue: bool
+
+    def of(self, ids: Iterable[str]) -> tuple[list[str], list[str]]:
+        """(labels, groups) of records in the order of `ids`. Without groups each id is one, so that records of the same
+        id stay together. Raises DataError that names an id without a label."""
+        labels, groups = [], []
+        for i, name in enumerate(ids):
+            if name not in self.label:
+                raise DataError(f"{self.path}: no label for record {i + 1}, {name!r}{nearest(name, self.label)}")
+            labels.append(self.label[name])
+            groups.append(self.group.get(name, name))
+        return labels, groups
+
+
+def read_labels(path: str | Path) -> Labels:
+    """Raises DataError that names file, line and id: an id that comes again, a label or column that is missing."""
+    path = Path(path)
+    ending = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"][-1:]
+    delimiter = TABLES.get("".join(ending))
+    with reading(path) as raw, io.TextIOWrapper(cast(Any, raw), encoding="utf-8-sig", newline="") as file:
+        try:
+            rows = _residues(file, path) if delimiter is None else _table(file, path, delimiter)
+            label: dict[str, str] = {}
+            group: dict[str, str] = {}
+            for line, name, value, of_group in rows:
+                if name in label:
+                    raise DataError(f"{path} line {line}: {name!r} has a label already")
+                if not value:
+                    raise DataError(f"{path} line {line}: {name!r} has no label")
+                label[name] = value
+                if of_group is not None:
+                    group[name] = of_group
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: byte {error.start} is not UTF-8") from None
+        except csv.Error as error:
+            raise DataError(f"{path}: {error}") from None
+    if not label:
+        raise DataError(f"{path}: no labels")
+    return Labels(str(path), label, group, delimiter is None)
+
+
+Found = tuple[int, str, str, str | None]  # line, id, label, group
+
+
+def _residues(file: Iterable[str], path: Path) -> Iterator[Found]:
+    name, first, letters = "", 0, [""]
+    for line, text in enumerate(file, 1):
+        if text.startswith(">"):
+            if first:
+                yield first, name, "".join(letters), None
+            words = text[1:].split(maxsplit=1)
+            if not words:
+                raise DataError(f"{path} line {line}: no id after '>'")
+            name, first, letters = words[0], line, []
+        elif not first and text.strip():
+            raise DataError(
+                f"{path} line {line}: {text.strip()!r:.40} before the first '>' (tables end in .csv or .tsv)"
+            )
+        else:
+            letters += text.split()
+    if first:
+        yield first, name, "".join(letters), None
+
+
+def _table(file: Iterable[str], path: Path, delimiter: str) -> Iterator[Found]:
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    names: Sequence[str] = [name.strip() for name in next(reader, [])]
+    for name in ("id", "label"):
+        if name not in names:
+            raise DataError(f"{path} line 1: no column {name!r}{nearest(name, names)}")
+    for cells in reader:
+        if not cells:
+            continue
+        if len(cells) != len(names):
+            raise DataError(f"{path} line {reader.line_num}: {len(cells)} cells, expected {len(names)}")
+        row = {name: cell.strip() for name, cell in zip(names, cells, strict=True)}
+        if row.get("group") == "":
+            raise DataError(f"{path} line {reader.line_num}: {row['id']!r} has no group")
+        yield reader.line_num, row["id"], row["label"], row.get("group")
+
+
+def label_array(labels: Sequence[Any], kind: str) -> tuple[NDArray[Any], str]:
+    """Labels as an array, of strings or float64, and their kind. Raises ConfigError, DataError."""
+    if kind not in KINDS:
+        raise ConfigError(f"kind: {kind!r} is none{nearest(kind, KINDS)}")
+    numbers = [_number(label) for label in labels]
+    if kind == "auto":
+        real = [x for x in numbers if x is not None]
+        is_measured = any(x != round(x) for x in real) or len(set(real)) > CLASSES
+        kind = "regression" if real and len(real) == len(numbers) and is_measured else "classification"
+    if kind == "classification":
+        return np.array([str(label) for label in labels]), kind
+    for i, (label, number) in enumerate(zip(labels, numbers, strict=True)):
+        if number is None:
+            raise DataError(f"label {i + 1}: {label!r} is not a number, as regression needs")
+    return np.array(numbers, dtype=np.float64), kind
+
+
+def _number(label: Any) -> float | None:
+    try:
+        value = float(label)
+    except (TypeError, ValueError):
+        return None
+    return value if np.isfinite(value) else None

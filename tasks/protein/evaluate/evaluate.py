@@ -1,0 +1,205 @@
+"""Every figure of a model of proteins in one call, with its baselines, and a page to look at.
+
+Shape letters: B sequences.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmdiff.errors import ConfigError, DataError, require
+from mmdiff.evaluation.report import curves
+from mmdiff.files import write_text
+from mmdiff.model.likelihood import bound
+from mmdiff.protocols import Row
+from mmdiff.samplers.options import generation_config
+from mmdiff.session import Session
+from mmdiff.tasks.protein.data.alignments import LETTERS
+from mmdiff.tasks.protein.design.generate import Record, generate
+from mmdiff.tasks.protein.residues import CANONICAL, OPEN
+
+from .alignment_score import floor
+from .mask_filling import RATES, background, baselines, batches, mask_filling, sequences
+from .metrics import composition, composition_report, conserved, validity
+from .novelty import diversity, novelty
+from .page import page
+
+SAMPLES = 300
+DESIGNS = 100  # sequences that are generated around a motif, at most
+LEVELS = 16
+NATURAL = 20_000  # natural sequences that compositions are taken of, at most
+
+__all__ = ["baselines", "bound_per_residue", "evaluate_model", "mask_filling"]
+
+
+def bound_per_residue(
+    session: Session, rows: Sequence[Row], *, levels: int = LEVELS, seed: int = 0, tokens: int | None = None
+) -> dict[str, float]:
+    """`nats`: the bound on -log p of all rows / their places (of aligned rows: columns), its standard error `nats_se`
+    over rows, `places`, and `perplexity`: e to the power of `nats`. See `mmdiff.model.likelihood.bound`."""
+    if not len(rows):
+        raise DataError("bound: no rows")
+    nll_B, places_B = np.zeros(len(rows)), np.zeros(len(rows))
+    training = session.model.training
+    session.model.eval()
+    try:
+        for numbers, batch in batches(session, rows, tokens, session.task.sample):
+            found = bound(session.model, batch, levels=levels, seed=seed)
+            nll_B[numbers], places_B[numbers] = found.nll_B.numpy(), found.places_B.numpy()
+    finally:
+        session.model.train(training)
+    if not places_B.sum():
+        raise DataError("bound: no residue of these rows is one that the model writes")
+    nats = float(nll_B.sum() / places_B.sum())
+    left_B = nll_B - nats * places_B
+    spread = np.sqrt((left_B**2).sum() * len(rows) / (len(rows) - 1)) if len(rows) > 1 else np.nan
+    return {
+        "nats": nats,
+        "nats_se": float(spread / places_B.sum()),
+        "places": int(places_B.sum()),
+        "perplexity": float(np.exp(nats)),
+    }
+
+
+def evaluate_model(
+    session: Session,
+    test_rows: Sequence[Row],
+    *,
+    file: Path | None = None,
+    train_rows: Sequence[Row] | None = None,
+    aligned: bool = False,
+    samples: int = SAMPLES,
+    motif: str | None = None,
+    rates: Sequence[float] = RATES,
+    seed: int = 0,
+    tokens: int | None = None,
+    title: str = "Protein model",
+    **generation: Any,
+) -> dict[str, Any]:
+    """All figures as one nested dictionary of plain numbers, also in `metrics.json` beside `file`, the page.
+
+    `mask_filling`, `baselines` (aligned, with `train_rows`), `bound` with what the unigram and the profile give the
+    same rows, `generation` (composition against its floor, conserved columns, novelty, diversity, validity, and the
+    same of natural sequences), and `motif` (the share of its given places that are as given, and of whole motifs).
+
+    aligned: rows are of one length, with gaps; places are columns then. samples: how many sequences are generated, in
+    lengths drawn from the rows' own. motif: a template, `_` where it is open; None: of aligned rows, the consensus at
+    conserved columns, else none. generation: fields of `GenerationConfig` (steps, temperature, remasking, ...).
+    Raises ConfigError and DataError.
+    """
+    require("Bio", "protein")
+    if samples < 1:
+        raise ConfigError(f"samples: {samples}, expected at least 1")
+    test = sequences(test_rows)
+    train = None if train_rows is None else sequences(train_rows)
+    natural = _some([*(train or []), *test], NATURAL, seed)
+    generation = {"seed": seed, **generation}
+    settings = generation_config(session.sampler, **generation)
+    out: dict[str, Any] = {"n": len(test), "train": 0 if train is None else len(train), "aligned": aligned}
+    out["mask_filling"] = mask_filling(
+        session, test_rows, rates, seed=seed, tokens=tokens, aligned=aligned, train=train
+    )
+    out["alignment_floor"] = floor(_some(test, 1000, seed), seed=seed)
+    if aligned and train:
+        out["baselines"] = baselines(train, test, rates, seed=seed)
+    out["bound"] = bound_per_residue(session, test_rows, seed=seed, tokens=tokens) | _bound_baselines(out, train, test)
+
+    lengths = _lengths(test if train is None else train, samples, seed)
+    plain: dict[str, Any] = {"tokens": tokens, "guard": None, **generation}  # the model's own law
+    made = list(generate(session, [_row("sample", i, OPEN * n) for i, n in enumerate(lengths)], **plain))
+    generated = [one["sequence"] for one in made]
+    known = _known(generated, test, train, aligned)
+    out["generation"] = {
+        "n": samples,
+        "settings": {name: getattr(settings, name) for name in ("steps", "temperature", "remasking", "seed")},
+        "residues": composition(generated),
+        "natural_residues": composition(natural),
+        "jsd": composition_report(generated, natural, heldout=(test, train) if train else None, seed=seed),
+        "validity": validity(generated, lengths),
+        "natural_validity": validity(natural),
+        "diversity": diversity(generated, aligned=aligned, seed=seed),
+        "natural_diversity": diversity(natural, aligned=aligned, seed=seed),
+        **{name: {key: of[key] for key in ("mean", "median", "max", "exact", "method")} for name, of in known.items()},
+    }
+    if aligned:
+        out["generation"]["conserved"] = conserved(generated, natural)
+        motif = _consensus(out["generation"]["conserved"], len(test[0])) if motif is None else motif
+    around: list[Record] = []
+    if motif is not None:
+        around = list(generate(session, [_row("design", i, motif) for i in range(min(samples, DESIGNS))], **plain))
+        out["motif"] = kept(motif, [one["sequence"] for one in around])
+    if file is not None:
+        write_text(file.with_name("metrics.json"), json.dumps(out, indent=2) + "\n")
+        page(file, out, made, around, natural, known, title=title, curve=_curve(session))
+    return out
+
+
+def kept(template: str, designs: Sequence[str]) -> dict[str, Any]:
+    """`template`, `n`, `places` that are given, `kept`: the share of these that are as given, `whole`: of designs."""
+    at = [i for i, letter in enumerate(template) if letter != OPEN]
+    right = [sum(len(d) == len(template) and d[i] == template[i] for i in at) for d in designs]
+    shares = [n / len(at) if at else 1.0 for n in right]
+    return {
+        "template": template,
+        "n": len(designs),
+        "places": len(at),
+        "kept": float(np.mean(shares)),
+        "whole": float(np.mean([share == 1 for share in shares])),
+    }
+
+
+def _bound_baselines(found: Mapping[str, Any], train: Sequence[str] | None, test: Sequence[str]) -> dict[str, float]:
+    """Nats a place that composition alone gives the same rows, and columns; the profile knows the training rows."""
+    letters = LETTERS if found["aligned"] else CANONICAL
+    shares_K = background(test if train is None else train, letters)
+    counts_K = np.array([sum(s.count(letter) for s in test) for letter in letters])
+    out = {"unigram": float(-(counts_K * np.log(shares_K)).sum() / max(1, counts_K.sum()))}
+    if "baselines" in found:
+        out["profile"] = found["baselines"]["profile"]["1"]["column_nll"]
+    return out
+
+
+def _known(
+    generated: Sequence[str], test: Sequence[str], train: Sequence[str] | None, aligned: bool
+) -> dict[str, dict[str, Any]]:
+    if not train:
+        return {}
+    held_out = _some(test, len(generated), 0)
+    return {
+        "novelty": novelty(generated, train, aligned=aligned),
+        "natural_novelty": novelty(held_out, train, aligned=aligned),
+    }
+
+
+def _lengths(natural: Sequence[str], n: int, seed: int) -> list[int]:
+    """Drawn from the lengths of `natural`."""
+    return [int(length) for length in np.random.default_rng(seed).choice([len(s) for s in natural], n)]
+
+
+def _row(name: str, i: int, template: str) -> Row:
+    return {"id": f"{name} {i + 1}", "sequence": template}
+
+
+def _some(items: Sequence[str], n: int, seed: int) -> list[str]:
+    """All of them, or `n` at random, in their order."""
+    if len(items) <= n:
+        return list(items)
+    return [items[i] for i in sorted(np.random.default_rng(seed).choice(len(items), n, replace=False))]
+
+
+def _consensus(found: Mapping[str, Any], columns: int) -> str | None:
+    letters = [OPEN] * columns
+    for column, letter in zip(found["columns"], found["consensus"], strict=True):
+        letters[column - 1] = letter
+    return "".join(letters) if found["columns"] else None
+
+
+def _curve(session: Session) -> str | None:
+    """The training curves of the run that the session's model lies in."""
+    runs = (session.folder / "metrics.jsonl", session.folder.parent / "metrics.jsonl")
+    return next((found for file in runs if (found := curves(file)) is not None), None)

@@ -1,0 +1,151 @@
+"""The page of what `protein_eval.evaluate_model` found: which figures stand in which table and plot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmdiff.tasks.protein.residues import OPEN
+
+from .metrics import ungapped
+from .plots import composition_plot, conserved_plot, identity_plot, kmer_plot, length_plot, lines, mask_filling_plot
+from .report import Figure, Table, Written, write_protein_report
+
+SHOWN = 24  # generated sequences of a page
+GUESSES = {
+    "accuracy": "Hidden residues: accuracy",
+    "nll": "Hidden residues: nats a residue",
+    "f1": "Hidden residues: F1, weighted",
+    "mcc": "Hidden residues: Matthews' correlation",
+    "column_accuracy": "Hidden columns, gaps among them: accuracy",
+    "column_nll": "Hidden columns, gaps among them: nats a column",
+}
+KMERS = {
+    "floor": "natural",
+    "heldout": "natural, held-out clusters",
+    "samples": "generated",
+    "columns": "columns shuffled",
+    "shuffled": "residues shuffled",
+}
+
+
+def page(
+    file: Path,
+    found: Mapping[str, Any],
+    made: Sequence[Mapping[str, Any]],
+    around: Sequence[Mapping[str, Any]],
+    natural: Sequence[str],
+    known: Mapping[str, Mapping[str, Any]],
+    *,
+    title: str,
+    curve: str | None = None,
+) -> Path:
+    """The page of what `evaluate_model` found. made, around: records of `designs.generate`, from nothing and around the
+    motif. A curve of `loglik_by_steps` (`{"1": nats, ...}`) is drawn where `found` has one."""
+    of = found["generation"]
+    plots = [("Mask filling", mask_filling_plot(guessed(found)))]
+    if loglik := found.get("loglik_by_steps"):
+        panels = {"log-likelihood a residue, nats": {"generated": loglik}}
+        plots.append(("Likelihood by number of steps", lines(panels, x="steps", log=True)))
+    plots.append(("Composition", composition_plot({"natural": of["natural_residues"], "generated": of["residues"]})))
+    plots.append(("k-mers", kmer_plot(of["jsd"], KMERS)))
+    if of.get("conserved", {}).get("columns"):
+        plots.append(("Conserved columns", conserved_plot(of["conserved"])))
+    sizes = {"natural": natural, "generated": [one["sequence"] for one in made]}
+    plots.append(("Lengths", length_plot({name: [len(ungapped(s)) for s in some] for name, some in sizes.items()})))
+    if known:
+        names = {"natural_novelty": "held out", "novelty": "generated"}
+        plots.append(("Novelty", identity_plot({label: known[name]["identity"] for name, label in names.items()})))
+    facts = _facts(known)
+    spread = sorted({int(i) for i in np.linspace(0, len(made) - 1, SHOWN)})
+    examples = {
+        "Generated": [_written(made[i], facts(i)) for i in spread],
+        "Around the motif": [_written(one) for one in around[:SHOWN]],
+    }
+    place = "column" if found["aligned"] else "residue"
+    notes = [
+        f"{found['n']} held-out sequences, {of['n']} generated.",
+        f"Bound on -log p: {found['bound']['nats']:.4f} nats a {place} (standard error "
+        f"{found['bound']['nats_se']:.4f}). Two unrelated sequences of one composition have an alignment score of "
+        f"{found['alignment_floor']:.3f}.",
+    ]
+    tables = tables_of(found)
+    return write_protein_report(
+        file, title=title, figures=tables, plots=plots, examples=examples, notes=notes, curves=curve
+    )
+
+
+def _written(record: Mapping[str, Any], facts: Mapping[str, Figure] | None = None) -> Written:
+    return Written(record["id"], record["sequence"], record["steps"], facts=facts or {})
+
+
+def _facts(known: Mapping[str, Mapping[str, Any]]) -> Callable[[int], dict[str, Figure]]:
+    if "novelty" not in known:
+        return lambda i: {}
+    near = known["novelty"]
+    return lambda i: {
+        "identity to the nearest training sequence": float(near["identity"][i]),
+        "which is number": int(near["nearest"][i]) + 1,
+    }
+
+
+def guessed(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Who guesses hidden residues -> rate -> figures: the model, and all baselines there are."""
+    model = found["mask_filling"]
+    out = {"model": dict(model)}
+    if bayes := found.get("bayes"):
+        out["Bayes"] = dict(bayes)
+    below = found.get("baselines") or {
+        "unigram": {
+            rate: {"accuracy": one["unigram_accuracy"], "nll": one["unigram_nll"]} for rate, one in model.items()
+        }
+    }
+    return out | {name: {rate: one for rate, one in of.items() if rate in model} for name, of in below.items()}
+
+
+def by_rate(figures: Mapping[str, Mapping[str, Mapping[str, float]]], key: str) -> dict[str, dict[str, Figure]]:
+    """Who guesses -> share of hidden residues -> one figure; those who lack it are left out."""
+    picked: dict[str, dict[str, Figure]] = {
+        name: {f"{100 * float(rate):g} %": one[key] for rate, one in rates.items() if key in one}
+        for name, rates in figures.items()
+    }
+    return {name: cells for name, cells in picked.items() if cells}
+
+
+def tables_of(found: Mapping[str, Any]) -> dict[str, Table]:
+    """Heading -> row -> column -> figure."""
+    of, bound_of = found["generation"], found["bound"]
+    tables: dict[str, Table] = {label: by_rate(guessed(found), key) for key, label in GUESSES.items()}
+    scores = {"model": found["mask_filling"]}
+    tables["Alignment score of the sequence with its hidden residues filled in"] = {
+        **by_rate(scores, "alignment_score"),
+        "at random": by_rate(scores, "alignment_floor").get("model", {}),
+    }
+    sets = {"generated": "", "natural": "natural_"}
+    both: dict[str, dict[str, Any]] = {name: {} for name in sets}
+    for name, prefix in sets.items():
+        both[name] |= {f"{key}, share": value for key, value in of[f"{prefix}validity"].items()}
+        both[name] |= {"unique": of[f"{prefix}diversity"]["unique"], "identity": of[f"{prefix}diversity"]["identity"]}
+        if near := of.get(f"{prefix}novelty"):
+            both[name] |= {"nearest in training, median": near["median"], "most": near["max"], "copies": near["exact"]}
+        if columns := of.get("conserved"):
+            both[name]["conserved columns"] = columns[f"{prefix}mean"]
+    priced = {"model": {"nats": bound_of["nats"], "perplexity": bound_of["perplexity"]}}
+    for name in ("unigram", "profile"):
+        if name in bound_of:
+            priced[name] = {"nats": bound_of[name], "perplexity": float(np.exp(bound_of[name]))}
+    place = "column" if found["aligned"] else "residue"
+    tables |= {
+        f"-log p a {place}": priced,
+        "Jensen-Shannon divergence from natural sequences, bits": {
+            f"{k}-mers": {label: one[key] for key, label in KMERS.items() if key in one} for k, one in of["jsd"].items()
+        },
+        "Sequences": both,
+    }
+    if motif := found.get("motif"):
+        shown = {"given residues": motif["places"], "kept": motif["kept"], "designs with all": motif["whole"]}
+        tables["Motif"] = {motif["template"].replace(OPEN, "·"): shown}
+    return tables

@@ -1,0 +1,95 @@
+"""A page about protein sequences: tables, plots, and generated sequences residue by residue.
+
+One file that needs nothing else: plots are inside it. Everything comes as plain data, for a demonstration to use too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from mmdiff.files import write_text
+
+Figure = float | int | str
+Table = Mapping[str, Mapping[str, Figure]]
+BLOCK = 10  # residues between two numbers of a sequence
+
+
+@dataclass(frozen=True)
+class Written:
+    """A sequence that was generated.
+
+    steps: of each residue, when it was written; 0: it was given. probabilities: of each residue, when it was written.
+    facts: what stands beside it, such as the identity to the nearest training sequence.
+    """
+
+    id: str
+    sequence: str
+    steps: Sequence[int]
+    probabilities: Sequence[float] | None = None
+    facts: Mapping[str, Figure] = field(default_factory=dict)
+
+
+def write_protein_report(
+    file: Path,
+    *,
+    title: str,
+    figures: Mapping[str, Table],
+    plots: Sequence[tuple[str, str]] = (),
+    examples: Mapping[str, Sequence[Written]] | None = None,
+    notes: Sequence[str] = (),
+    curves: str | None = None,
+) -> Path:
+    """figures: heading -> row -> column -> figure; text stands there as it is. plots: (heading, data URI), see
+    `protein_plots`. examples: heading -> sequences. curves: a data URI, see `mmdiff.evaluation.report.curves`."""
+    page = Environment(loader=PackageLoader("mmdiff.tasks.protein.evaluate", "."), autoescape=select_autoescape())
+    html = page.get_template("report.html").render(
+        title=title,
+        notes=notes,
+        tables={heading: shown(table) for heading, table in figures.items() if table},
+        curves=curves,
+        plots=plots,
+        examples={heading: [card(one) for one in some] for heading, some in (examples or {}).items() if some},
+    )
+    write_text(file, html)
+    return file
+
+
+def shown(table: Table) -> tuple[list[str], dict[str, list[str]]]:
+    """Columns, and row -> figure as shown of each; a dash where there is none."""
+    columns = list(dict.fromkeys(name for row in table.values() for name in row))
+    return columns, {label: [number(row.get(name, "–")) for name in columns] for label, row in table.items()}
+
+
+def number(figure: Figure) -> str:
+    """Text as it is, whole numbers in full, others to four places; small ones keep two digits."""
+    if isinstance(figure, str):
+        return figure
+    if isinstance(figure, int):
+        return f"{figure:,}"
+    return f"{figure:.4f}" if abs(figure) >= 0.001 or figure == 0 else f"{figure:.1e}"
+
+
+def card(one: Written) -> dict[str, Any]:
+    last = max(one.steps, default=0)
+    found = [None] * len(one.sequence) if one.probabilities is None else one.probabilities
+    places = [place(i, last, *of) for i, of in enumerate(zip(one.sequence, one.steps, found, strict=True))]
+    return {
+        "id": one.id,
+        "facts": {name: number(value) for name, value in one.facts.items()},
+        "last": last,
+        "blocks": [places[i : i + BLOCK] for i in range(0, len(places), BLOCK)],
+    }
+
+
+def place(at: int, last: int, residue: str, step: int, probability: float | None) -> dict[str, Any]:
+    """`late`: from 0, written at the first step, to 1, at the last."""
+    told = f"{residue}{at + 1}: " + (f"written at step {step}" if step else "given")
+    if step and probability is not None:
+        told += f", p = {probability:.3g}"
+    late = (step - 1) / max(1, last - 1) if step else 0.0
+    return {"residue": residue, "step": step, "late": f"{late:.3f}", "told": told}

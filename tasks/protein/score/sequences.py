@@ -1,0 +1,186 @@
+"""How likely a model finds whole sequences: the bound on -log p, and pseudo-perplexity, one record a sequence.
+
+Both are of the residues that the task writes (`letters`), and their softmax is over these; other letters (X, B, ...)
+are context. In a row with a `target` they are those of its binder, given the target.
+
+Records are read and written a window at a time, so memory does not grow with the input.
+
+Shape letters: N residues of a sequence.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mmdiff.data.token_budget import token_budget
+from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.protocols import Row
+from mmdiff.runs.records import Lines
+from mmdiff.session import Session
+from mmdiff.tasks.protein.data.policies import Record as SequenceRecord
+from mmdiff.tasks.protein.residues import CANONICAL, permuted
+from mmdiff.tasks.protein.session import digest
+
+from .log_probs import Canvas, bounds, canvas, name_of, pseudo_log_p, where_of
+
+Record = dict[str, Any]
+"""`id`, `length` and `scored` (residues, and those that count); `bound` (nats a residue) and `bound_nats`;
+`pseudo_perplexity`; `log_p` (nats of each residue given all others, None for context) and `control` where asked for.
+Figures of a sequence without a residue that counts are None."""
+
+METHODS = ("bound", "pseudo_perplexity")
+CONTROLS = ("shuffled_target",)
+BATCHES = 64  # of `tokens` places: the most work between two writes, whatever the window
+
+
+def score_sequences(
+    session: Session,
+    records: Iterable[SequenceRecord | Row],
+    *,
+    methods: Sequence[str] = METHODS,
+    levels: int = 16,
+    tokens: int | None = None,
+    window: int = 1024,
+    per_residue: bool = False,
+    control: str | None = None,
+    out: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Iterator[Record]:
+    """The records (see `Record`) of sequences, in their order. records: of a file, or rows.
+
+    methods: `bound`: upper bound of -log p, `mmdiff.model.likelihood.bound` at `levels` numbers of masked residues, its noise
+        drawn under the record's number. `pseudo_perplexity`: exp of the mean of -log p(x_i | all others) over every
+        residue, one forward of the canvas a residue (Salazar et al., arXiv 1910.14659).
+    tokens: places of a forward, padding counted; a longer canvas is a forward of its own.
+    window: records that are sorted by length and written together, fewer where they are much work.
+    control: "shuffled_target": the same figures with the target's residues permuted, as the record's `control`.
+    out: None: records come as they are made. A file: all is done at once and written as it is, what the file already
+        has is not done again, and what is returned reads the file.
+    Raises ConfigError, and DataError that names the record; what stands before that record is written.
+    """
+    for name in methods:
+        if name not in METHODS:
+            raise ConfigError(f"methods: {name!r}{nearest(name, METHODS)}")
+    if not methods:
+        raise ConfigError(f"methods: none{nearest('', METHODS)}")
+    if control is not None and control not in CONTROLS:
+        raise ConfigError(f"control: {control!r}{nearest(str(control), CONTROLS)}")
+    if per_residue and "pseudo_perplexity" not in methods:
+        raise ConfigError("per_residue: needs the method pseudo_perplexity")
+    tokens = token_budget(session.model.device, tokens)
+    for name, value in (("levels", levels), ("tokens", tokens), ("window", window)):
+        if value < 1:
+            raise ConfigError(f"{name}: {value}, expected at least 1")
+    how = _How(session, tuple(methods), levels, tokens, window, per_residue, control, seed)
+    rows = enumerate(map(_row, records))
+    if out is None:
+        return chain.from_iterable(how.windows(rows))
+    own = {"methods": sorted(methods), "levels": levels, "per_residue": per_residue, "control": control, "seed": seed}
+    lines = Lines(out, {**(settings or {}), **own, "letters": how.letters, "model": digest(session.model)})
+    for number, line in enumerate(lines.read()):
+        if (found := next(rows, None)) is None:
+            raise ConfigError(f"{out} holds more records than the {number} of the input; choose another file")
+        i, row = found
+        if (line.get("id"), line.get("length")) != (name_of(row, i), len(row.get("sequence") or "")):
+            told = f"record {i + 1} is {line.get('id')!r}, now {name_of(row, i)!r}"
+            raise ConfigError(f"{out} was written for other records ({told}); choose another file")
+    with tqdm(initial=lines.done, unit=" sequences", desc="score", file=sys.stderr, leave=False) as bar:
+        for scored in how.windows(rows):
+            lines.add(scored)
+            bar.update(len(scored))
+    return lines.read()
+
+
+@dataclass(frozen=True)
+class _How:
+    """The arguments of `score_sequences`."""
+
+    session: Session
+    methods: tuple[str, ...]
+    levels: int
+    tokens: int
+    window: int
+    per_residue: bool
+    control: str | None
+    seed: int
+
+    @property
+    def letters(self) -> str:
+        return str(getattr(self.session.task, "letters", CANONICAL))
+
+    def windows(self, rows: Iterator[tuple[int, Row]]) -> Iterator[list[Record]]:
+        """Records of one window after the other."""
+        failed: DataError | None = None
+        while failed is None:
+            group: list[tuple[int, Row, list[Canvas]]] = []
+            work = 0
+            while len(group) < self.window and work < BATCHES * self.tokens:
+                try:
+                    if (found := next(rows, None)) is None:
+                        break
+                    group.append((*found, self.canvases(*found)))
+                except DataError as error:  # those before it are done all the same
+                    failed = error
+                    break
+                for one in group[-1][2]:
+                    views = {"bound": self.levels, "pseudo_perplexity": len(one.place_N)}
+                    work += len(one.ids_L) * sum(views[name] for name in self.methods)
+            if not group and failed is None:
+                return
+            if group:
+                try:
+                    yield self.records(group)
+                except DataError as error:  # too long a canvas for the positions of a backbone
+                    i, row, _ = max(group, key=lambda one: len(one[2][0].ids_L))
+                    raise DataError(f"{where_of(row, i)}: {error}") from None
+        raise failed
+
+    def canvases(self, i: int, row: Row) -> list[Canvas]:
+        """The canvas, and that of the control."""
+        made = [canvas(self.session, row, self.letters, record=i)]
+        if self.control is not None:
+            target = row.get("target")
+            if not target:
+                raise DataError(f"{where_of(row, i)}: no target, which the control {self.control} shuffles")
+            shuffled = permuted(str(target), i, self.seed)
+            made.append(canvas(self.session, {**row, "target": shuffled}, self.letters, record=i))
+        return made
+
+    def records(self, group: Sequence[tuple[int, Row, list[Canvas]]]) -> list[Record]:
+        flat = [(i, one) for i, _, made in group for one in made]
+        index, canvases = [i for i, _ in flat], [one for _, one in flat]
+        found: list[Record] = [{} for _ in flat]
+        counts = [int(one.scored_N.sum()) for one in canvases]
+        if "bound" in self.methods:
+            how = {"levels": self.levels, "tokens": self.tokens, "seed": self.seed}
+            nats = bounds(self.session.model, canvases, self.letters, index, **how)
+            for record, n, nll in zip(found, counts, nats, strict=True):
+                record |= {"bound": nll / n if n else None, "bound_nats": nll if n else None}
+        if "pseudo_perplexity" in self.methods:
+            every = pseudo_log_p(self.session.model, canvases, self.letters, tokens=self.tokens)
+            for record, n, log_p_N in zip(found, counts, every, strict=True):
+                record["pseudo_perplexity"] = math.exp(-np.nanmean(log_p_N)) if n else None
+                if self.per_residue:
+                    record["log_p"] = [None if math.isnan(p) else p for p in log_p_N.tolist()]
+        each = iter(zip(canvases, counts, found, strict=True))
+        out = []
+        for i, row, made in group:
+            (one, n, figures), *rest = islice(each, len(made))
+            out.append({"id": name_of(row, i), "length": len(one.place_N), "scored": n, **figures})
+            if rest:
+                out[-1]["control"] = rest[0][2]
+        return out
+
+
+def _row(sequence: SequenceRecord | Row) -> Row:
+    return sequence.row if isinstance(sequence, SequenceRecord) else sequence

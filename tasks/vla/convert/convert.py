@@ -1,0 +1,186 @@
+"""Recorded episodes of other layouts, written as a LeRobot dataset.
+
+One episode is in memory at a time, and its pictures are read one by one where the source allows it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mmdiff.errors import ConfigError, DataError, UserError, nearest
+from mmdiff.tasks.vla.data.writer import LeRobotWriter
+
+from .hdf5 import LAYOUTS as HDF5
+from .hdf5 import SUFFIXES, hdf5_episodes, is_readable, layout_of
+from .numpy_folders import is_numpy_folder, numpy_episodes
+from .rlds import rlds_episodes, rlds_folder
+from .source import Recorded, Recording, Wanted, broken, natural
+
+LAYOUTS = (*HDF5, "numpy", "rlds")
+
+
+def convert(
+    source: str,
+    out: str,
+    layout: str | None = None,
+    fps: float | None = None,
+    instruction: str | None = None,
+    cameras: Mapping[str, str] | None = None,
+    state: Sequence[str] | None = None,
+    action: Sequence[str] | None = None,
+    rotate: int = 0,
+    bgr: bool = False,
+    subset: str | None = None,
+    split: str | None = None,
+    skip: bool = False,
+    limit: int | None = None,
+    video: bool = False,
+    robot_type: str | None = None,
+) -> dict[str, Any]:
+    """Write the episodes of `source` into the folder `out`, which must not be there.
+
+    source: an .hdf5 file, a folder of them, a folder of numpy episodes, or a TFDS folder. layout: one of `LAYOUTS`;
+        None: found out, and said on stderr.
+    fps, instruction, cameras, state, action, rotate, bgr, subset, split: see `Wanted`.
+    skip: leaves broken episodes out and lists them; otherwise the first one ends the conversion.
+    limit: the first episodes only. video: pictures as mp4 rather than one by one. robot_type: a name to write down.
+
+    Returns {"folder", "layout", "fps", "cameras", "episodes": int, "frames": int, "skipped": [one line each]}.
+    Raises ConfigError, and DataError that names file, episode and frame; then there is no folder `out`.
+    """
+    wanted = Wanted(fps, instruction, cameras, state, action, rotate, bgr, subset, split)
+    path, folder = Path(source), Path(out)
+    if folder.exists():
+        raise UserError(f"{folder}: is there already; give a folder that is not")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit: {limit}, expected 1 or more")
+    if layout is not None and layout not in LAYOUTS:
+        raise ConfigError(f"layout: {layout!r} is unknown{nearest(layout, LAYOUTS)}")
+    if layout is None:
+        layout = detect(path)
+        tqdm.write(f"{path}: layout {layout}", file=sys.stderr)
+    writer, skipped, cameras_there = None, list[str](), list[str]()
+    recordings = islice(recorded(path, layout, wanted), limit)
+    try:
+        with tqdm(recordings, desc="convert", unit=" episodes", file=sys.stderr, leave=False) as bar:
+            for found in bar:
+                try:
+                    recording = found.read()
+                    if writer is None:
+                        writer = _writer(folder, recording, video, robot_type)
+                        cameras_there = list(recording.episode.images)
+                    _add(writer, recording, found.where)
+                except DataError as error:
+                    if not skip:
+                        raise
+                    skipped.append(str(error))
+                    tqdm.write(f"left out: {error}", file=sys.stderr)
+                    if writer is not None and not len(writer):  # a broken episode does not decide what the first is
+                        writer.discard()
+                        writer = None
+        if writer is None:
+            raise DataError(f"{path}: no episodes" + (f" left: {skipped[0]}" if skipped else ""))
+        writer.finish()
+    except BaseException:
+        if writer is not None:
+            writer.discard()
+        raise
+    return {
+        "folder": str(folder),
+        "layout": layout,
+        "fps": writer.fps,
+        "cameras": cameras_there,
+        "episodes": len(writer),
+        "frames": writer.frames,
+        "skipped": skipped,
+    }
+
+
+def detect(path: Path) -> str:
+    """The layout of a file or folder. Raises DataError that says what was found, where it is none or several."""
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise DataError(f"{path}: expected an .hdf5 file, or a folder of episodes")
+        return layout_of(path)
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder")
+    if (path / "meta" / "info.json").is_file():
+        raise DataError(f"{path}: is a LeRobot dataset already; it needs no conversion")
+    files = _hdf5_files(path)
+    found = {
+        f"{len(files)} HDF5 files ({'/'.join(HDF5)})": bool(files),
+        "features.json (rlds)": rlds_folder(path) is not None,
+        "folders or .npz files with actions (numpy)": is_numpy_folder(path),
+    }
+    there = [name for name, is_there in found.items() if is_there]
+    if len(there) > 1:
+        raise DataError(f"{path}: holds {' and '.join(there)}; say which with --layout")
+    if not there:
+        raise DataError(
+            f"{path}: no .hdf5 files, no features.json and no folders with action.npy; "
+            f"give the folder right above the episodes (layouts: {', '.join(LAYOUTS)})"
+        )
+    if not files:
+        return "numpy" if is_numpy_folder(path) else "rlds"
+    for file in files:
+        if is_readable(file):
+            return layout_of(file)
+    raise DataError(f"{path}: none of {len(files)} HDF5 files can be read")
+
+
+def recorded(path: Path, layout: str, wanted: Wanted) -> Iterator[Recorded]:
+    """The episodes of a source in natural order, unread. Raises ConfigError, DataError."""
+    if wanted.subset is not None and layout not in ("robomimic", "libero"):
+        raise ConfigError(f"subset: only robomimic files have a mask; {path} is {layout}")
+    if wanted.split is not None and layout != "rlds":
+        raise ConfigError(f"split: only TFDS folders have splits; {path} is {layout}")
+    if layout in ("numpy", "rlds") and not path.is_dir():
+        raise DataError(f"{path}: no such folder")
+    if layout == "numpy":
+        yield from numpy_episodes(path, wanted)
+    elif layout == "rlds":
+        yield from rlds_episodes(path, wanted)
+    else:
+        files = _hdf5_files(path) if path.is_dir() else [path]
+        if not files:
+            raise DataError(f"{path}: no files {' or '.join(SUFFIXES)}")
+        for file in files:
+            try:
+                yield from hdf5_episodes(file, layout, wanted)
+            except DataError as error:  # a file that cannot be listed counts as one episode that is broken
+                yield broken(str(file), error)
+
+
+def _hdf5_files(folder: Path) -> list[Path]:
+    files = (f for f in folder.iterdir() if f.suffix in SUFFIXES and f.is_file() and not f.name.startswith("."))
+    return sorted(files, key=lambda f: natural(f.name))
+
+
+def _add(writer: LeRobotWriter, recording: Recording, where: str) -> None:
+    """The writer checks every frame of an episode, and that it is like the first, before it writes any.
+
+    Raises DataError, which begins with `where` instead of the writer's number of the episode.
+    """
+    number = f"{writer.folder} episode {len(writer)}"
+    try:
+        writer.add(recording.episode)
+    except DataError as error:
+        message = str(error)
+        raise DataError(where + message.removeprefix(number) if message.startswith(number) else message) from None
+
+
+def _writer(folder: Path, first: Recording, video: bool, robot_type: str | None) -> LeRobotWriter:
+    return LeRobotWriter(
+        folder,
+        fps=first.episode.fps,
+        robot_type=robot_type,
+        video=video,
+        action_names=first.action_names,
+        state_names=first.state_names,
+    )

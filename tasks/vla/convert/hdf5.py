@@ -1,0 +1,241 @@
+"""Episodes in HDF5 files, in the three layouts that are common.
+
+robomimic: many episodes a file, data/demo_i with `actions` and `obs/*`; pictures are `<camera>_image`, upright.
+    `mask/<name>` lists episodes of a subset (filter keys). No instruction. (robomimic.github.io, "Datasets")
+libero: the same tree with `problem_info` (the instruction) beside it; pictures are `agentview_rgb` and
+    `eye_in_hand_rgb`, stored upside down: rotate=180 gives what policies of LIBERO are trained on. (LIBERO,
+    scripts/create_dataset.py)
+aloha: one episode a file, `action`, `observations/qpos`, `observations/images/<camera>`: raw, or JPEG bytes padded with
+    zeros. Neither fps nor instruction are in the file; ALOHA records at 50. (ACT, record_episodes.py)
+
+The default state is end effector and gripper (robomimic, libero), or `qpos` (aloha). Keys of cameras and states are
+those in `obs`, `observations/images` and `observations`; keys of actions those of the demo, or of the file (aloha:
+action=["action", "base_action"] for a moving base). robomimic and LIBERO say their fps (`control_freq`).
+
+Shape letters: N frames, D dimensions of an action, S of the state, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmdiff.errors import ConfigError, DataError, nearest, require
+from mmdiff.tasks.vla.data.episode import Episode
+
+from .source import Array, Frames, Recorded, Recording, Wanted, decoded, guarded, joined, natural, stripped
+
+LAYOUTS = ("robomimic", "libero", "aloha")
+SUFFIXES = (".hdf5", ".h5")
+STATE = {
+    "robomimic": ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"),
+    "libero": ("ee_states", "gripper_states"),
+    "aloha": ("qpos",),
+}
+BLOCK = 32  # frames read together: chunks of a compressed dataset span several
+
+
+def layout_of(path: Path) -> str:
+    """The layout of a file. Raises DataError that says what was found, where it is none or two of them."""
+    file = _opened(path)
+    demos = _is_group(file, "data") and any(_is_group(demo) and "actions" in demo for demo in file["data"].values())
+    single = "action" in file and _is_group(file, "observations")
+    if demos and not single:
+        return "libero" if "problem_info" in file["data"].attrs else "robomimic"
+    if single and not demos:
+        return "aloha"
+    found = ", ".join(sorted(file)) or "nothing"
+    if demos:
+        raise DataError(
+            f"{path}: data/*/actions, and action with observations; give --layout robomimic, libero or aloha"
+        )
+    raise DataError(
+        f"{path}: holds {found}; expected data/demo_0/actions (robomimic, libero) or action and observations (aloha)"
+    )
+
+
+def is_readable(path: Path) -> bool:
+    try:
+        _opened(path)
+    except DataError:
+        return False
+    return True
+
+
+def hdf5_episodes(path: Path, layout: str, wanted: Wanted) -> Iterator[Recorded]:
+    """The episodes of a file, in natural order. An episode's pictures keep the file open.
+
+    Raises DataError for a file that cannot be listed, ConfigError for a subset that is not there; what is wrong with
+    one episode is raised by its `read`.
+    """
+    if layout == "aloha":
+        where = str(path)
+        yield Recorded(where, partial(guarded, where, partial(_aloha, path, wanted)))
+        return
+    file = _opened(path)
+    if not _is_group(file, "data"):
+        raise DataError(f"{path}: no group data")
+    data = file["data"]
+    names = sorted(data, key=natural) if wanted.subset is None else _subset(file, wanted.subset, path)
+    for name in names:
+        where = f"{path} episode {name}"
+        yield Recorded(where, partial(guarded, where, partial(_demo, data, name, layout, wanted, path)))
+
+
+def _demo(data: Any, name: str, layout: str, wanted: Wanted, path: Path) -> Recording:
+    where = f"{path} episode {name}"
+    demo = data.get(name)
+    if not _is_group(demo) or not _is_group(demo, "obs"):
+        raise DataError(f"{where}: no group {name}/obs; from raw states, observations must first be extracted")
+    obs = demo["obs"]
+    _check_cameras(obs, wanted, where)
+    cameras = wanted.pictures({stripped(k): k for k in obs if _is_raw(obs[k])}, obs, where)
+    return _recording(
+        wanted,
+        where,
+        fps=wanted.frames_a_second(_number(_json(data, "env_args"), "env_kwargs", "control_freq"), str(path)),
+        words=wanted.words(_instruction(data, demo), str(path)),
+        actions=_columns(demo, wanted.action or ("actions",), "action", where),
+        state=_columns(obs, STATE[layout] if wanted.state is None else wanted.state, "state", where),
+        cameras={camera: obs[key] for camera, key in cameras.items()},
+    )
+
+
+def _aloha(path: Path, wanted: Wanted) -> Recording:
+    file, where = _opened(path), str(path)
+    if not _is_group(file, "observations"):
+        raise DataError(f"{where}: no group observations")
+    seen = file["observations"]
+    images = seen["images"] if _is_group(seen, "images") else {}
+    cameras = wanted.pictures({key: key for key in images}, images, where)
+    return _recording(
+        wanted,
+        where,
+        fps=wanted.frames_a_second(None, where),
+        words=wanted.words(None, where),
+        actions=_columns(file, wanted.action or ("action",), "action", where),
+        state=_columns(seen, STATE["aloha"] if wanted.state is None else wanted.state, "state", where),
+        cameras={camera: images[key] for camera, key in cameras.items()},
+    )
+
+
+def _recording(
+    wanted: Wanted,
+    where: str,
+    fps: float,
+    words: str,
+    actions: list[tuple[str, Array]],
+    state: list[tuple[str, Array]],
+    cameras: Mapping[str, Any],
+) -> Recording:
+    action_ND, action_names = joined(actions, "action", where)
+    state_NS, state_names = joined(state, "state", where) if state else (None, ())
+    images = {}
+    for camera, dataset in cameras.items():
+        read = _reader(dataset, f"{where}: camera {camera!r}")  # which refuses what has no length
+        images[camera] = Frames(len(dataset), read, wanted, where, camera)
+    return Recording(Episode(words, action_ND, state_NS, images, fps), action_names, state_names)
+
+
+def _columns(group: Any, keys: Sequence[str], what: str, where: str) -> list[tuple[str, Array]]:
+    for key in keys:
+        if key not in group or _is_group(group[key]):
+            known = [k for k in group if not _is_group(group[k]) and group[k].ndim <= 2]
+            raise DataError(f"{where}: {what}: no dataset {key!r}{nearest(key, known)}")
+    return [(key, group[key][()]) for key in keys]
+
+
+def _reader(dataset: Any, where: str) -> Callable[[int], Array]:
+    """From the number of a frame to its picture: out of raw pixels, or of the bytes of a picture file."""
+    if _is_group(dataset) or dataset.ndim == 0:
+        raise DataError(f"{where} is no dataset of frames")
+    if _is_raw(dataset):
+        return _Blocks(dataset)
+    # Padding may stay: decoders stop at a picture's own end. (The rows of `compress_len` stand in the order of the
+    # recording's cameras, which the file does not say.)
+    if dataset.ndim == 2 and dataset.dtype == "uint8" or dataset.ndim == 1 and dataset.dtype.kind in "OSV":
+        return lambda frame: decoded(dataset[frame].tobytes() if dataset.ndim == 2 else _bytes(dataset[frame]))
+    raise DataError(f"{where} is {dataset.dtype} {dataset.shape}, expected uint8 (N, H, W, 3) or the bytes of pictures")
+
+
+class _Blocks:
+    """Frame by frame out of blocks: in a compressed file, reading one frame unpacks its neighbours too."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset, self.start = dataset, -1
+        self.block: Any = None
+
+    def __call__(self, frame: int) -> Array:
+        start = frame - frame % BLOCK
+        if start != self.start:
+            self.block, self.start = self.dataset[start : start + BLOCK], start
+        image: Array = self.block[frame - start]
+        return image
+
+
+def _check_cameras(obs: Any, wanted: Wanted, where: str) -> None:
+    """Refuses a dataset that is named like a camera and would otherwise be left out in silence."""
+    for key in obs if wanted.cameras is None else ():
+        if stripped(key) != key and not _is_raw(obs[key]):
+            kind = "a group" if _is_group(obs[key]) else f"{obs[key].dtype} {obs[key].shape}"
+            raise DataError(f"{where}: camera {key!r} is {kind}, expected uint8 (N, H, W, 3)")
+
+
+def _subset(file: Any, subset: str, path: Path) -> list[str]:
+    known = list(file["mask"]) if _is_group(file, "mask") else []
+    if subset not in known:
+        raise ConfigError(f"subset: {path} has no mask/{subset}{nearest(subset, known)}")
+    names = [name.decode() if isinstance(name, bytes) else str(name) for name in file["mask"][subset][()]]
+    return sorted(names, key=natural)
+
+
+def _instruction(data: Any, demo: Any) -> str | None:
+    """LIBERO's `problem_info`, else `ep_meta` of an episode (robosuite, RoboCasa)."""
+    words = _json(data, "problem_info").get("language_instruction") or _json(demo, "ep_meta").get("lang")
+    if isinstance(words, list):  # some of LIBERO's files hold pieces
+        words = "".join(map(str, words))
+    return words.strip().strip('"') if isinstance(words, str) else None
+
+
+def _json(group: Any, name: str) -> dict[str, Any]:
+    text = group.attrs.get(name, "{}")
+    try:
+        value = json.loads(text)
+    except (TypeError, ValueError):
+        raise DataError(f"attribute {name} is not JSON: {str(text)!r:.60}") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _number(tree: Any, *keys: str) -> float | None:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return float(tree) if isinstance(tree, int | float) and tree > 0 else None
+
+
+def _opened(path: Path) -> Any:
+    """The file, open until nothing refers to it. Raises DataError."""
+    require("h5py", "vla")
+    import h5py
+
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    return guarded(str(path), lambda: h5py.File(path, "r"))
+
+
+def _is_group(item: Any, name: str | None = None) -> bool:
+    import h5py
+
+    if name is not None:
+        item = item.get(name)
+    return isinstance(item, h5py.Group)
+
+
+def _is_raw(item: Any) -> bool:
+    return not _is_group(item) and item.dtype == "uint8" and item.ndim == 4 and item.shape[3] == 3
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else bytes(value.tobytes())

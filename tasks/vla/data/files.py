@@ -1,0 +1,107 @@
+"""The files of a LeRobotDataset that grow while episodes are written: rows in parquet, pictures in mp4."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .layout import DATA_PATH, VIDEO_PATH
+from .video import VideoWriter
+
+CHUNK = 1000  # files a folder
+GOP = 2  # from keyframe to keyframe: single frames are read in any order
+
+
+class RowFiles:
+    """The files of rows: an episode is a row group, and the next file begins where this one would grow too large."""
+
+    def __init__(self, mb: float) -> None:
+        self.limit = mb * (1 << 20)
+        self.files = 0
+        self._file: Any = None
+        self._writer: Any = None
+
+    def write(self, folder: Path, table: Any) -> tuple[int, int]:
+        """Returns chunk and file."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if self._writer is not None and self._file.tell() + table.nbytes > self.limit:
+            self.close()
+        if self._writer is None:
+            chunk, number = divmod(self.files, CHUNK)
+            path = folder / DATA_PATH.format(chunk_index=chunk, file_index=number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = pa.OSFile(str(path), "wb")
+            # encoded pictures have no repetitions that a dictionary could hold
+            plain = [
+                n
+                for n, kind in zip(table.schema.names, table.schema.types, strict=True)
+                if not pa.types.is_struct(kind)
+            ]
+            self._writer = pq.ParquetWriter(self._file, table.schema, compression="snappy", use_dictionary=plain)
+            self.files += 1
+        self._writer.write_table(table, row_group_size=len(table))
+        return divmod(self.files - 1, CHUNK)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._file.close()
+            self._writer = None
+
+
+class VideoFiles:
+    """The files of one camera; episodes follow each other in a file."""
+
+    def __init__(self, folder: Path, key: str, fps: float, codec: str, mb: float) -> None:
+        self.folder, self.key = folder, key
+        self.fps, self.codec, self.limit = fps, codec, mb * (1 << 20)
+        self.files = self.start = 0
+        self._writer: VideoWriter | None = None
+
+    def begin(self, length: int) -> VideoWriter:
+        if self._writer is not None and self._writer.size(length) > self.limit:
+            self.close()
+        if self._writer is None:
+            chunk, number = divmod(self.files, CHUNK)
+            path = self.folder / VIDEO_PATH.format(video_key=self.key, chunk_index=chunk, file_index=number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = VideoWriter(path, self.fps, self.codec, gop=GOP)
+            self.files += 1
+        self.start = self._writer.frames
+        return self._writer
+
+    def end(self, length: int) -> dict[str, Any]:
+        chunk, file = divmod(self.files - 1, CHUNK)
+        at = {"from_timestamp": self.start / self.fps, "to_timestamp": (self.start + length) / self.fps}
+        return {"chunk_index": chunk, "file_index": file, **at}
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def video_info(height: int, width: int, fps: float, codec: str) -> dict[str, Any]:
+    import av
+
+    return {
+        "video.height": height,
+        "video.width": width,
+        "video.codec": av.codec.Codec(codec, "w").canonical_name,
+        "video.pix_fmt": "yuv420p",
+        "video.is_depth_map": False,
+        "video.fps": int(fps) if float(fps).is_integer() else fps,
+        "video.channels": 3,
+        "has_audio": False,
+    }
+
+
+def hugging_face(feature: Mapping[str, Any]) -> dict[str, Any]:
+    """A feature as the `datasets` library notes it in a parquet file."""
+    if feature["dtype"] == "image":
+        return {"_type": "Image"}
+    value = {"dtype": feature["dtype"], "_type": "Value"}
+    return value if feature["shape"] == [1] else {"feature": value, "length": feature["shape"][0], "_type": "List"}

@@ -1,0 +1,259 @@
+"""What `meta/` of a LeRobotDataset says: features, tasks, and where the frames of every episode are.
+
+v3.0 (many episodes a file):
+    meta/info.json  meta/stats.json  meta/tasks.parquet  meta/episodes/chunk-000/file-000.parquet
+    data/chunk-000/file-000.parquet  videos/<key>/chunk-000/file-000.mp4
+v2.0 and v2.1 (a file an episode):
+    meta/info.json  meta/tasks.jsonl  meta/episodes.jsonl
+    data/chunk-000/episode_000000.parquet  videos/chunk-000/<key>/episode_000000.mp4
+
+The paths stand as templates in info.json. Source: huggingface/lerobot, `lerobot.datasets`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmdiff.errors import DataError, nearest, require
+
+VERSION = "v3.0"
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+FIELD = re.compile(r"\{\w+(:0?\d{0,2}d)?\}")  # of a template of a path
+PICTURES = ("image", "video")  # dtypes of features that are pictures
+PREFIX = "observation.images."
+OLD = "lerobot converts it: python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=NAME --root=FOLDER"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Where an episode's pictures of a camera are: `file`, from `start` seconds on."""
+
+    file: str
+    start: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an episode is. file: of its rows, relative to the folder. clips: by camera key, for cameras in videos."""
+
+    number: int
+    length: int
+    file: str
+    tasks: tuple[str, ...]
+    clips: Mapping[str, Clip]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """features: as in info.json. tasks: instruction by task_index. episodes: in the order of their numbers."""
+
+    folder: Path
+    version: str
+    fps: float
+    features: Mapping[str, Mapping[str, Any]]
+    tasks: Mapping[int, str]
+    episodes: Sequence[Place]
+
+    def names(self, feature: str) -> tuple[str, ...]:
+        """Of the dimensions; empty where they have none."""
+        names = self.features[feature].get("names")
+        if isinstance(names, Mapping):  # {"motors": [...]}, or {name: number}
+            lists = [value for value in names.values() if isinstance(value, list)]
+            names = [name for value in lists for name in value] if lists else list(names)
+        shape = list(self.features[feature].get("shape") or [])
+        if not isinstance(names, list) or len(names) != (shape[0] if len(shape) == 1 else -1):
+            return ()
+        return tuple(map(str, names))
+
+    def cameras(self) -> dict[str, str]:
+        """Short name -> key of the feature: `front` for `observation.images.front`. Maps of depth are left out."""
+        keys = [key for key, feature in self.features.items() if feature["dtype"] in PICTURES and not _depth(feature)]
+        short = [key.removeprefix(PREFIX).removeprefix("observation.") for key in keys]
+        return dict(zip(short if len(set(short)) == len(keys) else keys, keys, strict=True))
+
+
+def read_layout(path: str | Path) -> Layout:
+    """Raises DataError for a folder that is no LeRobotDataset of v3 or v2, and for damaged files of `meta/`."""
+    require("pyarrow", "vla")
+    folder = Path(path)
+    file = folder / "meta" / "info.json"
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder, expected one of a LeRobotDataset")
+    if not file.is_file():
+        raise DataError(f"{folder}: no LeRobotDataset here (meta/info.json is missing)")
+    info = _json(file)
+    version = str(info.get("codebase_version"))
+    major = version.lstrip("v").split(".")[0]
+    if major == "1":
+        raise DataError(f"{folder}: LeRobotDataset {version}, expected {VERSION} or v2; make it v2.1 and then: {OLD}")
+    if major not in ("2", "3"):
+        raise DataError(
+            f"{file}: codebase_version {version!r}, expected {VERSION} or v2.1; re-save it with lerobot < 1"
+        )
+    for name, kind in {"fps": (int, float), "features": (dict,), "data_path": (str,)}.items():
+        if not isinstance(info.get(name), kind):
+            raise DataError(
+                f"{file}: {name} is {info.get(name)!r:.60}{nearest(name, info) if name not in info else ''}"
+            )
+    for name, feature in info["features"].items():
+        if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str):
+            raise DataError(f"{file}: features.{name} has no dtype")
+        for known, kinds in {"shape": list, "info": dict, "video_info": dict}.items():
+            if not isinstance(feature.get(known), kinds | None):
+                raise DataError(f"{file}: features.{name}.{known} is {feature[known]!r:.60}")
+    if not 0 < info["fps"] < math.inf:
+        raise DataError(f"{file}: fps is {info['fps']}, expected a number above 0")
+    tasks, episodes = _v3(folder, info) if major == "3" else _v2(folder, info)
+    for n, place in enumerate(sorted(episodes, key=lambda e: e.number)):
+        if place.number != n:
+            raise DataError(
+                f"{folder}: meta lists episode {place.number} where {n} is expected; one is missing or double"
+            )
+    episodes = sorted(episodes, key=lambda e: e.number)
+    if not episodes:
+        raise DataError(f"{folder}: holds no episodes")
+    return Layout(folder, version, float(info["fps"]), info["features"], tasks, tuple(episodes))
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """What pyarrow raises about `file` becomes one line. Raises DataError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: damaged or cut off ({' '.join(str(error).split()):.120})") from None
+
+
+def _v3(folder: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[Place]]:
+    import pyarrow.parquet as pq
+
+    file = folder / "meta" / "tasks.parquet"
+    with reading(file):
+        table = pq.read_table(file, use_threads=False)
+    text = [name for name in table.column_names if name != "task_index"]
+    if "task_index" not in table.column_names or not text:
+        raise DataError(f"{file}: columns {', '.join(table.column_names)}, expected task_index and task")
+    names = table.column("task" if "task" in text else text[0]).to_pylist()
+    tasks = dict(zip(table.column("task_index").to_pylist(), map(str, names), strict=True))
+
+    videos = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
+    columns = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index"]
+    columns += [f"videos/{key}/{name}" for key in videos for name in ("chunk_index", "file_index", "from_timestamp")]
+    files = sorted((folder / "meta" / "episodes").glob("*/*.parquet"))
+    if not files:
+        raise DataError(f"{folder}: no files meta/episodes/chunk-*/file-*.parquet")
+    places = []
+    for file in files:
+        with reading(file):
+            parquet = pq.ParquetFile(file)
+            there = parquet.schema_arrow.names
+            for name in columns:
+                if name not in there:
+                    raise DataError(f"{file}: no column {name!r}{nearest(name, there)}")
+            rows = parquet.read(columns, use_threads=False).to_pylist()
+        for row in rows:
+            for name, value in row.items():
+                if value is None:
+                    raise DataError(f"{file}: {name} of episode {row['episode_index']} is empty")
+            clips = {
+                key: Clip(
+                    _path(
+                        folder,
+                        info,
+                        "video_path",
+                        video_key=key,
+                        chunk_index=row[f"videos/{key}/chunk_index"],
+                        file_index=row[f"videos/{key}/file_index"],
+                    ),
+                    row[f"videos/{key}/from_timestamp"],
+                )
+                for key in videos
+            }
+            numbers = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
+            data = _path(folder, info, "data_path", **numbers)
+            places.append(Place(row["episode_index"], row["length"], data, tuple(row["tasks"]), clips))
+    return tasks, places
+
+
+def _v2(folder: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[Place]]:
+    tasks = {row["task_index"]: row["task"] for row in _lines(folder / "meta" / "tasks.jsonl", "task_index", "task")}
+    videos = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
+    places = []
+    chunk = info.get("chunks_size") or 1000
+    if type(chunk) is not int or chunk < 1:
+        raise DataError(f"{folder}/meta/info.json: chunks_size is {chunk!r:.60}, expected a whole number above 0")
+    for row in _lines(folder / "meta" / "episodes.jsonl", "episode_index", "length"):
+        number = row["episode_index"]
+        if type(number) is not int or type(row["length"]) is not int:
+            raise DataError(f"{folder}/meta/episodes.jsonl: {str(row):.80}: episode_index and length are whole numbers")
+        where = {"episode_chunk": number // chunk, "episode_index": number}
+        clips = {key: Clip(_path(folder, info, "video_path", video_key=key, **where), 0.0) for key in videos}
+        file = _path(folder, info, "data_path", **where)
+        told = row.get("tasks")
+        places.append(Place(number, row["length"], file, tuple(told) if isinstance(told, list) else (), clips))
+    return tasks, places
+
+
+def _path(folder: Path, info: Mapping[str, Any], name: str, **values: Any) -> str:
+    """A template of info.json, filled in. Raises DataError for one that is none, and for a file outside the folder."""
+    template = info.get(name)
+    try:
+        if not isinstance(template, str) or set("{}") & set(FIELD.sub("", template)):  # no attribute, no great width
+            raise ValueError
+        path = template.format(**values)
+    except (ValueError, KeyError, IndexError, TypeError):
+        fields = ", ".join(values)
+        raise DataError(f"{folder}/meta/info.json: {name} is {template!r:.80}, expected a path with {fields}") from None
+    return inside(path, f"{folder}/meta/info.json: {name}")
+
+
+def inside(path: str, where: str) -> str:
+    """Raises DataError for a path that leaves the folder of its data set: that may come from anyone."""
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise DataError(f"{where}: {path!r:.120} leads out of the data set's folder")
+    return path
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{file}: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{file}: not a JSON object")
+    return found
+
+
+def _lines(file: Path, *fields: str) -> Iterator[dict[str, Any]]:
+    if not file.is_file():
+        raise DataError(f"{file}: no such file")
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                raise DataError(f"{file} line {number}: not JSON") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{file} line {number}: {row!r:.60}, expected a JSON object")
+            for name in fields:
+                if name not in row:
+                    raise DataError(f"{file} line {number}: no {name!r}{nearest(name, row)}")
+            yield row
+
+
+def _depth(feature: Mapping[str, Any]) -> bool:
+    notes = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+    return bool(notes.get("is_depth_map") or notes.get("video.is_depth_map"))

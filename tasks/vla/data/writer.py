@@ -1,0 +1,341 @@
+"""Episodes to a LeRobotDataset v3.0, as huggingface/lerobot lays it out; see `lerobot_layout`.
+
+Shape letters: N frames, D dimensions of an action, S of the state, H W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import shutil
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from mmdiff.errors import ConfigError, DataError, nearest, require
+from mmdiff.files import replace_folder
+
+from .dataset_stats import PictureStats, flat, sampled, vector_stats
+from .episode import Array, Episode, check_episode
+from .files import CHUNK, RowFiles, VideoFiles, hugging_face, video_info
+from .layout import DATA_PATH, EPISODES_PATH, PREFIX, VERSION, VIDEO_PATH
+from .video import codec_of
+
+COUNTED = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+"""Columns that every data set has, in this order, behind its own."""
+
+
+class LeRobotWriter:
+    """A LeRobotDataset, episode by episode.
+
+    All is written into a folder aside, which gets its name from `finish`; without it nothing stays behind. Used as a
+    context, it finishes at the end, or leaves nothing when something is raised.
+
+    fps, robot_type: as info.json has them. action_names, state_names: of the dimensions; empty: 0, 1, ...
+    video: pictures go into one mp4 a camera and file, else each into its row, as `picture`.
+    codec: an encoder of PyAV's for videos. data_mb, video_mb: the size at which the next file is begun.
+    The features are those of the first episode: which cameras, sizes of pictures, D and S, whether success is known.
+
+    Raises ConfigError for a folder that is there, or for an argument.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        fps: float,
+        robot_type: str | None = None,
+        video: bool = False,
+        action_names: Sequence[str] | None = None,
+        state_names: Sequence[str] | None = None,
+        picture: Literal["png", "jpeg"] = "png",
+        codec: str | None = None,
+        data_mb: float = 100,
+        video_mb: float = 200,
+    ) -> None:
+        require("pyarrow", "vla")
+        if not (isinstance(fps, int | float) and math.isfinite(fps) and fps > 0):
+            raise ConfigError(f"fps: {fps!r}, expected a number above 0")
+        if picture not in ("png", "jpeg"):
+            raise ConfigError(f"picture: {picture!r}{nearest(str(picture), ('png', 'jpeg'))}")
+        if min(data_mb, video_mb) <= 0:
+            raise ConfigError(f"data_mb, video_mb: {data_mb:g}, {video_mb:g}, expected numbers above 0")
+        self.folder = Path(folder)
+        self._check_free()
+        self.fps, self.robot_type, self.video, self.picture = fps, robot_type, video, picture
+        self.codec = codec_of(codec) if video else ""
+        self.data_mb, self.video_mb = data_mb, video_mb
+        self._names = {"action": list(action_names or ()), "observation.state": list(state_names or ())}
+        self.tasks: dict[str, int] = {}
+        self.features: dict[str, dict[str, Any]] = {}
+        self.frames = 0
+        self._episodes: list[dict[str, Any]] = []
+        self._cameras: dict[str, tuple[int, ...] | None] | None = None
+        self._seen: dict[str, PictureStats] = {}
+        self._rows = RowFiles(data_mb)
+        self._videos: dict[str, VideoFiles] = {}
+        self._aside = self.folder.resolve().with_name(f".{self.folder.resolve().name}.part-{os.getpid()}")
+        shutil.rmtree(self._aside, ignore_errors=True)
+        try:
+            self._aside.mkdir(parents=True)
+        except OSError as error:
+            raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
+        self._cleanup = weakref.finalize(self, _remove, self._aside, os.getpid())
+
+    def __len__(self) -> int:
+        """Episodes so far."""
+        return len(self._episodes)
+
+    def add(self, episode: Episode) -> int:
+        """Write an episode; returns its number. Raises DataError, which names it and the frame, and writes nothing."""
+        if not self._cleanup.alive:
+            raise ConfigError(f"{self.folder}: is finished, no episode can be added")
+        number = len(self._episodes)
+        where = f"{self.folder} episode {number}"
+        self._check(episode, where)
+        if self._cameras is None:
+            self._begin(episode, where)
+        n, first = len(episode), self.frames
+        task = self.tasks.setdefault(episode.instruction, len(self.tasks))
+        counted = (
+            (np.arange(n) / self.fps).astype(np.float32),
+            np.arange(n),
+            np.full(n, number),
+            np.arange(first, first + n),
+            np.full(n, task),
+        )
+        columns: dict[str, Any] = {"action": np.asarray(episode.action, np.float32)}
+        if episode.state is not None:
+            columns["observation.state"] = np.asarray(episode.state, np.float32)
+        if episode.success is not None:
+            columns["next.success"] = np.arange(n) == (n - 1 if episode.success else n)
+        columns |= dict(zip(COUNTED, counted, strict=True))
+        stats = {key: vector_stats(values.reshape(n, -1)) for key, values in columns.items()}
+
+        row: dict[str, Any] = {"episode_index": number, "tasks": [episode.instruction], "length": n}
+        for camera in self._cameras or ():
+            key, seen = PREFIX + camera, PictureStats()
+            chosen = set(sampled(n).tolist())
+            frames = self._videos[key].begin(n) if self.video else None
+            encoded = []
+            for i, frame in enumerate(episode.images[camera]):
+                if i in chosen:
+                    seen.add(frame)
+                if frames is None:
+                    encoded.append({"bytes": self._encode(frame), "path": f"frame-{i:06d}.{self.picture}"})
+                else:
+                    frames.add(frame)
+            if frames is None:
+                columns[key] = encoded
+            else:
+                row |= {f"videos/{key}/{name}": value for name, value in self._videos[key].end(n).items()}
+            self._seen[key] += seen
+            stats[key] = seen.stats()
+        chunk, file = self._rows.write(self._aside, self._table(columns))
+        row |= {"data/chunk_index": chunk, "data/file_index": file}
+        row |= {"dataset_from_index": first, "dataset_to_index": first + n}
+        self._episodes.append(row | flat(stats) | {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
+        self.frames += n
+        return number
+
+    def finish(self) -> Path:
+        """Write `meta/`, and give the folder its name. Raises DataError for no episodes, ConfigError as above."""
+        if not self._cleanup.alive:
+            return self.folder
+        if not self._episodes:
+            self.discard()
+            raise DataError(f"{self.folder}: no episodes to write")
+        self._rows.close()
+        for video in self._videos.values():
+            video.close()
+        self._write_meta()
+        self._check_free()
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        replace_folder(self._aside, self.folder)
+        self._cleanup.detach()
+        return self.folder
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self._rows.close()
+        for video in self._videos.values():
+            video.close()
+        self._cleanup()
+
+    def __enter__(self) -> LeRobotWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.discard()
+
+    # What episodes must have in common
+
+    def _check(self, episode: Episode, where: str) -> None:
+        if self._cameras is None:
+            check_episode(episode, where)
+        else:
+            state = self.features.get("observation.state")
+            check_episode(
+                episode,
+                where,
+                dims=self.features["action"]["shape"][0],
+                state_dims=state["shape"][0] if state else 0,
+                cameras=self._cameras,
+            )
+            if ("next.success" in self.features) != (episode.success is not None):
+                expected = "True or False" if "next.success" in self.features else "None"
+                raise DataError(f"{where}: success is {episode.success}, expected {expected} as in episode 0")
+        if abs(episode.fps - self.fps) > 1e-6 * self.fps:
+            raise DataError(f"{where}: {episode.fps:g} frames a second, the data set has {self.fps:g}")
+
+    def _begin(self, episode: Episode, where: str) -> None:
+        cameras: dict[str, tuple[int, ...] | None] = {}
+        features: dict[str, dict[str, Any]] = {}
+        for name, seen in episode.images.items():
+            if not name or "/" in name:
+                raise DataError(f"{where}: camera {name!r}, expected a name without '/'")
+            cameras[name] = shape = tuple(seen[0].shape)
+            height, width = shape[:2]
+            kind = "video" if self.video else "image"
+            if self.video and (height % 2 or width % 2):
+                told = f"{height} x {width} pixels; yuv420p video needs even numbers"
+                raise DataError(f"{where}: camera {name!r} has {told} (or video=False)")
+            features[PREFIX + name] = {
+                "dtype": kind,
+                "shape": list(shape),
+                "names": ["height", "width", "channels"],
+            } | ({"info": video_info(height, width, self.fps, self.codec)} if self.video else {})
+        for key, values in (("observation.state", episode.state), ("action", episode.action)):
+            if values is not None:
+                dims = values.shape[1]
+                names = self._names[key] or [f"{key.split('.')[-1]}_{d}" for d in range(dims)]
+                if len(names) != dims:
+                    raise ConfigError(
+                        f"{key.split('.')[-1]}_names: {len(names)} names, episodes have {dims} dimensions"
+                    )
+                features[key] = {"dtype": "float32", "shape": [dims], "names": names}
+        if episode.success is not None:
+            features["next.success"] = {"dtype": "bool", "shape": [1], "names": None}
+        for key in COUNTED:
+            features[key] = {"dtype": "float32" if key == "timestamp" else "int64", "shape": [1], "names": None}
+        self._cameras, self.features = cameras, features
+        self._seen = {PREFIX + name: PictureStats() for name in cameras}
+        if self.video:
+            self._videos = {
+                PREFIX + n: VideoFiles(self._aside, PREFIX + n, self.fps, self.codec, self.video_mb) for n in cameras
+            }
+
+    # Files
+
+    def _table(self, columns: Mapping[str, Any]) -> Any:
+        import pyarrow as pa
+
+        fields, arrays = [], []
+        for key, feature in self.features.items():
+            if feature["dtype"] == "video":
+                continue
+            values = columns[key]
+            if feature["dtype"] == "image":
+                kind: Any = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+                array = pa.array(values, kind)
+            elif feature["shape"] == [1]:
+                array = pa.array(np.ascontiguousarray(values).reshape(-1))
+            else:
+                flat_values = pa.array(np.ascontiguousarray(values).reshape(-1))
+                array = pa.FixedSizeListArray.from_arrays(flat_values, feature["shape"][0])
+            fields.append(pa.field(key, array.type))
+            arrays.append(array)
+        known = {key: hugging_face(f) for key, f in self.features.items() if f["dtype"] != "video"}
+        metadata = {"huggingface": json.dumps({"info": {"features": known}})}
+        return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata))
+
+    def _encode(self, frame: Array) -> bytes:
+        require("PIL", "vla")
+        from PIL import Image
+
+        out = io.BytesIO()
+        options: dict[str, Any] = {"quality": 95} if self.picture == "jpeg" else {"compress_level": 6}
+        Image.fromarray(np.ascontiguousarray(frame)).save(out, self.picture, **options)
+        return out.getvalue()
+
+    def _write_meta(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        meta = self._aside / "meta"
+        file = self._aside / EPISODES_PATH.format(chunk_index=0, file_index=0)
+        file.parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(self._episodes), file)
+
+        # pandas reads the column `task` as its index, because the schema says so
+        index = {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object"}
+        column = {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"}
+        pandas = {
+            "index_columns": ["task"],
+            "column_indexes": [{**index, "name": None, "field_name": None, "metadata": {"encoding": "UTF-8"}}],
+            "columns": [{**column, "metadata": None}, {**index, "metadata": None}],
+            "creator": {"library": "pyarrow", "version": pa.__version__},
+            "pandas_version": "2.0.0",
+        }
+        tasks = pa.table({"task_index": pa.array(self.tasks.values(), pa.int64()), "task": pa.array(self.tasks)})
+        pq.write_table(tasks.replace_schema_metadata({"pandas": json.dumps(pandas)}), meta / "tasks.parquet")
+
+        fps = int(self.fps) if float(self.fps).is_integer() else self.fps
+        info = {
+            "codebase_version": VERSION,
+            "robot_type": self.robot_type,
+            "total_episodes": len(self._episodes),
+            "total_frames": self.frames,
+            "total_tasks": len(self.tasks),
+            "chunks_size": CHUNK,
+            "data_files_size_in_mb": _whole(self.data_mb),
+            "video_files_size_in_mb": _whole(self.video_mb),
+            "fps": fps,
+            "splits": {"train": f"0:{len(self._episodes)}"},
+            "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH if self.video else None,
+            "features": self.features,
+        }
+        (meta / "info.json").write_text(json.dumps(info, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+        stats = self._stats()
+        (meta / "stats.json").write_text(json.dumps(stats, indent=4) + "\n", encoding="utf-8")
+
+    def _stats(self) -> dict[str, Any]:
+        """Of all frames, which are read back a column at a time; of pictures, of those that were looked at."""
+        import pyarrow.parquet as pq
+
+        files = sorted((self._aside / "data").glob("*/*.parquet"))
+        stats: dict[str, Any] = {}
+        for key, feature in self.features.items():
+            if key in self._seen:
+                stats[key] = self._seen[key].stats()
+                continue
+            parts = []
+            for file in files:
+                for chunk in pq.read_table(file, columns=[key], use_threads=False).column(key).chunks:
+                    values = chunk.flatten() if feature["shape"] != [1] else chunk
+                    parts.append(values.to_numpy(zero_copy_only=False).reshape(-1, feature["shape"][0]))
+            stats[key] = vector_stats(np.concatenate(parts))
+        return stats
+
+    def _check_free(self) -> None:
+        if self.folder.exists() or self.folder.is_symlink():
+            raise ConfigError(f"{self.folder} is there already; nothing was overwritten, choose another folder")
+
+
+def _whole(mb: float) -> float:
+    return int(mb) if float(mb).is_integer() else mb
+
+
+def _remove(folder: Path, pid: int) -> None:
+    if os.getpid() == pid:  # not in a process that was forked from the writer's
+        shutil.rmtree(folder, ignore_errors=True)

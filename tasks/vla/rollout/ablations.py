@@ -1,0 +1,66 @@
+"""What is taken from a policy, or told it falsely, to see what it goes by: pictures, and its instruction.
+
+An ablation changes a row before the policy sees it. Chance and the scripted expert are other policies, on the same
+layouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmdiff.errors import ConfigError, nearest
+from mmdiff.tasks.vla.worlds.world import make_world, tasks_of
+
+ABLATIONS = ("no_image", "no_language", "swapped", "random", "expert")
+GREY = 128
+
+
+def without_image(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Every picture grey; a row of a policy that looks at none has none."""
+    if "image" not in row:
+        return row
+    image = row["image"]
+    several = isinstance(image, list | tuple)
+    grey = [np.full_like(picture, GREY) for picture in (image if several else [image])]
+    return {**row, "image": grey if several else grey[0]}
+
+
+def without_language(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**row, "instruction": ""}
+
+
+def instructions(spec: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, str]:
+    """Full name -> instruction of tasks, in order. Raises ConfigError for none, one named twice and unknown ones."""
+    if not tasks:
+        raise ConfigError(f"tasks: none is named{nearest('', tasks_of(spec))}")
+    told: dict[str, str] = {}
+    for name in tasks:
+        world = make_world(spec, name)
+        if world.task in told:
+            raise ConfigError(f'tasks: "{world.task}" is named twice')
+        told[world.task] = world.task_description
+        world.close()
+    return told
+
+
+def swaps(
+    spec: Mapping[str, Any], told: Mapping[str, str], pairs: Mapping[str, str] | None
+) -> dict[str, tuple[str, str]]:
+    """Task -> another task and its instruction: what `pairs` says, else the next one. Empty for a single task.
+
+    told: full name -> instruction. Raises ConfigError for a pair of one and the same, and a task not evaluated.
+    """
+    names = list(told)
+    after = dict(zip(names, names[1:] + names[:1], strict=True))
+    found = {task: (other, told[other]) for task, other in after.items() if task != other}
+    for task, other in (pairs or {}).items():
+        (a, _), (b, instruction) = (next(iter(instructions(spec, [name]).items())) for name in (task, other))
+        if a not in told:
+            raise ConfigError(f'pairs: "{task}" is not evaluated{nearest(task, told)}')
+        if a == b:
+            raise ConfigError(f'pairs: "{task}" is given its own instruction')
+        found[a] = b, instruction
+    return found

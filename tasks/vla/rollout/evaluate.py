@@ -1,0 +1,207 @@
+"""A policy in closed loop: success by task with intervals, beside chance, the expert, and the policy when it is shown
+nothing, told nothing or told something else, all on the same layouts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmdiff.errors import ConfigError, nearest, require
+from mmdiff.evaluation.report import curves
+from mmdiff.files import write_text
+from mmdiff.session import Session
+
+from .ablations import ABLATIONS, instructions, swaps
+from .closed_loop import ClosedLoop, Other, Setup, opened, policy_of, timing
+from .policies import Policy
+from .report import summary, write_vla_report
+from .rollout import Rollout
+from .success import eval_info, write_eval_info
+
+
+def evaluate_policy(
+    session: Session | Policy,
+    spec: Mapping[str, Any] | str,
+    tasks: Sequence[str],
+    *,
+    out: Path | None = None,
+    episodes: int = 10,
+    seed: int = 0,
+    execute: int | None = None,
+    inpaint: bool = False,
+    max_steps: int | None = None,
+    ablations: Sequence[str] = ABLATIONS,
+    pairs: Mapping[str, str] | None = None,
+    others: Mapping[str, Other] | None = None,
+    videos: int = 1,
+    mp4: bool = False,
+    worlds: int = 8,
+    processes: int = 1,
+    batch: int | None = None,
+    latency: int = 20,
+    title: str = "Closed loop",
+    notes: Sequence[str] = (),
+    metrics: Path | None = None,
+    **sampler: Any,
+) -> dict[str, Any]:
+    """`episodes` layouts a task, of seeds `seed`, `seed` + 1, ..., the same for every ablation. Returns the figures.
+
+    session: a model with its task, `sampler` being fields of GenerationConfig for it; or any Policy.
+    spec, tasks: see `make_world`.
+    out: a folder that is not there yet, for eval_info.json (lerobot's), figures.json, episodes.jsonl, report.html and
+        videos/; None: one beside the model, named by what is evaluated. It is written aside and renamed.
+    execute, inpaint, max_steps, batch: see `rollout`; execute, where it is None, is the task's own.
+    ablations: of `ABLATIONS`. no_image: every picture is grey. no_language: the instruction is empty. swapped: it is
+        that of another task, which `pairs` names (else the next one); success is judged on the task itself.
+    others: further policies by name, that stand beside the ablations.
+    videos: successes and failures a task that are filmed at most; 0: none. mp4: besides GIFs.
+    worlds: simulators open at once in a process, shared out among its tasks.
+    processes: the tasks are shared out among so many; the episodes are the same. A script that asks for more than one
+        needs `if __name__ == "__main__":`, for they are started afresh.
+    latency: chunks that are asked for one by one to time them; 0: not timed.
+    title, notes, metrics: of the report; metrics is a run's metrics.jsonl, for its curves.
+    Raises ConfigError for a folder that is there, names that are unknown and what `rollout` refuses.
+    """
+    spec = {"name": spec} if isinstance(spec, str) else dict(spec)
+    told = instructions(spec, tasks)
+    if execute is None and isinstance(session, Session):
+        execute = getattr(session.task, "execute", None)
+    chunk = policy_of(session, **sampler).chunk
+    if execute is not None and not 1 <= execute <= chunk:
+        raise ConfigError(f"execute: {execute}, expected 1..{chunk}, the actions of a chunk")
+    swapped = swaps(spec, told, pairs) if "swapped" in ablations else {}
+    setup = Setup(spec, told, episodes, seed, execute, inpaint, max_steps, batch, tuple(ablations), swapped, sampler)
+    check(setup)
+    if videos < 0:
+        raise ConfigError(f"videos: {videos}, expected 0 or more")
+    if videos:
+        require("PIL", "vla")
+    if videos and mp4:
+        require("av", "vla")
+    out = home(session) / setup.name() if out is None else Path(out)
+    start = time.perf_counter()
+    with _written(out) as aside:
+        share = Share(session, setup, others or {}, aside, videos, mp4, worlds, latency)
+        parts = _parts(list(told), min(processes, len(told)))
+        if len(parts) == 1:
+            run = share(parts[0])
+        else:
+            run = ClosedLoop(policy_of(session, **sampler), setup)
+            with ProcessPoolExecutor(len(parts), get_context("spawn"), _threads, (torch.get_num_threads(),)) as pool:
+                for part in pool.map(share, parts):
+                    run.add(part)
+            run.sort()
+        figures = {**run.figures(), "seconds": time.perf_counter() - start, "settings": asdict(setup)}
+        films = {task: [f for film in run.films if film.task == task for f in film.files] for task in told}
+        write_eval_info(aside / "eval_info.json", eval_info(run.done["full"], seconds=run.seconds, videos=films))
+        write_text(aside / "figures.json", json.dumps(figures, indent=2, default=str) + "\n")
+        write_text(aside / "episodes.jsonl", "".join(_lines(run.done)))
+        shown = curves(metrics) if metrics is not None else None
+        page = aside / "report.html"
+        write_vla_report(page, title=title, figures=figures, films=run.films, notes=notes, curves=shown)
+    print(summary(figures), file=sys.stderr)
+    return {**figures, "report": str(out / "report.html")}
+
+
+@dataclass(frozen=True)
+class Share:
+    """A process's share of an evaluation: all that is to be run of some tasks."""
+
+    session: Session | Policy
+    setup: Setup
+    others: Mapping[str, Other]
+    folder: Path  # of films
+    videos: int
+    mp4: bool
+    worlds: int
+    latency: int
+
+    def __call__(self, tasks: Sequence[str]) -> ClosedLoop:
+        policy = policy_of(self.session, **self.setup.sampler)
+        run = ClosedLoop(policy, self.setup)
+        for group in _split(tasks, max(1, self.worlds)):
+            with opened(self.setup.spec, group, max(1, self.worlds // len(group))) as lanes:
+                run.full(lanes)
+                if self.videos:
+                    run.film(lanes, self.folder, self.videos, self.mp4)
+                if self.latency and policy.sees and not run.timed:
+                    run.timed = timing(policy, lanes[group[0]][0], self.setup, self.latency)
+                run.ablations(lanes)
+                for name, other in self.others.items():
+                    run.other(name, other, lanes)
+        run.policy = None  # type: ignore[assignment]  # what comes back from a process need not hold the model
+        return run
+
+
+def check(setup: Setup) -> None:
+    for name in setup.ablations:
+        if name not in ABLATIONS:
+            raise ConfigError(f'ablations: there is no "{name}"{nearest(name, ABLATIONS)}')
+    if setup.seed < 0:
+        raise ConfigError(f"seed: {setup.seed}, expected at least 0")
+    if setup.episodes < 1:
+        raise ConfigError(f"episodes: {setup.episodes}, expected at least 1")
+
+
+def home(session: Session | Policy) -> Path:
+    """The folder of a session's run, or where the command runs."""
+    if not isinstance(session, Session):
+        return Path()
+    folder = session.folder
+    if folder.parent.name == "checkpoints":
+        return folder.parent.parent
+    return folder.parent if folder.name == "model" else folder
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[Path]:
+    """A folder aside that becomes `out`, which must not be there, or be empty."""
+    out = out.resolve()  # "." has no name
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already; choose another folder")
+    aside = out.with_name(f".{out.name}.part-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror})") from None
+    try:
+        yield aside
+        if out.is_dir():
+            out.rmdir()
+        os.rename(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _split(tasks: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [tasks[i : i + size] for i in range(0, len(tasks), size)]
+
+
+def _parts(tasks: Sequence[str], n: int) -> list[Sequence[str]]:
+    """In `n` parts that are about as long as each other."""
+    return [tasks[i::n] for i in range(n)]
+
+
+def _threads(n: int) -> None:
+    torch.set_num_threads(n)
+
+
+def _lines(done: Mapping[str, Sequence[Rollout]]) -> Iterator[str]:
+    told = ("task", "seed", "success", "steps", "chunks", "sum_reward", "max_reward")
+    for name, episodes in done.items():
+        for episode in episodes:
+            yield json.dumps({"policy": name, **{key: getattr(episode, key) for key in told}}) + "\n"

@@ -1,0 +1,245 @@
+"""Demonstrations of a world's scripted expert, as episodes or as a LeRobotDataset.
+
+The expert is disturbed while it works: on a share of the steps noise is added to what is executed, and its clean action
+is what is recorded. Demonstrations then show how to come back to the way from beside it (DART, Laskey et al. 2017).
+
+Shape letters: N frames, D dimensions of an action, S of the state, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.random import Generator, Philox, SeedSequence
+
+from mmdiff.errors import ConfigError, DataError
+from mmdiff.files import write_text
+from mmdiff.tasks.vla.data.episode import Episode
+from mmdiff.tasks.vla.worlds.world import make_world
+
+from .ablations import instructions
+
+Spec = Mapping[str, Any] | str
+
+
+class Attempt(NamedTuple):
+    """One layout of one task (its full name), tried once. steps: how many; success: whether the world said so."""
+
+    task: str
+    seed: int
+    success: bool
+    steps: int
+
+
+def record(
+    spec: Spec,
+    tasks: Sequence[str],
+    episodes: int,
+    *,
+    seed: int = 1000,
+    noise: float = 0.3,
+    share: float = 0.5,
+    extra: int = 3,
+    hold: int = 1,
+    processes: int = 1,
+    told: Callable[[Attempt], None] | None = None,
+) -> Iterator[Episode]:
+    """Successful episodes, task by task. Of `episodes` layouts a task (seed, seed + 1, ...), those where the expert
+    fails are left out: no other layout takes their place, so that all others stay unseen.
+
+    noise: standard deviation of what is added to an executed action, in all but the last dimension (the gripper's).
+    share: of the steps that are disturbed. hold: a disturbance lasts so many steps; longer ones lead farther from the
+        way, and show how to come back from there.
+    extra: an episode ends with its extra-th successful step, so that it shows what to do once all is done.
+    processes: worlds that run side by side; the episodes are the same. A script that asks for more than one needs
+        `if __name__ == "__main__":`, for they are started afresh.
+    told: is told of every attempt, failures too.
+    """
+    for name, value in (("episodes", episodes), ("extra", extra), ("hold", hold), ("processes", processes)):
+        if value < 1:
+            raise ConfigError(f"{name}: {value}, expected at least 1")
+    if seed < 0 or noise < 0 or not 0 <= share <= 1:
+        raise ConfigError(f"seed {seed}, noise {noise}, share {share}: expected 0 or more, and a share of at most 1")
+    layouts = [(task, s) for task in dict.fromkeys(tasks) for s in range(seed, seed + episodes)]
+    for attempt, episode in _all(spec, layouts, (noise, share, extra, hold), processes):
+        if told is not None:
+            told(attempt)
+        if attempt.success:
+            yield episode
+
+
+def demonstrate(world: Any, seed: int, noise: float, share: float, extra: int, hold: int = 1) -> Episode:
+    """One episode of the expert, successful or not. What is drawn is a function of (task, seed)."""
+    obs, _ = world.reset(seed=seed)
+    disturbed = disturbances(world.task, seed, noise, share, world.action_space.shape[0], hold)
+    actions, states = [], []
+    images: dict[str, list[np.ndarray]] = {camera: [] for camera in obs["pixels"]}
+    successes = 0
+    while True:
+        action_D = world.expert()
+        actions.append(action_D)
+        states.append(obs["agent_pos"])
+        for camera, picture in obs["pixels"].items():
+            images[camera].append(picture)
+        _, terminated, truncated, info = world.advance(np.asarray(action_D, np.float64) + next(disturbed))
+        successes += info["is_success"]
+        if successes >= extra or truncated or (terminated and not info["is_success"]):
+            break
+        obs = world.observe()
+    return Episode(
+        instruction=world.task_description,
+        action=np.stack(actions).astype(np.float32),
+        state=np.stack(states).astype(np.float32),
+        images=images,
+        fps=world.fps,
+        success=successes > 0,
+    )
+
+
+def disturbances(task: str, seed: int, noise: float, share: float, dims: int, hold: int = 1) -> Iterator[np.ndarray]:
+    """What is added to each executed action of an episode, (D,) float64; nothing to the last dimension, the gripper."""
+    rng = Generator(Philox(SeedSequence((zlib.crc32(task.encode()), seed))))
+    while True:
+        added_D = np.zeros(dims)
+        if rng.random() < share:
+            added_D[:-1] = rng.normal(0.0, noise, dims - 1)
+        yield from [added_D] * hold
+
+
+def record_dataset(
+    folder: str | Path,
+    spec: Spec,
+    tasks: Sequence[str],
+    episodes: int,
+    *,
+    video: bool = False,
+    progress: bool = True,
+    seed: int = 1000,
+    noise: float = 0.3,
+    share: float = 0.5,
+    extra: int = 3,
+    hold: int = 1,
+    processes: int = 1,
+) -> dict[str, tuple[int, int]]:
+    """Write what `record` gives as a LeRobotDataset, and beside it, in `meta/world.json`, how it came about: the
+    world's `spec`, the (task, seed) of every episode and the disturbance. Returns successes and attempts by task.
+
+    Raises ConfigError where the folder exists, DataError when the expert has succeeded in no layout of a task; what it
+    has done in other tasks is written all the same.
+    """
+    from tqdm import tqdm
+
+    from mmdiff.tasks.vla.data.writer import LeRobotWriter
+
+    tasks = list(dict.fromkeys(tasks))
+    if len(tasks) > 1:
+        instructions({"name": spec} if isinstance(spec, str) else spec, tasks)  # raises for one under two names
+    if not tasks:
+        raise ConfigError("tasks: none are given")
+    world = make_world(spec, tasks[0])
+    count: dict[str, tuple[int, int]] = {}
+    layouts: list[tuple[str, int]] = []
+    how: dict[str, Any] = {"seed": seed, "noise": noise, "share": share, "extra": extra, "hold": hold}
+
+    def told(attempt: Attempt) -> None:
+        good, tried = count.get(attempt.task, (0, 0))
+        count[attempt.task] = good + attempt.success, tried + 1
+        if attempt.success:
+            layouts.append((attempt.task, attempt.seed))
+        bar.update()
+        bar.set_postfix_str(f"{attempt.task}, {sum(t - g for g, t in count.values())} failed")
+
+    with (
+        LeRobotWriter(
+            folder,
+            fps=world.fps,
+            robot_type=spec if isinstance(spec, str) else spec["name"],
+            video=video,
+            action_names=getattr(world, "action_names", None),
+            state_names=getattr(world, "state_names", None),
+        ) as writer,
+        tqdm(total=len(tasks) * episodes, unit="episode", disable=not progress) as bar,
+    ):
+        world.close()
+        for episode in record(spec, tasks, episodes, processes=processes, told=told, **how):
+            writer.add(episode)
+        failed = ", ".join(task for task, (good, _) in count.items() if not good)
+        if failed and not len(writer):
+            raise DataError(f"{failed}: the expert succeeded in none of {episodes} layouts")
+    kept = {"world": {"name": spec} if isinstance(spec, str) else dict(spec), "tasks": tasks, "episodes": episodes}
+    write_text(Path(folder) / "meta" / "world.json", json.dumps({**kept, **how, "layouts": layouts}) + "\n")
+    if failed:
+        raise DataError(f"{failed}: the expert succeeded in none of {episodes} layouts; {folder} holds the other tasks")
+    return count
+
+
+# One world at a time, kept for as long as layouts of its task follow
+
+
+class _Worlds:
+    def __init__(self, spec: Spec) -> None:
+        self.spec, self.asked, self.world = spec, "", None
+
+    def get(self, task: str) -> Any:
+        if task != self.asked or self.world is None:
+            self.close()
+            self.world, self.asked = make_world(self.spec, task), task
+        return self.world
+
+    def close(self) -> None:
+        world, self.world = self.world, None
+        if world is not None:
+            world.close()
+
+
+def _attempt(worlds: _Worlds, task: str, seed: int, how: tuple[float, float, int, int]) -> tuple[Attempt, Episode]:
+    world = worlds.get(task)
+    episode = demonstrate(world, seed, *how)
+    return Attempt(world.task, seed, bool(episode.success), len(episode)), episode
+
+
+def _all(
+    spec: Spec, layouts: Sequence[tuple[str, int]], how: tuple[float, float, int, int], processes: int
+) -> Iterator[tuple[Attempt, Episode]]:
+    """Attempts in the order of `layouts`; a few more than there are processes are under way or wait to be taken."""
+    if processes == 1:
+        worlds = _Worlds(spec)
+        try:
+            for task, seed in layouts:
+                yield _attempt(worlds, task, seed, how)
+        finally:
+            worlds.close()
+        return
+    # spawned: what a graphics library and threads hold does not survive a fork
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start, initargs=(spec,))
+    try:
+        under_way: deque[Future[tuple[Attempt, Episode]]] = deque()
+        for task, seed in layouts:
+            under_way.append(pool.submit(_work, task, seed, how))
+            if len(under_way) >= 2 * processes:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_mine: _Worlds | None = None  # of a worker process
+
+
+def _start(spec: Spec) -> None:
+    global _mine
+    _mine = _Worlds(spec)
+
+
+def _work(task: str, seed: int, how: tuple[float, float, int, int]) -> tuple[Attempt, Episode]:
+    assert _mine is not None
+    return _attempt(_mine, task, seed, how)

@@ -1,0 +1,170 @@
+"""A page about a policy in closed loop: success by task and ablation with intervals, and films of episodes.
+
+One file that needs nothing else: plots and GIFs are inside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from mmdiff.files import write_text
+
+LABELS = {
+    "full": "policy",
+    "no_image": "grey picture",
+    "no_language": "empty instruction",
+    "swapped": "another task's instruction",
+    "random": "random actions",
+    "expert": "scripted expert",
+}
+COLOURS = ("#2f6db3", "#c8553d", "#7a8b3c", "#8a5fa3", "#777777", "#2a9d8f", "#d9a441", "#444444")
+
+Rates = Mapping[str, Any]
+"""`success`, `success_low`, `success_high`, `successes`, `n`, `steps` where some succeeded (`success.rate`)."""
+
+
+@dataclass(frozen=True)
+class Film:
+    """An episode to look at. files: relative to the page. gif: the bytes of the GIF, which go into the page."""
+
+    task: str
+    instruction: str
+    seed: int
+    success: bool
+    steps: int
+    files: tuple[str, ...]
+    gif: bytes
+
+
+def write_vla_report(
+    file: Path,
+    *,
+    title: str,
+    figures: Mapping[str, Any],
+    films: Sequence[Film] = (),
+    notes: Sequence[str] = (),
+    curves: str | None = None,
+    plots: Sequence[tuple[str, str]] = (),
+    tables: Mapping[str, Mapping[str, Mapping[str, float | int | str]]] | None = None,
+) -> Path:
+    """figures: what `evaluate_policy` returns: the policy's rates with `by_task`, `ablations` with the rates of each,
+    and costs. curves: a data URI, see `mmdiff.evaluation.report.curves`. plots: (heading, data URI). tables: heading -> row ->
+    column -> figure, for what else there is to compare."""
+    page = Environment(loader=PackageLoader("mmdiff.tasks.vla.rollout", "."), autoescape=select_autoescape())
+    columns, rows = table(figures)
+    html = page.get_template("report.html").render(
+        title=title,
+        notes=[*notes, *figures.get("notes", ())],
+        columns=columns,
+        rows=rows,
+        costs=costs(figures),
+        bars=bars(figures),
+        curves=curves,
+        plots=plots,
+        tables={heading: _shown(of) for heading, of in (tables or {}).items() if of},
+        films=[(film, _uri(film.gif, "gif")) for film in films],
+    )
+    write_text(file, html)
+    return file
+
+
+def conditions(figures: Mapping[str, Any]) -> dict[str, Rates]:
+    """Name -> rates: the policy, then its ablations."""
+    return {"full": figures, **figures.get("ablations", {})}
+
+
+def table(figures: Mapping[str, Any]) -> tuple[list[str], dict[str, list[Rates | None]]]:
+    """Columns (`all`, then the tasks), and label -> rates of each; None where there are none. `all` of one task is left
+    out."""
+    tasks = list(figures["by_task"])
+    all_of = ["all"] if len(tasks) > 1 else []
+    rows: dict[str, list[Rates | None]] = {}
+    for name, of in conditions(figures).items():
+        rows[LABELS.get(name, name)] = [of for _ in all_of] + [of["by_task"].get(task) for task in tasks]
+    return [*all_of, *tasks], rows
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    """The table as text, with a line on costs."""
+    columns, rows = table(figures)
+    cells = [["", *columns]]
+    for label, of in rows.items():
+        cells.append([label, *("–" if rates is None else told(rates) for rates in of)])
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns) + 1)]
+    lines = [
+        "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
+        for first, *rest in cells
+    ]
+    lines += [f"{name}: {value}" for name, value in costs(figures).items()]
+    return "\n".join([*lines, *figures.get("notes", ())])
+
+
+def told(rates: Rates) -> str:
+    """0.95 [0.76, 0.99]"""
+    return f"{rates['success']:.2f} [{rates['success_low']:.2f}, {rates['success_high']:.2f}]"
+
+
+def costs(figures: Mapping[str, Any]) -> dict[str, str]:
+    out = {}
+    if "latency_ms" in figures:
+        latency = figures["latency_ms"]
+        out["latency of a chunk"] = f"{latency['p50']:.1f} ms (p50), {latency['p95']:.1f} ms (p95), one robot"
+    if "control_hz" in figures:
+        out["control frequency"] = f"{figures['control_hz']:.1f} actions a second, one robot"
+    if "actions_per_second" in figures:
+        out["throughput"] = f"{figures['actions_per_second']:.1f} actions a second of the policy's time, in batches"
+    if "forwards_per_chunk" in figures:
+        out["forwards a chunk"] = f"{figures['forwards_per_chunk']:.1f}"
+    return out
+
+
+def bars(figures: Mapping[str, Any]) -> str:
+    """Success by task, a colour a condition, with intervals: a PNG data URI."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns, rows = table(figures)
+    figure = Figure(figsize=(min(16, max(6, 1.5 + 0.24 * len(columns) * (len(rows) + 1))), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    width = 0.84 / len(rows)
+    for i, (label, of) in enumerate(rows.items()):
+        found = [(column, rates) for column, rates in enumerate(of) if rates is not None]
+        at = [column + (i - (len(rows) - 1) / 2) * width for column, _ in found]
+        height = [rates["success"] for _, rates in found]
+        ends = [[abs(rates["success"] - rates[f"success_{end}"]) for _, rates in found] for end in ("low", "high")]
+        style: dict[str, Any] = {"capsize": 1.5, "error_kw": {"elinewidth": 0.8, "alpha": 0.7}, "label": label}
+        axes.bar(at, height, width, yerr=ends, color=COLOURS[i % len(COLOURS)], **style)
+        axes.plot(
+            at, height, "o", color=COLOURS[i % len(COLOURS)], markersize=3, clip_on=False
+        )  # of a bar without height
+    long = max(map(len, columns)) > 12 and len(columns) > 3
+    axes.set_xticks(range(len(columns)), columns, rotation=20 if long else 0, ha="right" if long else "center")
+    axes.set(ylabel="success", ylim=(0, 1.02))
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=8, ncols=min(3, len(rows)), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return _uri(buffer.getvalue(), "png")
+
+
+def _shown(of: Mapping[str, Mapping[str, float | int | str]]) -> tuple[list[str], dict[str, list[str]]]:
+    columns = list(dict.fromkeys(name for row in of.values() for name in row))
+    return columns, {label: [_number(row.get(name, "–")) for name in columns] for label, row in of.items()}
+
+
+def _number(figure: float | int | str) -> str:
+    if isinstance(figure, str):
+        return figure
+    return f"{figure:,}" if isinstance(figure, int) else f"{figure:.3g}" if abs(figure) < 1 else f"{figure:,.2f}"
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

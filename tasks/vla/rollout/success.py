@@ -1,0 +1,116 @@
+"""Success rates with intervals, and lerobot's `eval_info.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import NormalDist, fmean
+from typing import Any
+
+from mmdiff.files import write_text
+
+from .rollout import Rollout
+
+LEVEL = 0.95
+
+
+def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """The score interval of a share (Wilson, JASA 1927): it stays in [0, 1] and has a width at 0 and 1.
+
+    (0, 1) of no episodes.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n} episodes")
+    if not n:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share = successes / n
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    # at the ends the formula gives 0 and 1 but for rounding
+    return (0.0 if not successes else middle - half), (1.0 if successes == n else middle + half)
+
+
+def rate(episodes: Sequence[Rollout]) -> dict[str, float]:
+    """`success` (a share) with its interval, `successes` of `n`, and `steps`, the mean of those that succeeded."""
+    won = [episode for episode in episodes if episode.success]
+    low, high = wilson(len(won), len(episodes))
+    share = len(won) / len(episodes) if episodes else 0.0
+    out = {"success": share, "success_low": low, "success_high": high, "successes": len(won), "n": len(episodes)}
+    return {**out, "steps": fmean(e.steps for e in won)} if won else out
+
+
+def rates(episodes: Sequence[Rollout]) -> dict[str, Any]:
+    """`rate` of all episodes, and of each task under `by_task`, in order of appearance."""
+    return {**rate(episodes), "by_task": {task: rate(of) for task, of in by_task(episodes).items()}}
+
+
+def by_task(episodes: Sequence[Rollout]) -> dict[str, list[Rollout]]:
+    out: dict[str, list[Rollout]] = {}
+    for episode in episodes:
+        out.setdefault(episode.task, []).append(episode)
+    return out
+
+
+def eval_info(
+    episodes: Sequence[Rollout],
+    *,
+    seconds: float,
+    videos: Mapping[str, Sequence[str]] | None = None,
+    groups: Mapping[str, tuple[str, int]] | None = None,
+) -> dict[str, Any]:
+    """What `lerobot-eval` writes (lerobot 0.4, src/lerobot/scripts/lerobot_eval.py, `eval_policy_all`), `pc_` in
+    percent, and `intervals` besides, in percent too.
+
+    videos: task -> paths. groups: task -> (task_group, task_id); a task that is not named is a group of its own, as
+    lerobot has it for Meta-World's tasks.
+    """
+    per_task: list[dict[str, Any]] = []
+    members: dict[str, list[Rollout]] = {}
+    paths: dict[str, list[str]] = {}
+    for task, of in by_task(episodes).items():
+        group, number = (groups or {}).get(task, (task, 0))
+        films = list((videos or {}).get(task, ()))
+        metrics = {
+            "sum_rewards": [e.sum_reward for e in of],
+            "max_rewards": [e.max_reward for e in of],
+            "successes": [e.success for e in of],
+            "video_paths": films,
+        }
+        per_task.append({"task_group": group, "task_id": number, "metrics": metrics})
+        members.setdefault(group, []).extend(of)
+        paths.setdefault(group, []).extend(films)
+    per_group = {group: _aggregate(of, paths[group]) for group, of in members.items()}
+    overall = _aggregate(episodes, [path for films in paths.values() for path in films])
+    times = {"eval_s": seconds, "eval_ep_s": seconds / max(1, len(episodes))}
+    return {
+        "per_task": per_task,
+        "per_group": per_group,
+        "overall": {**overall, **times},
+        "intervals": {
+            "method": "wilson",
+            "level": LEVEL,
+            "per_group": {group: _interval(of) for group, of in members.items()},
+            "overall": _interval(episodes),
+        },
+    }
+
+
+def write_eval_info(file: Path, info: Mapping[str, Any]) -> None:
+    write_text(file, json.dumps(info, indent=2) + "\n")
+
+
+def _aggregate(episodes: Sequence[Rollout], videos: Sequence[str]) -> dict[str, Any]:
+    return {
+        "avg_sum_reward": fmean(e.sum_reward for e in episodes),
+        "avg_max_reward": fmean(e.max_reward for e in episodes),
+        "pc_success": 100 * fmean(e.success for e in episodes),
+        "n_episodes": len(episodes),
+        "video_paths": list(videos),
+    }
+
+
+def _interval(episodes: Sequence[Rollout]) -> dict[str, list[float]]:
+    low, high = wilson(sum(e.success for e in episodes), len(episodes))
+    return {"pc_success": [100 * low, 100 * high]}

@@ -1,0 +1,100 @@
+"""A policy that is served elsewhere: POST /act over HTTP. Needs the standard library, numpy and Pillow only.
+
+Shape letters: K actions of a chunk, D dimensions of an action, H W pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmdiff.encoders.media.images import read_image
+from mmdiff.errors import ConfigError, DataError
+from mmdiff.protocols import Row
+
+
+class ActClient:
+    """`mmdiff.tasks.vla.rollout.policies.Policy` of a server (`mmdiff vla serve`), which answers as the same model does in process.
+
+    url: `http://127.0.0.1:8777`. key: of the statistics, where the server has several. timeout: seconds a call.
+    Noise is drawn under a row's `index`, else under the number of rows asked so far. calls, rows and forwards add up;
+    seconds are those of the whole exchange. Raises ConfigError where nobody answers, DataError for a row that the
+    server refuses.
+    """
+
+    sees = True
+
+    def __init__(self, url: str = "http://127.0.0.1:8777", *, key: str | None = None, timeout: float = 60.0) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"url: {url!r} does not begin with http://")
+        self.url, self.key, self.timeout = url.rstrip("/"), key, timeout
+        # a robot's server stands nearby: no proxy
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self.health = self._call("/health")
+        if not {"chunk", "execute"} <= set(self.health):
+            raise ConfigError(f"{self.url}/health: the answer of another kind of server")
+        self.chunk, self.execute = int(self.health["chunk"]), int(self.health["execute"])
+        self.reset()
+
+    def reset(self) -> None:
+        """Set the counts to nothing."""
+        self.calls = self.rows = self.forwards = 0
+        self.seconds = 0.0
+
+    def act(self, rows: Sequence[Row]) -> list[NDArray[np.float64]]:
+        """A chunk (K, D) in robot units a row; one request each."""
+        start = time.perf_counter()
+        answers = [self._call("/act", self._payload(row, self.rows + i)) for i, row in enumerate(rows)]
+        self.calls += 1
+        self.rows += len(rows)
+        self.forwards += sum(answer["forwards"] for answer in answers)
+        self.seconds += time.perf_counter() - start
+        return [np.asarray(answer["actions"], np.float64) for answer in answers]
+
+    def _payload(self, row: Row, number: int) -> dict[str, Any]:
+        image = row["image"]
+        pictures = list(image) if isinstance(image, list | tuple) else [image]
+        body = {"images": [encoded(one) for one in pictures], "instruction": row["instruction"]}
+        body["seed"] = int(row.get("index", number))
+        for name in ("state", "given"):
+            if row.get(name) is not None:
+                body[name] = np.asarray(row[name]).tolist()
+        return body if self.key is None else {**body, "unnorm_key": self.key}
+
+    def _call(self, path: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
+        data = None if payload is None else json.dumps(payload).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        try:
+            with self._opener.open(request, timeout=self.timeout) as answer:
+                found: dict[str, Any] = json.load(answer)
+                return found
+        except urllib.error.HTTPError as error:
+            raise DataError(f"{self.url}{path}: {error.code}: {_said(error)}") from None
+        except (OSError, ValueError) as error:  # ValueError: what answers is no server of ours
+            why = getattr(error, "reason", None) or error
+            raise ConfigError(f"{self.url}{path}: no answer ({why}); is `mmdiff vla serve` running there?") from None
+
+
+def encoded(picture: Any) -> str:
+    """base64 of a picture's file: bytes are sent as they are, everything else as PNG, which loses nothing."""
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return base64.b64encode(picture).decode()
+    file = io.BytesIO()
+    read_image(picture).save(file, "png", compress_level=1)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.load(error)["error"])
+    except (ValueError, KeyError, TypeError, OSError):
+        return str(error.reason)

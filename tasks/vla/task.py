@@ -1,0 +1,302 @@
+"""Vision-language-action: pictures, an instruction and the robot's state to a chunk of actions, as action tokens.
+
+Action tokens are ids of a reserved range (`reserve: {action: 32}` of the backbone). Nothing else may stand where they
+do, so the softmax runs over them alone (LLaDA-VLA's localized special-token classification, arXiv 2509.06932), and no
+text task writes one.
+
+Shape letters: K actions of a chunk, D dimensions of an action, S of the state, T tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmdiff.canvas.sample import Media, Part, Sample, Target, Text
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.protocols import Row
+from mmdiff.tasks.dialogue.rows import RowError, at
+from mmdiff.tasks.dialogue.templates import literal
+from mmdiff.tasks.dialogue.turns import media_of
+
+from .codecs.bins import ActionCodec, UniformBins, to_bins
+from .codecs.normalise import Mode, Normaliser
+from .data.statistics import choose, read_statistics, to_json
+
+State = Literal["encoder", "tokens", "none"]
+ACTION, STATE = "action", "state"  # reserved ranges of the vocabulary; `state` is a kind of media too
+EXPECTED = {
+    "prompt": "text",
+    "binary": "a list of dimensions",
+    "world": "a mapping, {name: metaworld, ...}",
+    "execute": "a whole number",
+    "key": "text",
+}
+SLOTS = re.compile("(<image>|<state>)")
+
+
+class Units(NamedTuple):
+    """What stands between a robot's units and tokens, for the data set of one key."""
+
+    action: Normaliser
+    state: Normaliser | None
+    codec: ActionCodec
+
+
+class VLA:
+    """Rows `{image, instruction, state?, action, action_is_pad?, given?, dataset?}` <-> canvases.
+
+    statistics: of actions and states by key: the folder of a data set, a file, {key: either of them}, or the numbers
+        themselves. A saved model holds the numbers.
+    chunk: K. codec: of `mmdiff.tasks.vla.codecs.bins`; 32 uniform bins when left out.
+    normalise: quantile | bounds | mean_std | none, of actions and states. binary: dimensions of the action, by number
+        or name, that have two values (grippers).
+    key: whose statistics a policy acts by; needed where there are several. In training a row's `dataset` says it.
+    state: "encoder" (media of kind `state`), "tokens" (`state_bins` ids of the reserved range `state`) or "none".
+    cameras: pictures a row has; 0: what it has is not looked at.
+    prompt: what a canvas says before the actions, special tokens spelled out. `<image>` is the place of all pictures,
+        `<state>` that of the state.
+    world: the simulator the policy is made for, `{name: metaworld, size: 64}`, see `mmdiff.tasks.vla.worlds.world`; `tasks` in it
+        are those that it is evaluated on.
+    execute: actions of a chunk that are carried out before the next is asked, where a caller says nothing; None: all.
+    """
+
+    def __init__(
+        self,
+        statistics: Any,
+        chunk: int = 5,
+        codec: ActionCodec | None = None,
+        normalise: Mode = "quantile",
+        binary: Sequence[int | str] = (),
+        key: str | None = None,
+        state: State = "encoder",
+        state_bins: int = 256,
+        cameras: int = 1,
+        prompt: str = "<image><state>{instruction}",
+        world: Mapping[str, Any] | None = None,
+        execute: int | None = None,
+    ) -> None:
+        for name, value, least in (("chunk", chunk, 1), ("state_bins", state_bins, 2), ("cameras", cameras, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"task.{name}: {value!r} is not a whole number of at least {least}")
+        settings: dict[str, tuple[Any, Any]] = {
+            "prompt": (prompt, str),
+            "binary": (binary, list | tuple),
+            "world": (world, Mapping | None),
+            "execute": (execute, int | None),
+            "key": (key, str | None),
+        }
+        for name, (setting, kinds) in settings.items():
+            if isinstance(setting, bool) or not isinstance(setting, kinds):
+                raise ConfigError(f"task.{name}: {setting!r:.60} is not {EXPECTED[name]}")
+        if codec is not None and not callable(getattr(codec, "bind", None)):
+            raise ConfigError(
+                f"task.codec: {codec!r:.60}, expected {{target: mmdiff.tasks.vla.codecs.bins.UniformBins, ...}}"
+            )
+        if execute is not None and not 1 <= execute <= chunk:
+            raise ConfigError(f"task.execute: {execute}, expected 1 to {chunk}, the actions of a chunk")
+        for name, given, known in (("state", state, get_args(State)), ("normalise", normalise, get_args(Mode))):
+            if given not in known:
+                raise ConfigError(f"task.{name}: no {given!r}{nearest(str(given), known)}")
+        slots = {"{instruction}": 1, "<image>": int(cameras > 0), "<state>": int(state != "none")}
+        prompt = prompt if state != "none" else prompt.replace("<state>", "")
+        for slot, times in slots.items():
+            if prompt.count(slot) != times:
+                raise ConfigError(f"task.prompt: {prompt!r} has {slot} {prompt.count(slot)} times, expected {times}")
+        self.statistics = read_statistics(statistics)
+        self.key = None if key is None else choose(self.statistics, key)
+        self.chunk, self.cameras, self.prompt_text, self.world = chunk, cameras, prompt, dict(world or {})
+        self.state_as, self.state_bins, self.execute = state, state_bins, execute
+        self.binary = tuple(binary)
+        self.codec: ActionCodec = UniformBins(32) if codec is None else codec
+        self._units: dict[str, Units] = {}
+        for name, entry in self.statistics.items():
+            action = Normaliser(entry["action"], normalise, self.binary)
+            measured = Normaliser(entry["state"], normalise) if state != "none" and "state" in entry else None
+            if state != "none" and measured is None:
+                raise ConfigError(f"task.state: {state}, but the statistics of {name} have no state; expected none")
+            self._units[name] = Units(action, measured, self.codec.bind(entry["action"], action))
+            self._units[name].codec.tokens(chunk, action.dims)  # raises for a codec that does not fit the chunk
+        shapes = {(u.action.dims, u.state.dims if u.state else 0) for u in self._units.values()}
+        if len(shapes) > 1:
+            raise ConfigError(f"task.statistics: (actions, states) of {sorted(shapes)} dimensions, expected all alike")
+
+    @classmethod
+    def toy(cls, statistics: Any, **settings: Any) -> VLA:
+        """With statistics of drawn actions and states, as `Steps.toy` has them, where the named ones are not there."""
+        try:
+            return cls(statistics, **settings)
+        except (ConfigError, DataError) as error:
+            if "no such file" not in str(error):
+                raise
+        from .codecs.normalise import Statistics
+        from .data.dataset import TOY_ACTION, TOY_STATE
+
+        rng = np.random.default_rng(0)
+        action, measured = (Statistics.of(rng.uniform(-1, 1, (512, n))) for n in (TOY_ACTION, TOY_STATE))
+        names = list(statistics) if isinstance(statistics, Mapping) else [Path(statistics).resolve().name]
+        settings["binary"] = ()
+        return cls({name: {"action": action, "state": measured} for name in names}, **settings)
+
+    def constants(self) -> dict[str, Any]:
+        """What a saved model has to know of the data."""
+        kept = {"statistics": to_json(self.statistics), "binary": list(self.binary)}
+        node = getattr(self.codec, "node", None)  # a table of FAST is in it, not the path of its file
+        return kept if node is None else {**kept, "codec": node}
+
+    def units(self, key: str | None = None) -> Units:
+        """Of one data set; None: of the policy's. Raises ConfigError that lists the keys where it is not clear."""
+        return self._units[choose(self.statistics, key if key is not None else self.key)]
+
+    @property
+    def dims(self) -> int:
+        """D."""
+        return next(iter(self._units.values())).action.dims
+
+    @property
+    def state_dims(self) -> int:
+        """S; 0 where a policy does not see its state."""
+        state = next(iter(self._units.values())).state
+        return 0 if state is None else state.dims
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """How the tokens of a chunk fall into actions: (K, D) for bins. What hierarchical decoding goes by."""
+        return next(iter(self._units.values())).codec.steps(self.chunk, self.dims)
+
+    def sample(self, row: Row, vocab: Vocab) -> Sample:
+        """Raises DataError for a row that lacks something, has another shape, or is not finite."""
+        with at(row):
+            units = self._row_units(row)
+            low = self._range(vocab, units.codec)
+            x_KD = units.action.forward(self._array(row, "action", (self.chunk, self.dims)))
+            ids_T = low + units.codec.encode(x_KD)
+            pad_K = np.asarray(row.get("action_is_pad", np.zeros(self.chunk, bool)), bool)
+            if pad_K.shape != (self.chunk,) or pad_K.all():
+                raise RowError("action_is_pad", f"{pad_K.tolist()}, expected {self.chunk}, not all of them true")
+            ids_T[units.codec.padded(pad_K, self.dims)] = vocab.mask_id  # stays empty, and is not scored
+            return [*self._context(row, units, vocab), self._target(ids_T, low, units.codec, vocab)]
+
+    def prompt(self, row: Row, vocab: Vocab) -> Sample:
+        """`given`: the first n actions, which are decided. Raises DataError as `sample` does."""
+        with at(row):
+            units = self.units()
+            own = row.get("dataset")
+            if own is not None and len(self._units) > 1 and own != choose(self.statistics, self.key):
+                raise RowError("dataset", f"{own!r}, but the policy acts by {choose(self.statistics, self.key)!r}")
+            low = self._range(vocab, units.codec)
+            ids_T = np.full(units.codec.tokens(self.chunk, self.dims), vocab.mask_id)
+            if row.get("given") is not None and len(row["given"]):
+                ids_T = self._given(row, units, low, vocab.mask_id)
+            return [*self._context(row, units, vocab), self._target(ids_T, low, units.codec, vocab)]
+
+    def parse(self, ids: Sequence[int], vocab: Vocab) -> list[list[float]]:
+        """K actions of D numbers in robot units."""
+        units = self.units()
+        low = self._range(vocab, units.codec)
+        x_KD = units.codec.decode(np.asarray(ids, np.int64) - low, self.chunk, self.dims)
+        actions: list[list[float]] = units.action.inverse(x_KD).tolist()
+        return actions
+
+    def score(self, prediction: Any, row: Row) -> dict[str, float]:
+        """`mae`: mean absolute error in robot units; `mae_normalised`: where [-1, 1] is the range of the statistics.
+
+        Padded actions do not count. What the codec cannot express is part of both.
+        """
+        with at(row):
+            units = self.units()
+            true_KD = self._array(row, "action", (self.chunk, self.dims))
+            found_KD = np.asarray(prediction, np.float64)
+            if found_KD.shape != true_KD.shape:
+                raise RowError("prediction", f"of shape {found_KD.shape}, expected {true_KD.shape}")
+            kept_K = ~np.asarray(row.get("action_is_pad", np.zeros(self.chunk, bool)), bool)
+            plain = np.abs(found_KD - true_KD)[kept_K].mean()
+            scaled = np.abs(units.action.forward(found_KD) - units.action.forward(true_KD))[kept_K].mean()
+            return {"mae": float(plain), "mae_normalised": float(scaled)}
+
+    def _row_units(self, row: Row) -> Units:
+        key = row.get("dataset")
+        if key is None or (len(self._units) == 1 and key not in self._units):
+            return self.units()  # the only statistics there are serve data of any name
+        return self._units[choose(self.statistics, str(key))]
+
+    def _context(self, row: Row, units: Units, vocab: Vocab) -> Iterator[Part]:
+        pictures = media_of(row, "image") if self.cameras else []  # left aside, as is a state that nobody looks at
+        if len(pictures) != self.cameras:
+            raise RowError("image", f"{len(pictures)} pictures, the policy has {self.cameras} cameras")
+        instruction = row.get("instruction")
+        if not isinstance(instruction, str):
+            raise RowError("instruction", f"{instruction!r:.60} is not text")
+        instruction = instruction.strip()
+        if literal(instruction, vocab) != vocab.encode(instruction):  # special tokens are the prompt's alone
+            raise RowError("instruction", f"{instruction!r:.60} spells out a special token")
+        for piece in SLOTS.split(self.prompt_text):
+            if piece == "<image>":
+                yield from (Media("image", picture) for picture in pictures)
+            elif piece == "<state>" and units.state is not None:
+                x_S = units.state.forward(self._array(row, "state", (self.state_dims,)))
+                if self.state_as == "encoder":
+                    yield Media(STATE, x_S.astype(np.float32))
+                else:
+                    yield Text((vocab.range(STATE)[0] + to_bins(x_S, self._state_bins(vocab))).tolist())
+            elif piece and (ids := vocab.encode(piece.replace("{instruction}", instruction))):
+                yield Text(ids)
+
+    def _target(self, ids_T: NDArray[np.int64], low: int, codec: ActionCodec, vocab: Vocab) -> Target:
+        return Target(ids_T.tolist(), allow=((low, low + codec.size),))
+
+    def _given(self, row: Row, units: Units, low: int, mask_id: int) -> NDArray[np.int64]:
+        """Ids of a chunk whose first actions are given; the others are empty."""
+        n = len(row["given"])
+        if n >= self.chunk:
+            raise RowError("given", f"{n} actions, expected fewer than the {self.chunk} of a chunk")
+        given = self._array(row, "given", (n, self.dims))
+        empty_K = np.arange(self.chunk) >= n
+        empty_T = units.codec.padded(empty_K, self.dims)
+        if empty_T.sum() != (self.chunk - n) * self.dims:
+            raise RowError("given", f"{type(units.codec).__name__} mixes actions in a token, so that none can be given")
+        x_KD = np.zeros((self.chunk, self.dims))
+        x_KD[:n] = units.action.forward(given)
+        return np.where(empty_T, mask_id, low + units.codec.encode(x_KD))
+
+    def _array(self, row: Row, field: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        if row.get(field) is None:
+            raise RowError(f"no {field}")
+        try:
+            values = np.asarray(row[field], np.float64)
+        except (TypeError, ValueError):
+            raise RowError(field, f"{row[field]!r:.60} is not an array of numbers") from None
+        if values.shape != shape:
+            raise RowError(field, f"of shape {values.shape}, expected {shape}")
+        if not np.isfinite(values).all():
+            raise RowError(field, f"{np.argwhere(~np.isfinite(values))[0].tolist()} is not finite")
+        return values
+
+    def _range(self, vocab: Vocab, codec: ActionCodec) -> int:
+        """The first action token. Raises ConfigError where the backbone has reserved too few."""
+        low, high = _reserved(vocab, ACTION, codec.size)
+        if high - low < codec.size:
+            raise ConfigError(
+                f"task.codec: {codec.size} tokens, but the backbone has reserve: {{action: {high - low}}}"
+            )
+        return low
+
+    def _state_bins(self, vocab: Vocab) -> int:
+        low, high = _reserved(vocab, STATE, self.state_bins)
+        if high - low < self.state_bins:
+            raise ConfigError(
+                f"task.state_bins: {self.state_bins}, but the backbone has reserve: {{state: {high - low}}}"
+            )
+        return self.state_bins
+
+
+def _reserved(vocab: Vocab, name: str, size: int) -> tuple[int, int]:
+    if name not in vocab.ranges:
+        raise ConfigError(f"backbone: no ids are reserved for {name}s, expected reserve: {{{name}: {size}}}")
+    return vocab.range(name)

@@ -1,0 +1,123 @@
+"""Questions about pictures or sounds, in one turn or many, also about neither.
+
+python -m mmdiff.tasks.vqa.task --model runs/vqa --image photo.jpg --question "What is on the table?"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from mmdiff.canvas.sample import Sample, Target, Text
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.errors import ConfigError, DataError, UserError, nearest
+from mmdiff.protocols import Row
+from mmdiff.tasks.dialogue.rows import RowError, at
+from mmdiff.tasks.dialogue.templates import Plain, Template, literal
+from mmdiff.tasks.dialogue.turns import answers, read_turns
+
+ONE_REFERENCE = ("exact_match", "relaxed_accuracy", "med_closed", "med_open")
+MANY_REFERENCES = ("vqa_accuracy", "anls")
+
+
+class VQA:
+    """Rows as in `mmdiff.tasks.dialogue.turns` <-> canvases. All answers of a dialogue are written, and noised, together.
+
+    answer_length: places of every answer, filled up with EOS; the end id is left out where an answer takes all of them.
+        None: as many as the answer and its end id take, and `max_new_tokens` when generating.
+    template: what stands around questions and answers, see `mmdiff.tasks.dialogue.templates`; `Plain()` when left out.
+    metrics: names of functions in `mmdiff.tasks.vqa.metrics`. Where a row has several accepted answers, those for one
+        reference see the most frequent, on which the model is trained. `med_closed` leaves out rows whose `answer_type`
+        is OPEN, `med_open` those where it is CLOSED; the scores of `med_open` are `open_recall`, `open_f1`, ...
+    media: the kind of the pictures, the name of the encoder in `model.encoders`; sounds are of kind `audio`.
+    """
+
+    def __init__(
+        self,
+        answer_length: int | None = None,
+        template: Template | None = None,
+        metrics: str | Sequence[str] = ("exact_match",),
+        max_new_tokens: int = 128,
+        media: str = "image",
+    ) -> None:
+        for name, value in (("answer_length", answer_length), ("max_new_tokens", max_new_tokens)):
+            if value is not None and value < 1:
+                raise ConfigError(f"task.{name}: {value} places, expected at least 1")
+        self.metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+        for name in self.metrics:
+            if name not in ONE_REFERENCE + MANY_REFERENCES:
+                raise ConfigError(f"task.metrics: no metric {name!r}{nearest(name, ONE_REFERENCE + MANY_REFERENCES)}")
+        self.answer_length, self.max_new_tokens, self.media = answer_length, max_new_tokens, media
+        self.template = Plain() if template is None else template
+
+    def sample(self, row: Row, vocab: Vocab) -> Sample:
+        """Raises DataError when an answer is missing, too long for `answer_length`, or not in the vocabulary."""
+        with at(row):
+            turns = [(content, Target(self._ids(answer, vocab))) for content, answer in read_turns(row, self.media)]
+            return self.template.canvas(turns, vocab, train=True)
+
+    def prompt(self, row: Row, vocab: Vocab) -> Sample:
+        """The last answer is empty places; earlier ones are given."""
+        with at(row):
+            *before, (content, _) = read_turns(row, self.media)
+            given = [(said, Text(self._ids(answer, vocab))) for said, answer in before]
+            asked = (content, Target(length=self.answer_length or self.max_new_tokens))
+            return self.template.canvas([*given, asked], vocab, train=False)
+
+    def _ids(self, answer: str | None, vocab: Vocab) -> list[int]:
+        if answer is None:
+            raise RowError("no answer")
+        ids = literal(answer.strip(), vocab)
+        places = self.answer_length
+        if places is None:
+            return [*ids, self.template.end(vocab)]
+        if len(ids) > places:
+            raise DataError(f"answer {answer!r:.60} takes {len(ids)} places, answer_length is {places}")
+        return [*ids, self.template.end(vocab), *[vocab.eos_id] * places][:places]
+
+    def parse(self, ids: Sequence[int], vocab: Vocab) -> str:
+        ids, end = [int(i) for i in ids], self.template.end(vocab)
+        return vocab.decode(vocab.until_end(ids[: ids.index(end)] if end in ids else ids)).strip()
+
+    def score(self, prediction: str, row: Row) -> dict[str, float]:
+        from . import metrics as vqa_metrics
+
+        references = answers(row)
+        if not references:
+            raise RowError("no answer", "a row without one cannot be scored")
+        kind = str(row.get("answer_type", "")).lower()
+        scores: dict[str, float] = {}
+        for name in self.metrics:
+            if (name, kind) in (("med_closed", "open"), ("med_open", "closed")):
+                continue
+            value = getattr(vqa_metrics, name)(prediction, references if name in MANY_REFERENCES else references[0])
+            scores |= {f"open_{part}": v for part, v in value.items()} if isinstance(value, dict) else {name: value}
+        return scores
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """One question on the command line; exit code 2 and one line when something outside the code is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mmdiff.tasks.vqa.task", description="Ask a trained model one question."
+    )
+    parser.add_argument("--model", required=True, help="a run, or a saved model folder")
+    parser.add_argument("--image", action="append", help="a picture; may be given several times, or left out")
+    parser.add_argument("--question", required=True, help="the question; <image> in it marks the place of a picture")
+    parser.add_argument("--json", action="store_true", help="print answer, forwards and canvas as one JSON object")
+    given = parser.parse_args(arguments)
+    from mmdiff.session import load
+
+    row = {"question": given.question} | ({"image": given.image} if given.image else {})
+    try:
+        out = load(given.model).predict(row)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(out, ensure_ascii=False) if given.json else out["answer"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

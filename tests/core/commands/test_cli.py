@@ -1,0 +1,264 @@
+"""The command line: what it prints where, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mmdiff
+import mmdiff.tasks
+from mmdiff.commands import cli
+from mmdiff.commands.arguments import Verb, overrides_of, row_of
+from mmdiff.config import packaged
+from mmdiff.errors import DataError, UserError
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    path = tmp_path / "small.yaml"
+    path.write_text("# A small one:  mmdiff config small.yaml\ntrain: {seed: 3, stages: {tune: {steps: 5}}}\n")
+    return str(path)
+
+
+def last_object(out: str) -> Any:
+    return json.loads(out.splitlines()[-1])
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert left.value.code == 0 and capsys.readouterr().out == f"mmdiff {mmdiff.__version__}\n"
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([verb, "--help"])
+    assert left.value.code == 0 and "--json" in capsys.readouterr().out
+
+
+def test_config_prints_what_is_resolved(small: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", small, "train.stages.tune.steps=9"]) == 0
+    out = capsys.readouterr().out
+    assert "name: small\n" in out and "steps: 9\n" in out and "  seed: 3\n" in out
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_options_may_stand_anywhere(small: str, turn: int, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [small, "train.seed=4", "sampler.steps=2"]
+    assert cli.main(["config", *words[:turn], "--json", *words[turn:]]) == 0
+    config = last_object(capsys.readouterr().out)
+    assert config["train"]["seed"] == 4 and config["sampler"]["steps"] == 2
+
+
+def test_ls_names_every_packaged_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ls", "--json"]) == 0
+    found = last_object(capsys.readouterr().out)["configs"]
+    assert list(found) == packaged() and all(found.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian", "x"], 'no verb "trian" (did you mean "train"?)'),
+        (["config"], "the following arguments are required: NAME"),
+        (["config", "no-such-config"], 'no configuration, .yaml file or run folder "no-such-config"'),
+        (["config", "no/such.yaml"], "no/such.yaml: cannot be read"),
+        (["config", "SMALL", "trian.seed=1"], 'trian: no such field (did you mean "train"?)'),
+        (["config", "SMALL", "train.seed=many"], "train.seed: 'many' is not a whole number"),
+        (["config", "SMALL", "--frsh"], "unknown argument '--frsh'"),
+        (["config", "SMALL", "--fresh"], "unknown argument '--fresh'"),
+        (["config", "SMALL", "--jsn"], "unknown argument '--jsn' (did you mean \"--json\"?)"),
+        (["train", "SMALL", "--frsh=1"], "unknown argument '--frsh=1' (did you mean \"--fresh\"?)"),
+        (["config", "SMALL", "more"], "'more' is not an override"),
+        (["ls", "more"], "unknown argument 'more'"),
+        (["--json", "ls"], "unknown argument '--json'"),
+        (["generate", "runs/x", "question"], "'question' is not key=value"),
+        (["generate", "runs/x", "state:=[1"], "state: '[1' is not JSON"),
+        (["demo", "no-such"], 'no configuration, .yaml file or run folder "no-such-demo"'),
+    ],
+)
+def test_refusals(words: list[str], message: str, small: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([small if word == "SMALL" else word for word in words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"mmdiff: error: {message}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", packaged())
+def test_a_slip_in_a_packaged_name_is_put_right(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", f"{name}x"]) == 2
+    assert f'did you mean "{name}"' in capsys.readouterr().err
+
+
+def run(verb: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Run `verb`, any function, in the place of `ls`."""
+    monkeypatch.setitem(cli.VERBS, "ls", Verb(verb))
+    return cli.main(["ls", *words])
+
+
+def test_errors_of_people_are_one_line_and_others_are_not_hidden(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(error: BaseException) -> Any:
+        def verb(args: Any) -> Any:
+            raise error
+
+        return verb
+
+    assert run(fail(DataError("rows.jsonl: row 3:\n  no image")), monkeypatch) == 2
+    assert capsys.readouterr().err == "mmdiff: error: rows.jsonl: row 3: no image\n"
+    assert run(fail(KeyboardInterrupt()), monkeypatch) == 130
+    with pytest.raises(ZeroDivisionError):
+        run(fail(ZeroDivisionError()), monkeypatch)
+
+
+def test_a_result_is_a_table_for_people_and_an_object_for_programs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def verb(args: Any) -> Any:
+        cli._say("working")
+        return cli.table({"score": {"exact": 0.123456789, "none": float("nan")}, "folder": Path("runs/x")})
+
+    assert run(verb, monkeypatch) == 0
+    out, err = capsys.readouterr()
+    assert out == "score.exact  0.123457\nscore.none   nan\nfolder       runs/x\n" and err == "working\n"
+    assert run(verb, monkeypatch, "--json") == 0
+    out = capsys.readouterr().out
+    assert out == '{"score": {"exact": 0.123456789, "none": null}, "folder": "runs/x"}\n'
+    monkeypatch.setenv("RANK", "1")
+    assert run(verb, monkeypatch) == 0 and capsys.readouterr().out == ""
+
+
+def test_rows_and_overrides_are_told_apart() -> None:
+    row, overrides = row_of(["image=cat.jpg", "question=a = b?", "n=3", "state:=[0.1, 2]", "sampler.steps=4"])
+    assert row == {"image": "cat.jpg", "question": "a = b?", "n": "3", "state": [0.1, 2]}
+    assert overrides == ["sampler.steps=4"]
+    with pytest.raises(UserError, match="not key=value"):
+        row_of(["=3"])
+
+
+def test_files_and_overrides_are_told_apart() -> None:
+    words = ["a.wav", "b/c=d.wav", "x.y/e=1.wav", "sampler.steps=4", "eval.data.test-clean.n=3", "task.case=a.b=c"]
+    assert overrides_of(words) == (words[:3], words[3:])
+
+
+KNOCK = '''"""Knocking on doors."""
+from mmdiff.commands.arguments import Verb, overrides_of
+from mmdiff.errors import DataError
+
+def once(args):
+    """knock with 100 % of one's strength
+
+    and wait"""
+    if args.door == "none":
+        raise DataError("no door")
+    words, overrides = overrides_of(args.words)
+    return {"door": args.door, "words": words, "overrides": overrides, "out": args.out}, "knock"
+
+def _once(parser):
+    parser.add_argument("door")
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--out")
+
+VERBS = {"once": Verb(once, _once), "never": Verb(lambda args: ({}, ""))}
+'''
+
+
+@pytest.fixture
+def knock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A task with verbs, and one whose name a verb of the core has."""
+    for name, code in {"knock": KNOCK, "ls": "raise AssertionError"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cli.py").write_text(code)
+    monkeypatch.setattr(mmdiff.tasks, "__path__", [*mmdiff.tasks.__path__, str(tmp_path)])
+    yield
+    for name in [name for name in sys.modules if name.startswith("mmdiff.tasks.knock")]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("knock")
+def test_a_task_brings_verbs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["once", "front", "a.wav", "--out", "x.jsonl", "b.wav", "sampler.steps=4"]
+    assert cli.main(["knock", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "door": "front",
+        "words": ["a.wav", "b.wav"],
+        "overrides": ["sampler.steps=4"],
+        "out": "x.jsonl",
+    }
+    monkeypatch.setattr(sys, "argv", ["mmdiff", "knock", *words])
+    assert cli.main() == 0 and capsys.readouterr().out == "knock\n"
+    assert cli.main(["ls"]) == 0 and "vqa-demo" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("knock")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["knok", "once"], 'no verb "knok" (did you mean "knock"?)'),
+        (["knock", "onc"], 'no verb "onc" (did you mean "once"?)'),
+        (["knock", "train"], 'no verb "train" (known: never, once)'),
+        (["knock", "--json"], "unknown argument '--json'"),
+        (["knock", "once"], "the following arguments are required: door"),
+        (["knock", "once", "front", "--uot", "x"], "unknown argument '--uot' (did you mean \"--out\"?)"),
+        (["knock", "never", "more"], "unknown argument 'more'"),
+        (["knock", "once", "none"], "no door"),
+    ],
+)
+def test_verbs_of_a_task_refuse_as_others_do(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"mmdiff: error: {message}") and err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("knock")
+def test_help_lists_tasks_that_nobody_imports(capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*words: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            cli.main([*words, "--help"])
+        assert left.value.code == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "knock verbs of a task: mmdiff knock --help" in shown()
+    assert "mmdiff.tasks.knock.cli" not in sys.modules
+    text = shown("knock")
+    assert text.startswith("usage: mmdiff knock ") and "Knocking on doors." in text
+    assert "once knock with 100 % of one's strength never" in text
+    text = shown("knock", "once")
+    assert text.startswith("usage: mmdiff knock once ") and "and wait" in text and "--json" in text and "--out" in text
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from mmdiff.commands.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([n for n in sys.modules if n == 'torch' or n.startswith('mmdiff.tasks.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+def play(config: Any, *, fresh: bool) -> dict[str, Any]:
+    return {"name": config.name, "fresh": fresh, "seed": config.train.seed}
+
+
+def test_demo_runs_what_its_configuration_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine-demo").mkdir()
+    file = tmp_path / "mine-demo" / "config.yaml"
+    monkeypatch.chdir(tmp_path)
+    file.write_text(f"name: mine\ndemo: {__name__}.play\n")
+    assert cli.main(["demo", "mine", "--fresh", "train.seed=4", "--json"]) == 0
+    assert last_object(capsys.readouterr().out) == {"name": "mine", "fresh": True, "seed": 4}
+    file.write_text("name: mine\n")
+    assert cli.main(["demo", "mine"]) == 2
+    assert "does not say what to run" in capsys.readouterr().err

@@ -1,0 +1,78 @@
+"""Cached features: the same numbers, each picture once, and never those of another tower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy
+from safetensors.torch import load_file
+
+from mmdiff import train
+from mmdiff.data.stream import Batches, Component, Stream
+from mmdiff.model import MMDiff
+from mmdiff.model.features import FeatureCache, fingerprint
+from mmdiff.model.params import apply_rules, read_rules
+
+RULES: list[Any] = [{"match": "encoders", "train": False}, {"match": "*"}]
+
+
+def model() -> MMDiff:
+    torch.manual_seed(0)
+    out = MMDiff(toy.backbone(), {"image": toy.Patches()}, {"image": toy.Project(width_in=16, width_out=32)})
+    apply_rules(out, read_rules(RULES), lr=0.1, weight_decay=0.0)
+    return out.train()
+
+
+def batches(m: MMDiff) -> Batches:
+    return Batches(Stream([Component("", toy.Corners(8), toy.Where())], seed=0), m.vocab, m.readers)
+
+
+def test_features_are_the_towers_and_each_picture_goes_through_it_once(tmp_path: Path) -> None:
+    m, file = model(), tmp_path / "features.sqlite"
+    prints = {"image": fingerprint(m.encoders["image"])}
+    data, cache = batches(m), FeatureCache(file)
+    for first in (0, 4, 8, 12):  # two epochs
+        batch = data[list(range(first, first + 4))]
+        filled = cache.fill(m, batch, prints).media["image"].features_NTE
+        assert filled is not None
+        torch.testing.assert_close(filled, m.features("image", batch.media["image"]), atol=1e-6, rtol=0)
+    assert (cache.misses, cache.hits) == (8, 8)
+    cache.close()
+    later = FeatureCache(file)
+    again = later.fill(m, data[[12, 13, 14, 15]], prints).media["image"].features_NTE
+    assert (later.misses, later.hits) == (0, 4) and again is not None and torch.equal(again, filled)
+
+
+def test_another_tower_never_meets_old_features(tmp_path: Path) -> None:
+    m, cache = model(), FeatureCache(tmp_path / "features.sqlite")
+    batch = batches(m)[[0, 1]]
+    old = cache.fill(m, batch, {"image": fingerprint(m.encoders["image"])}).media["image"].features_NTE
+    with torch.no_grad():
+        m.encoders["image"].conv.bias[3] += 1e-3
+    new = cache.fill(m, batch, {"image": fingerprint(m.encoders["image"])}).media["image"].features_NTE
+    assert cache.hits == 0 and old is not None and new is not None
+    torch.testing.assert_close((new - old)[..., 3], torch.full((2, 4), 1e-3), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_numbers_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    feature = torch.randn(2, 3, 5).to(dtype)
+    first = FeatureCache(tmp_path / "f.sqlite")
+    first._put(b"key", feature)
+    first._db.commit()
+    first.close()
+    back = FeatureCache(tmp_path / "f.sqlite")._get(b"key")
+    assert back is not None and back.dtype == dtype and torch.equal(back, feature)
+
+
+def test_training_with_the_cache_equals_training_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, on in (("off", False), ("on", True)):
+        data = {"target": "toy.Corners", "n": 8}
+        train(toy.config(name, stage={"params": RULES, "cache_features": on, "lr": 1e-4, "data": data}))
+    off, on_ = (load_file(f"runs/{name}/model/model.safetensors") for name in ("off", "on"))
+    assert max(float((off[k] - on_[k]).abs().max()) for k in off) < 1e-6
+    assert Path("runs/on/features.sqlite").is_file() and not Path("runs/off/features.sqlite").exists()

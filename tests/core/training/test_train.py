@@ -1,0 +1,498 @@
+"""The loop: killed runs end like whole ones, splits of a batch change nothing, only what a rule names is trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mmdiff import load, train
+from mmdiff.canvas.batch import MediaBatch
+from mmdiff.canvas.sample import Item
+from mmdiff.config.parts import part
+from mmdiff.config.settings import Config, StageConfig
+from mmdiff.data.stream import Batches, Component, Stream
+from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.errors import ConfigError, DataError
+from mmdiff.model import build_model
+from mmdiff.objectives.denoise import Denoise
+from mmdiff.runs.folder import open_run
+from mmdiff.training.optim import lr_factor
+
+FORK = multiprocessing.get_context("fork")  # torch is imported already, and has one thread
+RAGGED = {"target": "toy.Corners", "lengths": [1, 2, 5]}
+FROZEN_TOWER = [{"match": "encoders", "train": False}, {"match": "*"}]
+
+
+@part
+class Forgetful(nn.Module):
+    """A connector with dropout, and a buffer that training moves."""
+
+    def __init__(self, *, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width_in, width_out)
+        self.drop = nn.Dropout(0.2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def slots(self, tokens: int, item: Item) -> int:
+        return tokens * len(item.values)
+
+    def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
+        if self.training:
+            self.calls += 1
+        out: Tensor = self.drop(self.linear(features_NTE)).flatten(0, 1)
+        return out
+
+
+class Unreadable(toy.Corners):
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 5:
+            raise DataError("no picture")
+        return super().__getitem__(index)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def weights(run: str) -> dict[str, Tensor]:
+    return load_file(f"runs/{run}/model/model.safetensors")
+
+
+def lines(run: str) -> list[dict[str, Any]]:
+    clock = ("seconds", "tokens_per_second")
+    found = [json.loads(line) for line in Path(f"runs/{run}/metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in clock} for line in found]
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[k] - b[k]).abs().max()) for k in a)
+
+
+# Kills
+
+
+def two_stages(name: str) -> Config:
+    data = {
+        "near": {"rows": {"target": "toy.Corners", "n": 6, "lengths": [1, 3]}},
+        "far": {"rows": {"target": "toy.Corners", "n": 9, "seed": 1}, "weight": 2},
+    }
+    lora = {"r": 2, "alpha": 4, "dropout": 0.1, "modules": "q_proj|up_proj"}
+    align = toy.config(stage={"steps": 5, "data": data, "cache_features": True, "params": FROZEN_TOWER})
+    stage = align.train.stages["only"]
+    rules = [{"match": "encoders", "train": False}, {"match": "connectors"}, {"match": "backbone", "lora": lora}]
+    tune = replace(stage, steps=6, params=rules, eval={"target": "toy.Corners", "n": 3, "seed": 2})
+    config = toy.config(name, stages={"align": stage, "tune": tune}, keep=2)
+    config.model.connectors = {"image": {"target": f"{__name__}.Forgetful"}}
+    return config
+
+
+def live(config: Config, events: int, seconds: float) -> None:
+    """Train until the `events`-th change of the run's folder, or for so long, then die at once."""
+    left = events
+    folder = str(Path("runs").resolve())
+
+    def die(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal left
+        writes = event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.scandir") or event == "open"
+        if writes and (str(args[0]).startswith(("runs", folder)) or "step-" in str(args[0])):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if events:
+        sys.addaudithook(die)
+    if seconds:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    sys.stderr = open(os.devnull, "w")
+    train(config)
+
+
+def until_done(config: Config, life: Callable[[], tuple[int, float]]) -> int:
+    """Deaths until the run has its result."""
+    for deaths in range(120):
+        child = FORK.Process(target=live, args=(config, *life()))
+        child.start()
+        child.join()
+        if child.exitcode == 0:
+            return deaths
+        assert child.exitcode in (-signal.SIGKILL, -signal.SIGALRM), f"died of itself: {child.exitcode}"
+    raise AssertionError("the run does not come to its end")
+
+
+def test_a_killed_run_ends_as_one_that_was_not() -> None:
+    whole = train(two_stages("whole"))
+    dice = random.Random(0)
+    assert until_done(two_stages("killed"), lambda: (dice.randint(25, 110), 0.0)) >= 4
+    assert same(weights("whole"), weights("killed"))
+    assert float(weights("whole")["connectors.image.calls"]) == 11
+    assert lines("whole") == lines("killed")
+    for kept in ("step-00000010", "step-00000011"):
+        for file in ("optimizer.safetensors", "trained.safetensors", "frozen.safetensors"):
+            a, b = (load_file(f"runs/{run}/checkpoints/{kept}/{file}") for run in ("whole", "killed"))
+            assert same(a, b) and (a or file == "optimizer.safetensors")
+    killed = json.loads(Path("runs/killed/metrics.json").read_text())
+    assert {k: killed[k] for k in ("steps", "tokens", "loss")} == {k: whole[k] for k in ("steps", "tokens", "loss")}
+    assert no_leftovers("killed")
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_each_change_of_its_folder_goes_on() -> None:
+    """Every checkpoint, link, rename and removal of the run is cut short once."""
+    train(two_stages("whole"))
+    for first in range(20, 190, 3):
+        config = two_stages(f"killed-{first}")
+        budget = iter([first])
+        deaths = until_done(config, lambda left=budget: (next(left, 0), 0.0))
+        assert same(weights("whole"), weights(config.name or "")) and no_leftovers(config.name or "")
+        assert lines("whole") == lines(config.name or "")
+        if deaths == 0:
+            return
+
+
+@pytest.mark.slow
+def test_a_run_killed_by_the_clock_goes_on() -> None:
+    train(two_stages("whole"))
+    dice = random.Random(1)
+    until_done(two_stages("killed"), lambda: (0, dice.uniform(0.3, 0.9)))
+    assert same(weights("whole"), weights("killed")) and lines("whole") == lines("killed")
+
+
+def no_leftovers(run: str) -> bool:
+    folder = Path("runs", run)
+    names = [p.name for p in folder.rglob("*") if ".part-" in p.name or p.name.startswith("frozen-")]
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000010", "step-00000011"]
+    return not names
+
+
+# One batch, split in several ways
+
+EXACT = {"target": "mmdiff.objectives.denoise.Denoise"}
+SPLITS = ("8x1", "4x2", "1x8")
+BERNOULLI = EXACT | {"levels": {"target": "mmdiff.diffusion.mask_rates.Bernoulli"}}
+
+
+def split(name: str, objective: dict[str, Any], batch_size: int, accumulate: int, **more: Any) -> Config:
+    stage = {"steps": 2, "batch_size": batch_size, "accumulate": accumulate, "objective": objective, "data": RAGGED}
+    return toy.config(name, stage=stage | {"lr": 1e-4, "params": FROZEN_TOWER}, save_every=1, **more)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        EXACT,
+        EXACT | {"denominator": "sequences", "views": 2},
+        BERNOULLI | {"denominator": "tokens", "random_length": 0.5},
+        BERNOULLI | {"denominator": "masked"},
+    ],
+    ids=["tokens", "sequences", "cut", "masked"],
+)
+def test_accumulation_is_exact(objective: dict[str, Any]) -> None:
+    """AdamW's first average after a step is 0.1 of the clipped gradient. Its step is not smooth at 0: the weights may
+    differ by more than the gradients do, and by no more than the learning rate."""
+    for name, batch_size, accumulate in (("8x1", 8, 1), ("4x2", 4, 2), ("1x8", 1, 8)):
+        train(split(name, objective, batch_size, accumulate))
+    first = {name: load_file(f"runs/{name}/checkpoints/step-00000001/optimizer.safetensors") for name in SPLITS}
+    assert max(float(v.abs().max()) for k, v in first["8x1"].items() if k.startswith("exp_avg:")) > 1e-3
+    for name in SPLITS[1:]:
+        assert apart(first["8x1"], first[name]) < 1e-7
+        assert apart(weights("8x1"), weights(name)) < 1e-6
+        for a, b in zip(lines("8x1"), lines(name), strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-6) and a["nll"] == pytest.approx(b["nll"], abs=1e-5)
+
+
+def test_held_out_rows_that_cannot_be_read_stop_a_run_before_its_first_step() -> None:
+    config = split("bad", EXACT, 8, 1)
+    stage = replace(config.train.stages["only"], eval={"target": "toy.Missing"})
+    with pytest.raises(ConfigError, match="train.stages.only.eval"):
+        train(replace(config, train=replace(config.train, stages={"only": stage})))
+    assert not list(Path("runs/bad/checkpoints").glob("step-*"))
+
+
+def one_of(world: int, rank: int, port: int, config: Config) -> None:
+    os.environ |= {
+        "WORLD_SIZE": str(world),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    sys.stderr = open(f"rank{rank}.log", "w")
+    try:
+        train(config)
+        torch.distributed.barrier()  # the first rank holds the store that the others still talk to
+        torch.distributed.destroy_process_group()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        raise
+
+
+def in_processes(world: int, config: Config) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [FORK.Process(target=one_of, args=(world, rank, port, config)) for rank in range(world)]
+    for child in children:
+        child.start()
+    for rank, child in enumerate(children):
+        child.join(60)
+        assert child.exitcode == 0, Path(f"rank{rank}.log").read_text()[-3000:]
+
+
+@pytest.mark.parametrize("denominator", ["tokens", "sequences"])
+def test_two_processes_equal_one(denominator: str) -> None:
+    objective = EXACT | {"denominator": denominator}
+    train(split("one", objective, 8, 1))
+    in_processes(2, split("two", objective, 2, 2))
+    first = [load_file(f"runs/{run}/checkpoints/step-00000001/optimizer.safetensors") for run in ("one", "two")]
+    assert apart(*first) < 1e-7 and apart(weights("one"), weights("two")) < 1e-6
+    for a, b in zip(lines("one"), lines("two"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6) and a["nll"] == pytest.approx(b["nll"], abs=1e-5)
+
+
+# What is trained
+
+
+def begin(name: str, **stage: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights before and after: a learning rate of 0 moves nothing."""
+    train(toy.config("before", stage=stage | {"lr": 0.0, "params": FROZEN_TOWER, "steps": 1}))
+    train(toy.config(name, stage=stage))
+    return weights("before"), weights(name)
+
+
+def test_what_no_rule_trains_stays_bit_for_bit() -> None:
+    rules = [{"match": "encoders", "train": False}, {"match": "backbone", "train": False}, {"match": "connectors"}]
+    before, after = begin("after", params=rules, weight_decay=0.5)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.startswith("connectors.")}
+
+
+def test_lora_trains_adapters_only() -> None:
+    rules = [{"match": "backbone", "lora": {"r": 2, "modules": "v_proj"}}, {"match": "*", "train": False}]
+    before, after = begin("after", params=rules)
+    adapters = {name for name in after if ".lora_" in name}
+    assert len(adapters) == 4  # A and B in each of two layers
+    plain = {name.replace(".base_layer", ""): value for name, value in after.items() if name not in adapters}
+    assert same(before, plain)
+    assert all(float(after[name].abs().max()) > 0 for name in adapters if ".lora_B" in name)
+
+
+# Precision and the rest
+
+
+def test_bf16_runs_and_its_weights_stay_fp32() -> None:
+    result = train(toy.config("bf16", precision="bf16", stage={"steps": 30}))
+    assert all(value.dtype == torch.float32 for value in weights("bf16").values())
+    plain = train(toy.config("fp32", stage={"steps": 30}))
+    assert 0 < abs(result["loss"]["only"] - plain["loss"]["only"]) < 0.2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 is fine on a GPU")
+def test_fp16_needs_a_gpu() -> None:
+    with pytest.raises(ConfigError, match=r"^train.precision: fp16 needs a GPU, expected fp32 or bf16 here$"):
+        train(toy.config(precision="fp16"))
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    for name, on in (("kept", False), ("again", True)):
+        train(toy.config(name, gradient_checkpointing=on))
+    assert apart(weights("kept"), weights("again")) < 1e-6
+    assert [a["loss"] for a in lines("kept")] == pytest.approx([a["loss"] for a in lines("again")], abs=1e-6)
+
+
+def test_the_gradient_is_clipped() -> None:
+    train(toy.config("free", clip=1e9, stage={"lr_schedule": "constant", "steps": 1}, save_every=1))
+    (line,) = lines("free")
+    norm = line["grad_norm"]
+    small = norm / 8
+    config = toy.config("cut", clip=small, stage={"lr_schedule": "constant", "steps": 2}, save_every=1)
+    train(config)
+    saved = load_file("runs/cut/checkpoints/step-00000001/optimizer.safetensors")
+    gradient = [v / 0.1 for k, v in saved.items() if k.startswith("exp_avg:")]
+    assert lines("cut")[0]["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert float(torch.cat([g.flatten() for g in gradient]).norm()) == pytest.approx(small, rel=1e-3)
+
+
+def test_learning_rates_in_closed_form() -> None:
+    stage = StageConfig(steps=100, warmup=0.1, lr_end=0.2)
+    assert [lr_factor(s, stage) for s in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+    assert lr_factor(55, stage) == pytest.approx(0.2 + 0.8 * 0.5)
+    assert lr_factor(40, stage) == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi / 3)))
+    assert lr_factor(55, replace(stage, lr_schedule="linear")) == pytest.approx(0.6)
+    assert lr_factor(99, replace(stage, lr_schedule="constant")) == 1.0
+    assert [lr_factor(s, replace(stage, warmup=4)) for s in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert lr_factor(0, replace(stage, warmup=0.0)) == 1.0
+
+
+def test_a_seed_decides_everything() -> None:
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        train(toy.config(name, seed=seed, stage={"steps": 3}))
+    assert same(weights("a"), weights("b")) and lines("a") == lines("b")
+    assert not same(weights("a"), weights("c")) and lines("a")[0]["loss"] != lines("c")[0]["loss"]
+
+
+def test_data_processes_change_nothing() -> None:
+    for workers in (0, 2):
+        train(toy.config(f"w{workers}", workers=workers, stage={"steps": 3, "data": RAGGED}))
+    assert same(weights("w0"), weights("w2")) and lines("w0") == lines("w2")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_row_is_named_in_one_line(workers: int) -> None:
+    data = {"good": {"rows": "toy.Corners"}, "bad": {"rows": {"target": f"{__name__}.Unreadable", "n": 8}}}
+    config = toy.config(workers=workers, stage={"steps": 40, "data": data})
+    with pytest.raises(DataError, match=r"^data bad row 5: no picture$"):
+        train(config)
+
+
+# Run folders
+
+
+def test_a_folder_of_another_configuration_is_refused() -> None:
+    train(toy.config(stage={"steps": 2}))
+    with pytest.raises(ConfigError, match=r"another configuration \(train.stages.only.lr was 0.01, is 0.02\)"):
+        train(toy.config(stage={"steps": 2, "lr": 0.02}))
+    train(toy.config(stage={"steps": 2, "lr": 0.02}), fresh=True)
+    old, new = sorted(Path("runs").iterdir(), key=lambda p: -len(p.name))
+    assert new.name == "toy" and old.name.startswith("toy.2") and (old / "model" / "config.json").is_file()
+    Path("runs/mine").mkdir()
+    Path("runs/mine/thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds no run"):
+        train(toy.config("mine"))
+    with pytest.raises(ConfigError, match="is not a name below runs"):
+        train(toy.config("../elsewhere"))
+
+
+def test_a_finished_run_is_not_trained_again() -> None:
+    first = train(toy.config())
+    metrics = Path("runs/toy/metrics.jsonl").read_text()
+    assert train(toy.config()) == first
+    assert Path("runs/toy/metrics.jsonl").read_text() == metrics
+
+
+def test_one_process_at_a_time() -> None:
+    """A run in training refuses another process; a data process that outlives a killed one does not hold it."""
+    config = toy.config()
+    open_run(config)
+    holder = """
+import multiprocessing, sys, time
+from pathlib import Path
+from mmdiff.runs.folder import Run
+run = Run(Path("runs/toy"))
+run.lock()
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+child.start()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        with pytest.raises(ConfigError, match="another process is training this run"):
+            train(config)
+        process.kill()
+        process.wait()
+        os.kill(child, 0)  # still there
+        train(config)
+    finally:
+        process.kill()
+        os.kill(child, signal.SIGKILL)
+
+
+def test_checkpoints_kept_and_shared_weights() -> None:
+    train(toy.config(keep=2, stage={"steps": 7, "params": FROZEN_TOWER}))
+    kept = sorted(Path("runs/toy/checkpoints").iterdir())
+    assert [p.name for p in kept] == ["step-00000006", "step-00000007"]
+    assert not [p for p in Path("runs").rglob("*") if ".part-" in p.name]
+    inodes = {(p / "frozen.safetensors").stat().st_ino for p in kept}
+    assert len(inodes) == 1  # written once, linked into each
+    frozen = load_file(kept[0] / "frozen.safetensors")
+    assert set(frozen) == {name for name in weights("toy") if name.startswith("encoders.")}
+    last = load(kept[1])
+    assert same({k: v for k, v in last.model.state_dict().items()}, weights("toy"))
+    assert last.predict(toy.Corners()[0])["answer"]
+
+
+def test_stages_are_logged_with_their_bound() -> None:
+    config = toy.config(stage={"steps": 4, "eval": {"target": "toy.Corners", "n": 5}}, eval_every=2, log_every=3)
+    train(config)
+    found = lines("toy")
+    assert [line["step"] for line in found if "bound_per_token" in line] == [2, 4]
+    assert [line["step"] for line in found if "loss" in line] == [2, 3, 4]
+    assert all(line["stage"] == "only" and line["bound_per_sample"] > 0 for line in found if "bound_per_token" in line)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"data": None}, "train.stages.only.data: None is not a node of rows nor a mixture"),
+        ({"data": {"a": {"row": "toy.Corners"}}}, 'train.stages.only.data.a.row: no such field (did you mean "rows"?)'),
+        ({"data": {"a": {"weight": 1}}}, "train.stages.only.data.a: expected {rows: node, task: node, weight: number}"),
+        ({"params": [{"match": "connectors"}]}, "params: no rule matches backbone.model"),
+        ({"params": [{"match": "encoder"}, {"match": "*"}]}, "params: the rule 'encoder' matches no parameter"),
+        ({"cache_features": True}, "train.stages.only.cache_features: the image encoder is trained"),
+    ],
+)
+def test_refusals(stage: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        train(toy.config(stage=stage))
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_the_toy_is_learnt() -> None:
+    """Four answers: chance is 0.25."""
+    train(toy.config(stage={"steps": 200, "batch_size": 16}, save_every=1000, log_every=10))
+    losses = [line["loss"] for line in lines("toy")]
+    assert losses[-1] < 0.2 * losses[0]
+    session = load("runs/toy")
+    rows = [toy.Corners(64, seed=9)[i] for i in range(64)]
+    answers = session.predict_many(rows)
+    assert sum(session.task.score(a["answer"], r)["exact"] for a, r in zip(answers, rows, strict=True)) / 64 > 0.9
+
+
+def test_the_step_takes_the_gradient_of_the_mean_over_all_target_tokens() -> None:
+    """Splits agree with each other under a wrong denominator too; this compares with one batch computed by hand."""
+    rows = {"target": "toy.Corners", "lengths": [1, 2, 5]}
+    config = toy.config(image=False, stage={"steps": 1, "batch_size": 4, "accumulate": 2, "data": rows})
+    train(config)
+    logged = json.loads(Path("runs/toy/metrics.jsonl").read_text().splitlines()[0])
+    torch.manual_seed(config.train.seed)
+    model = build_model(config.model)
+    stream = Stream([Component("", toy.Corners(lengths=[1, 2, 5]), toy.Where(image=False))], seed=config.train.seed)
+    batch = Batches(stream, model.vocab, model.readers)[list(range(8))]
+    views = Denoise().plan(batch, NoiseKey(config.train.seed, 0, "only", batch=8), model.vocab)
+    loss = Denoise().terms(model, views)["denoise"].value / int(batch.target_BL.sum())
+    loss.backward()
+    squares = sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None)
+    assert logged["grad_norm"] == pytest.approx(squares**0.5, rel=1e-4)
+    assert logged["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)

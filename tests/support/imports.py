@@ -1,0 +1,129 @@
+"""Who imports whom, read from the source: modules, the rooms they lie in, and circles among either.
+
+`python tests/support/imports.py` prints what there is. An import under `if TYPE_CHECKING` or in a function counts as any
+other; that a package is imported before its modules does not.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from paths import ROOT
+
+FOLDERS = ("mmdiff", "encoders", "tasks", "configs")
+Graph = Mapping[str, set[str]]
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of every module of the product; a package has the name of its folder."""
+    found = {}
+    for folder in FOLDERS:
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            parts = file.relative_to(ROOT).with_suffix("").parts
+            parts = parts if parts[0] == "mmdiff" else ("mmdiff", *parts)
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def imported(source: str, package: str) -> set[str]:
+    """Absolute names of everything that code in `package` imports, wherever the import stands."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            above = parts[: len(parts) - node.level + 1] if node.level else []
+            home = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {f"{home}.{alias.name}" for alias in node.names}
+    return names
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Module -> the modules it imports. A name that a package hands on (`mmdiff.config.build`) is the package."""
+    files = modules()
+    graph: dict[str, set[str]] = {}
+    for name, file in files.items():
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        graph[name] = set()
+        for full in imported(file.read_text(encoding="utf-8"), package):
+            while full not in files and "." in full:
+                full = full.rpartition(".")[0]
+            if full in files and full not in (name, "mmdiff"):
+                graph[name].add(full)
+    return graph
+
+
+def room(module: str) -> str:
+    """The folder a module lies in; a file beside rooms is a room of its own, rooms within a room of the core are one."""
+    files = modules()
+    parts = module.split(".")
+    depth = 4 if parts[1:2] == ["tasks"] else 2 if parts[1:2] != ["encoders"] else 3
+    parts = parts[:depth]
+    while len(parts) > 2 and files.get(".".join(parts), Path("x.py")).name != "__init__.py":
+        if any(
+            file.name == "__init__.py" and name.startswith(".".join(parts[:-1]) + ".") for name, file in files.items()
+        ):
+            break  # beside rooms
+        parts = parts[:-1]
+    return ".".join(parts)
+
+
+def room_graph(graph: Graph) -> dict[str, set[str]]:
+    """Room -> the rooms that its modules import."""
+    out: dict[str, set[str]] = {}
+    for name, targets in graph.items():
+        out.setdefault(room(name), set()).update(room(target) for target in targets if room(target) != room(name))
+    return out
+
+
+def circles(graph: Graph) -> list[list[str]]:
+    """Groups of nodes, two or more, that reach each other (Tarjan)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in sorted(graph.get(node, ())):
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
+        if low[node] == index[node]:
+            group = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for node in sorted(graph):
+        if node not in index:
+            visit(node)
+    return found
+
+
+def arrows(graph: Graph) -> int:
+    return sum(len(targets) for targets in graph.values())
+
+
+def widest(folders: Iterable[Path]) -> tuple[int, Path]:
+    """The most files and rooms that stand in one folder, `__init__.py` left out."""
+    return max((sum(x.is_dir() or x.suffix in (".py", ".html") for x in shown(f)), f) for f in folders)
+
+
+def shown(folder: Path) -> list[Path]:
+    return [x for x in folder.iterdir() if x.name not in ("__init__.py", "__pycache__", "data")]
+
+
+if __name__ == "__main__":
+    graph = module_graph()
+    rooms = room_graph(graph)
+    print(f"{len(graph)} modules, {arrows(graph)} arrows, circles {circles(graph)}")
+    print(f"{len(rooms)} rooms, {arrows(rooms)} arrows, circles {circles(rooms)}")
+    for name in sorted(rooms):
+        print(f"{name:34} -> {', '.join(sorted(r.removeprefix('mmdiff.') for r in rooms[name]))}")

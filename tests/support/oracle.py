@@ -1,0 +1,79 @@
+"""A joint distribution small enough to enumerate, and its exact conditionals in place of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.sample import Target
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.data.collate import collate
+from mmdiff.model.scorer import Scores, score
+
+WORDS, LENGTH, MASK = 3, 4, 3
+VOCAB = Vocab(tokenizer=None, size=4, mask_id=MASK, eos_id=0, pad_id=0, slot_id=MASK)
+SEQUENCES = list(product(range(WORDS), repeat=LENGTH))
+
+
+def head(h: Tensor, ids_N: Tensor | None = None) -> Tensor:
+    """Of a model whose hidden states are logits."""
+    return h if ids_N is None else h[..., ids_N]
+
+
+class Oracle:
+    """p(x_i | the places of x that are not masked) of `joint`, (3, 3, 3, 3). What objectives call on a model."""
+
+    vocab = VOCAB
+    device = torch.device("cpu")
+
+    def __init__(self, joint: Tensor) -> None:
+        self.joint = joint.double() / joint.sum()
+        self.encoded = 0
+
+    @classmethod
+    def random(cls, seed: int = 0) -> Oracle:
+        generator = torch.Generator().manual_seed(seed)
+        return cls(torch.rand([WORDS] * LENGTH, generator=generator).pow(3))
+
+    def nll(self, x: tuple[int, ...]) -> float:
+        return -float(self.joint[x].log())
+
+    def entropy(self) -> float:
+        return -float((self.joint * self.joint.clamp(min=1e-300).log()).sum())
+
+    def encode(self, media: Mapping[str, Any]) -> dict[str, Tensor]:
+        self.encoded += 1
+        return {}
+
+    def hidden(self, ids_RL: Tensor, batch: Batch, features: Any, parent_R: Tensor) -> Tensor:
+        """Log-conditionals in the place of hidden states."""
+        out_RLV = torch.full((*ids_RL.shape, VOCAB.size), float("-inf"), dtype=torch.float64)
+        rows, back_R = ids_RL.unique(dim=0, return_inverse=True)
+        log = torch.stack([self._conditionals(row.tolist()) for row in rows])
+        out_RLV[..., :WORDS] = log[back_R]
+        return out_RLV
+
+    def hidden_views(self, ids_RL: Tensor, batch: Batch, features: Any, views: int) -> Tensor:
+        return self.hidden(ids_RL, batch, features, torch.arange(len(batch)).repeat(views))
+
+    def _conditionals(self, ids: list[int]) -> Tensor:
+        joint = self.joint
+        for place, token in enumerate(ids):
+            if token != MASK:
+                joint = joint.index_select(place, torch.tensor([token]))
+        marginals = [joint.sum([d for d in range(LENGTH) if d != place]) for place in range(LENGTH)]
+        return torch.stack([m.log() - m.sum().log() if len(m) == WORDS else torch.zeros(WORDS) for m in marginals])
+
+    def score(
+        self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, *, restrict: bool = True
+    ) -> Scores:
+        return score(head, h_RLD[masked_RL], batch, masked_RL, row_R, chunk=4096, restrict=restrict)
+
+
+def canvas(rows: list[tuple[int, ...]]) -> Batch:
+    return collate([[Target(row)] for row in rows], VOCAB)

@@ -1,0 +1,127 @@
+"""The smallest application: a patch of light in one of four corners, the corner's name twice. Parts for the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmdiff.backbones import Backbone, new_backbone
+from mmdiff.canvas.batch import MediaBatch
+from mmdiff.canvas.sample import Item, Media, Sample, Target, Text
+from mmdiff.canvas.vocab import Vocab, word_tokenizer
+from mmdiff.config.parts import part
+from mmdiff.config.settings import Config, ModelConfig, StageConfig, TrainConfig
+
+WORDS = ["where", "north", "east", "south", "west"]
+
+
+def backbone(width: int = 32, layers: int = 2) -> Backbone:
+    return new_backbone(tokenizer=word_tokenizer(WORDS), hidden_size=width, layers=layers, heads=2)
+
+
+class Corners:
+    """Rows; `length` answers repeat the word that often."""
+
+    def __init__(self, n: int = 64, seed: int = 0, lengths: Sequence[int] = (2,)) -> None:
+        self.n, self.seed, self.lengths = n, seed, tuple(lengths)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.seed, index])
+        corner = int(rng.integers(4))
+        image = rng.normal(0, 0.1, (1, 8, 8)).astype(np.float32)
+        image[:, 4 * (corner // 2) :, 4 * (corner % 2) :][:, :4, :4] += 1
+        answer = " ".join([WORDS[1 + corner]] * self.lengths[index % len(self.lengths)])
+        return {"image": image, "question": "where", "answer": answer, "kind": WORDS[1 + corner]}
+
+
+class Where:
+    """The task; image=False leaves the picture out."""
+
+    def __init__(self, image: bool = True) -> None:
+        self.image = image
+
+    def _context(self, row: Any, vocab: Vocab) -> list[Any]:
+        media = [Media("image", row["image"])] if self.image else []
+        return [*media, Text(vocab.encode(row["question"]))]
+
+    def sample(self, row: Any, vocab: Vocab) -> Sample:
+        return [*self._context(row, vocab), Target(vocab.encode(row["answer"]))]
+
+    def prompt(self, row: Any, vocab: Vocab) -> Sample:
+        return [*self._context(row, vocab), Target(length=len(row["answer"].split()))]
+
+    def parse(self, ids: Sequence[int], vocab: Vocab) -> str:
+        return vocab.decode(ids)
+
+    def score(self, prediction: str, row: Any) -> dict[str, float]:
+        return {"exact": float(prediction == row["answer"])}
+
+
+@part
+class Patches(nn.Module):
+    """(N, 1, 8, 8) -> (N, 4, 16); dropout shows whether a frozen tower is left in training mode."""
+
+    width, tokens = 16, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 16, 4, 4)
+        self.drop = nn.Dropout(0.5)
+
+    def read(self, data: Any) -> Item:
+        return Item(torch.as_tensor(data)[None])
+
+    def forward(self, values_N: Tensor) -> Tensor:
+        out: Tensor = self.drop(self.conv(values_N)).flatten(2).transpose(1, 2)
+        return out
+
+    def gradient_checkpointing(self, on: bool) -> None: ...
+
+
+@part
+class Project(nn.Module):
+    def __init__(self, *, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width_in, width_out)
+
+    def slots(self, tokens: int, item: Item) -> int:
+        return tokens * len(item.values)
+
+    def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
+        out: Tensor = self.linear(features_NTE).flatten(0, 1)
+        return out
+
+
+def config(name: str = "toy", *, image: bool = True, **train: Any) -> Config:
+    """A run of one stage. `train`: fields of TrainConfig; `stage`: a dictionary of StageConfig's."""
+    stage: dict[str, Any] = train.pop("stage", {})
+    stages = train.pop("stages", None)
+    first = StageConfig(
+        **{
+            "steps": 6,
+            "batch_size": 4,
+            "lr": 1e-2,
+            "data": {"target": "toy.Corners"},
+            "objective": {"target": "mmdiff.objectives.denoise.Denoise"},
+            **stage,
+        }
+    )
+    return Config(
+        name=name,
+        model=ModelConfig(
+            backbone={"target": "toy.backbone"},
+            encoders={"image": {"target": "toy.Patches"}} if image else {},
+            connectors={"image": {"target": "toy.Project"}} if image else {},
+        ),
+        task={"target": "toy.Where", "image": image},
+        train=TrainConfig(
+            **{"stages": stages or {"only": first}, "save_every": 2, "log_every": 1, "tensorboard": False, **train}
+        ),
+    )
