@@ -104,12 +104,12 @@ def batching(model: MMDiff, rows: Sequence[Row]) -> None:
 
 
 def planted(denoise: Denoise, truth_BL: Tensor, sure_BL: Tensor, mask_id: int) -> Denoise:
-    def denoise_planted(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
-        logits_PV = torch.zeros_like(denoise(ids_RL, want_RL, rows_R, media_R))
+    def denoise_planted(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+        logits_PV = torch.zeros_like(denoise(ids_RL, predict_RL, row_R, media_R))
         stands_RL = pad(ids_RL != mask_id, (1, 1), value=True)
-        sure_RL = sure_BL[rows_R] | (stands_RL[:, :-2] & stands_RL[:, 2:])
-        odds_P = torch.where(sure_RL[want_RL], 99.0, 1.0) * (logits_PV.shape[1] - 1)
-        return logits_PV.scatter_(1, truth_BL[rows_R][want_RL][:, None], odds_P.log()[:, None])
+        sure_RL = sure_BL[row_R] | (stands_RL[:, :-2] & stands_RL[:, 2:])
+        odds_P = torch.where(sure_RL[predict_RL], 99.0, 1.0) * (logits_PV.shape[1] - 1)
+        return logits_PV.scatter_(1, truth_BL[row_R][predict_RL][:, None], odds_P.log()[:, None])
 
     return denoise_planted
 

@@ -48,8 +48,8 @@ def tiny_llama(vocab: int) -> Any:
 
 
 def ours(model: Any, batch: Batch, vocab: Vocab, config: GenerationConfig) -> Tensor:
-    def denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
-        return model.lm_head(model.model(input_ids=ids_RL).last_hidden_state[want_RL])
+    def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+        return model.lm_head(model.model(input_ids=ids_RL).last_hidden_state[predict_RL])
 
     return sample(denoise, batch, vocab, config).ids_BL
 

@@ -58,26 +58,26 @@ def head(vocabulary: int) -> None:
     texts = rng.integers(4, 60, (ROWS, PROMPT + ANSWER)).tolist()
     batch = collate([[Text(t[:PROMPT]), Target(t[PROMPT:])] for t in texts], vocab)
     objective = Denoise(Bernoulli())
-    views = objective.plan(batch, NoiseKey(0, batch=ROWS), vocab)
+    noised = objective.plan(batch, NoiseKey(0, batch=ROWS), vocab)
 
     def ours() -> float:
         model.zero_grad()
-        loss = objective.terms(model, views)["denoise"].value / views.counts["denoise"]
+        loss = objective.terms(model, noised)["denoise"].value / noised.counts["denoise"]
         loss.backward()
         return float(loss.detach())
 
     def plain() -> float:
         model.zero_grad()
-        logits_BLV = backbone(views.ids_RL)
-        place_BL = views.predict_RL
-        nll_P = torch.nn.functional.cross_entropy(logits_BLV[place_BL], batch.ids_BL[place_BL], reduction="none")
-        loss = (nll_P * views.weight_R[:, None].expand_as(place_BL)[place_BL]).sum() / views.counts["denoise"]
+        logits_BLV = backbone(noised.ids_RL)
+        position_BL = noised.predict_RL
+        nll_P = torch.nn.functional.cross_entropy(logits_BLV[position_BL], batch.ids_BL[position_BL], reduction="none")
+        loss = (nll_P * noised.weight_R[:, None].expand_as(position_BL)[position_BL]).sum() / noised.counts["denoise"]
         loss.backward()
         return float(loss.detach())
 
     assert abs(ours() - plain()) < 1e-4 * abs(plain())
     fast, slow = median_seconds(ours, plain)
-    wanted = int(views.predict_RL.sum())
+    wanted = int(noised.predict_RL.sum())
     size = ROWS * (PROMPT + ANSWER)
     print(f"head     V={vocabulary}: plain / ours {slow / fast:.2f}x time, {size / wanted:.1f}x logits in memory")
 

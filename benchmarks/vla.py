@@ -4,8 +4,8 @@
 
 acting: a chunk written in `steps` steps, the context's keys and values kept (`prefix_causal`) against all places at
     every step. The plain step grows with context + chunk, the kept one with the chunk; both give the same tokens.
-training: four noisy views of a sample behind one context in one row, against four whole rows. The plain cost grows with
-    views x (context + chunk), ours with context + views x chunk; both give the same loss.
+training: four noisy copies of a sample behind one context in one row, against four whole rows. The plain cost grows with
+    copies x (context + chunk), ours with context + copies x chunk; both give the same loss.
 head: the loss of masked places over the 32 rows of the action tokens, against all rows of the vocabulary with what may
     not stand there masked. The plain cost grows with the vocabulary; both give the same loss.
 Medians of CPU seconds on one torch thread.
@@ -35,7 +35,7 @@ from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.model import MMDiff
 from mmdiff.objectives.denoise import Denoise
 
-VIEWS = 4
+COPIES = 4
 
 
 def main() -> None:
@@ -55,21 +55,21 @@ def main() -> None:
         denoise = (model if kept else plain).denoiser(batch)
         ids_BL = batch.ids_BL.clone()
         for step in range(args.steps):
-            want_BL = ids_BL == model.vocab.mask_id
-            logits = denoise(ids_BL, want_BL, torch.arange(len(batch)))
+            predict_BL = ids_BL == model.vocab.mask_id
+            logits = denoise(ids_BL, predict_BL, torch.arange(len(batch)))
             low, high = model.vocab.range("action")
             found_P = low + logits[:, low:high].argmax(-1)
-            share = -(-int(want_BL.sum(1)[0]) // (args.steps - step))
-            row_P, place_P = want_BL.nonzero(as_tuple=True)
-            first_P = (want_BL.cumsum(1)[row_P, place_P]) <= share
-            ids_BL[row_P[first_P], place_P[first_P]] = found_P[first_P]
+            share = -(-int(predict_BL.sum(1)[0]) // (args.steps - step))
+            row_P, position_P = predict_BL.nonzero(as_tuple=True)
+            first_P = (predict_BL.cumsum(1)[row_P, position_P]) <= share
+            ids_BL[row_P[first_P], position_P[first_P]] = found_P[first_P]
         return ids_BL
 
     assert torch.equal(write(True), write(False)), "the kept context writes other tokens"
     show("acting, one chunk", args.repeat, lambda: write(False), lambda: write(True))
 
     train = canvases(model, args, filled=True)
-    objective = Denoise(denominator="each", views=VIEWS)
+    objective = Denoise(denominator="each", copies=COPIES)
     plan = objective.plan(train, NoiseKey(0, 0, "bench"), model.vocab)
 
     def step(owner: MMDiff) -> float:
@@ -78,29 +78,29 @@ def main() -> None:
         loss.backward()
         return float(loss.detach())
 
-    assert abs(step(model) - step(plain)) < 1e-4, "views behind one context give another loss"
-    show(f"training, {VIEWS} views", args.repeat, lambda: step(plain), lambda: step(model))
+    assert abs(step(model) - step(plain)) < 1e-4, "copies behind one context give another loss"
+    show(f"training, {COPIES} copies", args.repeat, lambda: step(plain), lambda: step(model))
 
     large = made(args, vocab=args.vocab, layers=1)
     wide = canvases(large, args, filled=True)
     one = Denoise(denominator="each")
     sliced = one.plan(wide, NoiseKey(0, 0, "bench"), large.vocab)
-    masked = replace(sliced, batch=replace(wide, only_N=None))
+    masked = replace(sliced, batch=replace(wide, allowed_ids_N=None))
     places, allow = sliced.predict_RL.nonzero(as_tuple=True), wide.allow_BL
     h_RLD = torch.randn(*wide.ids_BL.shape, args.width, requires_grad=True)
     assert allow is not None
 
     def head(of: Any) -> float:
-        only_N = of.batch.only_N
+        allowed_ids_N = of.batch.allowed_ids_N
         large.zero_grad()
         h_RLD.grad = None
         nll_P, _ = large.score(
             h_RLD,
             *places,
             wide.ids_BL[places],
-            None if only_N is not None else allow[places],
+            None if allowed_ids_N is not None else allow[places],
             wide.allow_KV,
-            only_N,
+            allowed_ids_N,
         )
         nll_P.sum().backward()
         return float(nll_P.sum().detach())
@@ -125,16 +125,16 @@ def made(args: argparse.Namespace, *, vocab: int, layers: int | None = None) -> 
 
 
 class Plain(MMDiff):
-    """The same attention without keeping anything: every view and step runs the whole canvas."""
+    """The same attention without keeping anything: every copy and step runs the whole canvas."""
 
-    def hidden_views(self, ids_RL: Any, batch: Any, features: Any, views: int) -> Any:
-        return self.hidden(ids_RL, batch, features, torch.arange(len(batch)).repeat(views))
+    def hidden_copies(self, ids_RL: Any, batch: Any, features: Any, copies: int) -> Any:
+        return self.hidden(ids_RL, batch, features, torch.arange(len(batch)).repeat(copies))
 
     def denoiser(self, batch: Batch, **named: Any) -> Any:
         @torch.inference_mode()
-        def denoise(ids_RL: Any, want_RL: Any, rows_R: Any, media_R: Any = None) -> Any:
-            h_RLD = self.hidden(ids_RL, batch, {}, rows_R)
-            return self.backbone.head(self.gather(h_RLD, *want_RL.nonzero(as_tuple=True))).float()
+        def denoise(ids_RL: Any, predict_RL: Any, row_R: Any, media_R: Any = None) -> Any:
+            h_RLD = self.hidden(ids_RL, batch, {}, row_R)
+            return self.backbone.head(self.gather(h_RLD, *predict_RL.nonzero(as_tuple=True))).float()
 
         return denoise
 

@@ -1,6 +1,6 @@
 """The visual tower of any open_clip model (open_clip 3.1 or later).
 
-Shape letters: N views, H W pixels, T tokens, E width, P places of a position table.
+Shape letters: N crops, H W pixels, T tokens, E width, P positions of a position table.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A tower of three convolutions for work on a CPU: one token for each cell of a small picture.
 
-Shape letters: N views, H W pixels, T tokens (cells), E width.
+Shape letters: N crops, H W pixels, T tokens (cells), E width.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 It is the model of `mmdiff.backbones.esm` without its head, read and not written. DSM and DPLM are of that architecture.
 
-Shape letters: N proteins, T residues, L places of ESM's own canvas (T + 2), E width.
+Shape letters: N proteins, T residues, L positions of ESM's own canvas (T + 2), E width.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Esm(nn.Module):
         return cls(hidden_size=32, layers=max(2, -layer), heads=2, layer=layer, **rest)
 
     def read(self, data: object) -> Item:
-        """A sequence, or a mapping with one under `sequence`, to ids: one view. Raises DataError as `residues` does."""
+        """A sequence, or a mapping with one under `sequence`, to ids: one crop. Raises DataError as `residues` does."""
         sequence = residues(data, None if self.crop else self.tokens)[: self.tokens]
         ids_1T = torch.tensor([[self.id_of[letter] for letter in sequence]])
         return Item(ids_1T, lengths=(len(sequence),), tokens=(len(sequence),))
@@ -125,13 +125,13 @@ class Esm(nn.Module):
         n, t = values_NT.shape
         if length_N is None:
             length_N = torch.full((n,), t, device=values_NT.device)
-        place_L = torch.arange(t + 2, device=values_NT.device)
-        real_NT = place_L[:t] < length_N[:, None]
+        position_L = torch.arange(t + 2, device=values_NT.device)
+        real_NT = position_L[:t] < length_N[:, None]
         ids_NL = torch.full((n, t + 2), self.id_of["<pad>"], device=values_NT.device)
         ids_NL[:, 0] = self.id_of["<cls>"]
         ids_NL[:, 1:-1] = values_NT.long().where(real_NT, ids_NL[:, 1:-1])
         ids_NL.scatter_(1, length_N[:, None] + 1, self.id_of["<eos>"])
-        attend_NL = place_L < length_N[:, None] + 2
+        attend_NL = position_L < length_N[:, None] + 2
         features_NLE = self.backbone.hidden(self.backbone.embed(ids_NL, attend_NL), attend_NL)
         return features_NLE[:, 1:-1]
 
@@ -141,16 +141,16 @@ class Esm(nn.Module):
 
 def residues(data: object, max_length: int | None = None) -> str:
     """The sequence that `data` is or holds. Raises DataError for anything else, a letter that ESM has no id for (named
-    by its place, counted from 1), no residue at all, and more than `max_length`."""
+    by its position, counted from 1), no residue at all, and more than `max_length`."""
     sequence = data.get("sequence") if isinstance(data, Mapping) else data
     if not isinstance(sequence, str):
         raise DataError(f"protein: {data!r:.60} is no sequence, expected a text of residues")
     if not sequence:
         raise DataError("protein: the sequence is empty")
-    for place, letter in enumerate(sequence, 1):
+    for position, letter in enumerate(sequence, 1):
         if letter not in LETTERS:
             hint = ", written in upper case" if letter.upper() in LETTERS else ""
-            raise DataError(f"protein: residue {place} is {letter!r}, expected one of {SHOWN}{hint}")
+            raise DataError(f"protein: residue {position} is {letter!r}, expected one of {SHOWN}{hint}")
     if max_length is not None and len(sequence) > max_length:
         raise DataError(f"protein: {len(sequence)} residues, max_length is {max_length}")
     return sequence

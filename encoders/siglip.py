@@ -1,6 +1,6 @@
 """A vision tower of transformers: SigLIP, SigLIP 2 of fixed resolution, CLIP (transformers 5.2 or later).
 
-Shape letters: N views, H W pixels, T tokens, E width, P places of a position table.
+Shape letters: N crops, H W pixels, T tokens, E width, P positions of a position table.
 """
 
 from __future__ import annotations

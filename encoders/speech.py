@@ -1,6 +1,6 @@
 """A small transformer over log-mel frames for work on a CPU: three strided convolutions, then self-attention.
 
-Shape letters: N views (windows of sound), C mel bands, T time (100 frames a second, 12.5 tokens a second), E width,
+Shape letters: N crops (windows of sound), C mel bands, T time (100 frames a second, 12.5 tokens a second), E width,
 H heads, K width of a head.
 """
 
@@ -30,9 +30,9 @@ RATE = 16_000  # samples a second
 class SpeechConv(nn.Module):
     """Log-mel frames (N, mels, T) -> (N, ceil(T / 8), width): 80 ms a token, 0.53 M parameters as it stands.
 
-    seconds: longest window; a longer recording is cut into windows that follow each other, one view each.
+    seconds: longest window; a longer recording is cut into windows that follow each other, one crop each.
     weights: a safetensors file of this tower's own names. Raises ConfigError.
-    What fills a view up changes nothing: it is set to zero before every convolution, and never attended.
+    What fills a crop up changes nothing: it is set to zero before every convolution, and never attended.
     """
 
     node: dict[str, Any]  # set by @part
@@ -117,7 +117,7 @@ class SpeechConv(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer layer. attend_N11T: True where a place may be attended."""
+    """A pre-norm transformer layer. attend_N11T: True where a position may be attended."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def tokens_of(frames: int) -> int:
 
 
 def zeroed_behind(x_NCT: Tensor, length_N: Tensor) -> Tensor:
-    """Zeros behind the end of each view: a convolution then sees there what it sees behind the last view's end."""
+    """Zeros behind the end of each crop: a convolution then sees there what it sees behind the last crop's end."""
     return x_NCT.masked_fill(torch.arange(x_NCT.shape[2], device=x_NCT.device) >= length_N[:, None, None], 0.0)
 
 

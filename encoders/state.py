@@ -52,7 +52,7 @@ class StateMLP(nn.Module):
         return made
 
     def read(self, data: object) -> Item:
-        """One view: values (1, dims) float32, of a list, an array or a tensor. Raises DataError."""
+        """One crop: values (1, dims) float32, of a list, an array or a tensor. Raises DataError."""
         try:
             values = data.detach().cpu().double().numpy() if isinstance(data, Tensor) else np.asarray(data, np.float64)
         except (TypeError, ValueError):

@@ -1,6 +1,6 @@
 """Tiles: an encoder that sees a large picture as a whole and in pieces. See `mmdiff.connectors.anyres`.
 
-Shape letters: N views, H W pixels, T tokens, E width.
+Shape letters: N crops, H W pixels, T tokens, E width.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @part
 class Tiles(nn.Module):
-    """Reads a picture as 1 + rows * columns views: the whole of it, then the tiles of a canvas, row by row.
+    """Reads a picture as 1 + rows * columns crops: the whole of it, then the tiles of a canvas, row by row.
 
     The canvas is the one of at most `grid` x `grid` tiles that shows most of the picture; the picture is put on its
     middle, on black (LLaVA-OneVision, arXiv 2408.03326; LLaDA-V has grid=6).
@@ -53,11 +53,11 @@ class Tiles(nn.Module):
         side = self.spec.size[0]
         rows, columns = select_canvas((image.height, image.width), side, self.max_grid, self.max_tiles)
         canvas = _on_canvas(image, rows * side, columns * side, self.spec)
-        views = [pixels(image, self.spec)]
+        crops = [pixels(image, self.spec)]
         for top in range(0, rows * side, side):
             for left in range(0, columns * side, side):
-                views.append(pixels(canvas.crop((left, top, left + side, top + side)), self.spec))
-        return Item(torch.stack(views), (image.height, image.width, rows, columns))
+                crops.append(pixels(canvas.crop((left, top, left + side, top + side)), self.spec))
+        return Item(torch.stack(crops), (image.height, image.width, rows, columns))
 
     def forward(self, values_N3HW: Tensor) -> Tensor:
         features_NTE: Tensor = self.encoder(values_N3HW)

@@ -1,6 +1,6 @@
 """Any timm model as a vision tower: transformers and convolutional networks (timm 1.0.20 or later).
 
-Shape letters: N views, H W pixels, T tokens, E width.
+Shape letters: N crops, H W pixels, T tokens, E width.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """wav2vec 2.0, HuBERT and WavLM: raw waveforms to features, by torchaudio's models (2.11 or later).
 
 Papers: wav2vec 2.0 arXiv:2006.11477, XLS-R 2111.09296, HuBERT 2106.07447, WavLM 2110.13900.
-Shape letters: N views (windows of sound), S samples, T tokens (about 50 a second), E width.
+Shape letters: N crops (windows of sound), S samples, T tokens (about 50 a second), E width.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ class Wav2Vec2(nn.Module):
         layer ends in a norm, and this changes nothing.
     normalize: whether a recording gets mean 0 and variance 1. Left out, the `preprocessor_config.json` of `weights`
         says it; without one it is done for models with `encoder_layer_norm_first`, as they were trained.
-    seconds: longest window; a longer recording is cut into windows that follow each other, one view each.
+    seconds: longest window; a longer recording is cut into windows that follow each other, one crop each.
     Raises ConfigError for what does not exist or does not fit.
 
-    What fills a view up changes nothing. Base models normalise each channel of their first convolution over time, so
-    that the convolutions run on one view after the other; the transformer runs on the batch.
+    What fills a crop up changes nothing. Base models normalise each channel of their first convolution over time, so
+    that the convolutions run on one crop after the other; the transformer runs on the batch.
     """
 
     node: dict[str, Any]  # set by @part
@@ -160,10 +160,10 @@ class Wav2Vec2(nn.Module):
         wave_S = read_waveform(data, RATE)
         if self.normalize:
             wave_S = F.layer_norm(wave_S, wave_S.shape)
-        views = [F.pad(w, (0, max(0, self.shortest - len(w)))) for w in windows(wave_S, self.seconds, RATE)]
-        lengths = tuple(map(len, views))
+        crops = [F.pad(w, (0, max(0, self.shortest - len(w)))) for w in windows(wave_S, self.seconds, RATE)]
+        lengths = tuple(map(len, crops))
         tokens = tuple(_tokens(n, self.convs) for n in lengths)
-        return Item(pad_sequence(views, batch_first=True), lengths=lengths, tokens=tokens)
+        return Item(pad_sequence(crops, batch_first=True), lengths=lengths, tokens=tokens)
 
     def forward(self, values_NS: Tensor, length_N: Tensor | None = None) -> Tensor:
         lengths = [values_NS.shape[1]] * len(values_NS) if length_N is None else length_N.tolist()

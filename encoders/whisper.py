@@ -1,6 +1,6 @@
 """The encoder of Whisper (Radford et al., 2022, arXiv 2212.04356), as transformers has it (5.2 or later).
 
-Shape letters: N views (windows of sound), C mel channels, F mel frames (100 a second), T tokens (50 a second), E width.
+Shape letters: N crops (windows of sound), C mel channels, F mel frames (100 a second), T tokens (50 a second), E width.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Whisper(nn.Module):
         norm. Several of them: their features side by side, E = len(layers) * d_model, in the order given.
         Layers above the highest are dropped.
     seconds: of a window, which is how the table of positions is cut; None: all of it. Longer sound becomes several
-        windows, one view each. A shorter one is filled up with silence, which the features see, as in training.
+        windows, one crop each. A shorter one is filled up with silence, which the features see, as in training.
     trim: whether only the features of the real sound are tokens, one for each 20 ms begun (DIFFA); else all T are.
     Raises ConfigError for what does not exist or does not fit.
     """
@@ -120,7 +120,7 @@ class Whisper(nn.Module):
         return cls(config=small, layers=list(range(1, taps + 1)), seconds=seconds, trim=trim)
 
     def read(self, data: object) -> Item:
-        """What `read_waveform` takes -> a view for each window. Raises DataError."""
+        """What `read_waveform` takes -> a crop for each window. Raises DataError."""
         waves = windows(read_waveform(data, RATE), self.seconds, RATE)
         mels = [self.mel(wave).T for wave in waves]
         tokens = [-(-len(wave) // STRIDE) if self.trim else self.tokens for wave in waves]
@@ -128,7 +128,7 @@ class Whisper(nn.Module):
         return Item(values_NCF, lengths=tuple(map(len, mels)), tokens=tuple(tokens))
 
     def forward(self, values_NCF: Tensor, length_N: Tensor | None = None) -> Tensor:
-        """(N, T, E) of whole windows; length_N: the frames of each view, silence comes behind them."""
+        """(N, T, E) of whole windows; length_N: the frames of each crop, silence comes behind them."""
         if length_N is None:
             length_N = torch.full((len(values_NCF),), values_NCF.shape[2], device=values_NCF.device)
         several = len(self.layers) > 1
@@ -211,13 +211,13 @@ def _check_features(file: Path, mels: int) -> None:
             raise ConfigError(f"{file}: {key}: {content[key]!r}, expected {made}")
 
 
-def _positions(seconds: float | None, places: int) -> int:
-    """Places of the table that a window takes."""
+def _positions(seconds: float | None, positions: int) -> int:
+    """Positions of the table that a window takes."""
     if seconds is None:
-        return places
+        return positions
     wanted = seconds * RATE / STRIDE if isinstance(seconds, int | float) else 0
-    if not 1 <= wanted <= places or abs(wanted - round(wanted)) > 1e-6:
-        longest = places * STRIDE / RATE
+    if not 1 <= wanted <= positions or abs(wanted - round(wanted)) > 1e-6:
+        longest = positions * STRIDE / RATE
         raise ConfigError(f"seconds: {seconds} is not a multiple of {STRIDE / RATE} s, up to {longest:g} s")
     return round(wanted)
 

@@ -1,7 +1,7 @@
 """The seams, on one page. Read this first; everything else stands behind one of these names.
 
-Shape letters: B samples, L canvas length, R rows (all views of all samples), D backbone width, V vocabulary, E encoder
-width, N views of media (tiles, windows), T features a view, M slots of one kind in the batch, P wanted places.
+Shape letters: B samples, L canvas length, R rows (all copies of all samples), D backbone width, V vocabulary, E encoder
+width, N crops of media (tiles, windows), T features a crop, M slots of one kind in the batch, P wanted positions.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Task(Protocol):
         ...
 
     def parse(self, ids: Sequence[int], vocab: Vocab) -> Any:
-        """The ids of a row's target places, in order, to what a person calls the answer."""
+        """The ids of a row's target positions, in order, to what a person calls the answer."""
         ...
 
     def score(self, prediction: Any, row: Row) -> dict[str, float]:
@@ -68,7 +68,7 @@ class Reader(Protocol):
         ...
 
     def slots(self, item: Item) -> int:
-        """How many places of the canvas the item takes."""
+        """How many positions of the canvas the item takes."""
         ...
 
 
@@ -80,14 +80,14 @@ class Encoder(Protocol):
     """
 
     width: int  # E
-    tokens: int  # T, features a view; the most of them where views are of unequal length (`Item.tokens`)
+    tokens: int  # T, features a crop; the most of them where crops are of unequal length (`Item.tokens`)
 
     def read(self, data: object) -> Item: ...
 
     def __call__(self, values_N: Tensor, length_N: Tensor | None = None) -> Tensor:
         """(N, ...) -> (N, T, E), in the encoder's own dtype.
 
-        length_N: real entries of each view, given where the items have `lengths`. What fills a view up must not change
+        length_N: real entries of each crop, given where the items have `lengths`. What fills a crop up must not change
         its features; what comes behind its own `tokens` is cut off or zeroed by the model.
         """
         ...
@@ -99,14 +99,14 @@ class Connector(Protocol):
     """An nn.Module: features of width E to slots of width D. Its constructor is given `width_in` and `width_out`."""
 
     def slots(self, tokens: int, item: Item) -> int:
-        """How many slots an item takes, when the encoder makes `tokens` features a view.
+        """How many slots an item takes, when the encoder makes `tokens` features a crop.
 
-        An item whose views are of unequal length is asked view by view.
+        An item whose crops are of unequal length is asked crop by crop.
         """
         ...
 
     def __call__(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
-        """-> (M, D): the slots of all items, one after the other. `media.tokens`: the real features of each view."""
+        """-> (M, D): the slots of all items, one after the other. `media.tokens`: the real features of each crop."""
         ...
 
 
@@ -133,7 +133,7 @@ class Model(Protocol):
 
     def hidden(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], row_R: Tensor) -> Tensor: ...
 
-    def hidden_views(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], views: int) -> Tensor: ...
+    def hidden_copies(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int) -> Tensor: ...
 
     def score(
         self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, *, restrict: bool = True
@@ -151,17 +151,17 @@ class Model(Protocol):
 class Denoise(Protocol):
     """All a sampler sees of a model. Guidance and caches wrap it; the sampler does not know them."""
 
-    def __call__(self, ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
-        """Logits (P, V) fp32 of the wanted places in row-major order.
+    def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+        """Logits (P, V) fp32 of the wanted positions in row-major order.
 
-        rows_R: which row of the bound batch each canvas belongs to (finished rows are left out, guidance repeats them).
+        row_R: which row of the bound batch each canvas belongs to (finished rows are left out, guidance repeats them).
         media_R: False where a row shall not see its media (guidance); None: all do.
         """
         ...
 
 
 class Objective(Protocol):
-    """What is trained: views of a batch, then named sums. The loop divides by global counts and knows nothing more."""
+    """What is trained: copies of a batch, then named sums. The loop divides by global counts and knows nothing more."""
 
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Any:
         """Everything random, decided on the CPU before any forward; `.counts` maps a term to its local denominator."""

@@ -57,12 +57,12 @@ class Session:
 
 
 def written(out: Generation, row: int, model: MMDiff) -> list[tuple[str, int, float]]:
-    """(token, step, confidence) of a row's target places; step 0 was given."""
-    places = out.target_BL[row].nonzero().squeeze(1).tolist()
+    """(token, step, confidence) of a row's target positions; step 0 was given."""
+    positions = out.target_BL[row].nonzero().squeeze(1).tolist()
     piece = model.vocab.piece
     return [
         (piece(int(out.ids_BL[row, i])), int(out.step_BL[row, i]), round(float(out.confidence_BL[row, i]), 4))
-        for i in places
+        for i in positions
     ]
 
 

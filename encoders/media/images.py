@@ -63,7 +63,7 @@ class ImageSpec:
 
 
 def read_item(data: object, spec: ImageSpec) -> Item:
-    """One view: values (1, 3, H, W), layout (original height, original width)."""
+    """One crop: values (1, 3, H, W), layout (original height, original width)."""
     if isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape == (*spec.size, 3):
         return Item(_scaled(data, spec)[None], spec.size)  # as below, where nothing is to be decoded or resized
     image = read_image(data)
@@ -75,7 +75,7 @@ def read_image(source: object) -> Image:
 
     source: a path, the bytes of a file, a PIL image, an array (H, W[, 1|3|4]) or a tensor ([1|3|4,] H, W). Whole
         numbers are 0..255 (uint8) or 0..65535 (uint16), floats 0..1.
-    Transparent places show white. Raises DataError that names the file, for what is missing, damaged or too large.
+    Transparent positions show white. Raises DataError that names the file, for what is missing, damaged or too large.
     """
     require("PIL", "vision")
     from PIL import Image, ImageOps, UnidentifiedImageError

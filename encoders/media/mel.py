@@ -1,6 +1,6 @@
 """Log-mel features as Whisper computes them (Radford et al., 2022, section 2.2).
 
-Shape letters: N views, C mel channels, T frames.
+Shape letters: N crops, C mel channels, T frames.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class LogMel:
 
 
 def filled(mel_NCT: Tensor, length_N: Tensor, frames: int) -> Tensor:
-    """(N, C, frames): `LogMel.pad_value` of each view behind its own `length_N` frames, whatever was there."""
+    """(N, C, frames): `LogMel.pad_value` of each crop behind its own `length_N` frames, whatever was there."""
     mel_NCT = F.pad(mel_NCT, (0, frames - mel_NCT.shape[2]))
     padding_N1T = (torch.arange(frames, device=mel_NCT.device) >= length_N[:, None])[:, None]
     peak_N11 = mel_NCT.masked_fill(padding_N1T, -torch.inf).amax((1, 2), keepdim=True)

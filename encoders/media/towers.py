@@ -1,6 +1,6 @@
 """What the vision towers of three libraries have in common: numbering of layers, shapes, resized position tables.
 
-Shape letters: E width, P places of a position table.
+Shape letters: E width, P positions of a position table.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def feature_map(
 
 
 def resized_positions(table_PE: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
-    """A learned table of a square grid, after `prefix` rows that are no places, for another grid (bicubic)."""
-    head_E, places_PE = table_PE[:prefix], table_PE[prefix:].float()
-    side = round(len(places_PE) ** 0.5)
-    if side * side != len(places_PE):
-        raise ConfigError(f"image_size: a position table of {len(places_PE)} places is not square")
+    """A learned table of a square grid, after `prefix` rows that are no positions, for another grid (bicubic)."""
+    head_E, positions_PE = table_PE[:prefix], table_PE[prefix:].float()
+    side = round(len(positions_PE) ** 0.5)
+    if side * side != len(positions_PE):
+        raise ConfigError(f"image_size: a position table of {len(positions_PE)} positions is not square")
     if grid == (side, side):
         return table_PE
-    map_1EHW = places_PE.T.reshape(1, -1, side, side)
+    map_1EHW = positions_PE.T.reshape(1, -1, side, side)
     map_1EHW = F.interpolate(map_1EHW, grid, mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([head_E, map_1EHW[0].flatten(1).T.to(table_PE.dtype)])

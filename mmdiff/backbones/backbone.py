@@ -47,44 +47,44 @@ class Backbone(nn.Module):
         model.register_forward_pre_hook(_no_labels, with_kwargs=True)
 
     def embed(self, ids_RL: Tensor, attend_RL: Tensor | None = None) -> Tensor:
-        """(R, L, D). attend_RL: as in `hidden`; ESM's token dropout counts the masks among the attended places."""
+        """(R, L, D). attend_RL: as in `hidden`; ESM's token dropout counts the masks among the attended positions."""
         return find_family(self.family).embed(self.model, ids_RL, attend_RL)
 
     def hidden(
         self,
         x_RLD: Tensor,
         attend_RL: Tensor | None = None,
-        position_RL: Tensor | None = None,
+        position_ids_RL: Tensor | None = None,
         segment_RL: Tensor | None = None,
-        view_RL: Tensor | None = None,
+        copy_RL: Tensor | None = None,
         memory: Memory | None = None,
     ) -> Tensor:
         """Last hidden states (R, L, D), normed; the head is not run.
 
-        attend_RL: bool, False on padding. None: every place is attended and no mask exists, so the fast kernels serve.
-        position_RL: int64; None: 0, 1, ... (rotary positions are relative, so padding on the left needs none).
-        segment_RL: int64, the document of each place; a place then attends its own document only. Positions that
+        attend_RL: bool, False on padding. None: every position is attended and no mask exists, so the fast kernels serve.
+        position_ids_RL: int64; None: 0, 1, ... (rotary positions are relative, so padding on the left needs none).
+        segment_RL: int64, the document of each position; a position then attends its own document only. Positions that
             start again do not keep bidirectional documents apart.
-        view_RL: int64; a place attends the places of view 0 and those of its own view.
-        memory: takes in the keys and values of these places where it is new (`self.memory()`); else these places attend
+        copy_RL: int64; a position attends the positions of copy 0 and those of its own copy.
+        memory: takes in the keys and values of these positions where it is new (`self.memory()`); else these positions attend
             to what it holds as well, and `attend_RL` (R, C + L) covers both.
-        Raises ConfigError for segments or views under a flash attention, which takes no mask of pairs, and for a memory
+        Raises ConfigError for segments or copies under a flash attention, which takes no mask of pairs, and for a memory
         with a family of encoders.
         """
         family = find_family(self.family)
         if memory is not None and not family.CACHES:
-            raise ConfigError(f"backbone: {self.family} runs all places of a canvas; keys and values cannot be kept")
-        pairs = segment_RL is not None or view_RL is not None
-        mask = self._mask_of_pairs(x_RLD, attend_RL, segment_RL, view_RL) if pairs else attend_RL
-        out = family.run(self.model, x_RLD, mask, attend_RL, position_RL, False, memory)
+            raise ConfigError(f"backbone: {self.family} runs all positions of a canvas; keys and values cannot be kept")
+        pairs = segment_RL is not None or copy_RL is not None
+        mask = self._mask_of_pairs(x_RLD, attend_RL, segment_RL, copy_RL) if pairs else attend_RL
+        out = family.run(self.model, x_RLD, mask, attend_RL, position_ids_RL, False, memory)
         hidden_RLD: Tensor = out.last_hidden_state
         return hidden_RLD
 
     def layers(
-        self, x_RLD: Tensor, attend_RL: Tensor | None = None, position_RL: Tensor | None = None
+        self, x_RLD: Tensor, attend_RL: Tensor | None = None, position_ids_RL: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """Hidden states (R, L, D) of all layers: first the embeddings, last what `hidden` returns."""
-        out = find_family(self.family).run(self.model, x_RLD, attend_RL, attend_RL, position_RL, True)
+        out = find_family(self.family).run(self.model, x_RLD, attend_RL, attend_RL, position_ids_RL, True)
         return (*out.hidden_states[:-1], out.last_hidden_state)
 
     @property
@@ -105,9 +105,9 @@ class Backbone(nn.Module):
         """
         return find_family(self.family).head(self.model, h, ids_K)
 
-    def forward(self, ids_RL: Tensor, attend_RL: Tensor | None = None, position_RL: Tensor | None = None) -> Tensor:
-        """Logits (R, L, V) of every place, as the head writes them; `facts.shift` is left to the caller."""
-        return self.head(self.hidden(self.embed(ids_RL, attend_RL), attend_RL, position_RL))
+    def forward(self, ids_RL: Tensor, attend_RL: Tensor | None = None, position_ids_RL: Tensor | None = None) -> Tensor:
+        """Logits (R, L, V) of every position, as the head writes them; `facts.shift` is left to the caller."""
+        return self.head(self.hidden(self.embed(ids_RL, attend_RL), attend_RL, position_ids_RL))
 
     def gradient_checkpointing(self, on: bool) -> None:
         """Recompute each layer in the backward pass (in training mode) instead of keeping its activations."""
@@ -146,14 +146,14 @@ class Backbone(nn.Module):
             write_weights(self.model, folder, names)
 
     def _mask_of_pairs(
-        self, x_RLD: Tensor, attend_RL: Tensor | None, segment_RL: Tensor | None, view_RL: Tensor | None
+        self, x_RLD: Tensor, attend_RL: Tensor | None, segment_RL: Tensor | None, copy_RL: Tensor | None
     ) -> Any:
-        """Pairs of places that may see each other, in the form the attention in use takes."""
+        """Pairs of positions that may see each other, in the form the attention in use takes."""
         from transformers.masking_utils import create_bidirectional_mask
 
         attention = self.model.config._attn_implementation
         if "flash" in attention:
-            what = "packed rows need" if view_RL is None else "`prefix_causal` needs"
+            what = "packed rows need" if copy_RL is None else "`prefix_causal` needs"
             raise ConfigError(f"attention {attention!r}: {what} sdpa, eager or flex_attention")
         ones_RL = torch.ones(x_RLD.shape[:2], dtype=torch.bool, device=x_RLD.device)
         attended_RL = ones_RL if attend_RL is None else attend_RL.bool()
@@ -162,9 +162,9 @@ class Backbone(nn.Module):
             seen = attended_RL[row, key]
             if segment_RL is not None:
                 seen = seen & (segment_RL[row, query] == segment_RL[row, key])
-            if view_RL is not None:
-                seen = seen & ((view_RL[row, key] == 0) | (view_RL[row, key] == view_RL[row, query]))
-            return seen | (query == key)  # padding sees itself: a softmax over no place at all is not a number
+            if copy_RL is not None:
+                seen = seen & ((copy_RL[row, key] == 0) | (copy_RL[row, key] == copy_RL[row, query]))
+            return seen | (query == key)  # padding sees itself: a softmax over no position at all is not a number
 
         return create_bidirectional_mask(self.model.config, x_RLD, None, and_mask_function=sees)
 

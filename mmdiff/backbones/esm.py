@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 TOKENS = "<cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X B U Z O . - <null_1> <mask>".split()
 AUTO_CLASS = "AutoModelForMaskedLM"
-CACHES = False  # an encoder: all places are run
+CACHES = False  # an encoder: all positions are run
 GROWS = False  # its head has a bias besides
 TRAINED_RATE = 0.15 * 0.8  # of mask tokens, when ESM-2 was trained: what token dropout makes up for
 CAP = 30.0  # of DSM's logits
@@ -295,7 +295,7 @@ def run(
     x_RLD: Tensor,
     mask: Any,
     attend_RL: Tensor | None,
-    position_RL: Tensor | None,
+    position_ids_RL: Tensor | None,
     every: bool,
     memory: Any = None,
 ) -> Any:
@@ -304,18 +304,18 @@ def run(
     import torch
 
     config = model.config
-    places = position_RL
+    positions = position_ids_RL
     if config.position_embedding_type == "absolute":
         room = config.max_position_embeddings - config.pad_token_id - 1
         if x_RLD.shape[1] > room:
-            raise DataError(f"a canvas of {x_RLD.shape[1]} places; this backbone has absolute positions for {room}")
-        rows_L = torch.arange(x_RLD.shape[1], device=x_RLD.device) if places is None else places
-        places = (rows_L + config.pad_token_id + 1).expand(x_RLD.shape[:2])
-    x_RLD = model.esm.embeddings(inputs_embeds=x_RLD, attention_mask=attend_RL, position_ids=places)
+            raise DataError(f"a canvas of {x_RLD.shape[1]} positions; this backbone has absolute positions for {room}")
+        rows_L = torch.arange(x_RLD.shape[1], device=x_RLD.device) if positions is None else positions
+        positions = (rows_L + config.pad_token_id + 1).expand(x_RLD.shape[:2])
+    x_RLD = model.esm.embeddings(inputs_embeds=x_RLD, attention_mask=attend_RL, position_ids=positions)
     return model.esm(
         inputs_embeds=x_RLD,
         attention_mask=mask,
-        position_ids=position_RL,
+        position_ids=position_ids_RL,
         return_dict=True,
         output_hidden_states=every,
     )

@@ -22,9 +22,9 @@ class Facts:
     """What diffusion has to know of a backbone and no weight tells.
 
     end_ids: ids that end an answer, EOS among them.
-    shift: the logits of place p come from hidden state p - shift.
-    attention: "full": every place attends every other.
-    max_length: places the model was trained on.
+    shift: the logits of position p come from hidden state p - shift.
+    attention: "full": every position attends every other.
+    max_length: positions the model was trained on.
     """
 
     mask_id: int
@@ -47,7 +47,7 @@ class Family(Protocol):
     """The class of transformers' that makes the model of a configuration."""
 
     CACHES: bool
-    """Whether `run` takes a memory: keys and values of places that are not run again."""
+    """Whether `run` takes a memory: keys and values of positions that are not run again."""
 
     GROWS: bool
     """Whether rows can be put behind the embedding table and the head."""
@@ -118,7 +118,7 @@ class Family(Protocol):
         x_RLD: Tensor,
         mask: Any,
         attend_RL: Tensor | None,
-        position_RL: Tensor | None,
+        position_ids_RL: Tensor | None,
         every: bool,
         memory: Any = None,
     ) -> Any:

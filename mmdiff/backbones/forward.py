@@ -5,12 +5,14 @@ Shape letters: R rows, L canvas length, D width, V rows of the embedding table.
 
 from __future__ import annotations
 
+import inspect
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CACHES = True  # keys and values of places that are not run again are taken
+CACHES = True  # keys and values of positions that are not run again are taken
 GROWS = True  # rows can be put behind the embedding table and the head
 
 
@@ -25,23 +27,31 @@ def run(
     x_RLD: Tensor,
     mask: Any,
     attend_RL: Tensor | None,
-    position_RL: Tensor | None,
+    position_ids_RL: Tensor | None,
     every: bool,
     memory: Any = None,
 ) -> Any:
     """transformers' output of the body, the head left out. every: the states of all layers too (`hidden_states`).
 
-    memory: a `Memory`, that takes in keys and values or gives those of other places.
+    memory: a `Memory`, that takes in keys and values or gives those of other positions.
     """
-    return model.base_model(
+    body = model.base_model
+    kept = {} if memory is None else {memory_argument(type(body)): memory}
+    return body(
         inputs_embeds=x_RLD,
         attention_mask=mask,
-        position_ids=position_RL,
-        past_key_values=memory,
+        position_ids=position_ids_RL,
         use_cache=memory is not None,
         return_dict=True,
         output_hidden_states=every,
+        **kept,
     )
+
+
+@cache
+def memory_argument(body: type) -> str:
+    """What this release of transformers calls the keys and values that a body is given (until 5.24 `past_key_values`)."""
+    return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"  # type: ignore[attr-defined]
 
 
 def head(model: Any, h: Tensor, ids_K: Tensor | None = None) -> Tensor:

@@ -1,6 +1,6 @@
-"""Keys and values of places that are not run again, in the form transformers' attention layers take.
+"""Keys and values of positions that are not run again, in the form transformers' attention layers take.
 
-Shape letters: R rows, H heads of keys, C places, D width of a head.
+Shape letters: R rows, H heads of keys, C positions, D width of a head.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class Memory(Cache):
-    """What one forward computed for its places, for later forwards of other places that attend to them.
+    """What one forward computed for its positions, for later forwards of other positions that attend to them.
 
     A new one takes in what it is handed; `chosen` gives one that is only read: each layer then attends to what is kept
-    and, behind it, to its own places. Keys are kept rotated, so places keep the positions they were run at.
+    and, behind it, to its own positions. Keys are kept rotated, so positions keep the positions they were run at.
     """
 
     def __init__(self, layers: int) -> None:
-        self.places = [_Layer() for _ in range(layers)]
-        super().__init__(layers=[*self.places])
+        self.positions = [_Layer() for _ in range(layers)]
+        super().__init__(layers=[*self.positions])
 
-    def chosen(self, rows_R: Tensor, place_RC: Tensor | None = None) -> Memory:
-        """Of the rows `rows_R`, and of the places `place_RC` of each; None: all."""
-        out = Memory(len(self.places))
-        for new, old in zip(out.places, self.places, strict=True):
+    def chosen(self, row_R: Tensor, position_RC: Tensor | None = None) -> Memory:
+        """Of the rows `row_R`, and of the positions `position_RC` of each; None: all."""
+        out = Memory(len(self.positions))
+        for new, old in zip(out.positions, self.positions, strict=True):
             assert old.keys is not None and old.values is not None
-            keys, values = old.keys[rows_R], old.values[rows_R]
-            if place_RC is not None:
-                at = place_RC[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+            keys, values = old.keys[row_R], old.values[row_R]
+            if position_RC is not None:
+                at = position_RC[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
                 keys, values = keys.gather(2, at), values.gather(2, at)
             new.keep(keys, values)
         return out

@@ -1,6 +1,6 @@
 """What the core hands to the model: samples laid out on one canvas, with their media.
 
-Shape letters: B samples, L canvas length, N views of media, T features per view, E encoder width, M slots of one kind in the
+Shape letters: B samples, L canvas length, N crops of media, T features per crop, E encoder width, M slots of one kind in the
 whole batch, K distinct allow-sets, V vocabulary.
 """
 
@@ -20,11 +20,11 @@ T = TypeVar("T")
 class MediaBatch:
     """All media of one kind in a batch, in order of appearance. `features` replaces `values` when they are cached.
 
-    length_N, tokens: as `Item.lengths` and `Item.tokens`, of all views; None where all are of one size.
+    length_N, tokens: as `Item.lengths` and `Item.tokens`, of all crops; None where all are of one size.
     """
 
     values_N: Tensor
-    views: list[int]
+    crops: list[int]
     layouts: list[tuple[int, ...]]
     features_NTE: Tensor | None = None
     length_N: Tensor | None = None  # int64
@@ -33,16 +33,16 @@ class MediaBatch:
 
 @dataclass
 class Batch:
-    ids_BL: Tensor  # int64, clean ids; the mask id at empty target places; the slot id where features go
-    target_BL: Tensor  # bool, the places diffusion writes
+    ids_BL: Tensor  # int64, clean ids; the mask id at empty target positions; the slot id where features go
+    target_BL: Tensor  # bool, the positions diffusion writes
     attend_BL: Tensor  # bool, False on padding
-    position_BL: Tensor  # int64, 0, 1, ... over the attended places of a row
-    segment_BL: Tensor  # int64, the document a place belongs to (packing); a place attends its own document only
+    position_ids_BL: Tensor  # int64, 0, 1, ... over the attended positions of a row
+    segment_BL: Tensor  # int64, the document a position belongs to (packing); a position attends its own document only
     slots: dict[str, Tensor] = field(default_factory=dict)  # kind -> int64 BL, row of the flat features, -1 elsewhere
     media: dict[str, MediaBatch] = field(default_factory=dict)
     allow_BL: Tensor | None = None  # int64, row of allow_KV; None: every id everywhere
     allow_KV: Tensor | None = None  # bool
-    only_N: Tensor | None = None  # int64, ascending: where all target places may hold the same few ids, these
+    allowed_ids_N: Tensor | None = None  # int64, ascending: where all target positions may hold the same few ids, these
     index_B: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # global sample index
     source_B: list[str] = field(default_factory=list)  # the name of the mixture part a row came from
     padded: bool = False  # whether attend_BL is False anywhere (known on the CPU, so the device need not be asked)
@@ -53,13 +53,13 @@ class Batch:
 
 
 def real_NT(tokens: Sequence[int], features_NTE: Tensor) -> Tensor:
-    """bool (N, T): which features stand for something, when view n has `tokens[n]` of them."""
+    """bool (N, T): which features stand for something, when crop n has `tokens[n]` of them."""
     count_N = torch.tensor(tokens, device=features_NTE.device)
     return torch.arange(features_NTE.shape[1], device=features_NTE.device) < count_N[:, None]
 
 
 def packed(features_NTE: Tensor, tokens: Sequence[int] | None) -> Tensor:
-    """(M, E): the real features of all views, one view after the other. tokens: of each view; None: all."""
+    """(M, E): the real features of all crops, one crop after the other. tokens: of each crop; None: all."""
     return features_NTE.flatten(0, 1) if tokens is None else features_NTE[real_NT(tokens, features_NTE)]
 
 

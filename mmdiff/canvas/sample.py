@@ -1,6 +1,6 @@
 """What a task hands to the core: a sample is a sequence of `Text`, `Media` and `Target`.
 
-Shape letters: n views of one item of media.
+Shape letters: n crops of one item of media.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Ranges = tuple[tuple[int, int], ...]
-"""Half-open id ranges, ((low, high), ...): the ids a target place may hold."""
+"""Half-open id ranges, ((low, high), ...): the ids a target position may hold."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Media:
 
 @dataclass(frozen=True)
 class Target:
-    """The span that diffusion writes: `ids` when training, `length` empty places when generating.
+    """The span that diffusion writes: `ids` when training, `length` empty positions when generating.
 
-    Ids that equal the mask id are empty places, all others are given: infilling and drafts need nothing else. Places
+    Ids that equal the mask id are empty positions, all others are given: infilling and drafts need nothing else. Positions
     that are empty in training stay so, and are not scored: what is behind the end of an episode, for example.
     """
 
@@ -48,10 +48,10 @@ Sample = Sequence[Part]
 
 @dataclass(frozen=True)
 class Item:
-    """What a reader makes of one media: `values` (n, ...) holds its n views, `layout` any facts its connector needs.
+    """What a reader makes of one media: `values` (n, ...) holds its n crops, `layout` any facts its connector needs.
 
-    Views of unequal length (sound) are filled up with zeros along the last axis. `lengths` then says how much of each
-    is real, and `tokens` how many features the encoder makes of it; both empty where all views are of one size.
+    NoisedBatch of unequal length (sound) are filled up with zeros along the last axis. `lengths` then says how much of each
+    is real, and `tokens` how many features the encoder makes of it; both empty where all crops are of one size.
     """
 
     values: Tensor
@@ -60,7 +60,7 @@ class Item:
     tokens: tuple[int, ...] = ()
 
 
-def places(sample: Sample) -> int:
+def canvas_length(sample: Sample) -> int:
     """How many a canvas has, slots of media left out."""
     texts = [part.ids for part in sample if isinstance(part, Text)]
     targets = [part for part in sample if isinstance(part, Target)]

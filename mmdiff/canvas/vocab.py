@@ -21,7 +21,7 @@ KNOWN = 1 << 16  # encoded texts kept; a tokenizer call costs 70 microseconds, a
 class Vocab:
     """size: rows of the embedding table, which may exceed the tokenizer's length.
 
-    slot_id stands at the places of media; its embedding is never read, for features overwrite it.
+    slot_id stands at the positions of media; its embedding is never read, for features overwrite it.
     end_ids: ids that end an answer (EOS, and end-of-turn where a family has one).
     ranges: named half-open ranges of ids that are not text.
     """

@@ -1,7 +1,7 @@
 """From the words of a command line to a verb and its arguments.
 
 A task brings verbs of its own in a module `mmdiff.tasks.<name>.cli`: `VERBS`, and a docstring that heads their help. It
-is found by its place, and imported when one of its verbs is called.
+is found by its position, and imported when one of its verbs is called.
 
     def transcribe(args: argparse.Namespace) -> Output:
         \"\"\"write down what is said in audio files\"\"\"

@@ -62,13 +62,17 @@ MOVED = {  # below `mmdiff.`; modules, and classes of a module that was split
     "tasks.worlds": "tasks.vla.worlds.world",
     "vocab": "canvas.vocab",
 }
+KEYS = {"keep_read": "sample_cache_mb"}  # of settings
+ARGUMENTS = {"mmdiff.objectives.denoise.Denoise": {"views": "copies"}}  # of a target, under its name of today
 DOTTED = re.compile(r"mmdiff(?:\.\w+)+")
 
 
 def renewed(tree: Any) -> Any:
-    """`tree`, of mappings, lists and values, with every dotted path of 0.1 replaced by today's."""
+    """`tree`, of mappings, lists and values, with the dotted paths and the keys of 0.1 replaced by today's."""
     if isinstance(tree, dict):
-        return {key: renewed(value) for key, value in tree.items()}
+        target = tree.get("target")
+        keys = KEYS | (ARGUMENTS.get(today(target), {}) if isinstance(target, str) else {})
+        return {keys.get(key, key): renewed(value) for key, value in tree.items()}
     if isinstance(tree, list):
         return [renewed(value) for value in tree]
     return today(tree) if isinstance(tree, str) and DOTTED.fullmatch(tree) else tree

@@ -29,23 +29,23 @@ class GenerationConfig:
     """How a canvas is written. Names follow LLaDA's generate.py and transformers where they have one.
 
     steps: denoising steps over the whole canvas, shared out evenly between the blocks of a row that have something to
-        write, at least one each; within a block places are shared out evenly over its steps, the first steps taking
-        the remainder. None: one place a step.
+        write, at least one each; within a block positions are shared out evenly over its steps, the first steps taking
+        the remainder. None: one position a step.
     schedule: linear (the even shares above) | cosine: after step s of the T of a block floor(n cos(pi/2 s/T)) of its n
-        places are masked still, with at least one written a step (MaskGIT, arXiv 2202.04200).
-    block_length: target places a block; blocks are written in order. None: all target places are one block.
+        positions are masked still, with at least one written a step (MaskGIT, arXiv 2202.04200).
+    block_length: target positions a block; blocks are written in order. None: all target positions are one block.
     temperature: 0 is greedy; otherwise tokens are drawn with float64 Gumbel noise (arXiv 2409.02908). The confidence of
         a token never depends on it.
     temperature_end: the temperature of a block's last step; it goes there in a straight line, a step at a time, from
         `temperature` at the first. None: it stays.
     guidance_scale: s in `u + (s + 1) (c - u)`, u with the context masked and the media left out; 0: off.
-    remasking: the score by which places are kept: low_confidence | random | a dotted path (mmdiff.samplers.rules.rules).
-    threshold: commit every place whose score reaches it, at least one (Fast-dLLM); `steps` then plays no part. None:
+    remasking: the score by which positions are kept: low_confidence | random | a dotted path (mmdiff.samplers.rules.rules).
+    threshold: commit every position whose score reaches it, at least one (Fast-dLLM); `steps` then plays no part. None:
         the shares of the schedule.
     select: node of a rule that replaces shares and threshold.
-    revise: node of a rule that opens places of the current block again; None: what is written stays.
-    draft: node of a rule that opens places of a given draft and has them written again (mmdiff.samplers.deliberation). None:
-        what is given stays, only empty places are written.
+    revise: node of a rule that opens positions of the current block again; None: what is written stays.
+    draft: node of a rule that opens positions of a given draft and has them written again (mmdiff.samplers.deliberation). None:
+        what is given stays, only empty positions are written.
     eos_policy: none | suppress (end ids are never written; LLaDA's logits_eos_inf, which knows one end id) | last (end
         ids are committed after all other proposals of a step; LLaDA's confidence_eos_eot_inf).
     early_stop: when an end id is written and nothing before it is open, the rest of its target span becomes EOS.
@@ -105,9 +105,9 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0  # gradient norm; 0: off
     gradient_checkpointing: bool = False
-    logit_chunk: int = 4096  # wanted places whose logits exist at one time
+    logit_chunk: int = 4096  # wanted positions whose logits exist at one time
     workers: int = 0  # data processes
-    keep_read: int = 0  # MiB of samples, media read, that each data process keeps for later epochs
+    sample_cache_mb: int = 0  # MiB of samples, media read, that each data process keeps for later epochs
     threads: int | None = None  # torch threads; None: torch's own choice
     log_every: int = 10
     save_every: int = 500

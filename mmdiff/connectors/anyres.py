@@ -1,9 +1,9 @@
-"""Pictures of any resolution: a whole view, then the tiles of a canvas put together again, one newline after each row.
+"""Pictures of any resolution: a whole crop, then the tiles of a canvas put together again, one newline after each row.
 
 LLaVA-OneVision (arXiv 2408.03326); the settings of LLaDA-V (arXiv 2505.16933) are the defaults. Pure functions for the
 geometry, then the connector. `mmdiff.encoders.tiling.Tiles` cuts the tiles.
 
-Shape letters: N views, T features a view, S side of a view's grid of features, E width in, D width out, M slots.
+Shape letters: N crops, T features a crop, S side of a crop's grid of features, E width in, D width out, M slots.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def map_size(layout: tuple[int, ...], side: int, max_tiles: int) -> tuple[int, i
 
 @part
 class AnyRes(nn.Module):
-    """`inner` maps every view; then the whole view, and the tiles' map: margins cut, shrunk, a newline after each row.
+    """`inner` maps every crop; then the whole crop, and the tiles' map: margins cut, shrunk, a newline after each row.
 
-    An item of one view takes its features and one newline (LLaDA-V's layout of several pictures in a sample).
+    An item of one crop takes its features and one newline (LLaDA-V's layout of several pictures in a sample).
 
-    inner: a connector, or the dotted path of one that takes the widths alone; its slots of a view are a square grid.
+    inner: a connector, or the dotted path of one that takes the widths alone; its slots of a crop are a square grid.
     max_tiles: as many tiles' features are kept at most, with a slack of 1.1 a side (`anyres_max_4`).
-    Raises ConfigError when the slots of a view are not square.
+    Raises ConfigError when the slots of a crop are not square.
     """
 
     def __init__(
@@ -104,17 +104,17 @@ class AnyRes(nn.Module):
 
     def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
         inner_NTD: Tensor = self.inner(features_NTE, media).unflatten(0, (len(features_NTE), -1))
-        groups = zip(inner_NTD.split(media.views), media.layouts, strict=True)
-        return torch.cat([self._pack(views_NTD, layout) for views_NTD, layout in groups])
+        groups = zip(inner_NTD.split(media.crops), media.layouts, strict=True)
+        return torch.cat([self._pack(crop_NTD, layout) for crop_NTD, layout in groups])
 
-    def _pack(self, views_NTD: Tensor, layout: tuple[int, ...]) -> Tensor:
+    def _pack(self, crop_NTD: Tensor, layout: tuple[int, ...]) -> Tensor:
         """The slots of one item."""
-        newline_D = self.image_newline.to(views_NTD.dtype)
-        if len(views_NTD) == 1:
-            return torch.cat([views_NTD[0], newline_D[None]])
-        side = _side(views_NTD.shape[1])
+        newline_D = self.image_newline.to(crop_NTD.dtype)
+        if len(crop_NTD) == 1:
+            return torch.cat([crop_NTD[0], newline_D[None]])
+        side = _side(crop_NTD.shape[1])
         height, width, tile_rows, tile_columns = layout
-        tiles = views_NTD[1:].reshape(tile_rows, tile_columns, side, side, -1)
+        tiles = crop_NTD[1:].reshape(tile_rows, tile_columns, side, side, -1)
         map_DHW = tiles.permute(4, 0, 2, 1, 3).flatten(3, 4).flatten(1, 2)
         above, left = unpad((height, width), *map_DHW.shape[1:])
         map_DHW = map_DHW[:, above : map_DHW.shape[1] - above, left : map_DHW.shape[2] - left]
@@ -123,11 +123,11 @@ class AnyRes(nn.Module):
             map_DHW = F.interpolate(map_DHW[None], size, mode="bilinear")[0]
         ends_DH1 = newline_D[:, None, None].expand(-1, size[0], 1)
         rows_DHW = torch.cat([map_DHW, ends_DH1], 2)
-        return torch.cat([views_NTD[0], rows_DHW.flatten(1).T])
+        return torch.cat([crop_NTD[0], rows_DHW.flatten(1).T])
 
 
 def _side(tokens: int) -> int:
     side = isqrt(tokens)
     if side * side != tokens:
-        raise ConfigError(f"inner: {tokens} slots a view are not a square grid, which tiles need")
+        raise ConfigError(f"inner: {tokens} slots a crop are not a square grid, which tiles need")
     return side

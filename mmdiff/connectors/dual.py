@@ -1,6 +1,6 @@
 """DIFFA's two adapters: what is said, as long as the sound, and how it sounds, in a fixed number of slots.
 
-Shape letters: N views, T features a view, E width in, D width out, M slots, Q queries, R learned prompts.
+Shape letters: N crops, T features a crop, E width in, D width out, M slots, Q queries, R learned prompts.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ PUBLISHED: Mapping[str, Any] = MappingProxyType({})  # no setting but those of t
 
 @part
 class DualAdapter(nn.Module):
-    """Slots of a view: learned prompts, then acoustic ones (`LayerQFormer`), then semantic ones (`ConvFrames`).
+    """Slots of a crop: learned prompts, then acoustic ones (`LayerQFormer`), then semantic ones (`ConvFrames`).
 
     DIFFA (arXiv 2507.18452) trains the semantic adapter with 20 prompts first (`acoustic: null, prompts: 20`), then
-    both adapters without prompts. A sound of several windows is several views, each with all of its slots.
+    both adapters without prompts. A sound of several windows is several crops, each with all of its slots.
 
     width_in: of `taps` layers and the encoder's last, one behind the other. The acoustic adapter reads the taps, the
         semantic one the last layer.
     semantic, acoustic: arguments of the adapters but the widths and `taps`; acoustic: null leaves it out.
-    prompts: vectors before each view, which start as large as the semantic slots.
+    prompts: vectors before each crop, which start as large as the semantic slots.
     weights: a saved model or DIFFA's tensors (see `take`, `diffa_name`). Adapters and prompts that it does not have
         stay new, those that are not wanted here are left alone.
     Raises ConfigError for features that are not those of `taps` + 1 layers, and for what the adapters refuse.
@@ -87,9 +87,9 @@ class DualAdapter(nn.Module):
         return cls(width_in, width_out, acoustic=small, **settings)
 
     def slots(self, tokens: int, item: Item) -> int:
-        view = Item(item.values[:1])
+        crop = Item(item.values[:1])
         fixed = 0 if self.prompts_RD is None else len(self.prompts_RD)
-        fixed += 0 if self.acoustic is None else self.acoustic.slots(tokens, view)
+        fixed += 0 if self.acoustic is None else self.acoustic.slots(tokens, crop)
         return len(item.values) * (fixed + self.semantic.frames(tokens))
 
     def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
@@ -104,8 +104,8 @@ class DualAdapter(nn.Module):
         if not fixed:
             return semantic_MD
         counts = [self.semantic.frames(t) for t in media.tokens or [tokens] * n]
-        views = zip(torch.cat(fixed, 1), semantic_MD.split(counts), strict=True)
-        return torch.cat([slots_MD for view in views for slots_MD in view])
+        crops = zip(torch.cat(fixed, 1), semantic_MD.split(counts), strict=True)
+        return torch.cat([slots_MD for crop in crops for slots_MD in crop])
 
 
 def _adapter(name: str, settings: Any, where: str, **run_time: Any) -> Any:

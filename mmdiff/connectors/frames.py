@@ -1,6 +1,6 @@
 """Connectors for runs of frames: convolutions that make fewer of them, and a learned mix of an encoder's layers.
 
-Shape letters: N views, T features a view, E width in, D width out, C channels, K layers, M slots.
+Shape letters: N crops, T features a crop, E width in, D width out, C channels, K layers, M slots.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ConvFrames(nn.Module):
     channels: of each convolution; as wide as the features, and the last as many times wider as all strides together.
     strides: of each convolution. kernel: of all, in features. hidden: between the linear maps, `width_in` by default.
     keep_tail: whether the last features make a slot though they are fewer than the strides span; DIFFA drops them. A
-        view always has one slot.
+        crop always has one slot.
     out_norm: what the LayerNorm starts at, see `scaled_norm`; 1 in DIFFA.
     Raises ConfigError for sizes that do not fit each other.
     """
@@ -71,7 +71,7 @@ class ConvFrames(nn.Module):
         return len(item.values) * self.frames(tokens)
 
     def frames(self, tokens: int) -> int:
-        """How many slots a view of so many features makes."""
+        """How many slots a crop of so many features makes."""
         return -(-self._kept(tokens) // self.span)
 
     def _kept(self, tokens: int) -> int:
@@ -83,7 +83,7 @@ class ConvFrames(nn.Module):
         x_NTC = features_NTE
         for i, (conv, stride) in enumerate(zip(self.convs, self.strides, strict=True)):
             x_NTC = F.gelu(x_NTC) if i else x_NTC
-            # alone, a view ends in zeros: neither what fills it up nor what was made of that may be seen
+            # alone, a crop ends in zeros: neither what fills it up nor what was made of that may be seen
             x_NTC = x_NTC.masked_fill(~real_NT(counts, x_NTC)[..., None], 0.0)
             x_NTC = conv(x_NTC.transpose(1, 2)).transpose(1, 2)
             counts = [-(-n // stride) for n in counts]

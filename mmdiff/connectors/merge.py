@@ -1,6 +1,6 @@
 """Connectors that make one slot of several neighbouring features.
 
-Shape letters: N views, T features a view, R neighbours merged along one axis, E width in, D width out, M slots.
+Shape letters: N crops, T features a crop, R neighbours merged along one axis, E width in, D width out, M slots.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class PixelShuffle(nn.Module):
 
 @part
 class FrameStack(nn.Module):
-    """Runs of `factor` features are put one behind the other, then an MLP; zeros fill up the last run of a view.
+    """Runs of `factor` features are put one behind the other, then an MLP; zeros fill up the last run of a crop.
 
     hidden, norm, out_norm: of the MLP.
     """

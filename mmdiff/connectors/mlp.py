@@ -1,6 +1,6 @@
 """Connectors that map each feature by itself.
 
-Shape letters: N views, T features a view, E width in, D width out, M slots.
+Shape letters: N crops, T features a crop, E width in, D width out, M slots.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Connectors in which learned queries read the features: of every short window, or of every layer of the encoder.
 
-Shape letters: N views, T features a view, E width in, D width out, P windows of all views, W features a window,
+Shape letters: N crops, T features a crop, E width in, D width out, P windows of all crops, W features a window,
 Q queries, H width of the queries, K tapped layers, A heads, C width of what is read, S things that are read.
 """
 
@@ -93,10 +93,10 @@ class QFormer(nn.Module):
 
 @part
 class WindowQFormer(nn.Module):
-    """Each view is cut into windows, and `queries` slots are read from each: as many slots as the sound is long.
+    """Each crop is cut into windows, and `queries` slots are read from each: as many slots as the sound is long.
 
     SALMONN (arXiv 2310.13289); the defaults are those of Whisper-LLaDA (arXiv 2509.16622): 17 features of 50 Hz, and
-    88 windows of 30 s. A view always has one window, which may be partly empty; what is empty is not read.
+    88 windows of 30 s. A crop always has one window, which may be partly empty; what is empty is not read.
 
     stride: features from one window to the next, as many as it is wide by default.
     hidden, layers, heads, ffn, dropout: of the Q-Former. norm: a LayerNorm before it (SALMONN's `ln_speech`).
@@ -148,7 +148,7 @@ class WindowQFormer(nn.Module):
         return cls(width_in, width_out, **{**settings, **TOY, "weights": None})  # type: ignore[arg-type]
 
     def windows(self, tokens: int) -> int:
-        """How many windows a view of so many features is cut into."""
+        """How many windows a crop of so many features is cut into."""
         more = max(tokens - self.window, 0)
         return 1 + (-(-more // self.stride) if self.keep_tail else more // self.stride)
 
@@ -170,7 +170,7 @@ class WindowQFormer(nn.Module):
 
 @part
 class LayerQFormer(nn.Module):
-    """`queries` slots a view, however long it is, read from several layers of the encoder.
+    """`queries` slots a crop, however long it is, read from several layers of the encoder.
 
     The acoustic adapter of DIFFA (arXiv 2507.18452), after DeSTA2: every layer has its own queries, all share the
     Q-Former, and each query mixes what it read from the layers by a learned softmax.

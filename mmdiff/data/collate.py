@@ -1,6 +1,6 @@
 """What a task hands to the core (`Text`, `Media`, `Target`), and what the core hands to the model (`Batch`).
 
-Shape letters: B samples, L canvas length, N views (a picture may be several tiles), M slots of one kind in the whole
+Shape letters: B samples, L canvas length, N crops (a picture may be several tiles), M slots of one kind in the whole
 batch, K distinct allow-sets, V vocabulary.
 """
 
@@ -37,7 +37,7 @@ def collate(
 
     readers: how media of each kind are read and how many slots they take (`MMDiff.readers`).
     index: global sample indices, the identity under which noise is drawn; 0, 1, ... when left out.
-    padding: "ignore" leaves the places that fill a row up unattended and unscored. "eos" makes them end-of-sequence
+    padding: "ignore" leaves the positions that fill a row up unattended and unscored. "eos" makes them end-of-sequence
         ids that are masked, scored and attended like any answer (LLaDA's SFT recipe, GUIDELINES.md). "answer" has so
         many of them that all rows end in answers of one length; what a shorter context leaves is ignored. With sound, a
         short clip next to a long one would else have hundreds of them (Whisper-LLaDA, DIFFA).
@@ -102,13 +102,13 @@ def collate(
         ids_BL=ids_BL,
         target_BL=target_BL,
         attend_BL=attend_BL,
-        position_BL=(attend_BL.cumsum(1) - 1).clamp(min=0),
+        position_ids_BL=(attend_BL.cumsum(1) - 1).clamp(min=0),
         segment_BL=torch.zeros_like(ids_BL),
         slots=slots,
         media={kind: _stack(group) for kind, group in items.items()},
         allow_BL=allow_BL,
         allow_KV=allow_KV,
-        only_N=_only(allow_BL, allow_KV, target_BL),
+        allowed_ids_N=_only(allow_BL, allow_KV, target_BL),
         index_B=torch.arange(len(rows)) if index is None else torch.as_tensor(list(index), dtype=torch.int64),
         source_B=list(source) if source is not None else [""] * len(rows),
         padded=not bool(attend_BL.all()),
@@ -122,7 +122,7 @@ class _Row:
         self.ids: list[int] = []
         self.target: list[bool] = []
         self.allow: list[int] = []
-        self.slots: list[tuple[str, int, int, int]] = []  # kind, place, first feature, count
+        self.slots: list[tuple[str, int, int, int]] = []  # kind, position, first feature, count
 
     def add(self, ids: Sequence[int], target: bool, allow: int = 0) -> None:
         self.ids += [int(i) for i in ids]  # of a list, an array or a tensor
@@ -130,18 +130,18 @@ class _Row:
         self.allow += [allow] * len(ids)
 
     def answer(self) -> int:
-        """Target places at the end of the row."""
+        """Target positions at the end of the row."""
         return next((n for n, target in enumerate(reversed(self.target)) if not target), len(self.target))
 
 
 def _stack(items: Sequence[Item]) -> MediaBatch:
-    views, layouts = [len(item.values) for item in items], [item.layout for item in items]
+    crops, layouts = [len(item.values) for item in items], [item.layout for item in items]
     if not any(item.lengths for item in items):
-        return MediaBatch(torch.cat([item.values for item in items]), views, layouts)
+        return MediaBatch(torch.cat([item.values for item in items]), crops, layouts)
     longest = max(item.values.shape[-1] for item in items)
     return MediaBatch(
         torch.cat([F.pad(item.values, (0, longest - item.values.shape[-1])) for item in items]),
-        views,
+        crops,
         layouts,
         length_N=torch.tensor([n for item in items for n in item.lengths]),
         tokens=[n for item in items for n in item.tokens],

@@ -98,7 +98,7 @@ class Stream:
         epoch, at = divmod(draw, len(self.components[component].rows))
         if (component, epoch) not in self._orders:
             self._orders = {k: v for k, v in self._orders.items() if k[0] != component}  # one epoch a component is kept
-            noise = self._key.fold("shuffle").uniform(epoch, len(self.components[component].rows), view=component)
+            noise = self._key.fold("shuffle").uniform(epoch, len(self.components[component].rows), copy=component)
             self._orders[component, epoch] = noise.argsort(kind="stable")
         return int(self._orders[component, epoch][at])
 
@@ -158,7 +158,7 @@ class Batches:
         return collate(samples, self.vocab, self.readers, index=positions, source=sources, padding=self.padding)
 
 
-def positions(step: int, micro: int, rank: int, *, batch: int, accumulate: int, world: int) -> list[int]:
+def samples_of(step: int, micro: int, rank: int, *, batch: int, accumulate: int, world: int) -> list[int]:
     """The samples of one forward: a step owns `accumulate * world * batch` neighbours, shared out in order."""
     first = ((step * accumulate + micro) * world + rank) * batch
     return list(range(first, first + batch))

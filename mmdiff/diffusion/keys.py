@@ -1,7 +1,7 @@
-"""Noise as a pure function of (seed, step, sample, view): resume, batching and world size cannot change it.
+"""Noise as a pure function of (seed, step, sample, copy): resume, batching and world size cannot change it.
 
 Counter-based Philox4x64-10 (Salmon et al., SC 2011) through numpy: the key holds the seed and the stream, the counter
-holds step, sample and view, its lowest word is left to count the draws. Same bits on any device and torch version.
+holds step, sample and copy, its lowest word is left to count the draws. Same bits on any device and torch version.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class NoiseKey:
         """The key of an independent stream below this one."""
         return replace(self, stream=f"{self.stream}/{name}")
 
-    def uniform(self, sample: int, n: int, view: int = 0) -> NDArray[np.float64]:
+    def uniform(self, sample: int, n: int, copy: int = 0) -> NDArray[np.float64]:
         """(n,) numbers in [0, 1) with 53 random bits."""
         bits = np.random.Philox(
             key=np.array([self.seed & WORD, zlib.crc32(self.stream.encode())], dtype=np.uint64),
-            counter=np.array([0, view & WORD, sample & WORD, self.step & WORD], dtype=np.uint64),
+            counter=np.array([0, copy & WORD, sample & WORD, self.step & WORD], dtype=np.uint64),
         ).random_raw(n)
         return (bits >> np.uint64(11)) * np.float64(2.0**-53)
 
-    def uniforms(self, samples: Sequence[int], n: int, view: int = 0) -> NDArray[np.float64]:
+    def uniforms(self, samples: Sequence[int], n: int, copy: int = 0) -> NDArray[np.float64]:
         """(len(samples), n), a row a sample."""
-        return np.stack([self.uniform(int(s), n, view) for s in samples])
+        return np.stack([self.uniform(int(s), n, copy) for s in samples])
 
     def integer(self, bound: int) -> int:
         """One number in 0..bound-1 (for seeding generators that take an integer)."""

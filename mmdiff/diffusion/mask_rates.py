@@ -1,10 +1,10 @@
-"""Which places of a canvas are masked, and what a masked place weighs.
+"""Which positions of a canvas are masked, and what a masked position weighs.
 
-Both kinds estimate the same bound on -log p: sum over masked places of `weight * cross-entropy`. `Bernoulli` is the
-published recipe. `ExactCount` has no draw without a masked place and far less variance on short answers
+Both kinds estimate the same bound on -log p: sum over masked positions of `weight * cross-entropy`. `Bernoulli` is the
+published recipe. `ExactCount` has no draw without a masked position and far less variance on short answers
 (k-DCE of RADD, arXiv 2406.03736; std of the 1/t weight is sqrt((ln(1/eps) - 1 + eps) / ((1 - eps) L))).
 
-Shape letters: B rows, L places.
+Shape letters: B rows, L positions.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ Bools = NDArray[np.bool_]
 
 class Masked(NamedTuple):
     masked_BL: Bools
-    weight_B: Array  # of each masked place
+    weight_B: Array  # of each masked position
     rate_B: Array  # the share that is masked, nominal for Bernoulli, exact for ExactCount
 
 
 class Levels(Protocol):
     @property
     def stratified(self) -> bool:
-        """Whether the levels of a step are spread evenly over its samples and views."""
+        """Whether the levels of a step are spread evenly over its samples and copies."""
         ...
 
-    def mask(self, target_BL: Bools, level_B: Array, coin_B: Array, place_BL: Array) -> Masked:
-        """Mask some of `target_BL`. level_B, coin_B (B,), place_BL (B, L): independent uniforms in [0, 1)."""
+    def mask(self, target_BL: Bools, level_B: Array, coin_B: Array, position_BL: Array) -> Masked:
+        """Mask some of `target_BL`. level_B, coin_B (B,), position_BL (B, L): independent uniforms in [0, 1)."""
         ...
 
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """Each place is masked with chance mask_rate(t), t = (1 - eps) u + eps; weight(t) (LLaDA GUIDELINES.md).
+    """Each position is masked with chance mask_rate(t), t = (1 - eps) u + eps; weight(t) (LLaDA GUIDELINES.md).
 
     eps bounds the weight; the estimate is then of t in [eps, 1] without the factor 1 - eps, as published.
     """
@@ -54,17 +54,17 @@ class Bernoulli:
         if not 0 < self.eps < 1:
             raise ConfigError(f"levels.eps: {self.eps} is not between 0 and 1")
 
-    def mask(self, target_BL: Bools, level_B: Array, coin_B: Array, place_BL: Array) -> Masked:
+    def mask(self, target_BL: Bools, level_B: Array, coin_B: Array, position_BL: Array) -> Masked:
         t_B = (1 - self.eps) * level_B + self.eps
         rate_B = self.schedule.mask_rate(t_B)
-        return Masked((place_BL < rate_B[:, None]) & target_BL, self.schedule.weight(t_B), rate_B)
+        return Masked((position_BL < rate_B[:, None]) & target_BL, self.schedule.weight(t_B), rate_B)
 
 
 @dataclass(frozen=True)
 class ExactCount:
-    """k places of n are masked, k uniform in 1..n, weight n / k.
+    """k positions of n are masked, k uniform in 1..n, weight n / k.
 
-    full: with this chance all n places are masked instead (weight 1). That is no longer a bound, but trains the state
+    full: with this chance all n positions are masked instead (weight 1). That is no longer a bound, but trains the state
         in which generation starts; half of the draws is right for answers of a few tokens.
     """
 
@@ -75,11 +75,11 @@ class ExactCount:
         if not 0 <= self.full <= 1:
             raise ConfigError(f"levels.full: {self.full} is not a chance between 0 and 1")
 
-    def mask(self, target_BL: Bools, level_B: Array, coin_B: Array, place_BL: Array) -> Masked:
+    def mask(self, target_BL: Bools, level_B: Array, coin_B: Array, position_BL: Array) -> Masked:
         n_B = target_BL.sum(1)
         k_B = np.where(coin_B < self.full, n_B, 1 + np.floor(level_B * n_B).astype(np.int64))
         k_B = np.minimum(k_B, n_B)  # a row without targets masks nothing
-        order_BL = np.where(target_BL, place_BL, 2.0).argsort(axis=1, kind="stable")
+        order_BL = np.where(target_BL, position_BL, 2.0).argsort(axis=1, kind="stable")
         rank_BL = np.empty_like(order_BL)
         np.put_along_axis(rank_BL, order_BL, np.arange(order_BL.shape[1])[None], axis=1)
         share_B = k_B / np.maximum(n_B, 1)

@@ -1,7 +1,7 @@
-"""Noise schedules: how much of a canvas is masked at time t in [0, 1], and what a masked place then weighs.
+"""Noise schedules: how much of a canvas is masked at time t in [0, 1], and what a masked position then weighs.
 
 `mask_rate(t)` is 1 - alpha_t; `weight(t)` is -alpha'_t / (1 - alpha_t), analytic, for the difference quotient is 0/0
-near t = 0. Every schedule with alpha from 1 to 0 weighs a set of k masked places of L by (k-1)! (L-k)! / L! in all
+near t = 0. Every schedule with alpha from 1 to 0 weighs a set of k masked positions of L by (k-1)! (L-k)! / L! in all
 (MDLM, arXiv 2406.07524; MD4, arXiv 2406.04329), so schedules differ in variance, not in what they bound.
 All in float64: bfloat16 draws t = 0 exactly once in 256.
 """

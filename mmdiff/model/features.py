@@ -53,11 +53,11 @@ class FeatureCache:
         self.hits += len(keys) - len(absent)
         self.misses += len(absent)
         if absent:
-            counts = group.tokens or [model.encoders[kind].tokens] * sum(group.views)  # type: ignore[list-item]
-            tokens = [own.tolist() for own in torch.tensor(counts).split(group.views)]
+            counts = group.tokens or [model.encoders[kind].tokens] * sum(group.crops)  # type: ignore[list-item]
+            tokens = [own.tolist() for own in torch.tensor(counts).split(group.crops)]
             with torch.no_grad():
                 features = model.features(kind, to_device(subset(group, absent), model.device)).cpu()
-            for i, feature in zip(absent, features.split([group.views[i] for i in absent]), strict=True):
+            for i, feature in zip(absent, features.split([group.crops[i] for i in absent]), strict=True):
                 found[keys[i]] = feature[:, : max(tokens[i])]
                 self._put(keys[i], found[keys[i]])
             self._db.commit()
@@ -94,23 +94,23 @@ class FeatureCache:
 
 def items(group: MediaBatch) -> list[Tensor]:
     """The numbers of each item, without what fills them up to the longest of the batch."""
-    values = list(group.values_N.split(group.views))
+    values = list(group.values_N.split(group.crops))
     if group.length_N is None:
         return values
-    lengths = group.length_N.split(group.views)
+    lengths = group.length_N.split(group.crops)
     return [v[..., : int(length.max())] for v, length in zip(values, lengths, strict=True)]
 
 
 def subset(group: MediaBatch, chosen: Sequence[int]) -> MediaBatch:
     """Some of the items, in the order of `chosen`."""
-    of_item = torch.arange(sum(group.views)).split(group.views)
-    views_N = torch.cat([of_item[i] for i in chosen])
+    of_item = torch.arange(sum(group.crops)).split(group.crops)
+    crop_N = torch.cat([of_item[i] for i in chosen])
     return MediaBatch(
-        group.values_N[views_N],
-        [group.views[i] for i in chosen],
+        group.values_N[crop_N],
+        [group.crops[i] for i in chosen],
         [group.layouts[i] for i in chosen],
-        length_N=None if group.length_N is None else group.length_N[views_N],
-        tokens=None if group.tokens is None else [group.tokens[i] for i in views_N.tolist()],
+        length_N=None if group.length_N is None else group.length_N[crop_N],
+        tokens=None if group.tokens is None else [group.tokens[i] for i in crop_N.tolist()],
     )
 
 

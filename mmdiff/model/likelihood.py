@@ -1,6 +1,6 @@
 """Estimators of log p. One here: the bound that evaluation reports.
 
-Shape letters: B samples, L canvas, P wanted places.
+Shape letters: B samples, L canvas, P wanted positions.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from .scorer import Scores
 
 @dataclass
 class Bound:
-    """Upper bounds of -log p in nats, with the number of target places they cover."""
+    """Upper bounds of -log p in nats, with the number of target positions they cover."""
 
     nll_B: Tensor  # float64
-    places_B: Tensor
+    positions_B: Tensor
 
 
 @torch.no_grad()
 def bound(model: MMDiff, batch: Batch, *, levels: int = 16, seed: int = 0) -> Bound:
-    """-log p(targets | rest) is at most sum over k = 1..n of (1/k) * E[cross-entropy of k masked places]
+    """-log p(targets | rest) is at most sum over k = 1..n of (1/k) * E[cross-entropy of k masked positions]
     (the any-order form of LLaDA's eq. 3; RADD, arXiv 2406.03736).
 
-    One view for each k while n <= levels, else `levels` values of k, each drawn from its own part of 1..n and weighed
-    for that part. Places and k depend on (seed, sample) only: the same rows give the same figure, always.
+    One copy for each k while n <= levels, else `levels` values of k, each drawn from its own part of 1..n and weighed
+    for that part. Positions and k depend on (seed, sample) only: the same rows give the same figure, always.
     batch: on the CPU.
     """
     key = NoiseKey(seed, stream="bound")
-    target_BL = (batch.target_BL & (batch.ids_BL != model.vocab.mask_id)).numpy()  # an empty place is not scored
+    target_BL = (batch.target_BL & (batch.ids_BL != model.vocab.mask_id)).numpy()  # an empty position is not scored
     n_B = target_BL.sum(1)
     part_BG = key.fold("level").uniforms(batch.index_B.tolist(), levels)
     grids = [grid(int(n), part_G) for n, part_G in zip(n_B, part_BG, strict=True)]
@@ -45,12 +45,12 @@ def bound(model: MMDiff, batch: Batch, *, levels: int = 16, seed: int = 0) -> Bo
     on_device = to_device(batch, model.device)
     features = model.encode(on_device.media)
     nll_B = torch.zeros(len(batch), dtype=torch.float64)
-    for view in range(max((len(g) for g in grids), default=0)):
+    for copy in range(max((len(g) for g in grids), default=0)):
         k_B, weight_B = np.zeros(len(batch), dtype=np.int64), np.zeros(len(batch))
         for b, (sample, g) in enumerate(zip(batch.index_B.tolist(), grids, strict=True)):
-            if view < len(g):
-                k_B[b], weight_B[b] = g[view]
-                draws = key.uniform(sample, int(n_B[b]), view)
+            if copy < len(g):
+                k_B[b], weight_B[b] = g[copy]
+                draws = key.uniform(sample, int(n_B[b]), copy)
                 rank_BL[b, target_BL[b]] = draws.argsort(kind="stable").argsort(kind="stable")
         masked_BL = torch.from_numpy((rank_BL < k_B[:, None]) & target_BL)
         scores, row_P = score_masked(model, on_device, features, masked_BL.to(model.device))
@@ -60,9 +60,9 @@ def bound(model: MMDiff, batch: Batch, *, levels: int = 16, seed: int = 0) -> Bo
 
 
 def grid(n: int, part_G: Array) -> list[tuple[int, float]]:
-    """(k, weight) pairs whose weighted sum of `f(k) = sum of cross-entropy at k masked places` stands for sum f(k)/k.
+    """(k, weight) pairs whose weighted sum of `f(k) = sum of cross-entropy at k masked positions` stands for sum f(k)/k.
 
-    With fewer levels than places, 1..n is cut into as many stretches, and `part_G` (in [0, 1)) says where in its
+    With fewer levels than positions, 1..n is cut into as many stretches, and `part_G` (in [0, 1)) says where in its
     stretch a k lies: its weight is (length of the stretch) / k, so that the mean over uniform `part_G` is exact. A
     fixed k (the middle) is not: cross-entropy rises towards k = n, where it may be all there is.
     """
@@ -76,7 +76,7 @@ def grid(n: int, part_G: Array) -> list[tuple[int, float]]:
 
 
 def score_masked(model: MMDiff, batch: Batch, features: dict[str, Tensor], masked_BL: Tensor) -> tuple[Scores, Tensor]:
-    """Scores of the masked places given everything else, and the row of each."""
+    """Scores of the masked positions given everything else, and the row of each."""
     ids_BL = batch.ids_BL.masked_fill(masked_BL, model.vocab.mask_id)
     rows_B = torch.arange(len(batch), device=ids_BL.device)
     h_BLD = model.hidden(ids_BL, batch, features, rows_B)

@@ -1,7 +1,7 @@
 """MMDiff: encoders -> connectors -> one bidirectional backbone, over a canvas of ids.
 
-Shape letters: B samples, L canvas, R rows (views of samples), D backbone width, V vocabulary, N media views, T features
-a view, E encoder width, M slots of one kind in the batch, P wanted places.
+Shape letters: B samples, L canvas, R rows (noised copies of samples), D backbone width, V vocabulary, N media crops, T features
+a crop, E encoder width, M slots of one kind in the batch, P wanted positions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mmdiff.samplers.options import generation_config as checked
 from mmdiff.samplers.result import Generation
 
 from .params import add_adapters
-from .prefix import Prefix, hidden_views
+from .prefix import Prefix, hidden_copies
 from .saving import PARTS, check_targets, load_weights, read_config, save_model
 from .scorer import Scores, score
 
@@ -51,16 +51,16 @@ class MediaReader:
     def slots(self, item: Item) -> int:
         if not item.tokens:
             return int(self.connector.slots(self.encoder.tokens, item))
-        views = [Item(value[None], item.layout) for value in item.values]
-        return sum(int(self.connector.slots(n, view)) for n, view in zip(item.tokens, views, strict=True))
+        crops = [Item(value[None], item.layout) for value in item.values]
+        return sum(int(self.connector.slots(n, crop)) for n, crop in zip(item.tokens, crops, strict=True))
 
 
 class MMDiff(nn.Module):
     """backbone: `mmdiff.backbones.Backbone`. encoders, connectors, heads: by kind of media (`image`, `audio`, ...).
 
-    logit_chunk: wanted places whose logits exist at one time while training.
-    prefix_causal: places that are not written attend to each other only; False: every place attends every other. What
-        is not written is then run once for all views of a sample and all steps of a generation (`mmdiff.model.prefix`).
+    logit_chunk: wanted positions whose logits exist at one time while training.
+    prefix_causal: positions that are not written attend to each other only; False: every position attends every other. What
+        is not written is then run once for all copies of a sample and all steps of a generation (`mmdiff.model.prefix`).
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class MMDiff(nn.Module):
         return function(self, *args)
 
     def features(self, kind: str, media: MediaBatch) -> Tensor:
-        """(N, T, E) of all views of one kind; cached features are taken as they are.
+        """(N, T, E) of all crops of one kind; cached features are taken as they are.
 
-        Of views of unequal length, T is that of the longest, and features behind the end of a view are zero.
+        Of crops of unequal length, T is that of the longest, and features behind the end of a crop are zero.
         """
         if media.features_NTE is not None:
             return media.features_NTE
@@ -131,7 +131,7 @@ class MMDiff(nn.Module):
         return features_NTE.masked_fill(~real_NT(media.tokens, features_NTE)[..., None], 0.0)
 
     def encode(self, media: Mapping[str, MediaBatch]) -> dict[str, Tensor]:
-        """{kind: (M, D)}; once a sample, whatever the number of its views or of denoising steps."""
+        """{kind: (M, D)}; once a sample, whatever the number of its copies or of denoising steps."""
         return {kind: self.connectors[kind](self.features(kind, group), group) for kind, group in media.items()}
 
     def hidden(
@@ -139,29 +139,29 @@ class MMDiff(nn.Module):
         ids_RL: Tensor,
         batch: Batch,
         features: Mapping[str, Tensor],
-        parent_R: Tensor,
+        row_R: Tensor,
         media_R: Tensor | None = None,
     ) -> Tensor:
         """(R, L, D): ids are embedded, features written into their slots, then the backbone without its head.
 
-        parent_R: the row of `batch` that a row of ids belongs to. media_R: False where a row shall not see its media.
+        row_R: the row of `batch` that a row of ids belongs to. media_R: False where a row shall not see its media.
         """
-        attend_RL = batch.attend_BL[parent_R] if batch.padded else None
-        slots = {kind: slot_BL[parent_R] for kind, slot_BL in batch.slots.items()}
+        attend_RL = batch.attend_BL[row_R] if batch.padded else None
+        slots = {kind: slot_BL[row_R] for kind, slot_BL in batch.slots.items()}
         if media_R is not None:
             slots = {kind: slot_RL.masked_fill(~media_R[:, None], -1) for kind, slot_RL in slots.items()}
         return self.backbone.hidden(
             self.embedded(ids_RL, features, slots, attend_RL),
             attend_RL,
-            batch.position_BL[parent_R],
-            batch.segment_BL[parent_R] if batch.packed else None,
-            batch.target_BL[parent_R].long() if self.prefix_causal else None,
+            batch.position_ids_BL[row_R],
+            batch.segment_BL[row_R] if batch.packed else None,
+            batch.target_BL[row_R].long() if self.prefix_causal else None,
         )
 
     def embedded(
         self, ids_RL: Tensor, features: Mapping[str, Tensor], slots: Mapping[str, Tensor], attend_RL: Tensor | None
     ) -> Tensor:
-        """(R, L, D). slots: kind -> int64 (R, L), which of its features stands at a place; -1: none, the id does."""
+        """(R, L, D). slots: kind -> int64 (R, L), which of its features stands at a position; -1: none, the id does."""
         x_RLD = self.backbone.embed(ids_RL, attend_RL)
         for kind, features_MD in features.items():
             slot_RL = slots[kind]
@@ -169,15 +169,15 @@ class MMDiff(nn.Module):
             x_RLD = torch.where((slot_RL >= 0)[..., None], filled_RLD, x_RLD)
         return x_RLD
 
-    def hidden_views(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], views: int) -> Tensor:
-        """`hidden` of views * B rows, view after view, whose context is that of `batch`."""
-        if self.prefix_causal and views > 1 and self.backbone.caches and not batch.packed:
-            return hidden_views(self, ids_RL, batch, features, views)
-        return self.hidden(ids_RL, batch, features, torch.arange(len(batch), device=ids_RL.device).repeat(views))
+    def hidden_copies(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int) -> Tensor:
+        """`hidden` of copies * B rows, copy after copy, whose context is that of `batch`."""
+        if self.prefix_causal and copies > 1 and self.backbone.caches and not batch.packed:
+            return hidden_copies(self, ids_RL, batch, features, copies)
+        return self.hidden(ids_RL, batch, features, torch.arange(len(batch), device=ids_RL.device).repeat(copies))
 
-    def gather(self, h_RLD: Tensor, row_P: Tensor, place_P: Tensor) -> Tensor:
-        """(P, D): the hidden state that predicts each wanted place (one to the left in models with shifted logits)."""
-        return h_RLD[row_P, (place_P - self.backbone.facts.shift).clamp(min=0)]
+    def gather(self, h_RLD: Tensor, row_P: Tensor, position_P: Tensor) -> Tensor:
+        """(P, D): the hidden state that predicts each wanted position (one to the left in models with shifted logits)."""
+        return h_RLD[row_P, (position_P - self.backbone.facts.shift).clamp(min=0)]
 
     def score(
         self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, *, restrict: bool = True
@@ -196,7 +196,7 @@ class MMDiff(nn.Module):
 
         prefix_cache: keep the keys and values of the context from the first step on; exact, and always done, where
             the attention is `prefix_causal`. Guidance, which hides the context, goes without.
-        restrict: logits of ids that no target place may hold (`Batch.only_N`) are not computed, they are -inf.
+        restrict: logits of ids that no target position may hold (`Batch.allowed_ids_N`) are not computed, they are -inf.
         """
         with torch.inference_mode():
             features = self.encode(batch.media)
@@ -205,20 +205,20 @@ class MMDiff(nn.Module):
             kept = prefix_cache or (self.prefix_causal and self.backbone.caches and not batch.packed)
             some = bool((batch.attend_BL & ~batch.target_BL).any())
             prefix = Prefix.of(self, batch, features) if kept and some else None
-        only_N = batch.only_N if restrict else None
+        allowed_ids_N = batch.allowed_ids_N if restrict else None
 
         @torch.inference_mode()
-        def denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+        def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
             if prefix is not None and media_R is None:
-                h_RLD = prefix.hidden(ids_RL, rows_R)
+                h_RLD = prefix.hidden(ids_RL, row_R)
             else:
-                h_RLD = self.hidden(ids_RL, batch, features, rows_R, media_R)
-            h_PD = self.gather(h_RLD, *want_RL.nonzero(as_tuple=True))
-            if only_N is None:
+                h_RLD = self.hidden(ids_RL, batch, features, row_R, media_R)
+            h_PD = self.gather(h_RLD, *predict_RL.nonzero(as_tuple=True))
+            if allowed_ids_N is None:
                 logits_PV: Tensor = self.backbone.head(h_PD)
                 return logits_PV.float()
-            logits_PN = self.backbone.head(h_PD, only_N).float()
-            return logits_PN.new_full((len(h_PD), self.vocab.size), -torch.inf).index_copy_(1, only_N, logits_PN)
+            logits_PN = self.backbone.head(h_PD, allowed_ids_N).float()
+            return logits_PN.new_full((len(h_PD), self.vocab.size), -torch.inf).index_copy_(1, allowed_ids_N, logits_PN)
 
         return denoise
 
@@ -230,9 +230,9 @@ class MMDiff(nn.Module):
         streamer: Any = None,
         **named: Any,
     ) -> Generation:
-        """Write the open places of a canvas.
+        """Write the open positions of a canvas.
 
-        batch_or_ids: a Batch, or prompt ids (B, P), to which `max_new_tokens` open places are appended; pad on the left
+        batch_or_ids: a Batch, or prompt ids (B, P), to which `max_new_tokens` open positions are appended; pad on the left
             and say so in `attention_mask` (B, P).
         named: single fields of GenerationConfig, over `generation_config`; unknown names raise ConfigError.
         """
@@ -282,7 +282,7 @@ class MMDiff(nn.Module):
 
 
 def canvas(ids_BP: Tensor, attention_mask: Tensor | None, new: int, vocab: Vocab) -> Batch:
-    """Prompt ids (B, P) followed by `new` open places."""
+    """Prompt ids (B, P) followed by `new` open positions."""
     if ids_BP.ndim != 2:
         raise ConfigError(f"generate: prompt ids have shape {tuple(ids_BP.shape)}, expected (batch, length)")
     b, p = ids_BP.shape
@@ -297,7 +297,7 @@ def canvas(ids_BP: Tensor, attention_mask: Tensor | None, new: int, vocab: Vocab
         ids_BL=ids_BL,
         target_BL=target_BL,
         attend_BL=attend_BL,
-        position_BL=(attend_BL.cumsum(1) - 1).clamp(min=0),
+        position_ids_BL=(attend_BL.cumsum(1) - 1).clamp(min=0),
         segment_BL=torch.zeros_like(ids_BL),
         index_B=torch.arange(b),
         source_B=[""] * b,

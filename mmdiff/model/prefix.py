@@ -1,11 +1,11 @@
 """The context of a canvas as a prefix: its keys and values are computed once, for all that is written behind it.
 
-Under `prefix_causal` attention the places that are not written attend to each other only. What they compute is then
-the same at every denoising step and for every noisy view of a sample: one forward a generation, one a sample and step
+Under `prefix_causal` attention the positions that are not written attend to each other only. What they compute is then
+the same at every denoising step and for every noisy copy of a sample: one forward a generation, one a sample and step
 of training, and nothing is approximated (as in dVLA and UD-VLA). With full attention, keeping the keys and values of
 the first step is the prefix cache of Fast-dLLM (arXiv 2505.22618), an approximation that is asked for.
 
-Shape letters: B samples, L canvas, R rows (views of samples), n views, C places of context, T target places, D width.
+Shape letters: B samples, L canvas, R rows (copies of samples), n copies, C positions of context, T target positions, D width.
 """
 
 from __future__ import annotations
@@ -25,69 +25,71 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Some places of each row, moved together to the left. at_BN: where they stand; L, the length, for filling."""
+class Positions:
+    """Some positions of each row, moved together to the left. at_BN: where they stand; L, the length, for filling."""
 
     at_BN: Tensor
     there_BN: Tensor  # bool
 
     @classmethod
-    def of(cls, mask_BL: Tensor) -> Places:
+    def of(cls, mask_BL: Tensor) -> Positions:
         count_B = mask_BL.sum(1)
         at_BN = (~mask_BL).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(count_B.max())]
         there_BN = torch.arange(at_BN.shape[1], device=at_BN.device) < count_B[:, None]
         return cls(at_BN.masked_fill(~there_BN, mask_BL.shape[1]), there_BN)
 
-    def rows(self, rows_R: Tensor) -> Places:
-        return Places(self.at_BN[rows_R], self.there_BN[rows_R])
+    def rows(self, row_R: Tensor) -> Positions:
+        return Positions(self.at_BN[row_R], self.there_BN[row_R])
 
     def of_BL(self, values_BL: Tensor) -> Tensor:
-        """(B, N): the values at these places; what fills a row up has those of the last place of the canvas."""
+        """(B, N): the values at these positions; what fills a row up has those of the last place of the canvas."""
         return values_BL.gather(1, self.at_BN.clamp(max=values_BL.shape[1] - 1))
 
 
 def canvas(at_BN: Tensor, h_BND: Tensor, length: int) -> Tensor:
-    """(B, length, D): hidden states at their places, zeros elsewhere."""
+    """(B, length, D): hidden states at their positions, zeros elsewhere."""
     b, _, width = h_BND.shape
-    longer_BLD = h_BND.new_zeros(b, length + 1, width)  # the last place takes what fills rows up
+    longer_BLD = h_BND.new_zeros(b, length + 1, width)  # the last position takes what fills rows up
     return longer_BLD.scatter(1, at_BN[..., None].expand(-1, -1, width), h_BND)[:, :length]
 
 
-def split(batch: Batch) -> tuple[Places, Places]:
-    """Context and target places."""
-    return Places.of(batch.attend_BL & ~batch.target_BL), Places.of(batch.attend_BL & batch.target_BL)
+def split(batch: Batch) -> tuple[Positions, Positions]:
+    """Context and target positions."""
+    return Positions.of(batch.attend_BL & ~batch.target_BL), Positions.of(batch.attend_BL & batch.target_BL)
 
 
-def hidden_views(model: Model, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], views: int) -> Tensor:
-    """(R, L, D) of R = views * B rows (view after view, as `Denoise` makes them), the context of each sample run once.
+def hidden_copies(model: Model, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int) -> Tensor:
+    """(R, L, D) of R = copies * B rows (copy after copy, as `Denoise` makes them), the context of each sample run once.
 
-    One row a sample, `context, view 1, view 2, ...`, in which a view attends to the context and to itself.
+    One row a sample, `context, copy 1, copy 2, ...`, in which a copy attends to the context and to itself.
     """
     context, target = split(batch)
     b, length = batch.ids_BL.shape
     x_BCD = model.embedded(context.of_BL(batch.ids_BL), features, _slots(context, batch), None)
-    ids_BnT = [target.of_BL(ids_BL) for ids_BL in ids_RL.view(views, b, length)]
+    ids_BnT = [target.of_BL(ids_BL) for ids_BL in ids_RL.view(copies, b, length)]
     x_BnTD = model.embedded(torch.cat(ids_BnT, 1), {}, {}, None)
     size = target.at_BN.shape[1]
-    view_N = torch.arange(1, views + 1, device=ids_RL.device).repeat_interleave(size)
-    view_N = torch.cat([view_N.new_zeros(context.at_BN.shape[1]), view_N])
-    position_BN = torch.cat([context.of_BL(batch.position_BL), target.of_BL(batch.position_BL).repeat(1, views)], 1)
-    there_BN = torch.cat([context.there_BN, target.there_BN.repeat(1, views)], 1)
+    copy_N = torch.arange(1, copies + 1, device=ids_RL.device).repeat_interleave(size)
+    copy_N = torch.cat([copy_N.new_zeros(context.at_BN.shape[1]), copy_N])
+    position_ids_BN = torch.cat(
+        [context.of_BL(batch.position_ids_BL), target.of_BL(batch.position_ids_BL).repeat(1, copies)], 1
+    )
+    there_BN = torch.cat([context.there_BN, target.there_BN.repeat(1, copies)], 1)
     x_BND = torch.cat([x_BCD, x_BnTD], 1)
-    h_BND = model.backbone.hidden(x_BND, there_BN, position_BN, view_RL=view_N.expand(b, -1))
-    h_BCD, *h_nBTD = h_BND.split([context.at_BN.shape[1], *[size] * views], 1)
+    h_BND = model.backbone.hidden(x_BND, there_BN, position_ids_BN, copy_RL=copy_N.expand(b, -1))
+    h_BCD, *h_nBTD = h_BND.split([context.at_BN.shape[1], *[size] * copies], 1)
     h_RND = torch.cat([torch.cat([h_BCD, h_BTD], 1) for h_BTD in h_nBTD])
-    return canvas(torch.cat([context.at_BN, target.at_BN], 1).repeat(views, 1), h_RND, length)
+    return canvas(torch.cat([context.at_BN, target.at_BN], 1).repeat(copies, 1), h_RND, length)
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """The context of a batch, run; `hidden` then runs the target places alone."""
+    """The context of a batch, run; `hidden` then runs the target positions alone."""
 
     model: Model
     batch: Batch
-    context: Places
-    target: Places
+    context: Positions
+    target: Positions
     memory: Memory
     h_BCD: Tensor
 
@@ -101,29 +103,31 @@ class Prefix:
             x_BCD = model.embedded(context.of_BL(batch.ids_BL), features, _slots(context, batch), None)
             attend_BC = context.there_BN.clone()
             attend_BC[:, 0] = True  # a row without context: what it computes is not read, but must be numbers
-            h_BCD = model.backbone.hidden(x_BCD, attend_BC, context.of_BL(batch.position_BL), memory=memory)
+            h_BCD = model.backbone.hidden(x_BCD, attend_BC, context.of_BL(batch.position_ids_BL), memory=memory)
             return cls(model, batch, context, target, memory.chosen(rows_B), h_BCD)
         attend_BL = batch.attend_BL if batch.padded else None
         x_BLD = model.embedded(batch.ids_BL, features, batch.slots, attend_BL)
-        h_BLD = model.backbone.hidden(x_BLD, attend_BL, batch.position_BL, memory=memory)
+        h_BLD = model.backbone.hidden(x_BLD, attend_BL, batch.position_ids_BL, memory=memory)
         at_BC = context.at_BN.clamp(max=batch.ids_BL.shape[1] - 1)
         h_BCD = h_BLD.gather(1, at_BC[..., None].expand(-1, -1, h_BLD.shape[-1]))
         return cls(model, batch, context, target, memory.chosen(rows_B, at_BC), h_BCD)
 
-    def hidden(self, ids_RL: Tensor, rows_R: Tensor) -> Tensor:
-        """(R, L, D); ids_RL may differ from the batch's in target places only."""
-        context, target = self.context.rows(rows_R), self.target.rows(rows_R)
+    def hidden(self, ids_RL: Tensor, row_R: Tensor) -> Tensor:
+        """(R, L, D); ids_RL may differ from the batch's in target positions only."""
+        context, target = self.context.rows(row_R), self.target.rows(row_R)
         x_RTD = self.model.embedded(target.of_BL(ids_RL), {}, {}, None)
         there_RN = torch.cat([context.there_BN, target.there_BN], 1)
         h_RTD = self.model.backbone.hidden(
             x_RTD,
             None if there_RN.all() else there_RN,
-            target.of_BL(self.batch.position_BL[rows_R]),
-            memory=self.memory.chosen(rows_R),
+            target.of_BL(self.batch.position_ids_BL[row_R]),
+            memory=self.memory.chosen(row_R),
         )
         at_RN = torch.cat([context.at_BN, target.at_BN], 1)
-        return canvas(at_RN, torch.cat([self.h_BCD[rows_R], h_RTD], 1), ids_RL.shape[1])
+        return canvas(at_RN, torch.cat([self.h_BCD[row_R], h_RTD], 1), ids_RL.shape[1])
 
 
-def _slots(places: Places, batch: Batch) -> dict[str, Tensor]:
-    return {kind: places.of_BL(slot_BL).masked_fill(~places.there_BN, -1) for kind, slot_BL in batch.slots.items()}
+def _slots(positions: Positions, batch: Batch) -> dict[str, Tensor]:
+    return {
+        kind: positions.of_BL(slot_BL).masked_fill(~positions.there_BN, -1) for kind, slot_BL in batch.slots.items()
+    }

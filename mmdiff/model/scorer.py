@@ -1,9 +1,9 @@
-"""Cross-entropy of wanted places, in chunks: the logits of at most `chunk` places exist at one time.
+"""Cross-entropy of wanted positions, in chunks: the logits of at most `chunk` positions exist at one time.
 
 Logits of a chunk are computed again in the backward pass, so memory is O(chunk * V) instead of O(P * V). Plain
 autograd, so it holds under data parallelism and with weighted losses (fused kernels do not).
 
-Shape letters: P wanted places, D width, V vocabulary, K allow-sets, N ids of one of them.
+Shape letters: P wanted positions, D width, V vocabulary, K allow-sets, N ids of one of them.
 """
 
 from __future__ import annotations
@@ -39,12 +39,14 @@ def score(
     h_PD: the hidden state that predicts each of them. row_R: the row of `batch` that each row of `masked_RL` is a copy
     of; None: its rows are those of the batch. restrict: the softmax runs over the ids that a position may hold.
     """
-    row_P, place_P = masked_RL.nonzero(as_tuple=True)
-    at_P = (row_P if row_R is None else row_R[row_P]), place_P
-    only_N = batch.only_N if restrict else None
-    allow_P = batch.allow_BL[at_P] if restrict and only_N is None and batch.allow_BL is not None else None
+    row_P, position_P = masked_RL.nonzero(as_tuple=True)
+    at_P = (row_P if row_R is None else row_R[row_P]), position_P
+    allowed_ids_N = batch.allowed_ids_N if restrict else None
+    allow_P = batch.allow_BL[at_P] if restrict and allowed_ids_N is None and batch.allow_BL is not None else None
     label_P = batch.ids_BL[at_P]
-    return cross_entropy(head, h_PD, label_P, chunk=chunk, allow_P=allow_P, allow_KV=batch.allow_KV, only_N=only_N)
+    return cross_entropy(
+        head, h_PD, label_P, chunk=chunk, allow_P=allow_P, allow_KV=batch.allow_KV, allowed_ids_N=allowed_ids_N
+    )
 
 
 def cross_entropy(
@@ -55,18 +57,18 @@ def cross_entropy(
     chunk: int,
     allow_P: Tensor | None = None,
     allow_KV: Tensor | None = None,
-    only_N: Tensor | None = None,
+    allowed_ids_N: Tensor | None = None,
 ) -> Scores:
     """-log p of `label_P`, with the softmax over the ids that `allow_KV[allow_P]` permits (None: over all).
 
-    only_N: where all places may hold the same ids, these, ascending: no other row of the head is multiplied.
+    allowed_ids_N: where all positions may hold the same ids, these, ascending: no other row of the head is multiplied.
     """
-    if only_N is not None:
-        label_P = torch.searchsorted(only_N, label_P)
+    if allowed_ids_N is not None:
+        label_P = torch.searchsorted(allowed_ids_N, label_P)
 
     def one(h: Tensor, label: Tensor, allow: Tensor | None) -> tuple[Tensor, Tensor]:
-        if only_N is not None:
-            logits = head(h, only_N).float()
+        if allowed_ids_N is not None:
+            logits = head(h, allowed_ids_N).float()
             return F.cross_entropy(logits, label, reduction="none"), logits.detach().argmax(-1) == label
         logits = head(h).float()
         if allow is not None and allow_KV is not None:

@@ -3,7 +3,7 @@
 A. Graves et al., ICML 2006. The stand-in, at the size of a CPU, for the pre-training that Whisper brings along; what it
 reads out is a first pass for deliberation.
 
-Shape letters: B samples, N views, T features, E encoder width, V vocabulary, S labels of a sample.
+Shape letters: B samples, N crops, T features, E encoder width, V vocabulary, S labels of a sample.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class CTC:
     kind: str = "audio"
 
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Labels:
-        if self.kind not in batch.media or len(batch.media[self.kind].views) != len(batch):
+        if self.kind not in batch.media or len(batch.media[self.kind].crops) != len(batch):
             raise DataError(f"ctc: a sample has one {self.kind}; this batch has {len(batch)} samples and other numbers")
         ends = torch.tensor([vocab.eos_id, *vocab.end_ids])
         label_BL = batch.target_BL & ~torch.isin(batch.ids_BL, ends)
@@ -63,13 +63,13 @@ class CTC:
 
 
 def emissions(model: Model, kind: str, media: MediaBatch) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (B, T, V) fp32 of every feature of an item, its views one after the other, and lengths (B,)."""
+    """Log-probabilities (B, T, V) fp32 of every feature of an item, its crops one after the other, and lengths (B,)."""
     if kind not in model.heads:
         raise ConfigError(f"model.heads.{kind}: there is no head that reads the {kind} encoder out")
     features_NTE = model.features(kind, media)
     tokens = media.tokens or [features_NTE.shape[1]] * len(features_NTE)
-    views = iter(tokens)
-    counts = [sum(next(views) for _ in range(n)) for n in media.views]
+    crops = iter(tokens)
+    counts = [sum(next(crops) for _ in range(n)) for n in media.crops]
     logits_MV = model.heads[kind](packed(features_NTE, media.tokens)).float()
     log_p_BTV = pad_sequence(list(logits_MV.log_softmax(-1).split(counts)), batch_first=True)
     return log_p_BTV, torch.tensor(counts, device=log_p_BTV.device)

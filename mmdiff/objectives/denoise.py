@@ -5,7 +5,7 @@
     action tokens (arXiv 2509.06932):       levels Bernoulli, denominator each, restrict
     default here:                           levels ExactCount, denominator tokens
 
-Shape letters: B samples, L canvas, R rows = B * views, P masked places of all rows.
+Shape letters: B samples, L canvas, R rows = B * copies, P masked positions of all rows.
 """
 
 from __future__ import annotations
@@ -30,46 +30,46 @@ BINS = 10  # of mask rate, for the loss that people read
 
 
 @dataclass
-class Views:
+class NoisedBatch:
     """Masked copies of a batch. counts: the local denominator of each term, known before any forward."""
 
     batch: Batch
     ids_RL: Tensor
-    predict_RL: Tensor  # bool, the masked places
+    predict_RL: Tensor  # bool, the masked positions
     weight_R: Tensor  # fp32, of each masked place of a row
     rate_R: Tensor  # fp32, mask rate
-    parent_R: Tensor  # the sample a row is a view of
+    row_R: Tensor  # the sample a row is a copy of
     counts: dict[str, float]
 
 
-Denominator = Callable[[Views, Tensor], tuple[Tensor, float]]
+Denominator = Callable[[NoisedBatch, Tensor], tuple[Tensor, float]]
 
 
-def tokens(views: Views, size_R: Tensor) -> tuple[Tensor, float]:
+def tokens(noised: NoisedBatch, size_R: Tensor) -> tuple[Tensor, float]:
     """Per target token: each token of the data weighs the same."""
-    return views.weight_R, float(size_R.sum())
+    return noised.weight_R, float(size_R.sum())
 
 
-def sequences(views: Views, size_R: Tensor) -> tuple[Tensor, float]:
+def sequences(noised: NoisedBatch, size_R: Tensor) -> tuple[Tensor, float]:
     """Per sequence, each divided by its own answer length: LLaDA's, LLaDA-V's and MMaDA's tuning loss."""
-    return views.weight_R / size_R.clamp(min=1), float((size_R > 0).sum())
+    return noised.weight_R / size_R.clamp(min=1), float((size_R > 0).sum())
 
 
-def masked(views: Views, size_R: Tensor) -> tuple[Tensor, float]:
+def masked(noised: NoisedBatch, size_R: Tensor) -> tuple[Tensor, float]:
     """Per masked token (DiffuLLaMA, MGDM): another functional than the bound, and noisier."""
-    return views.weight_R, float(views.predict_RL.sum())
+    return noised.weight_R, float(noised.predict_RL.sum())
 
 
-def mean(views: Views, size_R: Tensor) -> tuple[Tensor, float]:
+def mean(noised: NoisedBatch, size_R: Tensor) -> tuple[Tensor, float]:
     """The plain mean over masked tokens, whatever their level (Whisper-LLaDA): no bound. Against the bound, a level
     weighs in proportion to its mask rate, so that what generation starts from is trained most."""
-    return torch.ones_like(views.weight_R), float(views.predict_RL.sum())
+    return torch.ones_like(noised.weight_R), float(noised.predict_RL.sum())
 
 
-def each(views: Views, size_R: Tensor) -> tuple[Tensor, float]:
+def each(noised: NoisedBatch, size_R: Tensor) -> tuple[Tensor, float]:
     """The mean over the masked tokens of each sequence, then over sequences: LLaDA-VLA's localized special-token
     classification, with `restrict` (arXiv 2509.06932), and DD-VLA's loss."""
-    count_R = views.predict_RL.sum(1).float()
+    count_R = noised.predict_RL.sum(1).float()
     return 1 / count_R.clamp(min=1), float((count_R > 0).sum())
 
 
@@ -84,19 +84,19 @@ DENOMINATORS: dict[str, Denominator] = {
 
 @dataclass(frozen=True)
 class Denoise:
-    """levels: how many places are masked (`mmdiff.diffusion.mask_rates`).
+    """levels: how many positions are masked (`mmdiff.diffusion.mask_rates`).
     denominator: tokens | sequences | masked | mean | each; all of them go by one name elsewhere, so it is a field.
-    views: noisy copies of each sample; its media are encoded once for all of them.
+    copies: noisy copies of each sample; its media are encoded once for all of them.
     random_length: this share of the samples is cut to a length uniform in 1..L (LLaDA pre-training: 0.01).
     corrupt: share of the visible target tokens, on average, that are replaced by random ones (end ids are left alone),
         so that the model learns that what it sees is not always right; for the mending of drafts.
-    restrict: the softmax runs over the ids a target place may hold (`Target.allow`) only. Where these are the same few
-        for all places, the other rows of the head are not multiplied.
+    restrict: the softmax runs over the ids a target position may hold (`Target.allow`) only. Where these are the same few
+        for all positions, the other rows of the head are not multiplied.
     """
 
     levels: Levels = field(default_factory=ExactCount)
     denominator: str = "tokens"
-    views: int = 1
+    copies: int = 1
     random_length: float = 0.0
     corrupt: float = 0.0
     restrict: bool = True
@@ -104,26 +104,26 @@ class Denoise:
     def __post_init__(self) -> None:
         if self.denominator not in DENOMINATORS:
             raise ConfigError(f"objective.denominator: {self.denominator!r}{nearest(self.denominator, DENOMINATORS)}")
-        if self.views < 1:
-            raise ConfigError(f"objective.views: {self.views} is below 1")
+        if self.copies < 1:
+            raise ConfigError(f"objective.copies: {self.copies} is below 1")
         if not 0 <= self.corrupt <= 0.5:
             raise ConfigError(f"objective.corrupt: {self.corrupt} is not a share between 0 and 0.5")
 
-    def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Views:
+    def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> NoisedBatch:
         if self.random_length:
             batch = cut(batch, key.fold("length"), self.random_length)
-        n = self.views
-        scored_BL = batch.target_BL & (batch.ids_BL != vocab.mask_id)  # an empty place stays empty
+        n = self.copies
+        scored_BL = batch.target_BL & (batch.ids_BL != vocab.mask_id)  # an empty position stays empty
         ids_BL, target_BL = batch.ids_BL.numpy(), scored_BL.numpy()
-        views = [self._mask(batch.index_B.tolist(), target_BL, key, view) for view in range(n)]
-        predict_RL = torch.from_numpy(np.concatenate([v.masked_BL for v in views]))
-        out = Views(
+        copies = [self._mask(batch.index_B.tolist(), target_BL, key, copy) for copy in range(n)]
+        predict_RL = torch.from_numpy(np.concatenate([v.masked_BL for v in copies]))
+        out = NoisedBatch(
             batch=batch,
             ids_RL=torch.from_numpy(np.tile(ids_BL, (n, 1))).masked_fill(predict_RL, vocab.mask_id),
             predict_RL=predict_RL,
-            weight_R=torch.from_numpy(np.concatenate([v.weight_B for v in views])).float(),
-            rate_R=torch.from_numpy(np.concatenate([v.rate_B for v in views])).float(),
-            parent_R=torch.arange(len(batch)).repeat(n),
+            weight_R=torch.from_numpy(np.concatenate([v.weight_B for v in copies])).float(),
+            rate_R=torch.from_numpy(np.concatenate([v.rate_B for v in copies])).float(),
+            row_R=torch.arange(len(batch)).repeat(n),
             counts={},
         )
         if self.corrupt:
@@ -133,28 +133,28 @@ class Denoise:
         out.counts["denoise"] = count
         return out
 
-    def _mask(self, index: list[int], target_BL: Bools, key: NoiseKey, view: int) -> Masked:
-        """One view: two uniforms decide the level, then one a target place, in the order of the places."""
+    def _mask(self, index: list[int], target_BL: Bools, key: NoiseKey, copy: int) -> Masked:
+        """One copy: two uniforms decide the level, then one a target position, in the order of the positions."""
         size_B = target_BL.sum(1)
-        place_BL = np.zeros(target_BL.shape)
+        position_BL = np.zeros(target_BL.shape)
         level_B, coin_B = np.empty(len(index)), np.empty(len(index))
         for b, sample in enumerate(index):
-            draws = key.uniform(sample, 2 + int(size_B[b]), view)
-            level_B[b], coin_B[b], place_BL[b, target_BL[b]] = draws[0], draws[1], draws[2:]
-        if self.levels.stratified:  # sample i of a step draws from the i-th of `batch` equal parts of its view's share
-            rank_B = view * key.batch + np.array([sample % key.batch for sample in index])
-            level_B = (rank_B + level_B) / (key.batch * self.views)
-        return self.levels.mask(target_BL, level_B, coin_B, place_BL)
+            draws = key.uniform(sample, 2 + int(size_B[b]), copy)
+            level_B[b], coin_B[b], position_BL[b, target_BL[b]] = draws[0], draws[1], draws[2:]
+        if self.levels.stratified:  # sample i of a step draws from the i-th of `batch` equal parts of its copy's share
+            rank_B = copy * key.batch + np.array([sample % key.batch for sample in index])
+            level_B = (rank_B + level_B) / (key.batch * self.copies)
+        return self.levels.mask(target_BL, level_B, coin_B, position_BL)
 
-    def terms(self, model: Model, plan: Views) -> dict[str, Term]:
-        batch, parent_R = plan.batch, plan.parent_R
+    def terms(self, model: Model, plan: NoisedBatch) -> dict[str, Term]:
+        batch, row_R = plan.batch, plan.row_R
         features = model.encode(batch.media)
-        views = len(plan.ids_RL) // len(batch)
-        if views == 1:
-            h_RLD = model.hidden(plan.ids_RL, batch, features, parent_R)
+        copies = len(plan.ids_RL) // len(batch)
+        if copies == 1:
+            h_RLD = model.hidden(plan.ids_RL, batch, features, row_R)
         else:
-            h_RLD = model.hidden_views(plan.ids_RL, batch, features, views)
-        nll_P, correct_P = model.score(h_RLD, batch, plan.predict_RL, parent_R, restrict=self.restrict)
+            h_RLD = model.hidden_copies(plan.ids_RL, batch, features, copies)
+        nll_P, correct_P = model.score(h_RLD, batch, plan.predict_RL, row_R, restrict=self.restrict)
         row_P = plan.predict_RL.nonzero()[:, 0]
         by_rate = by_level(nll_P.detach(), correct_P, plan.rate_R[row_P])
         return {"denoise": Term((nll_P * plan.weight_R[row_P]).sum(), sums=by_rate)}
@@ -168,30 +168,30 @@ def cut(batch: Batch, key: NoiseKey, share: float) -> Batch:
         coin, u = key.uniform(sample, 2)
         if coin < share:
             keep_B[b] = 1 + int(u * int(batch.attend_BL[b].sum()))
-    keep_BL = batch.position_BL < torch.tensor(keep_B)[:, None]
+    keep_BL = batch.position_ids_BL < torch.tensor(keep_B)[:, None]
     attend_BL = batch.attend_BL & keep_BL
     padded = not bool(attend_BL.all())
     return replace(batch, attend_BL=attend_BL, target_BL=batch.target_BL & keep_BL, padded=padded)
 
 
-def replaced(views: Views, key: NoiseKey, share: float, vocab: Vocab) -> Tensor:
+def replaced(noised: NoisedBatch, key: NoiseKey, share: float, vocab: Vocab) -> Tensor:
     """The ids with some visible target tokens replaced. A row's share is uniform in 0..2 * `share`.
 
-    A replacement is uniform over plain text, or over what the place may hold where the task says so (`Target.allow`).
+    A replacement is uniform over plain text, or over what the position may hold where the task says so (`Target.allow`).
     """
-    batch, ids_RL = views.batch, views.ids_RL.clone()
+    batch, ids_RL = noised.batch, noised.ids_RL.clone()
     ends = torch.tensor([vocab.eos_id, *vocab.end_ids])
     choices: dict[int, np.ndarray] = {0: vocab.text_ids}
-    for r, parent in enumerate(views.parent_R.tolist()):
+    for r, parent in enumerate(noised.row_R.tolist()):
         free_L = batch.target_BL[parent] & (ids_RL[r] != vocab.mask_id) & ~torch.isin(ids_RL[r], ends)
-        places = free_L.nonzero().squeeze(1).tolist()
-        rate, *draws = key.uniform(int(batch.index_B[parent]), 1 + 2 * len(places), r // len(batch)).tolist()
-        for i, place in enumerate(places):
+        positions = free_L.nonzero().squeeze(1).tolist()
+        rate, *draws = key.uniform(int(batch.index_B[parent]), 1 + 2 * len(positions), r // len(batch)).tolist()
+        for i, position in enumerate(positions):
             if draws[2 * i] < 2 * share * rate:
-                k = 0 if batch.allow_BL is None else int(batch.allow_BL[parent, place])
+                k = 0 if batch.allow_BL is None else int(batch.allow_BL[parent, position])
                 if k not in choices and batch.allow_KV is not None:
                     choices[k] = batch.allow_KV[k].nonzero().squeeze(1).numpy()
-                ids_RL[r, place] = int(choices[k][int(draws[2 * i + 1] * len(choices[k]))])
+                ids_RL[r, position] = int(choices[k][int(draws[2 * i + 1] * len(choices[k]))])
     return ids_RL
 
 

@@ -3,7 +3,7 @@
 The stand-in, at the size of a CPU, for the image-text pre-training that SigLIP or Whisper bring along. The canvas and
 the backbone are not used; the loop, data, parameter rules and checkpoints are.
 
-Shape letters: N media views, T features a view, E encoder width, W words a feature, V vocabulary.
+Shape letters: N media crops, T features a crop, E encoder width, W words a feature, V vocabulary.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Words:
 class Readout:
     """kind: the media whose encoder and head are trained; the head maps E to words * V (`mmdiff.heads.WordHead`).
 
-    A sample has one view of `kind` and T * words target ids, feature by feature. Cross-entropy in nats a word.
+    A sample has one crop of `kind` and T * words target ids, feature by feature. Cross-entropy in nats a word.
     """
 
     kind: str = "image"

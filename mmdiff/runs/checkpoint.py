@@ -38,7 +38,7 @@ class Progress:
     step: int = 0
     stage_step: int = 0
     seconds: float = 0.0  # of training, over all interruptions
-    tokens: int = 0  # attended places seen
+    tokens: int = 0  # attended positions seen
     scaler: dict[str, Any] = field(default_factory=dict)  # of fp16's loss scale
     stages_done: list[str] = field(default_factory=list)
     loss: dict[str, float] = field(default_factory=dict)  # of the last logged steps of each stage

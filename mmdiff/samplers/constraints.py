@@ -16,12 +16,12 @@ from mmdiff.errors import ConfigError, nearest
 
 
 def allowed(batch: Batch, vocab: Vocab, config: GenerationConfig) -> tuple[Tensor, Tensor]:
-    """allow_KV, which ids may be written under each allow-set, and allow_BL, the allow-set of each place.
+    """allow_KV, which ids may be written under each allow-set, and allow_BL, the allow-set of each position.
 
     Never written: the mask id, the slot id (unless it is an end id too, as LLaDA's is), `suppress_ids` and
     `suppress_tokens`, end ids under eos_policy=suppress, and rows of the embedding table that stand for nothing
     (published tables are padded) or for a named range, unless an allow-set claims them.
-    Raises ConfigError for an id or token outside the vocabulary, and for an open place that this leaves without any id.
+    Raises ConfigError for an id or token outside the vocabulary, and for an open position that this leaves without any id.
     """
     known_V = torch.ones(vocab.size, dtype=torch.bool)
     if vocab.tokenizer is not None:
@@ -49,6 +49,8 @@ def allowed(batch: Batch, vocab: Vocab, config: GenerationConfig) -> tuple[Tenso
     open_BL = batch.target_BL & (batch.ids_BL == vocab.mask_id)
     stuck_BL = open_BL & ~allow_KV.any(1)[allow_BL]
     if stuck_BL.any():
-        b, place = stuck_BL.nonzero()[0].tolist()
-        raise ConfigError(f"row {b}, place {place}: suppress_ids and eos_policy leave no id of its allow-set to write")
+        b, position = stuck_BL.nonzero()[0].tolist()
+        raise ConfigError(
+            f"row {b}, position {position}: suppress_ids and eos_policy leave no id of its allow-set to write"
+        )
     return allow_KV, allow_BL

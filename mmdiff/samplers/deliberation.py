@@ -1,10 +1,10 @@
 """Deliberation: a given draft is opened in places and written again, by the same loop that writes an empty canvas.
 
-The draft is what the target places hold: a first-pass transcript, say, filled up with EOS so that words can be added.
-A rule (`sampler.draft`) says which of its places are opened, round after round; between rounds the loop fills them.
+The draft is what the target positions hold: a first-pass transcript, say, filled up with EOS so that words can be added.
+A rule (`sampler.draft`) says which of its positions are opened, round after round; between rounds the loop fills them.
 Random, low-confidence and semi-autoregressive deliberation are those of Whisper-LLaDA (arXiv 2509.16622).
 
-Shape letters: B samples, L canvas length, R rows of one denoise call, P wanted places, V vocabulary.
+Shape letters: B samples, L canvas length, R rows of one denoise call, P wanted positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ class Draft:
     batch: Batch
     vocab: Vocab
     seed: int
-    place_BL: Tensor  # bool, the places of the draft: target places that were given
+    position_BL: Tensor  # bool, the positions of the draft: target positions that were given
     forwards_B: Tensor  # int64
     confidence_BL: Tensor  # fp32, probability of the draft's tokens; 1 while nobody asked
 
 
 class DraftRule(Protocol):
     def __call__(self, draft: Draft) -> Iterator[Tensor]:
-        """bool BL, places to open, round after round. They are written before the next round is asked for."""
+        """bool BL, positions to open, round after round. They are written before the next round is asked for."""
         ...
 
 
 @dataclass(frozen=True)
 class Random:
-    """floor(ratio * n) of a row's n draft places, at random."""
+    """floor(ratio * n) of a row's n draft positions, at random."""
 
     ratio: float = 0.3
 
@@ -64,18 +64,20 @@ class Random:
 
     def __call__(self, draft: Draft) -> Iterator[Tensor]:
         key = NoiseKey(draft.seed, stream="draft")
-        score_BL = torch.ones(draft.place_BL.shape, dtype=torch.float64)
-        for b, (index, place_L) in enumerate(zip(draft.batch.index_B.tolist(), draft.place_BL.cpu(), strict=True)):
-            score_BL[b, place_L] = torch.from_numpy(key.uniform(index, int(place_L.sum())))
-        yield lowest(score_BL.to(draft.place_BL.device), draft.place_BL, self.ratio)
+        score_BL = torch.ones(draft.position_BL.shape, dtype=torch.float64)
+        for b, (index, position_L) in enumerate(
+            zip(draft.batch.index_B.tolist(), draft.position_BL.cpu(), strict=True)
+        ):
+            score_BL[b, position_L] = torch.from_numpy(key.uniform(index, int(position_L.sum())))
+        yield lowest(score_BL.to(draft.position_BL.device), draft.position_BL, self.ratio)
 
 
 @dataclass(frozen=True)
 class LowConfidence:
-    """floor(ratio * n) of a row's n draft places: those whose tokens the model, asked without them, finds least likely.
+    """floor(ratio * n) of a row's n draft positions: those whose tokens the model, asked without them, finds least likely.
 
-    probe: how it is asked. "mask": with all draft places masked, in one forward. "eos": with end-of-sequence in all of
-        them (as published; the model then believes that nothing was said). "leave_one_out": with each place masked
+    probe: how it is asked. "mask": with all draft positions masked, in one forward. "eos": with end-of-sequence in all of
+        them (as published; the model then believes that nothing was said). "leave_one_out": with each position masked
         alone, n forwards.
     """
 
@@ -89,7 +91,7 @@ class LowConfidence:
 
     def __call__(self, draft: Draft) -> Iterator[Tensor]:
         draft.confidence_BL = probe(draft, self.probe)
-        yield lowest(draft.confidence_BL, draft.place_BL, self.ratio)
+        yield lowest(draft.confidence_BL, draft.position_BL, self.ratio)
 
 
 @dataclass(frozen=True)
@@ -104,45 +106,45 @@ class SemiAutoregressive:
         _check(self.ratio)
 
     def __call__(self, draft: Draft) -> Iterator[Tensor]:
-        place_BL = draft.place_BL
+        position_BL = draft.position_BL
         chunks = round(1 / self.ratio)
-        size_B = (place_BL.sum(1) // chunks).clamp(min=1)
-        chunk_BL = ((place_BL.cumsum(1) - 1) // size_B[:, None]).clamp(max=chunks - 1)
+        size_B = (position_BL.sum(1) // chunks).clamp(min=1)
+        chunk_BL = ((position_BL.cumsum(1) - 1) // size_B[:, None]).clamp(max=chunks - 1)
         for chunk in range(chunks):
-            yield place_BL & (chunk_BL == chunk)
+            yield position_BL & (chunk_BL == chunk)
 
 
-def lowest(score_BL: Tensor, place_BL: Tensor, ratio: float) -> Tensor:
-    """bool BL: the floor(ratio * n) places of a row with the lowest scores; of equal scores the leftmost come first."""
-    score_BL = score_BL.masked_fill(~place_BL, torch.inf)
+def lowest(score_BL: Tensor, position_BL: Tensor, ratio: float) -> Tensor:
+    """bool BL: the floor(ratio * n) positions of a row with the lowest scores; of equal scores the leftmost come first."""
+    score_BL = score_BL.masked_fill(~position_BL, torch.inf)
     rank_BL = score_BL.argsort(dim=1, stable=True).argsort(dim=1)
-    count_B = (place_BL.sum(1) * ratio + 1e-6).long()  # 0.3 * 10 falls just below 3
-    return (rank_BL < count_B[:, None]) & place_BL
+    count_B = (position_BL.sum(1) * ratio + 1e-6).long()  # 0.3 * 10 falls just below 3
+    return (rank_BL < count_B[:, None]) & position_BL
 
 
 def probe(draft: Draft, how: str) -> Tensor:
-    """fp32 BL: probability of the draft's token at each of its places; 1 elsewhere."""
-    batch, place_BL = draft.batch, draft.place_BL
-    out_BL = torch.ones(place_BL.shape, device=place_BL.device)
+    """fp32 BL: probability of the draft's token at each of its positions; 1 elsewhere."""
+    batch, position_BL = draft.batch, draft.position_BL
+    out_BL = torch.ones(position_BL.shape, device=position_BL.device)
     if how != "leave_one_out":
         fill = draft.vocab.mask_id if how == "mask" else draft.vocab.eos_id
-        rows_R = place_BL.any(1).nonzero().squeeze(1)
-        draft.forwards_B[rows_R] += 1
-        want_RL = place_BL[rows_R]
-        calls = [(batch.ids_BL[rows_R].masked_fill(want_RL, fill), want_RL, rows_R)]
+        row_R = position_BL.any(1).nonzero().squeeze(1)
+        draft.forwards_B[row_R] += 1
+        predict_RL = position_BL[row_R]
+        calls = [(batch.ids_BL[row_R].masked_fill(predict_RL, fill), predict_RL, row_R)]
     else:
-        draft.forwards_B += place_BL.sum(1)
-        row_P, place_P = place_BL.nonzero(as_tuple=True)
+        draft.forwards_B += position_BL.sum(1)
+        row_P, position_P = position_BL.nonzero(as_tuple=True)
         calls = []
-        for rows_R, places_R in zip(row_P.split(ROWS), place_P.split(ROWS), strict=True):
-            want_RL = torch.arange(place_BL.shape[1], device=place_BL.device) == places_R[:, None]
-            calls.append((batch.ids_BL[rows_R].masked_fill(want_RL, draft.vocab.mask_id), want_RL, rows_R))
-    for ids_RL, want_RL, rows_R in calls:
-        if not len(rows_R):
+        for row_R, positions_R in zip(row_P.split(ROWS), position_P.split(ROWS), strict=True):
+            predict_RL = torch.arange(position_BL.shape[1], device=position_BL.device) == positions_R[:, None]
+            calls.append((batch.ids_BL[row_R].masked_fill(predict_RL, draft.vocab.mask_id), predict_RL, row_R))
+    for ids_RL, predict_RL, row_R in calls:
+        if not len(row_R):
             continue
-        logits_PV = draft.denoise(ids_RL, want_RL, rows_R).float()
-        row_P, place_P = want_RL.nonzero(as_tuple=True)
-        at_P = rows_R[row_P], place_P
+        logits_PV = draft.denoise(ids_RL, predict_RL, row_R).float()
+        row_P, position_P = predict_RL.nonzero(as_tuple=True)
+        at_P = row_R[row_P], position_P
         if batch.allow_KV is not None and batch.allow_BL is not None:
             logits_PV = logits_PV.masked_fill(~batch.allow_KV[batch.allow_BL[at_P]], -torch.inf)
         out_BL[at_P] = confidence(logits_PV, batch.ids_BL[at_P])
@@ -155,15 +157,17 @@ def rewrite(
     """The draft on the canvas, opened and written again round after round. What a rule leaves closed stays as it is.
 
     An end id amid a draft takes a word out, so there is no early stop. The result's steps count the forwards of all
-    rounds and of probes; closed places have step 0 and, where the rule asked, the model's probability for them.
+    rounds and of probes; closed positions have step 0 and, where the rule asked, the model's probability for them.
     """
     config = generation_config(config)
     rule: DraftRule = part(config.draft)
     once = replace(config, draft=None, early_stop=False)
     open_BL = batch.target_BL & (batch.ids_BL == vocab.mask_id)
     zeros_B = torch.zeros(len(batch), dtype=torch.int64, device=batch.ids_BL.device)
-    place_BL = batch.target_BL & ~open_BL
-    draft = Draft(denoise, batch, vocab, config.seed, place_BL, zeros_B, torch.ones_like(open_BL, dtype=torch.float32))
+    position_BL = batch.target_BL & ~open_BL
+    draft = Draft(
+        denoise, batch, vocab, config.seed, position_BL, zeros_B, torch.ones_like(open_BL, dtype=torch.float32)
+    )
     ids_BL, step_BL = batch.ids_BL, torch.zeros_like(batch.ids_BL, dtype=torch.int32)
     written_BL, calls = draft.confidence_BL, 0
     for opened_BL in rule(draft):
@@ -174,7 +178,7 @@ def rewrite(
         written_BL = torch.where(new_BL, out.confidence_BL, written_BL)
         draft.forwards_B = before_B + out.forwards_B
         ids_BL, calls = out.ids_BL, calls + out.calls
-    closed_BL = place_BL & (step_BL == 0)
+    closed_BL = position_BL & (step_BL == 0)
     if streamer is not None:
         streamer.put(ids_BL)
         streamer.end()

@@ -1,6 +1,6 @@
 """Unsupervised classifier-free guidance (arXiv 2410.18514, used by LLaDA): a Denoise round a Denoise.
 
-Shape letters: R rows, L canvas length, P wanted places, V vocabulary.
+Shape letters: R rows, L canvas length, P wanted positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from mmdiff.protocols import Denoise
 def guided(denoise: Denoise, batch: Batch, mask_id: int, scale: float) -> Denoise:
     """Logits `u + (scale + 1) (c - u)`: c as they are, u with the context masked and the media left out.
 
-    The context is every attended place that is not a target; ids given within a target stay in both. Both copies go
+    The context is every attended position that is not a target; ids given within a target stay in both. Both copies go
     through the model in one call of 2R rows.
     """
     context_BL = batch.attend_BL & ~batch.target_BL
 
-    def guided_denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+    def guided_denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         if media_R is None:
-            media_R = torch.ones_like(rows_R, dtype=torch.bool)
-        bare_RL = ids_RL.masked_fill(context_BL[rows_R], mask_id)
+            media_R = torch.ones_like(row_R, dtype=torch.bool)
+        bare_RL = ids_RL.masked_fill(context_BL[row_R], mask_id)
         logits_2PV = denoise(
             torch.cat([ids_RL, bare_RL]),
-            torch.cat([want_RL, want_RL]),
-            torch.cat([rows_R, rows_R]),
+            torch.cat([predict_RL, predict_RL]),
+            torch.cat([row_R, row_R]),
             torch.cat([media_R, torch.zeros_like(media_R)]),
         )
         c_PV, u_PV = logits_2PV.chunk(2)

@@ -1,6 +1,6 @@
 """The sampler's random numbers: a pure function of (seed, sample, the row's own step), so batch mates change nothing.
 
-Shape letters: R rows of a step, N wanted places of one row.
+Shape letters: R rows of a step, N wanted positions of one row.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def uniform(seed: int, sample: int, step: int, stream: str, shape: tuple[int, ..
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one step. sample_R and step_R identify the rows, count_R are their wanted places."""
+    """The random numbers of one step. sample_R and step_R identify the rows, count_R are their wanted positions."""
 
     seed: int
     sample_R: Tensor

@@ -12,22 +12,22 @@ from torch import Tensor
 
 @dataclass
 class Generation:
-    """`step_BL` is the step map: the row's own step, counted from 1, at which a place was committed; 0 if it was given.
+    """`step_BL` is the step map: the row's own step, counted from 1, at which a position was committed; 0 if it was given.
 
     A row's steps are the forwards it took part in; finished rows take part in none.
     """
 
     ids_BL: Tensor  # int64, the canvas
-    target_BL: Tensor  # bool, the places that could be written
+    target_BL: Tensor  # bool, the positions that could be written
     step_BL: Tensor  # int32
     confidence_BL: Tensor  # fp32, probability when committed; 1 where given, or filled up after an end id
     forwards_B: Tensor  # int64
     calls: int = 0  # of denoise, for the whole batch; a draft rule's probes are not among them
 
     def open(self, mask_id: int) -> Tensor:
-        """bool BL, the places still to be written; none once the sampler is done."""
+        """bool BL, the positions still to be written; none once the sampler is done."""
         return self.target_BL & (self.ids_BL == mask_id)
 
     def targets(self) -> list[list[int]]:
-        """The ids of each row's target places, in order."""
+        """The ids of each row's target positions, in order."""
         return [ids_L[target_L].tolist() for ids_L, target_L in zip(self.ids_BL, self.target_BL, strict=True)]

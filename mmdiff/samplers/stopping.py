@@ -14,14 +14,14 @@ from .result import Generation
 
 
 def spans(target_BL: Tensor, allow_BL: Tensor) -> Tensor:
-    """The number of the target span each place is in: neighbours with the same allow-set."""
+    """The number of the target span each position is in: neighbours with the same allow-set."""
     starts_BL = target_BL.clone()
     starts_BL[:, 1:] &= ~target_BL[:, :-1] | (allow_BL[:, 1:] != allow_BL[:, :-1])
     return (starts_BL.cumsum(1) - 1).clamp(min=0)
 
 
 def stop(out: Generation, vocab: Vocab, end_E: Tensor, span_BL: Tensor, may_end_BL: Tensor) -> None:
-    """Fill the rest of a span with EOS where an end id was written and no place before it is open."""
+    """Fill the rest of a span with EOS where an end id was written and no position before it is open."""
     open_BL = out.open(vocab.mask_id) & may_end_BL
     end_BL = out.target_BL & (out.step_BL > 0) & torch.isin(out.ids_BL, end_E)
     rest_BL = open_BL & (_first(end_BL, span_BL) < _first(open_BL, span_BL)).gather(1, span_BL)
@@ -33,5 +33,5 @@ def stop(out: Generation, vocab: Vocab, end_E: Tensor, span_BL: Tensor, may_end_
 def _first(marked_BL: Tensor, span_BL: Tensor) -> Tensor:
     """The first marked place of each span, by the span's number; L where a span has none."""
     length = marked_BL.shape[1]
-    place_BL = torch.where(marked_BL, torch.arange(length, device=marked_BL.device), length)
-    return torch.full_like(span_BL, length).scatter_reduce(1, span_BL, place_BL, "amin")
+    position_BL = torch.where(marked_BL, torch.arange(length, device=marked_BL.device), length)
+    return torch.full_like(span_BL, length).scatter_reduce(1, span_BL, position_BL, "amin")

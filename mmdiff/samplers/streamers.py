@@ -17,7 +17,7 @@ class Streamer(Protocol):
     """transformers' streamer with one more method for drafts, under the name it has there."""
 
     def put_draft(self, ids_BL: Tensor, step: int) -> None:
-        """The canvas before the commit of a step, counted from 1; wanted places hold what is proposed for them."""
+        """The canvas before the commit of a step, counted from 1; wanted positions hold what is proposed for them."""
         ...
 
     def put(self, ids_BL: Tensor) -> None:
@@ -28,7 +28,7 @@ class Streamer(Protocol):
 
 
 class TextStreamer:
-    """Prints the target places of one row, a line a step; a terminal overwrites it. `░` is an open place."""
+    """Prints the target positions of one row, a line a step; a terminal overwrites it. `░` is an open position."""
 
     def __init__(self, vocab: Vocab, batch: Batch, row: int = 0, file: TextIO | None = None) -> None:
         self.vocab, self.row, self.file = vocab, row, file or sys.stdout
@@ -52,6 +52,6 @@ class TextStreamer:
 
     def _text(self, ids_BL: Tensor) -> str:
         ids = ids_BL[self.row][self.target_L].tolist()
-        # runs between open places are decoded whole: a byte-level token may be a part of a character
+        # runs between open positions are decoded whole: a byte-level token may be a part of a character
         runs = groupby(ids, key=lambda i: i == self.vocab.mask_id)
         return "".join("░" * len(list(run)) if is_open else self.vocab.decode(list(run)) for is_open, run in runs)

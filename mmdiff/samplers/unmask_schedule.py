@@ -1,4 +1,4 @@
-"""How many places of its block a row writes at each step (`sampler.schedule`).
+"""How many positions of its block a row writes at each step (`sampler.schedule`).
 
 Shape letters: R rows of a step.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from .rules.state import State
 
 Share = Callable[[Tensor, Tensor, State], Tensor]
-"""(open_R, start_R, state) -> quota_R, at least one: the open places of each row's block now, and when it began."""
+"""(open_R, start_R, state) -> quota_R, at least one: the open positions of each row's block now, and when it began."""
 
 
 def linear(open_R: Tensor, start_R: Tensor, state: State) -> Tensor:
@@ -23,9 +23,9 @@ def linear(open_R: Tensor, start_R: Tensor, state: State) -> Tensor:
 
 
 def cosine(open_R: Tensor, start_R: Tensor, state: State) -> Tensor:
-    """All but floor(n cos(pi/2 s/T)), n the places that the block began with (MaskGIT, arXiv 2202.04200).
+    """All but floor(n cos(pi/2 s/T)), n the positions that the block began with (MaskGIT, arXiv 2202.04200).
 
-    Few at first, when little is known, and ever more. Places that were opened again are among those that count as open.
+    Few at first, when little is known, and ever more. Positions that were opened again are among those that count as open.
     """
     masked_R = (start_R * (state.progress_R * (math.pi / 2)).cos() + 1e-9).long()  # n/2 may fall just below it
     return (open_R - masked_R).clamp(min=1)

@@ -1,8 +1,8 @@
-"""The one training loop: windows of batches -> views -> hidden -> wanted logits -> terms -> one global denominator.
+"""The one training loop: windows of batches -> copies -> hidden -> wanted logits -> terms -> one global denominator.
 
 A step plans all its forwards first; their counts, summed over the window and all processes, are the denominators. So
 the gradient of a step does not depend on how its samples are split into forwards or processes. Every draw is a
-function of (seed, step, sample, view), so a run that was killed ends as one that was not.
+function of (seed, step, sample, copy), so a run that was killed ends as one that was not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmdiff.canvas.sample import Media, Sample
 from mmdiff.config import build
 from mmdiff.config.settings import Config, StageConfig
 from mmdiff.data.collate import collate
-from mmdiff.data.stream import Batches, Component, Stream, positions
+from mmdiff.data.stream import Batches, Component, Stream, samples_of
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, UserError, nearest
 from mmdiff.model import MMDiff
@@ -61,7 +61,7 @@ class Stage:
         self.settings = config.train
         self.objective: Objective = build(stage.objective, where=f"{where}.objective", toy=self.toy)
         self.stream = make_stream(
-            stage, self.task, where, seed=config.train.seed, keep=config.train.keep_read << 20, toy=self.toy
+            stage, self.task, where, seed=config.train.seed, keep=config.train.sample_cache_mb << 20, toy=self.toy
         )
         # now, not after hours: what cannot be read is said before the first step
         self.held_out = build(stage.eval, where=f"{where}.eval", toy=self.toy) if stage.eval and self.task else None
@@ -141,7 +141,7 @@ class Stage:
                 terms = wrapped(self.objective.terms, ready)
                 total = sum((t.coefficient * t.value / count[n] for n, t in terms.items()), start=torch.zeros(()))
                 accelerator.backward(total * world)  # data parallelism takes the mean over processes
-            meters.add(terms, count, int(plan.batch.attend_BL.sum()) * getattr(self.objective, "views", 1))
+            meters.add(terms, count, int(plan.batch.attend_BL.sum()) * getattr(self.objective, "copies", 1))
         if self.settings.clip:
             meters.norm(accelerator.clip_grad_norm_(wrapped.parameters(), self.settings.clip))
         optimizer.step()
@@ -156,7 +156,7 @@ class Stage:
         def order() -> Iterator[list[int]]:
             for step in range(first, stage.steps):
                 for micro in range(stage.accumulate):
-                    yield positions(
+                    yield samples_of(
                         step,
                         micro,
                         accelerator.process_index,
@@ -258,14 +258,14 @@ def make_stream(
 
 
 def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, rows: Source) -> dict[str, float]:
-    """The bound on the stage's held-out rows, in nats a sample and a target place: the same rows, the same figure.
+    """The bound on the stage's held-out rows, in nats a sample and a target position: the same rows, the same figure.
 
     `bound_per_token_swapped` is the bound with each row's media exchanged for those of its neighbour: a model that does
     not look, or listen, has the same in both.
     """
     stream = Stream([Component("eval", rows, task)], seed=0)
     model.eval()
-    nats, places = {"own": 0.0, "swapped": 0.0}, {"own": 0, "swapped": 0}
+    nats, positions = {"own": 0.0, "swapped": 0.0}, {"own": 0, "swapped": 0}
     for first in range(0, len(rows), stage.batch_size):
         index = range(first, min(first + stage.batch_size, len(rows)))
         own = [stream.sample(n, model.vocab, model.readers)[0] for n in index]
@@ -274,10 +274,12 @@ def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, rows: Source) 
                 batch = collate(samples, model.vocab, model.readers, index=index, padding=stage.padding)
                 estimate = bound(model, batch)
                 nats[name] += float(estimate.nll_B.sum())
-                places[name] += int(estimate.places_B.sum())  # unequal where media of another length move the padding
-    figures = {"bound_per_sample": nats["own"] / len(rows), "bound_per_token": nats["own"] / max(places["own"], 1)}
+                positions[name] += int(
+                    estimate.positions_B.sum()
+                )  # unequal where media of another length move the padding
+    figures = {"bound_per_sample": nats["own"] / len(rows), "bound_per_token": nats["own"] / max(positions["own"], 1)}
     if nats["swapped"]:
-        figures["bound_per_token_swapped"] = nats["swapped"] / max(places["swapped"], 1)
+        figures["bound_per_token_swapped"] = nats["swapped"] / max(positions["swapped"], 1)
     return figures
 
 

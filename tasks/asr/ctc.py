@@ -1,6 +1,6 @@
 """What an encoder's CTC head hears: a first pass for deliberation, and when each word was said.
 
-Shape letters: N views, T features, E encoder width, V vocabulary.
+Shape letters: N crops, T features, E encoder width, V vocabulary.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def card(example: Example) -> dict[str, Any]:
     after = word_errors(example.text, example.prediction)
     before = None if example.first_pass is None else word_errors(example.text, example.first_pass)
     said = [example.prediction] if example.first_pass is None else [example.first_pass, example.prediction]
-    boxes = places(example.canvas, example.draft)
+    boxes = boxes_of(example.canvas, example.draft)
     out: dict[str, Any] = {
         "outcome": outcome(None if before is None else before.total, after.total),
         "before": before,
@@ -170,7 +170,7 @@ def _cells(reference: str, said: str) -> dict[tuple[int, bool], Cell]:
     return out
 
 
-def places(canvas: Sequence[tuple[str, int, float]], draft: Sequence[str | None]) -> list[dict[str, Any]]:
+def boxes_of(canvas: Sequence[tuple[str, int, float]], draft: Sequence[str | None]) -> list[dict[str, Any]]:
     """What happened at each place: kept, confirmed (opened, and the same again), changed, or filled (was empty)."""
     out = []
     for i, ((token, step, confidence), was) in enumerate(zip(canvas, draft, strict=True)):

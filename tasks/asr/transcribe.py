@@ -176,11 +176,11 @@ class Clock:
 
 def word_confidences(out: Generation, b: int, vocab: Vocab) -> list[float]:
     """The probability of each word of row b: that of its least sure token."""
-    place_P = out.target_BL[b].nonzero().squeeze(1)
+    position_P = out.target_BL[b].nonzero().squeeze(1)
     sure: list[float] = []
     ids: list[int] = []
     ends = {vocab.eos_id, *vocab.end_ids}
-    for i, p in zip(out.ids_BL[b, place_P].tolist(), out.confidence_BL[b, place_P].tolist(), strict=True):
+    for i, p in zip(out.ids_BL[b, position_P].tolist(), out.confidence_BL[b, position_P].tolist(), strict=True):
         if i in ends:
             continue
         ids.append(i)

@@ -3,7 +3,7 @@
     session = mmdiff.load("runs/audio-diffa")
     choose(session, {"audio": "clip.wav", "question": "Who speaks?"}, ["a child", "an old man"]).answer
 
-Shape letters: B rows, N views of media, T features a view, E encoder width.
+Shape letters: B rows, N crops of media, T features a crop, E encoder width.
 """
 
 from __future__ import annotations
@@ -258,6 +258,6 @@ def _batch(model: MMDiff, task: Task, rows: Sequence[Row]) -> Batch:
         different = list(dict.fromkeys(order))
         chosen = [order.index(key) for key in different]
         features_NTE = model.features(kind, to_device(subset(group, chosen), model.device))
-        of_item = dict(zip(different, features_NTE.split([group.views[i] for i in chosen]), strict=True))
+        of_item = dict(zip(different, features_NTE.split([group.crops[i] for i in chosen]), strict=True))
         group.features_NTE = torch.cat([of_item[key] for key in order])
     return batch

@@ -199,7 +199,7 @@ def test_errors_are_counted(call: Call, tmp_path: Path) -> None:
 
 def test_as_a_module(home: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-m", "mmdiff.tasks.asr.task", "transcribe", "run", "0.wav"],
+        [sys.executable, "-W", "error::RuntimeWarning", "-m", "mmdiff", "asr", "transcribe", "run", "0.wav"],
         capture_output=True,
         text=True,
         cwd=home,

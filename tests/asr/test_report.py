@@ -22,10 +22,10 @@ from mmdiff.tasks.asr.ctc import Word
 from mmdiff.tasks.asr.report import (
     PLAYED,
     Example,
+    boxes_of,
     card,
     marked,
     outcome,
-    places,
     side_by_side,
     sound,
     spectrogram,
@@ -190,7 +190,7 @@ def test_writing_from_nothing_has_no_first_pass(tmp_path: Path) -> None:
 def test_what_happened_at_each_place(tmp_path: Path) -> None:
     canvas = [("a", 0, 0.9), ("b", 2, 0.8), ("c", 5, 0.7), ("d", 2, 0.6)]
     draft = ["a", "b", "x", None]
-    states = [(box["state"], box["was"], box["token"], box["step"]) for box in places(canvas, draft)]
+    states = [(box["state"], box["was"], box["token"], box["step"]) for box in boxes_of(canvas, draft)]
     assert states == [
         ("kept", "a", "a", 0),
         ("confirmed", "b", "b", 2),
@@ -198,7 +198,7 @@ def test_what_happened_at_each_place(tmp_path: Path) -> None:
         ("filled", None, "d", 2),
     ]
     with pytest.raises(ValueError, match="shorter"):
-        places(canvas, draft[:3])
+        boxes_of(canvas, draft[:3])
 
     found = page(tmp_path, example("a b c d", "a b x", "a b c d", canvas=canvas, draft=draft))
     boxes = [attributes for attributes, _ in found.find("span", "place")]

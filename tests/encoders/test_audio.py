@@ -275,8 +275,8 @@ def test_views_are_filled_one_by_one() -> None:
     mel = LogMel(seconds=2)
     clips = [mel(noise(n, n, loud)) for n, loud in ((4000, 0.1), (9000, 1e-3), (500, 0.0))]
     values_NCT = torch.full((3, 80, 60), 7.0)  # what stands behind an end has no say
-    for view, clip in zip(values_NCT, clips, strict=True):
-        view[:, : clip.shape[1]] = clip
+    for crop, clip in zip(values_NCT, clips, strict=True):
+        crop[:, : clip.shape[1]] = clip
     out_NCT = filled(values_NCT, torch.tensor([clip.shape[1] for clip in clips]), 200)
     for out_CT, (n, loud) in zip(out_NCT, ((4000, 0.1), (9000, 1e-3), (500, 0.0)), strict=True):
         torch.testing.assert_close(out_CT, extracted(noise(n, n, loud), 80, 2), atol=1e-5, rtol=0)

@@ -134,7 +134,7 @@ def test_recordings_of_a_batch_have_the_features_of_each_alone() -> None:
     batch = collate(rows, model.vocab, model.readers)
     media = batch.media["audio"]
     features_NTE = model.features("audio", media)
-    assert media.views == [1, 1, 3]
+    assert media.crops == [1, 1, 3]
     seen = []
     for n in samples:
         item = e.read(sound(n, seed=n))

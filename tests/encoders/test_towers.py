@@ -433,7 +433,7 @@ def test_position_tables_are_resized_as_the_libraries_do() -> None:
         state = {"visual.positional_embedding": table_PE}
         resize_pos_embed(state, holder)
         assert torch.allclose(ours_PE, state["visual.positional_embedding"], atol=1e-6)
-    with pytest.raises(ConfigError, match="50 places is not square"):
+    with pytest.raises(ConfigError, match="50 positions is not square"):
         resized_positions(table_PE, (4, 4), 0)
 
 

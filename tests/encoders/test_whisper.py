@@ -268,7 +268,7 @@ def test_bad_sound_is_named(tmp_path: Path) -> None:
         Whisper.toy("tiny").read(tmp_path / "a.wav")
 
 
-# Views
+# NoisedBatch
 
 
 def test_tokens_are_those_of_the_real_sound() -> None:
@@ -307,15 +307,15 @@ def test_a_batch_gives_what_single_clips_give(checkpoint: tuple[Path, Any], laye
     assert tokens == [10, 100, 25, 100, 1]
     with torch.no_grad():
         out_NTE = model.features("audio", together["audio"])
-        single = [view for one in clips for view in model.features("audio", media([one])["audio"])]
+        single = [crop for one in clips for crop in model.features("audio", media([one])["audio"])]
         slots_MD = model.encode(together)["audio"]
         alone_MD = torch.cat([model.encode(media([one]))["audio"] for one in clips])
     torch.testing.assert_close(slots_MD, alone_MD, atol=1e-5, rtol=0)
     assert len(slots_MD) == sum(tokens)
     assert out_NTE.shape == (5, 100, encoder.width)
-    for view_TE, alone_TE, n in zip(out_NTE, single, tokens, strict=True):
-        torch.testing.assert_close(view_TE[:n], alone_TE[:n], atol=1e-5, rtol=0)
-        assert not view_TE[n:].any()
+    for crop_TE, alone_TE, n in zip(out_NTE, single, tokens, strict=True):
+        torch.testing.assert_close(crop_TE[:n], alone_TE[:n], atol=1e-5, rtol=0)
+        assert not crop_TE[n:].any()
 
 
 def test_what_fills_a_view_up_has_no_say() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from mmdiff import MMDiff
 from mmdiff.backbones import esm, new_backbone
-from mmdiff.canvas.sample import Media, Target, Text, places
+from mmdiff.canvas.sample import Media, Target, Text, canvas_length
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
@@ -46,8 +46,8 @@ def test_the_target_is_context_and_never_masked(vocab: Vocab) -> None:
     assert sample == [Text([0, M, K, V, A, C, 2]), Target([C, A], allow=AMINO), Text([2])]
     assert Protein().prompt(row | {"sequence": "_A"}, vocab)[0] == sample[0]
     batch = collate([sample] * 64, vocab)
-    views = Denoise().plan(batch, NoiseKey(0, batch=64), vocab)
-    assert views.predict_RL.any() and not views.predict_RL[:, :7].any()
+    crops = Denoise().plan(batch, NoiseKey(0, batch=64), vocab)
+    assert crops.predict_RL.any() and not crops.predict_RL[:, :7].any()
 
 
 def test_letters_that_are_not_learned_are_context(vocab: Vocab) -> None:
@@ -150,8 +150,8 @@ def test_open_places_hold_the_letters_of_the_task(vocab: Vocab) -> None:
 
 
 def test_places_are_those_of_texts_and_targets(vocab: Vocab) -> None:
-    assert places(Protein().sample({"sequence": "MKVX", "target": "MK"}, vocab)) == 4 + 4 + 1
-    assert places([Text([1, 2]), Media("image", None), Target(length=5), Target([3])]) == 8
+    assert canvas_length(Protein().sample({"sequence": "MKVX", "target": "MK"}, vocab)) == 4 + 4 + 1
+    assert canvas_length([Text([1, 2]), Media("image", None), Target(length=5), Target([3])]) == 8
 
 
 @pytest.mark.parametrize("options", [{"token_dropout": True}, {"positions": "absolute"}, {}])

@@ -26,7 +26,7 @@ def head(h: Tensor, ids_N: Tensor | None = None) -> Tensor:
 
 
 class Oracle:
-    """p(x_i | the places of x that are not masked) of `joint`, (3, 3, 3, 3). What objectives call on a model."""
+    """p(x_i | the positions of x that are not masked) of `joint`, (3, 3, 3, 3). What objectives call on a model."""
 
     vocab = VOCAB
     device = torch.device("cpu")
@@ -50,7 +50,7 @@ class Oracle:
         self.encoded += 1
         return {}
 
-    def hidden(self, ids_RL: Tensor, batch: Batch, features: Any, parent_R: Tensor) -> Tensor:
+    def hidden(self, ids_RL: Tensor, batch: Batch, features: Any, row_R: Tensor) -> Tensor:
         """Log-conditionals in the place of hidden states."""
         out_RLV = torch.full((*ids_RL.shape, VOCAB.size), float("-inf"), dtype=torch.float64)
         rows, back_R = ids_RL.unique(dim=0, return_inverse=True)
@@ -58,15 +58,15 @@ class Oracle:
         out_RLV[..., :WORDS] = log[back_R]
         return out_RLV
 
-    def hidden_views(self, ids_RL: Tensor, batch: Batch, features: Any, views: int) -> Tensor:
-        return self.hidden(ids_RL, batch, features, torch.arange(len(batch)).repeat(views))
+    def hidden_copies(self, ids_RL: Tensor, batch: Batch, features: Any, copies: int) -> Tensor:
+        return self.hidden(ids_RL, batch, features, torch.arange(len(batch)).repeat(copies))
 
     def _conditionals(self, ids: list[int]) -> Tensor:
         joint = self.joint
-        for place, token in enumerate(ids):
+        for position, token in enumerate(ids):
             if token != MASK:
-                joint = joint.index_select(place, torch.tensor([token]))
-        marginals = [joint.sum([d for d in range(LENGTH) if d != place]) for place in range(LENGTH)]
+                joint = joint.index_select(position, torch.tensor([token]))
+        marginals = [joint.sum([d for d in range(LENGTH) if d != position]) for position in range(LENGTH)]
         return torch.stack([m.log() - m.sum().log() if len(m) == WORDS else torch.zeros(WORDS) for m in marginals])
 
     def score(

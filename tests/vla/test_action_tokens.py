@@ -19,7 +19,7 @@ from mmdiff.diffusion.mask_rates import Bernoulli
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.likelihood import bound
-from mmdiff.model.scorer import score
+from mmdiff.model.scorer import cross_entropy
 from mmdiff.objectives.denoise import Denoise, each
 
 LSC = Denoise(levels=Bernoulli(), denominator="each")
@@ -85,14 +85,14 @@ def test_only_rows_of_the_range_are_multiplied_and_nothing_else_changes() -> Non
     m = model()
     batch = chunks(m, [0, 3, 2, 1], [1, 1, 2, 2])
     low, high = m.vocab.range("action")
-    assert batch.only_N is not None and batch.only_N.tolist() == list(range(low, high))
+    assert batch.allowed_ids_N is not None and batch.allowed_ids_N.tolist() == list(range(low, high))
     plan = LSC.plan(batch, KEY, m.vocab)
     asked: list[object] = []
     whole = m.backbone.head
     m.backbone.head = lambda h, ids=None: (asked.append(ids), whole(h, ids))[1]  # type: ignore[method-assign]
     sliced = loss(LSC, m, plan)
     assert [ids.tolist() for ids in asked] == [list(range(low, high))]  # type: ignore[attr-defined]
-    masked = loss(LSC, m, replace(plan, batch=replace(batch, only_N=None)))
+    masked = loss(LSC, m, replace(plan, batch=replace(batch, allowed_ids_N=None)))
     assert asked[1] is None and sliced.item() == pytest.approx(masked.item(), rel=1e-7)
     weight = m.backbone.model.lm_head.weight
     (gradient,) = torch.autograd.grad(sliced, weight)
@@ -111,21 +111,21 @@ def test_ranges_that_differ_or_are_large_are_not_sliced() -> None:
     low, high = m.vocab.range("action")
     mixed = collate([[Target([low], allow=((low, high),)), Target([4])]], m.vocab)
     large = collate([[Target([low], allow=((0, high),))]], m.vocab)
-    assert mixed.only_N is None and large.only_N is None
+    assert mixed.allowed_ids_N is None and large.allowed_ids_N is None
 
 
 def test_labels_are_places_in_the_range() -> None:
     h_PD = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
-    only_N = torch.tensor([2, 7, 9])
+    allowed_ids_N = torch.tensor([2, 7, 9])
     weight = torch.randn(11, 5, generator=torch.Generator().manual_seed(1))
 
     def head(h: Tensor, ids: Tensor | None = None) -> Tensor:
         return h @ (weight if ids is None else weight[ids]).T
 
-    found = score(head, h_PD, torch.tensor([9, 2, 7]), chunk=2, only_N=only_N)
-    want = torch.nn.functional.cross_entropy(head(h_PD)[:, only_N], torch.tensor([2, 0, 1]), reduction="none")
+    found = cross_entropy(head, h_PD, torch.tensor([9, 2, 7]), chunk=2, allowed_ids_N=allowed_ids_N)
+    want = torch.nn.functional.cross_entropy(head(h_PD)[:, allowed_ids_N], torch.tensor([2, 0, 1]), reduction="none")
     assert torch.allclose(found.nll_P, want)
-    assert found.correct_P.tolist() == (head(h_PD)[:, only_N].argmax(1) == torch.tensor([2, 0, 1])).tolist()
+    assert found.correct_P.tolist() == (head(h_PD)[:, allowed_ids_N].argmax(1) == torch.tensor([2, 0, 1])).tolist()
 
 
 def test_an_adapted_head_is_not_sliced_by_its_weight_alone() -> None:
@@ -146,17 +146,17 @@ def test_an_adapted_head_is_not_sliced_by_its_weight_alone() -> None:
 def test_empty_places_stay_empty_and_are_not_scored() -> None:
     m = model()
     batch = chunks(m, [0, 3, None, None], [1, 1, 2, 2])
-    for views in (1, 2):
-        objective = Denoise(levels=Bernoulli(), denominator="tokens", views=views, corrupt=0.5)
+    for copies in (1, 2):
+        objective = Denoise(levels=Bernoulli(), denominator="tokens", copies=copies, corrupt=0.5)
         for step in range(8):
             plan = objective.plan(batch, NoiseKey(0, step, "x"), m.vocab)
-            assert plan.counts["denoise"] == 6 * views
+            assert plan.counts["denoise"] == 6 * copies
             assert (plan.ids_RL[:: len(batch), 4:] == m.vocab.mask_id).all()
             assert not plan.predict_RL[:: len(batch), 4:].any()
     whole = chunks(m, [0, 3], [1, 1])
     figures = bound(m, batch)
-    assert figures.places_B.tolist() == [2, 4] and figures.nll_B.isfinite().all()
-    assert bound(m, whole).places_B.tolist() == [2, 2]
+    assert figures.positions_B.tolist() == [2, 4] and figures.nll_B.isfinite().all()
+    assert bound(m, whole).positions_B.tolist() == [2, 2]
 
 
 def test_generation_computes_no_other_logits_and_writes_the_same() -> None:

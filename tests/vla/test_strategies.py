@@ -29,9 +29,9 @@ OTHER = GenerationConfig(
 """Settings that would change every strategy, did it leave them standing."""
 
 
-def denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
     generator = torch.Generator().manual_seed(int((ids_RL[0] * torch.arange(1, ids_RL.shape[1] + 1)).sum()))
-    return torch.randn(*ids_RL.shape, VOCAB.size, generator=generator)[want_RL]
+    return torch.randn(*ids_RL.shape, VOCAB.size, generator=generator)[predict_RL]
 
 
 def chunk(name: str, over: GenerationConfig, actions: int = 5, dims: int = 4) -> Generation:

@@ -268,7 +268,7 @@ def test_one_step_of_training_through_the_objective(tmp_path: Path) -> None:
     model, task = session.model, session.task
     samples = [read(task.sample(r, model.vocab), model.readers) for r in (row(), row(instruction="open"))]
     batch = collate(samples, model.vocab, model.readers)
-    objective = Denoise(denominator="each", views=2)
+    objective = Denoise(denominator="each", copies=2)
     plan = objective.plan(batch, NoiseKey(0, 0, "x"), model.vocab)
     term = objective.terms(model.train(), plan)["denoise"]
     (term.value / plan.counts["denoise"]).backward()

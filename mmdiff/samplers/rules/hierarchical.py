@@ -1,6 +1,6 @@
-"""Hierarchical decoding: groups of places, an action of several numbers say, are written one group after the other.
+"""Hierarchical decoding: groups of positions, an action of several numbers say, are written one group after the other.
 
-Shape letters: R rows of a step, P wanted places, L canvas length, G groups of a row, S places of a group.
+Shape letters: R rows of a step, P wanted positions, L canvas length, G groups of a row, S positions of a group.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .state import Proposal, State
 
 @dataclass(frozen=True)
 class Hierarchical:
-    """LLaDA-VLA's action-structured decoding (arXiv 2509.06932): the surest group first, in it the surest places.
+    """LLaDA-VLA's action-structured decoding (arXiv 2509.06932): the surest group first, in it the surest positions.
 
-    A group is `size` target places of a row that follow each other, wherever they lie. The confidence of a group is the
-    sum over its places: proposed tokens as they are now, written ones as they were when written, given ones 1. The
+    A group is `size` target positions of a row that follow each other, wherever they lie. The confidence of a group is the
+    sum over its positions: proposed tokens as they are now, written ones as they were when written, given ones 1. The
     group written last goes on until it is complete, and a complete one leaves the ranking. After iteration k of a group
-    ceil(size * k / iterations) of its places hold tokens, given ones among them; so a canvas of K empty groups takes
+    ceil(size * k / iterations) of its positions hold tokens, given ones among them; so a canvas of K empty groups takes
     K * iterations steps, one given in part no more. `sampler.steps` commits nothing then, but it tells a temperature,
     and a rule that revises, how long a block is: give it K * iterations.
 
-    Groups are ranked by confidence, places within one by the score (`sampler.remasking`). Whole groups in order of
+    Groups are ranked by confidence, positions within one by the score (`sampler.remasking`). Whole groups in order of
     time are `sampler.block_length: size`, without this rule.
 
-    Raises ConfigError for target places of a row, or a block, that groups do not divide.
+    Raises ConfigError for target positions of a row, or a block, that groups do not divide.
     """
 
     size: int
@@ -44,7 +44,7 @@ class Hierarchical:
                 raise ConfigError(f"sampler.select.{name}={value}: a group of {most} takes no more than {most}")
 
     def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
-        state, at_P = proposal.state, (proposal.row_P, proposal.place_P)
+        state, at_P = proposal.state, (proposal.row_P, proposal.position_P)
         self._check(state)
         confidence_RL = state.confidence_RL.double().index_put(at_P, proposal.confidence_P.double())
         open_RL = torch.zeros_like(state.target_RL).index_put(at_P, torch.ones_like(proposal.row_P, dtype=torch.bool))
@@ -65,10 +65,10 @@ class Hierarchical:
         return keep_P
 
     def _groups(self, x_RL: Tensor, state: State) -> Tensor:
-        """(R, G, S): the target places of every row, without what lies between them; 0 where a row has fewer."""
+        """(R, G, S): the target positions of every row, without what lies between them; 0 where a row has fewer."""
         length = -(-x_RL.shape[1] // self.size) * self.size
-        place_RL = state.rank_RL.masked_fill(~state.target_RL, length)  # a column for what is no target
-        packed = x_RL.new_zeros(len(x_RL), length + 1).scatter(1, place_RL, x_RL)
+        position_RL = state.rank_RL.masked_fill(~state.target_RL, length)  # a column for what is no target
+        packed = x_RL.new_zeros(len(x_RL), length + 1).scatter(1, position_RL, x_RL)
         return packed[:, :-1].unflatten(1, (-1, self.size))
 
     def _check(self, state: State) -> None:
@@ -76,7 +76,9 @@ class Hierarchical:
         wrong_R = count_R % self.size != 0
         if wrong_R.any():
             count = int(count_R[wrong_R][0])
-            raise ConfigError(f"sampler.select.size: groups of {self.size} do not divide the {count} places of a row")
+            raise ConfigError(
+                f"sampler.select.size: groups of {self.size} do not divide the {count} positions of a row"
+            )
         in_block_RG = self._groups(state.block_RL.long(), state).sum(-1)
         if ((in_block_RG > 0) & (in_block_RG < self.size)).any():
             raise ConfigError(f"sampler.block_length: a block cuts a group of {self.size}; expected a multiple of it")

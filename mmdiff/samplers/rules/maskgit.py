@@ -1,6 +1,6 @@
-"""MaskGIT's noise on the order of places, and Discrete Diffusion VLA's second look at what was written.
+"""MaskGIT's noise on the order of positions, and Discrete Diffusion VLA's second look at what was written.
 
-Their share of places a step is `sampler.schedule: cosine`, their cooling `sampler.temperature_end: 0`.
+Their share of positions a step is `sampler.schedule: cosine`, their cooling `sampler.temperature_end: 0`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .state import Proposal, Written
 class RandomTopK:
     """The row's share, by log p + temperature * (1 - s/T) * Gumbel noise at step s of T (MaskGIT, arXiv 2202.04200).
 
-    p is the confidence, whatever the score. A block's first places are drawn more freely than its last.
+    p is the confidence, whatever the score. A block's first positions are drawn more freely than its last.
     """
 
     temperature: float = 4.5
@@ -45,8 +45,8 @@ class Remask:
     threshold_end: the threshold at a block's last step, reached in a straight line; None: it stays.
     drop: tokens whose probability fell by more than this since they were committed are opened too; None: none are.
 
-    It costs no forward: the one that fills the open places scores the others. What is opened is shared out over the
-    steps that are left. A model that was trained on masked places only was never asked about those it can see.
+    It costs no forward: the one that fills the open positions scores the others. What is opened is shared out over the
+    steps that are left. A model that was trained on masked positions only was never asked about those it can see.
     """
 
     threshold: float

@@ -13,7 +13,7 @@ from mmdiff.samplers.noise import Draws
 
 
 def propose(logits_PV: Tensor, temperature: float | Tensor, draws: Draws) -> Tensor:
-    """A token for each place: the likeliest, or a draw from softmax(logits / temperature), which may be (R,).
+    """A token for each position: the likeliest, or a draw from softmax(logits / temperature), which may be (R,).
 
     The draw is `argmax exp(l) / (-log u)^T` (LLaDA), here in logarithms, `argmax l - T log(-log u)`. It is done in
     float64: the cap of low-precision Gumbel noise acts as a lower temperature (arXiv 2409.02908).

@@ -11,9 +11,9 @@ from .state import Written
 
 
 class RunningConfidence:
-    """Keep the places with the highest confidence ever recorded, open the others again (RCR, arXiv 2508.13148).
+    """Keep the positions with the highest confidence ever recorded, open the others again (RCR, arXiv 2508.13148).
 
-    With `Everything` selected, as many places stay masked after each step as under `Quota`. Only the current block is
+    With `Everything` selected, as many positions stay masked after each step as under `Quota`. Only the current block is
     revised; the published code also returns to earlier ones.
     """
 

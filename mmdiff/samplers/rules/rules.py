@@ -1,7 +1,7 @@
-"""What a step writes and where: propose tokens, score them, select the places to commit, revise what was committed.
+"""What a step writes and where: propose tokens, score them, select the positions to commit, revise what was committed.
 
-Shape letters: P wanted places (the open places of the current block of every row, row after row), R rows of the step,
-N wanted places of one row, L canvas length, V vocabulary. A rule is a callable; a configuration names any other one by
+Shape letters: P wanted positions (the open positions of the current block of every row, row after row), R rows of the step,
+N wanted positions of one row, L canvas length, V vocabulary. A rule is a callable; a configuration names any other one by
 its dotted path (`sampler.remasking` scores, `sampler.select` selects, `sampler.revise` revises).
 """
 

@@ -11,9 +11,9 @@ from .state import Proposal
 
 
 class LowConfidence:
-    """The probability of the proposed token; the least sure places stay masked (LLaDA, arXiv 2502.09992).
+    """The probability of the proposed token; the least sure positions stay masked (LLaDA, arXiv 2502.09992).
 
-    With a temperature the order then depends on what was drawn, so one place a step no longer samples the model's joint
+    With a temperature the order then depends on what was drawn, so one position a step no longer samples the model's joint
     distribution; `Random` does.
     """
 
@@ -22,7 +22,7 @@ class LowConfidence:
 
 
 class Random:
-    """Places in random order."""
+    """Positions in random order."""
 
     def __call__(self, logits_PV: Tensor, proposal: Proposal) -> Tensor:
         return torch.cat(list(proposal.draws.rows("order")))

@@ -13,7 +13,7 @@ from .state import Proposal
 
 
 def order(score_P: Tensor, row_P: Tensor) -> Tensor:
-    """Rank of each place among those of its row, 0 for the highest score; of equal scores the leftmost comes first."""
+    """Rank of each position among those of its row, 0 for the highest score; of equal scores the leftmost comes first."""
     by_score_P = score_P.argsort(descending=True, stable=True)
     sorted_P = by_score_P[row_P[by_score_P].argsort(stable=True)]
     first_P = torch.searchsorted(row_P, row_P)  # row_P ascends: where each row begins
@@ -31,7 +31,7 @@ class Quota:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Every place whose score reaches the threshold, and always the best one (Fast-dLLM, arXiv 2505.22618)."""
+    """Every position whose score reaches the threshold, and always the best one (Fast-dLLM, arXiv 2505.22618)."""
 
     threshold: float
 
@@ -41,7 +41,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Factor:
-    """The n best places while the n-th has a score of at least 1 - factor / (n + 1), and always the best (Fast-dLLM).
+    """The n best positions while the n-th has a score of at least 1 - factor / (n + 1), and always the best (Fast-dLLM).
 
     Scores fall with n and the bound rises, so these are the n best for the largest n that holds.
     """
@@ -54,7 +54,7 @@ class Factor:
 
 
 class Everything:
-    """All places; `RunningConfidence` opens some of them again."""
+    """All positions; `RunningConfidence` opens some of them again."""
 
     def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
         return torch.ones_like(score_P, dtype=torch.bool)

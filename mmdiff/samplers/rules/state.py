@@ -12,18 +12,18 @@ from mmdiff.samplers.noise import Draws
 
 @dataclass(frozen=True)
 class State:
-    """The rows of a step as they stood before it, whole: wanted places are among the others here."""
+    """The rows of a step as they stood before it, whole: wanted positions are among the others here."""
 
     target_RL: Tensor  # bool
-    block_RL: Tensor  # bool, the target places of the row's current block
-    step_RL: Tensor  # int32, the row's own step at which a place was committed; 0 where it was given or is open
+    block_RL: Tensor  # bool, the target positions of the row's current block
+    step_RL: Tensor  # int32, the row's own step at which a position was committed; 0 where it was given or is open
     confidence_RL: Tensor  # fp32, when it was committed; 1 where it was given, 0 where it is open
     step_R: Tensor  # int64, the step within the block, from 1; a rule that takes its time may go beyond `steps_R`
     steps_R: Tensor  # int64, the steps that the block was given
 
     @property
     def rank_RL(self) -> Tensor:
-        """int64, how many target places of the row lie before a place."""
+        """int64, how many target positions of the row lie before a position."""
         return self.target_RL.cumsum(1) - self.target_RL.long()
 
     @property
@@ -39,13 +39,13 @@ class State:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What one step offers to commit: a token for each wanted place, in row-major order."""
+    """What one step offers to commit: a token for each wanted position, in row-major order."""
 
     row_P: Tensor  # int64, which of the R rows
-    place_P: Tensor  # int64, place on the canvas
+    position_P: Tensor  # int64, position on the canvas
     ids_P: Tensor  # int64
     confidence_P: Tensor  # fp32, probability of ids_P; temperature plays no part in it
-    quota_R: Tensor  # int64, places a row commits at this step under the schedule
+    quota_R: Tensor  # int64, positions a row commits at this step under the schedule
     draws: Draws
     state: State
 
@@ -56,7 +56,7 @@ class Written:
 
     written_RL: Tensor  # bool
     confidence_RL: Tensor  # fp32, when it was committed
-    open_R: Tensor  # int64, open places of the block before the step
+    open_R: Tensor  # int64, open positions of the block before the step
     quota_R: Tensor  # int64
     state: State
     now_RL: Tensor | None = None  # fp32, for a rule with `again`: what `confidence_RL` would be now; see `Revise`
@@ -67,11 +67,11 @@ Score = Callable[[Tensor, Proposal], Tensor]
 be written are -inf."""
 
 Select = Callable[[Tensor, Proposal], Tensor]
-"""(score_P, proposal) -> bool_P: the places to commit now, at least one a row."""
+"""(score_P, proposal) -> bool_P: the positions to commit now, at least one a row."""
 
 Revise = Callable[[Written], Tensor]
-"""written -> bool_RL: places to open again. The loop heeds it in the current block while the block has steps left.
+"""written -> bool_RL: positions to open again. The loop heeds it in the current block while the block has steps left.
 
 A rule with an attribute `again = True` is also told what the forward of this step makes of the tokens that earlier
-steps wrote into the block (`now_RL`): the model sees them as it scores them. Other places have 1 there.
+steps wrote into the block (`now_RL`): the model sees them as it scores them. Other positions have 1 there.
 """

@@ -70,7 +70,7 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
         if config.train:
             apply_rules(self.model, read_rules(config.train, "train"), lr=1.0, weight_decay=0.0)
         self.session = Session(self.model, task, sampler, where)
-        self.objective = Denoise(views=config.views, denominator=config.denominator)
+        self.objective = Denoise(copies=config.views, denominator=config.denominator)
         if config.chunk_size not in (0, task.chunk):
             raise ValueError(f"chunk_size: {config.chunk_size}, but the model of {where} has chunks of {task.chunk}")
         config.chunk_size = task.chunk

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mmdiff.canvas.batch import to_device
 from mmdiff.canvas.sample import Sample as Canvas
-from mmdiff.canvas.sample import places
+from mmdiff.canvas.sample import canvas_length
 from mmdiff.data.collate import collate
 from mmdiff.data.stream import at_row, read
 from mmdiff.data.token_budget import batch_by_tokens, token_budget
@@ -256,7 +256,7 @@ def _written(
     named: Mapping[str, Any],
 ) -> list[Record]:
     samples = [_canvas(session.task.prompt, session, row, k) for k, row in group]
-    lengths = [places(sample) for sample in samples]
+    lengths = [canvas_length(sample) for sample in samples]
     records: list[Record | None] = [None] * len(group)
     todo = list(range(len(group)))
     attempt = 0
@@ -297,10 +297,10 @@ def _batch(
     )
     records = []
     for b, (k, row) in enumerate(rows):
-        place_L = target_BL[b]
-        sequence = session.task.parse(ids_BL[b, place_L].tolist(), model.vocab)
-        steps = step_BL[b, place_L].tolist()
-        logs = sure_BL[b, place_L & (step_BL[b] > 0)].double().clamp(min=1e-45).log()
+        position_L = target_BL[b]
+        sequence = session.task.parse(ids_BL[b, position_L].tolist(), model.vocab)
+        steps = step_BL[b, position_L].tolist()
+        logs = sure_BL[b, position_L & (step_BL[b] > 0)].double().clamp(min=1e-45).log()
         record: Record = {
             "id": str(row.get("id", k)),
             "description": str(row.get("description", "")),

@@ -184,14 +184,14 @@ def _states(model: MMDiff, canvases: Sequence[NDArray[np.int64]], layer: int) ->
     for row_L, ids in zip(ids_RL, canvases, strict=True):
         row_L[: len(ids)] = torch.from_numpy(ids)
     ids_RL = ids_RL.to(model.device)
-    place_L = torch.arange(ids_RL.shape[1], device=model.device)
-    attend_RL = None if (length_R == ids_RL.shape[1]).all() else place_L < length_R[:, None].to(model.device)
+    position_L = torch.arange(ids_RL.shape[1], device=model.device)
+    attend_RL = None if (length_R == ids_RL.shape[1]).all() else position_L < length_R[:, None].to(model.device)
     x_RLD = model.backbone.embed(ids_RL, attend_RL)
-    position_RL = place_L.expand(ids_RL.shape)
+    position_ids_RL = position_L.expand(ids_RL.shape)
     if layer == model.backbone.model.config.num_hidden_layers:
-        h_RLD = model.backbone.hidden(x_RLD, attend_RL, position_RL)
+        h_RLD = model.backbone.hidden(x_RLD, attend_RL, position_ids_RL)
     else:
-        h_RLD = model.backbone.layers(x_RLD, attend_RL, position_RL)[layer]
+        h_RLD = model.backbone.layers(x_RLD, attend_RL, position_ids_RL)[layer]
     return [h_LD[:length] for h_LD, length in zip(h_RLD, length_R.tolist(), strict=True)]
 
 

@@ -44,24 +44,24 @@ def bound_per_residue(
     over rows, `places`, and `perplexity`: e to the power of `nats`. See `mmdiff.model.likelihood.bound`."""
     if not len(rows):
         raise DataError("bound: no rows")
-    nll_B, places_B = np.zeros(len(rows)), np.zeros(len(rows))
+    nll_B, positions_B = np.zeros(len(rows)), np.zeros(len(rows))
     training = session.model.training
     session.model.eval()
     try:
         for numbers, batch in batches(session, rows, tokens, session.task.sample):
             found = bound(session.model, batch, levels=levels, seed=seed)
-            nll_B[numbers], places_B[numbers] = found.nll_B.numpy(), found.places_B.numpy()
+            nll_B[numbers], positions_B[numbers] = found.nll_B.numpy(), found.positions_B.numpy()
     finally:
         session.model.train(training)
-    if not places_B.sum():
+    if not positions_B.sum():
         raise DataError("bound: no residue of these rows is one that the model writes")
-    nats = float(nll_B.sum() / places_B.sum())
-    left_B = nll_B - nats * places_B
+    nats = float(nll_B.sum() / positions_B.sum())
+    left_B = nll_B - nats * positions_B
     spread = np.sqrt((left_B**2).sum() * len(rows) / (len(rows) - 1)) if len(rows) > 1 else np.nan
     return {
         "nats": nats,
-        "nats_se": float(spread / places_B.sum()),
-        "places": int(places_B.sum()),
+        "nats_se": float(spread / positions_B.sum()),
+        "places": int(positions_B.sum()),
         "perplexity": float(np.exp(nats)),
     }
 

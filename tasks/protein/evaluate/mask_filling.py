@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch, to_device
-from mmdiff.canvas.sample import Sample, places
+from mmdiff.canvas.sample import Sample, canvas_length
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.data.collate import collate
 from mmdiff.data.stream import at_row
@@ -176,7 +176,7 @@ def batches(
             with at_row("", i):
                 samples.append(lay_out(rows[i], vocab))
         for group in batch_by_tokens(
-            [places(sample) for sample in samples], token_budget(session.model.device, tokens)
+            [canvas_length(sample) for sample in samples], token_budget(session.model.device, tokens)
         ):
             index = [numbers[k] for k in group]
             yield index, collate([samples[k] for k in group], vocab, readers, index=index)
@@ -193,13 +193,13 @@ def _log_p(
     model = session.model
     masked_BL = torch.zeros_like(batch.target_BL)
     masked_BL[batch.target_BL] = torch.from_numpy(np.concatenate(masks)).to(masked_BL.device)
-    row_P, place_P = masked_BL.nonzero(as_tuple=True)
+    row_P, position_P = masked_BL.nonzero(as_tuple=True)
     if not len(row_P):
         return np.zeros((0, len(letter_K)))
     with torch.inference_mode():
         ids_BL = batch.ids_BL.masked_fill(masked_BL, model.vocab.mask_id)
         h_BLD = model.hidden(ids_BL, batch, features, torch.arange(len(batch), device=ids_BL.device))
-        parts = model.gather(h_BLD, row_P, place_P).split(model.logit_chunk)
+        parts = model.gather(h_BLD, row_P, position_P).split(model.logit_chunk)
         logits_PK = torch.cat([model.backbone.head(h_PD)[:, letter_K].float() for h_PD in parts])
         found: Array = logits_PK.double().log_softmax(-1).cpu().numpy()
     return found

@@ -33,10 +33,10 @@ from mmdiff.tasks.protein.residues import OPEN, Ids, Residues
 
 @dataclass(frozen=True)
 class Canvas:
-    """A sequence as the model sees it. place_N: where its residues stand. scored_N: which of them count."""
+    """A sequence as the model sees it. position_N: where its residues stand. scored_N: which of them count."""
 
     ids_L: Ids
-    place_N: Ids
+    position_N: Ids
     scored_N: NDArray[np.bool_]
 
 
@@ -44,7 +44,7 @@ class Query(NamedTuple):
     """Wanted places, in rising order, of a canvas in which some residues are masked."""
 
     ids_L: Ids
-    place_P: Ids
+    position_P: Ids
 
 
 def canvas(session: Session, row: Row, letters: str, *, record: int = 0) -> Canvas:
@@ -60,10 +60,12 @@ def canvas(session: Session, row: Row, letters: str, *, record: int = 0) -> Canv
     sample = session.task.prompt({k: v for k, v in row.items() if k != "allow"}, session.model.vocab)
     ids_L = np.array([int(i) for part in sample for i in _ids(part)], dtype=np.int64)
     target_L = np.array([isinstance(part, Target) for part in sample for _ in _ids(part)], dtype=bool)
-    place_N = target_L.nonzero()[0]
-    if len(place_N) != len(sequence):
-        raise DataError(f"{where}: {len(sequence)} residues, but {len(place_N)} places of the canvas are to be written")
-    return Canvas(ids_L, place_N, np.array([letter in letters for letter in sequence]))
+    position_N = target_L.nonzero()[0]
+    if len(position_N) != len(sequence):
+        raise DataError(
+            f"{where}: {len(sequence)} residues, but {len(position_N)} places of the canvas are to be written"
+        )
+    return Canvas(ids_L, position_N, np.array([letter in letters for letter in sequence]))
 
 
 def bounds(
@@ -100,13 +102,13 @@ def pseudo_log_p(
     def queries() -> Iterator[Query]:
         for k, n in pairs:
             ids_L = canvases[k].ids_L.copy()
-            place_P = canvases[k].place_N[n : n + 1]
-            ids_L[place_P] = mask_id
-            yield Query(ids_L, place_P)
+            position_P = canvases[k].position_N[n : n + 1]
+            ids_L[position_P] = mask_id
+            yield Query(ids_L, position_P)
 
-    out = [np.full(len(one.place_N), np.nan) for one in canvases]
+    out = [np.full(len(one.position_N), np.nan) for one in canvases]
     for (k, n), log_p_PK in zip(pairs, log_probs(model, queries(), letters, tokens=tokens), strict=True):
-        out[k][n] = log_p_PK[0, column[canvases[k].ids_L[canvases[k].place_N[n]]]]
+        out[k][n] = log_p_PK[0, column[canvases[k].ids_L[canvases[k].position_N[n]]]]
     return out
 
 
@@ -121,14 +123,14 @@ def log_probs(
     id_K = torch.tensor([residues.id_of[letter] for letter in letters], device=model.device)
     for group in _grouped(queries, token_budget(model.device, tokens)):
         batch = _batch([query.ids_L for query in group], model.vocab)
-        want_BL = torch.zeros_like(batch.attend_BL)
+        predict_BL = torch.zeros_like(batch.attend_BL)
         for b, query in enumerate(group):
-            want_BL[b, torch.from_numpy(query.place_P)] = True
-        batch, want_BL = to_device(batch, model.device), want_BL.to(model.device)
+            predict_BL[b, torch.from_numpy(query.position_P)] = True
+        batch, predict_BL = to_device(batch, model.device), predict_BL.to(model.device)
         with evaluating(model):
-            logits_PV = model.denoiser(batch)(batch.ids_BL, want_BL, torch.arange(len(group), device=model.device))
+            logits_PV = model.denoiser(batch)(batch.ids_BL, predict_BL, torch.arange(len(group), device=model.device))
         log_p_PK = logits_PV[:, id_K].log_softmax(-1).double().cpu().numpy()
-        yield from np.split(log_p_PK, np.cumsum([len(query.place_P) for query in group])[:-1])
+        yield from np.split(log_p_PK, np.cumsum([len(query.position_P) for query in group])[:-1])
 
 
 @contextmanager
@@ -174,7 +176,7 @@ def _batch(rows: Sequence[Ids], vocab: Vocab) -> Batch:
         ids_BL=torch.from_numpy(ids_BL),
         target_BL=torch.zeros_like(attend_BL),
         attend_BL=attend_BL,
-        position_BL=(attend_BL.cumsum(1) - 1).clamp(min=0),
+        position_ids_BL=(attend_BL.cumsum(1) - 1).clamp(min=0),
         segment_BL=torch.zeros(ids_BL.shape, dtype=torch.int64),
         index_B=torch.arange(len(rows)),
         source_B=[""] * len(rows),
@@ -185,7 +187,7 @@ def _batch(rows: Sequence[Ids], vocab: Vocab) -> Batch:
 def _sample(one: Canvas, allow: tuple[tuple[int, int], ...]) -> Sample:
     """Runs of residues that count as targets, all else as context."""
     scored_L = np.zeros(len(one.ids_L), dtype=bool)
-    scored_L[one.place_N[one.scored_N]] = True
+    scored_L[one.position_N[one.scored_N]] = True
     runs = groupby(zip(one.ids_L.tolist(), scored_L.tolist(), strict=True), key=lambda pair: pair[1])
     return [Target([i for i, _ in run], allow=allow) if counts else Text([i for i, _ in run]) for counts, run in runs]
 

@@ -181,22 +181,22 @@ def _orders(n: int, most: int, seed: int) -> Iterator[tuple[int, ...]]:
         yield from permutations(range(n))
         return
     key = NoiseKey(seed, stream="orders")
-    for view in range(most):
-        yield tuple(key.uniform(n, n, view).argsort(kind="stable").tolist())
+    for copy in range(most):
+        yield tuple(key.uniform(n, n, copy).argsort(kind="stable").tolist())
 
 
 def _by_terms(session: Session, base: Canvas, sums: Sequence[Sequence[Term]], tokens: int) -> list[float]:
     ids = Residues(session.model.vocab).id_of
-    every = tuple(range(len(base.place_N)))
+    every = tuple(range(len(base.position_N)))
     states = list(dict.fromkeys(term.state for terms in sums for term in terms))
 
     def queries() -> Iterator[Query]:
         for state in states:
             ids_L = base.ids_L.copy()
             for index, letter in state.placed:
-                ids_L[base.place_N[index]] = ids[letter]
-            ids_L[base.place_N[list(state.masked)]] = session.model.vocab.mask_id
-            yield Query(ids_L, base.place_N[list(state.masked or every)])
+                ids_L[base.position_N[index]] = ids[letter]
+            ids_L[base.position_N[list(state.masked)]] = session.model.vocab.mask_id
+            yield Query(ids_L, base.position_N[list(state.masked or every)])
 
     log_p = dict(zip(states, log_probs(session.model, queries(), CANONICAL, tokens=tokens), strict=True))
     return [
@@ -233,5 +233,5 @@ def _by_pseudo_likelihood(
 def _canvas(ids: Mapping[str, int], base: Canvas, mutant: Sequence[Mutation]) -> Canvas:
     ids_L = base.ids_L.copy()
     for one in mutant:
-        ids_L[base.place_N[one.at]] = ids[one.new]
+        ids_L[base.position_N[one.at]] = ids[one.new]
     return replace(base, ids_L=ids_L)

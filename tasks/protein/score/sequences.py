@@ -133,8 +133,8 @@ class _How:
                     failed = error
                     break
                 for one in group[-1][2]:
-                    views = {"bound": self.levels, "pseudo_perplexity": len(one.place_N)}
-                    work += len(one.ids_L) * sum(views[name] for name in self.methods)
+                    copies = {"bound": self.levels, "pseudo_perplexity": len(one.position_N)}
+                    work += len(one.ids_L) * sum(copies[name] for name in self.methods)
             if not group and failed is None:
                 return
             if group:
@@ -176,7 +176,7 @@ class _How:
         out = []
         for i, row, made in group:
             (one, n, figures), *rest = islice(each, len(made))
-            out.append({"id": name_of(row, i), "length": len(one.place_N), "scored": n, **figures})
+            out.append({"id": name_of(row, i), "length": len(one.position_N), "scored": n, **figures})
             if rest:
                 out[-1]["control"] = rest[0][2]
         return out

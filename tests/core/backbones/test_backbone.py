@@ -1,6 +1,6 @@
-"""Backbones of any size: what a place may see, dtypes, saving, and what is refused.
+"""Backbones of any size: what a position may see, dtypes, saving, and what is refused.
 
-Shape letters: R rows, L places, D width.
+Shape letters: R rows, L positions, D width.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
 
 
-# What a place may see
+# What a position may see
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -66,8 +66,8 @@ def test_a_padded_row_equals_the_row_alone(attention: str, side: str) -> None:
         logits = backbone(torch.cat((padded, other)), attend_RL)
         close(logits[0, real], backbone(row)[0])
         close(logits[1], backbone(other)[0])
-        position_RL = (attend_RL.cumsum(1) - 1).clamp(min=0)  # the positions of a batch, not of the canvas
-        close(backbone(torch.cat((padded, other)), attend_RL, position_RL)[0, real], backbone(row)[0])
+        position_ids_RL = (attend_RL.cumsum(1) - 1).clamp(min=0)  # the positions of a batch, not of the canvas
+        close(backbone(torch.cat((padded, other)), attend_RL, position_ids_RL)[0, real], backbone(row)[0])
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -77,15 +77,15 @@ def test_packed_documents_equal_separate_rows(attention: str) -> None:
     documents = [ids(1, length, seed=length) for length in lengths]
     packed = torch.cat([*documents, torch.full((1, 2), WORDS.pad_token_id)], 1)
     segment_RL = torch.tensor([[0] * 3 + [1] + [2] * 5 + [0] * 2])  # padding may carry the number of a document
-    position_RL = torch.tensor([[0, 1, 2, 0, 0, 1, 2, 3, 4, 0, 0]])
+    position_ids_RL = torch.tensor([[0, 1, 2, 0, 0, 1, 2, 3, 4, 0, 0]])
     attend_RL = torch.arange(11)[None] < 9
-    h_RLD = hidden(backbone, packed, attend_RL, position_RL, segment_RL)
+    h_RLD = hidden(backbone, packed, attend_RL, position_ids_RL, segment_RL)
     assert h_RLD.isfinite().all()
     for document, h_LD in zip(documents, h_RLD[0, :9].split(lengths), strict=True):
         close(h_LD, hidden(backbone, document)[0])
-    whole = hidden(backbone, packed[:, :9], None, position_RL[:, :9], segment_RL[:, :9])
+    whole = hidden(backbone, packed[:, :9], None, position_ids_RL[:, :9], segment_RL[:, :9])
     close(whole, h_RLD[:, :9])
-    leaking = hidden(backbone, packed[:, :9], None, position_RL[:, :9])
+    leaking = hidden(backbone, packed[:, :9], None, position_ids_RL[:, :9])
     assert (leaking - whole).abs().max() > 0.1  # positions that start again keep no documents apart
 
 
@@ -94,7 +94,7 @@ def test_padding_that_is_a_document_of_its_own_stays_finite() -> None:
     segment_RL, attend_RL = torch.tensor([[0, 0, 0, 9, 9]]), torch.tensor([[True, True, True, False, False]])
     for attention in ("sdpa", "eager"):
         assert hidden(small(attention=attention), ids(1, 5), attend_RL, None, segment_RL).isfinite().all()
-    backbone = small()  # some kernels forgive a place that may see nothing, others write nan: there is none
+    backbone = small()  # some kernels forgive a position that may see nothing, others write nan: there is none
     mask = backbone._mask_of_pairs(backbone.embed(ids(1, 5)), attend_RL, segment_RL, None)
     assert mask.shape == (1, 1, 5, 5) and mask.any(-1).all()
 

@@ -1,6 +1,6 @@
 """The ESM family against transformers' own model, and against folders laid out as ESM-2, DSM and DPLM publish theirs.
 
-Shape letters: R rows, L places, D width, V vocabulary.
+Shape letters: R rows, L positions, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -165,9 +165,9 @@ def test_absolute_positions_are_those_of_transformers_wherever_the_padding_is(
     if side == "left":
         ids_RL = torch.stack([ids_RL[0], ids_RL[1].roll(4)])
         attend_RL, expected = ids_RL != PAD, torch.stack([expected[0], expected[1].roll(4, dims=0)])
-    position_RL = (attend_RL.cumsum(1) - 1).clamp(min=0)
-    close(backbone(ids_RL, attend_RL, position_RL), expected, attend_RL)
-    with pytest.raises(DataError, match="a canvas of 19 places; this backbone has absolute positions for 18"):
+    position_ids_RL = (attend_RL.cumsum(1) - 1).clamp(min=0)
+    close(backbone(ids_RL, attend_RL, position_ids_RL), expected, attend_RL)
+    with pytest.raises(DataError, match="a canvas of 19 positions; this backbone has absolute positions for 18"):
         backbone(torch.full((1, 19), 5))
 
 
@@ -273,10 +273,10 @@ def test_half_precision_is_close_and_keeps_its_frequencies(tmp_path: Path, dtype
 @torch.no_grad()
 def test_rotary_positions_are_those_that_are_given(tmp_path: Path) -> None:
     model, (ids_RL, _) = reference(), rows(masked=False)
-    backbone, position_RL = load_backbone(write_folder(tmp_path, tensors(model))), (torch.arange(14) ** 2)[None]
-    expected = model(ids_RL[:1], position_ids=position_RL).logits
+    backbone, position_ids_RL = load_backbone(write_folder(tmp_path, tensors(model))), (torch.arange(14) ** 2)[None]
+    expected = model(ids_RL[:1], position_ids=position_ids_RL).logits
     assert (expected - model(ids_RL[:1]).logits).abs().max() > 0.1
-    torch.testing.assert_close(backbone(ids_RL[:1], None, position_RL), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(backbone(ids_RL[:1], None, position_ids_RL), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -362,9 +362,9 @@ def test_packed_documents_beside_padding(tmp_path: Path, attention: str) -> None
     segment_RL = (torch.arange(14) >= 6).long().expand(2, 14)
     hidden = backbone.hidden(backbone.embed(ids_RL, attend_RL), attend_RL, None, segment_RL)
     assert hidden.isfinite().all()
-    for row, places in ((0, slice(0, 6)), (0, slice(6, 14)), (1, slice(0, 6)), (1, slice(6, 10))):
-        alone = backbone.hidden(backbone.embed(ids_RL[row : row + 1, places]))
-        torch.testing.assert_close(hidden[row : row + 1, places], alone, rtol=1e-5, atol=1e-5)
+    for row, positions in ((0, slice(0, 6)), (0, slice(6, 14)), (1, slice(0, 6)), (1, slice(6, 10))):
+        alone = backbone.hidden(backbone.embed(ids_RL[row : row + 1, positions]))
+        torch.testing.assert_close(hidden[row : row + 1, positions], alone, rtol=1e-5, atol=1e-5)
 
 
 def small(**more: Any) -> Backbone:

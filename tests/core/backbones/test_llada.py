@@ -1,6 +1,6 @@
 """The LLaDA family against plain torch, and against folders laid out as LLaDA publishes its weights.
 
-Shape letters: R rows, L places, D width, H heads, V vocabulary.
+Shape letters: R rows, L positions, D width, H heads, V vocabulary.
 """
 
 from __future__ import annotations

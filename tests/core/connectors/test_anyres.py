@@ -122,15 +122,15 @@ def test_packing_is_llava_onevisions() -> None:
     sizes = [(24, 24), (30, 40), (200, 10), (9, 150), (144, 144), (75, 77), (61, 24)]
     sizes += [(draw.randint(5, 200), draw.randint(5, 200)) for _ in range(80)]
     layouts = [layout(h, w, tile) for h, w in sizes]
-    views = [1 + rows * columns for _, _, rows, columns in layouts] + [1]
-    groups = [torch.randn(n, side * side, width) for n in views]
-    layouts.append((50, 60))  # one view: a picture of several
+    crops = [1 + rows * columns for _, _, rows, columns in layouts] + [1]
+    groups = [torch.randn(n, side * side, width) for n in crops]
+    layouts.append((50, 60))  # one crop: a picture of several
     packed, _ = model.pack_image_features(
         groups, [*sizes, (50, 60)], image_newline=connector.image_newline, vision_aspect_ratio="anyres_max_4"
     )
-    batch = MediaBatch(torch.zeros(sum(views), 1), views, layouts)
+    batch = MediaBatch(torch.zeros(sum(crops), 1), crops, layouts)
     ours_MD = connector(torch.cat(groups), batch)
-    slots = [connector.slots(side * side, Item(torch.zeros(n, 1), at)) for n, at in zip(views, layouts, strict=True)]
+    slots = [connector.slots(side * side, Item(torch.zeros(n, 1), at)) for n, at in zip(crops, layouts, strict=True)]
     assert slots == [len(one) for one in packed]
     assert torch.equal(ours_MD, torch.cat(packed))
 

@@ -20,8 +20,8 @@ from mmdiff.connectors.mlp import MLP, Linear
 from mmdiff.errors import ConfigError
 
 
-def media(*views: int) -> MediaBatch:
-    return MediaBatch(torch.zeros(sum(views), 1), list(views), [()] * len(views))
+def media(*crops: int) -> MediaBatch:
+    return MediaBatch(torch.zeros(sum(crops), 1), list(crops), [()] * len(crops))
 
 
 PARTS: list[dict[str, Any]] = [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from sounds import VIEW, check_lengths, filled, media
+from sounds import CROP, check_lengths, filled, media
 from torch import Tensor, nn
 from torch.nn import functional as F
 from toy import backbone
@@ -88,15 +88,15 @@ def checkpoint(folder: Path) -> tuple[Published, str]:
     return published, str(file)
 
 
-def views(*tokens: int) -> list[Tensor]:
+def crops(*tokens: int) -> list[Tensor]:
     return [torch.randn(n, IN) for n in tokens]
 
 
 @torch.no_grad()
 def test_published_tensors_compute_what_they_did(tmp_path: Path) -> None:
-    """Both stages: [prompts][semantic], then [acoustic][semantic], for each view alone."""
+    """Both stages: [prompts][semantic], then [acoustic][semantic], for each crop alone."""
     published, file = checkpoint(tmp_path)
-    sounds = views(9, 24, 4, 15)
+    sounds = crops(9, 24, 4, 15)
     batch, features = media([9, 24, 4, 15]), filled(sounds)
     layers = [sound.split(WIDTH, 1) for sound in sounds]
     second = DualAdapter(IN, OUT, **SMALL, weights=file).eval()
@@ -130,7 +130,7 @@ def test_parameters_of_diffa() -> None:
     assert sum(p.numel() for p in small.parameters()) == 14_369_280 + 22_251_776 + 20 * 4096 == 36_702_976
     assert sum(p.numel() for p in large.semantic.parameters()) == pytest.approx(36.4e6, abs=0.05e6)
     assert sum(p.numel() for p in large.acoustic.parameters()) == pytest.approx(47.9e6, abs=0.05e6)
-    assert small.slots(1500, VIEW) == 20 + 64 + 375
+    assert small.slots(1500, CROP) == 20 + 64 + 375
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_gradients_and_node() -> None:
     torch.manual_seed(0)
     node = {"target": "mmdiff.connectors.dual.DualAdapter", **SMALL, "prompts": 2}
     adapter = build(node, width_in=IN, width_out=OUT).eval()
-    features = filled(views(9, 5))
+    features = filled(crops(9, 5))
     out = adapter(features, media([9, 5]))
     (out**3).sum().backward()
     assert all(p.grad is not None for p in adapter.parameters())
@@ -165,7 +165,7 @@ def test_toy_is_small_and_of_the_same_kind() -> None:
     node = {"target": "mmdiff.connectors.dual.DualAdapter", "prompts": 20, "weights": "/no/such/folder"}
     toy = build(node, toy=True, width_in=5 * 16, width_out=32)
     assert sum(p.numel() for p in toy.parameters()) < 100_000
-    assert toy.slots(100, VIEW) == 20 + 64 + 25
+    assert toy.slots(100, CROP) == 20 + 64 + 25
     assert build({**node, "acoustic": None}, toy=True, width_in=5 * 16, width_out=32).acoustic is None
 
 
@@ -190,8 +190,8 @@ class Sound(nn.Module):
         self.scale = nn.Parameter(torch.ones(()))
 
     def read(self, data: Any) -> Item:
-        values = nn.utils.rnn.pad_sequence([view.flatten() for view in data], batch_first=True)
-        lengths = tuple(view.numel() for view in data)
+        values = nn.utils.rnn.pad_sequence([crop.flatten() for crop in data], batch_first=True)
+        lengths = tuple(crop.numel() for crop in data)
         return Item(values, (), lengths, tuple(n // IN for n in lengths))
 
     def forward(self, values_N: Tensor, length_N: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ def test_slots_of_a_model(tmp_path: Path) -> None:
     """Sounds of one and of two windows on a canvas: as many slots as promised, a batch is its rows."""
     torch.manual_seed(0)
     whole = model(**SMALL, prompts=1)
-    rows = [[Media("audio", views(*tokens)), Target([5, 6])] for tokens in ((30, 7), (11,), (50, 50, 2))]
+    rows = [[Media("audio", crops(*tokens)), Target([5, 6])] for tokens in ((30, 7), (11,), (50, 50, 2))]
     together = collate(rows, whole.vocab, whole.readers)
     slots = [int((row >= 0).sum()) for row in together.slots["audio"]]
     assert slots == [2 * 4 + 7 + 1, 4 + 2, 3 * 4 + 12 + 12 + 1]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from sounds import VIEW, check_lengths, filled, media
+from sounds import CROP, check_lengths, filled, media
 from torch import Tensor, nn
 
 from mmdiff.config import build
@@ -48,15 +48,15 @@ def test_semantic_adapter_of_diffa() -> None:
     ours = ConvFrames(IN, OUT, keep_tail=False)
     published = adapter(ours, IN, OUT)
     tokens = [8, 21, 4, 17, 7]
-    views = [torch.randn(n, IN) for n in tokens]
-    wanted = [published(view[: len(view) // 4 * 4].T[None])[0] for view in views]
+    crops = [torch.randn(n, IN) for n in tokens]
+    wanted = [published(crop[: len(crop) // 4 * 4].T[None])[0] for crop in crops]
     assert [len(out) for out in wanted] == [2, 5, 1, 4, 1]
-    assert torch.allclose(ours(filled(views), media(tokens)), torch.cat(wanted), atol=1e-5)
+    assert torch.allclose(ours(filled(crops), media(tokens)), torch.cat(wanted), atol=1e-5)
     kept = ConvFrames(IN, OUT)
     kept.load_state_dict(ours.state_dict())
-    wanted = [published(view.T[None])[0] for view in views]
+    wanted = [published(crop.T[None])[0] for crop in crops]
     assert [len(out) for out in wanted] == [2, 6, 1, 5, 2]
-    assert torch.allclose(kept(filled(views), media(tokens)), torch.cat(wanted), atol=1e-5)
+    assert torch.allclose(kept(filled(crops), media(tokens)), torch.cat(wanted), atol=1e-5)
 
 
 def test_parameters_of_diffa() -> None:
@@ -67,7 +67,7 @@ def test_parameters_of_diffa() -> None:
     linears = (3072 * 768 + 768) + (768 * 4096 + 4096)
     assert sum(p.numel() for p in small.parameters()) == convs + linears + 2 * 4096 == 14_369_280
     assert sum(p.numel() for p in large.parameters()) == pytest.approx(36.4e6, abs=0.05e6)
-    assert small.slots(1500, VIEW) == 375
+    assert small.slots(1500, CROP) == 375
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from sounds import VIEW, check_lengths, filled, media
+from sounds import CROP, check_lengths, filled, media
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
@@ -98,7 +98,7 @@ def test_layers_are_those_of_blip2(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("keep_tail", "stride"), [(True, 5), (False, 5), (True, 3), (False, 3)])
 @pytest.mark.parametrize("adapter", ["speech_Qformer", "adapter"])
 def test_windows_cut_by_hand(tmp_path: Path, adapter: str, keep_tail: bool, stride: int) -> None:
-    """Each window of each view through transformers' model by itself, the last one as short as it is."""
+    """Each window of each crop through transformers' model by itself, the last one as short as it is."""
     reference = blip2()
     tensors = {
         **salmonn(reference, adapter=adapter),
@@ -120,19 +120,19 @@ def test_windows_cut_by_hand(tmp_path: Path, adapter: str, keep_tail: bool, stri
     norm = nn.functional.layer_norm
     proj = next(name.removesuffix(".weight") for name in tensors if "proj.weight" in name)
     tokens = [4, 12, 5, 17, 1, 15, 6]
-    views = [torch.randn(n, IN) for n in tokens]
+    crops = [torch.randn(n, IN) for n in tokens]
     wanted = []
-    for view in views:
+    for crop in crops:
         starts = [0]
-        while starts[-1] + 5 < len(view):
+        while starts[-1] + 5 < len(crop):
             starts.append(starts[-1] + stride)
         if not keep_tail:
-            starts = [s for s in starts if s + 5 <= len(view)] or [0]
+            starts = [s for s in starts if s + 5 <= len(crop)] or [0]
         for start in starts:
-            window = norm(view[start : start + 5], (IN,), tensors["ln_speech.weight"], tensors["ln_speech.bias"])
+            window = norm(crop[start : start + 5], (IN,), tensors["ln_speech.weight"], tensors["ln_speech.bias"])
             read = reference(tensors["speech_query_tokens"], encoder_hidden_states=window[None]).last_hidden_state[0]
             wanted.append(read @ tensors[f"{proj}.weight"].T + tensors[f"{proj}.bias"])
-    assert torch.allclose(ours(filled(views), media(tokens)), torch.cat(wanted), atol=1e-4)
+    assert torch.allclose(ours(filled(crops), media(tokens)), torch.cat(wanted), atol=1e-4)
 
 
 def test_windows_of_whisper_llada() -> None:
@@ -140,9 +140,9 @@ def test_windows_of_whisper_llada() -> None:
     with torch.device("meta"):
         published, kept = (WindowQFormer(1280, 4096, keep_tail=keep) for keep in (False, True))
     assert 1500 == 88 * 17 + 4
-    assert published.slots(1500, VIEW) == 352 and kept.slots(1500, VIEW) == 356
-    assert published.slots(50, VIEW) == 8 and kept.slots(50, VIEW) == 12  # 1 s
-    assert published.slots(3, VIEW) == 4  # no sound without a slot
+    assert published.slots(1500, CROP) == 352 and kept.slots(1500, CROP) == 356
+    assert published.slots(50, CROP) == 8 and kept.slots(50, CROP) == 12  # 1 s
+    assert published.slots(3, CROP) == 4  # no sound without a slot
 
 
 def test_parameters_of_whisper_llada() -> None:
@@ -235,7 +235,7 @@ def test_gradients_node_and_scale(node: dict[str, Any]) -> None:
     again.load_state_dict(connector.state_dict())
     assert torch.equal(again(features, media([12, 3, 7])), out)
     toy = build({**node, "hidden": 768, "heads": 12}, toy=True, width_in=IN, width_out=OUT)
-    assert count(toy) < 50_000 and toy.slots(12, VIEW) == connector.slots(12, VIEW)
+    assert count(toy) < 50_000 and toy.slots(12, CROP) == connector.slots(12, CROP)
 
 
 def test_names() -> None:

@@ -29,7 +29,7 @@ from mmdiff.training.stage import UNUSED, evaluate_bound, swapped
 
 
 class Ears(nn.Module):
-    """(N, 3, F) -> (N, F / 2, 8); what fills a view up is 7.0 behind its end, so that a leak shows."""
+    """(N, 3, F) -> (N, F / 2, 8); what fills a crop up is 7.0 behind its end, so that a leak shows."""
 
     width, tokens = 8, 20
 
@@ -38,9 +38,9 @@ class Ears(nn.Module):
         self.conv = nn.Conv1d(3, 8, 2, 2)
 
     def read(self, data: Any) -> Item:
-        views = [torch.as_tensor(v) for v in (data if isinstance(data, list) else [data])]
-        lengths = tuple(v.shape[-1] for v in views)
-        values = torch.stack([F.pad(v, (0, max(lengths) - v.shape[-1])) for v in views])
+        crops = [torch.as_tensor(v) for v in (data if isinstance(data, list) else [data])]
+        lengths = tuple(v.shape[-1] for v in crops)
+        values = torch.stack([F.pad(v, (0, max(lengths) - v.shape[-1])) for v in crops])
         return Item(values, lengths=lengths, tokens=tuple(n // 2 for n in lengths))
 
     def forward(self, values_NCF: Tensor, length_N: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def test_slots_are_the_real_features_view_after_view(connector: str) -> None:
     m = model(connector).eval()
     batch = rows(m, [clip(4), [clip(12), clip(6)]])
     counts = [2, 6, 3] if connector == "mlp" else [1, 2, 1]
-    assert batch.media["audio"].tokens == [2, 6, 3] and batch.media["audio"].views == [1, 2]
+    assert batch.media["audio"].tokens == [2, 6, 3] and batch.media["audio"].crops == [1, 2]
     assert (batch.slots["audio"] >= 0).sum(1).tolist() == [counts[0], sum(counts[1:])]
     out_MD = m.encode(batch.media)["audio"]
     alone = [m.encode(rows(m, [c]).media)["audio"] for c in (clip(4), clip(12), clip(6))]

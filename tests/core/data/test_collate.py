@@ -1,6 +1,6 @@
 """Where everything stands on the canvas.
 
-Shape letters: B samples, L places, K allow-sets, V vocabulary.
+Shape letters: B samples, L positions, K allow-sets, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VOCAB = Vocab(tokenizer=None, size=20, mask_id=MASK, eos_id=EOS, pad_id=PAD, slo
 
 
 class Vectors:
-    """Reads a list of numbers as so many views; two slots a view."""
+    """Reads a list of numbers as so many crops; two slots a crop."""
 
     def read(self, data: object) -> Item:
         values = torch.tensor(data, dtype=torch.float32)[:, None]
@@ -49,7 +49,7 @@ def test_right_padding() -> None:
     assert batch.ids_BL.tolist() == [[1, 2, 3, 4, 5, 6], [7, PAD, PAD, PAD, PAD, PAD]]
     assert batch.target_BL.int().tolist() == [[0, 0, 1, 1, 1, 0], [1, 0, 0, 0, 0, 0]]
     assert batch.attend_BL.int().tolist() == [[1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0]]
-    assert batch.position_BL[0].tolist() == [0, 1, 2, 3, 4, 5] and batch.position_BL[1, 0] == 0
+    assert batch.position_ids_BL[0].tolist() == [0, 1, 2, 3, 4, 5] and batch.position_ids_BL[1, 0] == 0
     assert batch.padded and not batch.packed and len(batch) == 2
     assert not batch.segment_BL.any() and batch.slots == {} and batch.media == {} and batch.allow_BL is None
 
@@ -61,7 +61,7 @@ def test_left_padding_moves_everything_alike() -> None:
     ]
     right, left = lay(*samples), lay(*samples, side="left")
     assert left.attend_BL.int().tolist()[0] == [0, 0, 1, 1, 1, 1, 1]
-    assert left.position_BL[0].tolist() == [0, 0, 0, 1, 2, 3, 4]
+    assert left.position_ids_BL[0].tolist() == [0, 0, 0, 1, 2, 3, 4]
     for name in ("ids_BL", "target_BL", "attend_BL", "allow_BL"):
         assert torch.equal(getattr(left, name)[0], getattr(right, name)[0].roll(2)), name
     assert torch.equal(left.slots["image"][0], right.slots["image"][0].roll(2))
@@ -78,7 +78,7 @@ def test_eos_padding_is_answered_and_attended() -> None:
     assert batch.ids_BL.tolist() == [[1, 2, EOS, EOS], [1, 2, 3, EOS]]
     assert batch.target_BL.int().tolist() == [[0, 1, 1, 1], [0, 0, 1, 1]]
     assert batch.attend_BL.all() and not batch.padded
-    assert batch.position_BL.tolist() == [[0, 1, 2, 3]] * 2
+    assert batch.position_ids_BL.tolist() == [[0, 1, 2, 3]] * 2
 
 
 def test_answers_filled_up_to_the_longest_of_them() -> None:
@@ -115,7 +115,7 @@ def test_ids_may_be_any_sequence() -> None:
 
 
 def test_slots_count_through_the_batch_by_kind() -> None:
-    """Two pictures in a row, one of two views, a sound between them, and a row without any."""
+    """Two pictures in a row, one of two crops, a sound between them, and a row without any."""
     batch = lay(
         [Media("image", [0.1, 0.2]), Media("sound", [0.3]), Media("image", [0.4]), Target([1])],
         [Text([2]), Target([3])],
@@ -131,7 +131,7 @@ def test_slots_count_through_the_batch_by_kind() -> None:
     assert not (batch.target_BL & (batch.slots["image"] >= 0)).any()
     image = batch.media["image"]
     torch.testing.assert_close(image.values_N, torch.tensor([[0.1], [0.2], [0.4], [0.5]]))
-    assert image.views == [2, 1, 1] and image.layouts == [(2,), (1,), (1,)] and image.features_NTE is None
+    assert image.crops == [2, 1, 1] and image.layouts == [(2,), (1,), (1,)] and image.features_NTE is None
 
 
 def test_an_item_is_taken_as_it_is() -> None:
@@ -204,7 +204,7 @@ def test_everything_moves_and_the_original_stays() -> None:
 
     assert len(tensors(moved)) == 11 and all(t.is_meta for t in tensors(moved))
     assert not any(t.is_meta for t in tensors(batch))
-    assert moved.padded == batch.padded and moved.source_B == batch.source_B and moved.media["image"].views == [1]
+    assert moved.padded == batch.padded and moved.source_B == batch.source_B and moved.media["image"].crops == [1]
 
 
 # Vocabulary -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 import toy
 
-from mmdiff.data.stream import CHUNK, OVERHEAD, Batches, Component, Stream, canvases, positions
+from mmdiff.data.stream import CHUNK, OVERHEAD, Batches, Component, Stream, canvases, samples_of
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model import MediaReader, MMDiff
 
@@ -52,7 +52,7 @@ def test_a_position_alone_decides() -> None:
 def test_a_step_owns_its_neighbours_however_they_are_shared_out(batch: int, accumulate: int, world: int) -> None:
     for step in range(3):
         shares = [
-            positions(step, micro, rank, batch=batch, accumulate=accumulate, world=world)
+            samples_of(step, micro, rank, batch=batch, accumulate=accumulate, world=world)
             for micro in range(accumulate)
             for rank in range(world)
         ]

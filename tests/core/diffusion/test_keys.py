@@ -31,7 +31,7 @@ def test_the_plain_philox_gives_the_published_answers() -> None:
 def test_numbers_are_the_philox_blocks_of_seed_stream_step_sample_view() -> None:
     key = NoiseKey(seed=11, step=5, stream="mask")
     words = [w for n in (1, 2) for w in philox([n, 3, 7, 5], [11, zlib.crc32(b"mask")])]
-    np.testing.assert_array_equal(key.uniform(sample=7, n=8, view=3), [(w >> 11) / 2**53 for w in words])
+    np.testing.assert_array_equal(key.uniform(sample=7, n=8, copy=3), [(w >> 11) / 2**53 for w in words])
 
 
 def test_a_longer_draw_begins_with_the_shorter_one() -> None:
@@ -49,7 +49,7 @@ def test_every_part_of_the_key_matters() -> None:
         NoiseKey(0).fold("a").uniform(0, 4),
         NoiseKey(0).fold("a").fold("b").uniform(0, 4),
         NoiseKey(0).uniform(1, 4),
-        NoiseKey(0).uniform(0, 4, view=1),
+        NoiseKey(0).uniform(0, 4, copy=1),
     ]
     assert len(np.unique(np.stack(draws))) == 4 * len(draws)
 

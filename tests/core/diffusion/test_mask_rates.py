@@ -1,6 +1,6 @@
 """Schedules and mask levels against their closed forms.
 
-Shape letters: B rows, L places.
+Shape letters: B rows, L positions.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def test_every_schedule_weighs_a_set_of_masked_places_the_same(schedule: Schedul
 
 
 def test_bernoulli_is_the_published_recipe_bit_for_bit() -> None:
-    """LLaDA, GUIDELINES.md: p = (1 - eps) t + eps, a place is masked where its number is below p, loss / p."""
+    """LLaDA, GUIDELINES.md: p = (1 - eps) t + eps, a position is masked where its number is below p, loss / p."""
     rng = np.random.default_rng(1)
     u, r, eps = rng.random(500), rng.random((500, 6)), 1e-3
     drawn = Bernoulli().mask(np.ones((500, 6), dtype=bool), u, rng.random(500), r)
@@ -106,7 +106,7 @@ def test_bernoulli_masks_at_the_rate_of_its_schedule(schedule: Schedule) -> None
 
 
 def test_exact_count_enumerated() -> None:
-    """Over all levels and orders of 4 places, every set of k places has the same share, and weighs 4 / k."""
+    """Over all levels and orders of 4 positions, every set of k positions has the same share, and weighs 4 / k."""
     orders = np.array(list(permutations(range(4)))) / 4
     for k in range(1, 5):
         level = np.full(24, (k - 0.5) / 4)
@@ -159,11 +159,11 @@ def test_a_share_outside_0_to_1_is_refused(full: float) -> None:
 # Stratification -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("copies", [1, 2])
 @pytest.mark.parametrize("split", [1, 2, 4])
-def test_a_step_covers_the_levels_evenly_however_it_is_split(views: int, split: int) -> None:
+def test_a_step_covers_the_levels_evenly_however_it_is_split(copies: int, split: int) -> None:
     """8 samples of step 3, as 1, 2 or 4 forwards: each of the equal parts of [0, 1] is drawn from once."""
-    objective = Denoise(levels=Bernoulli(eps=1e-12, stratified=True), views=views)
+    objective = Denoise(levels=Bernoulli(eps=1e-12, stratified=True), copies=copies)
     key = NoiseKey(0, step=3, batch=8)
     rates = []
     for part in np.arange(24, 32).reshape(split, -1):
@@ -171,11 +171,11 @@ def test_a_step_covers_the_levels_evenly_however_it_is_split(views: int, split: 
         batch.index_B[:] = torch.from_numpy(part)
         rates.append(objective.plan(batch, key, VOCAB).rate_R.numpy())
     rate = np.concatenate(rates)
-    np.testing.assert_array_equal(np.sort(np.floor(rate * 8 * views)), np.arange(8 * views))
+    np.testing.assert_array_equal(np.sort(np.floor(rate * 8 * copies)), np.arange(8 * copies))
 
 
 def test_the_views_of_a_sample_lie_far_apart() -> None:
-    objective = Denoise(levels=Bernoulli(eps=1e-12, stratified=True), views=2)
+    objective = Denoise(levels=Bernoulli(eps=1e-12, stratified=True), copies=2)
     rate = objective.plan(canvas([(0, 1, 2, 0)] * 8), NoiseKey(0, batch=8), VOCAB).rate_R.view(2, 8)
     assert (rate[0] < 0.5).all() and (rate[1] >= 0.5).all()
 

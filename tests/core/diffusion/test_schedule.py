@@ -1,4 +1,4 @@
-"""How many places a step writes, at which temperature, and how free their order is: numbers known in closed form."""
+"""How many positions a step writes, at which temperature, and how free their order is: numbers known in closed form."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ RAGGED: list[Sample] = [
 
 
 def denoiser(batch: Batch, seed: int = 0) -> Any:
-    """Logits of a row's target places from the ids on them, wherever they lie on the canvas."""
+    """Logits of a row's target positions from the ids on them, wherever they lie on the canvas."""
     generator = torch.Generator().manual_seed(seed)
     own_NV = 2 * torch.randn(64, VOCAB.size, generator=generator)
     seen_NVV = torch.randn(64, VOCAB.size, VOCAB.size, generator=generator)
 
-    def denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+    def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         logits = []
-        for ids_L, want_L, target_L in zip(ids_RL, want_RL, batch.target_BL[rows_R], strict=True):
+        for ids_L, predict_L, target_L in zip(ids_RL, predict_RL, batch.target_BL[row_R], strict=True):
             ids = ids_L[target_L].tolist()
             mood_V = sum(seen_NVV[n, i] for n, i in enumerate(ids))
-            logits.append((own_NV[: len(ids)] + mood_V)[want_L[target_L]])
+            logits.append((own_NV[: len(ids)] + mood_V)[predict_L[target_L]])
         return torch.cat(logits)
 
     return denoise
 
 
 def flat(p_V: Tensor) -> Any:
-    """The same distribution at every place and step."""
+    """The same distribution at every position and step."""
     logits_V = torch.full((VOCAB.size,), -torch.inf)
     logits_V[: len(p_V)] = p_V.log()
-    return lambda ids_RL, want_RL, rows_R, media_R=None: logits_V.repeat(int(want_RL.sum()), 1)
+    return lambda ids_RL, predict_RL, row_R, media_R=None: logits_V.repeat(int(predict_RL.sum()), 1)
 
 
 def write(samples: list[Sample], index: list[int] | None = None, **named: Any) -> Generation:
@@ -64,7 +64,7 @@ def write(samples: list[Sample], index: list[int] | None = None, **named: Any) -
 
 
 def counts(out: Generation, row: int = 0) -> list[int]:
-    """Places written at each step of a row."""
+    """Positions written at each step of a row."""
     step_N = out.step_BL[row][out.target_BL[row]]
     return torch.bincount(step_N[step_N > 0] - 1).tolist()
 
@@ -85,21 +85,21 @@ def test_cosine_leaves_what_the_paper_says() -> None:
     assert counts(write([[Target(length=10)]], steps=3, schedule="cosine")) == [2, 3, 5]
 
 
-@pytest.mark.parametrize(("places", "steps"), [(35, 12), (56, 12), (5, 12), (20, 20), (7, 1), (30, None)])
-def test_cosine_is_the_formula_and_writes_one_a_step_at_least(places: int, steps: int | None) -> None:
-    got = counts(write([[Target(length=places)]], steps=steps, schedule="cosine"))
-    of, left, want = steps or places, places, []
+@pytest.mark.parametrize(("positions", "steps"), [(35, 12), (56, 12), (5, 12), (20, 20), (7, 1), (30, None)])
+def test_cosine_is_the_formula_and_writes_one_a_step_at_least(positions: int, steps: int | None) -> None:
+    got = counts(write([[Target(length=positions)]], steps=steps, schedule="cosine"))
+    of, left, want = steps or positions, positions, []
     for s in range(1, of + 1):
         if left:
-            want.append(max(1, left - math.floor(places * math.cos(math.pi / 2 * s / of) + 1e-9)))
+            want.append(max(1, left - math.floor(positions * math.cos(math.pi / 2 * s / of) + 1e-9)))
             left -= want[-1]
-    assert got == want and sum(got) == places and len(got) <= of
+    assert got == want and sum(got) == positions and len(got) <= of
 
 
 def test_each_block_has_a_cosine_of_its_own_and_counts_what_it_began_with() -> None:
     given = [MASK] * 8 + [MASK, 1, MASK, 2, MASK, MASK, MASK, MASK]
     out = write([[Target(given)]], steps=8, block_length=8, schedule="cosine")
-    # 8 cos(pi s/8): 7.4 5.7 3.1; six open places: 5.5 4.2 2.3
+    # 8 cos(pi s/8): 7.4 5.7 3.1; six open positions: 5.5 4.2 2.3
     assert counts(out) == [1, 2, 2, 3, 1, 1, 2, 2]
 
 
@@ -124,21 +124,21 @@ def test_between_is_a_straight_line_over_the_steps_of_a_block() -> None:
 
 
 def test_each_step_draws_at_its_own_temperature() -> None:
-    """Three places from left to right at 2, 1 and 0: p^(1/2), p, and the likeliest."""
+    """Three positions from left to right at 2, 1 and 0: p^(1/2), p, and the likeliest."""
 
     class Leftmost:
         def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
-            return order(-proposal.place_P.double(), proposal.row_P) == 0
+            return order(-proposal.position_P.double(), proposal.row_P) == 0
 
     rows = 4_000
     p_V = torch.tensor([0.64, 0.32, 0.04])
     batch = collate([[Target(length=3)]] * rows, VOCAB)
     config = generation_config(steps=3, temperature=2.0, temperature_end=0.0, select=Leftmost(), early_stop=False)
     ids_BL = sample(flat(p_V), batch, VOCAB, config).ids_BL
-    for place, power in ((0, 0.5), (1, 1.0)):
-        want_V = p_V**power / (p_V**power).sum()
-        share_V = torch.bincount(ids_BL[:, place], minlength=3) / rows
-        assert share_V.tolist() == pytest.approx(want_V.tolist(), abs=5 * 0.5 / rows**0.5)
+    for position, power in ((0, 0.5), (1, 1.0)):
+        predict_V = p_V**power / (p_V**power).sum()
+        share_V = torch.bincount(ids_BL[:, position], minlength=3) / rows
+        assert share_V.tolist() == pytest.approx(predict_V.tolist(), abs=5 * 0.5 / rows**0.5)
     assert (ids_BL[:, 2] == 0).all()
 
 
@@ -166,15 +166,15 @@ def test_a_temperature_that_ends_where_it_began_is_constant() -> None:
 
 
 def test_noise_on_the_order_draws_places_by_their_confidence() -> None:
-    """log p + c Gumbel has its maximum at a place with probability p^(1/c) / sum; c falls to 0 at the last step."""
+    """log p + c Gumbel has its maximum at a position with probability p^(1/c) / sum; c falls to 0 at the last step."""
     rows = 4_000
     p_N = torch.tensor([0.5, *[0.05] * 10])
     for step, c in ((1, 1.0), (2, 0.5)):  # 1.5 (1 - s/3)
         proposal = _proposal(p_N, rows, step, of=3)
         keep_RN = RandomTopK(1.5)(proposal.confidence_P, proposal).view(rows, -1)
         assert keep_RN.sum(1).tolist() == [1] * rows
-        want_N = p_N ** (1 / c) / (p_N ** (1 / c)).sum()
-        assert keep_RN.float().mean(0).tolist() == pytest.approx(want_N.tolist(), abs=5 * 0.5 / rows**0.5)
+        predict_N = p_N ** (1 / c) / (p_N ** (1 / c)).sum()
+        assert keep_RN.float().mean(0).tolist() == pytest.approx(predict_N.tolist(), abs=5 * 0.5 / rows**0.5)
     proposal = _proposal(p_N, rows, step=3, of=3)
     assert RandomTopK(1.5)(proposal.confidence_P, proposal).view(rows, -1)[:, 0].all()
 
@@ -184,9 +184,9 @@ def _proposal(p_N: Tensor, rows: int, step: int, of: int) -> Proposal:
     row_P = torch.arange(rows).repeat_interleave(n)
     ones_R = torch.ones(rows, dtype=torch.int64)
     draws = Draws(0, torch.arange(rows), ones_R * step, ones_R * n)
-    place_P = torch.arange(n).repeat(rows)
+    position_P = torch.arange(n).repeat(rows)
     return Proposal(
-        row_P, place_P, torch.zeros_like(row_P), p_N.repeat(rows), ones_R, draws, state([step] * rows, [of] * rows)
+        row_P, position_P, torch.zeros_like(row_P), p_N.repeat(rows), ones_R, draws, state([step] * rows, [of] * rows)
     )
 
 

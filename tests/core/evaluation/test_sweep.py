@@ -24,7 +24,7 @@ from mmdiff.evaluation.sweep_report import label, names, shown
 from mmdiff.files import flat
 from mmdiff.model import MMDiff
 
-RULES = "mmdiff.samplers.rules.rules"
+RULES = "mmdiff.samplers.rules.select"
 STEPS: dict[str, Sequence[Any]] = {"sampler.steps": [1, 2]}
 
 

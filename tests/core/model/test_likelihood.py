@@ -1,6 +1,6 @@
 """The bound on -log p against distributions whose probabilities are known.
 
-Shape letters: B samples, L places.
+Shape letters: B samples, L positions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def samples(*lengths: int) -> list[Sample]:
 
 
 def copies() -> Oracle:
-    """Four times the same word: one masked place costs nothing, four cost log 3."""
+    """Four times the same word: one masked position costs nothing, four cost log 3."""
     joint = torch.zeros(WORDS, WORDS, WORDS, WORDS)
     for word in range(WORDS):
         joint[word, word, word, word] = 1
@@ -87,7 +87,7 @@ def test_exact_for_one_token() -> None:
     expected_B = -logp_BV[torch.arange(2), batch.ids_BL[:, -1]]
     out = bound(m, batch)
     torch.testing.assert_close(out.nll_B, expected_B.double(), rtol=1e-5, atol=0)
-    assert out.places_B.tolist() == [1, 1] and out.nll_B.dtype == torch.float64
+    assert out.positions_B.tolist() == [1, 1] and out.nll_B.dtype == torch.float64
 
 
 def test_only_allowed_ids_share_the_probability() -> None:
@@ -141,10 +141,10 @@ def test_rows_do_not_depend_on_what_they_are_batched_with(side: Any) -> None:
     for b, row in enumerate(rows):
         alone = bound(m, collate([row], m.vocab, index=[3 + b]), levels=6)
         torch.testing.assert_close(alone.nll_B[0], whole.nll_B[b], rtol=1e-5, atol=1e-6)
-    assert whole.places_B.tolist() == [5, 20, 1, 8]
+    assert whole.positions_B.tolist() == [5, 20, 1, 8]
 
 
 def test_a_row_without_targets_costs_nothing() -> None:
     m = model()
     out = bound(m, collate([[Text([4, 5])], *samples(3)], m.vocab))
-    assert float(out.nll_B[0]) == 0 and out.places_B.tolist() == [0, 3] and float(out.nll_B[1]) > 0
+    assert float(out.nll_B[0]) == 0 and out.positions_B.tolist() == [0, 3] and float(out.nll_B[1]) > 0

@@ -1,6 +1,6 @@
 """The model on the smallest application: features reach their slots, and rows do not reach each other.
 
-Shape letters: B samples, L places, R rows, D width.
+Shape letters: B samples, L positions, R rows, D width.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def model(image: bool = True) -> MMDiff:
     out = MMDiff(toy.backbone(), *(parts if image else ()))
     with torch.no_grad():
         for p in out.parameters():
-            p.mul_(3)  # far from uniform, so that a wrong place shows
+            p.mul_(3)  # far from uniform, so that a wrong position shows
     return out.eval()
 
 
@@ -36,7 +36,7 @@ def picture(seed: int) -> np.ndarray:
 
 
 def rows(*pictures: int | None) -> list[Sample]:
-    """A picture (or none), a word, three open places."""
+    """A picture (or none), a word, three open positions."""
     return [
         [*([] if seed is None else [Media("image", picture(seed))]), Text([4]), Target([5, 6, 7])] for seed in pictures
     ]
@@ -123,10 +123,10 @@ def test_hidden_media_leave_the_embedding_of_the_slot() -> None:
 def test_rows_find_the_sample_they_belong_to() -> None:
     m = model()
     batch = lay(m, [*rows(1, 2), [Text([4, 4]), Target([5])]])
-    parent_R = torch.tensor([2, 1, 1, 0])
+    row_R = torch.tensor([2, 1, 1, 0])
     with torch.no_grad():
-        many = m.hidden(batch.ids_BL[parent_R], batch, m.encode(batch.media), parent_R)
-    torch.testing.assert_close(many[:, :3], hidden(m, batch)[parent_R][:, :3], rtol=1e-4, atol=1e-5)
+        many = m.hidden(batch.ids_BL[row_R], batch, m.encode(batch.media), row_R)
+    torch.testing.assert_close(many[:, :3], hidden(m, batch)[row_R][:, :3], rtol=1e-4, atol=1e-5)
 
 
 def test_cached_features_are_taken_as_they_are() -> None:
@@ -175,23 +175,23 @@ def test_a_trained_encoder_is_in_training_mode_and_generation_leaves_it_so() -> 
     assert m.training and m.encoders["image"].training
 
 
-# Places and their hidden states ---------------------------------------------------------------------------------------
+# Positions and their hidden states ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shift", [0, 1])
 def test_shifted_logits(shift: int) -> None:
-    """With shift 1 a place is predicted by its left neighbour, and the first by itself."""
+    """With shift 1 a position is predicted by its left neighbour, and the first by itself."""
     m = model(image=False)
     m.backbone.facts = replace(m.backbone.facts, shift=shift)
     batch = lay(m, [[Target([5, 6, 7, 8])]])
     with torch.no_grad():
         logits_LV = m.backbone(batch.ids_BL)[0]
-        from_place = [max(place - shift, 0) for place in range(4)]
+        from_place = [max(position - shift, 0) for position in range(4)]
         scores = m.score(hidden(m, batch), batch, batch.target_BL)
     expected = -logits_LV[from_place].log_softmax(-1)[torch.arange(4), batch.ids_BL[0]]
     torch.testing.assert_close(scores.nll_P, expected)
-    want_RL = torch.tensor([[True, False, True, True]])
-    drawn = m.denoiser(batch)(batch.ids_BL, want_RL, torch.tensor([0]))
+    predict_RL = torch.tensor([[True, False, True, True]])
+    drawn = m.denoiser(batch)(batch.ids_BL, predict_RL, torch.tensor([0]))
     torch.testing.assert_close(drawn.clone(), logits_LV[from_place][[0, 2, 3]])
 
 
@@ -199,10 +199,10 @@ def test_shifted_logits(shift: int) -> None:
 def test_the_denoiser_gives_the_logits_of_wanted_places_row_by_row() -> None:
     m = model()
     batch = lay(m, rows(1, 2, 3))
-    rows_R = torch.tensor([2, 0])
-    want_RL = torch.zeros(2, batch.ids_BL.shape[1], dtype=torch.bool)
-    want_RL[0, 6], want_RL[1, [5, 7]] = True, True
-    logits_PV = m.denoiser(batch)(batch.ids_BL[rows_R], want_RL, rows_R)
+    row_R = torch.tensor([2, 0])
+    predict_RL = torch.zeros(2, batch.ids_BL.shape[1], dtype=torch.bool)
+    predict_RL[0, 6], predict_RL[1, [5, 7]] = True, True
+    logits_PV = m.denoiser(batch)(batch.ids_BL[row_R], predict_RL, row_R)
     whole_BLV = m.backbone.head(hidden(m, batch))
     expected = torch.stack([whole_BLV[2, 6], whole_BLV[0, 5], whole_BLV[0, 7]])
     torch.testing.assert_close(logits_PV.clone(), expected, rtol=1e-4, atol=1e-4)
@@ -241,7 +241,7 @@ def test_a_canvas_of_ids_is_the_collated_one() -> None:
     ids_BP, mask_BP = torch.tensor([[0, 4], [5, 6]]), torch.tensor([[0, 1], [1, 1]])
     ours = canvas(ids_BP, mask_BP, 3, m.vocab)
     theirs = lay(m, [[Text([4]), Target(length=3)], [Text([5, 6]), Target(length=3)]], side="left")
-    for name in ("target_BL", "attend_BL", "position_BL", "segment_BL", "index_B"):
+    for name in ("target_BL", "attend_BL", "position_ids_BL", "segment_BL", "index_B"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     assert torch.equal(ours.ids_BL[ours.attend_BL], theirs.ids_BL[theirs.attend_BL]) and ours.padded
 

@@ -18,7 +18,7 @@ from mmdiff.data.stream import canvases, read
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
-from mmdiff.model.prefix import Places
+from mmdiff.model.prefix import Positions
 from mmdiff.objectives.denoise import Denoise
 from mmdiff.samplers.options import generation_config
 
@@ -33,7 +33,7 @@ def model(prefix_causal: bool = True, image: bool = True) -> MMDiff:
 
 
 def batch_of(m: MMDiff, side: str = "right") -> Batch:
-    """Unequal context and target; the second row writes in two spans, the third has an empty target place."""
+    """Unequal context and target; the second row writes in two spans, the third has an empty target position."""
     image = Media("image", torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(3)))
     samples: list[Sample] = [
         [image, Text([4, 5, 6]), Target([7, 8])],
@@ -43,15 +43,15 @@ def batch_of(m: MMDiff, side: str = "right") -> Batch:
     return collate([read(s, m.readers) for s in samples], m.vocab, m.readers, side=side)  # type: ignore[arg-type]
 
 
-def hidden(m: MMDiff, batch: Batch, ids_RL: Tensor, views: int = 1) -> Tensor:
-    return m.hidden(ids_RL, batch, m.encode(batch.media), torch.arange(len(batch)).repeat(views))
+def hidden(m: MMDiff, batch: Batch, ids_RL: Tensor, copies: int = 1) -> Tensor:
+    return m.hidden(ids_RL, batch, m.encode(batch.media), torch.arange(len(batch)).repeat(copies))
 
 
 def test_places_are_moved_to_the_left() -> None:
     mask_BL = torch.tensor([[False, True, False, True], [False, False, True, False]])
-    places = Places.of(mask_BL)
-    assert places.at_BN.tolist() == [[1, 3], [2, 4]] and places.there_BN.tolist() == [[True, True], [True, False]]
-    assert places.of_BL(torch.arange(8).view(2, 4))[:, 0].tolist() == [1, 6]
+    positions = Positions.of(mask_BL)
+    assert positions.at_BN.tolist() == [[1, 3], [2, 4]] and positions.there_BN.tolist() == [[True, True], [True, False]]
+    assert positions.of_BL(torch.arange(8).view(2, 4))[:, 0].tolist() == [1, 6]
 
 
 @torch.no_grad()
@@ -71,10 +71,10 @@ def test_what_is_written_sees_the_whole_context_and_all_that_is_written() -> Non
     m = model(image=False)
     base = collate([[Text([4, 5]), Target([6, 7]), Text([8])]], m.vocab)
     before = hidden(m, base, base.ids_BL)[0, 2]
-    for place in (0, 1, 3, 4):
+    for position in (0, 1, 3, 4):
         ids_BL = base.ids_BL.clone()
-        ids_BL[0, place] = 4 + (int(ids_BL[0, place]) - 3) % 5
-        assert not torch.allclose(before, hidden(m, base, ids_BL)[0, 2], atol=1e-4), place
+        ids_BL[0, position] = 4 + (int(ids_BL[0, position]) - 3) % 5
+        assert not torch.allclose(before, hidden(m, base, ids_BL)[0, 2], atol=1e-4), position
 
 
 @torch.no_grad()
@@ -82,14 +82,14 @@ def test_what_is_written_sees_the_whole_context_and_all_that_is_written() -> Non
 def test_a_kept_prefix_gives_the_logits_of_the_whole_canvas(side: str) -> None:
     m = model()
     batch = batch_of(m, side)
-    want_BL = batch.target_BL
+    predict_BL = batch.target_BL
     denoise, rows = m.denoiser(batch), torch.tensor([2, 0])
     for fill in (m.vocab.mask_id, 6, 8):
-        ids_BL = torch.where(want_BL, fill, batch.ids_BL)
-        whole_PV = m.backbone.head(hidden(m, batch, ids_BL)[want_BL])
-        assert torch.allclose(denoise(ids_BL, want_BL, torch.arange(3)), whole_PV, atol=1e-5)
-        some_PV = m.backbone.head(hidden(m, batch, ids_BL)[rows][want_BL[rows]])
-        assert torch.allclose(denoise(ids_BL[rows], want_BL[rows], rows), some_PV, atol=1e-5)
+        ids_BL = torch.where(predict_BL, fill, batch.ids_BL)
+        whole_PV = m.backbone.head(hidden(m, batch, ids_BL)[predict_BL])
+        assert torch.allclose(denoise(ids_BL, predict_BL, torch.arange(3)), whole_PV, atol=1e-5)
+        some_PV = m.backbone.head(hidden(m, batch, ids_BL)[rows][predict_BL[rows]])
+        assert torch.allclose(denoise(ids_BL[rows], predict_BL[rows], rows), some_PV, atol=1e-5)
 
 
 @torch.no_grad()
@@ -129,25 +129,25 @@ def test_views_share_the_context_and_give_what_each_gives_alone() -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     batch = batch_of(m)
-    plan = Denoise(views=3).plan(batch, KEY, m.vocab)
+    plan = Denoise(copies=3).plan(batch, KEY, m.vocab)
     features = m.encode(batch.media)
-    together_RLD = m.hidden_views(plan.ids_RL, batch, features, 3)
-    alone_RLD = m.hidden(plan.ids_RL, batch, features, plan.parent_R)
+    together_RLD = m.hidden_copies(plan.ids_RL, batch, features, 3)
+    alone_RLD = m.hidden(plan.ids_RL, batch, features, plan.row_R)
     real_RL = batch.attend_BL.repeat(3, 1)
     assert torch.allclose(together_RLD[real_RL], alone_RLD[real_RL], atol=1e-5)
     weight = m.backbone.model.model.embed_tokens.weight
     one, two = (torch.autograd.grad(h[real_RL].square().sum(), weight)[0] for h in (together_RLD, alone_RLD))
-    # the context is there once a view in both
+    # the context is there once a copy in both
     assert torch.allclose(one, two, rtol=1e-4, atol=1e-4)
 
 
 def test_a_row_without_context_among_others() -> None:
     m = model(image=False)
     batch = collate([[Text([4, 5]), Target([6, 7])], [Target([8, 7, 6])]], m.vocab)
-    want_BL = batch.target_BL
-    found_PV = m.denoiser(batch)(batch.ids_BL, want_BL, torch.arange(2))
+    predict_BL = batch.target_BL
+    found_PV = m.denoiser(batch)(batch.ids_BL, predict_BL, torch.arange(2))
     with torch.no_grad():
-        assert torch.allclose(found_PV, m.backbone.head(hidden(m, batch, batch.ids_BL)[want_BL]), atol=1e-5)
+        assert torch.allclose(found_PV, m.backbone.head(hidden(m, batch, batch.ids_BL)[predict_BL]), atol=1e-5)
     alone = collate([[Target([8, 7, 6])]], m.vocab)  # nothing to keep
     assert m.denoiser(alone)(alone.ids_BL, alone.target_BL, torch.arange(1)).isfinite().all()
 
@@ -165,7 +165,7 @@ def test_encoders_run_every_place() -> None:
     m = MMDiff(esm, prefix_causal=True).eval()
     batch = collate([[Text([0, 5]), Target([6, 7])]], m.vocab)
     assert m.denoiser(batch)(batch.ids_BL, batch.target_BL, torch.arange(1)).isfinite().all()
-    with pytest.raises(ConfigError, match="runs all places"):
+    with pytest.raises(ConfigError, match="runs all positions"):
         m.denoiser(batch, prefix_cache=True)
 
 

@@ -1,6 +1,6 @@
 """Chunked scores equal whole ones, and a plain log-softmax.
 
-Shape letters: P places, D width, V vocabulary, K allow-sets.
+Shape letters: P positions, D width, V vocabulary, K allow-sets.
 """
 
 from __future__ import annotations

@@ -35,9 +35,9 @@ def test_a_prediction_and_its_canvas(run: Path) -> None:
     rows = [toy.Corners(8, lengths=(2, 3))[i] for i in range(4)]
     out = session.predict_many(rows)
     for row, one in zip(rows, out, strict=True):
-        places = len(row["answer"].split())
-        assert one["forwards"] == places and len(one["canvas"]) == places
-        assert sorted(step for _, step, _ in one["canvas"]) == list(range(1, places + 1))
+        positions = len(row["answer"].split())
+        assert one["forwards"] == positions and len(one["canvas"]) == positions
+        assert sorted(step for _, step, _ in one["canvas"]) == list(range(1, positions + 1))
         assert all(0 < confidence <= 1 for _, _, confidence in one["canvas"])
         assert one["answer"] == " ".join(token for token, _, _ in one["canvas"] if not token.startswith("<"))
     assert [session.predict(row)["answer"] for row in rows] == [one["answer"] for one in out]

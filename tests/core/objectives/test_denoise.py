@@ -1,6 +1,6 @@
 """The denoising loss: an oracle it must price exactly, reductions by hand, and what it must not depend on.
 
-Shape letters: B samples, L places, R rows, P masked places.
+Shape letters: B samples, L positions, R rows, P masked positions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mmdiff.diffusion.schedule import Array, Cosine
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.heads import WordHead
 from mmdiff.model import MMDiff
-from mmdiff.objectives.denoise import Denoise, Views, by_level
+from mmdiff.objectives.denoise import Denoise, NoisedBatch, by_level
 from mmdiff.objectives.readout import Readout
 
 KEY = NoiseKey(7, step=2, stream="s", batch=4)
@@ -38,7 +38,7 @@ def model() -> MMDiff:
     out = MMDiff(toy.backbone(), {"image": toy.Patches()}, {"image": toy.Project(width_in=16, width_out=32)})
     with torch.no_grad():
         for p in out.parameters():
-            p.mul_(3)  # far from uniform predictions, so that a wrong place or label shows
+            p.mul_(3)  # far from uniform predictions, so that a wrong position or label shows
     return out.eval()
 
 
@@ -55,7 +55,7 @@ def words(*lengths: int, image: bool = False, prompt: int = 2) -> list[Sample]:
     ]
 
 
-def row_losses(objective: Denoise, m: Any, plan: Views) -> Array:
+def row_losses(objective: Denoise, m: Any, plan: NoisedBatch) -> Array:
     """The loss of each row: the derivative of the weighted sum by the weight is the row's cross-entropy."""
     weight_R = plan.weight_R.clone().requires_grad_()
     value = objective.terms(m, replace(plan, weight_R=weight_R))["denoise"].value
@@ -67,12 +67,12 @@ def row_losses(objective: Denoise, m: Any, plan: Views) -> Array:
 
 
 class Enumerated:
-    """In the place of a key: sample s draws the s-th of all pairs of a count and an order of the places."""
+    """In the place of a key: sample s draws the s-th of all pairs of a count and an order of the positions."""
 
     batch = 1
     draws = [((k - 0.5) / 4, order) for k in range(1, 5) for order in permutations(range(4))]
 
-    def uniform(self, sample: int, n: int, view: int = 0) -> Array:
+    def uniform(self, sample: int, n: int, copy: int = 0) -> Array:
         level, order = self.draws[sample % len(self.draws)]
         return np.array([level, 0.5, *(np.array(order) / 4)])
 
@@ -149,18 +149,18 @@ def by_hand(m: MMDiff, batch: Batch, key: NoiseKey, denominator: str) -> float:
     """LLaDA's pseudo-code, a row at a time: p = (1 - eps) u + eps, then cross-entropy over p."""
     total, rows, tokens, masked = 0.0, 0, 0, 0
     for b in range(len(batch)):
-        places = batch.target_BL[b].nonzero().squeeze(1).tolist()
-        u = key.uniform(int(batch.index_B[b]), 2 + len(places))
+        positions = batch.target_BL[b].nonzero().squeeze(1).tolist()
+        u = key.uniform(int(batch.index_B[b]), 2 + len(positions))
         p = 0.9 * u[0] + 0.1
         noisy = batch.ids_BL[b].clone()
-        hit = [place for place, r in zip(places, u[2:], strict=True) if r < p]
+        hit = [position for position, r in zip(positions, u[2:], strict=True) if r < p]
         noisy[hit] = m.vocab.mask_id
         attend = batch.attend_BL[b]
         logits = m.backbone(noisy[attend][None])[0]
         kept = attend.nonzero().squeeze(1).tolist()
         ce = sum(float(F.cross_entropy(logits[kept.index(i)], batch.ids_BL[b, i])) / p for i in hit)
-        total += ce / len(places) if denominator == "sequences" else ce
-        rows, tokens, masked = rows + 1, tokens + len(places), masked + len(hit)
+        total += ce / len(positions) if denominator == "sequences" else ce
+        rows, tokens, masked = rows + 1, tokens + len(positions), masked + len(hit)
     return total / {"sequences": rows, "tokens": tokens, "masked": masked}[denominator]
 
 
@@ -247,7 +247,7 @@ def test_random_length_cuts_its_share_uniformly(side: Any) -> None:
     plan = Denoise(random_length=0.25).plan(batch, KEY, vocab)
     length_B = plan.batch.attend_BL[:-1].sum(1)
     assert 1 <= length_B.min() and length_B.max() == 10
-    share_cut = 0.25 * 0.9  # a cut to all ten places is none
+    share_cut = 0.25 * 0.9  # a cut to all ten positions is none
     assert float((length_B < 10).float().mean()) == pytest.approx(share_cut, abs=4 * (0.18 / 4000) ** 0.5)
     counts = torch.bincount(length_B, minlength=11)[1:10].double()
     assert (counts - 100).abs().max() < 5 * 10
@@ -265,14 +265,14 @@ def test_nothing_cut_leaves_no_padding_mask() -> None:
     assert not plan.batch.padded
 
 
-# Views ----------------------------------------------------------------------------------------------------------------
+# NoisedBatch ----------------------------------------------------------------------------------------------------------------
 
 
 def test_views_share_one_encoding_and_average_to_the_single_views() -> None:
     m, seen = model(), []
     m.encoders["image"].register_forward_hook(lambda *_: seen.append(1))
     batch = collate(words(2, 5, image=True), m.vocab, m.readers)
-    objective = Denoise(levels=BERNOULLI, views=3)
+    objective = Denoise(levels=BERNOULLI, copies=3)
     plan = objective.plan(batch, KEY, m.vocab)
     loss = float(objective.terms(m, plan)["denoise"].value.detach()) / plan.counts["denoise"]
     assert seen == [1]
@@ -281,7 +281,7 @@ def test_views_share_one_encoding_and_average_to_the_single_views() -> None:
         rows = slice(2 * v, 2 * v + 2)
         one = replace(
             plan, ids_RL=plan.ids_RL[rows], predict_RL=plan.predict_RL[rows], weight_R=plan.weight_R[rows],
-            rate_R=plan.rate_R[rows], parent_R=torch.arange(2),
+            rate_R=plan.rate_R[rows], row_R=torch.arange(2),
         )  # fmt: skip
         single.append(float(objective.terms(m, one)["denoise"].value.detach()) / 7)
     assert len({round(s, 4) for s in single}) == 3
@@ -294,7 +294,7 @@ def test_views_share_one_encoding_and_average_to_the_single_views() -> None:
 
 
 def test_restricted_softmax() -> None:
-    """Rows may differ in what they allow; places without `allow`, and restrict=False, use the whole vocabulary."""
+    """Rows may differ in what they allow; positions without `allow`, and restrict=False, use the whole vocabulary."""
     m = model()
     allowed = [[4, 5, 8], list(range(m.vocab.size))]
     batch = collate([[Text([4]), Target([5, 8, 4], allow=((4, 6), (8, 9)))], [Text([4]), Target([5, 6])]], m.vocab)
@@ -306,10 +306,10 @@ def test_restricted_softmax() -> None:
             ids = batch.ids_BL[b, : 1 + n].clone()
             ids[1:] = m.vocab.mask_id
             logits = m.backbone(ids[None])[0].double()
-            for place in range(1, 1 + n):
+            for position in range(1, 1 + n):
                 options = allowed[b] if restrict else allowed[1]
-                label = int(batch.ids_BL[b, place])
-                expected -= float((logits[place, label] - logits[place, options].logsumexp(0)).detach())
+                label = int(batch.ids_BL[b, position])
+                expected -= float((logits[position, label] - logits[position, options].logsumexp(0)).detach())
         assert float(got.detach()) == pytest.approx(expected, rel=1e-5)
 
 
@@ -352,7 +352,7 @@ def test_logged_sums() -> None:
     objective = Denoise(levels=ExactCount(full=1.0))
     batch = canvas([(2, 0, 1, 1), (0, 1, 2, 2)])
     sums = objective.terms(oracle, objective.plan(batch, KEY, VOCAB))["denoise"].sums  # type: ignore[arg-type]
-    marginals = [oracle.joint.sum([d for d in range(4) if d != place]) for place in range(4)]
+    marginals = [oracle.joint.sum([d for d in range(4) if d != position]) for position in range(4)]
     nll = -sum(float(marginals[i][x].log()) for row in batch.ids_BL.tolist() for i, x in enumerate(row))
     right = sum(int(marginals[i].argmax()) == x for row in batch.ids_BL.tolist() for i, x in enumerate(row))
     assert float(sums["nll"][0]) == pytest.approx(nll, rel=1e-5) and float(sums["nll"][1]) == 8
@@ -364,8 +364,8 @@ def test_logged_sums() -> None:
 def test_impossible_options_are_refused_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"objective\.denominator: 'token' \(did you mean \"tokens\"\?\)$"):
         Denoise(denominator="token")
-    with pytest.raises(ConfigError, match=r"objective\.views: 0 "):
-        Denoise(views=0)
+    with pytest.raises(ConfigError, match=r"objective\.copies: 0 "):
+        Denoise(copies=0)
 
 
 # Readout --------------------------------------------------------------------------------------------------------------
@@ -442,7 +442,7 @@ def test_corruption_replaces_visible_target_words_only_and_labels_stay() -> None
 def test_what_is_replaced_depends_on_the_sample_and_view_alone() -> None:
     m = model()
     batch = collate(words(20, 9, 14), m.vocab, index=[4, 5, 6])
-    objective = Denoise(levels=ExactCount(stratified=False), corrupt=0.4, views=2)
+    objective = Denoise(levels=ExactCount(stratified=False), corrupt=0.4, copies=2)
     whole = objective.plan(batch, KEY, m.vocab).ids_RL
     assert not torch.equal(whole[:3], whole[3:])
     alone = objective.plan(collate([words(20, 9, 14)[1]], m.vocab, index=[5]), KEY, m.vocab).ids_RL

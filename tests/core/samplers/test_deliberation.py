@@ -1,4 +1,4 @@
-"""Deliberation: which places of a draft are opened, what is counted, and that a perfect denoiser mends it."""
+"""Deliberation: which positions of a draft are opened, what is counted, and that a perfect denoiser mends it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def canvas(drafts: Sequence[str], index: Sequence[int] | None = None) -> Batch:
 
 
 class Oracle:
-    """Knows what was said: the true token of each target place is likely, by a chance of its own; logs every canvas."""
+    """Knows what was said: the true token of each target position is likely, by a chance of its own; logs every canvas."""
 
     def __init__(self, batch: Batch, truths: Sequence[str], sure: Sequence[Sequence[float]] | None = None) -> None:
         self.truth_BL = batch.ids_BL.clone()
@@ -48,13 +48,13 @@ class Oracle:
         self.seen: list[Tensor] = []
         self.rows: list[list[int]] = []
 
-    def __call__(self, ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+    def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         self.seen.append(ids_RL.clone())
-        self.rows.append(rows_R.tolist())
-        p_PV = torch.full((int(want_RL.sum()), VOCAB.size), 1e-9)
-        p_P = self.sure_BL[rows_R][want_RL]
+        self.rows.append(row_R.tolist())
+        p_PV = torch.full((int(predict_RL.sum()), VOCAB.size), 1e-9)
+        p_P = self.sure_BL[row_R][predict_RL]
         p_PV += ((1 - p_P) / VOCAB.size)[:, None]
-        p_PV[torch.arange(len(p_PV)), self.truth_BL[rows_R][want_RL]] += p_P
+        p_PV[torch.arange(len(p_PV)), self.truth_BL[row_R][predict_RL]] += p_P
         return p_PV.log()
 
 
@@ -69,9 +69,12 @@ def texts(out: Any) -> list[str]:
 
 def test_the_lowest_of_a_row_are_found_whatever_lies_between() -> None:
     score = torch.tensor([[0.5, 0.1, 0.9, 0.1, 0.3], [0.2, 0.2, 0.2, 0.2, 0.2]])
-    place = torch.tensor([[True, True, False, True, True], [False, True, True, True, True]])
-    assert lowest(score, place, 0.5).tolist() == [[False, True, False, True, False], [False, True, True, False, False]]
-    assert lowest(score, place, 0.24).sum() == 0  # floor(0.96)
+    position = torch.tensor([[True, True, False, True, True], [False, True, True, True, True]])
+    assert lowest(score, position, 0.5).tolist() == [
+        [False, True, False, True, False],
+        [False, True, True, False, False],
+    ]
+    assert lowest(score, position, 0.24).sum() == 0  # floor(0.96)
     for n in range(1, 40):  # floor(r n) in exact arithmetic, not in binary floats
         for tenths in range(1, 11):
             count = lowest(torch.rand(1, n), torch.ones(1, n, dtype=torch.bool), tenths / 10).sum()
@@ -86,7 +89,7 @@ def test_low_confidence_opens_what_the_model_would_not_have_said() -> None:
     opened = [(s[t] > 0).tolist() for s, t in zip(out.step_BL, out.target_BL, strict=True)]
     assert opened[0] == [True, True, False, False, False, False]  # floor(2.04) = 2: the wrong word, then the leftmost
     assert opened[1] == [True, False, False]
-    # one probe and one forward a place that was opened
+    # one probe and one forward a position that was opened
     assert out.forwards_B.tolist() == [3, 2] and out.calls == 2
     assert out.step_BL[0][out.target_BL[0]].tolist() == [2, 3, 0, 0, 0, 0]
     kept = out.confidence_BL[0][out.target_BL[0]][2:]
@@ -113,9 +116,9 @@ def test_probes_see_what_they_say(probe: str, fill: int, forwards: int) -> None:
 def test_probing_with_one_place_out_uses_the_other_words() -> None:
     """A denoiser that copies its left neighbour: what leave-one-out finds likely depends on the draft."""
 
-    def copies(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
-        row_P, place_P = want_RL.nonzero(as_tuple=True)
-        return torch.nn.functional.one_hot(ids_RL[row_P, place_P - 1], VOCAB.size).float() * 9
+    def copies(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+        row_P, position_P = predict_RL.nonzero(as_tuple=True)
+        return torch.nn.functional.one_hot(ids_RL[row_P, position_P - 1], VOCAB.size).float() * 9
 
     batch = canvas(["b b c c"])  # behind "a": only the second b and the second c are copies
     ones = torch.ones(batch.ids_BL.shape)
@@ -136,7 +139,7 @@ def test_random_places_depend_on_the_sample_alone() -> None:
     counts = np.zeros(10)
     many = canvas(drafts[:1] * 400)
     counts = (run(Oracle(many, drafts[:1] * 400), many, "random", ratio=0.3).step_BL[:, 1:] > 0).float().mean(0)
-    assert (counts - 0.3).abs().max() < 0.1  # each place alike: 4 standard errors
+    assert (counts - 0.3).abs().max() < 0.1  # each position alike: 4 standard errors
 
 
 def test_chunks_are_written_from_left_to_right_with_the_rest_in_sight() -> None:
@@ -144,7 +147,7 @@ def test_chunks_are_written_from_left_to_right_with_the_rest_in_sight() -> None:
     oracle = Oracle(batch, ["b c d e f g h", "b c d"])
     out = run(oracle, batch, "chunks", ratio=0.25, steps=1)
     assert texts(out) == ["b c d e f g h", "b c d"]
-    # seven places in four chunks: 1, 1, 1, 4; three places: one each, the fourth round has nothing to do
+    # seven positions in four chunks: 1, 1, 1, 4; three positions: one each, the fourth round has nothing to do
     assert out.step_BL[0][out.target_BL[0]].tolist() == [1, 2, 3, 4, 4, 4, 4]
     assert out.step_BL[1][out.target_BL[1]].tolist() == [1, 2, 3]
     assert out.forwards_B.tolist() == [4, 3] and out.calls == 4

@@ -26,18 +26,18 @@ ALLOW = ((0, CODES),)
 
 
 class Script:
-    """A Denoise whose surest token at target place n of a row has, at the row's step s, the probability sure[s][n]."""
+    """A Denoise whose surest token at target position n of a row has, at the row's step s, the probability sure[s][n]."""
 
     def __init__(self, batch: Batch, *rows: list[list[float]]) -> None:
         self.rank_BL = batch.target_BL.cumsum(1) - 1
         self.rows, self.step = rows, [0] * len(rows)
 
-    def __call__(self, ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+    def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         logits = []
-        for want_L, b in zip(want_RL, rows_R.tolist(), strict=True):
+        for predict_L, b in zip(predict_RL, row_R.tolist(), strict=True):
             sure_N = self.rows[b][self.step[b]]
             self.step[b] += 1
-            for rank in self.rank_BL[b][want_L].tolist():
+            for rank in self.rank_BL[b][predict_L].tolist():
                 p = torch.full((VOCAB.size,), (1 - sure_N[rank]) / (CODES - 1), dtype=torch.float64)
                 p[rank % CODES] = sure_N[rank]
                 logits.append(p.log())
@@ -45,7 +45,7 @@ class Script:
 
 
 class Toy:
-    """A Denoise of the ids on a row's target places, whatever lies between them and round them."""
+    """A Denoise of the ids on a row's target positions, whatever lies between them and round them."""
 
     def __init__(self, batch: Batch) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -53,13 +53,13 @@ class Toy:
         self.seen_NVV = torch.randn(64, VOCAB.size, VOCAB.size, generator=generator, dtype=torch.float64)
         self.own_NV = 2 * torch.randn(64, VOCAB.size, generator=generator, dtype=torch.float64)
 
-    def __call__(self, ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+    def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         logits = []
-        for ids_L, want_L, b in zip(ids_RL, want_RL, rows_R.tolist(), strict=True):
+        for ids_L, predict_L, b in zip(ids_RL, predict_RL, row_R.tolist(), strict=True):
             ids = ids_L[self.target_BL[b]]
             mood_V = sum(self.seen_NVV[n, i] for n, i in enumerate(ids.tolist()))
             logits_NV = self.own_NV[: len(ids)] + mood_V * torch.linspace(-1, 1, len(ids))[:, None]
-            logits.append(logits_NV[want_L[self.target_BL[b]]])
+            logits.append(logits_NV[predict_L[self.target_BL[b]]])
         return torch.cat(logits)
 
 
@@ -101,7 +101,7 @@ def test_follows_the_step_table(named: dict[str, Any]) -> None:
     out = run(batch, Hierarchical(size=4, iterations=2), SURE, **named)
     assert steps(out, 4) == [[6, 5, 5, 6], [1, 2, 1, 2], [4, 3, 4, 3]]
     assert out.targets() == [[n % CODES for n in range(12)]] and out.calls == 6
-    # the confidence is that of the step at which a place was written
+    # the confidence is that of the step at which a position was written
     want = [SURE[s - 1][n] for n, s in enumerate(out.step_BL[0][out.target_BL[0]].tolist())]
     assert out.confidence_BL[0][out.target_BL[0]].tolist() == pytest.approx(want, abs=1e-6)
 
@@ -134,7 +134,7 @@ def test_one_group_is_low_confidence_with_even_shares(length: int, iterations: i
     assert out.calls == iterations
 
 
-# Given places, spans, blocks ------------------------------------------------------------------------------------------
+# Given positions, spans, blocks ------------------------------------------------------------------------------------------
 
 
 def test_given_actions_stay_and_leave_the_ranking() -> None:
@@ -154,7 +154,7 @@ def test_given_tokens_weigh_one_and_count_as_kept() -> None:
 
 
 def test_groups_go_on_over_spans() -> None:
-    """What lies between target places is no place of a group."""
+    """What lies between target positions is no place of a group."""
     whole, parts = actions([None] * 12), actions([None] * 12, spans=5)
     named: dict[str, Any] = dict(select=Hierarchical(4, 2))
     a = sample(Toy(whole), whole, VOCAB, GenerationConfig(**named))
@@ -174,7 +174,7 @@ def test_a_group_written_in_part_goes_on_after_another_was_opened_again() -> Non
 
         def __call__(self, written: Any) -> Tensor:
             out_RL = torch.zeros_like(written.written_RL)
-            out_RL[0, 5] = bool(written.state.step_R[0] == 3)  # place 4, behind a word
+            out_RL[0, 5] = bool(written.state.step_R[0] == 3)  # position 4, behind a word
             return out_RL
 
     sure = [[0.34, 0.33, 0.32, 0.31, 0.94, 0.93, 0.92, 0.91]] * 6
@@ -186,7 +186,7 @@ def test_a_group_written_in_part_goes_on_after_another_was_opened_again() -> Non
 
 
 def plainly(sure: list[list[float]], row: list[int | None], size: int, iterations: int) -> list[int]:
-    """The step at which each place is written: loops, nothing else."""
+    """The step at which each position is written: loops, nothing else."""
     step_N = [0 if i is None else -1 for i in row]  # 0: open, -1: given
     step, current = 0, None
     while 0 in step_N:
@@ -263,7 +263,7 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
 
 def test_places_and_blocks_that_groups_do_not_divide_are_refused() -> None:
     batch = actions([None] * 8, [None] * 7)
-    with pytest.raises(ConfigError, match="groups of 4 do not divide the 7 places"):
+    with pytest.raises(ConfigError, match="groups of 4 do not divide the 7 positions"):
         sample(Toy(batch), batch, VOCAB, GenerationConfig(select=Hierarchical(4)))
     batch = actions([None] * 8)
     with pytest.raises(ConfigError, match="block_length: a block cuts a group of 4"):

@@ -52,15 +52,15 @@ def llama() -> Any:
 
 
 @torch.no_grad()
-def full_logits(ids_BL: Tensor, attend_BL: Tensor, position_BL: Tensor) -> Tensor:
-    return llama()(input_ids=ids_BL, attention_mask=attend_BL.long(), position_ids=position_BL).logits
+def full_logits(ids_BL: Tensor, attend_BL: Tensor, position_ids_BL: Tensor) -> Tensor:
+    return llama()(input_ids=ids_BL, attention_mask=attend_BL.long(), position_ids=position_ids_BL).logits
 
 
 def denoiser(batch: Batch) -> Any:
-    def denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
-        attend_RL, position_RL = batch.attend_BL[rows_R], batch.position_BL[rows_R]
-        hidden = llama().model(input_ids=ids_RL, attention_mask=attend_RL.long(), position_ids=position_RL)
-        return llama().lm_head(hidden.last_hidden_state[want_RL])
+    def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+        attend_RL, position_ids_RL = batch.attend_BL[row_R], batch.position_ids_BL[row_R]
+        hidden = llama().model(input_ids=ids_RL, attention_mask=attend_RL.long(), position_ids=position_ids_RL)
+        return llama().lm_head(hidden.last_hidden_state[predict_RL])
 
     return denoise
 
@@ -82,9 +82,9 @@ def published(
     batch: Batch, length: int, steps: int, block_length: int, temperature: float, cfg: float, remasking: str,
     eos_policy: str, seed: int,
 ) -> Tensor:  # fmt: skip
-    """LLaDA's loop over left-padded rows: logits of every place, float64 softmax, quotas fixed at the block's start.
+    """LLaDA's loop over left-padded rows: logits of every position, float64 softmax, quotas fixed at the block's start.
 
-    The noise is the sampler's, laid out on the whole canvas: u of the open places of the block, in order.
+    The noise is the sampler's, laid out on the whole canvas: u of the open positions of the block, in order.
     """
     x = batch.ids_BL.clone()
     start = x.shape[1] - length
@@ -96,21 +96,21 @@ def published(
         open_B = (x[:, first:last] == MASK).sum(1)
         for i in range(per_block):
             step += 1
-            logits = full_logits(x, batch.attend_BL, batch.position_BL)
+            logits = full_logits(x, batch.attend_BL, batch.position_ids_BL)
             if cfg:
                 bare = torch.where(prompt_BL, MASK, x)
-                u = full_logits(bare, batch.attend_BL, batch.position_BL)
+                u = full_logits(bare, batch.attend_BL, batch.position_ids_BL)
                 logits = u + (cfg + 1) * (logits - u)
             logits = logits.double()
             logits[:, :, [MASK, SLOT] + ([EOS, EOT] if eos_policy == "suppress" else [])] = -torch.inf
             noisy = logits.exp()
             random_BL = torch.zeros(x.shape, dtype=torch.float64)
             for b, name in enumerate(batch.index_B.tolist()):
-                places = [p for p in range(first, last) if x[b, p] == MASK]
+                positions = [p for p in range(first, last) if x[b, p] == MASK]
                 if temperature:
-                    u = uniform(seed, name, step, "token", (len(places), V), x.device)
-                    noisy[b, places] = noisy[b, places] / (-u.log()) ** temperature
-                random_BL[b, places] = uniform(seed, name, step, "order", (len(places),), x.device)
+                    u = uniform(seed, name, step, "token", (len(positions), V), x.device)
+                    noisy[b, positions] = noisy[b, positions] / (-u.log()) ** temperature
+                random_BL[b, positions] = uniform(seed, name, step, "order", (len(positions),), x.device)
             x0 = noisy.argmax(-1)
             if eos_policy == "last":
                 logits[:, :, [EOS, EOT]] = -torch.inf
@@ -225,20 +225,20 @@ class Table:
         self.media: list[Tensor | None] = []
         self.ids: list[Tensor] = []
 
-    def __call__(self, ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
-        self.rows.append(rows_R.tolist())
-        self.wanted.append(int(want_RL.sum()))
+    def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+        self.rows.append(row_R.tolist())
+        self.wanted.append(int(predict_RL.sum()))
         self.media.append(media_R)
         self.ids.append(ids_RL.clone())
-        return self.logits_BLV[rows_R][want_RL]
+        return self.logits_BLV[row_R][predict_RL]
 
 
 def saying(*rows: list[int], sure: list[list[float]] | None = None) -> Table:
-    """Logits under which place l of row b says rows[b][l], its logit 9 or the one given."""
+    """Logits under which position l of row b says rows[b][l], its logit 9 or the one given."""
     table = torch.zeros(len(rows), len(rows[0]), V)
     for b, row in enumerate(rows):
-        for place, token in enumerate(row):
-            table[b, place, token] = 9.0 if sure is None else sure[b][place]
+        for position, token in enumerate(row):
+            table[b, position, token] = 9.0 if sure is None else sure[b][position]
     return Table(table)
 
 
@@ -247,9 +247,9 @@ def test_quota_is_an_even_split_and_empty_steps_cost_nothing() -> None:
     batch = collate([[Target(length=10)]], VOCAB)
     out = sample(table, batch, VOCAB, GenerationConfig(steps=4))
     assert [int((out.step_BL == s).sum()) for s in range(1, 5)] == [3, 3, 2, 2]
-    assert table.wanted == [10, 7, 4, 2]  # wanted places are the open ones
+    assert table.wanted == [10, 7, 4, 2]  # wanted positions are the open ones
     assert sample(table, batch, VOCAB, GenerationConfig(steps=64)).calls == 10
-    # blocks of 4, 4, 2 places share 9 steps: three each, of which the last block can use two
+    # blocks of 4, 4, 2 positions share 9 steps: three each, of which the last block can use two
     out = sample(table, batch, VOCAB, GenerationConfig(steps=9, block_length=4))
     assert out.step_BL[0].tolist() == [1, 1, 2, 3, 4, 4, 5, 6, 7, 8]
 
@@ -289,7 +289,7 @@ def test_early_stop_fills_the_rest_with_eos() -> None:
     sure = [[9.0, 8.0, 10.0, 7.0, 6.0, 5.0]]
     batch = collate([[Target(length=6)]], VOCAB)
     out = sample(saying(says, sure=sure), batch, VOCAB, GenerationConfig())
-    # the end id is surest, but it ends the row only when both places before it are written
+    # the end id is surest, but it ends the row only when both positions before it are written
     assert out.ids_BL[0].tolist() == [1, 2, EOT, EOS, EOS, EOS]
     assert out.step_BL[0].tolist() == [2, 3, 1, 3, 3, 3] and out.calls == 3
     assert (out.confidence_BL[0, 3:] == 1).all()
@@ -344,7 +344,7 @@ def test_only_allowed_ids_are_written(temperature: float) -> None:
     # confidence is the probability among the allowed ids
     p = logits_BLV[0, 0, [3, 4]].softmax(-1)[out.ids_BL[0, 0] - 3]
     assert float(out.confidence_BL[0, 0]) == pytest.approx(float(p), abs=1e-6)
-    with pytest.raises(ConfigError, match="row 0, place 0"):
+    with pytest.raises(ConfigError, match="row 0, position 0"):
         sample(table, batch, VOCAB, GenerationConfig(suppress_ids=[3, 4, 40]))
     with pytest.raises(ConfigError, match="99"):
         sample(table, batch, VOCAB, GenerationConfig(suppress_ids=[99]))
@@ -415,7 +415,7 @@ def test_confidence_does_not_know_the_temperature() -> None:
 
 
 def test_gumbel_noise_is_not_rounded_to_single_precision() -> None:
-    """In fp32 both numbers are 1, their noise infinite and the first place always the winner (arXiv 2409.02908)."""
+    """In fp32 both numbers are 1, their noise infinite and the first position always the winner (arXiv 2409.02908)."""
 
     class Two:
         def rows(self, stream: str, *width: int) -> Any:
@@ -442,8 +442,8 @@ def test_low_temperature_is_nearly_greedy_and_high_is_not() -> None:
 def test_guidance_masks_the_context_and_leaves_the_media_out() -> None:
     batch = collate([[Text([1, 2]), Target([MASK, 7])], [Text([3]), Target([MASK])]], VOCAB)
     table = saying([0] * 4, [0] * 4)
-    want_BL = batch.target_BL & (batch.ids_BL == MASK)
-    guided(table, batch, MASK, 1.0)(batch.ids_BL, want_BL, torch.arange(2))
+    predict_BL = batch.target_BL & (batch.ids_BL == MASK)
+    guided(table, batch, MASK, 1.0)(batch.ids_BL, predict_BL, torch.arange(2))
     assert table.ids[0].tolist() == [
         [1, 2, MASK, 7], [3, MASK, EOS, EOS], [MASK, MASK, MASK, 7], [MASK, MASK, EOS, EOS],
     ]  # fmt: skip
@@ -504,17 +504,17 @@ def test_running_confidence_is_low_confidence_when_confidences_do_not_change() -
 
 
 def test_running_confidence_mends_what_later_context_contradicts() -> None:
-    """Place 0 says 1 at first, and 2, surely, once place 1 is written; without revision the first word stays."""
+    """Position 0 says 1 at first, and 2, surely, once position 1 is written; without revision the first word stays."""
 
-    def denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+    def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         logits_RLV = torch.zeros(1, 3, V)
         logits_RLV[0, 0, 1], logits_RLV[0, 1, 5], logits_RLV[0, 2, 6] = 5.0, 6.0, 4.0
         if ids_RL[0, 1] == 5:
             logits_RLV[0, 0, 2] = 20.0
-        return logits_RLV[want_RL]
+        return logits_RLV[predict_RL]
 
     batch = collate([[Target(length=3)]], VOCAB)
-    # two of three a step: place 0 is among the first two, so only a rule that reopens it can mend it
+    # two of three a step: position 0 is among the first two, so only a rule that reopens it can mend it
 
     class ReopenFirst:
         def __call__(self, written: Any) -> Tensor:
@@ -589,8 +589,8 @@ def test_named_options_go_over_a_config_and_a_bad_config_is_refused() -> None:
 def test_a_streamer_sees_a_draft_a_step_and_the_final_canvas() -> None:
     vocab = Vocab(word_tokenizer(["one", "two", "six"]), 7, mask_id=2, eos_id=1, pad_id=0, slot_id=0)
     logits_BLV = torch.zeros(1, 4, 7)
-    for place, (token, sure) in enumerate([(6, 1.0), (4, 9.0), (5, 8.0), (4, 7.0)]):
-        logits_BLV[0, place, token] = sure
+    for position, (token, sure) in enumerate([(6, 1.0), (4, 9.0), (5, 8.0), (4, 7.0)]):
+        logits_BLV[0, position, token] = sure
     file = io.StringIO()
     batch = collate([[Text([6]), Target(length=3)]], vocab)
     config = GenerationConfig(block_length=2, steps=2)

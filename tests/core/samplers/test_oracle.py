@@ -29,13 +29,13 @@ def chain() -> Tensor:
     for word in range(WORDS):
         step[word, (word + 1) % WORDS] = 0.8
     p_S = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)[SEQUENCES_SL[:, 0]]
-    for place in range(1, LENGTH):
-        p_S = p_S * step[SEQUENCES_SL[:, place - 1], SEQUENCES_SL[:, place]]
+    for position in range(1, LENGTH):
+        p_S = p_S * step[SEQUENCES_SL[:, position - 1], SEQUENCES_SL[:, position]]
     return p_S
 
 
 def marginals(p_S: Tensor, ids_RL: Tensor) -> Tensor:
-    """p(word at place | written words), (R, L, WORDS)."""
+    """p(word at position | written words), (R, L, WORDS)."""
     agrees_RS = ((ids_RL[:, None] == MASK) | (ids_RL[:, None] == SEQUENCES_SL)).all(-1)
     p_RS = agrees_RS * p_S
     words_SLV = torch.nn.functional.one_hot(SEQUENCES_SL, WORDS).double()
@@ -43,10 +43,10 @@ def marginals(p_S: Tensor, ids_RL: Tensor) -> Tensor:
 
 
 def exact(p_S: Tensor) -> Any:
-    def denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+    def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         seen, back_R = ids_RL.unique(dim=0, return_inverse=True)
         log_p_RLV = marginals(p_S, seen).log()[back_R]
-        return torch.nn.functional.pad(log_p_RLV, (0, 2), value=-torch.inf)[want_RL].float()
+        return torch.nn.functional.pad(log_p_RLV, (0, 2), value=-torch.inf)[predict_RL].float()
 
     return denoise
 
@@ -108,9 +108,9 @@ def test_temperature_draws_from_the_tempered_marginal() -> None:
     p_S = chain()
     config = generation_config(temperature=0.5, steps=1, early_stop=False)
     ids_BL = sample(exact(p_S), canvas([MASK] * LENGTH), VOCAB, config).ids_BL
-    want_V = torch.tensor([0.25, 0.09, 0.04]) / 0.38  # squares of the first word's probabilities
+    predict_V = torch.tensor([0.25, 0.09, 0.04]) / 0.38  # squares of the first word's probabilities
     share_V = torch.bincount(ids_BL[:, 0], minlength=WORDS) / ROWS
-    assert share_V.tolist() == pytest.approx(want_V.tolist(), abs=4 * 0.5 / ROWS**0.5)
+    assert share_V.tolist() == pytest.approx(predict_V.tolist(), abs=4 * 0.5 / ROWS**0.5)
 
 
 def test_low_confidence_order_does_not_sample_the_joint() -> None:

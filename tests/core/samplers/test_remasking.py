@@ -29,16 +29,16 @@ Says = Callable[[list[int], int], tuple[int, float]]
 
 
 class Model:
-    """`says(ids, place)` -> (token, its probability); the rest is shared by the other words. Logs what was asked."""
+    """`says(ids, position)` -> (token, its probability); the rest is shared by the other words. Logs what was asked."""
 
     def __init__(self, says: Says) -> None:
         self.says, self.asked = says, list[list[int]]()
 
-    def __call__(self, ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
-        self.asked.append(want_RL[0].nonzero().squeeze(1).tolist())
+    def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+        self.asked.append(predict_RL[0].nonzero().squeeze(1).tolist())
         logits = []
-        for row, place in want_RL.nonzero().tolist():
-            token, p = self.says(ids_RL[row].tolist(), place)
+        for row, position in predict_RL.nonzero().tolist():
+            token, p = self.says(ids_RL[row].tolist(), position)
             p_V = torch.full((VOCAB.size,), (1 - p) / (WORDS - 1), dtype=torch.float64)
             p_V[WORDS:], p_V[token] = 0.0, p
             logits.append(p_V.log())
@@ -53,22 +53,22 @@ def write(says: Says, length: int | list[int], **named: Any) -> tuple[Generation
 
 
 def falls(first: float, later: float) -> Says:
-    """Place n is a token's with probability first - n/100, and with `later` once it is in sight."""
-    return lambda ids, place: (place % WORDS, later if ids[place] != MASK else first - 0.01 * place)
+    """Position n is a token's with probability first - n/100, and with `later` once it is in sight."""
+    return lambda ids, position: (position % WORDS, later if ids[position] != MASK else first - 0.01 * position)
 
 
-def first_is_mended(ids: list[int], place: int) -> tuple[int, float]:
-    """Place 0 is surely 1, until place 1 is written: then it is surely 2."""
-    if place == 0:
+def first_is_mended(ids: list[int], position: int) -> tuple[int, float]:
+    """Position 0 is surely 1, until position 1 is written: then it is surely 2."""
+    if position == 0:
         return (2, 0.95) if ids[1] != MASK else (1, 0.9)
-    return place + 3, [0, 0.8, 0.7, 0.6][place]
+    return position + 3, [0, 0.8, 0.7, 0.6][position]
 
 
 def test_a_token_that_later_ones_contradict_is_written_again() -> None:
     plain, _ = write(first_is_mended, 4, steps=4)
     assert plain.targets() == [[1, 4, 5, 6]] and plain.step_BL.tolist() == [[1, 2, 3, 4]]
     out, model = write(first_is_mended, 4, steps=4, revise=Remask(0.3))
-    # 0; 1; the canvas now has place 1, place 0 is doubted as place 2 is written; two places are left for one step
+    # 0; 1; the canvas now has position 1, position 0 is doubted as position 2 is written; two positions are left for one step
     assert model.asked == [[0, 1, 2, 3]] * 4
     assert out.targets() == [[2, 4, 5, 6]] and out.step_BL.tolist() == [[4, 2, 3, 4]] and out.calls == 4
     assert out.confidence_BL[0].tolist() == pytest.approx([0.95, 0.8, 0.7, 0.6], abs=1e-6)
@@ -81,7 +81,7 @@ def test_only_a_rule_that_wants_it_has_written_places_scored() -> None:
     assert [len(asked) for asked in model.asked] == [4, 3, 2, 1]
     _, model = write(first_is_mended, [5, MASK, 6, MASK], steps=2, revise=Remask(0.3))
     assert model.asked == [[1, 3], [1, 3]]  # what was given is nobody's to judge
-    out, model = write(lambda ids, place: (1, 0.5), 4, steps=4, block_length=2, revise=Remask(0.9))
+    out, model = write(lambda ids, position: (1, 0.5), 4, steps=4, block_length=2, revise=Remask(0.9))
     assert model.asked == [[0, 1], [0, 1], [2, 3], [2, 3]]  # nor what earlier blocks hold
     assert out.calls == 4
 
@@ -90,10 +90,10 @@ def test_what_this_step_wrote_is_not_judged_by_it() -> None:
     """A threshold of 1 opens everything that was there before the step, and nothing that the step wrote."""
     seen: list[list[int]] = []
 
-    def says(ids: list[int], place: int) -> tuple[int, float]:
-        if place == 0 and (not seen or seen[-1] != ids):
+    def says(ids: list[int], position: int) -> tuple[int, float]:
+        if position == 0 and (not seen or seen[-1] != ids):
             seen.append(ids)
-        return place + 1, 0.9 - 0.1 * place
+        return position + 1, 0.9 - 0.1 * position
 
     out, _ = write(says, 4, steps=4, revise=Remask(1.0))
     # 4 / 4 = 1: {0}; 3 / 3 = 1: {1}, 0 goes; 3 / 2 -> 2: {0, 2}, 1 goes; the last step writes what is open
@@ -110,7 +110,7 @@ def test_a_fall_since_the_commit_counts(drop: float, opened: bool) -> None:
 def test_the_threshold_rises_in_a_straight_line() -> None:
     """Once in sight a token has 0.5; thresholds 0, .2, .4, .6, .8: none is opened before step 4."""
     out, _ = write(falls(0.9, 0.5), 5, steps=5, revise=Remask(0.0, threshold_end=0.8))
-    assert out.step_BL.tolist() == [[5, 5, 5, 4, 5]]  # step 4 writes place 3 and opens 0, 1, 2
+    assert out.step_BL.tolist() == [[5, 5, 5, 4, 5]]  # step 4 writes position 3 and opens 0, 1, 2
     out, _ = write(falls(0.9, 0.5), 5, steps=5, revise=Remask(0.0, threshold_end=0.6))  # .45 at step 4
     assert out.step_BL.tolist() == [[1, 2, 3, 4, 5]]
 
@@ -136,10 +136,10 @@ def test_end_ids_that_are_held_back_are_not_judged() -> None:
 
     class EndFirst:
         def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
-            return (proposal.place_P == 2) | ((proposal.state.step_R[0] > 1) & (score_P == score_P.max()))
+            return (proposal.position_P == 2) | ((proposal.state.step_R[0] > 1) & (score_P == score_P.max()))
 
-    def says(ids: list[int], place: int) -> tuple[int, float]:
-        return (EOS, 0.9) if place == 2 else (place, 0.9 - 0.01 * place)
+    def says(ids: list[int], position: int) -> tuple[int, float]:
+        return (EOS, 0.9) if position == 2 else (position, 0.9 - 0.01 * position)
 
     out, model = write(says, 4, steps=4, eos_policy="last", select=EndFirst(), revise=Remask(0.5))
     assert out.ids_BL.tolist() == [[0, 1, EOS, 3]] and out.step_BL.tolist() == [[2, 3, 1, 4]]
@@ -149,9 +149,9 @@ def test_end_ids_that_are_held_back_are_not_judged() -> None:
 def test_what_stays_is_judged_among_the_ids_that_are_not_held_back() -> None:
     """In sight a token has 0.3, an end id 0.6, another word 0.1: 0.3 of 0.4 while end ids come last."""
 
-    def denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
-        p_PV = torch.full((int(want_RL.sum()), VOCAB.size), 1e-9)
-        seen_P = ids_RL[want_RL] != MASK
+    def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+        p_PV = torch.full((int(predict_RL.sum()), VOCAB.size), 1e-9)
+        seen_P = ids_RL[predict_RL] != MASK
         p_PV[~seen_P, 0] = 1.0
         p_PV[seen_P, 0], p_PV[seen_P, 1], p_PV[seen_P, EOS] = 0.3, 0.1, 0.6
         return p_PV.log()
@@ -164,9 +164,9 @@ def test_what_stays_is_judged_among_the_ids_that_are_not_held_back() -> None:
 def test_present_probability_is_that_among_the_allowed_ids() -> None:
     """0.3 of 0.4: it stays at a threshold of 0.7, and goes at 0.8."""
 
-    def denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+    def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         logits_V = torch.tensor([0.3, 0.1, 0.6, *[1e-9] * 7]).log()
-        return logits_V.repeat(int(want_RL.sum()), 1)
+        return logits_V.repeat(int(predict_RL.sum()), 1)
 
     for threshold, steps in ((0.7, [[1, 2, 3]]), (0.8, [[3, 2, 3]])):
         batch = collate([[Target(length=3, allow=((0, 2),))]], VOCAB)
@@ -187,11 +187,11 @@ def test_a_row_is_the_same_alone_and_in_a_batch() -> None:
     def run(samples: list[Sample], index: list[int]) -> Generation:
         batch = collate(samples, VOCAB, index=index)
 
-        def denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+        def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
             logits = []
-            for ids_L, want_L, target_L in zip(ids_RL, want_RL, batch.target_BL[rows_R], strict=True):
+            for ids_L, predict_L, target_L in zip(ids_RL, predict_RL, batch.target_BL[row_R], strict=True):
                 mood_V = sum(seen_NVV[n, i] for n, i in enumerate(ids_L[target_L].tolist()))
-                logits.append((own_NV[: int(target_L.sum())] + mood_V)[want_L[target_L]])
+                logits.append((own_NV[: int(target_L.sum())] + mood_V)[predict_L[target_L]])
             return torch.cat(logits)
 
         config = generation_config(

@@ -206,7 +206,7 @@ def split(name: str, objective: dict[str, Any], batch_size: int, accumulate: int
     "objective",
     [
         EXACT,
-        EXACT | {"denominator": "sequences", "views": 2},
+        EXACT | {"denominator": "sequences", "copies": 2},
         BERNOULLI | {"denominator": "tokens", "random_length": 0.5},
         BERNOULLI | {"denominator": "masked"},
     ],
@@ -490,8 +490,8 @@ def test_the_step_takes_the_gradient_of_the_mean_over_all_target_tokens() -> Non
     model = build_model(config.model)
     stream = Stream([Component("", toy.Corners(lengths=[1, 2, 5]), toy.Where(image=False))], seed=config.train.seed)
     batch = Batches(stream, model.vocab, model.readers)[list(range(8))]
-    views = Denoise().plan(batch, NoiseKey(config.train.seed, 0, "only", batch=8), model.vocab)
-    loss = Denoise().terms(model, views)["denoise"].value / int(batch.target_BL.sum())
+    copies = Denoise().plan(batch, NoiseKey(config.train.seed, 0, "only", batch=8), model.vocab)
+    loss = Denoise().terms(model, copies)["denoise"].value / int(batch.target_BL.sum())
     loss.backward()
     squares = sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None)
     assert logged["grad_norm"] == pytest.approx(squares**0.5, rel=1e-4)

@@ -47,7 +47,7 @@ class Exact:
     def encode(self, media: Any) -> dict[str, Tensor]:
         return {}
 
-    def hidden(self, ids_RL: Tensor, batch: Batch, features: Any, parent_R: Tensor) -> Tensor:
+    def hidden(self, ids_RL: Tensor, batch: Batch, features: Any, row_R: Tensor) -> Tensor:
         ids_RN = ids_RL[:, 1:-1].numpy()
         masked_RN = ids_RN == self.vocab.mask_id
         letters_RN = np.array(list(LETTERS))[np.where(masked_RN, 0, ids_RN - FIRST)]
@@ -62,8 +62,8 @@ class Exact:
         return score(head, h_RLD[masked_RL], batch, masked_RL, row_R, chunk=4096, restrict=restrict)
 
     def generate(self, batch: Batch, **named: Any) -> Generation:
-        def denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Any = None) -> Tensor:
-            return self.hidden(ids_RL, batch, {}, rows_R)[want_RL].float()
+        def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Any = None) -> Tensor:
+            return self.hidden(ids_RL, batch, {}, row_R)[predict_RL].float()
 
         return sample(denoise, batch, self.vocab, generation_config(named.pop("generation_config"), **named))
 

@@ -138,9 +138,9 @@ def test_only_the_binder_is_masked_whatever_the_target_has(levels: Any, learned:
     assert torch.equal(batch.target_BL, allowed)
     ever = torch.zeros_like(allowed)
     for step in range(64):
-        views = Denoise(levels).plan(batch, NoiseKey(0, step=step, batch=len(HARD)), VOCAB)
-        ever |= views.predict_RL
-        assert torch.equal(views.ids_RL == VOCAB.mask_id, views.predict_RL)
+        copies = Denoise(levels).plan(batch, NoiseKey(0, step=step, batch=len(HARD)), VOCAB)
+        ever |= copies.predict_RL
+        assert torch.equal(copies.ids_RL == VOCAB.mask_id, copies.predict_RL)
     assert torch.equal(ever, allowed)
 
 
@@ -148,8 +148,8 @@ def test_ends_are_not_counted() -> None:
     """Two chains in front, so three ends before the binder's: a rule that masks what follows the first one is wrong."""
     parts = [Text([0, *ids("MK"), 2, *ids("AC"), 2]), Target(ids("VYW")), Text([2])]
     batch = collate([parts], VOCAB)
-    views = [Denoise().plan(batch, NoiseKey(0, step=step), VOCAB).predict_RL[0] for step in range(32)]
-    assert torch.stack(views).any(0).tolist() == [False] * 7 + [True] * 3 + [False]
+    copies = [Denoise().plan(batch, NoiseKey(0, step=step), VOCAB).predict_RL[0] for step in range(32)]
+    assert torch.stack(copies).any(0).tolist() == [False] * 7 + [True] * 3 + [False]
 
 
 def test_a_target_stays_as_it_is_when_a_binder_is_written() -> None:
@@ -210,7 +210,7 @@ class ByHand:
     def encode(self, media: Any) -> dict[str, Tensor]:
         return {}
 
-    def hidden(self, ids_RL: Tensor, batch: Batch, features: Any, parent_R: Tensor) -> Tensor:
+    def hidden(self, ids_RL: Tensor, batch: Batch, features: Any, row_R: Tensor) -> Tensor:
         return self.log_p_VV[ids_RL.roll(LENGTH + 1, dims=1)]  # chains of equal length, an end between them
 
     def score(
@@ -219,8 +219,8 @@ class ByHand:
         return score(head, h_RLD[masked_RL], batch, masked_RL, row_R, chunk=4096, restrict=restrict)
 
     def generate(self, batch: Batch, **named: Any) -> Generation:
-        def denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Any = None) -> Tensor:
-            return self.hidden(ids_RL, batch, {}, rows_R)[want_RL].float()
+        def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Any = None) -> Tensor:
+            return self.hidden(ids_RL, batch, {}, row_R)[predict_RL].float()
 
         return sample(denoise, batch, self.vocab, generation_config(named.pop("generation_config"), **named))
 

@@ -88,12 +88,12 @@ def test_a_row_is_written_as_it_is_alone(session: Session, named: dict[str, Any]
     for k, (row, record) in enumerate(zip(rows(), together, strict=True)):
         laid = collate([session.task.prompt(row, model.vocab)], model.vocab, index=[k])
         alone = model.generate(laid, generation_config=replace(SAMPLER, **named))
-        place_L = laid.target_BL[0]
+        position_L = laid.target_BL[0]
         assert record["sequence"] == session.task.parse(alone.targets()[0], model.vocab)
-        assert record["steps"] == alone.step_BL[0, place_L].tolist()
+        assert record["steps"] == alone.step_BL[0, position_L].tolist()
         n = row["sequence"].count("_")
         assert record["designed"] == n and record["forwards"] == min(n, named.get("steps", n))
-        sure = alone.confidence_BL[0, place_L][alone.step_BL[0, place_L] > 0].double().log()
+        sure = alone.confidence_BL[0, position_L][alone.step_BL[0, position_L] > 0].double().log()
         assert record["confidence"] == (pytest.approx(float(sure.mean()), abs=1e-4) if n else None)
 
 
@@ -151,17 +151,17 @@ class OracleModel:
         self.letters = [vocab.tokenizer.get_vocab()[letter] for letter in "ACD"]
 
     def generate(self, batch: Any, generation_config: Any, **named: Any) -> Any:
-        def denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+        def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
             words_RL = torch.full_like(ids_RL, MASK)
             for word, i in enumerate(self.letters):
                 words_RL[ids_RL == i] = word
-            place_L = batch.target_BL[0]
-            log_RLV = self.oracle.hidden(words_RL[:, place_L], batch, {}, rows_R)[..., :WORDS]
+            position_L = batch.target_BL[0]
+            log_RLV = self.oracle.hidden(words_RL[:, position_L], batch, {}, row_R)[..., :WORDS]
             logits_RLV = torch.full((*ids_RL.shape, self.vocab.size), -torch.inf)
-            at_L = place_L.nonzero().squeeze(1)
+            at_L = position_L.nonzero().squeeze(1)
             for word, i in enumerate(self.letters):
                 logits_RLV[:, at_L, i] = log_RLV[..., word].float()
-            return logits_RLV[want_RL]
+            return logits_RLV[predict_RL]
 
         return sample(denoise, batch, self.vocab, checked(generation_config, **named))
 

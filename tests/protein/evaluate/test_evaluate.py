@@ -66,8 +66,8 @@ class Known(torch.nn.Module):
     def hidden(self, ids_BL: Tensor, batch: Any, features: Any, rows_B: Tensor) -> Tensor:
         return (torch.arange(ids_BL.shape[1]) - 1).expand(ids_BL.shape)
 
-    def gather(self, h_BL: Tensor, row_P: Tensor, place_P: Tensor) -> Tensor:
-        return h_BL[row_P, place_P]
+    def gather(self, h_BL: Tensor, row_P: Tensor, position_P: Tensor) -> Tensor:
+        return h_BL[row_P, position_P]
 
 
 def known(log_CK: Any, letters: str = LETTERS) -> Session:

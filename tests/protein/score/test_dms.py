@@ -91,8 +91,8 @@ class Exact:
         return out_LV
 
     def denoiser(self, batch: Batch) -> Callable[..., Tensor]:
-        def denoise(ids_RL: Tensor, want_RL: Tensor, rows_R: Tensor) -> Tensor:
-            return torch.stack([self._logits(ids_L) for ids_L in ids_RL])[want_RL]
+        def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor) -> Tensor:
+            return torch.stack([self._logits(ids_L) for ids_L in ids_RL])[predict_RL]
 
         return denoise
 

@@ -112,8 +112,8 @@ def test_the_bound_is_that_of_the_core(session: Session) -> None:
         batch = collate([session.task.sample(ROWS[i], session.model.vocab)], session.model.vocab, index=[i])
         alone = bound(session.model.eval(), batch, levels=4, seed=3)
         assert record["bound_nats"] == pytest.approx(float(alone.nll_B[0]), rel=1e-5)
-        assert record["bound"] == pytest.approx(record["bound_nats"] / int(alone.places_B[0]))
-        assert record["scored"] == int(alone.places_B[0]) and "pseudo_perplexity" not in record
+        assert record["bound"] == pytest.approx(record["bound_nats"] / int(alone.positions_B[0]))
+        assert record["scored"] == int(alone.positions_B[0]) and "pseudo_perplexity" not in record
 
 
 @pytest.mark.parametrize("tokens", [1, 30, 100, 16384])
@@ -266,7 +266,7 @@ def test_records_are_read_as_they_are_needed(session: Session) -> None:
     scored = score_sequences(session, source(), window=4, levels=2, methods=["bound"])
     assert not read
     assert [next(scored)["id"] for _ in range(5)] == list("01234") and len(read) == 8
-    read.clear()  # much work ends a window too: 200 views of 6 places are more than 64 batches of 18
+    read.clear()  # much work ends a window too: 200 copies of 6 places are more than 64 batches of 18
     scored = score_sequences(session, source(), levels=200, methods=["bound"], tokens=18)
     next(scored)
     assert len(read) == 1
@@ -293,7 +293,7 @@ def test_a_canvas_longer_than_the_positions_is_named(tmp_path: Path) -> None:
     )
     absolute = Session(MMDiff(backbone), Protein(), GenerationConfig(), tmp_path)
     rows = [{"sequence": "ACD"}, {"sequence": "ACDEFGH", "where": "f record 2"}]
-    with pytest.raises(DataError, match="^f record 2: a canvas of 9 places"):
+    with pytest.raises(DataError, match="^f record 2: a canvas of 9 positions"):
         list(score_sequences(absolute, rows))
 
 

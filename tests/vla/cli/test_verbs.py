@@ -163,8 +163,8 @@ def test_codecs_are_fitted_to_data(capsys: pytest.CaptureFixture[str], tmp_path:
     chunks_NKD, units = chunks_of("runs/reach-data", 4, binary=("gripper",))
     assert chunks_NKD.shape == (data.frames, 4, 3)
     first = data.episode(0).action
-    want_KD = units.forward(np.concatenate([first[-2:], first[-1:], first[-1:]]))
-    assert np.allclose(chunks_NKD[len(first) - 2], want_KD)  # the end of an episode repeats its last action
+    predict_KD = units.forward(np.concatenate([first[-2:], first[-1:], first[-1:]]))
+    assert np.allclose(chunks_NKD[len(first) - 2], predict_KD)  # the end of an episode repeats its last action
     assert np.allclose(chunks_NKD[len(first)][0], units.forward(data.episode(1).action[0]))
 
     file = str(tmp_path / "fast.json")
