@@ -1,55 +1,54 @@
-"""From the words of a command line to a verb and its arguments.
+"""From the words of a command line to a verb and its arguments, which are those of a Python function.
 
-A task brings verbs of its own in a module `mmdiff.tasks.<name>.cli`: `VERBS`, and a docstring that heads their help. It
-is found by its position, and imported when one of its verbs is called.
+A verb is a function: its parameters are the arguments and options, their annotations what is accepted, the docstring
+the help. Cyclopts reads all three, so an option is added in one place. Positional-only parameters are arguments, `*words`
+takes what may be repeated, keyword-only parameters are options:
 
-    def transcribe(args: argparse.Namespace) -> Output:
-        \"\"\"write down what is said in audio files\"\"\"
-        files, overrides = overrides_of(args.words)
-        ...
+    def transcribe(run: str, /, *words: str, batch_size: AtLeast1 = 16, out: Path | None = None) -> Output:
+        \"\"\"Write down what is said in audio files.
 
-    def _transcribe(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("run")
-        parser.add_argument("words", nargs="+", metavar="AUDIO | key=value")
+        Args:
+            run: a run, a checkpoint in it or a saved model.
+            words: audio files, and settings such as `sampler.steps=4`.
+            batch_size: clips per batch.
+            out: the file of transcripts, which an interrupted command resumes.
+        \"\"\"
 
-    VERBS = {"transcribe": Verb(transcribe, _transcribe)}
-
-is `mmdiff asr transcribe runs/x a.wav sampler.steps=4` when it stands in `tasks/asr/cli.py`.
+A task brings verbs in `tasks/<name>/cli.py`, or in a room of that name: a dictionary `VERBS`, and a docstring that heads
+their help. It is found by its place and imported when one of its verbs is called. With the function above in
+`tasks/asr/cli.py`, under "transcribe", `mmdiff asr transcribe runs/x a.wav sampler.steps=4 --batch-size 8` calls it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Annotated, Any, TypeAlias
+
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
+from cyclopts.validators import Number
 
 from mmdiff import __version__
 from mmdiff.errors import UserError, nearest
 
 Output = tuple[Mapping[str, Any], str]
 """What a verb found: one JSON object, and text for people (see `mmdiff.commands.cli.table`)."""
+Verb = Callable[..., Output]
+
+AtLeast0: TypeAlias = Annotated[int, Parameter(validator=Number(gte=0))]
+AtLeast1: TypeAlias = Annotated[int, Parameter(validator=Number(gte=1))]
+Positive: TypeAlias = Annotated[float, Parameter(validator=Number(gt=0))]
+Share: TypeAlias = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 
 
-class Verb(NamedTuple):
-    """run: its docstring is the help. arguments: tells the parser what `run` is given, besides `--json`."""
+def parse(argv: Sequence[str], core: Mapping[str, Verb]) -> tuple[Callable[[], Output], bool]:
+    """The call that a command line asks for, of a verb of `core` or of a task, and whether its result is to be JSON.
 
-    run: Callable[[argparse.Namespace], Output]
-    arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def parse(argv: Sequence[str], core: Mapping[str, Verb]) -> tuple[Verb, argparse.Namespace]:
-    """The verb that is called, one of `core` or of a task, and its arguments. Options may stand anywhere.
-
-    Raises UserError for verbs and arguments that are not there; SystemExit after `--help` and `--version`.
+    Options may stand anywhere. Raises UserError for verbs and arguments that are not there; SystemExit after `--help`
+    and `--version`.
     """
     prog, about, verbs, tasks = (
         "mmdiff",
@@ -62,19 +61,44 @@ def parse(argv: Sequence[str], core: Mapping[str, Verb]) -> tuple[Verb, argparse
         prog, about, verbs, tasks = f"mmdiff {argv[0]}", module.__doc__ or "", module.VERBS, set()
         argv = argv[1:]
     if not argv or argv[0].startswith("-"):
-        _help(prog, about, verbs, tasks).parse_known_args(argv or ["--help"])  # --help and --version end here
-        raise UserError(f"unknown argument {argv[0]!r}")
-    name, *argv = argv
+        if argv and argv[0] not in ("--help", "-h", "--version"):
+            raise UserError(f"unknown argument {argv[0]!r}")
+        print(f"mmdiff {__version__}" if argv and argv[0] == "--version" else _listing(prog, about, verbs, tasks))
+        raise SystemExit(0)
+    name, *words = argv
     if name not in verbs:
         raise UserError(f'no verb "{name}"{nearest(name, {*verbs, *tasks})}')
-    parser = _Parser(prog=f"{prog} {name}", description=verbs[name].run.__doc__, allow_abbrev=False)
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
-    verbs[name].arguments(parser)
-    args, rest = parser.parse_known_intermixed_args(argv)
-    if rest:
-        known = [option for option in parser._option_string_actions if rest[0].startswith("-") and len(option) > 2]
-        raise UserError(f"unknown argument {rest[0]!r}{nearest(rest[0].partition('=')[0], known)}")
-    return verbs[name], args
+    given = words[: words.index("--")] if "--" in words else words
+    as_json = "--json" in given
+    if as_json:
+        words.remove("--json")
+    app = _app(f"{prog} {name}", verbs[name])
+    if {"--help", "-h"} & set(given):
+        app.help_print([])
+        raise SystemExit(0)
+    try:
+        command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    except (UnknownOptionError, UnusedCliTokensError) as error:
+        unknown = error.token.value if isinstance(error, UnknownOptionError) else error.unused_tokens[0]
+        options = ["--json", *(option for argument in app.assemble_argument_collection() for option in argument.names)]
+        near = nearest(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
+        raise UserError(f"unknown argument {unknown!r}{near}") from None
+    except CycloptsError as error:
+        raise UserError(" ".join(str(error).split())) from None
+    return lambda: command(*bound.args, **bound.kwargs), as_json
+
+
+def _app(prog: str, verb: Verb) -> App:
+    app = App(
+        name=prog,
+        help_format="plaintext",
+        help_epilogue="--json prints the result as one JSON object on the last line.",
+        help_flags=(),
+        version_flags=(),
+        default_parameter=Parameter(negative=()),
+    )
+    app.default(verb)
+    return app
 
 
 def _tasks() -> set[str]:
@@ -83,16 +107,13 @@ def _tasks() -> set[str]:
     return {room.name for room in rooms if (room / "cli.py").is_file() or (room / "cli" / "__init__.py").is_file()}
 
 
-def _help(prog: str, about: str, verbs: Mapping[str, Verb], tasks: Iterable[str]) -> _Parser:
-    """A parser that only lists what there is."""
-    parser = _Parser(prog=prog, description=about, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"mmdiff {__version__}")
-    listed = parser.add_subparsers(metavar="VERB")
-    for name, verb in verbs.items():
-        listed.add_parser(name, help=(verb.run.__doc__ or "").partition("\n")[0].replace("%", "%%"))
-    for name in sorted(tasks):
-        listed.add_parser(name, help=f"verbs of a task: {prog} {name} --help")
-    return parser
+def _listing(prog: str, about: str, verbs: Mapping[str, Verb], tasks: Iterable[str]) -> str:
+    """What `--help` of a group of verbs prints."""
+    lines = {name: (verb.__doc__ or "").strip().partition("\n")[0] for name, verb in verbs.items()}
+    lines |= {name: f"Verbs of a task: {prog} {name} --help" for name in sorted(tasks)}
+    width = max(map(len, lines), default=0)
+    listed = "\n".join(f"  {name:{width}}  {line}".rstrip() for name, line in lines.items())
+    return f"Usage: {prog} VERB ...\n\n{about.strip()}\n\n{listed}\n\n{prog} VERB --help says what a verb takes."
 
 
 def overrides_of(words: Sequence[str]) -> tuple[list[str], list[str]]:

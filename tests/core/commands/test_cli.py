@@ -14,7 +14,7 @@ import pytest
 import mmdiff
 import mmdiff.tasks
 from mmdiff.commands import cli
-from mmdiff.commands.arguments import Verb, overrides_of, row_of
+from mmdiff.commands.arguments import overrides_of, row_of
 from mmdiff.config import packaged
 from mmdiff.errors import DataError, UserError
 
@@ -67,7 +67,7 @@ def test_ls_names_every_packaged_configuration(capsys: pytest.CaptureFixture[str
     ("words", "message"),
     [
         (["trian", "x"], 'no verb "trian" (did you mean "train"?)'),
-        (["config"], "the following arguments are required: NAME"),
+        (["config"], "Parameter NAME requires an argument."),
         (["config", "no-such-config"], 'no configuration, .yaml file or run folder "no-such-config"'),
         (["config", "no/such.yaml"], "no/such.yaml: cannot be read"),
         (["config", "SMALL", "trian.seed=1"], 'trian: no such field (did you mean "train"?)'),
@@ -99,7 +99,7 @@ def test_a_slip_in_a_packaged_name_is_put_right(name: str, capsys: pytest.Captur
 
 def run(verb: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     """Run `verb`, any function, in the place of `ls`."""
-    monkeypatch.setitem(cli.VERBS, "ls", Verb(verb))
+    monkeypatch.setitem(cli.VERBS, "ls", verb)
     return cli.main(["ls", *words])
 
 
@@ -107,7 +107,7 @@ def test_errors_of_people_are_one_line_and_others_are_not_hidden(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(error: BaseException) -> Any:
-        def verb(args: Any) -> Any:
+        def verb() -> Any:
             raise error
 
         return verb
@@ -122,8 +122,8 @@ def test_errors_of_people_are_one_line_and_others_are_not_hidden(
 def test_a_result_is_a_table_for_people_and_an_object_for_programs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def verb(args: Any) -> Any:
-        cli._say("working")
+    def verb() -> Any:
+        cli.log("working")
         return cli.table({"score": {"exact": 0.123456789, "none": float("nan")}, "folder": Path("runs/x")})
 
     assert run(verb, monkeypatch) == 0
@@ -150,24 +150,27 @@ def test_files_and_overrides_are_told_apart() -> None:
 
 
 KNOCK = '''"""Knocking on doors."""
-from mmdiff.commands.arguments import Verb, overrides_of
+from mmdiff.commands.arguments import AtLeast1, overrides_of
 from mmdiff.errors import DataError
 
-def once(args):
-    """knock with 100 % of one's strength
+def once(door: str, /, *words: str, out: str | None = None, times: AtLeast1 = 1):
+    """Knock with 100 % of one's strength.
 
-    and wait"""
-    if args.door == "none":
+    And wait.
+
+    Args:
+        door: which one.
+        out: the answer goes there.
+    """
+    if door == "none":
         raise DataError("no door")
-    words, overrides = overrides_of(args.words)
-    return {"door": args.door, "words": words, "overrides": overrides, "out": args.out}, "knock"
+    words, overrides = overrides_of(words)
+    return {"door": door, "words": words, "overrides": overrides, "out": out, "times": times}, "knock"
 
-def _once(parser):
-    parser.add_argument("door")
-    parser.add_argument("words", nargs="*")
-    parser.add_argument("--out")
+def never():
+    return {}, ""
 
-VERBS = {"once": Verb(once, _once), "never": Verb(lambda args: ({}, ""))}
+VERBS = {"once": once, "never": never}
 '''
 
 
@@ -192,6 +195,7 @@ def test_a_task_brings_verbs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "words": ["a.wav", "b.wav"],
         "overrides": ["sampler.steps=4"],
         "out": "x.jsonl",
+        "times": 1,
     }
     monkeypatch.setattr(sys, "argv", ["mmdiff", "knock", *words])
     assert cli.main() == 0 and capsys.readouterr().out == "knock\n"
@@ -206,8 +210,11 @@ def test_a_task_brings_verbs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         (["knock", "onc"], 'no verb "onc" (did you mean "once"?)'),
         (["knock", "train"], 'no verb "train" (known: never, once)'),
         (["knock", "--json"], "unknown argument '--json'"),
-        (["knock", "once"], "the following arguments are required: door"),
+        (["knock", "once"], "Parameter DOOR requires an argument."),
         (["knock", "once", "front", "--uot", "x"], "unknown argument '--uot' (did you mean \"--out\"?)"),
+        (["knock", "once", "front", "--times", "0"], 'Invalid value "0" for --times. Must be >= 1.'),
+        (["knock", "once", "front", "--times", "two"], 'Invalid value for --times: unable to convert "two" into int.'),
+        (["knock", "once", "front", "--out"], "Parameter --out requires an argument."),
         (["knock", "never", "more"], "unknown argument 'more'"),
         (["knock", "once", "none"], "no door"),
     ],
@@ -228,13 +235,13 @@ def test_help_lists_tasks_that_nobody_imports(capsys: pytest.CaptureFixture[str]
         assert left.value.code == 0
         return " ".join(capsys.readouterr().out.split())
 
-    assert "knock verbs of a task: mmdiff knock --help" in shown()
+    assert "knock Verbs of a task: mmdiff knock --help" in shown()
     assert "mmdiff.tasks.knock.cli" not in sys.modules
     text = shown("knock")
-    assert text.startswith("usage: mmdiff knock ") and "Knocking on doors." in text
-    assert "once knock with 100 % of one's strength never" in text
+    assert text.startswith("Usage: mmdiff knock ") and "Knocking on doors." in text
+    assert "once Knock with 100 % of one's strength. never" in text
     text = shown("knock", "once")
-    assert text.startswith("usage: mmdiff knock once ") and "and wait" in text and "--json" in text and "--out" in text
+    assert text.startswith("Usage: mmdiff knock once ") and "And wait." in text and "--json" in text and "--out" in text
 
 
 def test_help_does_not_wait_for_torch() -> None:
