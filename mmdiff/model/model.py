@@ -29,6 +29,7 @@ from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config as checked
 from mmdiff.samplers.result import Generation
 
+from .evaluating import evaluating
 from .params import add_adapters
 from .prefix import Prefix, hidden_copies
 from .saving import PARTS, check_targets, load_weights, read_config, save_model
@@ -244,14 +245,10 @@ class MMDiff(nn.Module):
         else:
             batch = canvas(batch_or_ids, attention_mask, config.max_new_tokens, self.vocab)
         batch = to_device(batch, self.device)
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             denoise = self.denoiser(batch, prefix_cache=config.prefix_cache, restrict=not config.guidance_scale)
             write = sample if config.draft is None else rewrite
             return write(denoise, batch, self.vocab, config, streamer=streamer)
-        finally:
-            self.train(training)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model to `folder`, see `mmdiff.model.saving`. Raises ConfigError unless it is new or empty."""

@@ -28,6 +28,7 @@ from mmdiff.data.stream import Batches, Component, Stream, samples_of
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, UserError, nearest
 from mmdiff.model import MMDiff
+from mmdiff.model.evaluating import evaluating
 from mmdiff.model.features import FeatureCache, fingerprint
 from mmdiff.model.likelihood import bound
 from mmdiff.protocols import Objective, Source, Task
@@ -112,7 +113,6 @@ class Stage:
             every = self.settings.eval_every
             if self.held_out is not None and (last or (every and progress.step % every == 0)):
                 self._evaluate()
-                wrapped.train()
             if save:
                 self._save(last)
         bar.close()
@@ -264,19 +264,18 @@ def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, rows: Source) 
     not look, or listen, has the same in both.
     """
     stream = Stream([Component("eval", rows, task)], seed=0)
-    model.eval()
     nats, positions = {"own": 0.0, "swapped": 0.0}, {"own": 0, "swapped": 0}
-    for first in range(0, len(rows), stage.batch_size):
-        index = range(first, min(first + stage.batch_size, len(rows)))
-        own = [stream.sample(n, model.vocab, model.readers)[0] for n in index]
-        for name, samples in (("own", own), ("swapped", swapped(own))):
-            if samples:
-                batch = collate(samples, model.vocab, model.readers, index=index, padding=stage.padding)
-                estimate = bound(model, batch)
-                nats[name] += float(estimate.nll_B.sum())
-                positions[name] += int(
-                    estimate.positions_B.sum()
-                )  # unequal where media of another length move the padding
+    with evaluating(model):
+        for first in range(0, len(rows), stage.batch_size):
+            index = range(first, min(first + stage.batch_size, len(rows)))
+            own = [stream.sample(n, model.vocab, model.readers)[0] for n in index]
+            for name, samples in (("own", own), ("swapped", swapped(own))):
+                if samples:
+                    batch = collate(samples, model.vocab, model.readers, index=index, padding=stage.padding)
+                    estimate = bound(model, batch)
+                    nats[name] += float(estimate.nll_B.sum())
+                    # unequal where media of another length move the padding
+                    positions[name] += int(estimate.positions_B.sum())
     figures = {"bound_per_sample": nats["own"] / len(rows), "bound_per_token": nats["own"] / max(positions["own"], 1)}
     if nats["swapped"]:
         figures["bound_per_token_swapped"] = nats["swapped"] / max(positions["swapped"], 1)
