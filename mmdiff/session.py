@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 
@@ -13,7 +13,7 @@ from mmdiff.config.parts import is_part
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.stream import canvases
 from mmdiff.model.saving import check_targets, read_config
-from mmdiff.runs.checkpoint import found
+from mmdiff.runs.checkpoint import found as checkpoints_in
 from mmdiff.runs.folder import RUNS
 from mmdiff.samplers.result import Generation
 
@@ -22,42 +22,47 @@ from .errors import ConfigError, nearest
 from .model import MMDiff
 from .protocols import Row, Task
 
+T = TypeVar("T")
+
 METHODS = ("sample", "prompt", "parse", "score")  # of mmdiff.protocols.Task
 
 
 @dataclass
-class Session:
+class Session(Generic[T]):
+    """A model with its task of type T, its generation settings, and the folder it was loaded from."""
+
     model: MMDiff
-    task: Task
+    task: T
     sampler: GenerationConfig
     folder: Path
 
     def predict(self, row: Mapping[str, Any], **named: Any) -> dict[str, Any]:
-        """The answer to a row: {"answer", "forwards", "canvas"}, the canvas as (token, step, confidence) triples.
+        """The model's prediction for a row: {"prediction", "forwards", "canvas"}.
 
-        named: fields of GenerationConfig for this call.
+        `prediction` is what the task makes of the generated ids, `forwards` the number of forward passes, `canvas` the
+        (token, step, confidence) triples of `canvas_of`. named: fields of GenerationConfig for this call.
         """
         return self.predict_many([row], **named)[0]
 
     def predict_many(
         self, rows: Sequence[Row], *, first: int = 0, name: str = "", **named: Any
     ) -> list[dict[str, Any]]:
-        """Answers in one batch. first: index of the first row, under which its noise is drawn."""
+        """The predictions for rows of one batch. first: index of the first row, under which its noise is drawn."""
         vocab = self.model.vocab
         batch = canvases(rows, self.task, vocab, self.model.readers, first=first, name=name)
         out = self.model.generate(batch, generation_config=self.sampler, **named)
         return [
             {
-                "answer": self.task.parse(ids, vocab),
+                "prediction": self.task.parse(ids, vocab),
                 "forwards": int(out.forwards_B[b]),
-                "canvas": written(out, b, self.model),
+                "canvas": canvas_of(out, b, self.model),
             }
             for b, ids in enumerate(out.targets())
         ]
 
 
-def written(out: Generation, row: int, model: MMDiff) -> list[tuple[str, int, float]]:
-    """(token, step, confidence) of a row's target positions; step 0 was given."""
+def canvas_of(out: Generation, row: int, model: MMDiff) -> list[tuple[str, int, float]]:
+    """The (token, step, confidence) of each target position of a row; tokens of step 0 were given."""
     positions = out.target_BL[row].nonzero().squeeze(1).tolist()
     piece = model.vocab.piece
     return [
@@ -66,10 +71,15 @@ def written(out: Generation, row: int, model: MMDiff) -> list[tuple[str, int, fl
     ]
 
 
-def load(folder: str | Path, *overrides: str) -> Session:
-    """The session of a run (`runs/x`), a checkpoint in it, or a saved model folder.
+@overload
+def load(folder: str | Path, *overrides: str) -> Session[Task]: ...
+@overload
+def load(folder: str | Path, *overrides: str, task: type[T]) -> Session[T]: ...
+def load(folder: str | Path, *overrides: str, task: type[Any] | None = None) -> Session[Any]:
+    """Load the session of a run (`runs/x`), a checkpoint in it, or a saved model folder.
 
-    overrides: `sampler.steps=4` and `task.metrics=[...]`, as on the command line. Raises ConfigError.
+    overrides: `sampler.steps=4` and `task.metrics=[...]`, as on the command line.
+    task: the class that the saved task must be an instance of. Raises ConfigError, for another task too.
     """
     where = find_model(Path(folder))
     config = read_config(where)
@@ -79,9 +89,16 @@ def load(folder: str | Path, *overrides: str) -> Session:
     check_targets(config.get("sampler"), f"{where}: sampler", is_ours)
     rule = (config.get("sampler") or {}).get("remasking") or ""
     check_targets({"target": rule} if "." in rule else None, f"{where}: sampler.remasking", is_ours)
-    task, sampler = typed_sampler(config["task"], config.get("sampler") or {}, overrides)
+    node, sampler = typed_sampler(config["task"], config.get("sampler") or {}, overrides)
+    found = build(node, where="task")
+    if task is not None and not isinstance(found, task):
+        raise ConfigError(f"{folder}: its task is {dotted(type(found))}, expected {dotted(task)}")
     model = MMDiff.from_pretrained(where).to("cuda" if torch.cuda.is_available() else "cpu")
-    return Session(model, build(task, where="task"), sampler, where)
+    return Session(model, found, sampler, where)
+
+
+def dotted(cls: type[Any]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def is_ours(found: Any) -> bool:
@@ -102,6 +119,6 @@ def find_model(folder: Path) -> Path:
         return folder
     if (folder / "model" / "config.json").is_file():
         return folder / "model"
-    if checkpoints := found(folder / "checkpoints"):
+    if checkpoints := checkpoints_in(folder / "checkpoints"):
         return checkpoints[-1]
     raise ConfigError(f"{folder}: neither a saved model nor a run with one")

@@ -47,9 +47,9 @@ def check(config: Config, *, progress: Callable[[str], None] = lambda line: None
             rows = sample_rows(config)
             if rows is not None:
                 canvas = [row for row in (rows[i] for i in range(min(ROWS, len(rows))))]
-                answers = session.predict_many(canvas, steps=STEPS)
-                out["forwards"] = [a["forwards"] for a in answers]
-                progress(f"generation: {len(answers)} rows in one batch, {max(out['forwards'])} forwards")
+                predictions = session.predict_many(canvas, steps=STEPS)
+                out["forwards"] = [a["forwards"] for a in predictions]
+                progress(f"generation: {len(predictions)} rows in one batch, {max(out['forwards'])} forwards")
         else:
             load(run.model)
         progress("saved, loaded again")

@@ -39,9 +39,8 @@ def evaluate(
     for first, group in batched(rows, count, batch_size, name):
         for row, out in zip(group, session.predict_many(group, first=first, name=name), strict=True):
             with at_row(name, len(records)):
-                scores = session.task.score(out["answer"], row)
-            told = {"prediction": out["answer"], "forwards": out["forwards"], "canvas": out["canvas"]}
-            records.append({**_text(row), "row": len(records), **told, "scores": scores})
+                scores = session.task.score(out["prediction"], row)
+            records.append({**_text(row), "row": len(records), **out, "scores": scores})
     seconds = time.perf_counter() - start
     summary = getattr(session.task, "summary", None)
     whole = summary(records) if summary is not None else {}

@@ -30,7 +30,7 @@ from mmdiff.model import MMDiff
 from mmdiff.protocols import Row, Source
 from mmdiff.runs.records import Records
 from mmdiff.samplers.result import Generation
-from mmdiff.session import Session, written
+from mmdiff.session import Session, canvas_of
 
 from .ctc import emitted, encoded, greedy, read_clip, word_times
 from .data.manifests import by_duration
@@ -148,7 +148,7 @@ def _records(
         record |= {"duration": length, **_path(row)}
         if (draft := prompted[b].get("hypothesis")) is not None:
             record["first_pass"] = draft
-        record |= {"pred_text": text, "canvas": written(out, b, model), "forwards": int(out.forwards_B[b])}
+        record |= {"pred_text": text, "canvas": canvas_of(out, b, model), "forwards": int(out.forwards_B[b])}
         record["confidence"] = round(min(sure, default=1.0), 4)
         record["seconds"] = {name: round(spent * length / sound, 6) for name, spent in clock.spent.items()}
         if words:

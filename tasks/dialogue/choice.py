@@ -1,7 +1,7 @@
 """Which of several texts? Multiple choice and n-best rescoring, by the likelihood that a model gives to each.
 
     session = mmdiff.load("runs/audio-diffa")
-    choose(session, {"audio": "clip.wav", "question": "Who speaks?"}, ["a child", "an old man"]).answer
+    choose(session, {"audio": "clip.wav", "question": "Who speaks?"}, ["a child", "an old man"]).prediction
 
 Shape letters: B rows, N crops of media, T features a crop, E encoder width.
 """
@@ -39,7 +39,7 @@ class Choice:
     """nll: the figure of each option, in nats. ties: the options that are as good as the best; the first is chosen."""
 
     index: int
-    answer: str
+    prediction: str
     nll: list[float]
     ties: list[int]
 

@@ -35,14 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(out, ensure_ascii=False) if given.json else out["answer"])
+    print(json.dumps(out, ensure_ascii=False) if given.json else out["prediction"])
     return 0
 
 
 def ask(
     model: str, question: str, audio: Sequence[str], options: Sequence[str] | None = None, *, normalise: Any = "sum"
 ) -> dict[str, Any]:
-    """{"answer", "forwards", "canvas"} in the model's own words, or, of options, {"answer", "index", "nll", "ties"}."""
+    """{"prediction", "forwards", "canvas"} in the model's own words, or, of options, {"prediction", "index", "nll", "ties"}."""
     from mmdiff.session import load
     from mmdiff.tasks.dialogue.choice import choose
 

@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(out, ensure_ascii=False) if given.json else out["answer"])
+    print(json.dumps(out, ensure_ascii=False) if given.json else out["prediction"])
     return 0
 
 

@@ -85,7 +85,7 @@ def test_the_chosen_option_is_the_likeliest() -> None:
     one = np.array([nll(oracle, Spelled(), [{"text": o} for o in options], seed=s) for s in range(40)])  # type: ignore
     assert np.all(np.abs(np.array(out.nll) - exact) < 4.5 * one.std(0) / samples**0.5 + 1e-6)
     assert np.diff(np.sort(exact))[0] > 0.2  # so that the winner is no matter of chance
-    assert out.index == exact.argmin() and out.answer == options[out.index] and out.ties == [out.index]
+    assert out.index == exact.argmin() and out.prediction == options[out.index] and out.ties == [out.index]
 
 
 def test_one_place_is_exact(model: MMDiff) -> None:
@@ -117,7 +117,7 @@ def test_neither_order_nor_company_nor_batch_size(session: Session) -> None:
     assert whole.nll == pytest.approx(choose(session, row, options, batch_size=2).nll, rel=1e-5)
     assert whole.nll == pytest.approx(choose(session, row, options[::-1]).nll[::-1], rel=1e-5)
     assert whole.nll[1] == pytest.approx(choose(session, row, options[1:2]).nll[0], rel=1e-5)
-    assert choose(session, row, options[::-1]).answer == whole.answer
+    assert choose(session, row, options[::-1]).prediction == whole.prediction
     assert whole.nll != choose(session, row, options, seed=1).nll  # it is an estimate
 
 

@@ -170,7 +170,7 @@ def test_it_acts_as_the_model_of_mmdiff(plugin: Any, run: Path, policy: Any) -> 
         {"image": pictures[i], "state": batch["observation.state"][i].numpy(), "instruction": batch["task"][i]}
         for i in range(2)
     ]
-    right = [answer["answer"] for answer in load(run).predict_many(rows, first=first)]
+    right = [one["prediction"] for one in load(run).predict_many(rows, first=first)]
     torch.testing.assert_close(chunk_BKD, torch.tensor(right, dtype=torch.float32), rtol=0, atol=0)
     low, high = np.quantile(ACTIONS, [0.01, 0.99], axis=0)
     assert (chunk_BKD.numpy() >= low - 1e-6).all() and (chunk_BKD.numpy() <= high + 1e-6).all()  # robot units

@@ -246,7 +246,7 @@ def test_a_saved_policy_holds_its_statistics(tmp_path: Path) -> None:
     session = load(policy(tmp_path))
     assert isinstance(session.task, VLA)
     out = session.predict(row(), steps=5)
-    found = np.array(out["answer"])
+    found = np.array(out["prediction"])
     assert found.shape == (5, 4) and set(found[:, 3]) <= {0.0, 1.0} and np.abs(found[:, :3]).max() < 2
     assert [step for _, step, _ in out["canvas"]] and out["forwards"] == 5
 
@@ -254,8 +254,8 @@ def test_a_saved_policy_holds_its_statistics(tmp_path: Path) -> None:
 def test_batches_and_padding_change_no_answer(tmp_path: Path) -> None:
     session = load(policy(tmp_path))
     rows = [row(), row(instruction="open"), row(instruction="", image=IMAGE[::-1].copy())]
-    together = [out["answer"] for out in session.predict_many(rows)]
-    assert together == [session.predict_many([r], first=i)[0]["answer"] for i, r in enumerate(rows)]
+    together = [out["prediction"] for out in session.predict_many(rows)]
+    assert together == [session.predict_many([r], first=i)[0]["prediction"] for i, r in enumerate(rows)]
     assert together[0] != together[2]
 
 

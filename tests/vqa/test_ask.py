@@ -206,7 +206,7 @@ def test_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = json.loads(capsys.readouterr().out)
     assert len(out["canvas"]) == 3 and out["forwards"] <= 3
     assert main([*asked, *sound]) == 0
-    assert capsys.readouterr().out == out["answer"] + "\n"
+    assert capsys.readouterr().out == out["prediction"] + "\n"
 
     options = ["a child", "an old man", "a child"]
     assert main([*asked, *sound, *(arg for option in options for arg in ("--option", option)), "--json"]) == 0
@@ -214,8 +214,8 @@ def test_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"audio": str(folder / "tone0.wav"), "question": "who speaks", "answer": option} for option in options[:2]]
     expected = nll(model, VQA(answer_length=3), rows)
     assert out["nll"] == pytest.approx([*expected, expected[0]], rel=1e-5)
-    assert out["answer"] == options[int(np.argmin(expected))]
-    assert out["ties"] == ([0, 2] if out["answer"] == "a child" else [1])
+    assert out["prediction"] == options[int(np.argmin(expected))]
+    assert out["ties"] == ([0, 2] if out["prediction"] == "a child" else [1])
 
     for wrong, message in [
         ([*asked, "--audio", str(folder / "text.wav")], "text.wav: not a sound file"),

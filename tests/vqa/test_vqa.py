@@ -219,7 +219,7 @@ def test_command_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None
     out = json.loads(capsys.readouterr().out)
     assert len(out["canvas"]) == 3 and out["forwards"] <= 3
     assert main([*model, "--question", "is there a red cross"]) == 0
-    assert capsys.readouterr().out == out["answer"] + "\n"
+    assert capsys.readouterr().out == out["prediction"] + "\n"
     for wrong, message in [
         ([*model, "--question", "is there a dog"], "does not know the word 'dog'"),
         ([*model, "--question", "where", "--image", "x.png"], "media of kind 'image'"),

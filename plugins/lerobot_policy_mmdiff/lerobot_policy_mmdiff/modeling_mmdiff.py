@@ -123,8 +123,8 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
     def predict_action_chunk(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
         """(B, K, D) in robot units, float32."""
         rows = self.rows(batch, answered=False)
-        answers = self.session.predict_many(rows, first=drawn() >> 8)
-        return torch.tensor([answer["answer"] for answer in answers], dtype=torch.float32, device=self.model.device)
+        found = self.session.predict_many(rows, first=drawn() >> 8)
+        return torch.tensor([one["prediction"] for one in found], dtype=torch.float32, device=self.model.device)
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:

@@ -173,8 +173,8 @@ def act(args: argparse.Namespace) -> Output:
         except json.JSONDecodeError as error:
             raise UserError(f"--state: {args.state!r:.60} is not JSON ({error}), expected [0.1, 0.2, ...]") from None
     out = session.predict(row, **_strategy(args.strategy, session))
-    lines = "\n".join(" ".join(f"{x:+.4f}" for x in action) for action in out["answer"])
-    return {"actions": out["answer"], "forwards": out["forwards"]}, lines
+    lines = "\n".join(" ".join(f"{x:+.4f}" for x in action) for action in out["prediction"])
+    return {"actions": out["prediction"], "forwards": out["forwards"]}, lines
 
 
 def serve(args: argparse.Namespace) -> Output:

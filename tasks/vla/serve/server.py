@@ -105,7 +105,7 @@ class Answering:
             found = self.sessions[asked.row["dataset"]].predict_many([asked.row], first=first, **self.sampler)[0]
         except UserError as error:
             raise Refused(str(error).removeprefix(f"row {first}: ")) from None
-        actions_KD = np.asarray(found["answer"], dtype=np.float64)
+        actions_KD = np.asarray(found["prediction"], dtype=np.float64)
         expected = (self.contract.chunk, self.contract.dims)
         if actions_KD.shape != expected or not np.isfinite(actions_KD).all():
             raise RuntimeError(f"the policy's answer has shape {actions_KD.shape}, expected {expected} finite numbers")

@@ -30,7 +30,7 @@ def test_a_run_saved_before_the_move_answers_as_it_did() -> None:
     session, rows = load(BEFORE / "vqa"), build(load_config(str(BEFORE / "vqa")).eval.data["overall"])
     answers = session.predict_many([rows[i] for i in range(len(rows))])
     saved = records(BEFORE / "vqa" / "predictions-overall.jsonl")
-    assert [a["answer"] for a in answers] == [record["prediction"] for record in saved]
+    assert [a["prediction"] for a in answers] == [record["prediction"] for record in saved]
     for answer, record in zip(answers, saved, strict=True):
         for (token, step, confidence), then in zip(answer["canvas"], record["canvas"], strict=True):
             assert [token, step] == then[:2] and confidence == pytest.approx(then[2], abs=1e-3)
@@ -48,7 +48,7 @@ def test_a_policy_saved_before_the_move_acts_as_it_did() -> None:
     ]
     answers = load(BEFORE / "vla").predict_many(rows, seed=3, temperature=1.0)
     saved = json.loads((BEFORE / "vla" / "answers.json").read_text())
-    np.testing.assert_allclose([answer["answer"] for answer in answers], saved, atol=1e-9)
+    np.testing.assert_allclose([answer["prediction"] for answer in answers], saved, atol=1e-9)
     assert len(np.unique(np.array(saved))) > 10  # answers that say something
 
 

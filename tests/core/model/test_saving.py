@@ -176,4 +176,4 @@ def test_a_folder_works_without_the_sources_it_was_made_from(saved: Path, tmp_pa
     shutil.move(saved, tmp_path / "elsewhere" / "model")
     session = load(tmp_path / "elsewhere" / "model")
     text = "".join(p.read_text() for p in (tmp_path / "elsewhere").rglob("*.json"))
-    assert str(tmp_path) not in text and session.predict(toy.Corners()[0])["answer"]
+    assert str(tmp_path) not in text and session.predict(toy.Corners()[0])["prediction"]

@@ -39,15 +39,15 @@ def test_a_prediction_and_its_canvas(run: Path) -> None:
         assert one["forwards"] == positions and len(one["canvas"]) == positions
         assert sorted(step for _, step, _ in one["canvas"]) == list(range(1, positions + 1))
         assert all(0 < confidence <= 1 for _, _, confidence in one["canvas"])
-        assert one["answer"] == " ".join(token for token, _, _ in one["canvas"] if not token.startswith("<"))
-    assert [session.predict(row)["answer"] for row in rows] == [one["answer"] for one in out]
+        assert one["prediction"] == " ".join(token for token, _, _ in one["canvas"] if not token.startswith("<"))
+    assert [session.predict(row)["prediction"] for row in rows] == [one["prediction"] for one in out]
 
 
 def test_overrides_reach_sampler_and_task(run: Path) -> None:
     row = toy.Corners()[0]
     assert load(run, "sampler.steps=1").predict(row)["forwards"] == 1
     assert load(run).predict(row, steps=1)["forwards"] == 1
-    assert load(run, "task.image=false").task.image is False  # type: ignore[attr-defined]
+    assert load(run, "task.image=false", task=toy.Where).task.image is False
     for override, message in (
         ("train.seed=1", "train: a saved model takes settings of `task` and `sampler`"),
         ("sampler.step=1", 'sampler.step: no such field (did you mean "steps"?)'),
@@ -68,3 +68,10 @@ def test_folders_that_hold_no_model(run: Path, tmp_path: Path, monkeypatch: pyte
     load(run).model.save_pretrained(tmp_path / "bare")
     with pytest.raises(ConfigError, match="the model was saved without a task"):
         load(tmp_path / "bare")
+
+
+def test_a_session_is_of_the_task_that_was_asked_for(run: Path) -> None:
+    assert load(run, "task.image=false", task=toy.Where).task.image is False
+    with pytest.raises(ConfigError) as error:
+        load(run, task=Path)
+    assert str(error.value) == f"{run}: its task is toy.Where, expected pathlib.Path"

@@ -440,7 +440,7 @@ def test_checkpoints_kept_and_shared_weights() -> None:
     assert set(frozen) == {name for name in weights("toy") if name.startswith("encoders.")}
     last = load(kept[1])
     assert same({k: v for k, v in last.model.state_dict().items()}, weights("toy"))
-    assert last.predict(toy.Corners()[0])["answer"]
+    assert last.predict(toy.Corners()[0])["prediction"]
 
 
 def test_stages_are_logged_with_their_bound() -> None:
@@ -477,7 +477,7 @@ def test_the_toy_is_learnt() -> None:
     session = load("runs/toy")
     rows = [toy.Corners(64, seed=9)[i] for i in range(64)]
     answers = session.predict_many(rows)
-    assert sum(session.task.score(a["answer"], r)["exact"] for a, r in zip(answers, rows, strict=True)) / 64 > 0.9
+    assert sum(session.task.score(a["prediction"], r)["exact"] for a, r in zip(answers, rows, strict=True)) / 64 > 0.9
 
 
 def test_the_step_takes_the_gradient_of_the_mean_over_all_target_tokens() -> None:

@@ -159,7 +159,7 @@ def test_noise_follows_task_seed_and_chunk(session: Session) -> None:
 
 
 def policy_greedy(session: Session, row: Any) -> Any:
-    answer = session.predict(row, temperature=0.0)["answer"]
+    answer = session.predict(row, temperature=0.0)["prediction"]
     return np.asarray(answer)
 
 

@@ -94,7 +94,7 @@ class StandIn:
         chunk = (base + np.arange(12.0).reshape(4, 3)) / 7
         if "given" in row:
             chunk[: len(row["given"])] = row["given"]
-        return {"answer": chunk.tolist(), "forwards": 5, "canvas": []}
+        return {"prediction": chunk.tolist(), "forwards": 5, "canvas": []}
 
 
 @contextmanager
@@ -145,7 +145,7 @@ def ask(url: str, **changes: Any) -> httpx.Response:
 
 def wanted(seed: int = 3, **changes: Any) -> list[list[float]]:
     row = {"image": PICTURE, "instruction": "open the drawer", "state": np.float32(STATE), "dataset": "arm", **changes}
-    answer: list[list[float]] = StandIn().answer(row, seed)["answer"]
+    answer: list[list[float]] = StandIn().answer(row, seed)["prediction"]
     return answer
 
 
@@ -264,7 +264,7 @@ def test_several_keys_must_be_chosen_from(real: Session) -> None:
     assert found[0] != found[1]
     for key, actions in zip(real.task.statistics, found, strict=True):
         chosen = replace(real, task=task(keys=tuple(real.task.statistics), key=key))
-        assert actions == chosen.predict_many([row], first=3)[0]["answer"]
+        assert actions == chosen.predict_many([row], first=3)[0]["prediction"]
     with served(replace(real, task=task(keys=tuple(real.task.statistics), key="bridge"))) as url:
         assert ask(url).json()["actions"] == found[0]  # the policy's own key
 
@@ -611,7 +611,7 @@ class Looking(StandIn):
             move = np.clip(away, -1, 1) + noise[len(chunk)]
             chunk.append([*move, 1.0 if abs(away).max() <= 1 else -1.0])
             place = place + 0.1 * np.clip(move, -1, 1)
-        return {"answer": chunk, "forwards": 4, "canvas": []}
+        return {"prediction": chunk, "forwards": 4, "canvas": []}
 
 
 class InProcess:
@@ -622,7 +622,7 @@ class InProcess:
 
     def act(self, rows: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
         one = [self.session.predict_many([row], first=row["index"])[0] for row in rows]
-        return [np.asarray(answer["answer"]) for answer in one]
+        return [np.asarray(answer["prediction"]) for answer in one]
 
 
 @pytest.mark.needs("gymnasium")
