@@ -40,7 +40,7 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.sample import Target
 from mmdiff.connectors.merge import FrameStack
 from mmdiff.data.collate import collate
-from mmdiff.data.stream import read
+from mmdiff.data.stream import read_media
 from mmdiff.encoders.media.mel import LogMel
 from mmdiff.encoders.speech import SpeechConv
 from mmdiff.encoders.whisper import Whisper
@@ -179,7 +179,7 @@ def trained(folder: str, rows: Sequence[Row]) -> None:
 
 
 def ordering(model: MMDiff, rows: Sequence[Row]) -> None:
-    samples = [read(TASK.prompt(row, model.vocab), model.readers) for row in rows]
+    samples = [read_media(TASK.prompt(row, model.vocab), model.readers) for row in rows]
     seconds, filed = [row["duration"] for row in rows], [[0]]
     for i in range(1, len(rows)):
         fits = (len(filed[-1]) + 1) * max(seconds[k] for k in [*filed[-1], i]) <= SECONDS

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.sample import Item
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest, require
 from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
 
@@ -26,7 +26,7 @@ TABLE = "positional_embedding"
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}  # made, and thrown away
 
 
-@part
+@saveable
 class OpenCLIP(nn.Module):
     """Features of one layer: (N, 3, H, W) -> (N, T, E), without the class token.
 
@@ -39,7 +39,7 @@ class OpenCLIP(nn.Module):
     Raises ConfigError for what does not exist or does not fit.
     """
 
-    node: dict[str, Any]  # set by @part
+    node: dict[str, Any]  # set by @saveable
 
     def __init__(
         self,

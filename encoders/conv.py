@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmdiff.canvas.sample import Item
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
 
 from .media.images import ImageSpec, read_item
 
 
-@part
+@saveable
 class ConvTower(nn.Module):
     """(N, 3, size, size) -> (N, (size / cell)^2, width), with a learned table of positions.
 
@@ -27,7 +27,7 @@ class ConvTower(nn.Module):
     weights: a safetensors file of this tower's own names. Raises ConfigError.
     """
 
-    node: dict[str, Any]  # set by @part
+    node: dict[str, Any]  # set by @saveable
 
     def __init__(self, size: int = 24, width: int = 96, cell: int = 12, *, weights: str | None = None) -> None:
         super().__init__()

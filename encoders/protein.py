@@ -18,7 +18,7 @@ from mmdiff.backbones.esm import DSM, TOKENS, tokenizer
 from mmdiff.backbones.load import backbone_from_folder, local_folder
 from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.sample import Item
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, DataError
 
 from .media.towers import check_layer
@@ -36,7 +36,7 @@ EXPECTED = {
 """What all published sizes share, so that four numbers say how to make one again."""
 
 
-@part
+@saveable
 class Esm(nn.Module):
     """Ids of residues (N, T) -> (N, T, E); `<cls>` and `<eos>` stand around them inside, and have no feature.
 
@@ -51,7 +51,7 @@ class Esm(nn.Module):
     Raises ConfigError for what does not exist or does not fit.
     """
 
-    node: dict[str, Any]  # set by @part
+    node: dict[str, Any]  # set by @saveable
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.sample import Item
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
 
@@ -37,7 +37,7 @@ FILTERS: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic
 FIRST, TABLE = "embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"
 
 
-@part
+@saveable
 class Siglip(nn.Module):
     """Features of one layer: (N, 3, H, W) -> (N, T, E), without the class token.
 
@@ -52,7 +52,7 @@ class Siglip(nn.Module):
     Raises ConfigError for what does not exist or does not fit.
     """
 
-    node: dict[str, Any]  # set by @part
+    node: dict[str, Any]  # set by @saveable
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from mmdiff.canvas.sample import Item
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
 
@@ -26,7 +26,7 @@ from .media.mel import LogMel
 RATE = 16_000  # samples a second
 
 
-@part
+@saveable
 class SpeechConv(nn.Module):
     """Log-mel frames (N, mels, T) -> (N, ceil(T / 8), width): 80 ms a token, 0.53 M parameters as it stands.
 
@@ -35,7 +35,7 @@ class SpeechConv(nn.Module):
     What fills a crop up changes nothing: it is set to zero before every convolution, and never attended.
     """
 
-    node: dict[str, Any]  # set by @part
+    node: dict[str, Any]  # set by @saveable
 
     def __init__(
         self,

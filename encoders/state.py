@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmdiff.canvas.sample import Item
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
 
 
-@part
+@saveable
 class StateMLP(nn.Module):
     """(N, dims) -> (N, tokens, width), with one hidden layer. Vectors come normalised, to [-1, 1] say.
 
     weights: a safetensors file of this module's own names. Raises ConfigError.
     """
 
-    node: dict[str, Any]  # set by @part
+    node: dict[str, Any]  # set by @saveable
 
     def __init__(
         self, dims: int, width: int = 128, hidden: int = 128, tokens: int = 1, *, weights: str | None = None

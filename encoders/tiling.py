@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdiff.canvas.sample import Item
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.connectors.anyres import select_canvas
 from mmdiff.errors import ConfigError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-@part
+@saveable
 class Tiles(nn.Module):
     """Reads a picture as 1 + rows * columns crops: the whole of it, then the tiles of a canvas, row by row.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.sample import Item
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest, require
 from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
 
@@ -21,7 +21,7 @@ from .media.images import ImageSpec, Interpolation, ResizeMode, read_item
 from .media.towers import feature_map, prune
 
 
-@part
+@saveable
 class TimmViT(nn.Module):
     """Features of one layer: (N, 3, H, W) -> (N, T, E), without class and register tokens.
 
@@ -35,7 +35,7 @@ class TimmViT(nn.Module):
     Raises ConfigError for what does not exist or does not fit.
     """
 
-    node: dict[str, Any]  # set by @part
+    node: dict[str, Any]  # set by @saveable
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from mmdiff.canvas.sample import Item
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest, require
 from mmdiff.model.pretrained import fill
 
@@ -65,7 +65,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # under the names of torchaudio's 
 }
 
 
-@part
+@saveable
 class Wav2Vec2(nn.Module):
     """Features of one transformer layer: (N, S) samples at 16 kHz -> (N, T, E), one token for every 20 ms.
 
@@ -86,7 +86,7 @@ class Wav2Vec2(nn.Module):
     that the convolutions run on one crop after the other; the transformer runs on the batch.
     """
 
-    node: dict[str, Any]  # set by @part
+    node: dict[str, Any]  # set by @saveable
 
     def __init__(
         self,

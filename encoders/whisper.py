@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.sample import Item
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
 
@@ -50,7 +50,7 @@ TOY = {"d_model": 32, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
 FIRST, TABLE = "conv1.weight", "embed_positions.weight"
 
 
-@part
+@saveable
 class Whisper(nn.Module):
     """Log-mel frames (N, C, F) -> (N, T, E): 50 features a second, T = 1500 for the window of 30 s.
 
@@ -68,7 +68,7 @@ class Whisper(nn.Module):
     Raises ConfigError for what does not exist or does not fit.
     """
 
-    node: dict[str, Any]  # set by @part
+    node: dict[str, Any]  # set by @saveable
 
     def __init__(
         self,

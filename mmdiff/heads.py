@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 
 
-@part
+@saveable
 class WordHead(nn.Module):
     """(..., E) -> (..., words * V), linear. width_in and vocab_size come from the model at build time."""
 

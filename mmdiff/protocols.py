@@ -73,7 +73,7 @@ class Reader(Protocol):
 
 
 class Encoder(Protocol):
-    """An nn.Module: raw numbers to features. Decorated with `mmdiff.config.parts.part`, so a saved model can make it again.
+    """An nn.Module: raw numbers to features. Decorated with `mmdiff.config.saveable.saveable`, so a saved model can make it again.
 
     Its constructor takes explicit arguments; `toy(**same arguments)`, a class method, makes the same kind of encoder at
     toy width without outside weights (`mmdiff check` uses it).

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, overload
 
 import torch
 
-from mmdiff.config.parts import is_part
+from mmdiff.config.saveable import is_saveable
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.stream import canvases
 from mmdiff.model.saving import check_targets, read_config
@@ -17,7 +17,7 @@ from mmdiff.runs.checkpoint import found as checkpoints_in
 from mmdiff.runs.folder import RUNS
 from mmdiff.samplers.result import Generation
 
-from .config import build, typed_sampler
+from .config import build, task_and_sampler
 from .errors import ConfigError, nearest
 from .model import MMDiff
 from .protocols import Row, Task
@@ -89,7 +89,7 @@ def load(folder: str | Path, *overrides: str, task: type[Any] | None = None) -> 
     check_targets(config.get("sampler"), f"{where}: sampler", is_ours)
     rule = (config.get("sampler") or {}).get("remasking") or ""
     check_targets({"target": rule} if "." in rule else None, f"{where}: sampler.remasking", is_ours)
-    node, sampler = typed_sampler(config["task"], config.get("sampler") or {}, overrides)
+    node, sampler = task_and_sampler(config["task"], config.get("sampler") or {}, overrides)
     found = build(node, where="task")
     if task is not None and not isinstance(found, task):
         raise ConfigError(f"{folder}: its task is {dotted(type(found))}, expected {dotted(task)}")
@@ -102,8 +102,8 @@ def dotted(cls: type[Any]) -> str:
 
 
 def is_ours(found: Any) -> bool:
-    """Whether a saved folder may have it called: a class of mmdiff, or one made with `@part`."""
-    return isinstance(found, type) and (is_part(found) or found.__module__.startswith("mmdiff."))
+    """Whether a saved folder may have it called: a class of mmdiff, or one made with `@saveable`."""
+    return isinstance(found, type) and (is_saveable(found) or found.__module__.startswith("mmdiff."))
 
 
 def is_answering(found: Any) -> bool:

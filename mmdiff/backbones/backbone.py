@@ -31,7 +31,7 @@ class Backbone(nn.Module):
 
     model: a transformers class as it is, with `config.is_causal=False`; adapters may be injected into it.
     family: the `model_type` its folder is saved under.
-    node: what builds it again from a saved folder, see `mmdiff.config.parts`.
+    node: what builds it again from a saved folder, see `mmdiff.config.saveable`.
     """
 
     def __init__(self, model: Any, facts: Facts, vocab: Vocab, family: str, node: dict[str, Any]) -> None:

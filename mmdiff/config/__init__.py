@@ -3,7 +3,7 @@
 May import: errors. Must not import torch: `mmdiff config` does not wait for it.
 """
 
-from .load import load_config, packaged, parsed, to_yaml, typed_sampler
+from .load import load_config, packaged, parsed, task_and_sampler, to_yaml
 from .nodes import build, check_nodes, locate
 
-__all__ = ["build", "check_nodes", "load_config", "locate", "packaged", "parsed", "to_yaml", "typed_sampler"]
+__all__ = ["build", "check_nodes", "load_config", "locate", "packaged", "parsed", "to_yaml", "task_and_sampler"]

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mmdiff.errors import ConfigError, nearest
 
 from .moved import renewed
-from .schema import expand, join, typed
+from .schema import as_annotated, expand, join
 from .settings import Config, GenerationConfig
 
 RUN_FILE = "config.yaml"  # the resolved configuration in a run's folder
@@ -47,12 +47,12 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
         resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or name}: {_line(error)}") from None
-    config: Config = typed(Config, resolved, "")
+    config: Config = as_annotated(Config, resolved, "")
     config.name = config.name or stem
     return config
 
 
-def typed_sampler(task: Any, sampler: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Any, GenerationConfig]:
+def task_and_sampler(task: Any, sampler: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Any, GenerationConfig]:
     """A saved model's task node and sampler settings with `task.` and `sampler.` overrides laid over them."""
     given: dict[str, Any] = {}
     for override in overrides:
@@ -62,7 +62,7 @@ def typed_sampler(task: Any, sampler: Mapping[str, Any], overrides: Sequence[str
             near = nearest(key, ("task", "sampler"))
             raise ConfigError(f"{key}: a saved model takes settings of `task` and `sampler`{near}")
     tree = _merge(renewed({"task": task, "sampler": dict(sampler)}), renewed(given))
-    return tree["task"], typed(GenerationConfig, tree["sampler"], "sampler")
+    return tree["task"], as_annotated(GenerationConfig, tree["sampler"], "sampler")
 
 
 def parsed(override: str) -> tuple[str, Any]:

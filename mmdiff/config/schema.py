@@ -16,7 +16,7 @@ from mmdiff.errors import ConfigError, nearest
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", dict: "a mapping"}
 
 
-def typed(kind: Any, value: Any, key: str) -> Any:
+def as_annotated(kind: Any, value: Any, key: str) -> Any:
     """`value` as the annotation `kind` wants it. Raises ConfigError with the field, the value and what was expected."""
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -26,10 +26,10 @@ def typed(kind: Any, value: Any, key: str) -> Any:
         for name in _mapping(value, key):
             if name not in hints:
                 raise ConfigError(f"{join(key, name)}: no such field{nearest(str(name), hints)}")
-        return kind(**{name: typed(hints[name], item, join(key, name)) for name, item in value.items()})  # type: ignore[operator]
+        return kind(**{name: as_annotated(hints[name], item, join(key, name)) for name, item in value.items()})  # type: ignore[operator]
     if origin is dict:  # a stage that is null is taken out; what a null node means, its reader knows
         items = {name: item for name, item in _mapping(value, key).items() if item is not None or inner[1] is Any}
-        return {str(name): typed(inner[1], item, join(key, name)) for name, item in items.items()}
+        return {str(name): as_annotated(inner[1], item, join(key, name)) for name, item in items.items()}
     if origin in (Union, UnionType):
         return _union(inner, value, key)
     if origin is Literal:
@@ -40,7 +40,7 @@ def typed(kind: Any, value: Any, key: str) -> Any:
         wants = len(inner) if origin is tuple else None
         if not isinstance(value, list) or wants not in (None, len(value)):
             raise ConfigError(f"{key}: {value!r} is not a list{f' of {wants}' if wants else ''}")
-        return origin(typed(inner[i if wants else 0], item, join(key, i)) for i, item in enumerate(value))
+        return origin(as_annotated(inner[i if wants else 0], item, join(key, i)) for i, item in enumerate(value))
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
@@ -55,7 +55,9 @@ def _union(kinds: Sequence[Any], value: Any, key: str) -> Any:
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     if words and value not in words and not (isinstance(value, str) and "." in value):
         raise ConfigError(f"{key}: {value!r} is not one of {', '.join(words)} or a dotted path{_close(value, words)}")
-    return typed(next(kind for kind in kinds if kind is not type(None) and get_origin(kind) is not Literal), value, key)
+    return as_annotated(
+        next(kind for kind in kinds if kind is not type(None) and get_origin(kind) is not Literal), value, key
+    )
 
 
 def _mapping(value: Any, key: str) -> dict[Any, Any]:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from mmdiff.canvas.batch import MediaBatch
 from mmdiff.canvas.sample import Item
 from mmdiff.config import build
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 
 SLACK = 1.1  # a map this much larger a side than allowed is not shrunk yet
@@ -72,7 +72,7 @@ def map_size(layout: tuple[int, ...], side: int, max_tiles: int) -> tuple[int, i
     return shrink(rows - 2 * above, columns - 2 * left, side, max_tiles)
 
 
-@part
+@saveable
 class AnyRes(nn.Module):
     """`inner` maps every crop; then the whole crop, and the tiles' map: margins cut, shrunk, a newline after each row.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmdiff.canvas.batch import MediaBatch
 from mmdiff.canvas.sample import Item
 from mmdiff.config import build
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 
 from .qformer import BERT, TOY, layer_name
@@ -24,7 +24,7 @@ from .weights import take
 PUBLISHED: Mapping[str, Any] = MappingProxyType({})  # no setting but those of the adapters' own defaults
 
 
-@part
+@saveable
 class DualAdapter(nn.Module):
     """Slots of a crop: learned prompts, then acoustic ones (`LayerQFormer`), then semantic ones (`ConvFrames`).
 
@@ -40,7 +40,7 @@ class DualAdapter(nn.Module):
     Raises ConfigError for features that are not those of `taps` + 1 layers, and for what the adapters refuse.
     """
 
-    node: dict[str, Any]  # set by @part
+    node: dict[str, Any]  # set by @saveable
 
     def __init__(
         self,

@@ -16,14 +16,14 @@ from torch.nn import functional as F
 from mmdiff.canvas.batch import MediaBatch, packed, real_NT
 from mmdiff.canvas.sample import Item
 from mmdiff.config import build, locate
-from mmdiff.config.parts import is_part, part
+from mmdiff.config.saveable import is_saveable, saveable
 from mmdiff.errors import ConfigError
 
 from .merge import check_whole
 from .mlp import scaled_norm
 
 
-@part
+@saveable
 class ConvFrames(nn.Module):
     """Convolutions over time with a GELU between them, then Linear, ReLU, Linear, ReLU and a LayerNorm.
 
@@ -101,7 +101,7 @@ def _check_list(**lists: Any) -> None:
         check_whole(**{f"{name}.{i}": value for i, value in enumerate(values)})
 
 
-@part
+@saveable
 class LayerMix(nn.Module):
     """A learned softmax mix of the encoder's layers in front of another connector (SUPERB, arXiv 2105.01051).
 
@@ -124,7 +124,7 @@ class LayerMix(nn.Module):
         if width_in % layers:
             raise ConfigError(f"layers: {layers} do not make {width_in} features, check the layers of the encoder")
         if isinstance(inner, str):
-            if not is_part(locate(inner, "inner")):  # it may come from a saved folder
+            if not is_saveable(locate(inner, "inner")):  # it may come from a saved folder
                 raise ConfigError(f"inner: {inner} is not made to be part of a model")
             node = {**(settings or {}), "target": inner}
             inner = build(node, where="settings", width_in=width_in // layers, width_out=width_out)

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from mmdiff.canvas.batch import MediaBatch
 from mmdiff.canvas.sample import Item
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 
 from .mlp import MLP
 
 
-@part
+@saveable
 class PixelShuffle(nn.Module):
     """Blocks of factor x factor features of a grid are put one behind the other, then an MLP (InternVL, 2404.16821).
 
@@ -67,7 +67,7 @@ class PixelShuffle(nn.Module):
         return rows, columns
 
 
-@part
+@saveable
 class FrameStack(nn.Module):
     """Runs of `factor` features are put one behind the other, then an MLP; zeros fill up the last run of a crop.
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from mmdiff.canvas.batch import MediaBatch, packed
 from mmdiff.canvas.sample import Item
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 
 from .weights import take
 
 
-@part
+@saveable
 class Linear(nn.Module):
     """One linear map: as many slots as features."""
 
@@ -34,7 +34,7 @@ class Linear(nn.Module):
         return packed(out_NTD, media.tokens)
 
 
-@part
+@saveable
 class MLP(nn.Module):
     """Two linear layers with a GELU between them (LLaVA-1.5, arXiv 2310.03744): as many slots as features.
 
@@ -44,7 +44,7 @@ class MLP(nn.Module):
         LLaDA-V; `mlp2x_gelu`); other tensors there are left alone. Raises ConfigError.
     """
 
-    node: dict[str, Any]  # set by @part
+    node: dict[str, Any]  # set by @saveable
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mmdiff.canvas.batch import MediaBatch, packed, real_NT
 from mmdiff.canvas.sample import Item
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 
 from .merge import check_whole
@@ -91,7 +91,7 @@ class QFormer(nn.Module):
         return x_NQH
 
 
-@part
+@saveable
 class WindowQFormer(nn.Module):
     """Each crop is cut into windows, and `queries` slots are read from each: as many slots as the sound is long.
 
@@ -106,7 +106,7 @@ class WindowQFormer(nn.Module):
     Raises ConfigError for sizes that do not fit each other.
     """
 
-    node: dict[str, object]  # set by @part
+    node: dict[str, object]  # set by @saveable
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class WindowQFormer(nn.Module):
         return out_PQD.flatten(0, 1)
 
 
-@part
+@saveable
 class LayerQFormer(nn.Module):
     """`queries` slots a crop, however long it is, read from several layers of the encoder.
 

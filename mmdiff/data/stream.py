@@ -112,7 +112,7 @@ class Stream:
         if (c, i) in self._kept:
             return self._kept[c, i], component.name
         with at_row(component.name, i):
-            sample = read(component.task.sample(component.rows[i], vocab), readers)
+            sample = read_media(component.task.sample(component.rows[i], vocab), readers)
         size = OVERHEAD + sum(p.data.values.nbytes for p in sample if isinstance(p, Media) and isinstance(p.data, Item))
         if size <= self._room:
             self._room -= size
@@ -120,7 +120,7 @@ class Stream:
         return sample, component.name
 
 
-def read(sample: Sample, readers: Mapping[str, Reader]) -> Sample:
+def read_media(sample: Sample, readers: Mapping[str, Reader]) -> Sample:
     """`sample` with its media as Items; kinds that no reader reads are left for `collate` to name."""
     return [
         Media(p.kind, readers[p.kind].read(p.data))
@@ -171,5 +171,5 @@ def canvases(
     samples = []
     for i, row in enumerate(rows):
         with at_row(name, first + i):
-            samples.append(read(task.prompt(row, vocab), readers))
+            samples.append(read_media(task.prompt(row, vocab), readers))
     return collate(samples, vocab, readers, index=range(first, first + len(rows)), side="left")

@@ -96,7 +96,7 @@ def evaluate_run(folder: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not sets:
         raise ConfigError(f"{folder}: eval.data names no set of rows")
     sources = {name: build(node, where=f"eval.data.{name}") for name, node in sets.items()}
-    session = load(folder, *answering(overrides))
+    session = load(folder, *session_overrides(overrides))
     results, shown = {}, {}
     for name, rows in sources.items():
         results[name], records = evaluate(
@@ -110,7 +110,7 @@ def evaluate_run(folder: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return {"eval": results, "report": str(run.folder / "report.html")}
 
 
-def answering(overrides: Sequence[str]) -> list[str]:
+def session_overrides(overrides: Sequence[str]) -> list[str]:
     """Those that change how a model answers: of `sampler` and `task`, or all of it (`task=dotted.Path`)."""
     return [word for word in overrides if word.partition("=")[0].partition(".")[0] in ("sampler", "task")]
 

@@ -21,17 +21,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mmdiff.config import build, check_nodes, load_config, parsed, typed_sampler
+from mmdiff.config import build, check_nodes, load_config, parsed, task_and_sampler
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.files import flat, write_text
 from mmdiff.model.saving import read_config
 from mmdiff.protocols import Source
 from mmdiff.samplers.options import generation_config
-from mmdiff.samplers.rules.rules import part, rules_of
+from mmdiff.samplers.rules.rules import build_rule, rules_of
 from mmdiff.session import Session, find_model, load
 
-from .evaluate import answering, evaluate
+from .evaluate import evaluate, session_overrides
 from .sweep_report import names, write_page, write_plot, write_table
 
 PARTS = ("sampler", "task", "eval")  # what cells may differ in: the model is loaded once
@@ -79,7 +79,7 @@ def sweep(
     known = {} if fresh else read_cells(file)
     missing = [point for point in points if _key(point.settings) not in known]
     if missing:
-        jobs = _prepare(load(folder, *answering(overrides)), missing)
+        jobs = _prepare(load(folder, *session_overrides(overrides)), missing)
         target.mkdir(parents=True, exist_ok=True)
         with tqdm(total=len(jobs), desc="sweep", file=sys.stderr, leave=False) as bar:
             for _, cell in itertools.groupby(jobs, key=lambda job: job[0].cell):
@@ -168,7 +168,7 @@ def _points(folder: Path, cell: Cell, overrides: Sequence[str]) -> list[Point]:
     check_nodes(config)
     model = find_model(folder)
     saved = read_config(model)
-    task, sampler = typed_sampler(saved.get("task"), saved.get("sampler") or {}, answering(words))
+    task, sampler = task_and_sampler(saved.get("task"), saved.get("sampler") or {}, session_overrides(words))
     generation_config(sampler)
     sets = {name: node for name, node in config.eval.data.items() if node}
     if not sets:
@@ -193,7 +193,7 @@ def _prepare(session: Session, points: Sequence[Point]) -> list[tuple[Point, Ses
         sampler = GenerationConfig(**point.settings["sampler"])
         rules_of(sampler)
         if sampler.draft is not None:
-            part(sampler.draft)
+            build_rule(sampler.draft)
         task = once(point.settings["task"], "task")
         rows = once(point.settings["rows"], f"eval.data.{point.settings['set']}")
         jobs.append((point, replace(session, task=task, sampler=sampler), rows))

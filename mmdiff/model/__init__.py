@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from .model import MediaReader as MediaReader
     from .model import MMDiff as MMDiff
     from .model import build_model as build_model
-    from .model import canvas as canvas
+    from .model import prompt_canvas as prompt_canvas
 
-_HOMES = {"MMDiff": "model", "MediaReader": "model", "build_model": "model", "canvas": "model"}
+_HOMES = {"MMDiff": "model", "MediaReader": "model", "build_model": "model", "prompt_canvas": "model"}
 __all__ = list(_HOMES)
 __getattr__, __dir__ = lazy(__name__, _HOMES)

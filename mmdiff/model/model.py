@@ -243,7 +243,7 @@ class MMDiff(nn.Module):
                 raise ConfigError("attention_mask: a Batch brings its own (attend_BL)")
             batch = batch_or_ids
         else:
-            batch = canvas(batch_or_ids, attention_mask, config.max_new_tokens, self.vocab)
+            batch = prompt_canvas(batch_or_ids, attention_mask, config.max_new_tokens, self.vocab)
         batch = to_device(batch, self.device)
         with evaluating(self):
             denoise = self.denoiser(batch, prefix_cache=config.prefix_cache, restrict=not config.guidance_scale)
@@ -278,7 +278,7 @@ class MMDiff(nn.Module):
         return model.eval()
 
 
-def canvas(ids_BP: Tensor, attention_mask: Tensor | None, new: int, vocab: Vocab) -> Batch:
+def prompt_canvas(ids_BP: Tensor, attention_mask: Tensor | None, new: int, vocab: Vocab) -> Batch:
     """Prompt ids (B, P) followed by `new` open positions."""
     if ids_BP.ndim != 2:
         raise ConfigError(f"generate: prompt ids have shape {tuple(ids_BP.shape)}, expected (batch, length)")

@@ -46,7 +46,7 @@ class Positions:
         return values_BL.gather(1, self.at_BN.clamp(max=values_BL.shape[1] - 1))
 
 
-def canvas(at_BN: Tensor, h_BND: Tensor, length: int) -> Tensor:
+def scatter_to_canvas(at_BN: Tensor, h_BND: Tensor, length: int) -> Tensor:
     """(B, length, D): hidden states at their positions, zeros elsewhere."""
     b, _, width = h_BND.shape
     longer_BLD = h_BND.new_zeros(b, length + 1, width)  # the last position takes what fills rows up
@@ -79,7 +79,7 @@ def hidden_copies(model: Model, ids_RL: Tensor, batch: Batch, features: Mapping[
     h_BND = model.backbone.hidden(x_BND, there_BN, position_ids_BN, copy_RL=copy_N.expand(b, -1))
     h_BCD, *h_nBTD = h_BND.split([context.at_BN.shape[1], *[size] * copies], 1)
     h_RND = torch.cat([torch.cat([h_BCD, h_BTD], 1) for h_BTD in h_nBTD])
-    return canvas(torch.cat([context.at_BN, target.at_BN], 1).repeat(copies, 1), h_RND, length)
+    return scatter_to_canvas(torch.cat([context.at_BN, target.at_BN], 1).repeat(copies, 1), h_RND, length)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Prefix:
             memory=self.memory.chosen(row_R),
         )
         at_RN = torch.cat([context.at_BN, target.at_BN], 1)
-        return canvas(at_RN, torch.cat([self.h_BCD[row_R], h_RTD], 1), ids_RL.shape[1])
+        return scatter_to_canvas(at_RN, torch.cat([self.h_BCD[row_R], h_RTD], 1), ids_RL.shape[1])
 
 
 def _slots(positions: Positions, batch: Batch) -> dict[str, Tensor]:

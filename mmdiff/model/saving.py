@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmdiff.config import locate
-from mmdiff.config.parts import is_part
+from mmdiff.config.saveable import is_saveable
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.files import link, replace_folder
 from mmdiff.protocols import Model
@@ -119,7 +119,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_targets(node: Any, where: str, allowed: Callable[[Any], bool] = is_part) -> None:
+def check_targets(node: Any, where: str, allowed: Callable[[Any], bool] = is_saveable) -> None:
     """Raise ConfigError for a node that names anything but a class that is `allowed`, here or in its arguments.
 
     A saved folder may come from anyone; what it names is looked up (its module is imported) but not called.

@@ -27,7 +27,7 @@ from .loop import sample
 from .options import generation_config
 from .result import Generation
 from .rules.propose import confidence
-from .rules.rules import part
+from .rules.rules import build_rule
 from .streamers import Streamer
 
 ROWS = 64  # canvases of one leave-one-out call
@@ -54,7 +54,7 @@ class DraftRule(Protocol):
 
 
 @dataclass(frozen=True)
-class Random:
+class MaskRandom:
     """floor(ratio * n) of a row's n draft positions, at random."""
 
     ratio: float = 0.3
@@ -73,7 +73,7 @@ class Random:
 
 
 @dataclass(frozen=True)
-class LowConfidence:
+class MaskLeastConfident:
     """floor(ratio * n) of a row's n draft positions: those whose tokens the model, asked without them, finds least likely.
 
     probe: how it is asked. "mask": with all draft positions masked, in one forward. "eos": with end-of-sequence in all of
@@ -95,7 +95,7 @@ class LowConfidence:
 
 
 @dataclass(frozen=True)
-class SemiAutoregressive:
+class MaskChunks:
     """Round(1 / ratio) chunks of the draft from left to right, each opened whole while all others are in sight:
     those to the left already written again, those to the right as drafted. The last chunk takes the remainder.
     """
@@ -160,7 +160,7 @@ def rewrite(
     rounds and of probes; closed positions have step 0 and, where the rule asked, the model's probability for them.
     """
     config = generation_config(config)
-    rule: DraftRule = part(config.draft)
+    rule: DraftRule = build_rule(config.draft)
     once = replace(config, draft=None, early_stop=False)
     open_BL = batch.target_BL & (batch.ids_BL == vocab.mask_id)
     zeros_B = torch.zeros(len(batch), dtype=torch.int64, device=batch.ids_BL.device)

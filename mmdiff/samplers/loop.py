@@ -20,7 +20,7 @@ from mmdiff.protocols import Denoise
 
 from .constraints import allowed
 from .guidance import guided
-from .noise import Draws
+from .noise import StepNoise
 from .options import generation_config
 from .result import Generation
 from .rules.propose import confidence, propose
@@ -96,7 +96,7 @@ def sample(
             now_RL = _now(logits_QV[~predict_Q], out.ids_BL[row_R], again_RL, late_E)
             row_P, position_P, logits_PV = row_Q[predict_Q], position_Q[predict_Q], logits_QV[predict_Q]
         at_P = row_R[row_P], position_P
-        draws = Draws(config.seed, sample_B[row_R], out.forwards_B[row_R], open_R)
+        draws = StepNoise(config.seed, sample_B[row_R], out.forwards_B[row_R], open_R)
         end = config.temperature_end
         ids_P = propose(logits_PV, config.temperature if end is None else state.between(config.temperature, end), draws)
 

@@ -27,7 +27,7 @@ def uniform(seed: int, sample: int, step: int, stream: str, shape: tuple[int, ..
 
 
 @dataclass(frozen=True)
-class Draws:
+class StepNoise:
     """The random numbers of one step. sample_R and step_R identify the rows, count_R are their wanted positions."""
 
     seed: int

@@ -215,7 +215,7 @@ class Stage:
                 self.model,
                 None if last else self.optimizer,
                 progress,
-                extra=answering(self.config, self.task),
+                extra=config_entries(self.config, self.task),
                 frozen=self.frozen,
                 keep=self.settings.keep,
             )
@@ -224,7 +224,7 @@ class Stage:
         self.accelerator.wait_for_everyone()
 
 
-def answering(config: Config, task: Task | None) -> dict[str, Any]:
+def config_entries(config: Config, task: Task | None) -> dict[str, Any]:
     """What a saved model knows besides itself: how it is asked, and what its task has found in data (`constants`)."""
     node, constants = config.task, getattr(task, "constants", None)
     if constants is not None:

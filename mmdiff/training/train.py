@@ -21,7 +21,7 @@ from mmdiff.protocols import Task
 from mmdiff.runs.checkpoint import Progress, found, load_moments, prune, read_progress
 from mmdiff.runs.folder import Run, open_run
 
-from .stage import Stage, answering
+from .stage import Stage, config_entries
 
 
 def train(config: Config, *, fresh: bool = False) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def fit(
     }
     if accelerator.is_main_process:
         if not run.model.exists():
-            save_model(model, run.model, extra=answering(config, task))
+            save_model(model, run.model, extra=config_entries(config, task))
         prune(run.checkpoints, settings.keep)  # a kill may have come before the last stage did so
         for frozen in run.checkpoints.glob("frozen-*.safetensors"):
             frozen.unlink()

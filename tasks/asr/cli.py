@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from .task import ASR
 
 STRATEGIES = {
-    "random": {"target": "mmdiff.samplers.deliberation.Random"},
-    "low_confidence": {"target": "mmdiff.samplers.deliberation.LowConfidence"},
-    "leave_one_out": {"target": "mmdiff.samplers.deliberation.LowConfidence", "probe": "leave_one_out"},
-    "semi_autoregressive": {"target": "mmdiff.samplers.deliberation.SemiAutoregressive"},
+    "random": {"target": "mmdiff.samplers.deliberation.MaskRandom"},
+    "low_confidence": {"target": "mmdiff.samplers.deliberation.MaskLeastConfident"},
+    "leave_one_out": {"target": "mmdiff.samplers.deliberation.MaskLeastConfident", "probe": "leave_one_out"},
+    "semi_autoregressive": {"target": "mmdiff.samplers.deliberation.MaskChunks"},
 }
 
 

@@ -34,11 +34,11 @@ DEVELOPMENT = "development"
 DRAFTS = "mmdiff.samplers.deliberation."
 STANDALONE = {"standalone": None}
 STRATEGIES: Mapping[str, dict[str, Any]] = {
-    **{f"random {r}": {"target": DRAFTS + "Random", "ratio": r} for r in (0.3, 0.5, 0.7)},
-    **{f"low confidence {r}": {"target": DRAFTS + "LowConfidence", "ratio": r} for r in (0.3, 0.5, 0.7)},
-    "leave one out 0.5": {"target": DRAFTS + "LowConfidence", "ratio": 0.5, "probe": "leave_one_out"},
-    "semi-autoregressive 0.25": {"target": DRAFTS + "SemiAutoregressive", "ratio": 0.25},
-    "semi-autoregressive 0.125": {"target": DRAFTS + "SemiAutoregressive", "ratio": 0.125},
+    **{f"random {r}": {"target": DRAFTS + "MaskRandom", "ratio": r} for r in (0.3, 0.5, 0.7)},
+    **{f"low confidence {r}": {"target": DRAFTS + "MaskLeastConfident", "ratio": r} for r in (0.3, 0.5, 0.7)},
+    "leave one out 0.5": {"target": DRAFTS + "MaskLeastConfident", "ratio": 0.5, "probe": "leave_one_out"},
+    "semi-autoregressive 0.25": {"target": DRAFTS + "MaskChunks", "ratio": 0.25},
+    "semi-autoregressive 0.125": {"target": DRAFTS + "MaskChunks", "ratio": 0.125},
 }
 NOTES = [
     "Commands spoken by espeak-ng: 49 voices in training, 28 others in the last column; noise of 5 dB in the second. "

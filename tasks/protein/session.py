@@ -37,7 +37,7 @@ import torch
 from mmdiff.backbones import load_backbone
 from mmdiff.backbones.load import local_folder
 from mmdiff.backbones.weights import read_json
-from mmdiff.config import build, parsed, typed_sampler
+from mmdiff.config import build, parsed, task_and_sampler
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.features import fingerprint
@@ -67,7 +67,7 @@ def opened(path: str | Path, overrides: Sequence[str] = ()) -> Session:
             )
         return session
     others = [one for one in overrides if not one.startswith(OWN)]
-    task, sampler = typed_sampler({"target": "mmdiff.tasks.protein.Protein"}, SAMPLER, others)
+    task, sampler = task_and_sampler({"target": "mmdiff.tasks.protein.Protein"}, SAMPLER, others)
     protein = build(task, where="task")
     node = _node(path, [one.removeprefix(OWN) for one in overrides if one.startswith(OWN)])
     model = MMDiff(build(node, where="backbone")).eval()

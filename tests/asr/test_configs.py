@@ -132,10 +132,10 @@ def test_the_second_stage_of_diffa_goes_on_from_the_first(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "name, override",
     [
-        ("asr-whisper-llada", "sampler.draft={target: mmdiff.samplers.deliberation.SemiAutoregressive, ratio: 0.25}"),
+        ("asr-whisper-llada", "sampler.draft={target: mmdiff.samplers.deliberation.MaskChunks, ratio: 0.25}"),
         (
             "asr-whisper-llada",
-            "sampler.draft={target: mmdiff.samplers.deliberation.LowConfidence, ratio: 0.3, probe: eos}",
+            "sampler.draft={target: mmdiff.samplers.deliberation.MaskLeastConfident, ratio: 0.3, probe: eos}",
         ),
         ("asr-whisper-llada", "task.min_slack=0"),
         ("asr-whisper-llada", "model.encoders.audio.trim=false"),

@@ -54,7 +54,7 @@ def test_the_demonstration_end_to_end(
         "--axis",
         "sampler.draft.ratio=[0.3,0.9]",
         "--axis",
-        "sampler.draft.target=[mmdiff.samplers.deliberation.Random]",
+        "sampler.draft.target=[mmdiff.samplers.deliberation.MaskRandom]",
     ]
     assert main(["sweep", "runs/demo-asr", "task.draft=true", "eval.limit=4", *axes, "--json"]) == 0
     cells = json.loads(capsys.readouterr().out.splitlines()[-1])["cells"]

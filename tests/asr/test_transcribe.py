@@ -59,11 +59,11 @@ def chances(records: Sequence[Any]) -> Any:
 WAYS: dict[str, dict[str, Any]] = {
     "standalone": {},
     "threshold": {"threshold": 0.9},
-    "random": {"draft": {"target": DRAFTS + "Random", "ratio": 0.5}},
-    "low_confidence": {"draft": {"target": DRAFTS + "LowConfidence", "ratio": 0.5}},
-    "leave_one_out": {"draft": {"target": DRAFTS + "LowConfidence", "ratio": 0.3, "probe": "leave_one_out"}},
-    "semi_autoregressive": {"draft": {"target": DRAFTS + "SemiAutoregressive", "ratio": 0.25}},
-    "heard": {"draft": {"target": DRAFTS + "LowConfidence", "ratio": 0.5}, "first": True, "words": True},
+    "random": {"draft": {"target": DRAFTS + "MaskRandom", "ratio": 0.5}},
+    "low_confidence": {"draft": {"target": DRAFTS + "MaskLeastConfident", "ratio": 0.5}},
+    "leave_one_out": {"draft": {"target": DRAFTS + "MaskLeastConfident", "ratio": 0.3, "probe": "leave_one_out"}},
+    "semi_autoregressive": {"draft": {"target": DRAFTS + "MaskChunks", "ratio": 0.25}},
+    "heard": {"draft": {"target": DRAFTS + "MaskLeastConfident", "ratio": 0.5}, "first": True, "words": True},
 }
 
 
@@ -118,7 +118,7 @@ def test_sound_is_read_when_its_batch_is_due_and_once(
     read, forward = encoder.read, encoder.forward
     monkeypatch.setattr(encoder, "read", lambda data: log.append("read") or read(data))  # type: ignore[func-returns-value]
     monkeypatch.setattr(encoder, "forward", lambda *a: log.append("encode") or forward(*a))  # type: ignore[func-returns-value]
-    draft = {"target": DRAFTS + "LowConfidence"}
+    draft = {"target": DRAFTS + "MaskLeastConfident"}
     transcribe(session, rows, seconds=1.0, out=tmp_path / "o.jsonl", words=True, first=True, draft=draft)
     assert log == ["read", "read", "encode"] * 3
 
@@ -137,7 +137,7 @@ def test_a_record(session: Session, tmp_path: Path) -> None:
     records = transcribe(
         session,
         [part, {"audio": made}, {"audio": path, "snr": 3}],
-        draft={"target": DRAFTS + "SemiAutoregressive"},
+        draft={"target": DRAFTS + "MaskChunks"},
         words=True,
     )
     first, second, third = records
@@ -234,7 +234,7 @@ def without_clock(file: Path) -> list[Any]:
 def test_an_interrupted_run_goes_on_and_ends_alike(
     session: Session, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"seconds": 5.0, "settings": {"rows": "m"}, "draft": {"target": DRAFTS + "Random"}}
+    options: dict[str, Any] = {"seconds": 5.0, "settings": {"rows": "m"}, "draft": {"target": DRAFTS + "MaskRandom"}}
     done = transcribe(session, rows, out=tmp_path / "whole.jsonl", **options)
     file, inner, calls = tmp_path / "out.jsonl", module._records, []
 
@@ -276,7 +276,7 @@ def test_a_failing_row_keeps_what_was_done(session: Session, tmp_path: Path) -> 
         ({"settings": {"rows": "other"}}, r"with another rows \('m', now 'other'\)"),
         ({"words": True}, r"with another words \(False, now True\)"),
         ({"steps": 3}, r"with another sampler.steps \(6, now 3\)"),
-        ({"draft": {"target": DRAFTS + "Random"}}, r"with another sampler.draft"),
+        ({"draft": {"target": DRAFTS + "MaskRandom"}}, r"with another sampler.draft"),
         ({"rows": [1, 0, 2]}, r"was written for other rows \(row 0 is 'u0'\)"),
         ({"rows": [0, 1]}, r"was written for other rows \(row 2 is 'u2'\)"),
     ],
@@ -332,7 +332,7 @@ def test_rows_and_models_that_cannot_be_used(session: Session, tmp_path: Path) -
 def test_rows_without_sound_are_worked_on_too(session: Session) -> None:
     """The control of a model that does not hear."""
     rows = [{"duration": 1.0, "hypothesis": "call one"}, row(0.5, hypothesis="call one")]
-    silent, heard = transcribe(session, rows, draft={"target": DRAFTS + "Random", "ratio": 1.0})
+    silent, heard = transcribe(session, rows, draft={"target": DRAFTS + "MaskRandom", "ratio": 1.0})
     assert "audio" not in silent and len(silent["canvas"]) == 4 and silent["canvas"] != heard["canvas"]
-    (alone,) = transcribe(session, rows[:1], draft={"target": DRAFTS + "Random", "ratio": 1.0})
+    (alone,) = transcribe(session, rows[:1], draft={"target": DRAFTS + "MaskRandom", "ratio": 1.0})
     assert told([alone]) == told([silent])

@@ -13,7 +13,7 @@ from mmdiff.backbones import Backbone, new_backbone
 from mmdiff.canvas.batch import MediaBatch
 from mmdiff.canvas.sample import Item, Media, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.config.settings import Config, ModelConfig, StageConfig, TrainConfig
 
 WORDS = ["where", "north", "east", "south", "west"]
@@ -64,7 +64,7 @@ class Where:
         return {"exact": float(prediction == row["answer"])}
 
 
-@part
+@saveable
 class Patches(nn.Module):
     """(N, 1, 8, 8) -> (N, 4, 16); dropout shows whether a frozen tower is left in training mode."""
 
@@ -85,7 +85,7 @@ class Patches(nn.Module):
     def gradient_checkpointing(self, on: bool) -> None: ...
 
 
-@part
+@saveable
 class Project(nn.Module):
     def __init__(self, *, width_in: int, width_out: int) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ from mmdiff.tasks.vla.codecs.bins import DCTBins, QuantileBins, UniformBins
 from mmdiff.tasks.vla.codecs.fast import FAST
 from mmdiff.tasks.vla.codecs.normalise import Statistics
 from mmdiff.tasks.vla.task import VLA
-from mmdiff.training.stage import answering
+from mmdiff.training.stage import config_entries
 
 RNG = np.random.default_rng(0)
 ACTIONS = np.column_stack([RNG.normal(0, 0.3, (400, 3)), RNG.choice([0.0, 1.0], 400)]).astype(np.float32)
@@ -237,7 +237,7 @@ def policy(tmp_path: Path) -> Path:
     from mmdiff.model.saving import save_model
 
     task = VLA(str(file), binary=["grip"])
-    save_model(model, tmp_path / "policy", extra=answering(Config(task=node), task))
+    save_model(model, tmp_path / "policy", extra=config_entries(Config(task=node), task))
     file.unlink()
     return tmp_path / "policy"
 
@@ -262,11 +262,11 @@ def test_batches_and_padding_change_no_answer(tmp_path: Path) -> None:
 def test_one_step_of_training_through_the_objective(tmp_path: Path) -> None:
     session = load(policy(tmp_path))
     from mmdiff.data.collate import collate
-    from mmdiff.data.stream import read
+    from mmdiff.data.stream import read_media
     from mmdiff.diffusion.keys import NoiseKey
 
     model, task = session.model, session.task
-    samples = [read(task.sample(r, model.vocab), model.readers) for r in (row(), row(instruction="open"))]
+    samples = [read_media(task.sample(r, model.vocab), model.readers) for r in (row(), row(instruction="open"))]
     batch = collate(samples, model.vocab, model.readers)
     objective = Denoise(denominator="each", copies=2)
     plan = objective.plan(batch, NoiseKey(0, 0, "x"), model.vocab)

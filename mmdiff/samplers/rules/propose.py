@@ -7,12 +7,12 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from mmdiff.samplers.noise import Draws
+from mmdiff.samplers.noise import StepNoise
 
 # Propose -------------------------------------------------------------------------------------------------------------
 
 
-def propose(logits_PV: Tensor, temperature: float | Tensor, draws: Draws) -> Tensor:
+def propose(logits_PV: Tensor, temperature: float | Tensor, draws: StepNoise) -> Tensor:
     """A token for each position: the likeliest, or a draw from softmax(logits / temperature), which may be (R,).
 
     The draw is `argmax exp(l) / (-log u)^T` (LLaDA), here in logarithms, `argmax l - T log(-log u)`. It is done in

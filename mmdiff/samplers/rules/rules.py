@@ -36,16 +36,16 @@ class Rules:
 
 def rules_of(config: GenerationConfig) -> Rules:
     """The rules a configuration names. Raises ConfigError where a dotted path or its arguments are wrong."""
-    score = SCORES[config.remasking]() if config.remasking in SCORES else part({"target": config.remasking})
+    score = SCORES[config.remasking]() if config.remasking in SCORES else build_rule({"target": config.remasking})
     select: Select = Quota() if config.threshold is None else Threshold(config.threshold)
     return Rules(
         score=score,
-        select=select if config.select is None else part(config.select),
-        revise=None if config.revise is None else part(config.revise),
+        select=select if config.select is None else build_rule(config.select),
+        revise=None if config.revise is None else build_rule(config.revise),
     )
 
 
-def part(node: Any) -> Any:
+def build_rule(node: Any) -> Any:
     """A node of a configuration, or a rule made in Python."""
     from mmdiff.config import build
 

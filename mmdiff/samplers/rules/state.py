@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mmdiff.samplers.noise import Draws
+from mmdiff.samplers.noise import StepNoise
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Proposal:
     ids_P: Tensor  # int64
     confidence_P: Tensor  # fp32, probability of ids_P; temperature plays no part in it
     quota_R: Tensor  # int64, positions a row commits at this step under the schedule
-    draws: Draws
+    draws: StepNoise
     state: State
 
 

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from mmdiff.backbones.load import backbone_from_folder
 from mmdiff.canvas.batch import to_device
-from mmdiff.config import build, typed_sampler
+from mmdiff.config import build, task_and_sampler
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
-from mmdiff.data.stream import read
+from mmdiff.data.stream import read_media
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.model import MMDiff
 from mmdiff.model.params import add_adapters, apply_rules, read_rules
@@ -101,7 +101,7 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         """The loss of masked denoising over the action tokens, and figures of it. Padded actions do not count."""
         rows, task, vocab = self.rows(batch), self.session.task, self.model.vocab
-        samples = [read(task.sample(row, vocab), self.model.readers) for row in rows]
+        samples = [read_media(task.sample(row, vocab), self.model.readers) for row in rows]
         key = NoiseKey(drawn(), stream="lerobot", batch=len(rows))
         plan = self.objective.plan(collate(samples, vocab, self.model.readers), key, vocab)
         count = max(plan.counts["denoise"], 1.0)
@@ -221,7 +221,7 @@ def answering(
     settings = {**(described.get("sampler") or {}), **config.sampler}
     if "." in (rule := settings.get("remasking") or ""):
         check_targets({"target": rule}, f"{where}: sampler.remasking", is_ours)
-    node, sampler = typed_sampler(described.get("task"), settings, ())
+    node, sampler = task_and_sampler(described.get("task"), settings, ())
     task = build(node, where="task") if node else None
     if not isinstance(task, VLA):
         raise ValueError(f"run: {where} has the task {type(task).__name__}, expected mmdiff.tasks.vla.VLA")

@@ -26,7 +26,7 @@ from mmdiff.canvas.batch import to_device
 from mmdiff.canvas.sample import Sample as Canvas
 from mmdiff.canvas.sample import canvas_length
 from mmdiff.data.collate import collate
-from mmdiff.data.stream import at_row, read
+from mmdiff.data.stream import at_row, read_media
 from mmdiff.data.token_budget import batch_by_tokens, token_budget
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
@@ -342,7 +342,7 @@ def noise_number(number: int, row: Row, attempt: int = 0) -> int:
 
 def _canvas(layout: Any, session: Session, row: Row, k: int) -> Canvas:
     try:
-        return read(layout(row, session.model.vocab), session.model.readers)
+        return read_media(layout(row, session.model.vocab), session.model.readers)
     except DataError as error:
         if row.get("where") and str(row["where"]) in str(error):
             raise

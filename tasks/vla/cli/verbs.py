@@ -118,7 +118,7 @@ def codec(args: argparse.Namespace) -> Output:
 
 def replay(args: argparse.Namespace) -> Output:
     """send recorded actions through the codec, and into the simulator they were recorded in"""
-    from mmdiff.config import build, typed_sampler
+    from mmdiff.config import build, task_and_sampler
     from mmdiff.tasks.vla.rollout.replay import replay as run
 
     own, overrides = [w for w in args.words if not w.startswith("world.")], args.words
@@ -126,7 +126,7 @@ def replay(args: argparse.Namespace) -> Output:
         task: VLA = _session(args.run, own).task  # type: ignore[assignment]
     else:
         node = {"target": "mmdiff.tasks.vla.VLA", "statistics": args.dataset}
-        task = build(typed_sampler(node, {}, own)[0], where="task")
+        task = build(task_and_sampler(node, {}, own)[0], where="task")
     if not args.world and len(own) < len(overrides):
         raise UserError(f"{next(w for w in overrides if w not in own)}: settings of a simulator need --world")
     spec = _spec(args.world, overrides) if args.world else None

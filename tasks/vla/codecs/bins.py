@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, DataError
 
 from .normalise import Normaliser, Statistics
@@ -24,7 +24,7 @@ Bools = NDArray[np.bool_]
 
 
 class ActionCodec(Protocol):
-    """Made from plain configuration values, under `@part`. A code is 0..size-1: so many ids are reserved for it.
+    """Made from plain configuration values, under `@saveable`. A code is 0..size-1: so many ids are reserved for it.
 
     Binary dimensions of the normaliser keep their sign, and so their value, in every codec that is bound to it.
     """
@@ -59,7 +59,7 @@ class ActionCodec(Protocol):
         ...
 
 
-@part
+@saveable
 class UniformBins:
     """`bins` equal intervals of [-1, 1]: a code an entry, action after action (OpenVLA, LLaDA-VLA).
 
@@ -68,7 +68,7 @@ class UniformBins:
     centres, and OpenVLA's id is its vocabulary's size - 1 - code.
     """
 
-    node: dict[str, Any]  # set by @part
+    node: dict[str, Any]  # set by @saveable
 
     def __init__(self, bins: int = 32) -> None:
         self.bins = self.size = checked_bins(bins)
@@ -92,7 +92,7 @@ class UniformBins:
         return chunk, dims
 
 
-@part
+@saveable
 class QuantileBins:
     """Bins that hold equally many of the values the statistics were made of, dimension by dimension.
 
@@ -102,7 +102,7 @@ class QuantileBins:
     `Statistics.grid` after normalisation, so the codec must be bound before it encodes.
     """
 
-    node: dict[str, Any]  # set by @part
+    node: dict[str, Any]  # set by @saveable
 
     def __init__(self, bins: int = 256) -> None:
         self.bins = self.size = checked_bins(bins)
@@ -152,7 +152,7 @@ class QuantileBins:
         return self.edges_DB, self.medians_DB
 
 
-@part
+@saveable
 class DCTBins:
     """The `keep` lowest frequencies of each dimension over the chunk, each coefficient in `bins` equal intervals.
 
@@ -167,7 +167,7 @@ class DCTBins:
     (known once bound), whose switch a cut series would blur, follow as a code an action, action after action.
     """
 
-    node: dict[str, Any]  # set by @part
+    node: dict[str, Any]  # set by @saveable
 
     def __init__(self, bins: int = 63, keep: int = 3, ranges: Sequence[float] | None = None) -> None:
         self.bins = self.size = checked_bins(bins)

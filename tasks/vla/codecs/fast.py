@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, DataError
 
 from .bins import Bools, Codes, Floats, checked_chunk, checked_codes, dct
@@ -24,7 +24,7 @@ FIRST = 0xF0000  # coefficient -radius is written as this character, of a plane 
 FIELDS = ("scale", "radius", "merges", "max_tokens")
 
 
-@part
+@saveable
 class FAST:
     """round(scale * c) of the orthonormal DCT-II of every dimension, low frequencies first, their dimensions together,
     as codes of a table of merges. Fewer codes than entries where motion is smooth.
@@ -42,7 +42,7 @@ class FAST:
     those too many, `surplus` counts them. No code is padded unless all actions are.
     """
 
-    node: dict[str, Any]  # set by @part
+    node: dict[str, Any]  # set by @saveable
 
     def __init__(self, table: str | Path | Mapping[str, Any], max_tokens: int | None = None) -> None:
         self.table = _checked(_read(table) if isinstance(table, str | Path) else table)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmdiff.data.collate import collate
-from mmdiff.data.stream import at_row, read
+from mmdiff.data.stream import at_row, read_media
 from mmdiff.errors import ConfigError
 from mmdiff.protocols import Row
 from mmdiff.session import Session
@@ -64,7 +64,7 @@ class ModelPolicy:
         samples = []
         for i, row in enumerate(rows):
             with at_row("", i):
-                samples.append(read(task.prompt(row, model.vocab), model.readers))
+                samples.append(read_media(task.prompt(row, model.vocab), model.readers))
         index = [row.get("index", self.rows + i) for i, row in enumerate(rows)]
         batch = collate(samples, model.vocab, model.readers, index=index, side="left")
         out = model.generate(batch, generation_config=self.session.sampler, **self.named)

@@ -11,11 +11,11 @@ import toy
 
 from mmdiff import check
 from mmdiff.canvas.batch import MediaBatch
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 
 
-@part
+@saveable
 class Broken(toy.Project):
     def forward(self, features_NTE: torch.Tensor, media: MediaBatch) -> torch.Tensor:
         return super().forward(features_NTE, media) * torch.nan

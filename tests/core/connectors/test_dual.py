@@ -18,7 +18,7 @@ from transformers.models.bert.modeling_bert import BertEncoder
 
 from mmdiff.canvas.sample import Item, Media, Target
 from mmdiff.config import build
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.connectors.dual import DualAdapter, diffa_name
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError
@@ -179,7 +179,7 @@ def test_prompts_start_as_large_as_semantic_slots() -> None:
         assert rms[20:].mean().item() == pytest.approx(size, rel=0.05)
 
 
-@part
+@saveable
 class Sound(nn.Module):
     """Samples as they are, IN of them a feature."""
 

@@ -16,7 +16,7 @@ from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError
 from mmdiff.samplers.loop import sample
-from mmdiff.samplers.noise import Draws
+from mmdiff.samplers.noise import StepNoise
 from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.result import Generation
 from mmdiff.samplers.rules.maskgit import RandomTopK
@@ -183,7 +183,7 @@ def _proposal(p_N: Tensor, rows: int, step: int, of: int) -> Proposal:
     n = len(p_N)
     row_P = torch.arange(rows).repeat_interleave(n)
     ones_R = torch.ones(rows, dtype=torch.int64)
-    draws = Draws(0, torch.arange(rows), ones_R * step, ones_R * n)
+    draws = StepNoise(0, torch.arange(rows), ones_R * step, ones_R * n)
     position_P = torch.arange(n).repeat(rows)
     return Proposal(
         row_P, position_P, torch.zeros_like(row_P), p_N.repeat(rows), ones_R, draws, state([step] * rows, [of] * rows)

@@ -170,7 +170,7 @@ def test_no_line_is_believed_that_is_not_whole(junk: str, tmp_path: Path) -> Non
         ({"sampler.select.target": [f"{RULES}.Quota", f"{RULES}.Threshold"]}, [], 'Threshold needs "threshold"'),
         (
             {"sampler.draft.ratio": [0.5, 3.0]},
-            ["sampler.draft=mmdiff.samplers.deliberation.Random"],
+            ["sampler.draft=mmdiff.samplers.deliberation.MaskRandom"],
             "3.0 is not a share",
         ),
         ({"task.image": [True]}, ["task.imag=true"], "task.imag: toy.Where takes no such argument"),

@@ -18,7 +18,7 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.sample import Media, Sample, Target, Text
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError
-from mmdiff.model import MMDiff, build_model, canvas
+from mmdiff.model import MMDiff, build_model, prompt_canvas
 
 
 def model(image: bool = True) -> MMDiff:
@@ -239,7 +239,7 @@ def test_left_padded_ids_write_what_single_rows_write() -> None:
 def test_a_canvas_of_ids_is_the_collated_one() -> None:
     m = model(image=False)
     ids_BP, mask_BP = torch.tensor([[0, 4], [5, 6]]), torch.tensor([[0, 1], [1, 1]])
-    ours = canvas(ids_BP, mask_BP, 3, m.vocab)
+    ours = prompt_canvas(ids_BP, mask_BP, 3, m.vocab)
     theirs = lay(m, [[Text([4]), Target(length=3)], [Text([5, 6]), Target(length=3)]], side="left")
     for name in ("target_BL", "attend_BL", "position_ids_BL", "segment_BL", "index_B"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name

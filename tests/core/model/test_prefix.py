@@ -14,7 +14,7 @@ from mmdiff.backbones.esm import tokenizer as esm_tokenizer
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.sample import Media, Sample, Target, Text
 from mmdiff.data.collate import collate
-from mmdiff.data.stream import canvases, read
+from mmdiff.data.stream import canvases, read_media
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
@@ -40,7 +40,7 @@ def batch_of(m: MMDiff, side: str = "right") -> Batch:
         [Text([4]), Target([5, 6]), Text([8, 8]), Target([4])],
         [Text([4, 5]), image, Target([6, 7, 8, m.vocab.mask_id])],
     ]
-    return collate([read(s, m.readers) for s in samples], m.vocab, m.readers, side=side)  # type: ignore[arg-type]
+    return collate([read_media(s, m.readers) for s in samples], m.vocab, m.readers, side=side)  # type: ignore[arg-type]
 
 
 def hidden(m: MMDiff, batch: Batch, ids_RL: Tensor, copies: int = 1) -> Tensor:

@@ -17,12 +17,12 @@ from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError
 from mmdiff.protocols import Denoise
-from mmdiff.samplers.deliberation import Draft, LowConfidence, Random, SemiAutoregressive, lowest, rewrite
+from mmdiff.samplers.deliberation import Draft, MaskChunks, MaskLeastConfident, MaskRandom, lowest, rewrite
 
 WORDS = "a b c d e f g h i j k l".split()
 TOKENIZER = word_tokenizer(WORDS)
 VOCAB = Vocab(tokenizer=TOKENIZER, size=16, mask_id=2, eos_id=1, pad_id=0, slot_id=2)
-NAMES = {"random": Random, "low": LowConfidence, "chunks": SemiAutoregressive}
+NAMES = {"random": MaskRandom, "low": MaskLeastConfident, "chunks": MaskChunks}
 
 
 def ids(text: str) -> list[int]:
@@ -123,7 +123,7 @@ def test_probing_with_one_place_out_uses_the_other_words() -> None:
     batch = canvas(["b b c c"])  # behind "a": only the second b and the second c are copies
     ones = torch.ones(batch.ids_BL.shape)
     draft = Draft(copies, batch, VOCAB, 0, batch.target_BL, torch.zeros(1, dtype=torch.int64), ones)
-    (opened,) = LowConfidence(0.5, "leave_one_out")(draft)
+    (opened,) = MaskLeastConfident(0.5, "leave_one_out")(draft)
     assert opened[0].tolist() == [False, True, False, True, False]
 
 
@@ -189,10 +189,10 @@ def test_a_batch_is_its_rows() -> None:
 @pytest.mark.parametrize(
     ("node", "says"),
     [
-        ({"target": "mmdiff.samplers.deliberation.LowConfidence", "ratio": 0}, "above 0"),
-        ({"target": "mmdiff.samplers.deliberation.LowConfidence", "probe": "masked"}, 'did you mean "mask"'),
-        ({"target": "mmdiff.samplers.deliberation.LowConfident"}, 'did you mean "LowConfidence"'),
-        ({"target": "mmdiff.samplers.deliberation.Random", "share": 0.3}, "share"),
+        ({"target": "mmdiff.samplers.deliberation.MaskLeastConfident", "ratio": 0}, "above 0"),
+        ({"target": "mmdiff.samplers.deliberation.MaskLeastConfident", "probe": "masked"}, 'did you mean "mask"'),
+        ({"target": "mmdiff.samplers.deliberation.MaskLeastConfidant"}, 'did you mean "MaskLeastConfident"'),
+        ({"target": "mmdiff.samplers.deliberation.MaskRandom", "share": 0.3}, "share"),
     ],
 )
 def test_bad_rules_are_named(node: Any, says: str) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from mmdiff import load, train
 from mmdiff.canvas.batch import MediaBatch
 from mmdiff.canvas.sample import Item
-from mmdiff.config.parts import part
+from mmdiff.config.saveable import saveable
 from mmdiff.config.settings import Config, StageConfig
 from mmdiff.data.stream import Batches, Component, Stream
 from mmdiff.diffusion.keys import NoiseKey
@@ -42,7 +42,7 @@ RAGGED = {"target": "toy.Corners", "lengths": [1, 2, 5]}
 FROZEN_TOWER = [{"match": "encoders", "train": False}, {"match": "*"}]
 
 
-@part
+@saveable
 class Forgetful(nn.Module):
     """A connector with dropout, and a buffer that training moves."""
 

@@ -368,7 +368,7 @@ def test_a_source_without_an_iterator(session: Session) -> None:
 
 def test_drafts_are_refused_since_they_rewrite_what_is_given(session: Session) -> None:
     with pytest.raises(ConfigError, match="sampler.draft: opens residues that are given"):
-        generate(session, [{"sequence": "A_"}], draft={"target": "mmdiff.samplers.deliberation.Random"})
+        generate(session, [{"sequence": "A_"}], draft={"target": "mmdiff.samplers.deliberation.MaskRandom"})
 
 
 def test_a_target_of_one_kind_of_residue_has_no_shuffled_control() -> None:

@@ -1,4 +1,4 @@
-"""`@part`: a module remembers how it was made, so that a saved folder can make it again.
+"""`@saveable`: a module remembers how it was made, so that a saved folder can make it again.
 
 A model is saved as weights plus one node a part, `{target: dotted.path, **arguments}`; `mmdiff.config.build` reads it
 back. A part whose arguments point outside the folder (a directory of pre-trained weights, say) replaces them in its
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 T = TypeVar("T", bound=type)
 
 
-def part(cls: T) -> T:
+def saveable(cls: T) -> T:
     """Class decorator: `self.node` holds the dotted path and the arguments an instance was made with.
 
     An argument that is a part itself is stored as its node. `self.node` is there before `__init__` runs, which may
@@ -33,10 +33,10 @@ def part(cls: T) -> T:
         original(self, *args, **kwargs)
 
     cls.__init__ = __init__  # type: ignore[misc]
-    cls.made_with_part = True  # type: ignore[attr-defined]
+    cls.made_saveable = True  # type: ignore[attr-defined]
     return cls
 
 
-def is_part(found: object) -> bool:
-    """Whether `found` is a class that `@part` stands over itself, not only over a class it extends."""
-    return isinstance(found, type) and "made_with_part" in vars(found)
+def is_saveable(found: object) -> bool:
+    """Whether `found` is a class that `@saveable` stands over itself, not only over a class it extends."""
+    return isinstance(found, type) and "made_saveable" in vars(found)
