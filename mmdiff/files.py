@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +25,60 @@ def flat(tree: Any, key: str = "") -> dict[str, Any]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write aside, then rename: the file is the old one or the new one, never half of it."""
-    aside = file.with_name(f".{file.name}.part-{os.getpid()}")
-    with open(aside, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(aside, file)
+    """Write UTF-8 text: the file is the old one or the new one, never half of it."""
+    with aside(file) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path`, with the same ending, to write a file or make a folder under.
+
+    What was written is made durable and then gets the name `path` in one step, in place of a file or an empty folder;
+    after an error it is removed. What a killed process leaves matches `.*.part-*`.
+    """
+    part = part_of(path)
+    remove(part)
+    try:
+        yield part
+        commit(part, path)
+    finally:
+        remove(part)
+
+
+def part_of(path: Path) -> Path:
+    """The name beside `path` under which this process writes it."""
+    return path.with_name(f".{os.getpid()}.part-{path.name}")
+
+
+def commit(part: Path, path: Path) -> None:
+    """Make a file or folder durable, then give it its name. Raises OSError where there is a folder that is not empty."""
+    for file in [*part.rglob("*"), part]:
+        sync(file)
+    if part.is_dir() and path.exists():
+        path.rmdir()
+    os.replace(part, path)
+    sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; nothing happens where there is neither."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()
 
 
 def link(source: Path, target: Path) -> None:
+    """Give a file a second name, or a copy where the two names are on different file systems."""
     try:
         os.link(source, target)
-    except OSError:  # another file system
+    except OSError:
         shutil.copyfile(source, target)
 
 
-def replace_folder(aside: Path, folder: Path) -> None:
-    """Make `aside` durable, then give it its name in one step."""
-    for file in [*aside.rglob("*"), aside]:
-        sync(file)
-    if folder.exists():
-        folder.rmdir()  # empty, or this fails
-    os.rename(aside, folder)
-    sync(folder.parent)
-
-
 def sync(file: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     handle = os.open(file, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)

@@ -12,8 +12,6 @@ Folders are written aside and renamed, so one that is there is whole.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from torch import Tensor
 from mmdiff.config import locate
 from mmdiff.config.saveable import is_saveable
 from mmdiff.errors import ConfigError, nearest
-from mmdiff.files import link, replace_folder
+from mmdiff.files import aside, link
 from mmdiff.protocols import Model
 
 FORMAT = 1
@@ -45,12 +43,8 @@ def save_model(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is there already and not empty; nothing was overwritten")
-    aside = folder.with_name(f".{folder.name}.part-{os.getpid()}")
-    if aside.exists():
-        shutil.rmtree(aside)
-    (aside / "backbone").mkdir(parents=True)
-    write_model(model, aside, extra=extra, frozen=frozen)
-    replace_folder(aside, folder)
+    with aside(folder) as part:
+        write_model(model, part, extra=extra, frozen=frozen)
 
 
 def write_model(

@@ -11,8 +11,6 @@ Weights that the stage does not train are written once a stage and linked into e
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mmdiff.errors import ConfigError
-from mmdiff.files import replace_folder
+from mmdiff.files import aside, part_of, remove
 from mmdiff.model import MMDiff
 from mmdiff.model.saving import weights, write_model
 
@@ -47,10 +45,9 @@ class Progress:
 def save_frozen(model: MMDiff, file: Path) -> None:
     """Write the parameters that no rule trains. Buffers are not among them: a trained part may move its own."""
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    aside = file.with_name(f".{file.name}.part-{os.getpid()}")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    save_file({n: t for n, t in weights(model).items() if n in frozen}, aside, metadata={"format": "pt"})
-    os.replace(aside, file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with aside(file) as part:
+        save_file({n: t for n, t in weights(model).items() if n in frozen}, part, metadata={"format": "pt"})
 
 
 def save_checkpoint(
@@ -67,21 +64,17 @@ def save_checkpoint(
     target = folder / f"step-{progress.step:08d}"
     if target.exists():
         return
-    aside = folder / f".step-{progress.step:08d}.part-{os.getpid()}"
-    aside.mkdir(parents=True)
-    write_model(model, aside, extra=extra, frozen=frozen)
-    save_file(moments(optimizer) if optimizer is not None else {}, aside / "optimizer.safetensors")
-    (aside / "trainer.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
-    replace_folder(aside, target)
+    with aside(target) as part:
+        write_model(model, part, extra=extra, frozen=frozen)
+        save_file(moments(optimizer) if optimizer is not None else {}, part / "optimizer.safetensors")
+        (part / "trainer.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
     prune(folder, keep)
 
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep`, out of sight first: a kill must not leave half a checkpoint under its name."""
     for old in found(folder)[:-keep]:
-        aside = old.with_name(f".{old.name}.part-{os.getpid()}")
-        old.rename(aside)
-        shutil.rmtree(aside)
+        remove(old.rename(part_of(old)))
 
 
 def found(folder: Path) -> list[Path]:

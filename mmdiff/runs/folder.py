@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -22,7 +21,7 @@ from typing import Any, TextIO
 from mmdiff.config import load_config, to_yaml
 from mmdiff.config.settings import Config
 from mmdiff.errors import ConfigError
-from mmdiff.files import flat, write_text
+from mmdiff.files import flat, remove, write_text
 
 RUNS = Path("runs")
 
@@ -56,7 +55,7 @@ class Run:
         except OSError:
             raise ConfigError(f"{self.folder}: another process is training this run") from None
         for part in [*self.folder.glob(".*.part-*"), *self.checkpoints.glob(".*.part-*")]:
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
+            remove(part)
 
     def begin_log(self, step: int, *, tensorboard: bool) -> None:
         """Go on with the metrics of a run that stands at `step`: lines that are later are dropped, they come again."""

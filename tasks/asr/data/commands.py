@@ -14,7 +14,6 @@ Shape letters: S samples in time, U utterances.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.errors import ConfigError, DataError, nearest, require
+from mmdiff.files import aside
 from mmdiff.protocols import Row
 
 from . import espeak
@@ -256,10 +256,9 @@ def prepare(rows: Commands, processes: int = 2) -> Path | None:
                 spoken = [_at_rate(*one) for one in tqdm(raw, "speaking", rows.n, leave=False)]
         ends_U = np.cumsum([len(samples_S) for samples_S in spoken])
         marks_U = np.array([_mark(said) for said in all_said], dtype=np.uint32)
-        aside = file.with_name(f".{file.name}.part-{os.getpid()}")
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"samples": np.concatenate(spoken), "ends": ends_U, "marks": marks_U}, aside)
-        os.replace(aside, file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with aside(file) as part:
+            save_file({"samples": np.concatenate(spoken), "ends": ends_U, "marks": marks_U}, part)
         rows._kept = _Kept(file)
     return file
 

@@ -12,6 +12,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from mmdiff.errors import ConfigError, UserError
+from mmdiff.files import aside
 from mmdiff.tasks.protein.data.fasta import write_fasta
 from mmdiff.tasks.protein.data.files import FASTA, TABLES, is_packed, reading, suffix, writing
 from mmdiff.tasks.protein.data.policies import Record
@@ -53,17 +54,17 @@ class Results:
         """
         if self.file is None or self.lines is None or self.file == self.lines:
             return {} if self.file is None else {"out": str(self.file)}
-        aside = self.file.with_name(f".new-{self.file.name}")
-        if self.ending in FASTA:
-            write_fasta(aside, map(_headed, self._read()), WIDTH, overwrite=True)
-        elif self.ending == ".jsonl":
-            write_table(aside, self._read(), overwrite=True)
-        else:
-            write_table(aside, map(shown, self._read()), overwrite=True)
-        if self.file.exists() and not _begins_with(aside, self.file):
-            aside.unlink()
-            raise ConfigError(f"{self.file} was changed since it was written, and stays; {self.lines} has all records")
-        os.replace(aside, self.file)
+        with aside(self.file) as part:
+            if self.ending in FASTA:
+                write_fasta(part, map(_headed, self._read()), WIDTH, overwrite=True)
+            elif self.ending == ".jsonl":
+                write_table(part, self._read(), overwrite=True)
+            else:
+                write_table(part, map(shown, self._read()), overwrite=True)
+            if self.file.exists() and not _begins_with(part, self.file):
+                raise ConfigError(
+                    f"{self.file} was changed since it was written, and stays; {self.lines} has all records"
+                )
         return {"out": str(self.file), "lines": str(self.lines)}
 
     def _read(self) -> Iterator[dict[str, Any]]:

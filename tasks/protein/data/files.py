@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
 from mmdiff.errors import ConfigError, DataError
+from mmdiff.files import aside
 
 FASTA = (".fa", ".fasta", ".faa", ".afa", ".a3m")
 TABLES = (".csv", ".tsv", ".jsonl")
@@ -54,9 +54,8 @@ def writing(path: str | Path, overwrite: bool) -> Iterator[TextIO]:
     path = Path(path)
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} is there already; choose another file")
-    aside = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
-        with open(aside, "wb") as raw:
+        with aside(path) as part, open(part, "wb") as raw:
             # no name and no time in its head: the same records, the same bytes
             packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if is_packed(path) else None
             file = io.TextIOWrapper(cast(Any, packed or raw), encoding="utf-8", newline="\n")
@@ -65,13 +64,8 @@ def writing(path: str | Path, overwrite: bool) -> Iterator[TextIO]:
             file.detach()
             if packed is not None:
                 packed.close()
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(aside, path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def is_packed(path: str | Path) -> bool:

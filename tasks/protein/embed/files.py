@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.files import flat, sync, write_text
+from mmdiff.files import aside, flat, remove, write_text
 
 INDEX, SETTINGS = "index.jsonl", "settings.json"
 
@@ -124,8 +124,8 @@ class Folder:
                 unchanged(path, json.loads(made.read_text(encoding="utf-8")), settings)
             else:
                 write_text(made, json.dumps(settings, indent=2) + "\n")
-            for aside in path.glob(".*.aside"):  # of a killed process
-                aside.unlink()
+            for left in [*path.glob(".*.part-*"), *path.glob(".*.aside")]:  # of a killed process, the latter of 0.1
+                remove(left)
             self.records, self._parts, size = _whole(path)
             (path / INDEX).touch()
             os.truncate(path / INDEX, size)
@@ -204,18 +204,13 @@ def merge(folder: Folder, out: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    """Aside, durable, then under its name."""
-    aside = file.with_name(f".{file.name}.aside")  # one process at a time writes here
-    if file.suffix == ".npz":
-        with open(aside, "wb") as handle:
-            np.savez(handle, **{name: x.numpy() for name, x in tensors.items()})  # type: ignore[arg-type]
-    else:
-        from safetensors.torch import save_file
+    with aside(file) as part:
+        if file.suffix == ".npz":
+            np.savez(part, **{name: x.numpy() for name, x in tensors.items()})  # type: ignore[arg-type]
+        else:
+            from safetensors.torch import save_file
 
-        save_file(tensors, aside)
-    sync(aside)
-    os.replace(aside, file)
-    sync(file.parent)
+            save_file(tensors, part)
 
 
 class Arrays:

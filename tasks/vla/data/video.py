@@ -17,6 +17,7 @@ from weakref import WeakSet
 import numpy as np
 
 from mmdiff.errors import ConfigError, DataError, nearest, require
+from mmdiff.files import aside
 
 Array = np.ndarray[Any, Any]
 
@@ -138,9 +139,8 @@ def write_mp4(
     frames, or frames of several sizes.
     """
     path = _free(path, overwrite)
-    aside = path.with_name(f".{path.name}.part-{os.getpid()}")
-    try:
-        writer = VideoWriter(aside, fps, codec, pad=True)
+    with aside(path) as part:
+        writer = VideoWriter(part, fps, codec, pad=True)
         try:
             for frame in frames:
                 writer.add(frame)
@@ -148,9 +148,6 @@ def write_mp4(
             writer.close()
         if writer.frames == 0:
             raise DataError(f"{path}: no frames to write")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 
@@ -177,15 +174,11 @@ def write_gif(
     pictures = [Image.fromarray(np.ascontiguousarray(frame)).quantize(256) for frame in kept]
     if scale > 1:
         pictures = [p.resize((p.width * scale, p.height * scale), Image.Resampling.NEAREST) for p in pictures]
-    aside = path.with_name(f".{path.name}.part-{os.getpid()}")
-    try:
-        durations = [10 * (b - a) for a, b in zip(ends, ends[1:], strict=False)]
+    durations = [10 * (b - a) for a, b in zip(ends, ends[1:], strict=False)]
+    with aside(path) as part:
         pictures[0].save(
-            aside, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, disposal=2
+            part, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, disposal=2
         )
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mmdiff.errors import ConfigError, DataError, nearest, require
-from mmdiff.files import replace_folder
+from mmdiff.files import commit, part_of
 
 from .dataset_stats import PictureStats, flat, sampled, vector_stats
 from .episode import Array, Episode, check_episode
@@ -80,7 +80,7 @@ class LeRobotWriter:
         self._seen: dict[str, PictureStats] = {}
         self._rows = RowFiles(data_mb)
         self._videos: dict[str, VideoFiles] = {}
-        self._aside = self.folder.resolve().with_name(f".{self.folder.resolve().name}.part-{os.getpid()}")
+        self._aside = part_of(self.folder.resolve())
         shutil.rmtree(self._aside, ignore_errors=True)
         try:
             self._aside.mkdir(parents=True)
@@ -157,7 +157,7 @@ class LeRobotWriter:
         self._write_meta()
         self._check_free()
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        replace_folder(self._aside, self.folder)
+        commit(self._aside, self.folder)
         self._cleanup.detach()
         return self.folder
 

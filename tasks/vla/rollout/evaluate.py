@@ -5,8 +5,6 @@ nothing, told nothing or told something else, all on the same layouts.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +19,7 @@ import torch
 
 from mmdiff.errors import ConfigError, nearest, require
 from mmdiff.evaluation.report import curves
-from mmdiff.files import write_text
+from mmdiff.files import aside, write_text
 from mmdiff.session import Session
 
 from .ablations import ABLATIONS, instructions, swaps
@@ -93,8 +91,8 @@ def evaluate_policy(
         require("av", "vla")
     out = home(session) / setup.name() if out is None else Path(out)
     start = time.perf_counter()
-    with _written(out) as aside:
-        share = Share(session, setup, others or {}, aside, videos, mp4, worlds, latency)
+    with _written(out) as folder:
+        share = Share(session, setup, others or {}, folder, videos, mp4, worlds, latency)
         parts = _parts(list(told), min(processes, len(told)))
         if len(parts) == 1:
             run = share(parts[0])
@@ -106,11 +104,11 @@ def evaluate_policy(
             run.sort()
         figures = {**run.figures(), "seconds": time.perf_counter() - start, "settings": asdict(setup)}
         films = {task: [f for film in run.films if film.task == task for f in film.files] for task in told}
-        write_eval_info(aside / "eval_info.json", eval_info(run.done["full"], seconds=run.seconds, videos=films))
-        write_text(aside / "figures.json", json.dumps(figures, indent=2, default=str) + "\n")
-        write_text(aside / "episodes.jsonl", "".join(_lines(run.done)))
+        write_eval_info(folder / "eval_info.json", eval_info(run.done["full"], seconds=run.seconds, videos=films))
+        write_text(folder / "figures.json", json.dumps(figures, indent=2, default=str) + "\n")
+        write_text(folder / "episodes.jsonl", "".join(_lines(run.done)))
         shown = curves(metrics) if metrics is not None else None
-        page = aside / "report.html"
+        page = folder / "report.html"
         write_vla_report(page, title=title, figures=figures, films=run.films, notes=notes, curves=shown)
     print(summary(figures), file=sys.stderr)
     return {**figures, "report": str(out / "report.html")}
@@ -172,19 +170,12 @@ def _written(out: Path) -> Iterator[Path]:
     out = out.resolve()  # "." has no name
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already; choose another folder")
-    aside = out.with_name(f".{out.name}.part-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be written ({error.strerror})") from None
-    try:
-        yield aside
-        if out.is_dir():
-            out.rmdir()
-        os.rename(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with aside(out) as part:
+        try:
+            part.mkdir(parents=True)
+        except OSError as error:
+            raise ConfigError(f"{out}: cannot be written ({error.strerror})") from None
+        yield part
 
 
 def _split(tasks: Sequence[str], size: int) -> list[Sequence[str]]:
