@@ -3,7 +3,7 @@
 What the verbs of `mmdiff protein` do, from Python:
 
     from mmdiff.tasks.protein.data.fasta import read_sequences
-    session = opened("runs/protein-dsm")  # or "facebook/esm2_t30_150M_UR50D", or a folder; a run alone: mmdiff.load
+    session = load_protein_session("runs/protein-dsm")  # or "facebook/esm2_t30_150M_UR50D", or a folder
 
     from mmdiff.tasks.protein.design.generate import generate
     generate(session, [{"sequence": "MKT" + "_" * 97}], steps=20)[0]["sequence"]
@@ -50,7 +50,7 @@ OWN = "backbone."  # of overrides: arguments of `load_backbone`
 NO_ARCHITECTURE = ("architectures", "transformers_version", "torch_dtype", "dtype")  # of a transformers configuration
 
 
-def opened(path: str | Path, overrides: Sequence[str] = ()) -> Session:
+def load_protein_session(path: str | Path, overrides: Sequence[str] = ()) -> Session:
     """The session of a run or saved model; of a backbone's folder or hub id with the protein task and `SAMPLER`.
 
     overrides: `sampler.steps=20`, `task.letters=...`; of a backbone also the arguments of `load_backbone`:

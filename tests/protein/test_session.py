@@ -1,4 +1,4 @@
-"""`protein_session.opened`: runs and published backbones, and what it says of everything else."""
+"""`protein_session.load_protein_session`: runs and published backbones, and what it says of everything else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmdiff import MMDiff, load
 from mmdiff.errors import ConfigError
 from mmdiff.model.saving import save_model
 from mmdiff.tasks.protein.design.generate import generate
-from mmdiff.tasks.protein.session import digest, is_backbone, opened
+from mmdiff.tasks.protein.session import digest, is_backbone, load_protein_session
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_saved_model_is_what_load_makes_of_it(folders: Path) -> None:
-    session, direct = opened(folders / "run", ["sampler.steps=3"]), load(folders / "run", "sampler.steps=3")
+    session = load_protein_session(folders / "run", ["sampler.steps=3"])
+    direct = load(folders / "run", "sampler.steps=3")
     assert session.sampler == direct.sampler and session.sampler.steps == 3 and session.folder == direct.folder
     assert digest(session.model) == digest(direct.model)
     rows = [{"sequence": "MK" + "_" * 9}]
@@ -36,18 +37,19 @@ def test_a_saved_model_is_what_load_makes_of_it(folders: Path) -> None:
 
 
 def test_a_published_backbone_draws_from_its_own_law(folders: Path) -> None:
-    session = opened(str(folders / "esm2"))
+    session = load_protein_session(str(folders / "esm2"))
     assert (session.sampler.temperature, session.sampler.remasking, session.sampler.steps) == (1.0, "random", None)
     assert session.folder == folders / "esm2" and not session.model.training
-    found = opened(folders / "esm2", ["task.letters=AC", "sampler.steps=2"])
+    found = load_protein_session(folders / "esm2", ["task.letters=AC", "sampler.steps=2"])
     (record,) = generate(found, [{"sequence": "_" * 20}], guard=None)
     assert set(record["sequence"]) == {"A", "C"} and record["forwards"] == 2
 
 
 def test_arguments_of_a_backbone(folders: Path) -> None:
-    half = opened(folders / "esm2", ["backbone.dtype=bfloat16", "sampler.steps=2"])
+    half = load_protein_session(folders / "esm2", ["backbone.dtype=bfloat16", "sampler.steps=2"])
     assert next(half.model.parameters()).dtype == torch.bfloat16
-    plain, dropped = opened(folders / "esm2"), opened(folders / "esm2", ["backbone.options.token_dropout=true"])
+    plain = load_protein_session(folders / "esm2")
+    dropped = load_protein_session(folders / "esm2", ["backbone.options.token_dropout=true"])
     assert digest(plain.model) != digest(dropped.model)  # one that no weight tells
 
 
@@ -75,5 +77,5 @@ def test_which_paths_are_backbones(folders: Path) -> None:
 )
 def test_refusals(folders: Path, name: str, override: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        opened(folders / name, [override] if override else [])
+        load_protein_session(folders / name, [override] if override else [])
     assert str(error.value).removeprefix(f"{folders}/").startswith(message) and "\n" not in str(error.value)

@@ -100,7 +100,7 @@ def new_table(option: str, path: str | None) -> Path | None:
     return named
 
 
-def make_room(option: str, file: Path | None) -> None:
+def make_folder(option: str, file: Path | None) -> None:
     """Make the folder of a file, and see that it can be written to. Raises UserError."""
     if file is None:
         return

@@ -1,69 +1,102 @@
-"""Proteins with a trained run, or with ESM-2, DSM or DPLM as published: write, fill in, design, score, embed, judge."""
+"""Sample, infill, design, score, embed and evaluate proteins, with a run, or with ESM-2, DSM or DPLM as published."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from mmdiff.commands.arguments import Output, Verb
-from mmdiff.commands.cli import table
+from mmdiff.commands.arguments import AtLeast0, AtLeast1, Output, Share, Verb
+from mmdiff.commands.cli import log, table
 from mmdiff.errors import UserError
 from mmdiff.protocols import Row
 
-from . import arguments as arguments
+from .arguments import (
+    AtLeast2,
+    Binders,
+    Infilling,
+    Mutants,
+    NewSequences,
+    Policies,
+    Sampling,
+    file_or_none,
+    one_file,
+    only_overrides,
+    refuse_without,
+)
 
 if TYPE_CHECKING:
     from mmdiff.session import Session
 
     from .results import Results
 
-WINDOW = 256  # sequences that are written before they are on the disk: what an interrupted command does again
+WINDOW = 256  # sequences that are sampled before they are on the disk: what an interrupted command does again
+NO_POLICIES, SAMPLING, NO_MUTANTS, OPEN_POSITIONS = Policies(), Sampling(), Mutants(), Infilling()
 
 
-def generate(args: argparse.Namespace) -> Output:
-    """write sequences of given lengths, from an empirical distribution of lengths, or after templates"""
+def generate(run: str, /, *words: str, new: NewSequences | None = None, sampling: Sampling = SAMPLING) -> Output:
+    """Sample sequences of given lengths, from an empirical distribution of lengths, or after templates.
+
+    Args:
+        run: a run, a saved model, or a backbone: a folder or hub id.
+        words: settings as dotted.key=value: sampler.steps=20, task.letters=...
+    """
     from .results import Results
     from .rows import new_rows, peeked
 
-    overrides, out = arguments.only_overrides(args), Results("--out", args.out)
-    asked = {name: getattr(args, name) for name in ("length", "template", "prefix")}
-    return _written(args, peeked(new_rows(args)), overrides, asked, out)
+    new = new or NewSequences()  # with none of its options, it says which to give
+    overrides, out = only_overrides(words), Results("--out", sampling.out)
+    return _sampled(run, peeked(new_rows(new, sampling)), sampling, asdict(new), overrides, out)
 
 
-def infill(args: argparse.Namespace) -> Output:
-    """write parts of given sequences: open places (_), ranges, a random share; or set their motif in a new scaffold"""
+def infill(
+    run: str,
+    /,
+    *words: str,
+    infilling: Infilling = OPEN_POSITIONS,
+    policies: Policies = NO_POLICIES,
+    sampling: Sampling = SAMPLING,
+) -> Output:
+    """Sample parts of sequences: open positions (_), ranges, a random share; or put their motif in a new scaffold.
+
+    Args:
+        run: a run, a saved model, or a backbone: a folder or hub id.
+        words: a file of sequences; settings as dotted.key=value: sampler.steps=20, task.letters=...
+    """
     from .inputs import content
     from .results import Results
-    from .rows import WAYS, infilled_rows, peeked
+    from .rows import infilled_rows, peeked
 
-    (file, overrides), out = arguments.one_file(args), Results("--out", args.out)
-    names = (*WAYS, "window", "length", "keep_gaps", "lower", "gaps", "unknown")
-    asked = {**content(file), **{name: getattr(args, name) for name in names}}
-    rows = peeked(infilled_rows(file, args, one_word=out.is_fasta))
-    return _written(args, rows, overrides, asked, out)
+    (file, overrides), out = one_file(words), Results("--out", sampling.out)
+    asked = {**content(file), **asdict(infilling), **asdict(policies)}
+    rows = peeked(infilled_rows(file, infilling, policies, sampling, one_word=out.is_fasta))
+    return _sampled(run, rows, sampling, asked, overrides, out)
 
 
-def design(args: argparse.Namespace) -> Output:
-    """write binders of a target, and the same for a shuffled target, to see what comes from it"""
+def design(run: str, /, *words: str, binders: Binders, sampling: Sampling = SAMPLING) -> Output:
+    """Sample binders of a target, and the same for a shuffled target, to see what comes from it.
+
+    Args:
+        run: a run, a saved model, or a backbone: a folder or hub id.
+        words: settings as dotted.key=value: sampler.steps=20, task.letters=...
+    """
     from mmdiff.tasks.protein.design.generate import bounds, control_file, control_rows, design_control
 
     from .results import Results, design_row, fasta
     from .rows import binder_rows
 
-    overrides, out = arguments.only_overrides(args), Results("--out", args.out)
-    rows = binder_rows(args)
-    session = _session(args, overrides, seeded=True)
-    names = ("target", "length", "template", "binder", "share", "window", "prefix", "n")
-    how = _how(args, {name: getattr(args, name) for name in names}, overrides)
-    own, wrong = (list(records) for records in design_control(session, rows, seed=args.seed, out=out.lines, **how))
+    overrides, out = only_overrides(words), Results("--out", sampling.out)
+    rows = binder_rows(binders, sampling)
+    session = _session(run, overrides, seed=sampling.seed)
+    named = {"window": WINDOW, **sampling.arguments(asdict(binders), overrides)}
+    both_sets = design_control(session, rows, seed=sampling.seed, out=out.lines, **named)
+    own, wrong = map(list, both_sets)
     priced = []
-    for targets in (rows, control_rows(rows, seed=args.seed)):
+    for targets in (rows, control_rows(rows, seed=sampling.seed)):
         pairs = [{**record, "target": row["target"]} for record, row in zip(own, targets, strict=True)]
-        priced.append(bounds(session, pairs, tokens=args.tokens))
+        priced.append(bounds(session, pairs, tokens=sampling.tokens))
     gap = [shuffled - right for right, shuffled in zip(*priced, strict=True)]
     both = [letters for one, other in zip(own, wrong, strict=True) for letters in _designed(one, other)]
     figures = {
@@ -77,198 +110,299 @@ def design(args: argparse.Namespace) -> Output:
     if out.lines is not None:
         found["control"] = str(control_file(out.lines))
     if figures["bound_difference"] < 2 * (figures["bound_difference_se"] or 0.0):
-        _say("the designs are no likelier given their target than given its residues shuffled: the model ignores it")
-    if args.out is not None:
+        log("the designs are no likelier given their target than given its residues shuffled: the model ignores it")
+    if sampling.out is not None:
         return table(found)
-    _say(table(found)[1])
+    log(table(found)[1])
     return {**found, "records": own}, fasta(own)
 
 
-def score(args: argparse.Namespace) -> Output:
-    """how likely sequences are (bound, pseudo-perplexity), or the mutants of a scan against measurements"""
+def score(
+    run: str,
+    /,
+    *words: str,
+    methods: str | None = None,
+    levels: AtLeast1 = 16,
+    per_residue: bool = False,
+    control: str | None = None,
+    of_mutants: Mutants = NO_MUTANTS,
+    seed: AtLeast0 = 0,
+    out: str | None = None,
+    tokens: AtLeast1 | None = None,
+    policies: Policies = NO_POLICIES,
+) -> Output:
+    """Score how likely sequences are (bound, pseudo-perplexity), or the mutants of a scan against measurements.
+
+    Args:
+        run: a run, a saved model, or a backbone: a folder or hub id.
+        words: a file of sequences; settings as dotted.key=value: task.letters=...
+        methods: bound,pseudo_perplexity; of mutants wt_marginal,masked_marginal,... (all).
+        levels: numbers of masked residues the bound is taken at.
+        per_residue: log p of each residue given all others, too.
+        control: shuffled_target: the same for shuffled targets, of pairs.
+        seed: seed of the masks.
+        out: a file ending in .csv, .tsv or .jsonl, also .gz; an interrupted command is resumed, except for mutants.
+        tokens: token budget of a batch, padding counted (1024 on a CPU); changes no result.
+    """
     from mmdiff.tasks.protein.score.sequences import METHODS, score_sequences
 
     from .inputs import content, pairs_or_records
     from .results import TABLES, Results, score_row, tabbed
     from .rows import peeked
 
-    if args.scan is not None or args.mutants is not None:
-        return _score_mutants(args)
-    arguments.needs(args, ["wild_type", "offset", "column", "alignment"], "--scan or --mutants", False)
-    (file, overrides), out = arguments.one_file(args), Results("--out", args.out, TABLES)
-    methods = args.methods.split(",") if args.methods is not None else list(METHODS)
-    records = peeked(pairs_or_records(file, arguments.policy(args)))
-    how = {name: getattr(args, name) for name in ("levels", "tokens", "per_residue", "control", "seed")}
-    settings = {"rows": {**content(file), **arguments.policy(args)}, "overrides": overrides}
-    session = _session(args, overrides)
-    sums = {name: [0.0, 0] for name in METHODS if name in methods}
+    asked = None if methods is None else methods.split(",")
+    if of_mutants.given:
+        refuse_without(None, "a file of sequences", per_residue=per_residue or None, control=control)
+        named = {"levels": levels, "tokens": tokens, "seed": seed}
+        return _score_mutants(run, only_overrides(words), of_mutants, asked, out, **named)
+    (file, overrides), results = one_file(words), Results("--out", out, TABLES)
+    records = peeked(pairs_or_records(file, policies.given()))
+    scored = score_sequences(
+        _session(run, overrides),
+        records,
+        methods=list(METHODS) if asked is None else asked,
+        levels=levels,
+        tokens=tokens,
+        per_residue=per_residue,
+        control=control,
+        seed=seed,
+        out=results.lines,
+        settings={"rows": {**content(file), **policies.given()}, "overrides": overrides},
+    )
+    sums = {name: [0.0, 0] for name in METHODS if asked is None or name in asked}
     total, kept = 0, []
-    for record in score_sequences(session, records, methods=methods, out=out.lines, settings=settings, **how):
+    for record in scored:
         total += 1
         for name, sum_and_count in sums.items():
             if record[name] is not None:
                 sum_and_count[0] += record[name]
                 sum_and_count[1] += 1
-        if out.lines is None:
+        if results.lines is None:
             kept.append(record)
     found = {"n": total, **{f"mean_{name}": s / n if n else None for name, (s, n) in sums.items()}}
-    if out.lines is not None:
-        return table({**found, **out.finish(score_row)})
-    _say(table(found)[1])
+    if results.lines is not None:
+        return table({**found, **results.finish(score_row)})
+    log(table(found)[1])
     return {**found, "records": kept}, tabbed(map(score_row, kept))
 
 
-def embed(args: argparse.Namespace) -> Output:
-    """write embeddings, a vector a sequence or a residue, to a folder of parts or one .safetensors or .npz file"""
+def embed(
+    run: str,
+    /,
+    *words: str,
+    out: str,
+    pool: str = "mean",
+    layer: int = -1,
+    dtype: str = "float32",
+    format: str | None = None,
+    tokens: AtLeast1 | None = None,
+    policies: Policies = NO_POLICIES,
+) -> Output:
+    """Write embeddings, a vector per sequence or residue, to a folder of shards or one .safetensors or .npz file.
+
+    Args:
+        run: a run, a saved model, or a backbone: a folder or hub id.
+        words: a file of sequences; settings as dotted.key=value.
+        out: a folder, or a file ending in .safetensors or .npz.
+        pool: mean, max, std, cls, several by commas; or residue.
+        layer: 0 is the embedding table, then one per layer; negative numbers count from the last.
+        dtype: float32, float16 or bfloat16.
+        format: of a folder's shards: safetensors or npz (safetensors).
+        tokens: token budget of a batch, padding counted (1024 on a CPU); changes no result.
+    """
     from mmdiff.tasks.protein.data.fasta import read_sequences
-    from mmdiff.tasks.protein.embed.embeddings import embed as run
+    from mmdiff.tasks.protein.embed.embeddings import embed as embed_all
 
     from .rows import peeked
 
-    file, overrides = arguments.one_file(args)
-    if not args.out:
+    file, overrides = one_file(words)
+    if not out:
         raise UserError("--out: '' is no name")
-    records = peeked(read_sequences(file, open="keep", **arguments.policy(args)))
-    how = {name: getattr(args, name) for name in ("layer", "tokens", "dtype", "format")}
-    return table(run(_session(args, overrides), records, args.out, pool=args.pool.split(","), **how))
+    records = peeked(read_sequences(file, open="keep", **policies.given()))
+    named = {"pool": pool.split(","), "layer": layer, "tokens": tokens, "dtype": dtype, "format": format}
+    return table(embed_all(_session(run, overrides), records, out, **named))
 
 
-def probe(args: argparse.Namespace) -> Output:
-    """what a linear probe reads off embeddings: labels a sequence or a residue, clusters kept whole in the folds"""
+def probe(
+    embeddings: str,
+    labels: str,
+    /,
+    *,
+    sequences: str | None = None,
+    identity: Share = 0.5,
+    folds: AtLeast2 = 5,
+    seed: AtLeast0 = 0,
+) -> Output:
+    """Fit a linear probe to embeddings: labels per sequence or residue, clusters kept whole in the folds.
+
+    Args:
+        embeddings: what `mmdiff protein embed` wrote.
+        labels: CSV of id,label[,group], or FASTA of one letter per residue.
+        sequences: a file of the sequences, for baselines and clusters.
+        identity: sequences this alike are in one fold; 0: no clusters.
+        folds: folds of the cross-validation.
+        seed: seed of the folds and of the shuffled labels.
+    """
     from mmdiff.tasks.protein.data.clustering import clusters
     from mmdiff.tasks.protein.embed.embeddings import Embeddings
-    from mmdiff.tasks.protein.embed.probes import probe as run
+    from mmdiff.tasks.protein.embed.probes import probe as sequence_probe
     from mmdiff.tasks.protein.embed.probes import read_labels, residue_probe
-    from mmdiff.tasks.protein.embed.probes import table as shown
+    from mmdiff.tasks.protein.embed.probes import table as text_table
 
     from .inputs import sequences_of
 
-    embeddings, labels = Embeddings(args.embeddings), read_labels(args.labels)
-    found, groups = labels.of(embeddings.ids)
-    sequences = sequences_of(args.sequences, embeddings.ids) if args.sequences is not None else None
-    own: Any = groups if labels.group else None
-    kept = "the groups of the labels"
-    if own is None and sequences is not None and args.identity:
-        own, kept = clusters(sequences, args.identity).tolist(), f"clusters of {100 * args.identity:g} % identity"
-    if own is None:
-        own, kept = groups, "single sequences: relatives may be in two folds (give --sequences, or groups)"
-    how = {"folds": args.folds, "seed": args.seed, "sequences": sequences}
-    result = (residue_probe if labels.by_residue else run)(embeddings, found, own, **how)
-    result["kept_whole"] = kept
-    told = f"{result['kind']}, {result['rows']} rows in {result['folds']} folds, "
-    told += f"which keep {result['groups']} groups whole: {kept}"
-    return result, f"{told}\n{shown(result)}"
+    stored, labelled = Embeddings(embeddings), read_labels(labels)
+    found, groups = labelled.of(stored.ids)
+    letters = sequences_of(sequences, stored.ids) if sequences is not None else None
+    kept_whole: Any = groups
+    if labelled.group:
+        what = "the groups of the labels"
+    elif letters is not None and identity:
+        kept_whole, what = clusters(letters, identity).tolist(), f"clusters of {100 * identity:g} % identity"
+    else:
+        what = "single sequences: relatives may be in two folds (give --sequences, or groups)"
+    run = residue_probe if labelled.by_residue else sequence_probe
+    result = run(stored, found, kept_whole, folds=folds, seed=seed, sequences=letters)
+    result["kept_whole"] = what
+    head = f"{result['kind']}, {result['rows']} rows in {result['folds']} folds, "
+    head += f"which keep {result['groups']} groups whole: {what}"
+    return result, f"{head}\n{text_table(result)}"
 
 
-def evaluate(args: argparse.Namespace) -> Output:
-    """judge a run on held-out sequences: mask filling, bound, what it writes, beside what needs no model"""
+def evaluate(
+    run: str,
+    /,
+    *words: str,
+    train: str | None = None,
+    limit: AtLeast1 | None = None,
+    aligned: bool = False,
+    samples: AtLeast1 = 300,
+    motif: str | None = None,
+    seed: AtLeast0 = 0,
+    report: str | None = None,
+    tokens: AtLeast1 | None = None,
+) -> Output:
+    """Evaluate a run on held-out sequences: mask filling, bound, samples, beside what needs no model.
+
+    Args:
+        run: a run, a saved model, or a backbone: a folder or hub id.
+        words: a file of sequences; settings as dotted.key=value: sampler.steps=20, task.letters=...
+        train: a file of the sequences the model was trained on: for novelty and baselines.
+        limit: number of held-out sequences (all).
+        aligned: the sequences are rows of an alignment; without it, the task decides.
+        samples: number of sequences that are sampled.
+        motif: residues and open positions (_); its residues must stay.
+        seed: seed of the masks and samples.
+        report: the page (RUN/protein/, or protein-FILE/; without a run: none).
+        tokens: token budget of a batch, padding counted (1024 on a CPU); changes no result.
+    """
     from mmdiff.tasks.protein.evaluate.evaluate import evaluate_model
     from mmdiff.tasks.protein.evaluate.summary import summary
 
     from .inputs import aligned_rows, evaluation_rows
-    from .results import make_room, page_file
+    from .results import make_folder, page_file
 
-    file, overrides = arguments.file_or_none(args)
-    session = _session(args, overrides)
-    page = page_file("--report", args.report, Path(args.run), file)
-    test, train = evaluation_rows(args.run, file, args.train, args.limit)
-    if args.motif is not None:
-        session.task.prompt({"id": "--motif", "sequence": args.motif}, session.model.vocab)  # what is wrong, now
-    make_room("--report", page)
-    aligned = args.aligned or aligned_rows(session, test)
-    how = {name: getattr(args, name) for name in ("samples", "motif", "seed", "tokens")}
-    title = f"{args.run} on {file or 'its held-out rows'}{f', the first {args.limit}' if args.limit else ''}"
-    found = evaluate_model(session, test, file=page, train_rows=train, aligned=aligned, title=title, **how)
+    file, overrides = file_or_none(words)
+    session = _session(run, overrides)
+    page = page_file("--report", report, Path(run), file)
+    test, known = evaluation_rows(run, file, train, limit)
+    if motif is not None:
+        session.task.prompt({"id": "--motif", "sequence": motif}, session.model.vocab)  # what is wrong, now
+    make_folder("--report", page)
+    found = evaluate_model(
+        session,
+        test,
+        file=page,
+        train_rows=known,
+        aligned=aligned or aligned_rows(session, test),
+        title=f"{run} on {file or 'its held-out rows'}{f', the first {limit}' if limit else ''}",
+        samples=samples,
+        motif=motif,
+        seed=seed,
+        tokens=tokens,
+    )
     return {**found, "report": None if page is None else str(page)}, summary(found, page)
+
+
+VERBS: dict[str, Verb] = {
+    "generate": generate,
+    "infill": infill,
+    "design": design,
+    "score": score,
+    "embed": embed,
+    "probe": probe,
+    "eval": evaluate,
+}
 
 
 # Pieces ---------------------------------------------------------------------------------------------------------------
 
 
-def _written(
-    args: argparse.Namespace, rows: Iterator[Row], overrides: list[str], asked: dict[str, Any], out: Results
+def _sampled(
+    run: str, rows: Iterator[Row], sampling: Sampling, asked: dict[str, Any], overrides: list[str], out: Results
 ) -> Output:
-    """Run `designs.generate` on rows, into the file the command names, or print FASTA."""
-    from mmdiff.tasks.protein.design.generate import generate as run
+    """Run `design.generate` on rows, into the file the command names, or print FASTA."""
+    from mmdiff.tasks.protein.design.generate import generate as sample
 
     from .results import design_row, fasta
 
-    session = _session(args, overrides, seeded=True)
-    records = run(session, rows, out=out.lines, **_how(args, {**asked, "n": args.n}, overrides))
-    if args.out is not None:
+    session = _session(run, overrides, seed=sampling.seed)
+    records = sample(session, rows, out=out.lines, window=WINDOW, **sampling.arguments(asked, overrides))
+    if sampling.out is not None:
         return table({**_counts(records), **out.finish(design_row)})
     records = list(records)
     found = _counts(records)
     if found["flagged"]:
-        _say(f"{found['flagged']} of {found['n']} repeat themselves, see guard= in their headers")
+        log(f"{found['flagged']} of {found['n']} repeat themselves, see guard= in their headers")
     return {**found, "records": records}, fasta(records)
 
 
-def _how(args: argparse.Namespace, asked: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Arguments of `designs.generate`. asked: what the rows are made of."""
-    rows = {**asked, **{name: getattr(args, name) for name in ("seed", "allow", "forbid")}}
-    return {
-        "guard": arguments.guard(args),
-        "trajectory": args.trajectory,
-        "tokens": args.tokens,
-        "window": WINDOW,
-        "settings": {"rows": rows, "overrides": overrides},
-    }
-
-
-def _score_mutants(args: argparse.Namespace) -> Output:
+def _score_mutants(
+    run: str, overrides: list[str], asked: Mutants, methods: list[str] | None, out: str | None, **named: Any
+) -> Output:
     from mmdiff.tasks.protein.data.alignments import read_alignment
     from mmdiff.tasks.protein.score.dms import METHODS, read_scan, scan, score_mutants, summary
     from mmdiff.tasks.protein.score.mutants import parse_mutant
 
     from .inputs import first_sequence
-    from .results import make_room, new_table, tabbed, write_table
+    from .results import make_folder, new_table, tabbed, write_table
 
-    overrides = arguments.only_overrides(args)
-    if args.scan is not None and args.mutants is not None:
-        raise UserError("--scan and --mutants: give one of them")
-    arguments.needs(args, ["per_residue", "control"], "a file of sequences", False)
-    arguments.needs(args, ["column", "alignment"], "--scan", args.scan is not None)
-    methods = args.methods.split(",") if args.methods is not None else list(METHODS)
-    wild_type = first_sequence("--wild-type", args.wild_type) if args.wild_type is not None else None
-    out = new_table("--out", args.out)
-    how = {"levels": args.levels, "tokens": args.tokens, "seed": args.seed}
-    if args.mutants is not None:
-        if wild_type is None:
-            raise UserError("--mutants goes with the --wild-type, residues or a FASTA file")
-        names = args.mutants.split()
-        if not names:
-            raise UserError("--mutants: none, expected as in 'A1P A1P:D2N'")
-        parsed = [parse_mutant(name, wild_type, 1 if args.offset is None else args.offset) for name in names]
-        session = _session(args, overrides)
-        make_room("--out", out)
-        scores = {method: score_mutants(session, wild_type, parsed, method, **how) for method in methods}
+    methods = list(METHODS) if methods is None else methods
+    wild_type = first_sequence("--wild-type", asked.wild_type) if asked.wild_type is not None else None
+    file = new_table("--out", out)
+    if asked.mutants is not None:
+        assert wild_type is not None
+        names = asked.mutants.split()
+        parsed = [parse_mutant(name, wild_type, 1 if asked.offset is None else asked.offset) for name in names]
+        session = _session(run, overrides)
+        make_folder("--out", file)
+        scores = {method: score_mutants(session, wild_type, parsed, method, **named) for method in methods}
         rows = [{"mutant": name, **{m: scores[m][i] for m in methods}} for i, name in enumerate(names)]
         result: dict[str, Any] = {"wild_type": wild_type, "mutants": rows}
         text = tabbed(rows)
     else:
-        measured = read_scan(args.scan, wild_type, score_column=args.column, offset=args.offset)
-        alignment = read_alignment(args.alignment).sequences if args.alignment is not None else None
-        session = _session(args, overrides)
-        make_room("--out", out)
-        result = scan(session, measured, methods, alignment=alignment, **how)
+        measured = read_scan(str(asked.scan), wild_type, score_column=asked.column, offset=asked.offset)
+        alignment = read_alignment(asked.alignment).sequences if asked.alignment is not None else None
+        session = _session(run, overrides)
+        make_folder("--out", file)
+        result = scan(session, measured, methods, alignment=alignment, **named)
         rows, text = result["mutants"], summary(result)
-    if out is not None:
-        write_table(out, rows)
-        result = {**{name: value for name, value in result.items() if name != "mutants"}, "out": str(out)}
-        text += f"\nout: {out}"
+    if file is not None:
+        write_table(file, rows)
+        result = {**{name: value for name, value in result.items() if name != "mutants"}, "out": str(file)}
+        text += f"\nout: {file}"
     return result, text
 
 
-def _session(args: argparse.Namespace, overrides: list[str], *, seeded: bool = False) -> Session:
-    """seeded: --seed is the sampler's too."""
-    from mmdiff.tasks.protein.session import opened
+def _session(run: str, overrides: list[str], *, seed: int | None = None) -> Session:
+    """seed: the sampler's, where overrides name no other."""
+    from mmdiff.tasks.protein.session import load_protein_session
 
-    return opened(args.run, [*([f"sampler.seed={args.seed}"] if seeded else []), *overrides])
+    return load_protein_session(run, [*([f"sampler.seed={seed}"] if seed is not None else []), *overrides])
 
 
 def _counts(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """`designs.summary`, where `records` are to be the records themselves."""
+    """`design.generate.summary`, where `records` are to be the records themselves."""
     from mmdiff.tasks.protein.design.generate import summary
 
     counts = summary(records)
@@ -276,22 +410,6 @@ def _counts(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _designed(one: dict[str, Any], other: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Both residues of every place that was written."""
-    places = zip(one["steps"], one["sequence"], other["sequence"], strict=True)
-    return ((a, b) for step, a, b in places if step)
-
-
-def _say(text: str) -> None:
-    """On stderr, so that stdout is a file of its own."""
-    print(text, file=sys.stderr, flush=True)
-
-
-VERBS = {
-    "generate": Verb(generate, arguments.generate),
-    "infill": Verb(infill, arguments.infill),
-    "design": Verb(design, arguments.design),
-    "score": Verb(score, arguments.score),
-    "embed": Verb(embed, arguments.embed),
-    "probe": Verb(probe, arguments.probe),
-    "eval": Verb(evaluate, arguments.evaluate),
-}
+    """Both residues of every position that was sampled."""
+    positions = zip(one["steps"], one["sequence"], other["sequence"], strict=True)
+    return ((a, b) for step, a, b in positions if step)

@@ -97,8 +97,9 @@ class Family:
     "where"}, held in memory.
 
     path: an alignment; with aligned=False also sequences that are not aligned, which is a file without any gap.
-    split: whole clusters (`mmdiff.tasks.protein.data.clustering`) are drawn by `seed` for "test" until they hold `test_share` of
-        the rows, or nearly: a cluster that would take it above is passed over. "train" is the rest, "all" both.
+    split: whole clusters (`mmdiff.tasks.protein.data.clustering`) are drawn by `seed` for "test" until they hold
+        `test_share` of the rows, or nearly: a cluster that would take it above is passed over. "train" is the rest,
+        "all" both.
     aligned: rows are match columns with '-' for gaps; False: residues, insertions too.
     identity: of the clusters. A row joins one representative, so a test row may still be closer than this to a
         training row that is not a representative (of Kunitz domains at 0.7, 22 % are).

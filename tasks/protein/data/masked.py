@@ -1,4 +1,4 @@
-"""Rows of whole sequences as questions: some residues opened, the whole sequence as the answer.
+"""Rows of whole sequences as questions: some residues masked (`_`), the whole sequence as the answer.
 
 `mmdiff eval` then counts how many residues are recovered; `mmdiff protein eval` says much more.
 """
@@ -11,10 +11,10 @@ from mmdiff.protocols import Row, Source
 from mmdiff.tasks.protein.residues import CANONICAL, OPEN
 
 
-class Opened:
-    """The rows of another source with a `share` of the residues open, at least one, and the sequence as `answer`.
+class Masked:
+    """The rows of another source with a `share` of the residues masked, at least one, and the sequence as `answer`.
 
-    Which ones is drawn by (seed, number of the row). Letters outside the 20 residues stay. share 1: all of them.
+    Which ones are masked is drawn by (seed, number of the row). Letters outside the 20 residues stay. share 1: all of them.
     """
 
     def __init__(self, rows: Source, share: float = 0.3, seed: int = 0) -> None:
@@ -28,8 +28,8 @@ class Opened:
     def __getitem__(self, index: int) -> Row:
         row = self.rows[index]
         letters = list(str(row["sequence"]))
-        places = [i for i, letter in enumerate(letters) if letter in CANONICAL]
-        order = self.key.uniform(index, len(places)).argsort(kind="stable")
-        for i in order[: max(1, round(self.share * len(places)))].tolist():
-            letters[places[i]] = OPEN
+        positions = [i for i, letter in enumerate(letters) if letter in CANONICAL]
+        order = self.key.uniform(index, len(positions)).argsort(kind="stable")
+        for i in order[: max(1, round(self.share * len(positions)))].tolist():
+            letters[positions[i]] = OPEN
         return {**row, "sequence": "".join(letters), "answer": row["sequence"]}

@@ -1,9 +1,9 @@
-"""Questions about proteins from a file: a JSON list or JSON lines, in the forms that `mmdiff.tasks.dialogue.turns` reads.
+"""Questions about proteins from a JSON list or JSON lines, in the forms that `mmdiff.tasks.dialogue.turns` reads.
 
     {"protein": "MKTAYIAK...", "question": "What does this protein do?", "answer": "It binds zinc."}
     {"protein": ["MKT...", "GSH..."], "conversations": [{"from": "human", "value": "<protein>\\n<protein>\\n..."}, ...]}
 
-`protein` is a sequence or a list of them, or left out; `<protein>` in a human turn is the place of one.
+`protein` is a sequence or a list of them, or left out; `<protein>` in a human turn is where one stands.
 """
 
 from __future__ import annotations

@@ -156,21 +156,21 @@ def _range(item: str, length: int) -> Span:
     return first, last
 
 
-def fixed(sequence: str, ranges: Sequence[Span]) -> Design:
+def kept_ranges(sequence: str, ranges: Sequence[Span]) -> Design:
     """Residues in `ranges` stay, all others are open."""
     _check(ranges, len(sequence))
     inside = {i for low, high in ranges for i in range(low, high)}
     return Design("".join(letter if i in inside else OPEN for i, letter in enumerate(sequence)))
 
 
-def opened(sequence: str, ranges: Sequence[Span]) -> Design:
+def masked_ranges(sequence: str, ranges: Sequence[Span]) -> Design:
     """Residues in `ranges` are open, all others stay."""
     _check(ranges, len(sequence))
     inside = {i for low, high in ranges for i in range(low, high)}
     return Design("".join(OPEN if i in inside else letter for i, letter in enumerate(sequence)))
 
 
-def masked(sequence: str, share: float, rng: Generator, window: Span | int | None = None) -> Design:
+def masked_share(sequence: str, share: float, rng: Generator, window: Span | int | None = None) -> Design:
     """round(share x residues) of the residues, at least one, are opened at random.
 
     window: a stretch in which they lie, or the length of one that is put anywhere, all offsets equally likely (the
@@ -217,7 +217,7 @@ def scaffold(
         start, stop = ranges[0][0], ranges[-1][1]
         if any(later < end for (_, end), (later, _) in pairwise(ranges)):
             raise DataError("motif: its segments are not in the order of the sequence, so their gaps cannot be kept")
-        blocks = [fixed(sequence, ranges).sequence[start:stop]]
+        blocks = [kept_ranges(sequence, ranges).sequence[start:stop]]
     motif = sum(map(len, blocks))
     if least < motif:
         raise DataError(f"length: {least}-{most}, the motif alone takes {motif} places")

@@ -9,7 +9,7 @@ that special tokens and X take no part in it; sites whose wild type is none of t
     chain              log p(mutated sites | the others) by the chain rule, less that of the wild type: all sites are
                        masked and revealed one after another; the mean over orders of revealing
     pseudo_likelihood  sum over all residues of log p(x_i | all others), mutant less wild type: a forward a residue
-    bound              the bound on -log p, wild type less mutant, under the same noise (`mmdiff.model.likelihood.bound`)
+    bound              the bound on -log p, wild type less mutant, same noise (`mmdiff.model.likelihood.bound`)
 
 The first two: Meier et al. 2021, Language models enable zero-shot prediction of the effects of mutations.
 

@@ -18,7 +18,7 @@ from mmdiff.tasks.protein.cli.results import (
     Results,
     design_row,
     fasta,
-    make_room,
+    make_folder,
     new_table,
     out_file,
     page_file,
@@ -114,7 +114,7 @@ def test_files_of_others_are_refused_before_any_work(tmp_path: Path, write: Writ
     assert out_file("--out", str(tmp_path / "new" / "y.fa")) == tmp_path / "new" / "y.fa"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d.csv", "t.csv", "x.fasta"]
     with pytest.raises(UserError, match="--out: .* cannot be written"):
-        make_room("--out", tmp_path / "x.fasta" / "y.csv")
+        make_folder("--out", tmp_path / "x.fasta" / "y.csv")
 
 
 def test_tables(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from oracle import head
+from synthetic_pairs import UNIFORM, Complements, agreement, entropy, partners, shuffled
 from torch import Tensor
 
 from mmdiff import MMDiff
@@ -40,7 +41,6 @@ from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.result import Generation
 from mmdiff.session import Session, load
-from mmdiff.tasks.protein.data.synthetic_pairs import UNIFORM, Complements, agreement, entropy, partners, shuffled
 from mmdiff.tasks.protein.data.tables import Pairs
 from mmdiff.tasks.protein.design.generate import bounds, control_rows, design_control
 from mmdiff.tasks.protein.residues import CANONICAL
@@ -267,7 +267,7 @@ HELD_OUT = 64  # pairs, 768 residues of binders
 
 
 def stage(steps: int, lr: float, **more: Any) -> dict[str, Any]:
-    rows = {"target": "mmdiff.tasks.protein.data.synthetic_pairs.Complements", **more.pop("rows", {})}
+    rows = {"target": "synthetic_pairs.Complements", **more.pop("rows", {})}
     levels = {"target": "mmdiff.diffusion.mask_rates.ExactCount", "full": 0.5}
     return {
         "steps": steps,

@@ -13,10 +13,10 @@ from mmdiff.tasks.protein.design.motifs import (
     Design,
     allowed,
     drawn_lengths,
-    fixed,
+    kept_ranges,
     lengths,
-    masked,
-    opened,
+    masked_ranges,
+    masked_share,
     record_rng,
     residue_ranges,
     scaffold,
@@ -93,24 +93,24 @@ def test_ranges_of_residues() -> None:
 
 
 def test_fixed_and_opened_are_opposites() -> None:
-    assert fixed("MKTAYI", [(0, 2), (5, 6)]) == Design("MK___I")
-    assert opened("MKTAYI", [(0, 2), (5, 6)]) == Design("__TAY_")
+    assert kept_ranges("MKTAYI", [(0, 2), (5, 6)]) == Design("MK___I")
+    assert masked_ranges("MKTAYI", [(0, 2), (5, 6)]) == Design("__TAY_")
 
 
 def test_a_share_is_opened_of_a_window_every_set_equally_likely() -> None:
-    found = [masked("ACDEFG", 0.5, rng(k), window=(1, 5)).sequence for k in range(1200)]
+    found = [masked_share("ACDEFG", 0.5, rng(k), window=(1, 5)).sequence for k in range(1200)]
     assert {(s[0], s[-1]) for s in found} == {("A", "G")} and uniform(Counter(found), 6)
-    whole = masked(CANONICAL * 5, 0.3, rng())
+    whole = masked_share(CANONICAL * 5, 0.3, rng())
     assert whole.sequence.count("_") == 30
-    assert masked("AC", 0.01, rng()).sequence.count("_") == 1
-    assert masked("A__C", 1.0, rng()).sequence == "____"
-    anywhere = [masked("ACDEFG", 1.0, rng(k), window=4).sequence for k in range(600)]
+    assert masked_share("AC", 0.01, rng()).sequence.count("_") == 1
+    assert masked_share("A__C", 1.0, rng()).sequence == "____"
+    anywhere = [masked_share("ACDEFG", 1.0, rng(k), window=4).sequence for k in range(600)]
     assert uniform(Counter(anywhere), 3) and set(anywhere) == {"____FG", "A____G", "AC____"}
     for share, window in [(0.0, None), (1.5, None), (0.5, 7), (0.5, (4, 9))]:
         with pytest.raises(UserError):
-            masked("ACDEFG", share, rng(), window=window)
+            masked_share("ACDEFG", share, rng(), window=window)
     with pytest.raises(UserError, match="residues 1-2: all of them are open already"):
-        masked("__A", 0.5, rng(), window=(0, 2))
+        masked_share("__A", 0.5, rng(), window=(0, 2))
 
 
 def test_every_way_to_place_a_motif_is_equally_likely() -> None:
