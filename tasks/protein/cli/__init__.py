@@ -1,6 +1,6 @@
-"""The verbs of `mmdiff protein`: arguments, input files, results. Nothing imports this room.
+"""Sample, infill, design, score, embed and evaluate proteins, with a run, or with ESM-2, DSM or DPLM as published.
 
-May import: all of tasks.protein.
+May import: all of tasks.protein. Nothing imports this room.
 """
 
 from .verbs import VERBS as VERBS

@@ -14,7 +14,8 @@ from mmdiff.tasks.protein.residues import CANONICAL, OPEN
 class Masked:
     """The rows of another source with a `share` of the residues masked, at least one, and the sequence as `answer`.
 
-    Which ones are masked is drawn by (seed, number of the row). Letters outside the 20 residues stay. share 1: all of them.
+    Which ones are masked is drawn by (seed, number of the row). Letters outside the 20 residues stay.
+    share: above 0 and up to 1, which masks all residues. Raises ConfigError for another share.
     """
 
     def __init__(self, rows: Source, share: float = 0.3, seed: int = 0) -> None:

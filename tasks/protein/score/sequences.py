@@ -59,8 +59,8 @@ def score_sequences(
     """The records (see `Record`) of sequences, in their order. records: of a file, or rows.
 
     methods: `bound`: upper bound of -log p, `mmdiff.model.likelihood.bound` at `levels` numbers of masked residues, its
-        noise drawn under the record's number. `pseudo_perplexity`: exp of the mean of -log p(x_i | all others) over every
-        residue, one forward of the canvas a residue (Salazar et al., arXiv 1910.14659).
+        noise drawn under the record's number. `pseudo_perplexity`: exp of the mean of -log p(x_i | all others) over
+        every residue, one forward of the canvas per residue (Salazar et al., arXiv 1910.14659).
     tokens: places of a forward, padding counted; a longer canvas is a forward of its own.
     window: records that are sorted by length and written together, fewer where they are much work.
     control: "shuffled_target": the same figures with the target's residues permuted, as the record's `control`.
