@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from .errors import ConfigError
 
 
 def flat(tree: Any, key: str = "") -> dict[str, Any]:
@@ -52,7 +55,7 @@ def part_of(path: Path) -> Path:
 
 
 def commit(part: Path, path: Path) -> None:
-    """Make a file or folder durable, then give it its name. Raises OSError where there is a folder that is not empty."""
+    """Make a file or folder durable, then give it its name. Raises OSError where a folder is that is not empty."""
     for file in [*part.rglob("*"), part]:
         sync(file)
     if part.is_dir() and path.exists():
@@ -75,6 +78,18 @@ def link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def lock(file: Path, busy: str) -> TextIO:
+    """Keep other processes out for as long as the file that is returned is open. Raises ConfigError(busy)."""
+    handle = open(file, "a")
+    try:
+        # not `flock`: data processes would inherit that one, and outlive a killed run by some seconds
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        raise ConfigError(busy) from None
+    return handle
 
 
 def sync(file: Path) -> None:

@@ -10,7 +10,6 @@ metrics.json     the result, once there is one
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from typing import Any, TextIO
 from mmdiff.config import load_config, to_yaml
 from mmdiff.config.settings import Config
 from mmdiff.errors import ConfigError
-from mmdiff.files import flat, remove, write_text
+from mmdiff.files import flat, lock, remove, write_text
 
 RUNS = Path("runs")
 
@@ -48,12 +47,7 @@ class Run:
 
     def lock(self) -> None:
         """Keep other processes out, and remove what a killed one left half written. Raises ConfigError."""
-        self._lock = open(self.folder / ".lock", "w")
-        try:
-            # not `flock`: data processes would inherit that one, and outlive a killed run by some seconds
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"{self.folder}: another process is training this run") from None
+        self._lock = lock(self.folder / ".lock", f"{self.folder}: another process is training this run")
         for part in [*self.folder.glob(".*.part-*"), *self.checkpoints.glob(".*.part-*")]:
             remove(part)
 

@@ -28,7 +28,7 @@ from mmdiff.data.stream import at_row
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model import MMDiff
 from mmdiff.protocols import Row, Source
-from mmdiff.runs.records import Records
+from mmdiff.runs.records import JsonlStore
 from mmdiff.samplers.result import Generation
 from mmdiff.session import Session, canvas_of
 
@@ -71,7 +71,7 @@ def transcribe(
         raise ConfigError(f"seconds: {seconds} of sound in a batch, expected more than 0")
     sampler = {**asdict(session.sampler), **named}
     log = opened(out, session, rows, {**(settings or {}), "words": words, "first": first, "sampler": sampler})
-    todo = [i for i in range(len(rows)) if i not in log.done]
+    todo = [i for i in range(len(rows)) if i not in log.records]
     lengths = [{"duration": min(_duration(rows[i], i), seconds)} for i in todo]
     with tqdm(total=len(todo), unit="rows", desc="transcribe", file=sys.stderr, leave=False) as bar:
         for batch in by_duration(lengths, seconds):
@@ -82,14 +82,14 @@ def transcribe(
     return log.finish()
 
 
-def opened(out: Path | None, session: Session, rows: Source, settings: Mapping[str, Any]) -> Records:
+def opened(out: Path | None, session: Session, rows: Source, settings: Mapping[str, Any]) -> JsonlStore:
     """The records of `rows` in the file `out`: of the same settings, model (a run that is trained anew keeps its name)
     and rows. Raises ConfigError."""
     if out is None:
-        return Records(None, {})
+        return JsonlStore(None, {})
     made = datetime.fromtimestamp((session.folder / "config.json").stat().st_mtime, UTC)
-    log = Records(out, {**settings, "model": {"folder": str(session.folder), "saved": made.isoformat()}})
-    for i, record in log.done.items():
+    log = JsonlStore(out, {**settings, "model": {"folder": str(session.folder), "saved": made.isoformat()}})
+    for i, record in log.records.items():
         if i >= len(rows) or record.get("id") != identity(rows[i], i):
             raise ConfigError(
                 f"{out} was written for other rows (row {i} is {record.get('id')!r}); choose another file"

@@ -31,7 +31,7 @@ from mmdiff.data.token_budget import batch_by_tokens, token_budget
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.protocols import Row, Source
-from mmdiff.runs.records import Lines
+from mmdiff.runs.records import JsonlStore
 from mmdiff.samplers.options import generation_config
 from mmdiff.session import Session
 from mmdiff.tasks.protein.residues import CANONICAL, GAP, OPEN, permuted
@@ -139,7 +139,7 @@ def generate(
     log = None
     if out is not None:
         depends = {"sampler": asdict(sampler), "guard": guard and asdict(guard), "trajectory": trajectory}
-        log = Lines(out, {**(settings or {}), **depends, "model": digest(session.model)})
+        log = JsonlStore(out, {**(settings or {}), **depends, "model": digest(session.model)}, ordered=True)
     numbered = enumerate(_each(rows))
     done = 0 if log is None else _skip(log, numbered)
     found: list[Record] = []
@@ -354,14 +354,14 @@ def _each(rows: Iterable[Row] | Source) -> Iterable[Row]:
     return rows if isinstance(rows, Iterable) else (rows[i] for i in range(len(rows)))
 
 
-def _skip(log: Lines, numbered: Iterator[tuple[int, Row]]) -> int:
+def _skip(log: JsonlStore, numbered: Iterator[tuple[int, Row]]) -> int:
     """Pass over the rows that the file has. Raises ConfigError where they are others."""
     for record in log.read():
         k, row = next(numbered, (-1, {}))
         if k < 0 or record.get("id") != str(row.get("id", k)) or not _is_of(record, row):
-            what = f"record {record.get('id')!r} is not among the first {log.done} rows as it was"
+            what = f"record {record.get('id')!r} is not among the first {log.count} rows as it was"
             raise ConfigError(f"{log.file} was written for other rows ({what}); choose another file")
-    return log.done
+    return log.count
 
 
 def _is_of(record: Record, row: Row) -> bool:

@@ -17,7 +17,6 @@ Shape letters: D width, N residues of a sequence, n records.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +30,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.files import aside, flat, remove, write_text
+from mmdiff.files import aside, lock, remove, write_text
+from mmdiff.runs.records import append_lines, first_change
 
 INDEX, SETTINGS = "index.jsonl", "settings.json"
 
@@ -113,10 +113,7 @@ class Folder:
             raise ConfigError(f"{path} is there already and holds no embeddings; choose another folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(path / ".lock", "w")
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{path}: another process is writing embeddings here") from None
+            self._lock = lock(path / ".lock", f"{path}: another process is writing embeddings here")
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
         try:
@@ -149,10 +146,7 @@ class Folder:
     def add(self, lines: Sequence[Line], values: Sequence[Tensor]) -> None:
         tensors = {line["key"]: x.contiguous() for line, x in zip(lines, values, strict=True)}
         _save(tensors, self.path / self.next)
-        with open(self.path / INDEX, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self.path / INDEX, lines)
         self.records += len(lines)
         self._parts += 1
 
@@ -262,10 +256,6 @@ def _array(x: Tensor) -> NDArray[Any]:
 
 
 def unchanged(where: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    before, now = flat(old), flat(new)
-    for name in sorted({*before, *now}):
-        if before.get(name) != now.get(name):
-            raise ConfigError(
-                f"{where} was written with another {name} ({before.get(name)!r}, now {now.get(name)!r}); "
-                "choose another name"
-            )
+    """Raises ConfigError that names the first setting that differs."""
+    if change := first_change(old, json.loads(json.dumps(new))):
+        raise ConfigError(f"{where} was written with another {change}; choose another name")

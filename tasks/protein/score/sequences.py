@@ -24,7 +24,7 @@ from tqdm import tqdm
 from mmdiff.data.token_budget import token_budget
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.protocols import Row
-from mmdiff.runs.records import Lines
+from mmdiff.runs.records import JsonlStore
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.policies import Record as SequenceRecord
 from mmdiff.tasks.protein.residues import CANONICAL, permuted
@@ -86,7 +86,8 @@ def score_sequences(
     if out is None:
         return chain.from_iterable(how.windows(rows))
     own = {"methods": sorted(methods), "levels": levels, "per_residue": per_residue, "control": control, "seed": seed}
-    lines = Lines(out, {**(settings or {}), **own, "letters": how.letters, "model": digest(session.model)})
+    depends = {**(settings or {}), **own, "letters": how.letters, "model": digest(session.model)}
+    lines = JsonlStore(out, depends, ordered=True)
     for number, line in enumerate(lines.read()):
         if (found := next(rows, None)) is None:
             raise ConfigError(f"{out} holds more records than the {number} of the input; choose another file")
@@ -94,7 +95,7 @@ def score_sequences(
         if (line.get("id"), line.get("length")) != (name_of(row, i), len(row.get("sequence") or "")):
             told = f"record {i + 1} is {line.get('id')!r}, now {name_of(row, i)!r}"
             raise ConfigError(f"{out} was written for other records ({told}); choose another file")
-    with tqdm(initial=lines.done, unit=" sequences", desc="score", file=sys.stderr, leave=False) as bar:
+    with tqdm(initial=lines.count, unit=" sequences", desc="score", file=sys.stderr, leave=False) as bar:
         for scored in how.windows(rows):
             lines.add(scored)
             bar.update(len(scored))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mmdiff.errors import ConfigError
-from mmdiff.runs.records import Records
+from mmdiff.runs.records import JsonlStore
 
 SETTINGS = {"run": "runs/x", "sampler": {"steps": 4, "draft": None}}
 
@@ -24,20 +24,20 @@ def lines(file: Path) -> list[Any]:
 
 
 def test_records_are_added_and_come_back_in_the_order_of_their_rows(file: Path) -> None:
-    log = Records(file, SETTINGS)
+    log = JsonlStore(file, SETTINGS)
     log.add({2: {"text": "c"}, 0: {"text": "a"}})
     assert lines(file) == [{"row": 2, "text": "c"}, {"row": 0, "text": "a"}]
-    again = Records(file, SETTINGS)
-    assert again.done == {2: {"text": "c"}, 0: {"text": "a"}}
+    again = JsonlStore(file, SETTINGS)
+    assert again.records == {2: {"text": "c"}, 0: {"text": "a"}}
     again.add({1: {"text": "b"}})
     assert again.finish() == [{"text": "a"}, {"text": "b"}, {"text": "c"}]
     assert [line["row"] for line in lines(file)] == [0, 1, 2]
-    assert Records(file, SETTINGS).finish() == again.finish()
+    assert JsonlStore(file, SETTINGS).finish() == again.finish()
 
 
 def test_without_a_file_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    log = Records(None, SETTINGS)
+    log = JsonlStore(None, SETTINGS)
     log.add({1: {"text": "b"}, 0: {"text": "a"}})
     assert log.finish() == [{"text": "a"}, {"text": "b"}] and not list(tmp_path.iterdir())
 
@@ -46,25 +46,25 @@ ODD = {"text": "a\u2028b\x85c é 好"}  # what `str.splitlines` takes for the en
 
 
 def test_a_line_cut_anywhere_is_dropped_and_no_other(file: Path) -> None:
-    log = Records(file, SETTINGS)
+    log = JsonlStore(file, SETTINGS)
     log.add({0: ODD})
     first = file.read_bytes()
     log.add({1: ODD})
     whole = file.read_bytes()
     for cut in range(len(first), len(whole) + 1):
         file.write_bytes(whole[:cut])
-        again = Records(file, SETTINGS)
-        assert again.done == ({0: ODD} if cut < len(whole) - 1 else {0: ODD, 1: ODD}), cut
+        again = JsonlStore(file, SETTINGS)
+        assert again.records == ({0: ODD} if cut < len(whole) - 1 else {0: ODD, 1: ODD}), cut
         again.add({1: ODD})
         assert [line["row"] for line in lines(file)][-1] == 1 and again.finish() == [ODD, ODD]
         assert file.read_bytes() == whole
 
 
 def test_lines_that_are_no_records_are_dropped(file: Path) -> None:
-    Records(file, SETTINGS).add({0: {"text": "a"}})
+    JsonlStore(file, SETTINGS).add({0: {"text": "a"}})
     with open(file, "a") as handle:
         handle.write('[1]\n7\n{"text": "no row"}\n{"row": "1"}\n\n')
-    assert Records(file, SETTINGS).done == {0: {"text": "a"}}
+    assert JsonlStore(file, SETTINGS).records == {0: {"text": "a"}}
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,12 @@ def test_lines_that_are_no_records_are_dropped(file: Path) -> None:
     ],
 )
 def test_another_setting_is_refused_and_named(changed: dict[str, Any], says: str, file: Path) -> None:
-    Records(file, SETTINGS).add({0: {"text": "a"}})
+    JsonlStore(file, SETTINGS).add({0: {"text": "a"}})
     with open(file, "a") as handle:
         handle.write('{"row": 1, "te')
     before = file.read_bytes()
     with pytest.raises(ConfigError) as caught:
-        Records(file, {**SETTINGS, **changed})
+        JsonlStore(file, {**SETTINGS, **changed})
     assert str(caught.value) == f"{file} was written with another {says}; choose another file"
     assert file.read_bytes() == before
 
@@ -95,15 +95,15 @@ def test_a_file_of_other_origin_is_refused_and_left_alone(beside: Any, file: Pat
         settings = file.with_name(file.name + ".settings.json")
         settings.write_bytes(beside if isinstance(beside, bytes) else beside.encode())
     with pytest.raises(ConfigError, match="is there already and was not written by this command"):
-        Records(file, SETTINGS)
+        JsonlStore(file, SETTINGS)
     assert file.read_text() == "mine\n"
 
 
 def test_a_kill_before_the_first_record_leaves_room_for_other_settings(file: Path) -> None:
-    Records(file, SETTINGS)
-    log = Records(file, {"run": "runs/y"})
+    JsonlStore(file, SETTINGS)
+    log = JsonlStore(file, {"run": "runs/y"})
     log.add({0: {"text": "a"}})
-    assert Records(file, {"run": "runs/y"}).done == {0: {"text": "a"}}
+    assert JsonlStore(file, {"run": "runs/y"}).records == {0: {"text": "a"}}
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
@@ -114,5 +114,5 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         (tmp_path / "file" / "out", "cannot be written"),
     ):
         with pytest.raises(ConfigError, match=says) as caught:
-            Records(path, SETTINGS)
+            JsonlStore(path, SETTINGS)
         assert "\n" not in str(caught.value)

@@ -52,7 +52,7 @@ RECORDS = [
 
 
 def lines_of(results: Results, records: list[dict[str, Any]]) -> None:
-    """As `mmdiff.runs.records.Lines` leaves them."""
+    """As `mmdiff.runs.records.JsonlStore` leaves them."""
     assert results.lines is not None
     results.lines.write_text("".join(json.dumps({"row": i, **r}) + "\n" for i, r in enumerate(records)))
 
