@@ -62,8 +62,8 @@ class VLA:
     cameras: pictures a row has; 0: what it has is not looked at.
     prompt: what a canvas says before the actions, special tokens spelled out. `<image>` is the place of all pictures,
         `<state>` that of the state.
-    world: the simulator the policy is made for, `{name: metaworld, size: 64}`, see `mmdiff.tasks.vla.worlds.world`; `tasks` in it
-        are those that it is evaluated on.
+    world: the simulator the policy is made for, `{name: metaworld, size: 64}`, see `mmdiff.tasks.vla.worlds.world`;
+        `tasks` in it are those that it is evaluated on.
     execute: actions of a chunk that are carried out before the next is asked, where a caller says nothing; None: all.
     """
 

@@ -55,6 +55,7 @@ def plugin() -> Iterator[Any]:
             Config=root.MMDiffVLAConfig,
             Policy=modules["modeling_mmdiff"].MMDiffVLAPolicy,
             export=modules["export"].export,
+            main=modules["export"].main,
             modeling=modules["modeling_mmdiff"],
             configs=importlib.import_module("lerobot.configs"),
             factory=importlib.import_module("lerobot.policies.factory"),
@@ -347,8 +348,22 @@ def test_damaged_folders(plugin: Any, run: Path, policy: Any, tmp_path: Path) ->
         plugin.Policy.from_pretrained(tmp_path / "policy")
 
 
+def test_the_command_exports(
+    plugin: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["lerobot-export-mmdiff", str(run), str(tmp_path / "out"), "--cameras", CAMERA, "--n-action-steps", "2"]
+    monkeypatch.setattr("sys.argv", words)
+    plugin.main()
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out")
+    assert plugin.Policy.from_pretrained(tmp_path / "out").config.cameras == [CAMERA]
+    for wrong, message in ((words, "is there already"), ([*words, "--camera", "x"], "--camera.*--cameras")):
+        monkeypatch.setattr("sys.argv", wrong)
+        with pytest.raises(SystemExit, match=f"^lerobot-export-mmdiff: error: .*{message}"):
+            plugin.main()
+
+
 def test_an_exported_run(plugin: Any, run: Path, policy: Any, tmp_path: Path) -> None:
-    folder = plugin.export(run, tmp_path / "out", [CAMERA], 2)
+    folder = plugin.export(run, tmp_path / "out", cameras=[CAMERA], n_action_steps=2)
     loaded = plugin.Policy.from_pretrained(folder)
     same(loaded, policy)
     assert (loaded.config.cameras, loaded.config.n_action_steps) == ([CAMERA], 2)
@@ -417,7 +432,7 @@ def test_lerobot_makes_it(plugin: Any, run: Path, policy: Any, tmp_path: Path) -
     )
     fresh = make_policy(parsed, ds_meta=meta)
     assert fresh.session.sampler.steps == 2 and fresh.config.output_features["action"].shape == (2,)
-    plugin.export(run, tmp_path / "out", [CAMERA])
+    plugin.export(run, tmp_path / "out", cameras=[CAMERA])
     config = plugin.configs.PreTrainedConfig.from_pretrained(tmp_path / "out")
     config.pretrained_path = tmp_path / "out"
     loaded = make_policy(config, ds_meta=meta)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
 
 from mmdiff.errors import UserError
 
@@ -14,8 +16,22 @@ from .modeling_mmdiff import MMDiffVLAPolicy
 from .processor_mmdiff import make_mmdiff_vla_pre_post_processors
 
 
-def export(run: str | Path, folder: str | Path, cameras: Sequence[str] = (), n_action_steps: int = 0) -> Path:
-    """Write config.json, model.safetensors, mmdiff/ and both processors to a folder, which must be new or empty."""
+def export(
+    run: str | Path,
+    folder: str | Path,
+    /,
+    *,
+    cameras: Annotated[Sequence[str], Parameter(consume_multiple=True)] = (),
+    n_action_steps: int = 0,
+) -> Path:
+    """Write a run as a folder that lerobot loads: config.json, model.safetensors, mmdiff/ and both processors.
+
+    Args:
+        run: a run of mmdiff, or a model folder in it.
+        folder: where the policy goes; must be new or empty.
+        cameras: keys of the pictures in the model's order.
+        n_action_steps: actions of a chunk that are executed; 0: all.
+    """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: is there already and not empty; nothing was overwritten")
@@ -28,16 +44,12 @@ def export(run: str | Path, folder: str | Path, cameras: Sequence[str] = (), n_a
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="lerobot-export-mmdiff", description=__doc__)
-    parser.add_argument("run", help="a run of mmdiff, or a model folder in it")
-    parser.add_argument("folder", help="where the policy goes")
-    parser.add_argument("--cameras", nargs="*", default=[], help="keys of the pictures in the model's order")
-    parser.add_argument("--n-action-steps", type=int, default=0, help="of a chunk that are executed; 0: all")
-    args = parser.parse_args()
+    app = App(name="lerobot-export-mmdiff", help_format="plaintext", version_flags=())
+    app.default(export)
     try:
-        print(export(args.run, args.folder, args.cameras, args.n_action_steps))
-    except (UserError, ValueError, OSError) as error:
-        sys.exit(f"lerobot-export-mmdiff: error: {error}")
+        app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="print_non_none_return_zero")
+    except (CycloptsError, UserError, ValueError, OSError) as error:
+        sys.exit(f"lerobot-export-mmdiff: error: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

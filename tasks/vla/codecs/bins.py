@@ -1,4 +1,4 @@
-"""Codecs: a chunk of actions in [-1, 1] to a fixed number of codes, and back. `tasks/vla/codecs/fast.py` has a fourth one.
+"""Codecs: a chunk of actions in [-1, 1] to a fixed number of codes, and back. `fast.py` beside it has a fourth one.
 
 Shape letters: K actions of a chunk, D dimensions, T codes, B bins, C coefficients kept.
 """

@@ -54,9 +54,12 @@ def write_vla_report(
     plots: Sequence[tuple[str, str]] = (),
     tables: Mapping[str, Mapping[str, Mapping[str, float | int | str]]] | None = None,
 ) -> Path:
-    """figures: what `evaluate_policy` returns: the policy's rates with `by_task`, `ablations` with the rates of each,
-    and costs. curves: a data URI, see `mmdiff.evaluation.report.curves`. plots: (heading, data URI). tables: heading -> row ->
-    column -> figure, for what else there is to compare."""
+    """Write the page.
+
+    figures: what `evaluate_policy` returns: the policy's rates with `by_task`, `ablations` with the rates of each, and
+        costs. curves: a data URI, see `mmdiff.evaluation.report.curves`. plots: (heading, data URI).
+    tables: heading -> row -> column -> figure, for what else there is to compare.
+    """
     page = Environment(loader=PackageLoader("mmdiff.tasks.vla.rollout", "."), autoescape=select_autoescape())
     columns, rows = table(figures)
     html = page.get_template("report.html").render(

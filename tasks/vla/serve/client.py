@@ -23,9 +23,9 @@ from mmdiff.protocols import Row
 
 
 class ActClient:
-    """`mmdiff.tasks.vla.rollout.policies.Policy` of a server (`mmdiff vla serve`), which answers as the same model does in process.
+    """A policy (`mmdiff.tasks.vla.rollout.policies.Policy`) that asks a server, and answers as the server's model does.
 
-    url: `http://127.0.0.1:8777`. key: of the statistics, where the server has several. timeout: seconds a call.
+    url: `http://127.0.0.1:8777`. key: of the statistics, where the server has several. timeout: seconds per call.
     Noise is drawn under a row's `index`, else under the number of rows asked so far. calls, rows and forwards add up;
     seconds are those of the whole exchange. Raises ConfigError where nobody answers, DataError for a row that the
     server refuses.
