@@ -23,6 +23,7 @@ from mmdiff.tasks.background import in_background
 from mmdiff.tasks.vla.rollout.ablations import without_language
 from mmdiff.tasks.vla.rollout.closed_loop import Other
 from mmdiff.tasks.vla.rollout.evaluate import evaluate_policy
+from mmdiff.tasks.vla.task import VLA
 from mmdiff.training.train import train
 
 FAUCETS = ("faucet-open-v3", "faucet-close-v3")
@@ -112,7 +113,7 @@ def evaluated(config: Config, run: Run, silent: Path, *, fresh: bool) -> dict[st
         shutil.rmtree(folder)
     spec, tasks = simulator(config)
     return evaluate_policy(
-        load(run.folder),
+        load(run.folder, task=VLA),
         spec,
         tasks,
         out=folder,

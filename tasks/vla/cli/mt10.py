@@ -11,6 +11,7 @@ from mmdiff.config.settings import Config
 from mmdiff.runs.folder import RUNS, Run
 from mmdiff.session import load
 from mmdiff.tasks.vla.rollout.evaluate import evaluate_policy
+from mmdiff.tasks.vla.task import VLA
 from mmdiff.training.train import train
 
 from .demo import EPISODES, UNSEEN, demonstrations, simulator
@@ -32,7 +33,7 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
         shutil.rmtree(folder)
     spec, tasks = simulator(config)
     found = evaluate_policy(
-        load(run.folder),
+        load(run.folder, task=VLA),
         spec,
         tasks,
         out=folder,

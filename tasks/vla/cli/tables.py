@@ -22,6 +22,7 @@ from mmdiff.tasks.background import in_background
 from mmdiff.tasks.vla.rollout.evaluate import evaluate_policy
 from mmdiff.tasks.vla.rollout.report import write_vla_report
 from mmdiff.tasks.vla.strategies import STRATEGIES, strategy
+from mmdiff.tasks.vla.task import VLA
 from mmdiff.training.train import train
 
 from .demo import EPISODES, UNSEEN, demonstrations, simulator
@@ -100,8 +101,8 @@ def acting(config: Config, name: str, way: str | None = None) -> dict[str, Any]:
     if (out / "figures.json").is_file():
         found: dict[str, Any] = json.loads((out / "figures.json").read_text())
         return found
-    session = load(folder)
-    named = strategy(way, *session.task.groups) if way else {}  # type: ignore[attr-defined]
+    session = load(folder, task=VLA)
+    named = strategy(way, *session.task.groups) if way else {}
     spec, tasks = simulator(config)
     return evaluate_policy(
         session, spec, tasks, out=out, episodes=EPISODES, seed=UNSEEN, ablations=(), videos=0, processes=2, **named

@@ -21,6 +21,7 @@ from mmdiff.errors import ConfigError, nearest, require
 from mmdiff.evaluation.report import curves
 from mmdiff.files import aside, write_text
 from mmdiff.session import Session
+from mmdiff.tasks.vla.task import VLA
 
 from .ablations import ABLATIONS, instructions, swaps
 from .closed_loop import ClosedLoop, Other, Setup, opened, policy_of, timing
@@ -31,7 +32,7 @@ from .success import eval_info, write_eval_info
 
 
 def evaluate_policy(
-    session: Session | Policy,
+    session: Session[VLA] | Policy,
     spec: Mapping[str, Any] | str,
     tasks: Sequence[str],
     *,
@@ -76,7 +77,7 @@ def evaluate_policy(
     spec = {"name": spec} if isinstance(spec, str) else dict(spec)
     told = instructions(spec, tasks)
     if execute is None and isinstance(session, Session):
-        execute = getattr(session.task, "execute", None)
+        execute = session.task.execute
     chunk = policy_of(session, **sampler).chunk
     if execute is not None and not 1 <= execute <= chunk:
         raise ConfigError(f"execute: {execute}, expected 1..{chunk}, the actions of a chunk")
@@ -118,7 +119,7 @@ def evaluate_policy(
 class Share:
     """A process's share of an evaluation: all that is to be run of some tasks."""
 
-    session: Session | Policy
+    session: Session[VLA] | Policy
     setup: Setup
     others: Mapping[str, Other]
     folder: Path  # of films
@@ -154,7 +155,7 @@ def check(setup: Setup) -> None:
         raise ConfigError(f"episodes: {setup.episodes}, expected at least 1")
 
 
-def home(session: Session | Policy) -> Path:
+def home(session: Session[VLA] | Policy) -> Path:
     """The folder of a session's run, or where the command runs."""
     if not isinstance(session, Session):
         return Path()

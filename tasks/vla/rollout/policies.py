@@ -20,20 +20,24 @@ from mmdiff.data.stream import at_row, read_media
 from mmdiff.errors import ConfigError
 from mmdiff.protocols import Row
 from mmdiff.session import Session
+from mmdiff.tasks.vla.task import VLA
 
 Chunk = NDArray[np.float64]
 """(K, D) actions in robot units."""
 
 
 class Policy(Protocol):
-    """chunk: K, the actions it gives at once. sees: whether it needs an observation; none is rendered for one that does
-    not, and its rows hold the instruction only."""
+    """Gives chunks of actions.
+
+    chunk: K, actions per chunk. sees: whether it needs an observation; none is rendered for one that does not, and its
+    rows hold the instruction only.
+    """
 
     chunk: int
     sees: bool
 
     def act(self, rows: Sequence[Row]) -> list[Chunk]:
-        """A chunk a row, in one batch. What a row is asked with must not change its answer."""
+        """One chunk per row, in one batch. The other rows of the batch must not change the chunk of a row."""
         ...
 
 
@@ -46,11 +50,10 @@ class ModelPolicy:
 
     sees = True
 
-    def __init__(self, session: Session, **named: Any) -> None:
-        chunk = getattr(session.task, "chunk", None)
-        if not isinstance(chunk, int):
+    def __init__(self, session: Session[VLA], **named: Any) -> None:
+        if not isinstance(session.task, VLA):
             raise ConfigError(f"{session.folder}: its task {type(session.task).__name__} gives no chunks of actions")
-        self.session, self.named, self.chunk = session, named, chunk
+        self.session, self.named, self.chunk = session, named, session.task.chunk
         self.reset()
 
     def reset(self) -> None:

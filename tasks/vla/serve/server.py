@@ -71,7 +71,7 @@ def contract_of(task: Any, cameras: Sequence[str] | None = None) -> Contract:
 class Answering:
     """A policy that is asked from many threads of control and answers one at a time, in one thread of its own."""
 
-    def __init__(self, session: Session, contract: Contract, sampler: Mapping[str, Any]) -> None:
+    def __init__(self, session: Session[VLA], contract: Contract, sampler: Mapping[str, Any]) -> None:
         self.contract, self.sampler = contract, dict(sampler)
         one = len(contract.keys) == 1
         self.sessions = {
@@ -129,7 +129,7 @@ class Answering:
         return round(time.monotonic() - self.began, 3)
 
 
-def acting_by(task: Any, key: str) -> Any:
+def acting_by(task: VLA, key: str) -> VLA:
     """The task with another choice of statistics."""
     other = copy.copy(task)
     other.key = key
@@ -137,7 +137,7 @@ def acting_by(task: Any, key: str) -> Any:
 
 
 def make_app(
-    session: Session,
+    session: Session[VLA],
     *,
     cameras: Sequence[str] | None = None,
     execute: int | None = None,
@@ -161,7 +161,7 @@ def make_app(
     if execute is not None and not 1 <= execute <= contract.chunk:
         raise ConfigError(f"execute: {execute} is not 1 to {contract.chunk}, the actions of a chunk")
     policy = Answering(session, contract, sampler or {})
-    steps = execute or getattr(session.task, "execute", None) or contract.chunk
+    steps = execute or session.task.execute or contract.chunk
     app = FastAPI(title="mmdiff policy", docs_url=None, redoc_url=None, openapi_url=None)
 
     async def act(request: Request) -> Any:
@@ -263,7 +263,7 @@ def serve(
 
     listening = listen(host, port)  # before the model is loaded, which may take minutes
     try:
-        session = load(run, *overrides)
+        session = load(run, *overrides, task=VLA)
         app = make_app(session, cameras=cameras, execute=execute, max_body=max_body)
         if not is_local(host):
             print(

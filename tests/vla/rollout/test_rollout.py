@@ -19,6 +19,7 @@ from mmdiff.model import MMDiff
 from mmdiff.session import Session
 from mmdiff.tasks.vla.rollout.policies import Chunk, ExpertPolicy, ModelPolicy, RandomPolicy
 from mmdiff.tasks.vla.rollout.rollout import Rollout, noise_index, rollout
+from mmdiff.tasks.vla.task import VLA
 
 
 class Point:
@@ -75,10 +76,11 @@ class Plan:
         return [np.array([[len(self.asked), k] for k in range(self.chunk)]) / 100 for _ in rows]
 
 
-class Steer:
+class Steer(VLA):
     """A task over the toy vocabulary: two words of four an action; each word is a level of one dimension."""
 
-    chunk = 3
+    def __init__(self) -> None:
+        self.chunk, self.execute = 3, None
 
     def prompt(self, row: Any, vocab: Any) -> Any:
         grey = row["image"].astype(np.float32).mean(-1)[None] / 255

@@ -122,6 +122,12 @@ def until(done: Any, seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def client_is_closed() -> Iterator[None]:
+    yield
+    HTTP.close()
+
+
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     with served(StandIn(), max_body=200_000) as address:
@@ -546,7 +552,7 @@ def test_ctrl_c_lets_a_request_finish(monkeypatch: pytest.MonkeyPatch, capfd: py
 def _ctrl_c(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     session = StandIn()
     session.gate.clear()
-    monkeypatch.setattr("mmdiff.session.load", lambda run, *overrides: session)
+    monkeypatch.setattr("mmdiff.session.load", lambda run, *overrides, task: session)
     found: dict[str, Any] = {}
     said: list[str] = []
 
