@@ -4,8 +4,8 @@
 
 acting: a chunk written in `steps` steps, the context's keys and values kept (`prefix_causal`) against all places at
     every step. The plain step grows with context + chunk, the kept one with the chunk; both give the same tokens.
-training: four noisy copies of a sample behind one context in one row, against four whole rows. The plain cost grows with
-    copies x (context + chunk), ours with context + copies x chunk; both give the same loss.
+training: four noised copies of a sample behind one context in one row, against four whole rows. The plain cost grows
+    with copies x (context + chunk), ours with context + copies x chunk; both give the same loss.
 head: the loss of masked places over the 32 rows of the action tokens, against all rows of the vocabulary with what may
     not stand there masked. The plain cost grows with the vocabulary; both give the same loss.
 Medians of CPU seconds on one torch thread.

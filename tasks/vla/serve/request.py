@@ -59,7 +59,10 @@ class Contract:
 
 @dataclass(frozen=True)
 class Asked:
-    """row: as `mmdiff.tasks.vla.rollout.policies` hands it to a task. seed: under which the row's noise is drawn, or None."""
+    """A request that was understood.
+
+    row: as `mmdiff.tasks.vla.rollout.policies` hands it to a task. seed: noise is drawn under it, or None.
+    """
 
     row: dict[str, Any]
     seed: int | None
