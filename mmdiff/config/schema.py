@@ -1,13 +1,14 @@
-"""Plain trees of mappings, lists and values against the annotations of a dataclass.
+"""Trees of mappings, lists and plain values, checked against the annotations of a dataclass and made an instance of it.
 
-Stricter than a conversion: the text "3" is no number and 2 is no truth value, so that a slip in a file is an error here
-and not a strange run later. Fields annotated `Any`, and values of `dict[str, Any]`, are nodes.
+This is stricter than a conversion: the text "3" is no number and 2 is not true, so that a slip in a file is an error
+here and not a strange run later. Fields annotated `Any`, and values of `dict[str, Any]`, are nodes and not looked into.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -17,12 +18,15 @@ EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str
 
 
 def as_annotated(kind: Any, value: Any, key: str) -> Any:
-    """`value` as the annotation `kind` wants it. Raises ConfigError with the field, the value and what was expected."""
+    """Returns `value` as the annotation `kind` has it. key: its dotted key, named by errors.
+
+    Raises ConfigError with the field, the value, what was expected and the nearest valid name.
+    """
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
     if is_dataclass(kind):
-        hints = get_type_hints(kind)
+        hints = hints_of(kind)
         for name in _mapping(value, key):
             if name not in hints:
                 raise ConfigError(f"{join(key, name)}: no such field{nearest(str(name), hints)}")
@@ -37,27 +41,29 @@ def as_annotated(kind: Any, value: Any, key: str) -> Any:
             raise ConfigError(f"{key}: {value!r} is not one of {', '.join(inner)}{_close(value, inner)}")
         return value
     if origin in (list, tuple):
-        wants = len(inner) if origin is tuple else None
-        if not isinstance(value, list) or wants not in (None, len(value)):
-            raise ConfigError(f"{key}: {value!r} is not a list{f' of {wants}' if wants else ''}")
-        return origin(as_annotated(inner[i if wants else 0], item, join(key, i)) for i, item in enumerate(value))
-    if kind is float and type(value) is int:
+        size = len(inner) if origin is tuple else None
+        if not isinstance(value, list | tuple) or size not in (None, len(value)):
+            raise ConfigError(f"{key}: {value!r} is not a list{f' of {size}' if size else ''}")
+        return origin(as_annotated(inner[i if size else 0], item, join(key, i)) for i, item in enumerate(value))
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
         raise ConfigError(f"{key}: {value!r} is not {EXPECTED[kind]}")
     return value
 
 
+hints_of = cache(get_type_hints)
+
+
 def _union(kinds: Sequence[Any], value: Any, key: str) -> Any:
-    """`X | None`, or `Literal[...] | str`: one of those words or a dotted path."""
+    """A value of `X | None`, or of `Literal[...] | str`, which is one of those words or a dotted path."""
     if value is None and type(None) in kinds:
         return None
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     if words and value not in words and not (isinstance(value, str) and "." in value):
         raise ConfigError(f"{key}: {value!r} is not one of {', '.join(words)} or a dotted path{_close(value, words)}")
-    return as_annotated(
-        next(kind for kind in kinds if kind is not type(None) and get_origin(kind) is not Literal), value, key
-    )
+    plain = next(kind for kind in kinds if kind is not type(None) and get_origin(kind) is not Literal)
+    return as_annotated(plain, value, key)
 
 
 def _mapping(value: Any, key: str) -> dict[Any, Any]:
@@ -67,11 +73,11 @@ def _mapping(value: Any, key: str) -> dict[Any, Any]:
 
 
 def expand(kind: Any, value: Any) -> Any:
-    """Strings where a node stands become `{target: string}`."""
+    """Returns the tree with every string that stands where a node belongs as `{target: string}`."""
     if kind is Any:
         return {"target": value} if isinstance(value, str) else value
     if isinstance(value, dict) and is_dataclass(kind):
-        hints = get_type_hints(kind)
+        hints = hints_of(kind)
         return {key: expand(hints.get(key), inner) for key, inner in value.items()}
     if isinstance(value, dict) and get_origin(kind) is dict:
         return {key: expand(get_args(kind)[1], inner) for key, inner in value.items()}
@@ -79,10 +85,12 @@ def expand(kind: Any, value: Any) -> Any:
 
 
 def join(key: str, name: Any) -> str:
+    """The dotted key of a field or item below `key`."""
     return f"{key}.{name}" if key else str(name)
 
 
 def at(key: str) -> str:
+    """The beginning of an error line about `key`."""
     return f"{key}: " if key else ""
 
 

@@ -1,4 +1,4 @@
-"""Which ids may be written where.
+"""Which ids the sampler may commit at which position.
 
 Shape letters: B samples, L canvas length, K distinct allow-sets, V vocabulary.
 """
@@ -16,12 +16,12 @@ from mmdiff.errors import ConfigError, nearest
 
 
 def allowed(batch: Batch, vocab: Vocab, config: GenerationConfig) -> tuple[Tensor, Tensor]:
-    """allow_KV, which ids may be written under each allow-set, and allow_BL, the allow-set of each position.
+    """Returns allow_KV, the ids allowed under each allow-set, and allow_BL, the allow-set of each position.
 
-    Never written: the mask id, the slot id (unless it is an end id too, as LLaDA's is), `suppress_ids` and
+    Never allowed are the mask id, the slot id (unless it is an end id too, as LLaDA's is), `suppress_ids` and
     `suppress_tokens`, end ids under eos_policy=suppress, and rows of the embedding table that stand for nothing
     (published tables are padded) or for a named range, unless an allow-set claims them.
-    Raises ConfigError for an id or token outside the vocabulary, and for an open position that this leaves without any id.
+    Raises ConfigError for an id or token outside the vocabulary, and for a masked position that is left without any id.
     """
     known_V = torch.ones(vocab.size, dtype=torch.bool)
     if vocab.tokenizer is not None:
@@ -46,8 +46,8 @@ def allowed(batch: Batch, vocab: Vocab, config: GenerationConfig) -> tuple[Tenso
         free_K = batch.allow_KV.all(1, keepdim=True)  # no allow-set was named
         allow_KV, allow_BL = torch.where(free_K, known_V.to(device), batch.allow_KV), batch.allow_BL
     allow_KV[:, banned] = False
-    open_BL = batch.target_BL & (batch.ids_BL == vocab.mask_id)
-    stuck_BL = open_BL & ~allow_KV.any(1)[allow_BL]
+    masked_BL = batch.target_BL & (batch.ids_BL == vocab.mask_id)
+    stuck_BL = masked_BL & ~allow_KV.any(1)[allow_BL]
     if stuck_BL.any():
         b, position = stuck_BL.nonzero()[0].tolist()
         raise ConfigError(

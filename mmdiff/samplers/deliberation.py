@@ -1,10 +1,10 @@
-"""Deliberation: a given draft is opened in places and written again, by the same loop that writes an empty canvas.
+"""Deliberation: some positions of a given draft are masked and predicted again, by the loop that fills an empty canvas.
 
-The draft is what the target positions hold: a first-pass transcript, say, filled up with EOS so that words can be added.
-A rule (`sampler.draft`) says which of its positions are opened, round after round; between rounds the loop fills them.
-Random, low-confidence and semi-autoregressive deliberation are those of Whisper-LLaDA (arXiv 2509.16622).
+The draft is what the target positions hold: a first-pass transcript, say, filled up with EOS so that words can be
+added. A rule (`sampler.draft`) says which of its positions are masked, round after round; between rounds the loop fills
+them. Random, low-confidence and semi-autoregressive deliberation are those of Whisper-LLaDA (arXiv 2509.16622).
 
-Shape letters: B samples, L canvas length, R rows of one denoise call, P wanted positions, V vocabulary.
+Shape letters: B samples, L canvas length, R rows of one denoise call, P predicted positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROBES = ("mask", "eos", "leave_one_out")
 
 @dataclass
 class Draft:
-    """What a rule may look at. `forwards_B` and `confidence_BL` are for it to fill in, when it asks the model."""
+    """What a rule may look at. A rule that asks the model writes `forwards_B` and `confidence_BL`."""
 
     denoise: Denoise
     batch: Batch
@@ -44,18 +44,18 @@ class Draft:
     seed: int
     position_BL: Tensor  # bool, the positions of the draft: target positions that were given
     forwards_B: Tensor  # int64
-    confidence_BL: Tensor  # fp32, probability of the draft's tokens; 1 while nobody asked
+    confidence_BL: Tensor  # fp32, probability of the draft's tokens; 1 where the model was not asked
 
 
 class DraftRule(Protocol):
     def __call__(self, draft: Draft) -> Iterator[Tensor]:
-        """bool BL, positions to open, round after round. They are written before the next round is asked for."""
+        """Yields bool BL, positions to mask, round after round. They are filled before the next round is asked for."""
         ...
 
 
 @dataclass(frozen=True)
 class MaskRandom:
-    """floor(ratio * n) of a row's n draft positions, at random."""
+    """Masks floor(ratio * n) of a row's n draft positions, at random."""
 
     ratio: float = 0.3
 
@@ -74,11 +74,11 @@ class MaskRandom:
 
 @dataclass(frozen=True)
 class MaskLeastConfident:
-    """floor(ratio * n) of a row's n draft positions: those whose tokens the model, asked without them, finds least likely.
+    """Masks the floor(ratio * n) of a row's n draft positions whose tokens the model, not seeing them, finds least likely.
 
-    probe: how it is asked. "mask": with all draft positions masked, in one forward. "eos": with end-of-sequence in all of
-        them (as published; the model then believes that nothing was said). "leave_one_out": with each position masked
-        alone, n forwards.
+    probe: how it is asked. "mask": with all draft positions masked, in one forward. "eos": with end-of-sequence in all
+        of them (as published; the model then believes that nothing was said). "leave_one_out": with each position
+        masked alone, n forwards.
     """
 
     ratio: float = 0.3
@@ -96,8 +96,9 @@ class MaskLeastConfident:
 
 @dataclass(frozen=True)
 class MaskChunks:
-    """Round(1 / ratio) chunks of the draft from left to right, each opened whole while all others are in sight:
-    those to the left already written again, those to the right as drafted. The last chunk takes the remainder.
+    """Masks round(1 / ratio) chunks of the draft from left to right, each whole while all others are visible.
+
+    Chunks to the left have been predicted again, those to the right are as drafted; the last takes the remainder.
     """
 
     ratio: float = 0.25
@@ -115,7 +116,7 @@ class MaskChunks:
 
 
 def lowest(score_BL: Tensor, position_BL: Tensor, ratio: float) -> Tensor:
-    """bool BL: the floor(ratio * n) positions of a row with the lowest scores; of equal scores the leftmost come first."""
+    """bool BL, the floor(ratio * n) positions of a row with the lowest scores; of equal scores the leftmost first."""
     score_BL = score_BL.masked_fill(~position_BL, torch.inf)
     rank_BL = score_BL.argsort(dim=1, stable=True).argsort(dim=1)
     count_B = (position_BL.sum(1) * ratio + 1e-6).long()  # 0.3 * 10 falls just below 3
@@ -123,7 +124,7 @@ def lowest(score_BL: Tensor, position_BL: Tensor, ratio: float) -> Tensor:
 
 
 def probe(draft: Draft, how: str) -> Tensor:
-    """fp32 BL: probability of the draft's token at each of its positions; 1 elsewhere."""
+    """fp32 BL, the probability of the draft's token at each of its positions; 1 elsewhere. how: one of `PROBES`."""
     batch, position_BL = draft.batch, draft.position_BL
     out_BL = torch.ones(position_BL.shape, device=position_BL.device)
     if how != "leave_one_out":
@@ -154,31 +155,31 @@ def probe(draft: Draft, how: str) -> Tensor:
 def rewrite(
     denoise: Denoise, batch: Batch, vocab: Vocab, config: GenerationConfig, streamer: Streamer | None = None
 ) -> Generation:
-    """The draft on the canvas, opened and written again round after round. What a rule leaves closed stays as it is.
+    """Returns the canvas after all rounds of `config.draft`. What the rule does not mask keeps its token.
 
     An end id amid a draft takes a word out, so there is no early stop. The result's steps count the forwards of all
-    rounds and of probes; closed positions have step 0 and, where the rule asked, the model's probability for them.
+    rounds and of probes; kept positions have step 0 and, where the rule asked, the model's probability of their token.
     """
     config = generation_config(config)
     rule: DraftRule = build_rule(config.draft)
     once = replace(config, draft=None, early_stop=False)
-    open_BL = batch.target_BL & (batch.ids_BL == vocab.mask_id)
+    masked_BL = batch.target_BL & (batch.ids_BL == vocab.mask_id)
     zeros_B = torch.zeros(len(batch), dtype=torch.int64, device=batch.ids_BL.device)
-    position_BL = batch.target_BL & ~open_BL
+    position_BL = batch.target_BL & ~masked_BL
     draft = Draft(
-        denoise, batch, vocab, config.seed, position_BL, zeros_B, torch.ones_like(open_BL, dtype=torch.float32)
+        denoise, batch, vocab, config.seed, position_BL, zeros_B, torch.ones_like(masked_BL, dtype=torch.float32)
     )
     ids_BL, step_BL = batch.ids_BL, torch.zeros_like(batch.ids_BL, dtype=torch.int32)
-    written_BL, calls = draft.confidence_BL, 0
-    for opened_BL in rule(draft):
-        out = sample(denoise, replace(batch, ids_BL=ids_BL.masked_fill(opened_BL, vocab.mask_id)), vocab, once)
+    confidence_BL, calls = draft.confidence_BL, 0
+    for remasked_BL in rule(draft):
+        out = sample(denoise, replace(batch, ids_BL=ids_BL.masked_fill(remasked_BL, vocab.mask_id)), vocab, once)
         new_BL = out.step_BL > 0
         before_B = draft.forwards_B
         step_BL = torch.where(new_BL, out.step_BL + before_B[:, None].int(), step_BL)
-        written_BL = torch.where(new_BL, out.confidence_BL, written_BL)
+        confidence_BL = torch.where(new_BL, out.confidence_BL, confidence_BL)
         draft.forwards_B = before_B + out.forwards_B
         ids_BL, calls = out.ids_BL, calls + out.calls
-    closed_BL = position_BL & (step_BL == 0)
+    kept_BL = position_BL & (step_BL == 0)
     if streamer is not None:
         streamer.put(ids_BL)
         streamer.end()
@@ -186,7 +187,7 @@ def rewrite(
         ids_BL=ids_BL,
         target_BL=batch.target_BL,
         step_BL=step_BL,
-        confidence_BL=torch.where(closed_BL, draft.confidence_BL, written_BL),
+        confidence_BL=torch.where(kept_BL, draft.confidence_BL, confidence_BL),
         forwards_B=draft.forwards_B,
         calls=calls,
     )

@@ -1,6 +1,6 @@
 """Unsupervised classifier-free guidance (arXiv 2410.18514, used by LLaDA): a Denoise round a Denoise.
 
-Shape letters: R rows, L canvas length, P wanted positions, V vocabulary.
+Shape letters: R rows, L canvas length, P predicted positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from mmdiff.protocols import Denoise
 
 
 def guided(denoise: Denoise, batch: Batch, mask_id: int, scale: float) -> Denoise:
-    """Logits `u + (scale + 1) (c - u)`: c as they are, u with the context masked and the media left out.
+    """Returns a Denoise of logits `u + (scale + 1) (c - u)`: c from `denoise`, u from it without context and media.
 
-    The context is every attended position that is not a target; ids given within a target stay in both. Both copies go
-    through the model in one call of 2R rows.
+    The context, masked for u, is every attended position that is not a target; ids given within a target stay in both.
+    Both copies go through the model in one call of 2R rows.
     """
     context_BL = batch.attend_BL & ~batch.target_BL
 

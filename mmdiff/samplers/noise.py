@@ -1,6 +1,6 @@
 """The sampler's random numbers: a pure function of (seed, sample, the row's own step), so batch mates change nothing.
 
-Shape letters: R rows of a step, N wanted positions of one row.
+Shape letters: R rows of a step, N predicted positions of one row.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from mmdiff.diffusion.keys import NoiseKey
 
 
 def uniform(seed: int, sample: int, step: int, stream: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """float64 numbers in [0, 1), drawn on the device itself: a vocabulary wide, they are too many to carry there.
+    """Returns float64 numbers in [0, 1), drawn on the device itself: noise over a vocabulary is too much to copy there.
 
     sample: the global sample index (`Batch.index_B`). step: the row's own step, counted from 1.
-    stream: "token" for the draw of tokens, "order" for random scores, "select" for
-        noise on the order of scores.
+    stream: "token" for the draw of tokens, "order" for random scores, "select" for noise on the order of scores.
     """
     seed_here = int(NoiseKey(seed, step, f"sampler/{stream}").uniform(sample, 1)[0] * 2.0**53)
     generator = torch.Generator(device).manual_seed(seed_here)
@@ -28,7 +27,7 @@ def uniform(seed: int, sample: int, step: int, stream: str, shape: tuple[int, ..
 
 @dataclass(frozen=True)
 class StepNoise:
-    """The random numbers of one step. sample_R and step_R identify the rows, count_R are their wanted positions."""
+    """The random numbers of one step. sample_R and step_R identify the rows, count_R: their predicted positions."""
 
     seed: int
     sample_R: Tensor
@@ -36,6 +35,6 @@ class StepNoise:
     count_R: Tensor
 
     def rows(self, stream: str, *width: int) -> Iterator[Tensor]:
-        """(N, *width) for one row after the other: the noise of one row exists at a time."""
+        """Yields (N, *width) float64 for one row after the other, so that the noise of one row exists at a time."""
         for sample, step, n in zip(self.sample_R.tolist(), self.step_R.tolist(), self.count_R.tolist(), strict=True):
             yield uniform(self.seed, sample, step, stream, (n, *width), self.count_R.device)

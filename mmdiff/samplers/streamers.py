@@ -1,4 +1,4 @@
-"""Watch a canvas being written. Shape letters: B samples, L canvas length."""
+"""Streamers show a canvas while it is being filled. Shape letters: B samples, L canvas length."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Streamer(Protocol):
     """transformers' streamer with one more method for drafts, under the name it has there."""
 
     def put_draft(self, ids_BL: Tensor, step: int) -> None:
-        """The canvas before the commit of a step, counted from 1; wanted positions hold what is proposed for them."""
+        """Receives the canvas before the commit of a step, counted from 1; predicted positions hold their proposals."""
         ...
 
     def put(self, ids_BL: Tensor) -> None:
-        """The finished canvas."""
+        """Receives the finished canvas."""
         ...
 
     def end(self) -> None: ...
 
 
 class TextStreamer:
-    """Prints the target positions of one row, a line a step; a terminal overwrites it. `░` is an open position."""
+    """Prints the target positions of one row, one line per step; a terminal overwrites it. `░` is a masked position."""
 
     def __init__(self, vocab: Vocab, batch: Batch, row: int = 0, file: TextIO | None = None) -> None:
         self.vocab, self.row, self.file = vocab, row, file or sys.stdout
@@ -52,6 +52,6 @@ class TextStreamer:
 
     def _text(self, ids_BL: Tensor) -> str:
         ids = ids_BL[self.row][self.target_L].tolist()
-        # runs between open positions are decoded whole: a byte-level token may be a part of a character
+        # runs between masked positions are decoded whole: a byte-level token may be a part of a character
         runs = groupby(ids, key=lambda i: i == self.vocab.mask_id)
-        return "".join("░" * len(list(run)) if is_open else self.vocab.decode(list(run)) for is_open, run in runs)
+        return "".join("░" * len(list(run)) if masked else self.vocab.decode(list(run)) for masked, run in runs)

@@ -1,4 +1,4 @@
-"""How many positions of its block a row writes at each step (`sampler.schedule`).
+"""How many positions of its block a row commits at each step (`sampler.schedule`).
 
 Shape letters: R rows of a step.
 """
@@ -12,23 +12,27 @@ from torch import Tensor
 
 from .rules.state import State
 
-Share = Callable[[Tensor, Tensor, State], Tensor]
-"""(open_R, start_R, state) -> quota_R, at least one: the open positions of each row's block now, and when it began."""
+UnmaskSchedule = Callable[[Tensor, Tensor, State], Tensor]
+"""(n_masked_R, n_start_R, state) -> quota_R, int64 of at least 1: how many positions each row commits at this step.
+
+n_masked_R: masked positions of the row's block now. n_start_R: those it began with.
+"""
 
 
-def linear(open_R: Tensor, start_R: Tensor, state: State) -> Tensor:
-    """What is open, shared out evenly over the steps that are left; rounded up, so the first take the remainder."""
+def linear(n_masked_R: Tensor, n_start_R: Tensor, state: State) -> Tensor:
+    """Divides the masked positions evenly among the steps that are left, rounded up: the first take the remainder."""
     left_R = (state.steps_R - state.step_R + 1).clamp(min=1)
-    return -(-open_R // left_R)
+    return -(-n_masked_R // left_R)
 
 
-def cosine(open_R: Tensor, start_R: Tensor, state: State) -> Tensor:
-    """All but floor(n cos(pi/2 s/T)), n the positions that the block began with (MaskGIT, arXiv 2202.04200).
+def cosine(n_masked_R: Tensor, n_start_R: Tensor, state: State) -> Tensor:
+    """Leaves floor(n cos(pi/2 s/T)) of the n positions that a block began with masked after step s of T.
 
-    Few at first, when little is known, and ever more. Positions that were opened again are among those that count as open.
+    It commits few at first, when little is known, and ever more (MaskGIT, arXiv 2202.04200). Positions that a `revise`
+    rule has masked again count as masked.
     """
-    masked_R = (start_R * (state.progress_R * (math.pi / 2)).cos() + 1e-9).long()  # n/2 may fall just below it
-    return (open_R - masked_R).clamp(min=1)
+    masked_R = (n_start_R * (state.progress_R * (math.pi / 2)).cos() + 1e-9).long()  # n/2 may fall just below it
+    return (n_masked_R - masked_R).clamp(min=1)
 
 
-SHARES: dict[str, Share] = {"linear": linear, "cosine": cosine}
+UNMASK_SCHEDULES: dict[str, UnmaskSchedule] = {"linear": linear, "cosine": cosine}

@@ -1,6 +1,6 @@
-"""Hierarchical decoding: groups of positions, an action of several numbers say, are written one group after the other.
+"""Hierarchical decoding: groups of positions, such as the numbers of one action, are committed one after the other.
 
-Shape letters: R rows of a step, P wanted positions, L canvas length, G groups of a row, S positions of a group.
+Shape letters: R rows of a step, P predicted positions, L canvas length, G groups of a row, S positions of a group.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .state import Proposal, State
 class Hierarchical:
     """LLaDA-VLA's action-structured decoding (arXiv 2509.06932): the surest group first, in it the surest positions.
 
-    A group is `size` target positions of a row that follow each other, wherever they lie. The confidence of a group is the
-    sum over its positions: proposed tokens as they are now, written ones as they were when written, given ones 1. The
-    group written last goes on until it is complete, and a complete one leaves the ranking. After iteration k of a group
-    ceil(size * k / iterations) of its positions hold tokens, given ones among them; so a canvas of K empty groups takes
-    K * iterations steps, one given in part no more. `sampler.steps` commits nothing then, but it tells a temperature,
-    and a rule that revises, how long a block is: give it K * iterations.
+    A group is `size` target positions of a row that follow each other, wherever they lie. The confidence of a group is
+    the sum over its positions: of proposed tokens now, of committed tokens when they were committed, of given ones 1.
+    The group committed to last goes on until it is complete, and a complete one leaves the ranking. After iteration k
+    of a group ceil(size * k / iterations) of its positions hold tokens, given ones among them; a canvas of K empty groups
+    takes K * iterations steps, and one that is partly given no more. `sampler.steps` commits nothing then, but it tells
+    a temperature, and a rule that revises, how long a block is: give it K * iterations.
 
     Groups are ranked by confidence, positions within one by the score (`sampler.remasking`). Whole groups in order of
     time are `sampler.block_length: size`, without this rule.
@@ -47,22 +47,22 @@ class Hierarchical:
         state, at_P = proposal.state, (proposal.row_P, proposal.position_P)
         self._check(state)
         confidence_RL = state.confidence_RL.double().index_put(at_P, proposal.confidence_P.double())
-        open_RL = torch.zeros_like(state.target_RL).index_put(at_P, torch.ones_like(proposal.row_P, dtype=torch.bool))
+        masked_RL = torch.zeros_like(state.target_RL).index_put(at_P, torch.ones_like(proposal.row_P, dtype=torch.bool))
 
-        open_RG = self._groups(open_RL.long(), state).sum(-1)
-        written_RG = self._groups(state.step_RL, state).amax(-1) * (open_RG > 0)
-        sure_RG = self._groups(confidence_RL, state).sum(-1).masked_fill(open_RG == 0, -1.0)
-        group_R = torch.where(written_RG.any(1), written_RG.argmax(1), sure_RG.argmax(1))
+        n_masked_RG = self._groups(masked_RL.long(), state).sum(-1)
+        latest_RG = self._groups(state.step_RL, state).amax(-1) * (n_masked_RG > 0)
+        sure_RG = self._groups(confidence_RL, state).sum(-1).masked_fill(n_masked_RG == 0, -1.0)
+        group_R = torch.where(latest_RG.any(1), latest_RG.argmax(1), sure_RG.argmax(1))
 
-        kept_R = self.size - open_RG.gather(1, group_R[:, None]).squeeze(1)
-        k_R = kept_R * self.iterations // self.size + 1  # the first iteration that leaves more than are kept
-        take_R = -(-self.size * k_R // self.iterations) - kept_R
+        n_held_R = self.size - n_masked_RG.gather(1, group_R[:, None]).squeeze(1)
+        k_R = n_held_R * self.iterations // self.size + 1  # the first iteration that leaves more tokens than there are
+        n_commit_R = -(-self.size * k_R // self.iterations) - n_held_R
 
         inside = (state.rank_RL[at_P] // self.size == group_R[proposal.row_P]).nonzero().squeeze(1)
         row_N = proposal.row_P[inside]
-        keep_P = torch.zeros_like(score_P, dtype=torch.bool)
-        keep_P[inside] = order(score_P[inside], row_N) < take_R[row_N]
-        return keep_P
+        commit_P = torch.zeros_like(score_P, dtype=torch.bool)
+        commit_P[inside] = order(score_P[inside], row_N) < n_commit_R[row_N]
+        return commit_P
 
     def _groups(self, x_RL: Tensor, state: State) -> Tensor:
         """(R, G, S): the target positions of every row, without what lies between them; 0 where a row has fewer."""

@@ -1,6 +1,7 @@
-"""MaskGIT's noise on the order of positions, and Discrete Diffusion VLA's second look at what was written.
+"""MaskGIT's noise on the order of positions, and Discrete Diffusion VLA's second look at what was committed.
 
-Their share of positions a step is `sampler.schedule: cosine`, their cooling `sampler.temperature_end: 0`.
+Their number of positions per step is `sampler.schedule: cosine`, their cooling `sampler.temperature_end: 0`.
+Shape letters: R rows of a step, L canvas length, P predicted positions.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from torch import Tensor
 from mmdiff.errors import ConfigError
 
 from .select import Quota
-from .state import Proposal, Written
+from .state import Committed, Proposal
 
 
 @dataclass(frozen=True)
 class RandomTopK:
-    """The row's share, by log p + temperature * (1 - s/T) * Gumbel noise at step s of T (MaskGIT, arXiv 2202.04200).
+    """Selects the row's quota by log p + temperature * (1 - s/T) * Gumbel noise, at step s of T.
 
-    p is the confidence, whatever the score. A block's first positions are drawn more freely than its last.
+    This is MaskGIT's choice (arXiv 2202.04200). p is the confidence, whatever the score. A block's first positions are
+    drawn more freely than its last.
     """
 
     temperature: float = 4.5
@@ -31,7 +33,7 @@ class RandomTopK:
         _check("select.temperature", self.temperature, math.inf)
 
     def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
-        u_P = torch.cat(list(proposal.draws.rows("select"))).clamp(min=1e-300)
+        u_P = torch.cat(list(proposal.noise.rows("select"))).clamp(min=1e-300)
         scale_R = self.temperature * (1 - proposal.state.progress_R)
         noisy_P = proposal.confidence_P.double().log() - scale_R[proposal.row_P] * u_P.log().neg().log()
         return Quota()(noisy_P, proposal)
@@ -39,21 +41,22 @@ class RandomTopK:
 
 @dataclass(frozen=True)
 class Remask:
-    """Open again what the model, asked once more with it in sight, no longer believes (arXiv 2508.20072).
+    """Masks a committed token again when the model, which now sees it, no longer finds it likely (arXiv 2508.20072).
 
-    threshold: present probability below which a token of an earlier step is opened; 0: none is.
-    threshold_end: the threshold at a block's last step, reached in a straight line; None: it stays.
-    drop: tokens whose probability fell by more than this since they were committed are opened too; None: none are.
+    threshold: a token of an earlier step is masked when its probability at this step is below it; 0: none is.
+    threshold_end: the threshold at a block's last step, reached in a straight line; None: the threshold is constant.
+    drop: tokens whose probability fell by more than this since they were committed are masked too; None: none are.
 
-    It costs no forward: the one that fills the open positions scores the others. What is opened is shared out over the
-    steps that are left. A model that was trained on masked positions only was never asked about those it can see.
+    This costs no forward: the one that predicts the masked positions scores the others. The schedule divides what is
+    masked again among the steps that are left. A model that was trained on masked positions only never learnt to score
+    those it can see.
     """
 
     threshold: float
     threshold_end: float | None = None
     drop: float | None = None
 
-    again: ClassVar[bool] = True
+    rescore: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("threshold", "threshold_end", "drop"):
@@ -61,16 +64,16 @@ class Remask:
             if value is not None or name == "threshold":
                 _check(f"revise.{name}", value, 1.0)
         if not (self.threshold or self.threshold_end or self.drop is not None):
-            raise ConfigError("sampler.revise: Remask(threshold=0) opens nothing; give a threshold or a drop")
+            raise ConfigError("sampler.revise: Remask(threshold=0) masks nothing; give a threshold or a drop")
 
-    def __call__(self, written: Written) -> Tensor:
-        if written.now_RL is None:
-            raise ConfigError("sampler.revise: Remask needs the present probabilities of what is written")
+    def __call__(self, committed: Committed) -> Tensor:
+        if committed.rescored_RL is None:
+            raise ConfigError("sampler.revise: Remask needs the present probabilities of committed tokens")
         end = self.threshold if self.threshold_end is None else self.threshold_end
-        open_RL = written.now_RL < written.state.between(self.threshold, end)[:, None]
+        masked_RL = committed.rescored_RL < committed.state.between(self.threshold, end)[:, None]
         if self.drop is not None:
-            open_RL |= written.confidence_RL - written.now_RL > self.drop
-        return open_RL
+            masked_RL |= committed.confidence_RL - committed.rescored_RL > self.drop
+        return masked_RL
 
 
 def _check(name: str, value: Any, most: float) -> None:

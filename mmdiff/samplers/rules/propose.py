@@ -1,4 +1,7 @@
-"""Propose: a token for each masked position."""
+"""Propose: a token for each predicted position, and the model's confidence in it.
+
+Shape letters: P predicted positions of a step, N those of one row, R rows, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,9 @@ from torch import Tensor
 
 from mmdiff.samplers.noise import StepNoise
 
-# Propose -------------------------------------------------------------------------------------------------------------
 
-
-def propose(logits_PV: Tensor, temperature: float | Tensor, draws: StepNoise) -> Tensor:
-    """A token for each position: the likeliest, or a draw from softmax(logits / temperature), which may be (R,).
+def propose(logits_PV: Tensor, temperature: float | Tensor, noise: StepNoise) -> Tensor:
+    """Returns ids (P,): the likeliest ones, or draws from softmax(logits / temperature); the temperature may be (R,).
 
     The draw is `argmax exp(l) / (-log u)^T` (LLaDA), here in logarithms, `argmax l - T log(-log u)`. It is done in
     float64: the cap of low-precision Gumbel noise acts as a lower temperature (arXiv 2409.02908).
@@ -23,7 +24,7 @@ def propose(logits_PV: Tensor, temperature: float | Tensor, draws: StepNoise) ->
         return logits_PV.argmax(-1)
     ids = []
     start = 0
-    for u_NV, t in zip(draws.rows("token", logits_PV.shape[-1]), cycle(each), strict=False):
+    for u_NV, t in zip(noise.rows("token", logits_PV.shape[-1]), cycle(each), strict=False):
         l_NV = logits_PV[start : start + len(u_NV)]
         ids.append((u_NV.log_().neg_().log_().mul_(-t).add_(l_NV) if t else l_NV).argmax(-1))
         start += len(u_NV)
@@ -31,5 +32,5 @@ def propose(logits_PV: Tensor, temperature: float | Tensor, draws: StepNoise) ->
 
 
 def confidence(logits_PV: Tensor, ids_P: Tensor) -> Tensor:
-    """Probability of each id under softmax(logits), as exp(l - logsumexp): no vocabulary-wide softmax is kept."""
+    """Returns the probability (P,) of the ids, softmax(logits), as exp(l - logsumexp): no (P, V) softmax is made."""
     return (logits_PV.gather(-1, ids_P[:, None]).squeeze(-1) - logits_PV.logsumexp(-1)).exp()

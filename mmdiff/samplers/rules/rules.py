@@ -1,8 +1,7 @@
-"""What a step writes and where: propose tokens, score them, select the positions to commit, revise what was committed.
+"""The rules of a step that a configuration names: score proposals, select some to commit, revise what was committed.
 
-Shape letters: P wanted positions (the open positions of the current block of every row, row after row), R rows of the step,
-N wanted positions of one row, L canvas length, V vocabulary. A rule is a callable; a configuration names any other one by
-its dotted path (`sampler.remasking` scores, `sampler.select` selects, `sampler.revise` revises).
+A rule is a callable of `state.py`'s signatures. `sampler.remasking` scores, `sampler.select` selects, `sampler.revise`
+revises; each may be the dotted path of a rule from anywhere.
 """
 
 from __future__ import annotations
@@ -17,25 +16,25 @@ from .score import LowConfidence, Random
 from .select import Quota, Threshold
 from .state import Revise, Score, Select
 
-# A configuration's rules ---------------------------------------------------------------------------------------------
-
 SCORES: dict[str, Callable[[], Score]] = {"low_confidence": LowConfidence, "random": Random}
 
 
 @dataclass(frozen=True)
 class Rules:
+    """The rules of one generation. revise: None where committed tokens stay."""
+
     score: Score
     select: Select
     revise: Revise | None = None
 
     @property
-    def again(self) -> bool:
-        """Whether what is written is scored again at every step."""
-        return bool(getattr(self.revise, "again", False))
+    def rescore(self) -> bool:
+        """Whether committed tokens are scored again at every step, which a `revise` rule can ask for."""
+        return bool(getattr(self.revise, "rescore", False))
 
 
 def rules_of(config: GenerationConfig) -> Rules:
-    """The rules a configuration names. Raises ConfigError where a dotted path or its arguments are wrong."""
+    """Returns the rules that a configuration names. Raises ConfigError for a wrong dotted path or wrong arguments."""
     score = SCORES[config.remasking]() if config.remasking in SCORES else build_rule({"target": config.remasking})
     select: Select = Quota() if config.threshold is None else Threshold(config.threshold)
     return Rules(
@@ -46,7 +45,7 @@ def rules_of(config: GenerationConfig) -> Rules:
 
 
 def build_rule(node: Any) -> Any:
-    """A node of a configuration, or a rule made in Python."""
+    """Returns the rule of a configuration's node; a rule that was made in Python is returned as it is."""
     from mmdiff.config import build
 
     return node if callable(node) else build(node)

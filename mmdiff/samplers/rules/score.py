@@ -1,4 +1,4 @@
-"""Score: which proposals are committed first."""
+"""Score: which proposals are committed first. Shape letters: P predicted positions of a step, V vocabulary."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from torch import Tensor
 
 from .state import Proposal
 
-# Score ---------------------------------------------------------------------------------------------------------------
-
 
 class LowConfidence:
-    """The probability of the proposed token; the least sure positions stay masked (LLaDA, arXiv 2502.09992).
+    """The score is the probability of the proposed token: the least confident stay masked (LLaDA, arXiv 2502.09992).
 
-    With a temperature the order then depends on what was drawn, so one position a step no longer samples the model's joint
-    distribution; `Random` does.
+    With a temperature the order then depends on what was drawn, so one position per step no longer samples the model's
+    joint distribution; `Random` does.
     """
 
     def __call__(self, logits_PV: Tensor, proposal: Proposal) -> Tensor:
@@ -22,14 +20,14 @@ class LowConfidence:
 
 
 class Random:
-    """Positions in random order."""
+    """The score is a random number: positions are committed in random order."""
 
     def __call__(self, logits_PV: Tensor, proposal: Proposal) -> Tensor:
-        return torch.cat(list(proposal.draws.rows("order")))
+        return torch.cat(list(proposal.noise.rows("order")))
 
 
 class Margin:
-    """Probability of the best token less that of the second (arXiv 2502.06768)."""
+    """The score is the probability of the best token minus that of the second best (arXiv 2502.06768)."""
 
     def __call__(self, logits_PV: Tensor, proposal: Proposal) -> Tensor:
         top_P2 = (logits_PV.topk(2, dim=-1).values - logits_PV.logsumexp(-1, keepdim=True)).exp()
@@ -37,7 +35,7 @@ class Margin:
 
 
 class NegativeEntropy:
-    """Sum of p log p, in nats: 0 where the model is sure, negative elsewhere (Dream)."""
+    """The score is the sum of p log p, in nats: 0 where the model is certain, negative elsewhere (Dream)."""
 
     def __call__(self, logits_PV: Tensor, proposal: Proposal) -> Tensor:
         log_p_PV = logits_PV.log_softmax(-1)

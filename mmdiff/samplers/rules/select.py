@@ -1,4 +1,4 @@
-"""Select: the proposals that a step commits."""
+"""Select: the proposals that a step commits. Shape letters: P predicted positions of a step, R rows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from torch import Tensor
 
 from .state import Proposal
 
-# Select --------------------------------------------------------------------------------------------------------------
-
 
 def order(score_P: Tensor, row_P: Tensor) -> Tensor:
-    """Rank of each position among those of its row, 0 for the highest score; of equal scores the leftmost comes first."""
+    """int64 (P,), the rank of a position within its row: 0 for the highest score; of equals the leftmost first."""
     by_score_P = score_P.argsort(descending=True, stable=True)
     sorted_P = by_score_P[row_P[by_score_P].argsort(stable=True)]
     first_P = torch.searchsorted(row_P, row_P)  # row_P ascends: where each row begins
@@ -23,7 +21,7 @@ def order(score_P: Tensor, row_P: Tensor) -> Tensor:
 
 
 class Quota:
-    """The row's share of its block (LLaDA)."""
+    """Selects as many positions as the schedule gives the row at this step, those with the highest scores (LLaDA)."""
 
     def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
         return order(score_P, proposal.row_P) < proposal.quota_R[proposal.row_P]
@@ -31,7 +29,7 @@ class Quota:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Every position whose score reaches the threshold, and always the best one (Fast-dLLM, arXiv 2505.22618)."""
+    """Selects every position whose score reaches the threshold, and always the best (Fast-dLLM, arXiv 2505.22618)."""
 
     threshold: float
 
@@ -41,9 +39,9 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Factor:
-    """The n best positions while the n-th has a score of at least 1 - factor / (n + 1), and always the best (Fast-dLLM).
+    """Selects the n best positions while the n-th scores at least 1 - factor / (n + 1); always the best (Fast-dLLM).
 
-    Scores fall with n and the bound rises, so these are the n best for the largest n that holds.
+    Scores fall with n and the bound rises, so these are the n best for the largest n for which that holds.
     """
 
     factor: float
@@ -54,7 +52,7 @@ class Factor:
 
 
 class Everything:
-    """All positions; `RunningConfidence` opens some of them again."""
+    """Selects all positions; `RunningConfidence` masks some of them again."""
 
     def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
         return torch.ones_like(score_P, dtype=torch.bool)

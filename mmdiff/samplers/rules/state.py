@@ -12,12 +12,15 @@ from mmdiff.samplers.noise import StepNoise
 
 @dataclass(frozen=True)
 class State:
-    """The rows of a step as they stood before it, whole: wanted positions are among the others here."""
+    """The whole canvas of the rows of a step, as it stood before the step.
+
+    Shape letters, here and below: R rows of the step, L canvas length, P predicted positions, row after row.
+    """
 
     target_RL: Tensor  # bool
     block_RL: Tensor  # bool, the target positions of the row's current block
-    step_RL: Tensor  # int32, the row's own step at which a position was committed; 0 where it was given or is open
-    confidence_RL: Tensor  # fp32, when it was committed; 1 where it was given, 0 where it is open
+    step_RL: Tensor  # int32, the row's own step at which a position was committed; 0 where it was given or is masked
+    confidence_RL: Tensor  # fp32, when it was committed; 1 where it was given, 0 where it is masked
     step_R: Tensor  # int64, the step within the block, from 1; a rule that takes its time may go beyond `steps_R`
     steps_R: Tensor  # int64, the steps that the block was given
 
@@ -39,39 +42,40 @@ class State:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What one step offers to commit: a token for each wanted position, in row-major order."""
+    """What one step may commit: a token for each predicted position, in row-major order."""
 
     row_P: Tensor  # int64, which of the R rows
     position_P: Tensor  # int64, position on the canvas
     ids_P: Tensor  # int64
     confidence_P: Tensor  # fp32, probability of ids_P; temperature plays no part in it
     quota_R: Tensor  # int64, positions a row commits at this step under the schedule
-    draws: StepNoise
+    noise: StepNoise
     state: State
 
 
 @dataclass(frozen=True)
-class Written:
-    """What the sampler has written of each row's current block, this step included."""
+class Committed:
+    """What the sampler has committed in each row's current block, this step included: what a `Revise` rule is given."""
 
-    written_RL: Tensor  # bool
+    committed_RL: Tensor  # bool
     confidence_RL: Tensor  # fp32, when it was committed
-    open_R: Tensor  # int64, open positions of the block before the step
-    quota_R: Tensor  # int64
+    n_masked_R: Tensor  # int64, masked positions of the block before the step
+    quota_R: Tensor  # int64, positions a row commits at this step under the schedule
     state: State
-    now_RL: Tensor | None = None  # fp32, for a rule with `again`: what `confidence_RL` would be now; see `Revise`
+    rescored_RL: Tensor | None = (
+        None  # fp32, for a rule with `rescore`: what `confidence_RL` would be now; see `Revise`
+    )
 
 
 Score = Callable[[Tensor, Proposal], Tensor]
-"""(logits_PV, proposal) -> score_P: where the highest score is, the sampler commits first. Logits of ids that may not
-be written are -inf."""
+"""(logits_PV, proposal) -> score_P: the sampler commits the highest score first. Logits of banned ids are -inf."""
 
 Select = Callable[[Tensor, Proposal], Tensor]
-"""(score_P, proposal) -> bool_P: the positions to commit now, at least one a row."""
+"""(score_P, proposal) -> bool_P: the positions to commit now, at least one per row."""
 
-Revise = Callable[[Written], Tensor]
-"""written -> bool_RL: positions to open again. The loop heeds it in the current block while the block has steps left.
+Revise = Callable[[Committed], Tensor]
+"""committed -> bool_RL: positions to mask again. The loop obeys in the current block while the block has steps left.
 
-A rule with an attribute `again = True` is also told what the forward of this step makes of the tokens that earlier
-steps wrote into the block (`now_RL`): the model sees them as it scores them. Other positions have 1 there.
+A rule with an attribute `rescore = True` is also given `rescored_RL`: the probability under this step's forward of the
+tokens that earlier steps committed in the block, which the model sees as it scores them. Other positions have 1 there.
 """

@@ -147,10 +147,10 @@ def test_rows_of_one_step_may_have_unequal_temperatures() -> None:
         def rows(self, stream: str, *width: int) -> Any:
             yield from (torch.tensor([[0.1, 0.99]], dtype=torch.float64) for _ in range(3))
 
-    draws: Any = Noise()
+    noise: Any = Noise()
     logits_PV = torch.tensor([[1.0, 0.0]] * 3)
-    assert propose(logits_PV, torch.tensor([0.0, 1.0, 0.1]), draws).tolist() == [0, 1, 0]
-    assert propose(logits_PV, torch.zeros(3), draws).tolist() == [0, 0, 0]
+    assert propose(logits_PV, torch.tensor([0.0, 1.0, 0.1]), noise).tolist() == [0, 1, 0]
+    assert propose(logits_PV, torch.zeros(3), noise).tolist() == [0, 0, 0]
 
 
 def test_a_temperature_that_ends_where_it_began_is_constant() -> None:
@@ -183,10 +183,10 @@ def _proposal(p_N: Tensor, rows: int, step: int, of: int) -> Proposal:
     n = len(p_N)
     row_P = torch.arange(rows).repeat_interleave(n)
     ones_R = torch.ones(rows, dtype=torch.int64)
-    draws = StepNoise(0, torch.arange(rows), ones_R * step, ones_R * n)
+    noise = StepNoise(0, torch.arange(rows), ones_R * step, ones_R * n)
     position_P = torch.arange(n).repeat(rows)
     return Proposal(
-        row_P, position_P, torch.zeros_like(row_P), p_N.repeat(rows), ones_R, draws, state([step] * rows, [of] * rows)
+        row_P, position_P, torch.zeros_like(row_P), p_N.repeat(rows), ones_R, noise, state([step] * rows, [of] * rows)
     )
 
 
@@ -220,9 +220,9 @@ def test_a_row_is_the_same_alone_and_in_a_batch(named: dict[str, Any]) -> None:
     ("named", "message"),
     [
         ({"schedule": "cosin"}, 'did you mean "cosine"'),
-        ({"schedule": None}, "sampler.schedule=None"),
+        ({"schedule": None}, "sampler.schedule: None is not one of linear, cosine"),
         ({"temperature_end": -1.0}, "sampler.temperature_end=-1.0"),
-        ({"temperature_end": "cold"}, "sampler.temperature_end='cold'"),
+        ({"temperature_end": "cold"}, "sampler.temperature_end: 'cold' is not a number"),
     ],
 )
 def test_options_that_cannot_be_are_refused_in_one_line(named: dict[str, Any], message: str) -> None:

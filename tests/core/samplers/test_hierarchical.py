@@ -172,9 +172,9 @@ def test_a_group_written_in_part_goes_on_after_another_was_opened_again() -> Non
     class OpenFirst:
         """Opens the first token of action 1 again at step 3, when action 0 has begun."""
 
-        def __call__(self, written: Any) -> Tensor:
-            out_RL = torch.zeros_like(written.written_RL)
-            out_RL[0, 5] = bool(written.state.step_R[0] == 3)  # position 4, behind a word
+        def __call__(self, committed: Any) -> Tensor:
+            out_RL = torch.zeros_like(committed.committed_RL)
+            out_RL[0, 5] = bool(committed.state.step_R[0] == 3)  # position 4, behind a word
             return out_RL
 
     sure = [[0.34, 0.33, 0.32, 0.31, 0.94, 0.93, 0.92, 0.91]] * 6

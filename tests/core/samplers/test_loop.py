@@ -256,12 +256,12 @@ def test_quota_is_an_even_split_and_empty_steps_cost_nothing() -> None:
 
 def test_blocks_go_by_rank_of_targets_wherever_they_lie() -> None:
     target_BL = torch.tensor([[0, 1, 1, 0, 1, 1, 1], [1, 0, 0, 0, 0, 0, 0]], dtype=torch.bool)
-    open_BL = target_BL.clone()
-    open_BL[0, 1:3] = False  # the first block is given: it takes no steps
-    block_BL, steps_BK = plan(open_BL, target_BL, 6, 2)
+    masked_BL = target_BL.clone()
+    masked_BL[0, 1:3] = False  # the first block is given: it takes no steps
+    block_BL, steps_BK = plan(masked_BL, target_BL, 6, 2)
     assert block_BL[target_BL].tolist() == [0, 0, 1, 1, 2, 0]
     assert steps_BK.tolist() == [[0, 3, 3, 0], [6, 0, 0, 0]]
-    assert plan(open_BL, target_BL, None, 2)[1].tolist() == [[0, 2, 1, 0], [1, 0, 0, 0]]
+    assert plan(masked_BL, target_BL, None, 2)[1].tolist() == [[0, 2, 1, 0], [1, 0, 0, 0]]
 
 
 def test_infilling_keeps_what_is_given_and_a_mask_id_in_the_prompt_is_no_open_place() -> None:
@@ -421,8 +421,8 @@ def test_gumbel_noise_is_not_rounded_to_single_precision() -> None:
         def rows(self, stream: str, *width: int) -> Any:
             yield torch.tensor([[1 - 2e-12, 1 - 1e-12], [1 - 1e-12, 1 - 2e-12]], dtype=torch.float64)
 
-    draws: Any = Two()
-    assert propose(torch.zeros(2, 2), 1.0, draws).tolist() == [1, 0]
+    noise: Any = Two()
+    assert propose(torch.zeros(2, 2), 1.0, noise).tolist() == [1, 0]
     assert uniform(0, 0, 1, "token", (1,), torch.device("cpu")).dtype == torch.float64
 
 
@@ -517,8 +517,8 @@ def test_running_confidence_mends_what_later_context_contradicts() -> None:
     # two of three a step: position 0 is among the first two, so only a rule that reopens it can mend it
 
     class ReopenFirst:
-        def __call__(self, written: Any) -> Tensor:
-            out_RL = torch.zeros_like(written.written_RL)
+        def __call__(self, committed: Any) -> Tensor:
+            out_RL = torch.zeros_like(committed.committed_RL)
             out_RL[:, 0] = True
             return out_RL
 
@@ -560,11 +560,11 @@ def test_a_select_rule_that_commits_nothing_is_refused() -> None:
     [
         ({"step": 3}, 'did you mean "steps"'),
         ({"steps": 0}, "sampler.steps=0"),
-        ({"steps": 2.5}, "sampler.steps=2.5"),
+        ({"steps": 2.5}, "sampler.steps: 2.5 is not a whole number"),
         ({"block_length": -1}, "sampler.block_length=-1"),
         ({"temperature": -0.1}, "sampler.temperature=-0.1"),
         ({"temperature": float("nan")}, "sampler.temperature=nan"),
-        ({"guidance_scale": "1"}, "sampler.guidance_scale='1'"),
+        ({"guidance_scale": "1"}, "sampler.guidance_scale: '1' is not a number"),
         ({"threshold": 0.0}, "sampler.threshold=0.0"),
         ({"threshold": 1.1}, "sampler.threshold=1.1"),
         ({"threshold": 0.9, "remasking": "random"}, "random"),

@@ -215,7 +215,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch() -> None:
         ({"threshold": None}, "sampler.revise.threshold=None"),
         ({"threshold": 0.1, "threshold_end": -1}, "sampler.revise.threshold_end=-1"),
         ({"threshold": 0.1, "drop": "much"}, "sampler.revise.drop='much'"),
-        ({"threshold": 0.0}, "opens nothing"),
+        ({"threshold": 0.0}, "masks nothing"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
