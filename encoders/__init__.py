@@ -1,4 +1,4 @@
 """Encoders, one file each: raw numbers of one kind of media to features (`mmdiff.protocols.Encoder`).
 
-May import: mmdiff.
+May import: backbones, canvas, config, connectors, model.
 """

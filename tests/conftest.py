@@ -1,13 +1,30 @@
-"""One thread for every test, and `@pytest.mark.needs("timm")` for tests of optional packages."""
+"""One thread for every test, no search for garbage among what was imported, and `@pytest.mark.needs("timm")`."""
 
 from __future__ import annotations
 
+import gc
 from importlib.util import find_spec
 
 import pytest
 import torch
 
 torch.set_num_threads(1)  # small tensors: more threads wait for each other, and for other tests
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    _keep_what_is_there()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is not None and nextitem.path != item.path:  # files import more on the way
+        _keep_what_is_there()
+
+
+def _keep_what_is_there() -> None:
+    """A search goes through every object there is: half a second with torch and transformers. Each training ends in one."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,6 +1,6 @@
 """Backbones: stock transformers models that attend in both directions, a file a family; nothing is imported early.
 
-May import: canvas, errors.
+May import: canvas.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Configurations: files to checked dataclasses (`load.py`), their nodes to objects (`nodes.py`), classes that can be saved.
 
-May import: errors. Must not import torch: `mmdiff config` does not wait for it.
+May import: nothing. Must not import torch: `mmdiff config` does not wait for it.
 """
 
 from .load import load_config, packaged, parsed, task_and_sampler, to_yaml

@@ -1,4 +1,4 @@
 """Scores, predictions and reports of a run, and of a run over a grid of settings.
 
-May import: data, runs, session.
+May import: config, data, model, protocols, runs, samplers, session.
 """

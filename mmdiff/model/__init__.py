@@ -1,6 +1,6 @@
 """The model: encoders, connectors and one backbone (`model.py`), and what is done to it: LoRA, prefixes, scores, saving.
 
-May import: backbones, canvas, config, data, diffusion, samplers, protocols.
+May import: backbones, canvas, config, diffusion, protocols, samplers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Speech recognition and deliberation: the task, transcripts, word errors and the page about them.
 
-May import: mmdiff, encoders, tasks.dialogue.
+May import: the core, commands, encoders.media, tasks.background, tasks.dialogue.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
 """What tasks share: rows of questions and answers, chat templates, multiple choice, controls.
 
-May import: mmdiff and encoders, no task.
+May import: the core.
 """

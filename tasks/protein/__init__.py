@@ -1,6 +1,6 @@
 """Proteins: the task, the ids of residues, and sessions of models that know them.
 
-May import: mmdiff, encoders, tasks.dialogue.
+May import: the core.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Robots: pictures, an instruction and a state to a chunk of actions, as action tokens.
 
-May import: mmdiff, encoders, tasks.dialogue.
+May import: the core, tasks.dialogue.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ other; that a package is imported before its modules does not.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from paths import ROOT
@@ -16,6 +18,7 @@ FOLDERS = ("mmdiff", "encoders", "tasks", "configs")
 Graph = Mapping[str, set[str]]
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Dotted name -> file of every module of the product; a package has the name of its folder."""
     found = {}
@@ -107,17 +110,42 @@ def circles(graph: Graph) -> list[list[str]]:
     return found
 
 
+LEAVES = ("mmdiff.errors", "mmdiff.files", "mmdiff.lazy")  # any room may import these; they import nothing
+
+
+def may_import(docstring: str) -> list[str] | None:
+    """The names after "May import:", up to the end of the sentence; none for "nothing"; None where nothing is said."""
+    said = re.search(r"May import: (.*?)\.(?=\s|$)", docstring, re.DOTALL)
+    if said is None:
+        return None
+    return [] if said[1] == "nothing" else [" ".join(name.split()) for name in said[1].split(",")]
+
+
+def covers(name: str, module: str) -> bool:
+    """A name of a room stands for all that lies in it, "the core" for what lies below encoders, but for its verbs."""
+    if name == "the core":
+        return module.split(".")[1] not in ("commands", "encoders", "tasks", "configs")
+    return f"{module}.".startswith(f"mmdiff.{name}.")
+
+
+def imports_of(package: str, graph: Graph) -> set[str]:
+    """What the files of a package import from elsewhere; its own rooms, and `LEAVES`, are left out."""
+    files = modules()
+    own = [
+        name for name in graph if package == (name if files[name].name == "__init__.py" else name.rpartition(".")[0])
+    ]
+    found = {target for name in own for target in graph[name]}
+    return {target for target in found if not f"{target}.".startswith(f"{package}.") and target not in LEAVES}
+
+
 def arrows(graph: Graph) -> int:
     return sum(len(targets) for targets in graph.values())
 
 
-def widest(folders: Iterable[Path]) -> tuple[int, Path]:
-    """The most files and rooms that stand in one folder, `__init__.py` left out."""
-    return max((sum(x.is_dir() or x.suffix in (".py", ".html") for x in shown(f)), f) for f in folders)
-
-
 def shown(folder: Path) -> list[Path]:
-    return [x for x in folder.iterdir() if x.name not in ("__init__.py", "__pycache__", "data")]
+    """The files and rooms that a reader of a folder sees."""
+    rooms = (x for x in folder.iterdir() if x.is_dir() and any(x.rglob("*.py")))
+    return [*rooms, *(x for x in folder.iterdir() if x.suffix in (".py", ".html") and x.name != "__init__.py")]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
 """Rows of speech: manifests, spoken commands, noise, and hypotheses of a first pass.
 
-May import: mmdiff, encoders, tasks.dialogue.
+May import: the core, encoders.media, tasks.dialogue.
 """

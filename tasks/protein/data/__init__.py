@@ -1,4 +1,4 @@
 """Rows of sequences: FASTA, A3M and CSV files, aligned families, clusters, and families whose law is known.
 
-May import: tasks.protein.residues.
+May import: the core, encoders.protein, tasks.dialogue, tasks.protein.residues.
 """

@@ -1,4 +1,4 @@
 """Sequences written by the sampler: templates, motifs, scaffolds, binders.
 
-May import: tasks.protein.score and below.
+May import: the core, tasks.protein.data, tasks.protein.score, tasks.protein.residues, tasks.protein.session.
 """

@@ -1,4 +1,4 @@
 """Embeddings of residues and sequences, their files, and probes trained on them.
 
-May import: tasks.protein.data and below.
+May import: the core, tasks.protein.data, tasks.protein.residues, tasks.protein.session.
 """

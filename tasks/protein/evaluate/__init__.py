@@ -1,4 +1,4 @@
 """Metrics of designs and of mask filling, and the report about them.
 
-May import: tasks.protein.design, score and below.
+May import: the core, tasks.protein.data, tasks.protein.design, tasks.protein.residues.
 """

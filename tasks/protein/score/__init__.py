@@ -1,4 +1,4 @@
 """Log-probabilities of residues, sequences and mutants, and scans of mutations against measurements.
 
-May import: tasks.protein.data and below.
+May import: the core, tasks.protein.data, tasks.protein.residues, tasks.protein.session.
 """

@@ -1,6 +1,6 @@
 """The verbs of `mmdiff vla` and its demonstrations. Nothing imports this room.
 
-May import: all of tasks.vla.
+May import: the core, commands, tasks.background, tasks.vla.
 """
 
 from .verbs import VERBS as VERBS

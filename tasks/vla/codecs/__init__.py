@@ -1,4 +1,4 @@
 """Actions to action tokens and back: normalisation to [-1, 1], bins, DCT, FAST.
 
-May import: mmdiff.
+May import: config.
 """

@@ -1,4 +1,4 @@
 """Episodes and LeRobot data sets: reading, writing, statistics, augmentation, video.
 
-May import: tasks.vla.codecs.
+May import: the core, encoders.media, tasks.vla.codecs.
 """

@@ -1,4 +1,4 @@
 """Policies in simulated worlds: episodes, success rates, ablations, recording, replay, the report.
 
-May import: tasks.vla.worlds, data, codecs and task.
+May import: the core, tasks.vla.codecs, tasks.vla.data, tasks.vla.task, tasks.vla.worlds.
 """
