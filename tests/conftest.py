@@ -22,7 +22,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def _keep_what_is_there() -> None:
-    """A search goes through every object there is: half a second with torch and transformers. Each training ends in one."""
+    """A search looks at every object: half a second with torch and transformers, and each training ends in one."""
     gc.collect()
     gc.freeze()
 

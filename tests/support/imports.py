@@ -1,7 +1,7 @@
 """Who imports whom, read from the source: modules, the rooms they lie in, and circles among either.
 
-`python tests/support/imports.py` prints what there is. An import under `if TYPE_CHECKING` or in a function counts as any
-other; that a package is imported before its modules does not.
+`python tests/support/imports.py` prints what there is. An import under `if TYPE_CHECKING` or in a function counts as
+any other; that a package is imported before its modules does not.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def module_graph() -> dict[str, set[str]]:
 
 
 def room(module: str) -> str:
-    """The folder a module lies in; a file beside rooms is a room of its own, rooms within a room of the core are one."""
+    """The folder a module lies in; a file beside rooms is a room itself; rooms within a room of the core are one."""
     files = modules()
     parts = module.split(".")
     depth = 4 if parts[1:2] == ["tasks"] else 2 if parts[1:2] != ["encoders"] else 3
@@ -110,7 +110,7 @@ def circles(graph: Graph) -> list[list[str]]:
     return found
 
 
-LEAVES = ("mmdiff.errors", "mmdiff.files", "mmdiff.lazy")  # any room may import these; they import nothing
+LEAVES = ("mmdiff.errors", "mmdiff.files", "mmdiff.lazy")  # any room may import these
 
 
 def may_import(docstring: str) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""Where things lie: the checkout, data of the tests, and the folder of larger data beside a checkout, if it is there."""
+"""Where things lie: the checkout, data of the tests, and larger data beside a checkout, if they are there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NoisedBatch of unequal length for tests of connectors: features, what lies behind their ends, and one check for all."""
+"""Crops of unequal length for tests of connectors: features, what lies behind their ends, one check for all."""
 
 from __future__ import annotations
 
