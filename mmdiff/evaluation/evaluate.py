@@ -20,6 +20,7 @@ from mmdiff.protocols import Row, Source
 from mmdiff.runs.folder import Run
 from mmdiff.session import Session, load
 
+from .page import evenly
 from .report import write_report
 
 
@@ -103,7 +104,7 @@ def evaluate_run(folder: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
             session, rows, name=name, batch_size=config.eval.batch_size, limit=config.eval.limit
         )
         write_predictions(Path(folder) / f"predictions-{name}.jsonl", records)
-        shown[name] = [(rows[r["row"]], r) for r in spread(records, config.eval.examples)]
+        shown[name] = [(rows[r["row"]], r) for r in evenly(records, config.eval.examples)]
     run = Run(Path(folder))
     run.finish({"eval": results})
     write_report(run, title=str(config.name), results=results, examples=shown)
@@ -117,9 +118,3 @@ def session_overrides(overrides: Sequence[str]) -> list[str]:
 
 def write_predictions(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
     write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-
-
-def spread(records: Sequence[dict[str, Any]], n: int) -> list[dict[str, Any]]:
-    """n records spread evenly over all."""
-    step = max(len(records) / n, 1) if n else 1
-    return [records[int(i * step)] for i in range(min(n, len(records)))]

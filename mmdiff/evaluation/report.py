@@ -5,18 +5,17 @@ One file that needs nothing else: pictures and plots are inside it.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, select_autoescape
 
-from mmdiff.files import flat, write_text
+from mmdiff.files import flat
 from mmdiff.runs.folder import Run
+
+from .page import figure_uri, image_uri, new_figure, render
 
 
 def write_report(
@@ -27,21 +26,21 @@ def write_report(
     examples: Mapping[str, Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]],
     notes: Sequence[str] = (),
 ) -> Path:
-    """results: set -> means (see `mmdiff.evaluation.evaluate`), or name -> number. examples: set -> (row, record) pairs."""
-    page = Environment(loader=PackageLoader("mmdiff.evaluation", "."), autoescape=select_autoescape()).get_template(
-        "report.html"
-    )
+    """Write the page of a run to its `report.html`.
+
+    results: set -> means (see `mmdiff.evaluation.evaluate`), or name -> number. examples: set -> (row, record) pairs.
+    """
     figures = {k: v for k, v in flat(results).items() if isinstance(v, (int, float))}
-    html = page.render(
+    return render(
+        run.folder / "report.html",
+        "mmdiff.evaluation",
+        "report.html",
         title=title,
         notes=notes,
         figures={k: (f"{v:.3f}" if isinstance(v, float) else f"{v:,}") for k, v in figures.items()},
         curves=curves(run.metrics),
         examples={name: [example(row, record) for row, record in pairs] for name, pairs in examples.items()},
     )
-    file = run.folder / "report.html"
-    write_text(file, html)
-    return file
 
 
 def example(row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,13 +79,7 @@ def picture(image: Any, *, side: int = 96) -> str | None:
     scale = side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     image = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)
-    return data_uri(image)
-
-
-def data_uri(image: Any) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return image_uri(image)
 
 
 def curves(metrics: Path) -> str | None:
@@ -97,11 +90,7 @@ def curves(metrics: Path) -> str | None:
     losses = [line for line in lines if line.get("loss") is not None]
     if not losses:
         return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 3.2)
     left, right = figure.subplots(1, 2)
     for i, stage in enumerate(dict.fromkeys(line["stage"] for line in losses)):
         style: dict[str, Any] = {"label": stage, "color": f"C{i}"}  # one colour a stage on both sides
@@ -116,6 +105,4 @@ def curves(metrics: Path) -> str | None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend() if axes.get_legend_handles_labels()[0] else None
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return figure_uri(figure)

@@ -5,7 +5,6 @@ A cell is a mapping from axis (a dotted key) to value; a line is {"cell", "set",
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -13,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
 from mmdiff.files import write_text
+
+from .page import data_uri, new_figure, png, render
 
 Axes = Mapping[str, Sequence[Any]]
 Lines = Sequence[Mapping[str, Any]]
@@ -69,9 +68,6 @@ def write_plot(file: Path, axes: Axes, lines: Lines, metric: str) -> None:
     """`metric` over the first axis whose values are numbers (or the first), a curve for each combination of the other
     axes' values, a panel a set. `<metric>_low` and `<metric>_high`, where there are both, are drawn as an interval.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     across = next((key for key, values in axes.items() if all(map(_number, values))), next(iter(axes)))
     curves: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
@@ -81,8 +77,7 @@ def write_plot(file: Path, axes: Axes, lines: Lines, metric: str) -> None:
     sets = [name for name in sets if any(_has(line, name, metric) for line in lines)]
     columns = min(len(sets), COLUMNS)
     rows = -(-len(sets) // columns)
-    figure = Figure(figsize=(1 + 4 * columns, 0.8 + 3.2 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1 + 4 * columns, 0.8 + 3.2 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     handles: dict[str, Any] = {}
     for name, panel in zip(sets, panels, strict=False):
@@ -99,9 +94,7 @@ def write_plot(file: Path, axes: Axes, lines: Lines, metric: str) -> None:
         drawn = [curve for curve in curves if curve in handles]
         style = {"ncols": min(len(drawn), 1 + columns), "fontsize": "small"}
         figure.legend([handles[curve] for curve in drawn], drawn, loc="outside lower center", **style)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    file.write_bytes(buffer.getvalue())
+    file.write_bytes(png(figure))
 
 
 def _has(line: Mapping[str, Any], name: str, metric: str) -> bool:
@@ -136,13 +129,13 @@ def _ticks(panel: Any, values: Sequence[Any]) -> None:
 def write_page(folder: Path, axes: Axes, lines: Lines, *, title: str, overrides: Sequence[str] = ()) -> Path:
     """`sweep.html` with `sweep.png` of the same folder inside it; figures by kind are left to table.csv."""
     figures = [name for name in dict.fromkeys(n for line in lines for n in line["figures"]) if "." not in name]
-    page = Environment(loader=PackageLoader("mmdiff.evaluation", "."), autoescape=select_autoescape()).get_template(
-        "sweep.html"
-    )
-    html = page.render(
+    return render(
+        folder / "sweep.html",
+        "mmdiff.evaluation",
+        "sweep.html",
         title=title,
         overrides=overrides,
-        plot=base64.b64encode((folder / "sweep.png").read_bytes()).decode(),
+        figure=data_uri((folder / "sweep.png").read_bytes(), "image/png"),
         header=[*names(axes).values(), "set", *figures],
         rows=[
             [
@@ -153,9 +146,6 @@ def write_page(folder: Path, axes: Axes, lines: Lines, *, title: str, overrides:
             for line in lines
         ],
     )
-    file = folder / "sweep.html"
-    write_text(file, html)
-    return file
 
 
 def _number(value: Any) -> bool:

@@ -13,7 +13,7 @@ import torch
 
 from mmdiff.config import build
 from mmdiff.config.settings import Config
-from mmdiff.evaluation.evaluate import spread
+from mmdiff.evaluation.page import evenly
 from mmdiff.evaluation.report import curves
 from mmdiff.protocols import Source
 from mmdiff.runs.folder import RUNS, Run
@@ -151,7 +151,7 @@ def looked_at(session: Session, rows: list[dict[str, Any]], records: list[Record
     """Twelve utterances for the report, spread over the set."""
     numbered = [{"at": i, **record} for i, record in enumerate(records)]
     task: Any = session.task
-    return [example(task, rows[r["at"]], r, session.model.vocab) for r in spread(numbered, 12)]
+    return [example(task, rows[r["at"]], r, session.model.vocab) for r in evenly(numbered, 12)]
 
 
 def errors(said: list[str], heard: list[str]) -> float:

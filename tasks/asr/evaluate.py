@@ -8,7 +8,7 @@ from typing import Any
 
 from mmdiff.canvas.sample import Target
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.evaluation.evaluate import spread
+from mmdiff.evaluation.page import evenly
 from mmdiff.protocols import Row, Source
 
 from .ctc import Word
@@ -70,7 +70,7 @@ def page(
     ways = {"standalone": found.get("standalone"), "result": found}
     table |= {way: {"WER %": 100 * of["wer"], "CER %": 100 * of["cer"]} for way, of in ways.items() if of}
     numbered = [{"at": i, **record} for i, record in enumerate(records)]
-    shown = [example(task, rows[r["at"]], r, vocab) for r in spread(numbered, SHOWN)]
+    shown = [example(task, rows[r["at"]], r, vocab) for r in evenly(numbered, SHOWN)]
     speed = ", ".join(f"{name} {value:.4f}" for name, value in found["rtf"].items())
     notes = [f"{len(records)} utterances, {found['words']} words. Seconds of work a second of sound: {speed}."]
     return write_asr_report(file, title="Transcripts", table=table, examples={"utterances": shown}, notes=notes)

@@ -7,7 +7,6 @@ Shape letters: S samples, C mel channels, T frames.
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from collections import Counter
@@ -16,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from torch import Tensor
 
 from mmdiff.encoders.media.audio import read_waveform
 from mmdiff.encoders.media.mel import RANGE, SILENCE, LogMel
 from mmdiff.errors import require
-from mmdiff.evaluation.report import data_uri
-from mmdiff.files import write_text
+from mmdiff.evaluation.page import Number, Table, data_uri, image_uri, render
+from mmdiff.evaluation.page import marked as marked_by
 
 from .ctc import Word
 from .metrics import align, word_errors
@@ -66,7 +64,7 @@ def write_asr_report(
     file: Path,
     *,
     title: str,
-    table: Mapping[str, Mapping[str, float | str]],
+    table: Table,
     examples: Mapping[str, Sequence[Example]],
     notes: Sequence[str] = (),
     curves: str | None = None,
@@ -74,39 +72,34 @@ def write_asr_report(
 ) -> Path:
     """table: row -> column -> figure, less is better; text stands there as it is and is never the best of its column.
 
-    examples: heading -> utterances. curves: a data URI, see `mmdiff.evaluation.report.curves`. plots: (heading, data URI).
-    Raises DataError for sound that cannot be read.
+    examples: heading -> utterances. curves: a data URI, see `mmdiff.evaluation.report.curves`. plots: (heading, data
+    URI). Raises DataError for sound that cannot be read.
     """
-    page = Environment(loader=PackageLoader("mmdiff.tasks.asr", "."), autoescape=select_autoescape())
     columns, rows = marked(table)
     cards = {name: sorted(map(card, some), key=_first) for name, some in examples.items()}
     outcomes = [one["outcome"] for some in cards.values() for one in some]
-    html = page.get_template("report.html").render(
+    return render(
+        file,
+        "mmdiff.tasks.asr",
+        "report.html",
         title=title,
         notes=notes,
         columns=columns,
-        table=rows,
+        rows=rows,
         curves=curves,
         plots=plots,
         examples=cards,
         outcomes={key: (label, outcomes.count(key)) for key, label in OUTCOMES.items() if key in outcomes},
     )
-    write_text(file, html)
-    return file
 
 
-def marked(table: Mapping[str, Mapping[str, float | str]]) -> tuple[list[str], dict[str, list[tuple[str, bool]]]]:
+def marked(table: Table) -> tuple[list[str], dict[str, list[tuple[str, bool]]]]:
     """Columns, and row -> (figure as shown, whether it is the lowest) of each column; a dash where there is none."""
-    columns = list(dict.fromkeys(name for row in table.values() for name in row))
-    lowest = {}
-    for name in columns:
-        figures = [row[name] for row in table.values() if name in row]
-        lowest[name] = min((round(figure, 2) for figure in figures if not isinstance(figure, str)), default=None)
+    return marked_by(table, percent)
 
-    def cell(name: str, figure: float | str) -> tuple[str, bool]:
-        return (figure, False) if isinstance(figure, str) else (f"{figure:.2f}", round(figure, 2) == lowest[name])
 
-    return columns, {label: [cell(name, row.get(name, "–")) for name in columns] for label, row in table.items()}
+def percent(figure: Number) -> str:
+    return figure if isinstance(figure, str) else f"{figure:.2f}"
 
 
 def card(example: Example) -> dict[str, Any]:
@@ -190,7 +183,7 @@ def spectrogram(wave_S: Tensor) -> str:
     floor = max(float(mel_CT.max()) - RANGE / 4, SILENCE)
     shade_CT = ((mel_CT - floor) / (RANGE / 4)).clamp(0, 1).flip(0).numpy()
     image = Image.fromarray(colormaps["magma"](shade_CT, bytes=True)[..., :3])
-    return data_uri(image.resize((min(image.width, WIDTH), image.height), Image.Resampling.BOX))
+    return image_uri(image.resize((min(image.width, WIDTH), image.height), Image.Resampling.BOX))
 
 
 def sound(wave_S: Tensor) -> str:
@@ -200,7 +193,7 @@ def sound(wave_S: Tensor) -> str:
 
     buffer = io.BytesIO()
     soundfile.write(buffer, wave_S.numpy(), RATE, format="WAV", subtype="PCM_16")
-    return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(buffer.getvalue(), "audio/wav")
 
 
 def ticks(seconds: float) -> list[tuple[str, float]]:

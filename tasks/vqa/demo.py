@@ -9,7 +9,8 @@ from typing import Any
 
 from mmdiff.config import build, load_config
 from mmdiff.config.settings import Config
-from mmdiff.evaluation.evaluate import evaluate, spread, write_predictions
+from mmdiff.evaluation.evaluate import evaluate, write_predictions
+from mmdiff.evaluation.page import evenly
 from mmdiff.evaluation.report import write_report
 from mmdiff.runs.folder import RUNS, Run
 from mmdiff.session import load
@@ -55,7 +56,7 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
         results[name] = means
         write_predictions(owner.folder / f"predictions-{name}.jsonl", records)
         if name in ("overall", "heldout"):
-            shown[name] = [(rows[r["row"]], r) for r in spread(records, config.eval.examples)]
+            shown[name] = [(rows[r["row"]], r) for r in evenly(records, config.eval.examples)]
     accuracy = {name: results[name]["exact_match"] for name in LINES if name in results}
     report = write_report(
         run, title="Answers written by unmasking", results={"accuracy": accuracy}, examples=shown, notes=NOTES

@@ -15,7 +15,7 @@ import torch
 from mmdiff.canvas.batch import to_device
 from mmdiff.config import build
 from mmdiff.config.settings import Config
-from mmdiff.evaluation.evaluate import spread
+from mmdiff.evaluation.page import evenly
 from mmdiff.evaluation.report import curves
 from mmdiff.model.likelihood import score_masked
 from mmdiff.runs.folder import RUNS, Run
@@ -246,7 +246,7 @@ def shown(chain: Chain, made: Made) -> list[Written]:
             one["steps"],
             facts={"log-likelihood a residue": likeness(chain, [one["sequence"]])["loglik"]},
         )
-        for one in spread([dict(one) for one in made], 8)
+        for one in evenly([dict(one) for one in made], 8)
     ]
 
 

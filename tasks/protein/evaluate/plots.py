@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdiff.evaluation.page import COLOURS, figure_uri, new_figure
 from mmdiff.tasks.protein.residues import CANONICAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#2f6db3", "#c8553d", "#7a8b3c", "#8a5fa3", "#777777", "#2a9d8f")
 MARKS = "os^Dvx"  # so that no line is told from another by its colour alone
 
 Series = Mapping[str, Mapping[str, float]]
@@ -32,7 +30,7 @@ def lines(panels: Mapping[str, Series], *, x: str, log: bool = False) -> str:
             line.set(color=COLOURS[i % len(COLOURS)], marker=MARKS[i % len(MARKS)], label=name)
         axis.set(xlabel=x, ylabel=label, **({"xscale": "log"} if log else {}))
         _finish(axis)
-    return _png(figure)
+    return figure_uri(figure)
 
 
 def mask_filling_plot(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -78,7 +76,7 @@ def length_plot(lengths: Mapping[str, Sequence[int]]) -> str:
         axis.hist(of, bins=bins.tolist(), weights=share, histtype="step", linewidth=1.5, color=COLOURS[i], label=name)
     axis.set(xlabel="residues", ylabel="share of sequences")
     _finish(axis)
-    return _png(figure)
+    return figure_uri(figure)
 
 
 def conserved_plot(found: Mapping[str, Any]) -> str:
@@ -97,7 +95,7 @@ def identity_plot(identities: Mapping[str, Sequence[float]]) -> str:
         axis.hist(of, bins=bins, weights=share, histtype="step", linewidth=1.5, color=COLOURS[i], label=name)
     axis.set(xlabel="identity to the nearest training sequence", ylabel="share of sequences", xlim=(0, 1.02))
     _finish(axis)
-    return _png(figure)
+    return figure_uri(figure)
 
 
 def _bars(labels: Sequence[str], values: Mapping[str, Sequence[float]], label: str, *, log: bool = False) -> str:
@@ -111,15 +109,11 @@ def _bars(labels: Sequence[str], values: Mapping[str, Sequence[float]], label: s
     axis.set(ylabel=label, **({"yscale": "log"} if log else {}))
     _finish(axis, legend=False)
     figure.legend(loc="outside upper right", ncols=len(values), fontsize=8, frameon=False)  # bars fill the axes
-    return _png(figure)
+    return figure_uri(figure)
 
 
 def _figure(panels: int, *, wide: bool = False) -> tuple[Figure, list[Axes]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.5 if wide else 5.2 * panels, 3.3), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8.5 if wide else 5.2 * panels, 3.3)
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
@@ -128,9 +122,3 @@ def _finish(axis: Axes, *, legend: bool = True) -> None:
     axis.set_axisbelow(True)
     if legend and axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=8)
-
-
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -10,12 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
+from mmdiff.evaluation.page import Number as Figure
+from mmdiff.evaluation.page import Table, cells, render
 
-from mmdiff.files import write_text
-
-Figure = float | int | str
-Table = Mapping[str, Mapping[str, Figure]]
 BLOCK = 10  # residues between two numbers of a sequence
 
 
@@ -46,8 +43,10 @@ def write_protein_report(
 ) -> Path:
     """figures: heading -> row -> column -> figure; text stands there as it is. plots: (heading, data URI), see
     `protein_plots`. examples: heading -> sequences. curves: a data URI, see `mmdiff.evaluation.report.curves`."""
-    page = Environment(loader=PackageLoader("mmdiff.tasks.protein.evaluate", "."), autoescape=select_autoescape())
-    html = page.get_template("report.html").render(
+    return render(
+        file,
+        "mmdiff.tasks.protein.evaluate",
+        "report.html",
         title=title,
         notes=notes,
         tables={heading: shown(table) for heading, table in figures.items() if table},
@@ -55,14 +54,11 @@ def write_protein_report(
         plots=plots,
         examples={heading: [card(one) for one in some] for heading, some in (examples or {}).items() if some},
     )
-    write_text(file, html)
-    return file
 
 
 def shown(table: Table) -> tuple[list[str], dict[str, list[str]]]:
     """Columns, and row -> figure as shown of each; a dash where there is none."""
-    columns = list(dict.fromkeys(name for row in table.values() for name in row))
-    return columns, {label: [number(row.get(name, "–")) for name in columns] for label, row in table.items()}
+    return cells(table, number)
 
 
 def number(figure: Figure) -> str:

@@ -5,16 +5,23 @@ One file that needs nothing else: plots and GIFs are inside it.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
-from mmdiff.files import write_text
+from mmdiff.evaluation.page import (
+    COLOURS,
+    NONE,
+    Number,
+    Table,
+    cells,
+    data_uri,
+    figure_uri,
+    new_figure,
+    render,
+    text_table,
+)
 
 LABELS = {
     "full": "policy",
@@ -24,7 +31,6 @@ LABELS = {
     "random": "random actions",
     "expert": "scripted expert",
 }
-COLOURS = ("#2f6db3", "#c8553d", "#7a8b3c", "#8a5fa3", "#777777", "#2a9d8f", "#d9a441", "#444444")
 
 Rates = Mapping[str, Any]
 """`success`, `success_low`, `success_high`, `successes`, `n`, `steps` where some succeeded (`success.rate`)."""
@@ -52,7 +58,7 @@ def write_vla_report(
     notes: Sequence[str] = (),
     curves: str | None = None,
     plots: Sequence[tuple[str, str]] = (),
-    tables: Mapping[str, Mapping[str, Mapping[str, float | int | str]]] | None = None,
+    tables: Mapping[str, Table] | None = None,
 ) -> Path:
     """Write the page.
 
@@ -60,9 +66,11 @@ def write_vla_report(
         costs. curves: a data URI, see `mmdiff.evaluation.report.curves`. plots: (heading, data URI).
     tables: heading -> row -> column -> figure, for what else there is to compare.
     """
-    page = Environment(loader=PackageLoader("mmdiff.tasks.vla.rollout", "."), autoescape=select_autoescape())
     columns, rows = table(figures)
-    html = page.get_template("report.html").render(
+    return render(
+        file,
+        "mmdiff.tasks.vla.rollout",
+        "report.html",
         title=title,
         notes=[*notes, *figures.get("notes", ())],
         columns=columns,
@@ -71,11 +79,9 @@ def write_vla_report(
         bars=bars(figures),
         curves=curves,
         plots=plots,
-        tables={heading: _shown(of) for heading, of in (tables or {}).items() if of},
-        films=[(film, _uri(film.gif, "gif")) for film in films],
+        tables={heading: cells(of, _number) for heading, of in (tables or {}).items() if of},
+        films=[(film, data_uri(film.gif, "image/gif")) for film in films],
     )
-    write_text(file, html)
-    return file
 
 
 def conditions(figures: Mapping[str, Any]) -> dict[str, Rates]:
@@ -97,14 +103,8 @@ def table(figures: Mapping[str, Any]) -> tuple[list[str], dict[str, list[Rates |
 def summary(figures: Mapping[str, Any]) -> str:
     """The table as text, with a line on costs."""
     columns, rows = table(figures)
-    cells = [["", *columns]]
-    for label, of in rows.items():
-        cells.append([label, *("–" if rates is None else told(rates) for rates in of)])
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns) + 1)]
-    lines = [
-        "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
-        for first, *rest in cells
-    ]
+    shown = [[label, *(NONE if rates is None else told(rates) for rates in of)] for label, of in rows.items()]
+    lines = [text_table([["", *columns], *shown])]
     lines += [f"{name}: {value}" for name, value in costs(figures).items()]
     return "\n".join([*lines, *figures.get("notes", ())])
 
@@ -130,12 +130,8 @@ def costs(figures: Mapping[str, Any]) -> dict[str, str]:
 
 def bars(figures: Mapping[str, Any]) -> str:
     """Success by task, a colour a condition, with intervals: a PNG data URI."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns, rows = table(figures)
-    figure = Figure(figsize=(min(16, max(6, 1.5 + 0.24 * len(columns) * (len(rows) + 1))), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(min(16, max(6, 1.5 + 0.24 * len(columns) * (len(rows) + 1))), 3.6)
     axes = figure.subplots()
     width = 0.84 / len(rows)
     for i, (label, of) in enumerate(rows.items()):
@@ -153,21 +149,10 @@ def bars(figures: Mapping[str, Any]) -> str:
     axes.set(ylabel="success", ylim=(0, 1.02))
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8, ncols=min(3, len(rows)), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return _uri(buffer.getvalue(), "png")
+    return figure_uri(figure)
 
 
-def _shown(of: Mapping[str, Mapping[str, float | int | str]]) -> tuple[list[str], dict[str, list[str]]]:
-    columns = list(dict.fromkeys(name for row in of.values() for name in row))
-    return columns, {label: [_number(row.get(name, "–")) for name in columns] for label, row in of.items()}
-
-
-def _number(figure: float | int | str) -> str:
+def _number(figure: Number) -> str:
     if isinstance(figure, str):
         return figure
     return f"{figure:,}" if isinstance(figure, int) else f"{figure:.3g}" if abs(figure) < 1 else f"{figure:,.2f}"
-
-
-def _uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -14,7 +14,8 @@ import toy
 
 from mmdiff import evaluate, load, train
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.evaluation.evaluate import evaluate_run, means, spread
+from mmdiff.evaluation.evaluate import evaluate_run, means
+from mmdiff.evaluation.page import evenly
 from mmdiff.evaluation.report import picture, write_report
 from mmdiff.runs.folder import Run
 
@@ -65,8 +66,8 @@ def test_means_in_closed_form() -> None:
         "forwards": 3.0,
     }
     assert "by_kind" not in means([{"scores": {"exact": 1.0}, "forwards": 1}])
-    assert spread([{"i": i} for i in range(10)], 3) == [{"i": 0}, {"i": 3}, {"i": 6}]
-    assert len(spread([{"i": 1}], 5)) == 1 and spread([{"i": 1}], 0) == []
+    assert evenly([{"i": i} for i in range(10)], 3) == [{"i": 0}, {"i": 3}, {"i": 6}]
+    assert len(evenly([{"i": 1}], 5)) == 1 and evenly([{"i": 1}], 0) == []
 
 
 def test_a_run_is_scored_and_shown(run: Path) -> None:
