@@ -40,7 +40,7 @@ def rescored(
     if not math.isfinite(weight):
         raise ConfigError(f"weight: {weight}, expected a finite number")
     log = opened(out, session, rows, {**(settings or {}), "weight": weight})
-    given = {i: _nbest(rows[i], i) for i in range(len(rows)) if i not in log.done}
+    given = {i: _nbest(rows[i], i) for i in range(len(rows)) if i not in log.records}
     for i, (texts, scores) in tqdm(given.items(), "rescore", file=sys.stderr, leave=False):
         row = rows[i]
         with at_row("", i):
