@@ -1,8 +1,8 @@
 """From the words of a command line to a verb and its arguments, which are those of a Python function.
 
 A verb is a function: its parameters are the arguments and options, their annotations what is accepted, the docstring
-the help. Cyclopts reads all three, so an option is added in one place. Positional-only parameters are arguments, `*words`
-takes what may be repeated, keyword-only parameters are options:
+the help. Cyclopts reads all three, so an option is added in one place. Positional-only parameters are arguments,
+`*words` takes what may be repeated, keyword-only parameters are options:
 
     def transcribe(run: str, /, *words: str, batch_size: AtLeast1 = 16, out: Path | None = None) -> Output:
         \"\"\"Write down what is said in audio files.
@@ -14,8 +14,8 @@ takes what may be repeated, keyword-only parameters are options:
             out: the file of transcripts, which an interrupted command resumes.
         \"\"\"
 
-A task brings verbs in `tasks/<name>/cli.py`, or in a room of that name: a dictionary `VERBS`, and a docstring that heads
-their help. It is found by its place and imported when one of its verbs is called. With the function above in
+A task brings verbs in `tasks/<name>/cli.py`, or in a room of that name: a dictionary `VERBS`, and a docstring that
+heads their help. It is found by its place and imported when one of its verbs is called. With the function above in
 `tasks/asr/cli.py`, under "transcribe", `mmdiff asr transcribe runs/x a.wav sampler.steps=4 --batch-size 8` calls it.
 """
 

@@ -13,6 +13,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
@@ -20,13 +21,17 @@ from typing import Any
 from mmdiff.errors import ConfigError, UserError
 
 from .arguments import Output, Verb, parse, row_of
+from .terminal import loading_logged, log, silence_other_packages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 a mistake in what was asked for, 130 interrupted."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    silence_other_packages()
     try:
-        call, as_json = parse(sys.argv[1:] if argv is None else list(argv), VERBS)
-        result, text = call()
+        with nullcontext() if {"--help", "-h"} & set(words) else loading_logged(words):
+            call, as_json = parse(words, VERBS)
+            result, text = call()
     except UserError as error:
         print(f"mmdiff: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -75,9 +80,10 @@ def check(name: str, /, *words: str) -> Output:
     """
     from mmdiff.config import load_config
 
+    resolved = load_config(name, words)  # before torch is imported: a slip need not wait for it
     from .check import check as run
 
-    return table(run(load_config(name, words), progress=log))
+    return table(run(resolved, progress=log))
 
 
 def train(name: str, /, *words: str, fresh: bool = False) -> Output:
@@ -89,9 +95,11 @@ def train(name: str, /, *words: str, fresh: bool = False) -> Output:
         fresh: start again instead of resuming; the run that is there is moved aside.
     """
     from mmdiff.config import load_config
+
+    resolved = load_config(name, words)
     from mmdiff.training.train import train as run
 
-    return table(run(load_config(name, words), fresh=fresh))
+    return table(run(resolved, fresh=fresh))
 
 
 def evaluate(run: str, /, *words: str) -> Output:
@@ -169,11 +177,6 @@ VERBS: dict[str, Verb] = {
     "generate": generate,
     "demo": demo,
 }
-
-
-def log(line: str) -> None:
-    """A line of progress, on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def table(result: Mapping[str, Any]) -> Output:

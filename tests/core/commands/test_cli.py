@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -251,6 +252,67 @@ def test_help_does_not_wait_for_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
+
+
+def run_alone(code: str, *arguments: str, cwd: Path) -> tuple[int, str]:
+    """(exit code, stderr) of `mmdiff` in a process of its own, where `code` has run before."""
+    command = [sys.executable, "-c", f"{code}\nimport sys\nfrom mmdiff.commands.cli import main\nsys.exit(main())"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=cwd, env=environment)
+    return done.returncode, done.stderr
+
+
+STOP_AT_TORCH = """
+import sys, time
+began = time.monotonic()
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "transformers"):
+            print(f"{name} after {time.monotonic() - began:.2f} s", file=sys.stderr)
+            raise SystemExit(9)
+sys.meta_path.insert(0, Stop())
+"""
+
+
+def test_a_command_logs_that_it_is_loading_before_torch_is_imported(small: str, tmp_path: Path) -> None:
+    code, err = run_alone(STOP_AT_TORCH, "train", small, "train.seed=4", cwd=tmp_path)
+    told, stopped = err.splitlines()
+    assert code == 9 and told == f"mmdiff: loading PyTorch for train {small}" and stopped.startswith("torch after")
+    # neither a slip nor what needs no torch waits, or is announced
+    for words in (["ls"], ["config", small], ["train", "--help"], ["train", "no-such"], ["train", small, "seed=1"]):
+        code, err = run_alone(STOP_AT_TORCH, *words, cwd=tmp_path)
+        assert code == (2 if words[0] == "train" and words[1] != "--help" else 0) and "loading" not in err
+
+
+OTHERS_WARN = """
+import logging, sys, types
+other, ours = types.ModuleType("other"), types.ModuleType("mmdiff.tasks.mine")
+for module in (other, ours):
+    exec('''
+import warnings
+def warn():
+    for kind in (UserWarning, FutureWarning, DeprecationWarning):
+        warnings.warn(f"{kind.__name__} of {__name__}", kind)
+''', vars(module))
+def warn():
+    other.warn(), ours.warn()
+    logging.getLogger("other").warning("a log line")
+    logging.getLogger("other").error("a logged error")
+    from transformers.utils import logging as theirs
+    theirs.get_logger("transformers.models").warning("a line of transformers")
+    return {}, "done"
+import mmdiff.commands.cli as cli
+cli.VERBS["ls"] = warn
+"""
+
+
+def test_warnings_of_other_packages_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    code, err = run_alone(OTHERS_WARN, "ls", cwd=tmp_path)
+    assert code == 0 and "of other" not in err and "log line" not in err and "of transformers" not in err
+    assert "UserWarning of mmdiff.tasks.mine" in err and "FutureWarning of mmdiff.tasks.mine" in err
+    assert "a logged error" in err
+    code, err = run_alone("import sys; sys.warnoptions.append('default')" + OTHERS_WARN, "ls", cwd=tmp_path)
+    assert "UserWarning of other" in err  # who asks for warnings gets them
 
 
 def play(config: Any, *, fresh: bool) -> dict[str, Any]:
