@@ -1,6 +1,6 @@
 """Speech recognition and deliberation: a clip of sound, and the words that were said in it.
 
-python -m mmdiff.tasks.asr.task transcribe runs/demo-asr clip.wav
+mmdiff asr transcribe runs/demo-asr clip.wav
 
 Rows: {"audio": path or {"array", "sampling_rate"}, "text": "what was said", "hypothesis": "what a first pass heard"}.
 A row's `audio` may be left out where a model is to work from text alone.

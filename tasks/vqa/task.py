@@ -1,18 +1,15 @@
 """Questions about pictures or sounds, in one turn or many, also about neither.
 
-python -m mmdiff.tasks.vqa.task --model runs/vqa --image photo.jpg --question "What is on the table?"
+mmdiff generate runs/vqa image=photo.jpg question="What is on the table?"
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Sequence
 
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.errors import ConfigError, DataError, UserError, nearest
+from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.rows import RowError, at
 from mmdiff.tasks.dialogue.templates import Plain, Template, literal
@@ -95,29 +92,3 @@ class VQA:
             value = getattr(vqa_metrics, name)(prediction, references if name in MANY_REFERENCES else references[0])
             scores |= {f"open_{part}": v for part, v in value.items()} if isinstance(value, dict) else {name: value}
         return scores
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """One question on the command line; exit code 2 and one line when something outside the code is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mmdiff.tasks.vqa.task", description="Ask a trained model one question."
-    )
-    parser.add_argument("--model", required=True, help="a run, or a saved model folder")
-    parser.add_argument("--image", action="append", help="a picture; may be given several times, or left out")
-    parser.add_argument("--question", required=True, help="the question; <image> in it marks the place of a picture")
-    parser.add_argument("--json", action="store_true", help="print answer, forwards and canvas as one JSON object")
-    given = parser.parse_args(arguments)
-    from mmdiff.session import load
-
-    row = {"question": given.question} | ({"image": given.image} if given.image else {})
-    try:
-        out = load(given.model).predict(row)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(out, ensure_ascii=False) if given.json else out["prediction"])
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -221,7 +221,10 @@ REFUSALS = [
     (["transcribe", "run", "0.wav", "train.seed=1"], "train: a saved model takes settings of `task` and `sampler`"),
     (["transcribe", "run", "0.wav", "sampler.step=1"], 'sampler.step: no such field (did you mean "steps"?)'),
     (["transcribe", "run", "0.wav", "--seconds", "0"], "seconds: 0.0 of sound in a batch, expected more than 0"),
-    (["transcribe", "run", "0.wav", "--seconds", "x"], "argument --seconds: invalid float value: 'x'"),
+    (
+        ["transcribe", "run", "0.wav", "--seconds", "x"],
+        'Invalid value for --seconds: unable to convert "x" into float.',
+    ),
     (["transcribe", "run", "0.wav", "--out", "."], "--out: '.' is not the name of a file"),
     (["transcribe", "run", "0.wav", "--out", ""], "--out: '' is not the name of a file"),
     (["transcribe", "run", "0.wav", "--out", "0.wav/o"], "--out: 0.wav/o cannot be written (File exists)"),

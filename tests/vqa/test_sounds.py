@@ -1,4 +1,4 @@
-"""Sounds in dialogues: rows, slots, LLaVA-like files with every refusal, and the command line."""
+"""Sounds in dialogues: rows, slots, LLaVA-like files with every refusal."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmdiff.backbones import new_backbone
 from mmdiff.canvas.sample import Media
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.errors import DataError
-from mmdiff.model import MMDiff
-from mmdiff.model.saving import save_model
-from mmdiff.tasks.dialogue.choice import nll
 from mmdiff.tasks.dialogue.turns import read_turns
-from mmdiff.tasks.vqa.ask import main
 from mmdiff.tasks.vqa.llava import LlavaJSON, write_clips
 from mmdiff.tasks.vqa.task import VQA
 
@@ -184,45 +179,3 @@ def test_toy_needs_no_files_and_leaves_none() -> None:
     sound = Path(rows[0]["audio"][0])
     del rows
     assert not sound.exists()
-
-
-# The command line
-
-
-@pytest.mark.needs("torchaudio")
-def test_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from mmdiff.connectors.mlp import MLP
-    from mmdiff.encoders.speech import SpeechConv
-
-    backbone = new_backbone(tokenizer=word_tokenizer(WORDS), hidden_size=16, layers=1, heads=2, init_std=0.3)
-    encoder = SpeechConv(width=16, layers=1, heads=2)
-    model = MMDiff(backbone, {"audio": encoder}, {"audio": MLP(encoder.width, backbone.dim)}).eval()
-    task = {"target": "mmdiff.tasks.vqa.VQA", "answer_length": 3}
-    save_model(model, folder / "model", extra={"task": task, "sampler": {"steps": 3}})
-    asked = ["--model", str(folder / "model"), "--question", "who speaks"]
-    sound = ["--audio", str(folder / "tone0.wav")]
-
-    assert main([*asked, *sound, "--json"]) == 0
-    out = json.loads(capsys.readouterr().out)
-    assert len(out["canvas"]) == 3 and out["forwards"] <= 3
-    assert main([*asked, *sound]) == 0
-    assert capsys.readouterr().out == out["prediction"] + "\n"
-
-    options = ["a child", "an old man", "a child"]
-    assert main([*asked, *sound, *(arg for option in options for arg in ("--option", option)), "--json"]) == 0
-    out = json.loads(capsys.readouterr().out)
-    rows = [{"audio": str(folder / "tone0.wav"), "question": "who speaks", "answer": option} for option in options[:2]]
-    expected = nll(model, VQA(answer_length=3), rows)
-    assert out["nll"] == pytest.approx([*expected, expected[0]], rel=1e-5)
-    assert out["prediction"] == options[int(np.argmin(expected))]
-    assert out["ties"] == ([0, 2] if out["prediction"] == "a child" else [1])
-
-    for wrong, message in [
-        ([*asked, "--audio", str(folder / "text.wav")], "text.wav: not a sound file"),
-        ([*asked, "--audio", str(folder / "none.wav")], "none.wav: no such file"),
-        ([*asked, *sound, "--option", "a dog"], "does not know the word 'dog'"),
-        (["--model", str(folder / "none"), "--question", "who"], "no such folder"),
-    ]:
-        assert main(wrong) == 2
-        said = capsys.readouterr()
-        assert message in said.err and said.err.count("\n") == 1 and not said.out

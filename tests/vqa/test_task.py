@@ -1,25 +1,21 @@
-"""The task: canvases, generation canvases, parsing, scores, and the command line."""
+"""The task: canvases, generation canvases, parsing and scores."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mmdiff.backbones import new_backbone
 from mmdiff.canvas.sample import Media, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.model import MMDiff
-from mmdiff.model.saving import save_model
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.turns import answers
 from mmdiff.tasks.vqa import scenes
-from mmdiff.tasks.vqa.task import VQA, main
+from mmdiff.tasks.vqa.task import VQA
 
 EOS, MASK = 1, 2
 
@@ -205,26 +201,3 @@ def test_medical_questions_are_scored_by_their_type() -> None:
 def test_arguments(arguments: Mapping[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         VQA(**arguments)
-
-
-# The command line
-
-
-def test_command_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    backbone = new_backbone(tokenizer=scenes.tokenizer(), hidden_size=16, layers=1, heads=2)
-    task = {"target": "mmdiff.tasks.vqa.VQA", "answer_length": 3}
-    save_model(MMDiff(backbone), tmp_path / "model", extra={"task": task, "sampler": {"steps": 3}})
-    model = ["--model", str(tmp_path / "model")]
-    assert main([*model, "--question", "is there a red cross", "--json"]) == 0
-    out = json.loads(capsys.readouterr().out)
-    assert len(out["canvas"]) == 3 and out["forwards"] <= 3
-    assert main([*model, "--question", "is there a red cross"]) == 0
-    assert capsys.readouterr().out == out["prediction"] + "\n"
-    for wrong, message in [
-        ([*model, "--question", "is there a dog"], "does not know the word 'dog'"),
-        ([*model, "--question", "where", "--image", "x.png"], "media of kind 'image'"),
-        (["--model", str(tmp_path / "none"), "--question", "where"], "no such folder"),
-    ]:
-        assert main(wrong) == 2
-        said = capsys.readouterr()
-        assert message in said.err and said.err.count("\n") == 1 and not said.out
