@@ -160,15 +160,14 @@ def evaluate(
     session = _session(run, [*(_draft(strategy, ratio) if draft else []), *overrides], draft=draft)
     hears = draft and _hears(rows, hypotheses, first_pass)
     records = _transcribed(session, rows, file, settings, seconds, word_times, first=hears)
-    task: ASR = session.task  # type: ignore[assignment]  # any other has no `draft` to be set
-    found = figures(task, records)
+    found = figures(session.task, records)
     if standalone:
         beside = file.with_name(f"{file.stem}.standalone{file.suffix}") if file else None
         without = _session(run, overrides, draft=False)
         alone = _transcribed(without, rows, beside, settings, seconds, word_times)
-        found["standalone"] = figures(task, [{**r, "first_pass": None} for r in alone])
+        found["standalone"] = figures(session.task, [{**r, "first_pass": None} for r in alone])
     if page_file:
-        found["report"] = str(page(page_file, task, rows, records, session.model.vocab, found))
+        found["report"] = str(page(page_file, session.task, rows, records, session.model.vocab, found))
     return table({**found, **_named(file)})
 
 
@@ -180,10 +179,12 @@ VERBS: dict[str, Verb] = {
 }
 
 
-def _session(run: str, overrides: list[str], *, draft: bool) -> Session:
+def _session(run: str, overrides: list[str], *, draft: bool) -> Session[ASR]:
     from mmdiff.session import load
 
-    return load(run, *overrides, f"task.draft={'true' if draft else 'false'}")
+    from .task import ASR
+
+    return load(run, *overrides, f"task.draft={'true' if draft else 'false'}", task=ASR)
 
 
 def _rows(
@@ -207,7 +208,7 @@ def _rows(
 
 
 def _transcribed(
-    session: Session,
+    session: Session[ASR],
     rows: Source,
     out: Path | None,
     settings: Mapping[str, Any],
@@ -218,7 +219,7 @@ def _transcribed(
 ) -> list[dict[str, Any]]:
     from .transcribe import transcribe
 
-    settings = {**settings, "draft": session.task.draft}  # type: ignore[attr-defined]
+    settings = {**settings, "draft": session.task.draft}
     return transcribe(session, rows, out=out, settings=settings, seconds=seconds, words=words, first=first)
 
 

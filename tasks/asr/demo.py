@@ -27,6 +27,7 @@ from .data.commands import prepare
 from .evaluate import example
 from .metrics import corpus, word_errors
 from .report import Example, write_asr_report
+from .task import ASR
 from .transcribe import Record, rtf, transcribe
 
 SETS = ("clean", "noisy", "heldout_voice")
@@ -60,13 +61,13 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     start = time.perf_counter()
     main, first, text = trained(config, fresh=fresh)
     torch.set_num_threads(min(4, os.cpu_count() or 1))  # training left the other cores to data and control
-    session, weak = load(main.folder, "task.draft=true"), load(first.folder)
+    session, weak = load(main.folder, "task.draft=true", task=ASR), load(first.folder, task=ASR)
     rows = {name: heard(weak, build(node["rows"], where=name)) for name, node in config.eval.data.items()}
     ways = {**STANDALONE, **STRATEGIES}
     choice = {way: wer(session, answered(session, rows[DEVELOPMENT], STRATEGIES[way])) for way in STRATEGIES}
     best = min(choice, key=lambda way: choice[way])
     records = {way: {name: answered(session, rows[name], draft) for name in SETS} for way, draft in ways.items()}
-    deaf = load(text.folder, "task.draft=true")
+    deaf = load(text.folder, "task.draft=true", task=ASR)
     controls = {
         "text_only": {name: answered(deaf, Without(rows[name], ["audio"]), STRATEGIES[best]) for name in SETS},
         "shuffled_audio": {name: answered(session, exchanged(rows[name]), STRATEGIES[best]) for name in SETS},
@@ -125,7 +126,7 @@ def trained(config: Config, *, fresh: bool) -> tuple[Run, Run, Run]:
     return Run(RUNS / name), Run(RUNS / str(first.name)), Run(RUNS / f"{name}-text")
 
 
-def heard(weak: Session, rows: Source) -> list[dict[str, Any]]:
+def heard(weak: Session[ASR], rows: Source) -> list[dict[str, Any]]:
     """The rows with what the early encoder hears in them."""
     every = [rows[i] for i in range(len(rows))]
     return [{**row, "hypothesis": text} for row, text in zip(every, first_pass(weak.model, every), strict=True)]
@@ -135,23 +136,22 @@ def exchanged(rows: Source) -> Source:
     return Shuffled(rows, 5, fields=["audio", "duration"])
 
 
-def answered(session: Session, rows: Source, draft: Mapping[str, Any] | None, **named: Any) -> list[Record]:
+def answered(session: Session[ASR], rows: Source, draft: Mapping[str, Any] | None, **named: Any) -> list[Record]:
     """Records of a strategy; without one, of writing from nothing."""
     if draft is None:
         rows = Without(rows, ["hypothesis"])
     return transcribe(session, rows, draft=draft, **named)
 
 
-def wer(session: Session, records: list[Record]) -> float:
-    pairs = [session.task.pair(r, r["pred_text"]) for r in records]  # type: ignore[attr-defined]
+def wer(session: Session[ASR], records: list[Record]) -> float:
+    pairs = [session.task.pair(r, r["pred_text"]) for r in records]
     return errors([text for text, _ in pairs], [said for _, said in pairs])
 
 
-def looked_at(session: Session, rows: list[dict[str, Any]], records: list[Record]) -> list[Example]:
+def looked_at(session: Session[ASR], rows: list[dict[str, Any]], records: list[Record]) -> list[Example]:
     """Twelve utterances for the report, spread over the set."""
     numbered = [{"at": i, **record} for i, record in enumerate(records)]
-    task: Any = session.task
-    return [example(task, rows[r["at"]], r, session.model.vocab) for r in evenly(numbered, 12)]
+    return [example(session.task, rows[r["at"]], r, session.model.vocab) for r in evenly(numbered, 12)]
 
 
 def errors(said: list[str], heard: list[str]) -> float:

@@ -18,11 +18,12 @@ from mmdiff.protocols import Row, Source
 from mmdiff.session import Session
 from mmdiff.tasks.dialogue.choice import rescore
 
-from .transcribe import KEPT, Record, identity, opened
+from .task import ASR
+from .transcribe import KEPT, Record, identity, open_store
 
 
 def rescored(
-    session: Session,
+    session: Session[ASR],
     rows: Source,
     *,
     out: Path | None = None,
@@ -39,16 +40,16 @@ def rescored(
     """
     if not math.isfinite(weight):
         raise ConfigError(f"weight: {weight}, expected a finite number")
-    log = opened(out, session, rows, {**(settings or {}), "weight": weight})
-    given = {i: _nbest(rows[i], i) for i in range(len(rows)) if i not in log.records}
+    store = open_store(out, session, rows, {**(settings or {}), "weight": weight})
+    given = {i: _nbest(rows[i], i) for i in range(len(rows)) if i not in store.records}
     for i, (texts, scores) in tqdm(given.items(), "rescore", file=sys.stderr, leave=False):
         row = rows[i]
         with at_row("", i):
             ranked = rescore(session, row, texts, scores, weight=weight)
-        told = {name: row[name] for name in KEPT if row.get(name) is not None}
-        told |= {"first_pass": texts[0], "pred_text": ranked[0].text, "nbest": [asdict(one) for one in ranked]}
-        log.add({i: {"id": identity(row, i), **told}})
-    return log.finish()
+        record: Record = {"id": identity(row, i)} | {name: row[name] for name in KEPT if row.get(name) is not None}
+        record |= {"first_pass": texts[0], "pred_text": ranked[0].text, "nbest": [asdict(one) for one in ranked]}
+        store.add({i: record})
+    return store.finish()
 
 
 def _nbest(row: Row, i: int) -> tuple[list[str], list[float] | None]:

@@ -34,6 +34,7 @@ from mmdiff.session import Session, canvas_of
 
 from .ctc import emitted, encoded, greedy, read_clip, word_times
 from .data.manifests import by_duration
+from .task import ASR
 
 Record = dict[str, Any]
 """`id`, `audio` (a path), `duration`, `text` (the reference, if there is one), `first_pass` (the draft), `pred_text`,
@@ -44,7 +45,7 @@ KEPT = ("text", "speaker", "where")  # fields of a row that a record has too
 
 
 def transcribe(
-    session: Session,
+    session: Session[ASR],
     rows: Source,
     *,
     out: Path | None = None,
@@ -64,37 +65,37 @@ def transcribe(
     named: fields of GenerationConfig.
     Raises ConfigError for a file of other settings, DataError that names the row.
     """
-    kind = getattr(session.task, "media", "audio")
+    kind = session.task.media
     if (words or first) and kind not in session.model.heads:
         raise ConfigError(f"{session.folder}: word times and a first pass need a CTC head, and it has none for {kind}")
     if not seconds > 0:
         raise ConfigError(f"seconds: {seconds} of sound in a batch, expected more than 0")
     sampler = {**asdict(session.sampler), **named}
-    log = opened(out, session, rows, {**(settings or {}), "words": words, "first": first, "sampler": sampler})
-    todo = [i for i in range(len(rows)) if i not in log.records]
+    store = open_store(out, session, rows, {**(settings or {}), "words": words, "first": first, "sampler": sampler})
+    todo = [i for i in range(len(rows)) if i not in store.records]
     lengths = [{"duration": min(_duration(rows[i], i), seconds)} for i in todo]
     with tqdm(total=len(todo), unit="rows", desc="transcribe", file=sys.stderr, leave=False) as bar:
         for batch in by_duration(lengths, seconds):
             index = [todo[k] for k in batch]
             group = [rows[i] for i in index]
-            log.add(dict(zip(index, _records(session, group, index, kind, words, first, named), strict=True)))
+            store.add(dict(zip(index, _records(session, group, index, kind, words, first, named), strict=True)))
             bar.update(len(group))
-    return log.finish()
+    return store.finish()
 
 
-def opened(out: Path | None, session: Session, rows: Source, settings: Mapping[str, Any]) -> JsonlStore:
+def open_store(out: Path | None, session: Session[ASR], rows: Source, settings: Mapping[str, Any]) -> JsonlStore:
     """The records of `rows` in the file `out`: of the same settings, model (a run that is trained anew keeps its name)
     and rows. Raises ConfigError."""
     if out is None:
         return JsonlStore(None, {})
     made = datetime.fromtimestamp((session.folder / "config.json").stat().st_mtime, UTC)
-    log = JsonlStore(out, {**settings, "model": {"folder": str(session.folder), "saved": made.isoformat()}})
-    for i, record in log.records.items():
+    store = JsonlStore(out, {**settings, "model": {"folder": str(session.folder), "saved": made.isoformat()}})
+    for i, record in store.records.items():
         if i >= len(rows) or record.get("id") != identity(rows[i], i):
             raise ConfigError(
                 f"{out} was written for other rows (row {i} is {record.get('id')!r}); choose another file"
             )
-    return log
+    return store
 
 
 def identity(row: Row, i: int) -> str:
@@ -114,7 +115,13 @@ def rtf(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _records(
-    session: Session, group: list[Row], index: list[int], kind: str, words: bool, first: bool, named: Mapping[str, Any]
+    session: Session[ASR],
+    group: list[Row],
+    index: list[int],
+    kind: str,
+    words: bool,
+    first: bool,
+    named: Mapping[str, Any],
 ) -> list[Record]:
     model, vocab = session.model, session.model.vocab
     clock = Clock(model)
