@@ -1,6 +1,6 @@
 """Questions about pictures or sounds: the task, its rows, metrics and demonstration.
 
-May import: the core, encoders.media, tasks.background, tasks.dialogue.
+May import: the core, commands, encoders.media, tasks.background, tasks.dialogue.
 """
 
 from __future__ import annotations
