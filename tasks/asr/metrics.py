@@ -41,7 +41,7 @@ class Errors:
 
     @property
     def rate(self) -> float:
-        """Errors a reference word; of an empty reference, as jiwer has it, the number of insertions."""
+        """Errors per reference word; of an empty reference, as jiwer has it, the number of insertions."""
         return self.total / max(self.length, 1)
 
 
@@ -191,6 +191,7 @@ def _drawn(counts_UK: np.ndarray, n: int, seed: int) -> np.ndarray:
     """(n, K): sums of the counts over `n` drawings of U utterances."""
     if n < 1:
         raise ConfigError(f"bootstrap: {n} drawings, expected at least 1")
+    # Not scipy.stats.bootstrap, whose figures are the same: it refuses a single utterance, and nothing here needs scipy
     rng, u = np.random.default_rng(seed), len(counts_UK)
     return np.stack([counts_UK[rng.integers(u, size=u)].sum(0) for _ in range(n)])
 

@@ -1,4 +1,4 @@
-"""How the published audio systems write a dialogue on a canvas (the protocol is that of `mmdiff.tasks.dialogue.templates`)."""
+"""How the published audio systems write a dialogue on a canvas, by the protocol of `templates.py`."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     session = mmdiff.load("runs/audio-diffa")
     choose(session, {"audio": "clip.wav", "question": "Who speaks?"}, ["a child", "an old man"]).prediction
 
-Shape letters: B rows, N crops of media, T features a crop, E encoder width.
+Shape letters: B rows, N crops of media, T features per crop, E encoder width.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from mmdiff.canvas.vocab import Vocab
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.model import MMDiff
+from mmdiff.model.evaluating import evaluating
 from mmdiff.model.features import subset
 from mmdiff.model.likelihood import bound
 from mmdiff.protocols import Row, Task
@@ -46,7 +47,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """total: score - weight * nll. index: the place in the list that was given."""
+    """total: score - weight * nll. index: its number in the list that was given."""
 
     index: int
     text: str
@@ -66,14 +67,15 @@ def nll(
     seed: int = 0,
     batch_size: int = 16,
 ) -> list[float]:
-    """-log p(answer | the rest of the row) of each row, in nats: `mmdiff.model.likelihood.bound` of the training canvas.
+    """The -log p(answer | the rest of the row) of each row, in nats: `mmdiff.model.likelihood.bound`.
 
-    normalise: "sum" is of the whole answer with what the task puts behind it (an end id, EOS up to `answer_length`);
-        "token" is that divided by its places.
-    levels: mask counts an answer is asked at; more than `levels` places are asked at a sample of the counts.
-    samples: masks that are drawn a count, the mean is taken. All rows are masked by the same noise, so a figure does
+    It is taken on the training canvas. normalise: "sum" is of the whole answer with what the task puts behind it (an
+        end id, EOS up to `answer_length`); "token" is that divided by its positions.
+    levels: numbers of masked positions that are scored; an answer of more than `levels` positions is scored at a sample
+        of them.
+    samples: masks that are drawn per number, the mean is taken. All rows are masked by the same noise, so a figure does
         not depend on which rows stand beside it, and answers of one length are compared under the same masks.
-    batch_size: rows a forward. Media that several rows share are encoded once a batch.
+    batch_size: rows per forward. Media that several rows share are encoded once per batch.
     """
     if normalise not in ("sum", "token"):
         raise ConfigError(f"normalise: {normalise!r}{nearest(str(normalise), ['sum', 'token'])}")
@@ -81,9 +83,7 @@ def nll(
         if value < 1:
             raise ConfigError(f"{name}: {value}, expected at least 1")
     out: list[float] = []
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for first in range(0, len(rows), batch_size):
             batch = _batch(model, task, rows[first : first + batch_size])
             drawn = [bound(model, batch, levels=levels, seed=seed + n).nll_B for n in range(samples)]
@@ -91,8 +91,6 @@ def nll(
             if normalise == "token":
                 nll_B = nll_B / batch.target_BL.sum(1).clamp(min=1)
             out += nll_B.tolist()
-    finally:
-        model.train(training)
     return out
 
 
@@ -144,8 +142,8 @@ def rescore(
 class MultipleChoice:
     """A task for `mmdiff eval`: {"audio" or "image": ..., "question", "options": [texts], "answer": the right text}.
 
-    The options are listed by letter behind the question, and the answer is one place in which only their letters may
-    stand, in front of a given end id. So the one forward that writes it compares their likelihoods. Score: `accuracy`.
+    The options are listed by letter behind the question, and the answer is one position at which only their letters
+    may stand, in front of a given end id. So the one forward that fills it in compares their likelihoods. Score: `accuracy`.
 
     template: as in `mmdiff.tasks.vqa.VQA`. instruction: stands behind the list. media: the kind of the pictures; sounds
         are of kind `audio`.
@@ -201,7 +199,7 @@ def _right(row: Row) -> int:
 
 
 def _letters(row: Row, vocab: Vocab) -> list[int]:
-    """One id a letter. Raises ConfigError when the tokenizer has no single one."""
+    """One id per letter. Raises ConfigError when the tokenizer has no single one."""
     found = [literal(letter, vocab) for letter in LETTERS[: len(_options(row))]]
     for letter, ids in zip(LETTERS, found, strict=False):
         if len(ids) != 1:
@@ -230,7 +228,7 @@ def _answered(row: Row, field: str, text: str) -> Row:
 
 
 def _best(values: Sequence[float], margin: float) -> list[int]:
-    """The places of all values within `margin` of the highest, in order."""
+    """The numbers of all values within `margin` of the highest, in order."""
     if not margin >= 0:
         raise ConfigError(f"margin: {margin}, expected 0 or more nats")
     return [i for i, value in enumerate(values) if value >= max(values) - margin]

@@ -1,8 +1,9 @@
 """Scores for captions over a whole set: BLEU, ROUGE-L, CIDEr-D, in the variants of the COCO caption evaluation.
 
-`predictions` holds one caption a picture, `references` one or more a picture, in the same order. On the same tokens the
-values equal those of the COCO tool; that one uses the Java PTB tokenizer, here it is `tokenize` unless another callable
-is given (`str.split` for captions that are tokenised already). A caption without tokens scores 0 and does not fail.
+`predictions` holds one caption per picture, `references` one or more per picture, in the same order. On the same tokens
+the values equal those of the COCO tool; that one uses the Java PTB tokenizer, here it is `tokenize` unless another
+callable is given (`str.split` for captions that are tokenised already). No library has these variants without Java. A
+caption without tokens scores 0 and does not fail.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 
-from mmdiff.errors import DataError
+from mmdiff.errors import DataError, require
 
 Tokenizer = Callable[[str], Sequence[str]]
 _NGram = tuple[str, ...]
@@ -76,9 +78,12 @@ def rouge_l(
     P = LCS / words of the prediction, R = LCS / words of the reference. As in the COCO tool each is the largest over
     the references, so that P and R may come from different ones.
     """
+    require("rapidfuzz", "vision")
+    from rapidfuzz.distance import LCSseq
+
     scores = []
     for predicted, expected in _tokenized(predictions, references, tokenize):
-        common = [_longest_common(predicted, words) for words in expected]
+        common = [LCSseq.similarity(predicted, words) for words in expected]
         precision = max(common) / max(1, len(predicted))
         recall = max(c / max(1, len(words)) for c, words in zip(common, expected, strict=True))
         weighted = recall + beta**2 * precision
@@ -135,15 +140,6 @@ def _ngrams(words: Sequence[str], k: int) -> Counter[_NGram]:
     return Counter(tuple(words[i : i + k]) for i in range(len(words) - k + 1))
 
 
-def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
-    row = [0] * (len(b) + 1)  # row[j] = longest common subsequence of the words of a so far and b[:j]
-    for word_a in a:
-        diagonal = 0
-        for j, word_b in enumerate(b, 1):
-            diagonal, row[j] = row[j], diagonal + 1 if word_a == word_b else max(row[j], row[j - 1])
-    return row[-1]
-
-
 def _tokenized(
     predictions: Sequence[str], references: Sequence[Sequence[str]], tokenize: Tokenizer
 ) -> list[tuple[Sequence[str], list[Sequence[str]]]]:
@@ -158,3 +154,11 @@ def _tokenized(
         (tokenize(prediction), [tokenize(text) for text in texts])
         for prediction, texts in zip(predictions, references, strict=True)
     ]
+
+
+METRICS: Mapping[str, Callable[[Sequence[str], Sequence[Sequence[str]]], float]] = {
+    **{f"bleu_{n}": partial(bleu, n=n) for n in (1, 2, 3, 4)},
+    "rouge_l": rouge_l,
+    "cider_d": cider,
+}
+"""The names that `task.metrics` of a configuration takes."""

@@ -12,7 +12,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from mmdiff.errors import DataError
+from mmdiff.errors import DataError, require
 
 _NUMBERS = {word: str(i) for i, word in enumerate("zero one two three four five six seven eight nine ten".split())}
 _NUMBERS["none"] = "0"
@@ -133,13 +133,11 @@ def _similarity(a: str, b: str) -> float:
 
 
 def levenshtein(a: str, b: str) -> int:
-    """The fewest insertions, deletions and substitutions of code points that turn `a` into `b`; O(len(a) len(b))."""
-    row = list(range(len(b) + 1))  # row[j] = distance of a[:i] and b[:j]
-    for i, char_a in enumerate(a, 1):
-        diagonal, row[0] = row[0], i
-        for j, char_b in enumerate(b, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (char_a != char_b))
-    return row[-1]
+    """The fewest insertions, deletions and substitutions of code points that turn `a` into `b`."""
+    require("rapidfuzz", "vision")
+    from rapidfuzz.distance import Levenshtein
+
+    return Levenshtein.distance(a, b)
 
 
 def relaxed_accuracy(prediction: str, reference: str, tolerance: float = 0.05) -> float:
@@ -196,7 +194,7 @@ def med_open(prediction: str, reference: str, *, strict: bool = False) -> dict[s
     tp counts the *prediction*, so that repeating a right word raises recall and precision, and a long answer costs no
     recall. `exact_match` is (shared distinct words) / (words of the prediction), not an exact match. All are 0 when
     either side is empty. Not here: its "open accuracy", which needs the candidate answers of the training set, and its
-    sentence-level BLEU (see `caption_metrics.bleu`).
+    sentence-level BLEU (see `mmdiff.tasks.vqa.captions.bleu`).
 
     `strict`: tp = sum of min(c_p, c_r), recall = tp / words of the reference, precision = tp / words of the prediction,
     `exact_match` 1.0 when the normalised texts are equal; two empty sides agree (all 1.0).

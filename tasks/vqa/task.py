@@ -5,29 +5,38 @@ mmdiff generate runs/vqa image=photo.jpg question="What is on the table?"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError, nearest, require
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.rows import RowError, at
 from mmdiff.tasks.dialogue.templates import Plain, Template, literal
 from mmdiff.tasks.dialogue.turns import answers, read_turns
 
+from . import captions, metrics
+from .pope import pope
+
+OF_SETS = (*captions.METRICS, "pope")
 ONE_REFERENCE = ("exact_match", "relaxed_accuracy", "med_closed", "med_open")
 MANY_REFERENCES = ("vqa_accuracy", "anls")
+METRICS = (*ONE_REFERENCE, *MANY_REFERENCES, *OF_SETS)
 
 
 class VQA:
-    """Rows as in `mmdiff.tasks.dialogue.turns` <-> canvases. All answers of a dialogue are written, and noised, together.
+    """Rows as in `mmdiff.tasks.dialogue.turns` to canvases and back. All answers of a dialogue are noised together.
 
     answer_length: places of every answer, filled up with EOS; the end id is left out where an answer takes all of them.
         None: as many as the answer and its end id take, and `max_new_tokens` when generating.
     template: what stands around questions and answers, see `mmdiff.tasks.dialogue.templates`; `Plain()` when left out.
-    metrics: names of functions in `mmdiff.tasks.vqa.metrics`. Where a row has several accepted answers, those for one
-        reference see the most frequent, on which the model is trained. `med_closed` leaves out rows whose `answer_type`
-        is OPEN, `med_open` those where it is CLOSED; the scores of `med_open` are `open_recall`, `open_f1`, ...
+    metrics: names. Those of single answers are functions in `mmdiff.tasks.vqa.metrics`. Where a row has several accepted
+        answers, those for one reference see the most frequent, on which the model is trained. `med_closed` leaves out
+        rows whose `answer_type` is OPEN, `med_open` those where it is CLOSED; the scores of `med_open` are
+        `open_recall`, `open_f1`, ... Those of whole sets are `bleu_1` ... `bleu_4`, `rouge_l` and `cider_d` (see
+        `mmdiff.tasks.vqa.captions`), which see all accepted answers, and `pope` (see `mmdiff.tasks.vqa.pope`), whose
+        figures are `pope_accuracy`, `pope_f1`, ...
     media: the kind of the pictures, the name of the encoder in `model.encoders`; sounds are of kind `audio`.
     """
 
@@ -44,8 +53,10 @@ class VQA:
                 raise ConfigError(f"task.{name}: {value} places, expected at least 1")
         self.metrics = [metrics] if isinstance(metrics, str) else list(metrics)
         for name in self.metrics:
-            if name not in ONE_REFERENCE + MANY_REFERENCES:
-                raise ConfigError(f"task.metrics: no metric {name!r}{nearest(name, ONE_REFERENCE + MANY_REFERENCES)}")
+            if name not in METRICS:
+                raise ConfigError(f"task.metrics: no metric {name!r}{nearest(name, METRICS)}")
+        if {"anls", "rouge_l"} & set(self.metrics):
+            require("rapidfuzz", "vision")  # a missing package is said now, not at the first score
         self.answer_length, self.max_new_tokens, self.media = answer_length, max_new_tokens, media
         self.template = Plain() if template is None else template
 
@@ -79,16 +90,31 @@ class VQA:
         return vocab.decode(vocab.until_end(ids[: ids.index(end)] if end in ids else ids)).strip()
 
     def score(self, prediction: str, row: Row) -> dict[str, float]:
-        from . import metrics as vqa_metrics
-
+        """The scores of one prediction by those metrics that are of single answers. Raises RowError without answer."""
         references = answers(row)
         if not references:
             raise RowError("no answer", "a row without one cannot be scored")
         kind = str(row.get("answer_type", "")).lower()
         scores: dict[str, float] = {}
         for name in self.metrics:
-            if (name, kind) in (("med_closed", "open"), ("med_open", "closed")):
+            if name in OF_SETS or (name, kind) in (("med_closed", "open"), ("med_open", "closed")):
                 continue
-            value = getattr(vqa_metrics, name)(prediction, references if name in MANY_REFERENCES else references[0])
+            value = getattr(metrics, name)(prediction, references if name in MANY_REFERENCES else references[0])
             scores |= {f"open_{part}": v for part, v in value.items()} if isinstance(value, dict) else {name: value}
         return scores
+
+    def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The figures of the whole set by those metrics that are of sets. Raises RowError without answer."""
+        names = [name for name in self.metrics if name in OF_SETS]
+        if not names:
+            return {}
+        predictions, references = [record["prediction"] for record in records], [answers(record) for record in records]
+        if not all(references):
+            raise RowError("no answer", f"task.metrics: {names[0]} needs the field `answer` in every row")
+        out: dict[str, Any] = {}
+        for name in names:
+            if name == "pope":
+                out |= {f"pope_{part}": value for part, value in pope(predictions, references).items()}
+            else:
+                out[name] = captions.METRICS[name](predictions, references)
+        return out

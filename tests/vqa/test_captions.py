@@ -10,6 +10,8 @@ import pytest
 from mmdiff.errors import DataError
 from mmdiff.tasks.vqa.captions import bleu, cider, rouge_l, tokenize
 
+pytestmark = pytest.mark.needs("rapidfuzz")
+
 
 @pytest.mark.parametrize(
     ("text", "tokens"),

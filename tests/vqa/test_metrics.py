@@ -22,6 +22,8 @@ from mmdiff.tasks.vqa.metrics import (
     vqa_accuracy,
 )
 
+pytestmark = pytest.mark.needs("rapidfuzz")
+
 
 @pytest.mark.parametrize(
     ("text", "expected"),

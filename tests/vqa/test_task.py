@@ -160,6 +160,7 @@ def test_chat_templates_end_answers_with_their_own_token() -> None:
 # Scores
 
 
+@pytest.mark.needs("rapidfuzz")
 def test_scores_by_name() -> None:
     row = {"question": "?", "answer": ["cat", "dog", "cat"]}
     task = VQA(metrics=["exact_match", "vqa_accuracy", "anls"])
@@ -193,7 +194,8 @@ def test_medical_questions_are_scored_by_their_type() -> None:
     "arguments, message",
     [
         ({"metrics": ["exact_mach"]}, r"task.metrics: no metric 'exact_mach' \(did you mean \"exact_match\"\?\)"),
-        ({"metrics": "bleu"}, "task.metrics: no metric 'bleu' .*known: anls, exact_match"),
+        ({"metrics": "bleu"}, r"task.metrics: no metric 'bleu' \(did you mean \"bleu_."),
+        ({"metrics": "spice"}, "task.metrics: no metric 'spice' .*known: anls, bleu_1, .*exact_match"),
         ({"answer_length": 0}, "task.answer_length: 0 places"),
         ({"max_new_tokens": 0}, "task.max_new_tokens: 0 places"),
     ],
