@@ -5,7 +5,8 @@ The command line prints them without a traceback and leaves with exit code 2; ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -23,6 +24,20 @@ class DataError(UserError):
 
 class MissingExtra(UserError):
     """A part needs a package that is not installed."""
+
+
+@contextmanager
+def located(where: str | None, catch: type[UserError] = DataError) -> Iterator[None]:
+    """Put a place, such as `rows.json line 3`, in front of the message of an error of the kind `catch`.
+
+    Raises DataError, of which `from None` hides the first one; without a place (None or "") the error stays as it is.
+    """
+    try:
+        yield
+    except catch as error:
+        if not where:
+            raise
+        raise DataError(f"{where}: {error}") from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

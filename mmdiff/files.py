@@ -1,30 +1,19 @@
-"""Files and folders that are whole or not there: written aside, made durable, renamed."""
+"""Files and folders that are whole or not there: written aside, made durable, renamed.
+
+May import: errors.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from .errors import ConfigError
-
-
-def flat(tree: Any, key: str = "") -> dict[str, Any]:
-    """{dotted key: value} of nested mappings and lists."""
-    if isinstance(tree, Mapping):
-        items = list(tree.items())
-    elif isinstance(tree, list | tuple):
-        items = list(enumerate(tree))
-    else:
-        return {key: tree}
-    out: dict[str, Any] = {}
-    for name, value in items:
-        out |= flat(value, f"{key}.{name}" if key else str(name))
-    return out
 
 
 def write_text(file: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from mmdiff.config.saveable import is_saveable
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.stream import canvases
 from mmdiff.model.saving import check_targets, read_config
-from mmdiff.runs.checkpoint import found as checkpoints_in
+from mmdiff.runs.checkpoint import checkpoints_in
 from mmdiff.runs.folder import RUNS
 from mmdiff.samplers.result import Generation
 
@@ -107,11 +107,12 @@ def is_ours(found: Any) -> bool:
 
 
 def is_answering(found: Any) -> bool:
+    """Whether it is one of ours, or a class with the methods of a task."""
     return is_ours(found) or (isinstance(found, type) and all(callable(getattr(found, m, None)) for m in METHODS))
 
 
 def find_model(folder: Path) -> Path:
-    """The newest model in a run's folder, or the folder itself."""
+    """The newest model in the folder of a run, or the folder itself. Raises ConfigError where there is none."""
     if not folder.is_dir():
         runs = [str(p) for p in RUNS.glob("*")] if RUNS.is_dir() else []
         raise ConfigError(f"{folder}: no such folder{nearest(str(folder), runs)}")

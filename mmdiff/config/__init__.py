@@ -4,6 +4,16 @@ May import: nothing. Must not import torch: `mmdiff config` does not wait for it
 """
 
 from .load import load_config, packaged, parsed, task_and_sampler, to_yaml
-from .nodes import build, check_nodes, locate
+from .nodes import build, check_nodes, flatten, locate
 
-__all__ = ["build", "check_nodes", "load_config", "locate", "packaged", "parsed", "to_yaml", "task_and_sampler"]
+__all__ = [
+    "build",
+    "check_nodes",
+    "flatten",
+    "load_config",
+    "locate",
+    "packaged",
+    "parsed",
+    "to_yaml",
+    "task_and_sampler",
+]

@@ -133,3 +133,17 @@ def _public(module: ModuleType) -> Iterable[str]:
         *getattr(module, "__all__", []),
         *(found.name for found in pkgutil.iter_modules(getattr(module, "__path__", []))),
     ]
+
+
+def flatten(tree: Any, key: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as {dotted key: value}: `{"a": {"b": [1]}}` becomes `{"a.b.0": 1}`."""
+    if isinstance(tree, Mapping):
+        items = list(tree.items())
+    elif isinstance(tree, list | tuple):
+        items = list(enumerate(tree))
+    else:
+        return {key: tree}
+    out: dict[str, Any] = {}
+    for name, value in items:
+        out |= flatten(value, f"{key}.{name}" if key else str(name))
+    return out

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.sample import Item, Media, Sample
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, DataError
+from mmdiff.errors import ConfigError, DataError, located
 from mmdiff.protocols import Reader, Row, Source, Task
 
 from .collate import Padding, collate
@@ -111,7 +110,7 @@ class Stream:
         component = self.components[c]
         if (c, i) in self._kept:
             return self._kept[c, i], component.name
-        with at_row(component.name, i):
+        with located(row_name(component.name, i)):
             sample = read_media(component.task.sample(component.rows[i], vocab), readers)
         size = OVERHEAD + sum(p.data.values.nbytes for p in sample if isinstance(p, Media) and isinstance(p.data, Item))
         if size <= self._room:
@@ -130,17 +129,9 @@ def read_media(sample: Sample, readers: Mapping[str, Reader]) -> Sample:
     ]
 
 
-class at_row:
-    """Puts the name of the data and the row in front of a DataError."""
-
-    def __init__(self, name: str, row: int) -> None:
-        self.where = f"data {name} row {row}" if name else f"row {row}"
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, DataError):
-            raise DataError(f"{self.where}: {error}") from None
+def row_name(name: str, row: int) -> str:
+    """How errors name a row: `data train row 7`, or `row 7` of data without a name."""
+    return f"data {name} row {row}" if name else f"row {row}"
 
 
 @dataclass(frozen=True)
@@ -170,6 +161,6 @@ def canvases(
     """Generation canvases of rows (left padded). first: global index of the first row, the identity of its noise."""
     samples = []
     for i, row in enumerate(rows):
-        with at_row(name, first + i):
+        with located(row_name(name, first + i)):
             samples.append(read_media(task.prompt(row, vocab), readers))
     return collate(samples, vocab, readers, index=range(first, first + len(rows)), side="left")

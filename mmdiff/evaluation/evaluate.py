@@ -1,4 +1,4 @@
-"""Predictions -> scores -> one JSON object, the predictions themselves, and a page to look at."""
+"""Evaluation of a run: predictions, their scores as one JSON object, and a page to look at."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from mmdiff.config import build, load_config
-from mmdiff.data.stream import at_row
-from mmdiff.errors import ConfigError
+from mmdiff.data.stream import row_name
+from mmdiff.errors import ConfigError, located
 from mmdiff.files import write_text
 from mmdiff.protocols import Row, Source
 from mmdiff.runs.folder import Run
@@ -27,10 +27,11 @@ from .report import write_report
 def evaluate(
     session: Session, rows: Source, *, name: str = "", batch_size: int = 64, limit: int | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Answer and score every row. Returns (figures, one record a row).
+    """Predict and score every row. Returns (figures, one record per row).
 
-    figures: `n`, the mean of each score over the rows that have it, `by_kind` where rows have a `kind`, mean
-    `forwards`, what the task's `summary` says of the whole set (over a mean of the same name), and `rows_per_second`.
+    figures: `n`, the mean of each score over the rows that have it, `by_kind` where rows have a `kind`, the mean of
+    `forwards`, the task's `score_all` of the whole set (in place of a mean of the same name), and `rows_per_second`.
+    name: of the set, in errors and noise. Raises ConfigError where there are no rows, DataError that names a row.
     """
     count = min(len(rows), limit) if limit else len(rows)
     if not count:
@@ -39,17 +40,17 @@ def evaluate(
     start = time.perf_counter()
     for first, group in batched(rows, count, batch_size, name):
         for row, out in zip(group, session.predict_many(group, first=first, name=name), strict=True):
-            with at_row(name, len(records)):
+            with located(row_name(name, len(records))):
                 scores = session.task.score(out["prediction"], row)
             records.append({**_text(row), "row": len(records), **out, "scores": scores})
     seconds = time.perf_counter() - start
-    summary = getattr(session.task, "summary", None)
-    whole = summary(records) if summary is not None else {}
-    return {**means(records), **whole, "rows_per_second": count / seconds}, records
+    score_all = getattr(session.task, "score_all", None)
+    whole = score_all(records) if score_all is not None else {}
+    return {**mean_scores(records), **whole, "rows_per_second": count / seconds}, records
 
 
 def batched(rows: Source, count: int, size: int, name: str) -> Iterator[tuple[int, list[Row]]]:
-    """(index of the first, rows), with a progress bar on stderr."""
+    """Yield (index of the first, rows) of each batch, with a progress bar on stderr."""
     with tqdm(total=count, desc=f"eval {name}".rstrip(), file=sys.stderr, leave=False) as bar:
         for first in range(0, count, size):
             group = [rows[i] for i in range(first, min(first + size, count))]
@@ -57,8 +58,8 @@ def batched(rows: Source, count: int, size: int, name: str) -> Iterator[tuple[in
             bar.update(len(group))
 
 
-def means(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean of each score, and of each score by kind of row."""
+def mean_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of each score, and of each score by kind of row."""
     out: dict[str, Any] = {"n": len(records), **_mean(records)}
     kinds: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
@@ -79,7 +80,7 @@ def _mean(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _text(row: Row) -> dict[str, Any]:
-    """What of a row can stand in a line of JSON."""
+    """The fields of a row that can stand in a line of JSON."""
     return {key: value for key, value in row.items() if _plain(value)}
 
 
@@ -112,7 +113,7 @@ def evaluate_run(folder: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def session_overrides(overrides: Sequence[str]) -> list[str]:
-    """Those that change how a model answers: of `sampler` and `task`, or all of it (`task=dotted.Path`)."""
+    """The overrides that change how a model answers: of `sampler` and `task`, or all of it (`task=dotted.Path`)."""
     return [word for word in overrides if word.partition("=")[0].partition(".")[0] in ("sampler", "task")]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff.files import flat
+from mmdiff.config import flatten
 from mmdiff.runs.folder import Run
 
 from .page import figure_uri, image_uri, new_figure, render
@@ -30,7 +30,7 @@ def write_report(
 
     results: set -> means (see `mmdiff.evaluation.evaluate`), or name -> number. examples: set -> (row, record) pairs.
     """
-    figures = {k: v for k, v in flat(results).items() if isinstance(v, (int, float))}
+    figures = {k: v for k, v in flatten(results).items() if isinstance(v, (int, float))}
     return render(
         run.folder / "report.html",
         "mmdiff.evaluation",

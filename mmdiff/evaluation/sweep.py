@@ -21,10 +21,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mmdiff.config import build, check_nodes, load_config, parsed, task_and_sampler
+from mmdiff.config import build, check_nodes, flatten, load_config, parsed, task_and_sampler
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.errors import ConfigError, nearest
-from mmdiff.files import flat, write_text
+from mmdiff.files import write_text
 from mmdiff.model.saving import read_config
 from mmdiff.protocols import Source
 from mmdiff.samplers.options import generation_config
@@ -65,7 +65,7 @@ def sweep(
     axes: key -> its values, `{"sampler.steps": [1, 2, 4], "sampler.remasking": ["low_confidence", "random"]}`.
     overrides: `key=value`, the same for all cells.
     name: of the sweep; default: the axes' keys, shortened.
-    metric: the figure that is plotted; default: the first score, or else the first figure of the task's `summary`.
+    metric: the figure that is plotted; default: the first score, or else the first figure of the task's `score_all`.
     fresh: what was evaluated before is evaluated again.
 
     Returns `folder`, `report`, `metric`, `evaluated` (how many lines are new), and `cells`: `cell`, `set`, `figures`
@@ -86,7 +86,7 @@ def sweep(
                 for point, session, rows in cell:
                     size, limit = point.settings["batch_size"], point.settings["limit"]
                     found, _ = evaluate(session, rows, name=point.settings["set"], batch_size=size, limit=limit)
-                    line = {"cell": point.cell, "settings": point.settings, "figures": flat(found)}
+                    line = {"cell": point.cell, "settings": point.settings, "figures": flatten(found)}
                     known[_key(point.settings)] = line
                     write_text(file, "".join(json.dumps(line) + "\n" for line in known.values()))
                     bar.update()

@@ -30,7 +30,7 @@ from mmdiff.model.saving import weights, write_model
 
 @dataclass
 class Progress:
-    """Where training stands. step counts over all stages, stage_step within the stage."""
+    """How far training has come: `step` counts over all stages, `stage_step` within the stage."""
 
     stage: str = ""
     step: int = 0
@@ -73,16 +73,17 @@ def save_checkpoint(
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep`, out of sight first: a kill must not leave half a checkpoint under its name."""
-    for old in found(folder)[:-keep]:
+    for old in checkpoints_in(folder)[:-keep]:
         remove(old.rename(part_of(old)))
 
 
-def found(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder, the oldest first."""
     return sorted(p for p in folder.glob("step-*") if (p / "trainer.json").is_file())
 
 
 def read_progress(folder: Path) -> Progress:
+    """The progress that a checkpoint has. Raises ConfigError."""
     try:
         return Progress(**json.loads((folder / "trainer.json").read_text()))
     except (OSError, TypeError, json.JSONDecodeError) as error:
@@ -90,7 +91,7 @@ def read_progress(folder: Path) -> Progress:
 
 
 def moments(optimizer: Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by parameter name; groups carry `names` beside `params`."""
+    """The state of AdamW by parameter name; groups carry `names` beside `params`."""
     out = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):

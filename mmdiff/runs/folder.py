@@ -17,16 +17,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from mmdiff.config import load_config, to_yaml
+from mmdiff.config import flatten, load_config, to_yaml
 from mmdiff.config.settings import Config
 from mmdiff.errors import ConfigError
-from mmdiff.files import flat, lock, remove, write_text
+from mmdiff.files import lock, remove, write_text
 
 RUNS = Path("runs")
 
 
 class Run:
-    """An opened run folder; one process at a time trains in it."""
+    """The folder of a run; one process at a time trains in it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,7 +38,7 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What metrics.json says; None while the run has no result."""
+        """The content of metrics.json; None while the run has no result."""
         file = self.folder / "metrics.json"
         if not (self.model / "config.json").is_file() or not file.is_file():
             return None
@@ -62,6 +62,7 @@ class Run:
             self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append the figures of a step to metrics.jsonl and to TensorBoard."""
         with open(self.metrics, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if self._board is not None:
@@ -75,6 +76,7 @@ class Run:
         write_text(self.folder / "metrics.json", json.dumps(merged, indent=2) + "\n")
 
     def close(self) -> None:
+        """Let other processes train in this folder."""
         if self._board is not None:
             self._board.close()
         if self._lock is not None:
@@ -82,9 +84,10 @@ class Run:
 
 
 def open_run(config: Config, *, fresh: bool = False) -> Run:
-    """The folder of a configuration's run, made or found.
+    """Make or find the folder of a configuration's run.
 
-    A folder that holds another configuration is refused: nothing is overwritten. fresh: what is there is moved aside.
+    fresh: a folder that is there is moved aside. Raises ConfigError for one of another configuration: nothing is
+    overwritten.
     """
     folder = RUNS / str(config.name)
     if Path(str(config.name)).is_absolute() or ".." in Path(str(config.name)).parts:
@@ -93,7 +96,7 @@ def open_run(config: Config, *, fresh: bool = False) -> Run:
         folder.rename(folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
     begun = any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "model"))
     if (folder / "config.yaml").is_file() and begun:
-        old, new = flat(asdict(load_config(str(folder)))), flat(asdict(config))
+        old, new = flatten(asdict(load_config(str(folder)))), flatten(asdict(config))
         changed = [k for k in [*old, *(k for k in new if k not in old)] if old.get(k) != new.get(k)]
         if changed:
             key = changed[0]

@@ -18,7 +18,7 @@ from mmdiff.model import build_model
 from mmdiff.model.params import add_adapters, apply_rules, read_rules, table
 from mmdiff.model.saving import load_weights, read_config, save_model
 from mmdiff.protocols import Task
-from mmdiff.runs.checkpoint import Progress, found, load_moments, prune, read_progress
+from mmdiff.runs.checkpoint import Progress, checkpoints_in, load_moments, prune, read_progress
 from mmdiff.runs.folder import Run, open_run
 
 from .stage import Stage, config_entries
@@ -54,7 +54,7 @@ def fit(
     torch.manual_seed(settings.seed)
     task: Task | None = build(config.task, where="task", toy=toy) if config.task else None
     model = build_model(config.model, toy=toy, logit_chunk=settings.logit_chunk)
-    last = max(found(run.checkpoints), default=None)
+    last = max(checkpoints_in(run.checkpoints), default=None)
     progress = read_progress(last) if last else Progress()
     if last:
         for adapter in read_config(last)["adapters"]:

@@ -12,8 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mmdiff.data.stream import at_row
-from mmdiff.errors import ConfigError, DataError
+from mmdiff.errors import ConfigError, DataError, located
 from mmdiff.protocols import Row, Source
 from mmdiff.session import Session
 from mmdiff.tasks.dialogue.choice import rescore
@@ -44,7 +43,7 @@ def rescored(
     given = {i: _nbest(rows[i], i) for i in range(len(rows)) if i not in store.records}
     for i, (texts, scores) in tqdm(given.items(), "rescore", file=sys.stderr, leave=False):
         row = rows[i]
-        with at_row("", i):
+        with located(f"row {i}"):
             ranked = rescore(session, row, texts, scores, weight=weight)
         record: Record = {"id": identity(row, i)} | {name: row[name] for name in KEPT if row.get(name) is not None}
         record |= {"first_pass": texts[0], "pred_text": ranked[0].text, "nbest": [asdict(one) for one in ranked]}

@@ -14,9 +14,8 @@ from typing import Any, Literal
 
 from mmdiff.canvas.sample import Media, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.rows import at
 from mmdiff.tasks.dialogue.templates import Plain, Template, literal
 from mmdiff.tasks.dialogue.turns import Content
 
@@ -72,7 +71,7 @@ class ASR:
 
     def sample(self, row: Row, vocab: Vocab) -> Sample:
         """Raises DataError for a missing transcript, one too long for `answer_length`, and words without an id."""
-        with at(row):
+        with located(row.get("where")):
             ids = [*self._ids(row, "text", vocab), self.template.end(vocab)]
             places = self.answer_length or len(ids)
             if len(ids) - 1 > places:
@@ -82,7 +81,7 @@ class ASR:
 
     def prompt(self, row: Row, vocab: Vocab) -> Sample:
         """Empty places, or the draft. Raises DataError for a draft with words without an id."""
-        with at(row):
+        with located(row.get("where")):
             target, fill = Target(length=self.answer_length or self.max_new_tokens), 0
             if self.draft and row.get("hypothesis") is not None:
                 ids = self._ids(row, "hypothesis", vocab)
@@ -102,7 +101,7 @@ class ASR:
         wer, cer = word_errors(*pair).rate, char_errors(*pair).rate
         return {"wer": wer, "cer": cer, "exact_match": float(wer == 0)}
 
-    def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def score_all(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Corpus figures: errors are summed, then divided by the reference words, with a 95 % bootstrap interval."""
         words = [word_errors(*self.pair(record, record["prediction"])) for record in records]
         chars = [char_errors(*self.pair(record, record["prediction"])) for record in records]
@@ -111,7 +110,7 @@ class ASR:
 
     def pair(self, row: Row, said: str) -> tuple[str, str]:
         """The row's transcript and what was said to be in it, normalised alike: what errors are counted between."""
-        with at(row):
+        with located(row.get("where")):
             return self._normalised(self._text(row, "text")), self._normalised(self._cased(said))
 
     def _canvas(self, row: Row, target: Target, vocab: Vocab, *, train: bool) -> Sample:

@@ -24,8 +24,7 @@ from tqdm import tqdm
 from mmdiff.canvas.batch import to_device
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.data.collate import collate
-from mmdiff.data.stream import at_row
-from mmdiff.errors import ConfigError, DataError
+from mmdiff.errors import ConfigError, DataError, located
 from mmdiff.model import MMDiff
 from mmdiff.protocols import Row, Source
 from mmdiff.runs.records import JsonlStore
@@ -128,7 +127,7 @@ def _records(
     prompted, items = [], []
     for i, row in zip(index, group, strict=True):
         if words or first or (row.get("audio") is not None and kind in model.readers):
-            with at_row("", i):
+            with located(f"row {i}"):
                 items.append(read_clip(model, row, kind))
             row = {**row, "audio": items[-1]}
         prompted.append(row)
@@ -140,7 +139,7 @@ def _records(
         prompted = [{**row, "hypothesis": greedy(h_TV, vocab)} for row, h_TV in zip(prompted, heard, strict=True)]
     samples = []
     for i, row in zip(index, prompted, strict=True):
-        with at_row("", i):
+        with located(f"row {i}"):
             samples.append(session.task.prompt(row, vocab))
     batch = to_device(collate(samples, vocab, model.readers, index=index, side="left"), model.device)
     if media is not None and kind in batch.media:
@@ -205,7 +204,7 @@ def _duration(row: Row, i: int) -> float:
     if length is None and row.get("audio") is not None:
         from mmdiff.encoders.media.audio import duration
 
-        with at_row("", i):
+        with located(f"row {i}"):
             length = duration(row["audio"])
     if isinstance(length, bool) or not isinstance(length, Real) or not 0 < float(length) < math.inf:
         raise DataError(f"{row.get('where', f'row {i}')}: duration: {length!r}, expected seconds above 0")

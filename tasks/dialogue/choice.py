@@ -19,7 +19,7 @@ from mmdiff.canvas.batch import Batch, to_device
 from mmdiff.canvas.sample import Item, Media, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.data.collate import collate
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
 from mmdiff.model.features import subset
@@ -27,7 +27,7 @@ from mmdiff.model.likelihood import bound
 from mmdiff.protocols import Row, Task
 from mmdiff.session import Session
 
-from .rows import RowError, at
+from .rows import RowError
 from .templates import Plain, Template, literal
 from .turns import NOUNS, read_turns
 
@@ -156,18 +156,18 @@ class MultipleChoice:
         self.instruction, self.media = instruction, media
 
     def sample(self, row: Row, vocab: Vocab) -> Sample:
-        with at(row):
+        with located(row.get("where")):
             return self._canvas(row, _letters(row, vocab)[_right(row)], vocab, train=True)
 
     def prompt(self, row: Row, vocab: Vocab) -> Sample:
-        with at(row):
+        with located(row.get("where")):
             return self._canvas(row, vocab.mask_id, vocab, train=False)
 
     def parse(self, ids: Sequence[int], vocab: Vocab) -> str:
         return vocab.decode(ids).strip()
 
     def score(self, prediction: str, row: Row) -> dict[str, float]:
-        with at(row):
+        with located(row.get("where")):
             return {"accuracy": float(prediction.upper() == LETTERS[_right(row)])}
 
     def _canvas(self, row: Row, answer: int, vocab: Vocab, *, train: bool) -> Sample:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmdiff.errors import DataError, nearest
-from mmdiff.protocols import Row
 
 
 class RowError(DataError):
@@ -19,19 +18,6 @@ class RowError(DataError):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
-
-
-class at:
-    """Puts the place a row says it comes from in front of a DataError."""
-
-    def __init__(self, row: Row) -> None:
-        self.where = row.get("where")
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self.where and isinstance(error, DataError):
-            raise DataError(f"{self.where}: {error}") from None
 
 
 def read_lines(path: Path) -> list[tuple[str, str]]:

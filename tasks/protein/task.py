@@ -11,7 +11,7 @@ from itertools import groupby
 
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.errors import ConfigError, DataError
+from mmdiff.errors import ConfigError, DataError, located
 from mmdiff.protocols import Row
 
 from .residues import CANONICAL, OPEN, Residues
@@ -127,10 +127,8 @@ class Protein:
         return sequence
 
     def _ids(self, residues: Residues, sequence: str, row: Row, what: str = "") -> list[int]:
-        try:
+        with located(f"{_where(row)}{what}".removesuffix(": ")):
             ids: list[int] = residues.encode(sequence).tolist()
-        except DataError as error:
-            raise DataError(f"{_where(row)}{what}{error}") from None
         return ids
 
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from mmdiff.canvas.sample import Media, Part, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.rows import RowError, at
+from mmdiff.tasks.dialogue.rows import RowError
 from mmdiff.tasks.dialogue.templates import literal
 from mmdiff.tasks.dialogue.turns import media_of
 
@@ -172,7 +172,7 @@ class VLA:
 
     def sample(self, row: Row, vocab: Vocab) -> Sample:
         """Raises DataError for a row that lacks something, has another shape, or is not finite."""
-        with at(row):
+        with located(row.get("where")):
             units = self._row_units(row)
             low = self._range(vocab, units.codec)
             x_KD = units.action.forward(self._array(row, "action", (self.chunk, self.dims)))
@@ -185,7 +185,7 @@ class VLA:
 
     def prompt(self, row: Row, vocab: Vocab) -> Sample:
         """`given`: the first n actions, which are decided. Raises DataError as `sample` does."""
-        with at(row):
+        with located(row.get("where")):
             units = self.units()
             own = row.get("dataset")
             if own is not None and len(self._units) > 1 and own != choose(self.statistics, self.key):
@@ -209,7 +209,7 @@ class VLA:
 
         Padded actions do not count. What the codec cannot express is part of both.
         """
-        with at(row):
+        with located(row.get("where")):
             units = self.units()
             true_KD = self._array(row, "action", (self.chunk, self.dims))
             found_KD = np.asarray(prediction, np.float64)

@@ -10,9 +10,9 @@ from typing import Any
 
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.errors import ConfigError, DataError, nearest, require
+from mmdiff.errors import ConfigError, DataError, located, nearest, require
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.rows import RowError, at
+from mmdiff.tasks.dialogue.rows import RowError
 from mmdiff.tasks.dialogue.templates import Plain, Template, literal
 from mmdiff.tasks.dialogue.turns import answers, read_turns
 
@@ -62,13 +62,13 @@ class VQA:
 
     def sample(self, row: Row, vocab: Vocab) -> Sample:
         """Raises DataError when an answer is missing, too long for `answer_length`, or not in the vocabulary."""
-        with at(row):
+        with located(row.get("where")):
             turns = [(content, Target(self._ids(answer, vocab))) for content, answer in read_turns(row, self.media)]
             return self.template.canvas(turns, vocab, train=True)
 
     def prompt(self, row: Row, vocab: Vocab) -> Sample:
         """The last answer is empty places; earlier ones are given."""
-        with at(row):
+        with located(row.get("where")):
             *before, (content, _) = read_turns(row, self.media)
             given = [(said, Text(self._ids(answer, vocab))) for said, answer in before]
             asked = (content, Target(length=self.answer_length or self.max_new_tokens))

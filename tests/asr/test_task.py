@@ -134,7 +134,7 @@ def test_figures_against_counts_by_hand() -> None:
         {"text": "one", "prediction": "one two three"},  # two insertions
         {"text": "", "prediction": ""},
     ]
-    figures = task.summary(records)
+    figures = task.score_all(records)
     assert figures["wer"] == 4 / 7 and figures["words"] == 7
     assert [figures[k] for k in ("substitutions", "deletions", "insertions")] == [1, 1, 2]
     assert 0 <= figures["wer_low"] <= 4 / 7 <= figures["wer_high"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.protocols import Row, Source
 from mmdiff.tasks.dialogue.rows import RowError, begin_with, read_json, read_lines
 
@@ -158,10 +158,8 @@ def _from_json(path: Path) -> Iterator[tuple[str | None, Heard]]:
 
 
 def _heard(where: str, fields: Mapping[str, Any]) -> Heard:
-    try:
+    with located(where, RowError):
         found = heard_in(fields)
-    except RowError as error:
-        raise DataError(f"{where}: {error}") from None
     if not found:
         raise DataError(f"{where}: no hypothesis, expected a field {', '.join(FIELDS)} or nbest")
     return found | {"where": where}

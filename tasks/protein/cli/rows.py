@@ -8,14 +8,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from mmdiff.errors import DataError, UserError
+from mmdiff.errors import DataError, UserError, located
 from mmdiff.protocols import Row
 from mmdiff.tasks.protein.data.fasta import read_sequences
 from mmdiff.tasks.protein.design.motifs import (
@@ -63,7 +62,7 @@ def infilled_rows(
         if one_word and len(record.id.split()) != 1:
             raise DataError(f"{record.where}: {record.id!r} cannot be the id of a FASTA record; write .csv or .jsonl")
         for i in range(infilling.n):
-            with _at(record.where):
+            with located(record.where, UserError):
                 made, about = _masked(record.sequence, infilling, span, record_rng(sampling.seed, number, "infill"))
                 row = _row(record.id if infilling.n == 1 else f"{record.id}/{i + 1}", made, sampling)
             yield {**row, "description": f"{record.description} {about}".strip(), "where": record.where}
@@ -122,11 +121,3 @@ def _span(text: str) -> tuple[int, int]:
     if not low.isdecimal() or (dash and not high.isdecimal()):
         raise UserError(f"--length: {text!r}, expected as in 100 or 80-120")
     return int(low), int(high or low)
-
-
-@contextmanager
-def _at(where: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise DataError(f"{where}: {error}") from None

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmdiff.encoders.protein import residues
-from mmdiff.errors import ConfigError, DataError
+from mmdiff.errors import ConfigError, DataError, located
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.rows import RowError, read_json
 from mmdiff.tasks.dialogue.turns import SLOTS, answers, media_of, read_turns
@@ -36,10 +36,8 @@ class ProteinQuestions:
             raise ConfigError(f"limit: {limit} rows, expected at least 1")
         self._rows: list[Row] = []
         for where, raw in read_json(Path(path))[:limit]:
-            try:
+            with located(where):
                 self._rows.append(_row(raw, max_length) | {"where": where})
-            except DataError as error:
-                raise DataError(f"{where}: {error}") from None
         if not self._rows:
             raise DataError(f"{path}: no rows")
 

@@ -26,10 +26,10 @@ from mmdiff.canvas.batch import to_device
 from mmdiff.canvas.sample import Sample as Canvas
 from mmdiff.canvas.sample import canvas_length
 from mmdiff.data.collate import collate
-from mmdiff.data.stream import at_row, read_media
+from mmdiff.data.stream import read_media
 from mmdiff.data.token_budget import batch_by_tokens, token_budget
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, DataError
+from mmdiff.errors import ConfigError, DataError, located
 from mmdiff.protocols import Row, Source
 from mmdiff.runs.records import JsonlStore
 from mmdiff.samplers.options import generation_config
@@ -346,7 +346,7 @@ def _canvas(layout: Any, session: Session, row: Row, k: int) -> Canvas:
     except DataError as error:
         if row.get("where") and str(row["where"]) in str(error):
             raise
-        with at_row("", k):
+        with located(f"row {k}"):
             raise
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmdiff.data.token_budget import batch_by_tokens, token_budget
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.model import MMDiff
 from mmdiff.session import Session
 from mmdiff.tasks.protein.residues import Residues
@@ -151,10 +151,8 @@ def _write_parts(
             canvases = [_canvas(record, residues, model) for record in group]
             done: list[Tensor | None] = [None] * len(group)
             for batch in batch_by_tokens([len(ids) for ids in canvases], tokens):
-                try:
+                with located(group[batch[0]].where):  # a canvas too long: the first of a batch is its longest
                     states = _states(model, [canvases[i] for i in batch], settings["layer"])
-                except DataError as error:  # a canvas too long: the first of a batch is its longest
-                    raise DataError(f"{group[batch[0]].where}: {error}") from None
                 if len(canvases[batch[0]]) > trained and not told:
                     told = True
                     where = group[batch[0]].where
@@ -168,10 +166,8 @@ def _write_parts(
 
 
 def _canvas(record: _Record, residues: Residues, model: MMDiff) -> NDArray[np.int64]:
-    try:
+    with located(record.where):
         ids = residues.encode(record.sequence)
-    except DataError as error:
-        raise DataError(f"{record.where}: {error}") from None
     first = [] if model.vocab.bos_id is None else [model.vocab.bos_id]
     return np.concatenate([np.array(first, dtype=np.int64), ids, [model.vocab.eos_id]])
 

@@ -23,10 +23,9 @@ from mmdiff.canvas.batch import Batch, to_device
 from mmdiff.canvas.sample import Sample, canvas_length
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.data.collate import collate
-from mmdiff.data.stream import at_row
 from mmdiff.data.token_budget import batch_by_tokens, token_budget
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, DataError
+from mmdiff.errors import ConfigError, DataError, located
 from mmdiff.protocols import Row
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.alignments import LETTERS, Profile
@@ -173,7 +172,7 @@ def batches(
     for first in range(0, len(rows), WINDOW):
         numbers, samples = range(first, min(first + WINDOW, len(rows))), []
         for i in numbers:
-            with at_row("", i):
+            with located(f"row {i}"):
                 samples.append(lay_out(rows[i], vocab))
         for group in batch_by_tokens(
             [canvas_length(sample) for sample in samples], token_budget(session.model.device, tokens)

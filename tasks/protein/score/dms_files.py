@@ -4,13 +4,12 @@ and a column an assay)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.tasks.protein.data.tables import _entries
 
 from .mutants import Mutation, parse_mutant, spelled
@@ -58,7 +57,7 @@ def read_scan(
     columns = rows[0][1]
     found = []
     for line, cells in rows:
-        with _at(path, line):
+        with located(f"{path} line {line}"):
             found.append(spelled(str(cells[mutant_column])))
     if wild_type is not None:
         offset, note = 1 if offset is None else offset, "given"
@@ -70,7 +69,7 @@ def read_scan(
         note = f"from the mutants' own letters, positions {offset}-{offset + len(wild_type) - 1}"
     names, mutants, kept = [], [], []
     for line, cells in rows:
-        with _at(path, line):
+        with located(f"{path} line {line}"):
             mutant = [one for one in parse_mutant(str(cells[mutant_column]), wild_type, offset) if one.old != one.new]
         if mutant:
             names.append(str(cells[mutant_column]).strip())
@@ -83,14 +82,6 @@ def read_scan(
         for name in _columns(path, rows, score_column, mutant_column)
     }
     return Scan(wild_type, offset, note, names, mutants, scores, len(rows), len(rows) - len(names))
-
-
-@contextmanager
-def _at(path: str | Path, line: int) -> Iterator[None]:
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{path} line {line}: {error}") from None
 
 
 def _taken_back(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.protocols import Row
 
 from .columns import CACHE, EncodedPictures, read_rows
@@ -124,13 +124,11 @@ class LeRobot:
         """
         key = self._key(camera)
         place = self.layout.episodes[episode]
-        try:
+        with located(f"{self.where(episode, frame)}: camera {camera!r}"):
             clip = place.clips.get(key)
             if clip is None:
                 return self._pictures.at(place.file, key, int(self.row_E[episode]) + frame)
             return self._video(clip.file).at(clip.start + float(self._columns["time"][self.start_E[episode] + frame]))
-        except DataError as error:
-            raise DataError(f"{self.where(episode, frame)}: camera {camera!r}: {error}") from None
 
     def rows(self, episode: int) -> slice:
         """Where its frames are in `actions()` and `states()`."""
@@ -174,10 +172,8 @@ class Pictures(Sequence[Array]):
         if isinstance(found, bytes):
             from mmdiff.encoders.media.images import read_image
 
-            try:
+            with located(f"{self.data.where(self.number, index)}: camera {self.camera!r}"):
                 return np.array(read_image(found))
-            except DataError as error:
-                raise DataError(f"{self.data.where(self.number, index)}: camera {self.camera!r}: {error}") from None
         return found
 
     def __iter__(self) -> Iterator[Array]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.tasks.vla.codecs.normalise import Statistics
 
 from .dataset import LeRobot
@@ -28,10 +28,8 @@ def statistics_of(path: str | Path) -> dict[str, Statistics]:
         ("state", data.states(), data.state_names),
     ):
         if values_ND is not None:
-            try:
+            with located(f"{path}: {role}"):
                 found[role] = Statistics.of(values_ND, names or ())
-            except DataError as error:
-                raise DataError(f"{path}: {role}: {error}") from None
     return found
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmdiff.data.collate import collate
-from mmdiff.data.stream import at_row, read_media
-from mmdiff.errors import ConfigError
+from mmdiff.data.stream import read_media
+from mmdiff.errors import ConfigError, located
 from mmdiff.protocols import Row
 from mmdiff.session import Session
 from mmdiff.tasks.vla.task import VLA
@@ -66,7 +66,7 @@ class ModelPolicy:
         model, task = self.session.model, self.session.task
         samples = []
         for i, row in enumerate(rows):
-            with at_row("", i):
+            with located(f"row {i}"):
                 samples.append(read_media(task.prompt(row, model.vocab), model.readers))
         index = [row.get("index", self.rows + i) for i, row in enumerate(rows)]
         batch = collate(samples, model.vocab, model.readers, index=index, side="left")

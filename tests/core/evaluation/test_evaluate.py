@@ -14,7 +14,7 @@ import toy
 
 from mmdiff import evaluate, load, train
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.evaluation.evaluate import evaluate_run, means
+from mmdiff.evaluation.evaluate import evaluate_run, mean_scores
 from mmdiff.evaluation.page import evenly
 from mmdiff.evaluation.report import picture, write_report
 from mmdiff.runs.folder import Run
@@ -58,14 +58,14 @@ def test_means_in_closed_form() -> None:
         {"scores": {"exact": 0.0}, "kind": "b", "forwards": 4},
         {"scores": {"exact": 0.0, "f1": 1.0}, "kind": "a", "forwards": 3},
     ]
-    assert means(records) == {
+    assert mean_scores(records) == {
         "n": 3,
         "exact": pytest.approx(1 / 3),
         "f1": 0.75,
         "by_kind": {"a": {"n": 2, "exact": 0.5, "f1": 0.75}, "b": {"n": 1, "exact": 0.0}},
         "forwards": 3.0,
     }
-    assert "by_kind" not in means([{"scores": {"exact": 1.0}, "forwards": 1}])
+    assert "by_kind" not in mean_scores([{"scores": {"exact": 1.0}, "forwards": 1}])
     assert evenly([{"i": i} for i in range(10)], 3) == [{"i": 0}, {"i": 3}, {"i": 6}]
     assert len(evenly([{"i": 1}], 5)) == 1 and evenly([{"i": 1}], 0) == []
 
@@ -90,7 +90,7 @@ def test_a_run_is_scored_and_shown(run: Path) -> None:
 class Whole(Seen):
     """Longer answers weigh more: a figure that is no mean of rows."""
 
-    def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def score_all(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         self.records = records
         words = sum(len(r["answer"].split()) for r in records)
         right = sum(len(r["answer"].split()) * r["scores"]["exact"] for r in records)

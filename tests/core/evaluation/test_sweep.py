@@ -15,13 +15,13 @@ import toy
 
 from mmdiff import train
 from mmdiff.commands import cli
+from mmdiff.config import flatten
 from mmdiff.errors import ConfigError
 from mmdiff.evaluation import sweep as module
 from mmdiff.evaluation import sweep_report
 from mmdiff.evaluation.evaluate import evaluate_run
 from mmdiff.evaluation.sweep import read_axes, read_cells, sweep
 from mmdiff.evaluation.sweep_report import label, names, shown
-from mmdiff.files import flat
 from mmdiff.model import MMDiff
 
 RULES = "mmdiff.samplers.rules.select"
@@ -31,7 +31,7 @@ STEPS: dict[str, Sequence[Any]] = {"sampler.steps": [1, 2]}
 class Summed(toy.Where):
     """Scores that are no numbers of a row alone."""
 
-    def summary(self, records: Sequence[Any]) -> dict[str, Any]:
+    def score_all(self, records: Sequence[Any]) -> dict[str, Any]:
         rate = sum(r["scores"]["exact"] for r in records) / len(records)
         return {"error": 1 - rate, "error_low": 0.5 - rate / 2, "error_high": 1.0}
 
@@ -87,7 +87,7 @@ def test_a_cell_is_what_an_evaluation_with_its_settings_says(run: Path, monkeypa
     assert len(loads) == 1 and out["evaluated"] == len(out["cells"]) == 16
     for line, found in zip(out["cells"], figures(out), strict=True):
         words = [f"{key}={json.dumps(value)}" for key, value in line["cell"].items()]
-        expected = flat(evaluate_run(str(run), [*overrides, *words])["eval"][line["set"]])
+        expected = flatten(evaluate_run(str(run), [*overrides, *words])["eval"][line["set"]])
         del expected["rows_per_second"]
         assert found == expected
     assert len({json.dumps(found) for found in figures(out)}) > 4  # the settings matter
