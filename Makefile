@@ -11,8 +11,9 @@ test slow lint typecheck: export OMP_NUM_THREADS = 1
 demo: $(READY)
 	$(BIN)/mmdiff demo vqa
 
+# Two processes; a file of tests stays with one of them, unless the other has nothing left to do.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -6,6 +6,7 @@ Shape letters: H height, W width.
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -84,18 +85,15 @@ def read_image(source: object) -> Image:
         source = _from_array(source)
     name = _name(source)
     try:
-        if isinstance(source, Image.Image):
-            image = source
-        elif isinstance(source, bytes | bytearray | memoryview):
-            image = Image.open(io.BytesIO(source))
-        elif isinstance(source, str | Path):
-            image = Image.open(source)
-        else:
+        if isinstance(source, bytes | bytearray | memoryview):
+            source = io.BytesIO(source)
+        elif not isinstance(source, str | Path | Image.Image):
             raise DataError(f"{name} is not a picture, expected a path, bytes, a PIL image, an array or a tensor")
-        if 0 in image.size or image.width * image.height > MAX_PIXELS:
-            raise DataError(f"{name}: {image.width} x {image.height} pixels, expected 1 to {MAX_PIXELS} in all")
-        image.load()
-        return _rgb(ImageOps.exif_transpose(image), name)
+        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as image:
+            if 0 in image.size or image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{name}: {image.width} x {image.height} pixels, expected 1 to {MAX_PIXELS} in all")
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image), name)
     except DataError:
         raise
     except (FileNotFoundError, NotADirectoryError):

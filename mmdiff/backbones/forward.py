@@ -36,7 +36,7 @@ def run(
     memory: a `Memory`, that takes in keys and values or gives those of other positions.
     """
     body = model.base_model
-    kept = {} if memory is None else {memory_argument(type(body)): memory}
+    kept = {} if memory is None else {memory_argument(body.__class__): memory}
     return body(
         inputs_embeds=x_RLD,
         attention_mask=mask,

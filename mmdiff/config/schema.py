@@ -6,7 +6,7 @@ here and not a strange run later. Fields annotated `Any`, and values of `dict[st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from types import UnionType
@@ -52,7 +52,7 @@ def as_annotated(kind: Any, value: Any, key: str) -> Any:
     return value
 
 
-hints_of = cache(get_type_hints)
+hints_of: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def _union(kinds: Sequence[Any], value: Any, key: str) -> Any:

@@ -64,8 +64,10 @@ def _grey(picture: Any) -> Any:
     require("PIL", "vision")
     from PIL import Image
 
-    size = picture.size if isinstance(picture, Image.Image) else Image.open(picture).size
-    return Image.new("RGB", size, (128, 128, 128))
+    if isinstance(picture, Image.Image):
+        return Image.new("RGB", picture.size, (128, 128, 128))
+    with Image.open(picture) as image:
+        return Image.new("RGB", image.size, (128, 128, 128))
 
 
 class Without:

@@ -157,9 +157,10 @@ def test_bad_pictures(name: str) -> None:
 def test_errors_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "cut.png"
     path.write_bytes(half(encoded(picture())))
-    for source in (path, str(path), Image.open(path)):
-        with pytest.raises(DataError, match="cut.png: damaged"):
-            read_image(source)
+    with Image.open(path) as opened:
+        for source in (path, str(path), opened):
+            with pytest.raises(DataError, match="cut.png: damaged"):
+                read_image(source)
     with pytest.raises(DataError, match="a folder"):
         read_image(tmp_path)
 

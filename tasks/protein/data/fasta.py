@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import re
+import weakref
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -113,7 +114,7 @@ class Fasta:
         self.path, self.max_length, self._crop = path, positive("max_length", max_length), crop
         self._key = NoiseKey(seed, stream="crop")
         self._policy = Policy(lower, gaps, stop, unknown)
-        self._file: BinaryIO | None = None
+        self._file: int | None = None
         self._unpacked: bytearray | None = bytearray() if is_packed(path) else None
         most = positive("limit", limit)
         starts, lengths = array("q"), array("q")
@@ -171,9 +172,10 @@ class Fasta:
             return bytes(self._unpacked[start:end])
         try:
             if self._file is None:
-                self._file = open(self.path, "rb")
+                self._file = os.open(self.path, os.O_RDONLY)
+                weakref.finalize(self, os.close, self._file)
             # has no position, which processes that are forked would share
-            return os.pread(self._file.fileno(), end - start, start)
+            return os.pread(self._file, end - start, start)
         except OSError as error:
             raise DataError(f"{self.path}: {error.strerror}") from None
 

@@ -78,7 +78,8 @@ class ActClient:
                 found: dict[str, Any] = json.load(answer)
                 return found
         except urllib.error.HTTPError as error:
-            raise DataError(f"{self.url}{path}: {error.code}: {_said(error)}") from None
+            with error:
+                raise DataError(f"{self.url}{path}: {error.code}: {_said(error)}") from None
         except (OSError, ValueError) as error:  # ValueError: what answers is no server of ours
             why = getattr(error, "reason", None) or error
             raise ConfigError(f"{self.url}{path}: no answer ({why}); is `mmdiff vla serve` running there?") from None

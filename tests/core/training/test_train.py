@@ -416,7 +416,8 @@ time.sleep(60)
 """
     process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    child = int(process.stdout.readline())
+    with process.stdout as said:
+        child = int(said.readline())
     try:
         with pytest.raises(ConfigError, match="another process is training this run"):
             train(config)

@@ -75,7 +75,7 @@ def test_every_ending_has_all_records(tmp_path: Path, ending: str) -> None:
         assert one.description == "of two lines designed=2 confidence=-1.250"
         assert other.description == '"quoted", by commas designed=0 guard=run_of_12_G'
     if ending == "csv":
-        first, second = csv.DictReader(open(found["out"], newline=""))
+        first, second = csv.DictReader(Path(found["out"]).read_text().splitlines())
         assert first["confidence"] == "-1.25" and second["confidence"] == "" and second["guard"] == "run of 12 G"
         assert "steps" not in first
 

@@ -73,7 +73,8 @@ def test_against_biopython(name: str) -> None:
     path = GLOBINS if name == "small/globins45.fa" else REAL / name
     if not path.is_file():
         pytest.skip(f"{path} is not there")
-    wanted = [(r.id, r.description.removeprefix(r.id).strip(), str(r.seq)) for r in SeqIO.parse(path, "fasta")]
+    with open(path) as file:
+        wanted = [(r.id, r.description.removeprefix(r.id).strip(), str(r.seq)) for r in SeqIO.parse(file, "fasta")]
     as_it_is = [(r.id, r.description, len(r.sequence)) for r in read_fasta(path, gaps="keep")]
     assert as_it_is == [(id, description, len(s)) for id, description, s in wanted]
     residues = [s.translate(str.maketrans("", "", "-.")).upper() for _, _, s in wanted]

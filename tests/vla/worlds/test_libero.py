@@ -23,7 +23,8 @@ config_file = os.path.join(os.environ["LIBERO_CONFIG_PATH"], "config.yaml")
 if not os.path.exists(config_file):
     input("Do you want to specify a custom path for the dataset folder? (Y/N): ")
 def get_libero_path(key):
-    config = yaml.safe_load(open(config_file).read())
+    with open(config_file) as file:
+        config = yaml.safe_load(file)
     assert key in config, f"Key {key} not found"
     return config[key]
 """
