@@ -22,7 +22,7 @@ from .errors import ConfigError, nearest
 from .model import MMDiff
 from .protocols import Row, Task
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Task)
 
 METHODS = ("sample", "prompt", "parse", "score")  # of mmdiff.protocols.Task
 

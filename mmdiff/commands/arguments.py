@@ -79,7 +79,7 @@ def parse(argv: Sequence[str], core: Mapping[str, Verb]) -> tuple[Callable[[], O
     try:
         command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     except (UnknownOptionError, UnusedCliTokensError) as error:
-        unknown = error.token.value if isinstance(error, UnknownOptionError) else error.unused_tokens[0]
+        unknown = error.token.value if isinstance(error, UnknownOptionError) else (error.unused_tokens or [""])[0]
         options = ["--json", *(option for argument in app.assemble_argument_collection() for option in argument.names)]
         near = nearest(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
         raise UserError(f"unknown argument {unknown!r}{near}") from None
