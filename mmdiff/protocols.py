@@ -1,7 +1,12 @@
-"""The seams, on one page. Read this first; everything else stands behind one of these names.
+"""The interfaces of the framework, on one page. Read this first: all other code stands behind one of these names.
 
-Shape letters: B samples, L canvas length, R rows (all copies of all samples), D backbone width, V vocabulary, E encoder
-width, N crops of media (tiles, windows), T features a crop, M slots of one kind in the batch, P wanted positions.
+A row of a file becomes a canvas (`Source`, `Task`), media on it become features, which take positions of the canvas
+(`Encoder`, `Connector`, seen by data processes as a `Reader`), the backbone attends over it (`Model`). Training adds an
+`Objective`, generation asks for logits through `Denoise`. ARCHITECTURE.md draws both flows.
+
+Shape letters: B samples of a batch, L canvas length, R rows (copies of samples that a call works on), D backbone width,
+V vocabulary, E encoder width, N crops of media (tiles of a picture, windows of a sound), T features per crop, M slots
+(positions that features take) of one kind of media in the whole batch, P predicted positions.
 """
 
 from __future__ import annotations
@@ -19,13 +24,14 @@ if TYPE_CHECKING:
 
 
 Row = Mapping[str, Any]
-"""One example as it stands in a file: `{"image": "cat.jpg", "question": ..., "answer": ...}`."""
+"""One example as it stands in a file: `{"image": "cat.jpg", "question": "What is it?", "answer": "a cat"}`."""
 
 
 class Source(Protocol):
-    """Rows by number. What a data node in a configuration builds.
+    """Rows by number: what a data node of a configuration builds.
 
-    It may have `length(index) -> float`, which says cheaply about how long a row is, in any unit: `bucket` sorts by it.
+    A source may have `length(index) -> float`, which estimates how long a row is without reading its media, in any
+    unit: `bucket` sorts rows by it.
     """
 
     def __len__(self) -> int: ...
@@ -33,111 +39,134 @@ class Source(Protocol):
 
 
 class Task(Protocol):
-    """How a row becomes a canvas, and a canvas an answer.
+    """How a row becomes a canvas, and how a finished canvas becomes a prediction.
 
-    It may also have `summary(records) -> dict[str, Any]`: figures of a whole set that are no means of rows, as is the
-    WER of a corpus. A record is what `mmdiff.evaluation.evaluate` makes of a row: its plain fields, `prediction`, `scores` and
-    `forwards`. The ends of an interval round a figure `x` are called `x_low` and `x_high`.
+    A task may have two methods more:
 
-    And `constants() -> dict[str, Any]`: arguments of its constructor that it found in data (statistics of actions). A
-    saved model has them in place of what the configuration says, so that it needs no file besides.
+    `summary(records) -> dict[str, Any]` returns figures of a whole set that are not means over rows, as the word error
+    rate of a corpus is. A record is what `mmdiff.evaluation.evaluate` makes of a row: its plain fields, `prediction`,
+    `scores` and `forwards`. The ends of an interval around a figure `x` are called `x_low` and `x_high`.
+
+    `constants() -> dict[str, Any]` returns arguments of its constructor that it found in data (statistics of actions,
+    say). A saved model keeps them in place of what the configuration gives, so that it needs no data to be loaded.
     """
 
     def sample(self, row: Row, vocab: Vocab) -> Sample:
-        """A training canvas: `Target`s hold the answer."""
+        """Returns the canvas of a row for training, in which `Target`s hold the answer. Raises DataError."""
         ...
 
     def prompt(self, row: Row, vocab: Vocab) -> Sample:
-        """A generation canvas: `Target`s are empty, or partly given."""
+        """Returns the canvas of a row to generate, in which `Target`s are masked or partly given. Raises DataError."""
         ...
 
     def parse(self, ids: Sequence[int], vocab: Vocab) -> Any:
-        """The ids of a row's target positions, in order, to what a person calls the answer."""
+        """Returns the prediction, in a form that people read, from the ids of a row's target positions, in order."""
         ...
 
     def score(self, prediction: Any, row: Row) -> dict[str, float]:
-        """Named scores of one prediction; a report shows their means."""
+        """Returns named scores of one prediction against the row's answer; a report shows their means over rows."""
         ...
 
 
 class Reader(Protocol):
-    """The CPU side of an encoder with its connector: safe to use in a data worker."""
+    """What data processes use of one kind of media: an encoder and its connector, on the CPU and without weights."""
 
     def read(self, data: object) -> Item:
-        """A path, a PIL image, an array, ... to numbers. Raises DataError that names the file."""
+        """Returns the numbers of a path, a PIL image, an array, ... Raises DataError that names the file."""
         ...
 
     def slots(self, item: Item) -> int:
-        """How many positions of the canvas the item takes."""
+        """Returns how many positions of the canvas the item takes."""
         ...
 
 
 class Encoder(Protocol):
-    """An nn.Module: raw numbers to features. Decorated with `mmdiff.config.saveable.saveable`, so a saved model can make it again.
+    """An nn.Module that turns raw numbers into features, one encoder per kind of media.
 
-    Its constructor takes explicit arguments; `toy(**same arguments)`, a class method, makes the same kind of encoder at
-    toy width without outside weights (`mmdiff check` uses it).
+    Its class is decorated with `mmdiff.config.saveable.saveable`, so that a saved model can make it again, and its
+    constructor takes explicit arguments. The class method `toy(**the same arguments)` makes an encoder of the same kind
+    at toy width that needs no outside weights; `mmdiff check` uses it.
     """
 
     width: int  # E
-    tokens: int  # T, features a crop; the most of them where crops are of unequal length (`Item.tokens`)
+    tokens: int  # T, features per crop; the most there can be where crops are of unequal length (`Item.tokens`)
 
-    def read(self, data: object) -> Item: ...
+    def read(self, data: object) -> Item:
+        """Returns the numbers of one item of media, as `Reader.read` does. It runs in data processes."""
+        ...
 
     def __call__(self, values_N: Tensor, length_N: Tensor | None = None) -> Tensor:
-        """(N, ...) -> (N, T, E), in the encoder's own dtype.
+        """Returns features (N, T, E), in the encoder's own dtype, of crops (N, ...).
 
-        length_N: real entries of each crop, given where the items have `lengths`. What fills a crop up must not change
-        its features; what comes behind its own `tokens` is cut off or zeroed by the model.
+        length_N: int64, how much of each crop is not padding; given where items have `lengths`. Padding must not change
+            the features of a crop; features beyond its own `tokens` are cut off or zeroed by the model.
         """
         ...
 
-    def gradient_checkpointing(self, on: bool) -> None: ...
+    def gradient_checkpointing(self, on: bool) -> None:
+        """Recompute activations in the backward pass (True) or keep them (False)."""
+        ...
 
 
 class Connector(Protocol):
-    """An nn.Module: features of width E to slots of width D. Its constructor is given `width_in` and `width_out`."""
+    """An nn.Module: features of width E to slots of width D. Its constructor takes `width_in` and `width_out`."""
 
     def slots(self, tokens: int, item: Item) -> int:
-        """How many slots an item takes, when the encoder makes `tokens` features a crop.
+        """Returns how many slots an item takes when the encoder makes `tokens` features per crop.
 
-        An item whose crops are of unequal length is asked crop by crop.
+        It runs in data processes, so it may look at `item.layout` and shapes only. An item whose crops are of unequal
+        length is asked about crop by crop.
         """
         ...
 
     def __call__(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
-        """-> (M, D): the slots of all items, one after the other. `media.tokens`: the real features of each crop."""
+        """Returns (M, D), the slots of all items, one item after the other, as many as `slots` has promised.
+
+        media: `media.crops` are the crops per item, `media.tokens` the features of each crop that are not padding.
+        """
         ...
 
 
 class Model(Protocol):
-    """What training, prefixes and objectives use of `mmdiff.model.MMDiff`."""
+    """What training, prefixes and objectives use of `mmdiff.model.MMDiff`, whose docstrings say more."""
 
     backbone: Any  # mmdiff.backbones.Backbone
-    encoders: Any  # nn.ModuleDict of Encoder by kind of media
-    connectors: Any  # nn.ModuleDict of Connector
-    heads: Any  # nn.ModuleDict of readouts
-    adapters: list[dict[str, Any]]
-    prefix_causal: bool
+    encoders: Any  # nn.ModuleDict of Encoder, by kind of media
+    connectors: Any  # nn.ModuleDict of Connector, by kind of media
+    heads: Any  # nn.ModuleDict of readouts, by kind of media
+    adapters: list[dict[str, Any]]  # LoRA configurations that are in place
+    prefix_causal: bool  # whether the context attends to itself only
 
     @property
     def vocab(self) -> Vocab: ...
 
-    def encode(self, media: Mapping[str, MediaBatch]) -> dict[str, Tensor]: ...
+    def encode(self, media: Mapping[str, MediaBatch]) -> dict[str, Tensor]:
+        """Returns {kind: slots (M, D)}: encoder, then connector, once per sample."""
+        ...
 
-    def features(self, kind: str, media: MediaBatch) -> Tensor: ...
+    def features(self, kind: str, media: MediaBatch) -> Tensor:
+        """Returns the encoder's features (N, T, E) of one kind; cached ones are taken as they are."""
+        ...
 
     def embedded(
         self, ids_RL: Tensor, features: Mapping[str, Tensor], slots: Mapping[str, Tensor], attend_RL: Tensor | None
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Returns embeddings (R, L, D) of ids, with features put in where `slots` says which (-1: none)."""
+        ...
 
-    def hidden(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], row_R: Tensor) -> Tensor: ...
+    def hidden(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], row_R: Tensor) -> Tensor:
+        """Returns last hidden states (R, L, D). row_R: the row of `batch` that each row is a copy of."""
+        ...
 
-    def hidden_copies(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int) -> Tensor: ...
+    def hidden_copies(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int) -> Tensor:
+        """Returns `hidden` of copies * B rows, copy after copy; a prefix-causal model runs each context once."""
+        ...
 
     def score(
         self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, *, restrict: bool = True
-    ) -> Any: ...
+    ) -> Any:
+        """Returns `mmdiff.model.scorer.Scores` of the masked positions, in row-major order: cross-entropy in nats."""
+        ...
 
     def parameters(self) -> Any: ...
 
@@ -149,24 +178,28 @@ class Model(Protocol):
 
 
 class Denoise(Protocol):
-    """All a sampler sees of a model. Guidance and caches wrap it; the sampler does not know them."""
+    """All that a sampler sees of a model. Guidance and caches wrap one Denoise in another, unseen by the sampler."""
 
     def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
-        """Logits (P, V) fp32 of the wanted positions in row-major order.
+        """Returns logits (P, V) fp32 of the predicted positions in row-major order.
 
-        row_R: which row of the bound batch each canvas belongs to (finished rows are left out, guidance repeats them).
-        media_R: False where a row shall not see its media (guidance); None: all do.
+        ids_RL: the canvases now. predict_RL: bool, the positions whose logits are wanted.
+        row_R: the row of the bound batch that a canvas belongs to (finished rows are left out, guidance repeats rows).
+        media_R: bool, False where a row must not see its media (guidance); None: all do.
         """
         ...
 
 
 class Objective(Protocol):
-    """What is trained: copies of a batch, then named sums. The loop divides by global counts and knows nothing more."""
+    """What is trained: noised copies of a batch, then named sums, which the loop divides by global counts."""
 
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Any:
-        """Everything random, decided on the CPU before any forward; `.counts` maps a term to its local denominator."""
+        """Returns everything random, drawn from `key` on the CPU before any forward; the loop moves it to the device.
+
+        Its `batch` is the batch that was planned, its `counts` map a term to its local denominator. Raises DataError.
+        """
         ...
 
     def terms(self, model: Model, plan: Any) -> Mapping[str, Any]:
-        """Name -> Term(value: sum with gradient, coefficient, logged extras)."""
+        """Returns {name: `mmdiff.objectives.terms.Term`}: a sum with gradient, a coefficient, what is logged."""
         ...

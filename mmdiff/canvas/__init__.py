@@ -1,4 +1,4 @@
-"""What generation and training work on: samples (`sample.py`), batches (`batch.py`) and their one id space (`vocab.py`).
+"""What training and generation work on: samples (`sample.py`), batches (`batch.py`), their one id space (`vocab.py`).
 
 May import: nothing.
 """

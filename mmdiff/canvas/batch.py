@@ -1,7 +1,7 @@
-"""What the core hands to the model: samples laid out on one canvas, with their media.
+"""A batch: samples laid out on one canvas, with their media. The core hands it to the model.
 
-Shape letters: B samples, L canvas length, N crops of media, T features per crop, E encoder width, M slots of one kind in the
-whole batch, K distinct allow-sets, V vocabulary.
+Shape letters: B samples, L canvas length, N crops of media, T features per crop, E encoder width, M slots of one kind
+in the whole batch, K distinct allow-sets, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ T = TypeVar("T")
 
 @dataclass
 class MediaBatch:
-    """All media of one kind in a batch, in order of appearance. `features` replaces `values` when they are cached.
+    """All media of one kind in a batch, in order of appearance.
 
-    length_N, tokens: as `Item.lengths` and `Item.tokens`, of all crops; None where all are of one size.
+    crops: crops per item. layouts: `Item.layout` per item. features_NTE: the encoder's output where it was cached, used
+    in place of the values. length_N, tokens: `Item.lengths` and `Item.tokens` of all crops; None where all crops are of
+    one size.
     """
 
     values_N: Tensor
@@ -33,12 +35,14 @@ class MediaBatch:
 
 @dataclass
 class Batch:
-    ids_BL: Tensor  # int64, clean ids; the mask id at empty target positions; the slot id where features go
-    target_BL: Tensor  # bool, the positions diffusion writes
+    """B rows of one canvas, which `mmdiff.data.collate.collate` makes of samples."""
+
+    ids_BL: Tensor  # int64, clean ids; the mask id at masked target positions; the slot id where features go
+    target_BL: Tensor  # bool, the positions that diffusion masks and predicts
     attend_BL: Tensor  # bool, False on padding
     position_ids_BL: Tensor  # int64, 0, 1, ... over the attended positions of a row
     segment_BL: Tensor  # int64, the document a position belongs to (packing); a position attends its own document only
-    slots: dict[str, Tensor] = field(default_factory=dict)  # kind -> int64 BL, row of the flat features, -1 elsewhere
+    slots: dict[str, Tensor] = field(default_factory=dict)  # kind -> int64 BL, index of a slot's feature, -1 elsewhere
     media: dict[str, MediaBatch] = field(default_factory=dict)
     allow_BL: Tensor | None = None  # int64, row of allow_KV; None: every id everywhere
     allow_KV: Tensor | None = None  # bool
@@ -53,18 +57,18 @@ class Batch:
 
 
 def real_NT(tokens: Sequence[int], features_NTE: Tensor) -> Tensor:
-    """bool (N, T): which features stand for something, when crop n has `tokens[n]` of them."""
+    """bool (N, T), which features are not padding, when crop n has `tokens[n]` of them."""
     count_N = torch.tensor(tokens, device=features_NTE.device)
     return torch.arange(features_NTE.shape[1], device=features_NTE.device) < count_N[:, None]
 
 
 def packed(features_NTE: Tensor, tokens: Sequence[int] | None) -> Tensor:
-    """(M, E): the real features of all crops, one crop after the other. tokens: of each crop; None: all."""
+    """Returns (M, E), the features of all crops without padding. tokens: real features per crop; None: all are."""
     return features_NTE.flatten(0, 1) if tokens is None else features_NTE[real_NT(tokens, features_NTE)]
 
 
 def to_device(value: T, device: torch.device | str) -> T:
-    """A copy of a tensor, or of a dictionary or dataclass that holds tensors, on `device`."""
+    """Returns a copy on `device` of a tensor, or of a dictionary or dataclass that holds tensors."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)  # type: ignore[return-value]
     if isinstance(value, dict):

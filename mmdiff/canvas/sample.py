@@ -1,4 +1,4 @@
-"""What a task hands to the core: a sample is a sequence of `Text`, `Media` and `Target`.
+"""A sample: the sequence of `Text`, `Media` and `Target` that a task makes of a row.
 
 Shape letters: n crops of one item of media.
 """
@@ -16,14 +16,14 @@ Ranges = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Text:
-    """Clean context; attended, never masked, never scored."""
+    """Context that is attended, never masked and never scored."""
 
     ids: Sequence[int]
 
 
 @dataclass(frozen=True)
 class Media:
-    """One picture, clip or vector, in any form the encoder of this `kind` reads (path, image, array, Item)."""
+    """One picture, clip or vector, in any form that the encoder of this `kind` reads (path, image, array, Item)."""
 
     kind: str
     data: object
@@ -31,10 +31,11 @@ class Media:
 
 @dataclass(frozen=True)
 class Target:
-    """The span that diffusion writes: `ids` when training, `length` empty positions when generating.
+    """A span that diffusion predicts: `ids` when training, `length` masked positions when generating.
 
-    Ids that equal the mask id are empty positions, all others are given: infilling and drafts need nothing else. Positions
-    that are empty in training stay so, and are not scored: what is behind the end of an episode, for example.
+    Positions of `ids` that hold the mask id are masked, all others are given: infilling and drafts need nothing else.
+    What is masked in training stays so and is not scored: what lies behind the end of an episode, for example.
+    allow: the ids that the span may hold; None: any.
     """
 
     ids: Sequence[int] | None = None
@@ -48,10 +49,10 @@ Sample = Sequence[Part]
 
 @dataclass(frozen=True)
 class Item:
-    """What a reader makes of one media: `values` (n, ...) holds its n crops, `layout` any facts its connector needs.
+    """One item of media as numbers: `values` (n, ...) holds its n crops, `layout` any facts that its connector needs.
 
-    NoisedBatch of unequal length (sound) are filled up with zeros along the last axis. `lengths` then says how much of each
-    is real, and `tokens` how many features the encoder makes of it; both empty where all crops are of one size.
+    Crops of unequal length (sound) are filled up with zeros along the last axis. `lengths` then says how much of each
+    is real, and `tokens` how many features the encoder makes of it; both are empty where all crops are of one size.
     """
 
     values: Tensor
@@ -61,7 +62,7 @@ class Item:
 
 
 def canvas_length(sample: Sample) -> int:
-    """How many a canvas has, slots of media left out."""
+    """Returns the number of positions that a sample takes, slots of media excluded."""
     texts = [part.ids for part in sample if isinstance(part, Text)]
     targets = [part for part in sample if isinstance(part, Target)]
     return sum(map(len, texts)) + sum(part.length if part.ids is None else len(part.ids) for part in targets)

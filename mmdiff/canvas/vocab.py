@@ -1,6 +1,6 @@
 """One id space: a text tokenizer, the ids diffusion needs, and reserved ranges (action bins, residues).
 
-Everything that speaks of an id asks here; no literal id stands anywhere else.
+All code asks a `Vocab` for ids; literal ids stand only where a tokenizer or a backbone family is defined.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ KNOWN = 1 << 16  # encoded texts kept; a tokenizer call costs 70 microseconds, a
 
 @dataclass(frozen=True)
 class Vocab:
-    """size: rows of the embedding table, which may exceed the tokenizer's length.
+    """The ids of a model. size: rows of the embedding table, which may exceed the tokenizer's length.
 
-    slot_id stands at the positions of media; its embedding is never read, for features overwrite it.
+    slot_id: stands at the positions of media; its embedding is never read, for features overwrite it.
     end_ids: ids that end an answer (EOS, and end-of-turn where a family has one).
     ranges: named half-open ranges of ids that are not text.
     """
@@ -39,12 +39,12 @@ class Vocab:
 
     @cached_property
     def text_ids(self) -> np.ndarray:
-        """int64, the ids of plain text: all of the tokenizer's that are not special."""
+        """int64 array, the ids of plain text: all of the tokenizer's that are not special."""
         special = {*self.tokenizer.all_special_ids, self.mask_id, self.slot_id, self.pad_id, self.eos_id, *self.end_ids}
         return np.setdiff1d(np.arange(len(self.tokenizer)), list(special))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` without special tokens added. A special token that it spells out is that token."""
+        """Returns the ids of `text`, no special tokens added. A special token that it spells out is that token."""
         if text not in self._known:
             if len(self._known) >= KNOWN:
                 self._known.clear()
@@ -52,15 +52,15 @@ class Vocab:
         return list(self._known[text])
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Text of `ids`; special tokens are left out unless asked for."""
+        """Returns the text of `ids`, without special tokens unless `special`."""
         return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=not special))
 
     def piece(self, token_id: int) -> str:
-        """One token as a person reads it (the report shows canvases token by token)."""
+        """Returns one token as text; special tokens are spelled out (a report shows canvases token by token)."""
         return str(self.tokenizer.decode([int(token_id)]))
 
     def until_end(self, ids: Iterable[int]) -> list[int]:
-        """The ids before the first one that ends an answer."""
+        """Returns the ids before the first one that ends an answer."""
         out: list[int] = []
         for i in ids:
             if int(i) in self.end_ids or int(i) == self.eos_id:
@@ -69,13 +69,14 @@ class Vocab:
         return out
 
     def range(self, name: str) -> tuple[int, int]:
+        """Returns the half-open range (low, high) of that name. Raises ConfigError where it is not reserved."""
         if name not in self.ranges:
             raise ConfigError(f"vocabulary range {name!r} is not reserved{nearest(name, self.ranges)}")
         return self.ranges[name]
 
 
 def word_tokenizer(words: Sequence[str]) -> Any:
-    """A transformers tokenizer of whole lower-case words, for the small embedded tasks.
+    """Returns a transformers tokenizer of whole lower-case words, for the small tasks that come with the package.
 
     Ids: 0 `<pad>`, 1 `<eos>`, 2 `<mask>`, 3 `<unk>`, then `words` in order. Text is split at white space.
     """

@@ -1,4 +1,4 @@
-"""Configurations: files to checked dataclasses (`load.py`), their nodes to objects (`nodes.py`), classes that can be saved.
+"""Configurations: files to dataclasses (`load.py`), their nodes to objects (`nodes.py`), classes that can be saved.
 
 May import: nothing. Must not import torch: `mmdiff config` does not wait for it.
 """

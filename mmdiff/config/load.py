@@ -1,8 +1,8 @@
-"""Configurations: YAML + `base:` + `key=value` -> checked dataclasses -> objects.
+"""Configuration files: YAML, its `base:` and overrides `key=value` become checked dataclasses.
 
 Files are read in three steps: `load_config` lays a file over its base and the overrides over both, then checks every
-value against the annotations in `mmdiff.config.settings`; `check_nodes` looks every node's target up and checks its arguments
-against the signature; `build` does the same for one node, and calls it.
+value against the annotations in `mmdiff.config.settings`; `check_nodes` looks every node's target up and checks its
+arguments against the signature; `build` does the same for one node, and calls it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RUN_FILE = "config.yaml"  # the resolved configuration in a run's folder
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Read, resolve and check one configuration.
+    """Returns one configuration, resolved and checked against the annotations of its dataclasses.
 
     name: of a packaged configuration, a path that ends in `.yaml`, or a run's folder.
     overrides: `dotted.key=value`, the value in YAML. `null` takes a part or a stage out; where a node stands, a dotted
@@ -53,7 +53,10 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def task_and_sampler(task: Any, sampler: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Any, GenerationConfig]:
-    """A saved model's task node and sampler settings with `task.` and `sampler.` overrides laid over them."""
+    """Returns a saved model's task node and sampler settings, with `task.` and `sampler.` overrides laid over them.
+
+    Raises ConfigError for another key, and for settings that do not exist or have the wrong type.
+    """
     given: dict[str, Any] = {}
     for override in overrides:
         _set(given, override)
@@ -66,7 +69,7 @@ def task_and_sampler(task: Any, sampler: Mapping[str, Any], overrides: Sequence[
 
 
 def parsed(override: str) -> tuple[str, Any]:
-    """`dotted.key=value` -> (dotted.key, the value read as YAML). Raises ConfigError."""
+    """Returns (dotted.key, value) of `dotted.key=value`, the value read as YAML. Raises ConfigError."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"{override!r} is not an override, expected dotted.key=value")
@@ -79,12 +82,12 @@ def parsed(override: str) -> tuple[str, Any]:
 
 
 def packaged() -> list[str]:
-    """Names of the packaged configurations."""
+    """Returns the names of the packaged configurations, sorted."""
     return sorted(f.name.removesuffix(".yaml") for f in files("mmdiff.configs").iterdir() if f.name.endswith(".yaml"))
 
 
 def to_yaml(config: Config) -> str:
-    """The whole configuration, defaults included; `load_config` of it gives an equal one."""
+    """Returns the whole configuration as YAML, defaults included; `load_config` of it gives an equal one."""
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
@@ -92,7 +95,7 @@ def to_yaml(config: Config) -> str:
 
 
 def _read(name: str, folder: Path, readers: tuple[str, ...]) -> tuple[dict[str, Any], str]:
-    """The tree of a file over its bases, and the file's stem. `folder` is where relative paths start."""
+    """Returns the tree of a file laid over its bases, and the file's stem. folder: where relative paths start."""
     if name.endswith(".yaml"):
         path = folder / name
         stem = path.stem
@@ -141,7 +144,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
 
 
 def _merge(below: Any, above: Any, key: str = "") -> Any:
-    """`above` laid over `below`; a mapping of numbers over a list replaces those items."""
+    """Returns `above` laid over `below`; a mapping of numbers over a list replaces those items."""
     if isinstance(below, list) and isinstance(above, dict) and above and all(str(i).isdigit() for i in above):
         changes = {int(i): item for i, item in above.items()}
         if max(changes) >= len(below):

@@ -71,7 +71,7 @@ DOTTED = re.compile(r"mmdiff(?:\.\w+)+")
 
 
 def renewed(tree: Any) -> Any:
-    """`tree`, of mappings, lists and values, with the dotted paths and the keys of 0.1 replaced by today's."""
+    """Returns `tree`, of mappings, lists and values, with the dotted paths and keys of 0.1 replaced by today's."""
     if isinstance(tree, dict):
         target = tree.get("target")
         keys = KEYS | (ARGUMENTS.get(today(target), {}) if isinstance(target, str) else {})
@@ -82,7 +82,7 @@ def renewed(tree: Any) -> Any:
 
 
 def today(path: str) -> str:
-    """Today's name of a dotted path below `mmdiff.`; a path that has not moved stays as it is."""
+    """Returns today's name of a dotted path below `mmdiff.`; a path that has not moved is returned as it is."""
     parts = path.split(".")[1:]
     for n in range(len(parts), 0, -1):
         new = MOVED.get(".".join(parts[:n]))

@@ -21,9 +21,10 @@ RUN_TIME = {"model.connectors": {"width_in", "width_out"}, "model.heads": {"widt
 
 
 def build(node: Any, /, *, where: str = "", toy: bool = False, **run_time: Any) -> Any:
-    """`{target: dotted.path, **arguments}` -> the object, nodes among the arguments first. A string is a bare target.
+    """Returns the object of a node `{target: dotted.path, **arguments}`, after those of nodes among its arguments.
 
-    where: the key of the node, named by errors.
+    node: a string is short for a target without arguments.
+    where: the dotted key of the node, named by errors.
     toy: call `target.toy(...)` instead, with the same arguments, of every target that has it.
     run_time: arguments that no file can know (widths, say); the node must not give them too.
 
@@ -55,7 +56,7 @@ def check_nodes(config: Config) -> None:
 
 
 def locate(target: Any, where: str = "") -> Callable[..., Any]:
-    """What a dotted path names: a class, a function, or a class method. Raises as `build` does."""
+    """Returns what a dotted path names: a class, a function, or a class method. Raises as `build` does."""
     if not isinstance(target, str) or "." not in target or not all(part.isidentifier() for part in target.split(".")):
         raise ConfigError(f"{at(where)}{target!r} is not a dotted path")
     module, names = _module(today(target), where)
@@ -113,7 +114,7 @@ def _check_arguments(
 
 
 def _module(target: str, where: str) -> tuple[ModuleType, list[str]]:
-    """The longest part of a dotted path that is a module, and the names left over."""
+    """Returns the longest part of a dotted path that is a module, and the names after it."""
     parts = target.split(".")
     for n in range(len(parts) - 1, 0, -1):
         path = ".".join(parts[:n])
@@ -126,7 +127,7 @@ def _module(target: str, where: str) -> tuple[ModuleType, list[str]]:
 
 
 def _public(module: ModuleType) -> Iterable[str]:
-    """Names defined in a module, and the modules in a package."""
+    """Returns the names defined in a module, and the modules in a package."""
     own = [n for n, v in vars(module).items() if n[0] != "_" and getattr(v, "__module__", None) == module.__name__]
     return [
         *own,

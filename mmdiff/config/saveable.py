@@ -1,7 +1,7 @@
-"""`@saveable`: a module remembers how it was made, so that a saved folder can make it again.
+"""`@saveable`: an object remembers how it was made, so that a saved folder can make it again.
 
-A model is saved as weights plus one node a part, `{target: dotted.path, **arguments}`; `mmdiff.config.build` reads it
-back. A part whose arguments point outside the folder (a directory of pre-trained weights, say) replaces them in its
+A model is saved as weights plus one node per part, `{target: dotted.path, **arguments}`, which `mmdiff.config.build`
+builds. A part whose arguments point outside the folder (a directory of pre-trained weights, say) replaces them in its
 own `__init__` by ones that do not: `self.node["weights"] = None`.
 """
 
@@ -15,9 +15,9 @@ T = TypeVar("T", bound=type)
 
 
 def saveable(cls: T) -> T:
-    """Class decorator: `self.node` holds the dotted path and the arguments an instance was made with.
+    """Decorates a class: `self.node` then holds the dotted path and the arguments that an instance was made with.
 
-    An argument that is a part itself is stored as its node. `self.node` is there before `__init__` runs, which may
+    An argument that is saveable itself is stored as its node. `self.node` is set before `__init__` runs, which may
     change it.
     """
     original = cls.__init__  # type: ignore[misc]
@@ -38,5 +38,5 @@ def saveable(cls: T) -> T:
 
 
 def is_saveable(found: object) -> bool:
-    """Whether `found` is a class that `@saveable` stands over itself, not only over a class it extends."""
+    """True if `found` is a class that is decorated itself; inheriting from a decorated class is not enough."""
     return isinstance(found, type) and "made_saveable" in vars(found)

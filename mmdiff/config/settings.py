@@ -1,7 +1,7 @@
 """The typed top of every configuration file. Fields of type `Any` named below are nodes: `{target: dotted.path, ...}`.
 
-The annotations are what a file is checked against, see `mmdiff.config.load`. Standard library only: `mmdiff config` must not
-wait for torch.
+Files are checked against the annotations, see `mmdiff.config.load`. Only the standard library is imported: `mmdiff
+config` must not wait for torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 @dataclass
 class ModelConfig:
-    """encoders, connectors and heads are keyed by the kind of media (`image`, `audio`, ...)."""
+    """The parts of a model. encoders, connectors and heads are keyed by the kind of media (`image`, `audio`, ...)."""
 
     backbone: Any = None  # node: a mmdiff.backbones.Backbone
     encoders: dict[str, Any] = field(default_factory=dict)  # node: mmdiff.protocols.Encoder
@@ -26,37 +26,41 @@ class ModelConfig:
 
 @dataclass
 class GenerationConfig:
-    """How a canvas is written. Names follow LLaDA's generate.py and transformers where they have one.
+    """How a canvas is filled. Names follow LLaDA's generate.py and transformers where they have one.
 
-    steps: denoising steps over the whole canvas, shared out evenly between the blocks of a row that have something to
-        write, at least one each; within a block positions are shared out evenly over its steps, the first steps taking
-        the remainder. None: one position a step.
-    schedule: linear (the even shares above) | cosine: after step s of the T of a block floor(n cos(pi/2 s/T)) of its n
-        positions are masked still, with at least one written a step (MaskGIT, arXiv 2202.04200).
-    block_length: target positions a block; blocks are written in order. None: all target positions are one block.
+    max_new_tokens: masked positions behind a prompt, only where `generate` is given plain ids instead of a canvas.
+    steps: denoising steps over the whole canvas, divided evenly among the blocks of a row that have masked positions,
+        at least one each; within a block its positions are divided evenly among its steps, the first steps taking the
+        remainder. None: one position per step.
+    schedule: linear (the even division above) | cosine: after step s of the T of a block floor(n cos(pi/2 s/T)) of its
+        n positions are still masked, with at least one committed per step (MaskGIT, arXiv 2202.04200).
+    block_length: target positions per block; blocks are filled in order. None: all target positions are one block.
     temperature: 0 is greedy; otherwise tokens are drawn with float64 Gumbel noise (arXiv 2409.02908). The confidence of
         a token never depends on it.
-    temperature_end: the temperature of a block's last step; it goes there in a straight line, a step at a time, from
-        `temperature` at the first. None: it stays.
+    temperature_end: the temperature of a block's last step, reached in a straight line from `temperature` at its first.
+        None: the temperature is constant.
     guidance_scale: s in `u + (s + 1) (c - u)`, u with the context masked and the media left out; 0: off.
-    remasking: the score by which positions are kept: low_confidence | random | a dotted path (mmdiff.samplers.rules.rules).
+    remasking: the score by which positions are committed: low_confidence | random | a dotted path
+        (mmdiff.samplers.rules.score).
     threshold: commit every position whose score reaches it, at least one (Fast-dLLM); `steps` then plays no part. None:
-        the shares of the schedule.
-    select: node of a rule that replaces shares and threshold.
-    revise: node of a rule that opens positions of the current block again; None: what is written stays.
-    draft: node of a rule that opens positions of a given draft and has them written again (mmdiff.samplers.deliberation). None:
-        what is given stays, only empty positions are written.
-    eos_policy: none | suppress (end ids are never written; LLaDA's logits_eos_inf, which knows one end id) | last (end
-        ids are committed after all other proposals of a step; LLaDA's confidence_eos_eot_inf).
-    early_stop: when an end id is written and nothing before it is open, the rest of its target span becomes EOS.
-    suppress_ids: ids that are never written, besides mask, slot and padding rows of the embedding table.
+        as many positions as the schedule gives.
+    select: node of a rule that replaces schedule and threshold (mmdiff.samplers.rules.select).
+    revise: node of a rule that masks positions of the current block again (mmdiff.samplers.rules.revise). None: what is
+        committed stays.
+    draft: node of a rule that masks positions of a given draft, to be predicted again (mmdiff.samplers.deliberation).
+        None: what is given stays, only masked positions are filled.
+    eos_policy: none | suppress (end ids are never committed; LLaDA's logits_eos_inf, which knows one end id) | last
+        (end ids are committed after all other proposals of a step; LLaDA's confidence_eos_eot_inf).
+    early_stop: when an end id is committed and no position before it is masked, the rest of its target span becomes
+        EOS.
+    suppress_ids: ids that are never committed, besides mask, slot and padding rows of the embedding table.
     suppress_tokens: the same by spelling (`<|endoftext|>`), whatever ids the tokenizer gives them.
     prefix_cache: keep the keys and values of the context from the first step on (Fast-dLLM). An approximation, unless
-        the model is `prefix_causal`: such a one always does.
+        the model is `prefix_causal`: such a model always does.
     seed: with a sample's index and the row's own step it determines every draw.
     """
 
-    max_new_tokens: int = 128  # only when `generate` is given plain ids instead of a canvas
+    max_new_tokens: int = 128
     steps: int | None = None
     schedule: Literal["linear", "cosine"] = "linear"
     block_length: int | None = None
@@ -78,15 +82,15 @@ class GenerationConfig:
 
 @dataclass
 class StageConfig:
-    """One stage of training: which rows, which objective, which parameters, how long."""
+    """One stage of training: its rows, objective, parameters and length."""
 
     steps: int = 1000
     data: Any = None  # node of rows, or {name: {rows: node, task: node, weight: float}} for a mixture
     objective: Any = None  # node: mmdiff.protocols.Objective
     params: list[Any] = field(default_factory=list)  # rules, see mmdiff.model.params
-    batch_size: int = 32  # samples a forward and process
-    bucket: int = 0  # so many batches are sorted by length, for less padding; 0: off
-    accumulate: int = 1  # forwards a step
+    batch_size: int = 32  # samples per forward and process
+    bucket: int = 0  # this many batches are sorted by length together, for less padding; 0: off
+    accumulate: int = 1  # forwards per step
     lr: float = 1e-4
     weight_decay: float = 0.0
     warmup: float = 0.03  # below 1: a share of the steps, else steps
@@ -99,13 +103,15 @@ class StageConfig:
 
 @dataclass
 class TrainConfig:
+    """The stages of a run, and what they have in common."""
+
     stages: dict[str, StageConfig] = field(default_factory=dict)  # run in this order
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # mixed, by accelerate
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0  # gradient norm; 0: off
     gradient_checkpointing: bool = False
-    logit_chunk: int = 4096  # wanted positions whose logits exist at one time
+    logit_chunk: int = 4096  # masked positions whose logits exist at one time
     workers: int = 0  # data processes
     sample_cache_mb: int = 0  # MiB of samples, media read, that each data process keeps for later epochs
     threads: int | None = None  # torch threads; None: torch's own choice
@@ -118,9 +124,11 @@ class TrainConfig:
 
 @dataclass
 class EvalConfig:
+    """What `mmdiff eval` scores."""
+
     data: dict[str, Any] = field(default_factory=dict)  # name of a set -> node of rows
     batch_size: int = 64
-    limit: int | None = None  # rows a set
+    limit: int | None = None  # rows per set
     examples: int = 48  # rows shown in the report
 
 

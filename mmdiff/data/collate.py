@@ -1,4 +1,4 @@
-"""What a task hands to the core (`Text`, `Media`, `Target`), and what the core hands to the model (`Batch`).
+"""Collate: samples, which tasks make, become one `Batch`, which the model takes.
 
 Shape letters: B samples, L canvas length, N crops (a picture may be several tiles), M slots of one kind in the whole
 batch, K distinct allow-sets, V vocabulary.
@@ -33,20 +33,23 @@ def collate(
     padding: Padding = "ignore",
     side: Literal["right", "left"] = "right",
 ) -> Batch:
-    """Lay samples out on one canvas.
+    """Returns the samples as one batch, on the CPU, each padded to the longest.
 
     readers: how media of each kind are read and how many slots they take (`MMDiff.readers`).
     index: global sample indices, the identity under which noise is drawn; 0, 1, ... when left out.
+    source: the name of the mixture's component that each sample comes from.
     padding: "ignore" leaves the positions that fill a row up unattended and unscored. "eos" makes them end-of-sequence
-        ids that are masked, scored and attended like any answer (LLaDA's SFT recipe, GUIDELINES.md). "answer" has so
-        many of them that all rows end in answers of one length; what a shorter context leaves is ignored. With sound, a
-        short clip next to a long one would else have hundreds of them (Whisper-LLaDA, DIFFA).
-    Raises DataError for an empty sample, an unknown kind of media, ids outside the vocabulary or a target's `allow`.
+        ids that are masked, scored and attended like any answer (LLaDA's SFT recipe, GUIDELINES.md). "answer" adds such
+        ids until all rows end in answers of one length; what a shorter context leaves over is ignored. With "eos" a
+        short clip next to a long one would have hundreds of them (Whisper-LLaDA, DIFFA).
+    side: where a row is filled up; on the left for generation.
+    Raises DataError for an empty sample, an unknown kind of media, ids outside the vocabulary or a target's `allow`,
+    ConfigError for padding="eos" on the left.
     """
     readers = readers or {}
     rows = [_Row() for _ in samples]
     items: dict[str, list[Item]] = {}
-    taken: dict[str, int] = {}
+    n_slots: dict[str, int] = {}
     allow_sets: dict[Ranges | None, int] = {None: 0}
     for b, (row, sample) in enumerate(zip(rows, samples, strict=True)):
         for part in sample:
@@ -61,10 +64,10 @@ def collate(
                 reader = readers[part.kind]
                 item = part.data if isinstance(part.data, Item) else reader.read(part.data)
                 items.setdefault(part.kind, []).append(item)
-                start, n = taken.get(part.kind, 0), reader.slots(item)
+                start, n = n_slots.get(part.kind, 0), reader.slots(item)
                 row.slots.append((part.kind, len(row.ids), start, n))
                 row.add([vocab.slot_id] * n, False)
-                taken[part.kind] = start + n
+                n_slots[part.kind] = start + n
         if not row.ids:
             raise DataError(f"sample {b} of the batch is empty")
         low, high = min(row.ids), max(row.ids)
@@ -108,7 +111,7 @@ def collate(
         media={kind: _stack(group) for kind, group in items.items()},
         allow_BL=allow_BL,
         allow_KV=allow_KV,
-        allowed_ids_N=_only(allow_BL, allow_KV, target_BL),
+        allowed_ids_N=_common_ids(allow_BL, allow_KV, target_BL),
         index_B=torch.arange(len(rows)) if index is None else torch.as_tensor(list(index), dtype=torch.int64),
         source_B=list(source) if source is not None else [""] * len(rows),
         padded=not bool(attend_BL.all()),
@@ -116,7 +119,7 @@ def collate(
 
 
 class _Row:
-    """One row while it is being laid out."""
+    """One row of the canvas while it is being laid out."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -130,11 +133,12 @@ class _Row:
         self.allow += [allow] * len(ids)
 
     def answer(self) -> int:
-        """Target positions at the end of the row."""
+        """Returns the number of target positions at the end of the row."""
         return next((n for n, target in enumerate(reversed(self.target)) if not target), len(self.target))
 
 
 def _stack(items: Sequence[Item]) -> MediaBatch:
+    """The crops of all items as one tensor, padded with zeros along the last axis where they are of unequal length."""
     crops, layouts = [len(item.values) for item in items], [item.layout for item in items]
     if not any(item.lengths for item in items):
         return MediaBatch(torch.cat([item.values for item in items]), crops, layouts)
@@ -149,6 +153,7 @@ def _stack(items: Sequence[Item]) -> MediaBatch:
 
 
 def _allowed(ranges: Ranges | None, size: int) -> Tensor:
+    """bool (V,), the ids in `ranges`; None: all."""
     if ranges is None:
         return torch.ones(size, dtype=torch.bool)
     allowed_V = torch.zeros(size, dtype=torch.bool)
@@ -159,7 +164,8 @@ def _allowed(ranges: Ranges | None, size: int) -> Tensor:
     return allowed_V
 
 
-def _only(allow_BL: Tensor | None, allow_KV: Tensor | None, target_BL: Tensor) -> Tensor | None:
+def _common_ids(allow_BL: Tensor | None, allow_KV: Tensor | None, target_BL: Tensor) -> Tensor | None:
+    """The ids of `Batch.allowed_ids_N`: those of all targets, where they share one allow-set of at most V / 2 ids."""
     if allow_BL is None or allow_KV is None:
         return None
     kinds = allow_BL[target_BL].unique()

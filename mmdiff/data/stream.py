@@ -1,4 +1,4 @@
-"""Which sample stands at which place of a stage, and how it becomes a batch.
+"""Which sample stands at which position of a stage's stream, and how samples become a batch.
 
 The order is a pure function of (seed, position): sample n of a stage is the same whether training was interrupted, how
 many processes share it, or how many batches make a step.
@@ -21,12 +21,12 @@ from mmdiff.protocols import Reader, Row, Source, Task
 from .collate import Padding, collate
 
 CHUNK = 4096  # positions whose mixture is drawn together
-OVERHEAD = 2048  # bytes of a kept sample besides its media
+OVERHEAD = 2048  # bytes of a cached sample besides its media
 
 
 @dataclass(frozen=True)
 class Component:
-    """One part of a mixture. weight: its share of the samples, relative to the others."""
+    """One source of a mixture. weight: its share of the samples, relative to the other components."""
 
     name: str
     rows: Source
@@ -35,21 +35,22 @@ class Component:
 
 
 class Stream:
-    """An endless, shuffled sequence of samples; every row of a component is seen once an epoch of that component.
+    """An endless, shuffled sequence of samples; every row of a component comes once per epoch of that component.
 
-    keep: bytes of samples that are kept, media read, for the next epochs, in every data process of its own.
-    batch, bucket: the samples of `bucket` batches in a row are sorted by their length and dealt out again, so that a
-        batch holds samples that are about as long and needs little padding; which of these batches comes when is drawn
-        (bucket 0: off). The rows then say their `length` (see `mmdiff.protocols.Source`).
+    cache_bytes: size of the cache of samples, media read, that each data process keeps for later epochs; 0: none.
+    batch, bucket: the samples of `bucket` consecutive batches are sorted by their length and dealt out again, so that a
+        batch holds samples of about one length and needs little padding; which of these batches comes when is drawn
+        (bucket 0: off). The sources then need a `length` (see `mmdiff.protocols.Source`).
+    Raises DataError for a component without rows, ConfigError for a weight that is not above 0 and a missing `length`.
     """
 
     def __init__(
-        self, components: Sequence[Component], *, seed: int, keep: int = 0, batch: int = 1, bucket: int = 0
+        self, components: Sequence[Component], *, seed: int, cache_bytes: int = 0, batch: int = 1, bucket: int = 0
     ) -> None:
         self._batch, self._bucket = batch, bucket
         self._dealt: dict[int, list[int]] = {}
-        self._kept: dict[tuple[int, int], Sample] = {}
-        self._room = keep or -1
+        self._cache: dict[tuple[int, int], Sample] = {}
+        self._cache_budget = cache_bytes or -1  # bytes that are left; -1: not even an empty sample fits
         self.components = list(components)
         for c in self.components:
             if not len(c.rows):
@@ -66,7 +67,7 @@ class Stream:
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     def locate(self, position: int) -> tuple[int, int]:
-        """(component, row) at a position."""
+        """Returns (component, row), both by number, of the sample at a position before bucketing."""
         if len(self.components) == 1:
             return 0, self._row(0, position)
         chunk, at = divmod(position, CHUNK)
@@ -77,8 +78,8 @@ class Stream:
         c = int(choices[at])
         return c, self._row(c, int(self._before[chunk][c] + (choices[:at] == c).sum()))
 
-    def _dealt_at(self, position: int) -> int:
-        """Which position's row stands here, after the batches of its window are sorted and drawn."""
+    def _bucketed(self, position: int) -> int:
+        """Returns the stream position whose sample is served at `position`, after bucketing by length."""
         size = self._batch * self._bucket
         window, at = divmod(position, size)
         if window not in self._dealt:
@@ -96,31 +97,33 @@ class Stream:
     def _row(self, component: int, draw: int) -> int:
         epoch, at = divmod(draw, len(self.components[component].rows))
         if (component, epoch) not in self._orders:
-            self._orders = {k: v for k, v in self._orders.items() if k[0] != component}  # one epoch a component is kept
+            self._orders = {
+                k: v for k, v in self._orders.items() if k[0] != component
+            }  # one epoch per component is kept
             noise = self._key.fold("shuffle").uniform(epoch, len(self.components[component].rows), copy=component)
             self._orders[component, epoch] = noise.argsort(kind="stable")
         return int(self._orders[component, epoch][at])
 
     def sample(self, position: int, vocab: Vocab, readers: Mapping[str, Reader]) -> tuple[Sample, str]:
-        """The canvas at a position, its media read, and the name of its component.
+        """Returns the sample at a position, its media read, and the name of its component.
 
         Raises DataError that names component and row.
         """
-        c, i = self.locate(self._dealt_at(position) if self._bucket else position)
+        c, i = self.locate(self._bucketed(position) if self._bucket else position)
         component = self.components[c]
-        if (c, i) in self._kept:
-            return self._kept[c, i], component.name
+        if (c, i) in self._cache:
+            return self._cache[c, i], component.name
         with located(row_name(component.name, i)):
             sample = read_media(component.task.sample(component.rows[i], vocab), readers)
         size = OVERHEAD + sum(p.data.values.nbytes for p in sample if isinstance(p, Media) and isinstance(p.data, Item))
-        if size <= self._room:
-            self._room -= size
-            self._kept[c, i] = sample
+        if size <= self._cache_budget:
+            self._cache_budget -= size
+            self._cache[c, i] = sample
         return sample, component.name
 
 
 def read_media(sample: Sample, readers: Mapping[str, Reader]) -> Sample:
-    """`sample` with its media as Items; kinds that no reader reads are left for `collate` to name."""
+    """Returns `sample` with its media as Items; kinds that no reader reads are left for `collate` to refuse."""
     return [
         Media(p.kind, readers[p.kind].read(p.data))
         if isinstance(p, Media) and p.kind in readers and not isinstance(p.data, Item)
@@ -136,7 +139,7 @@ def row_name(name: str, row: int) -> str:
 
 @dataclass(frozen=True)
 class Batches:
-    """Map-style: the batch of a list of positions. What data processes run."""
+    """A map-style data set of batches, each asked for by its positions in the stream. Data processes run it."""
 
     stream: Stream
     vocab: Vocab
@@ -150,7 +153,7 @@ class Batches:
 
 
 def samples_of(step: int, micro: int, rank: int, *, batch: int, accumulate: int, world: int) -> list[int]:
-    """The samples of one forward: a step owns `accumulate * world * batch` neighbours, shared out in order."""
+    """Returns the positions of one forward. A step has `accumulate * world * batch` of them, divided in order."""
     first = ((step * accumulate + micro) * world + rank) * batch
     return list(range(first, first + batch))
 
@@ -158,7 +161,7 @@ def samples_of(step: int, micro: int, rank: int, *, batch: int, accumulate: int,
 def canvases(
     rows: Sequence[Row], task: Task, vocab: Vocab, readers: Mapping[str, Reader], *, first: int = 0, name: str = ""
 ) -> Batch:
-    """Generation canvases of rows (left padded). first: global index of the first row, the identity of its noise."""
+    """Returns the batch of canvases to generate, padded on the left. first: global index of the first row."""
     samples = []
     for i, row in enumerate(rows):
         with located(row_name(name, first + i)):

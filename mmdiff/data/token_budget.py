@@ -1,4 +1,4 @@
-"""Batches of things of many lengths, by what they cost with their padding."""
+"""Batches of items of many lengths, by what they cost with their padding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CPU, GPU = 1024, 32768
 
 
 def token_budget(device: torch.device, tokens: int | None = None) -> int:
-    """Positions of a batch, its padding among them. None: what suits the device.
+    """Returns how many positions, padding included, a batch may have: `tokens`, or what suits the device.
 
     A CPU is fastest while a batch stays in its caches (512 to 2,048 positions at widths of 64 to 640:
     `benchmarks/protein.py`); for a GPU the figure is an estimate.
@@ -21,10 +21,11 @@ def token_budget(device: torch.device, tokens: int | None = None) -> int:
 
 
 def batch_by_tokens(lengths: Sequence[float], budget: float, rows: int | None = None) -> list[list[int]]:
-    """Numbers of things that are about as long, a batch each: at most `rows` of them, and as many as `budget` holds
-    when all are padded to the longest. What is longer than the budget is a batch of its own.
+    """Returns batches of indices into `lengths`, each of items that are about as long.
 
-    The longest come first, so that what does not fit into memory shows at once; of equals the first.
+    A batch has at most `rows` items, and at most `budget` positions when all are padded to the longest; an item longer
+    than the budget is a batch of its own. The longest come first, so that what does not fit into memory fails at once;
+    items of equal length keep their order.
     """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

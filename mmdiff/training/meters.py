@@ -14,6 +14,8 @@ from mmdiff.objectives.terms import Term
 
 
 class Meters:
+    """Sums of terms, of what they log and of tokens, since the last line."""
+
     def __init__(self) -> None:
         self._clear()
 
@@ -24,6 +26,7 @@ class Meters:
         self._steps = self._tokens = 0
 
     def add(self, terms: Mapping[str, Term], count: Mapping[str, float], tokens: int) -> None:
+        """Add the terms of one forward. count: the step's global denominators. tokens: attended, of all copies."""
         for name, term in terms.items():
             value = term.coefficient * term.value.detach() / count[name]
             self._loss[name] = self._loss.get(name, torch.zeros_like(value)) + value
@@ -39,7 +42,10 @@ class Meters:
         self._steps += 1
 
     def read(self, accelerator: Accelerator, seconds: float) -> dict[str, Any]:
-        """Figures since the last line, over all processes: mean loss a step, ratios of sums, tokens a second."""
+        """Returns the figures since the last line, over all processes, and starts the next one.
+
+        They are the mean loss per step, the ratios of what terms log, the last gradient norm, and tokens per second.
+        """
         out: dict[str, Any] = {}
         total = 0.0
         for name, value in sorted(self._loss.items()):

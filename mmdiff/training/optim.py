@@ -15,7 +15,7 @@ DECAY: dict[str, Callable[[float], float]] = {  # share of the way after warm-up
 
 
 def lr_factor(step: int, stage: StageConfig) -> float:
-    """The factor on every learning rate at a step (from 0): linear warm-up, then decay to `lr_end`."""
+    """Returns the factor on every learning rate at a step, counted from 0: linear warm-up, then decay to `lr_end`."""
     warmup = round(stage.warmup * stage.steps) if stage.warmup < 1 else int(stage.warmup)
     if step < warmup:
         return (step + 1) / warmup

@@ -1,4 +1,4 @@
-"""The one training loop: windows of batches -> copies -> hidden -> wanted logits -> terms -> one global denominator.
+"""The one training loop: windows of batches -> noised copies -> hidden states -> loss of masked positions -> one sum.
 
 A step plans all its forwards first; their counts, summed over the window and all processes, are the denominators. So
 the gradient of a step does not depend on how its samples are split into forwards or processes. Every draw is a
@@ -62,9 +62,14 @@ class Stage:
         self.settings = config.train
         self.objective: Objective = build(stage.objective, where=f"{where}.objective", toy=self.toy)
         self.stream = make_stream(
-            stage, self.task, where, seed=config.train.seed, keep=config.train.sample_cache_mb << 20, toy=self.toy
+            stage,
+            self.task,
+            where,
+            seed=config.train.seed,
+            cache_bytes=config.train.sample_cache_mb << 20,
+            toy=self.toy,
         )
-        # now, not after hours: what cannot be read is said before the first step
+        # now, not after hours: rows that cannot be read are refused before the first step
         self.held_out = build(stage.eval, where=f"{where}.eval", toy=self.toy) if stage.eval and self.task else None
         on_cpu = not torch.cuda.is_available()  # one fused kernel, where torch's default is a loop over tensors
         self.optimizer = torch.optim.AdamW(
@@ -74,7 +79,7 @@ class Stage:
         self.cache = FeatureCache(self.run.folder / "features.sqlite") if stage.cache_features else None
 
     def run_steps(self) -> None:
-        """Run what is left of the stage."""
+        """Run the steps of the stage that are left, from the progress of the run on."""
         progress, stage = self.progress, self.stage
         if progress.stage != self.name:
             progress.stage, progress.stage_step = self.name, 0
@@ -149,7 +154,7 @@ class Stage:
         meters.step()
 
     def _loader(self, first: int) -> DataLoader[Batch]:
-        """Batches from the stage's step `first` on, in this process's share."""
+        """Returns a loader of this process's batches, from the stage's step `first` on."""
         stage, accelerator = self.stage, self.accelerator
         dataset = Batches(self.stream, self.model.vocab, self.model.readers, stage.padding)
 
@@ -179,7 +184,7 @@ class Stage:
             encoder.gradient_checkpointing(on and not self.model.frozen(kind))  # type: ignore[operator]
 
     def _prints(self) -> dict[str, bytes]:
-        """Fingerprints of the encoders whose features can be cached."""
+        """Returns the fingerprints of the encoders by kind, if features are cached; ConfigError if one is trained."""
         if self.cache is None:
             return {}
         for kind in self.model.encoders:
@@ -197,7 +202,7 @@ class Stage:
         own, other = figures["bound_per_token"], figures.get("bound_per_token_swapped")
         if other is not None and other < own * (1 + UNUSED) and not self.toy:
             tqdm.write(
-                f"warning: {self.name}, step {self.progress.step}: {own:.4f} nats a token with a row's own media, "
+                f"warning: {self.name}, step {self.progress.step}: {own:.4f} nats per token with a row's own media, "
                 f"{other:.4f} with another row's: they are hardly used. A connector whose slots are far from the scale "
                 "of the token embeddings learns slowly: see its `norm` and `out_norm`",
                 file=sys.stderr,
@@ -225,7 +230,7 @@ class Stage:
 
 
 def config_entries(config: Config, task: Task | None) -> dict[str, Any]:
-    """What a saved model knows besides itself: how it is asked, and what its task has found in data (`constants`)."""
+    """Returns the `task` and `sampler` entries of a saved model's config.json, with the task's constants from data."""
     node, constants = config.task, getattr(task, "constants", None)
     if constants is not None:
         node = {**({"target": node} if isinstance(node, str) else node), **constants()}
@@ -233,9 +238,12 @@ def config_entries(config: Config, task: Task | None) -> dict[str, Any]:
 
 
 def make_stream(
-    stage: StageConfig, task: Task | None, where: str, *, seed: int, keep: int = 0, toy: bool = False
+    stage: StageConfig, task: Task | None, where: str, *, seed: int, cache_bytes: int = 0, toy: bool = False
 ) -> Stream:
-    """The samples of a stage: one source of rows, or a mixture {name: {rows, task, weight}}."""
+    """Returns the stream of a stage's data: one node of rows, or a mixture {name: {rows, task, weight}}.
+
+    Raises ConfigError that names the key below `where`.
+    """
     if not isinstance(stage.data, dict):
         raise ConfigError(f"{where}.data: {stage.data!r} is not a node of rows nor a mixture")
     mixture: dict[str, Any] = {"": {"rows": stage.data}} if "target" in stage.data else stage.data
@@ -254,14 +262,14 @@ def make_stream(
         if own is None:
             raise ConfigError(f"{at}: no task, neither here nor at the top of the configuration")
         components.append(Component(name, rows, own, float(entry.get("weight", 1.0))))
-    return Stream(components, seed=seed, keep=keep, batch=stage.batch_size, bucket=stage.bucket)
+    return Stream(components, seed=seed, cache_bytes=cache_bytes, batch=stage.batch_size, bucket=stage.bucket)
 
 
 def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, rows: Source) -> dict[str, float]:
-    """The bound on the stage's held-out rows, in nats a sample and a target position: the same rows, the same figure.
+    """Returns the bound on the stage's held-out rows, in nats per sample and per target position.
 
-    `bound_per_token_swapped` is the bound with each row's media exchanged for those of its neighbour: a model that does
-    not look, or listen, has the same in both.
+    The same rows always give the same figures. `bound_per_token_swapped` is the bound with each row's media exchanged
+    for its neighbour's: a model that does not look, or listen, has the same in both.
     """
     stream = Stream([Component("eval", rows, task)], seed=0)
     nats, positions = {"own": 0.0, "swapped": 0.0}, {"own": 0, "swapped": 0}
@@ -283,7 +291,7 @@ def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, rows: Source) 
 
 
 def swapped(samples: Sequence[Sample]) -> list[Sample]:
-    """Each sample with the media of the next one; empty where that cannot be done (no media, or unequal kinds)."""
+    """Returns each sample with the media of the next one; nothing where there are no media, or of unequal kinds."""
     media = [[p for p in sample if isinstance(p, Media)] for sample in samples]
     if len(samples) < 2 or not media[0] or any([m.kind for m in own] != [m.kind for m in media[0]] for own in media):
         return []
@@ -295,7 +303,7 @@ def swapped(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def one_line_errors(loader: DataLoader[Batch]) -> Iterator[Batch]:
-    """The batches; a UserError of a data process without the traceback that comes with it as text."""
+    """Yields the batches. A UserError of a data process is raised without the traceback that it carries as text."""
     try:
         yield from loader
     except UserError as error:

@@ -25,7 +25,7 @@ from .stage import Stage, config_entries
 
 
 def train(config: Config, *, fresh: bool = False) -> dict[str, Any]:
-    """Train a configuration in `runs/<name>/`, or go on with it. Returns the run's result (metrics.json).
+    """Train a configuration in `runs/<name>/`, or go on where its run stands. Returns the run's result (metrics.json).
 
     fresh: move what the folder holds aside and begin again. Raises ConfigError when it holds another configuration.
     """
@@ -47,7 +47,10 @@ def train(config: Config, *, fresh: bool = False) -> dict[str, Any]:
 def fit(
     config: Config, run: Run, accelerator: Accelerator, *, toy: bool = False, progress_bar: bool = True
 ) -> dict[str, Any]:
-    """All stages of a configuration in an opened run. toy: at toy width on toy rows (`mmdiff check`)."""
+    """Train all stages of a configuration in an opened run. Returns the result.
+
+    toy: at toy width on toy rows (`mmdiff check`). progress_bar: False also leaves the tables of parameters out.
+    """
     settings = config.train
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -94,6 +97,7 @@ def fit(
 
 
 def make_accelerator(settings: TrainConfig) -> Accelerator:
+    """Returns an accelerator of the configured precision. Raises ConfigError for fp16 without a GPU."""
     if settings.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("train.precision: fp16 needs a GPU, expected fp32 or bf16 here")
     AcceleratorState._reset_state()  # accelerate keeps a process to its first precision; a check or run may have been

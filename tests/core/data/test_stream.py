@@ -108,7 +108,7 @@ def test_samples_that_are_kept_are_read_once_and_stay_the_same() -> None:
     for keep, asked in ((0, 16), (8 * one, 8), (3 * one, 3 + 2 * 5)):
         Counting.asked = 0
         plain = Stream([Component("", toy.Corners(8), toy.Where())], seed=0)
-        stream = Stream([Component("", Counting(8), toy.Where())], seed=0, keep=keep)
+        stream = Stream([Component("", Counting(8), toy.Where())], seed=0, cache_bytes=keep)
         for n in range(16):
             ours, theirs = stream.sample(n, vocab, readers)[0], plain.sample(n, vocab, readers)[0]
             assert torch.equal(ours[0].data.values, theirs[0].data.values) and ours[1:] == theirs[1:]
