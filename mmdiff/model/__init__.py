@@ -1,4 +1,4 @@
-"""The model: encoders, connectors and one backbone (`model.py`), and what is done to it: LoRA, prefixes, scores, saving.
+"""The model: encoders, connectors and one backbone (`model.py`), with LoRA, prefixes, scores and saving.
 
 May import: backbones, canvas, config, diffusion, protocols, samplers.
 """
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from mmdiff.lazy import lazy
 
 if TYPE_CHECKING:
-    from .model import MediaReader as MediaReader
+    from .media_reader import MediaReader as MediaReader
     from .model import MMDiff as MMDiff
     from .model import build_model as build_model
     from .model import prompt_canvas as prompt_canvas
 
-_HOMES = {"MMDiff": "model", "MediaReader": "model", "build_model": "model", "prompt_canvas": "model"}
+_HOMES = {"MMDiff": "model", "MediaReader": "media_reader", "build_model": "model", "prompt_canvas": "model"}
 __all__ = list(_HOMES)
 __getattr__, __dir__ = lazy(__name__, _HOMES)

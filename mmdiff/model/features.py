@@ -1,8 +1,10 @@
-"""A frozen encoder's features on disk: each picture goes through the tower once, whatever the number of epochs.
+"""A frozen encoder's features on disk: each item goes through the encoder once, whatever the number of epochs.
 
-One SQLite file a run (transactions survive a kill). The key of an item is the hash of its numbers and of the encoder's
-weights, so a changed tower, size or picture never meets an old feature. Disk grows with the number of different items:
-T * E * 4 bytes each in fp32.
+There is one SQLite file per run (transactions survive a kill). The key of an item is the hash of its numbers and of the
+encoder's weights, so a changed encoder, size or picture never finds an old feature. The file grows with the number of
+different items: T * E * 4 bytes per crop in fp32.
+
+Shape letters: N crops, T features per crop, E encoder width.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ MEMORY = 512 << 20  # bytes of features kept in memory as well
 
 
 class FeatureCache:
+    """The cache of one run, in a file and, up to `MEMORY` bytes, in memory. hits, misses: items since it was opened."""
+
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(file, timeout=60)
@@ -38,7 +42,10 @@ class FeatureCache:
         self.hits = self.misses = 0
 
     def fill(self, model: MMDiff, batch: Batch, prints: dict[str, bytes]) -> Batch:
-        """`batch` (on the CPU) with the features of every kind in `prints` (see `fingerprint`) put in."""
+        """Returns `batch` (on the CPU) with `features_NTE` set for every kind in `prints`, computed where they are new.
+
+        prints: kind -> `fingerprint` of its encoder.
+        """
         media = dict(batch.media)
         for kind, of_encoder in prints.items():
             if kind in media:
@@ -93,7 +100,7 @@ class FeatureCache:
 
 
 def items(group: MediaBatch) -> list[Tensor]:
-    """The numbers of each item, without what fills them up to the longest of the batch."""
+    """Returns the numbers of each item, without the padding to the longest of the batch."""
     values = list(group.values_N.split(group.crops))
     if group.length_N is None:
         return values
@@ -102,7 +109,7 @@ def items(group: MediaBatch) -> list[Tensor]:
 
 
 def subset(group: MediaBatch, chosen: Sequence[int]) -> MediaBatch:
-    """Some of the items, in the order of `chosen`."""
+    """Returns the items at the indices `chosen`, in that order."""
     of_item = torch.arange(sum(group.crops)).split(group.crops)
     crop_N = torch.cat([of_item[i] for i in chosen])
     return MediaBatch(
@@ -115,7 +122,7 @@ def subset(group: MediaBatch, chosen: Sequence[int]) -> MediaBatch:
 
 
 def fingerprint(encoder: nn.Module) -> bytes:
-    """Hash of an encoder's arguments and weights."""
+    """Returns the SHA-256 of an encoder's arguments and weights."""
     digest = hashlib.sha256(json.dumps(getattr(encoder, "node", {}), sort_keys=True, default=str).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())

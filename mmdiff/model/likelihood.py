@@ -1,6 +1,6 @@
-"""Estimators of log p. One here: the bound that evaluation reports.
+"""Estimates of log p: the bound that evaluation reports.
 
-Shape letters: B samples, L canvas, P wanted positions.
+Shape letters: B samples, L canvas length, P masked positions, G copies of a sample.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Bound:
 
 @torch.no_grad()
 def bound(model: MMDiff, batch: Batch, *, levels: int = 16, seed: int = 0) -> Bound:
-    """-log p(targets | rest) is at most sum over k = 1..n of (1/k) * E[cross-entropy of k masked positions]
-    (the any-order form of LLaDA's eq. 3; RADD, arXiv 2406.03736).
+    """Returns an upper bound of -log p(targets | rest), in nats per sample.
 
-    One copy for each k while n <= levels, else `levels` values of k, each drawn from its own part of 1..n and weighed
-    for that part. Positions and k depend on (seed, sample) only: the same rows give the same figure, always.
-    batch: on the CPU.
+    It is the sum over k = 1..n of (1/k) * E[cross-entropy of k masked positions], the any-order form of LLaDA's eq. 3
+    (RADD, arXiv 2406.03736). There is one copy for each k while n <= levels, else `levels` values of k, each drawn from
+    its own part of 1..n and weighted for that part. Positions and k depend on (seed, sample) only: the same rows always
+    give the same figure. batch: on the CPU.
     """
     key = NoiseKey(seed, stream="bound")
     target_BL = (batch.target_BL & (batch.ids_BL != model.vocab.mask_id)).numpy()  # an empty position is not scored
@@ -60,7 +60,7 @@ def bound(model: MMDiff, batch: Batch, *, levels: int = 16, seed: int = 0) -> Bo
 
 
 def grid(n: int, part_G: Array) -> list[tuple[int, float]]:
-    """(k, weight) pairs whose weighted sum of `f(k) = sum of cross-entropy at k masked positions` stands for sum f(k)/k.
+    """Returns pairs (k, weight): the sum of weight * f(k), f the cross-entropy of k masked, estimates sum f(k)/k.
 
     With fewer levels than positions, 1..n is cut into as many stretches, and `part_G` (in [0, 1)) says where in its
     stretch a k lies: its weight is (length of the stretch) / k, so that the mean over uniform `part_G` is exact. A
@@ -76,7 +76,7 @@ def grid(n: int, part_G: Array) -> list[tuple[int, float]]:
 
 
 def score_masked(model: MMDiff, batch: Batch, features: dict[str, Tensor], masked_BL: Tensor) -> tuple[Scores, Tensor]:
-    """Scores of the masked positions given everything else, and the row of each."""
+    """Returns the scores of the masked positions given everything else, and the row of each (P,)."""
     ids_BL = batch.ids_BL.masked_fill(masked_BL, model.vocab.mask_id)
     rows_B = torch.arange(len(batch), device=ids_BL.device)
     h_BLD = model.hidden(ids_BL, batch, features, rows_B)

@@ -1,13 +1,12 @@
 """MMDiff: encoders -> connectors -> one bidirectional backbone, over a canvas of ids.
 
-Shape letters: B samples, L canvas, R rows (noised copies of samples), D backbone width, V vocabulary, N media crops, T features
-a crop, E encoder width, M slots of one kind in the batch, P wanted positions.
+Shape letters: B samples, L canvas length, R rows (copies of samples), D backbone width, V vocabulary, N crops of media,
+T features per crop, E encoder width, M slots of one kind in the batch, P masked or predicted positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +17,6 @@ from mmdiff.backbones import Backbone
 from mmdiff.backbones.backbone import check_bidirectional
 from mmdiff.backbones.load import backbone_from_folder
 from mmdiff.canvas.batch import Batch, MediaBatch, real_NT, to_device
-from mmdiff.canvas.sample import Item
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config import build
 from mmdiff.config.settings import GenerationConfig, ModelConfig
@@ -30,6 +28,7 @@ from mmdiff.samplers.options import generation_config as checked
 from mmdiff.samplers.result import Generation
 
 from .evaluating import evaluating
+from .media_reader import MediaReader
 from .params import add_adapters
 from .prefix import Prefix, hidden_copies
 from .saving import PARTS, check_targets, load_weights, read_config, save_model
@@ -38,30 +37,14 @@ from .scorer import Scores, score
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class MediaReader:
-    """An encoder and its connector, as data workers see them."""
-
-    encoder: Any
-    connector: Any
-
-    def read(self, data: object) -> Item:
-        item: Item = self.encoder.read(data)
-        return item
-
-    def slots(self, item: Item) -> int:
-        if not item.tokens:
-            return int(self.connector.slots(self.encoder.tokens, item))
-        crops = [Item(value[None], item.layout) for value in item.values]
-        return sum(int(self.connector.slots(n, crop)) for n, crop in zip(item.tokens, crops, strict=True))
-
-
 class MMDiff(nn.Module):
-    """backbone: `mmdiff.backbones.Backbone`. encoders, connectors, heads: by kind of media (`image`, `audio`, ...).
+    """A multimodal diffusion language model.
 
-    logit_chunk: wanted positions whose logits exist at one time while training.
-    prefix_causal: positions that are not written attend to each other only; False: every position attends every other. What
-        is not written is then run once for all copies of a sample and all steps of a generation (`mmdiff.model.prefix`).
+    encoders, connectors, heads: by kind of media (`image`, `audio`, ...).
+    logit_chunk: masked positions whose logits exist at one time while training.
+    prefix_causal: the context, all positions that are not targets, attends to itself only, and is run once for all
+        copies of a sample and all steps of a generation (`mmdiff.model.prefix`); False: all positions attend to all.
+    Raises ConfigError for encoders and connectors of different kinds.
     """
 
     def __init__(
@@ -89,18 +72,21 @@ class MMDiff(nn.Module):
 
     @property
     def vocab(self) -> Vocab:
+        """The backbone's id space."""
         return self.backbone.vocab
 
     @property
     def readers(self) -> dict[str, MediaReader]:
+        """What `collate` needs to lay media out, by kind."""
         return {kind: MediaReader(encoder, self.connectors[kind]) for kind, encoder in self.encoders.items()}
 
     @property
     def device(self) -> torch.device:
+        """The device of the backbone's weights."""
         return next(self.backbone.parameters()).device
 
     def train(self, mode: bool = True) -> MMDiff:
-        """Frozen encoders stay in evaluation mode: their dropout must not move features that are cached."""
+        """As `nn.Module.train`, but frozen encoders stay in evaluation mode, for their features may be cached."""
         super().train(mode)
         for kind in self.encoders:
             if self.frozen(kind):
@@ -108,17 +94,21 @@ class MMDiff(nn.Module):
         return self
 
     def frozen(self, kind: str) -> bool:
+        """Whether no parameter of that kind's encoder is trained."""
         return not any(p.requires_grad for p in self.encoders[kind].parameters())
 
     def forward(self, function: Callable[..., T], *args: Any) -> T:
-        """`function(self, *args)`: whatever an objective computes lies inside one call of the module, so that what
-        wraps a module's call (data parallelism, mixed precision) covers it."""
+        """Returns `function(self, *args)`.
+
+        All that an objective computes lies inside one call of the module, so that what wraps such a call (data
+        parallelism, mixed precision) covers it.
+        """
         return function(self, *args)
 
     def features(self, kind: str, media: MediaBatch) -> Tensor:
-        """(N, T, E) of all crops of one kind; cached features are taken as they are.
+        """Returns features (N, T, E) of all crops of one kind; cached features are taken as they are.
 
-        Of crops of unequal length, T is that of the longest, and features behind the end of a crop are zero.
+        Where crops are of unequal length, T is that of the longest, and features behind the end of a crop are zero.
         """
         if media.features_NTE is not None:
             return media.features_NTE
@@ -132,7 +122,7 @@ class MMDiff(nn.Module):
         return features_NTE.masked_fill(~real_NT(media.tokens, features_NTE)[..., None], 0.0)
 
     def encode(self, media: Mapping[str, MediaBatch]) -> dict[str, Tensor]:
-        """{kind: (M, D)}; once a sample, whatever the number of its copies or of denoising steps."""
+        """Returns {kind: slots (M, D)}, computed once per sample, whatever the number of copies or denoising steps."""
         return {kind: self.connectors[kind](self.features(kind, group), group) for kind, group in media.items()}
 
     def hidden(
@@ -143,9 +133,10 @@ class MMDiff(nn.Module):
         row_R: Tensor,
         media_R: Tensor | None = None,
     ) -> Tensor:
-        """(R, L, D): ids are embedded, features written into their slots, then the backbone without its head.
+        """Returns last hidden states (R, L, D): ids are embedded, features put into their slots, the backbone is run.
 
-        row_R: the row of `batch` that a row of ids belongs to. media_R: False where a row shall not see its media.
+        row_R: the row of `batch` that a row of ids is a copy of. media_R: bool, False where a row must not see its
+            media.
         """
         attend_RL = batch.attend_BL[row_R] if batch.padded else None
         slots = {kind: slot_BL[row_R] for kind, slot_BL in batch.slots.items()}
@@ -162,7 +153,7 @@ class MMDiff(nn.Module):
     def embedded(
         self, ids_RL: Tensor, features: Mapping[str, Tensor], slots: Mapping[str, Tensor], attend_RL: Tensor | None
     ) -> Tensor:
-        """(R, L, D). slots: kind -> int64 (R, L), which of its features stands at a position; -1: none, the id does."""
+        """Returns embeddings (R, L, D). slots: kind -> int64 (R, L), which feature stands there; -1: the id."""
         x_RLD = self.backbone.embed(ids_RL, attend_RL)
         for kind, features_MD in features.items():
             slot_RL = slots[kind]
@@ -171,19 +162,19 @@ class MMDiff(nn.Module):
         return x_RLD
 
     def hidden_copies(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int) -> Tensor:
-        """`hidden` of copies * B rows, copy after copy, whose context is that of `batch`."""
+        """Returns `hidden` of copies * B rows, copy after copy, whose context is that of `batch`."""
         if self.prefix_causal and copies > 1 and self.backbone.caches and not batch.packed:
             return hidden_copies(self, ids_RL, batch, features, copies)
         return self.hidden(ids_RL, batch, features, torch.arange(len(batch), device=ids_RL.device).repeat(copies))
 
     def gather(self, h_RLD: Tensor, row_P: Tensor, position_P: Tensor) -> Tensor:
-        """(P, D): the hidden state that predicts each wanted position (one to the left in models with shifted logits)."""
+        """Returns (P, D), the states that predict the positions (one to the left in models with shifted logits)."""
         return h_RLD[row_P, (position_P - self.backbone.facts.shift).clamp(min=0)]
 
     def score(
         self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, *, restrict: bool = True
     ) -> Scores:
-        """Cross-entropy of the ids of `batch` at the masked positions, in row-major order.
+        """Returns the cross-entropy of the ids of `batch` at the masked positions, in row-major order.
 
         h_RLD: hidden states of R rows. masked_RL: bool. row_R: the row of `batch` that each of them is a copy of; None:
             rows are those of the batch. restrict: the softmax runs over the ids a position may hold only; where these
@@ -193,11 +184,13 @@ class MMDiff(nn.Module):
         return score(self.backbone.head, h_PD, batch, masked_RL, row_R, chunk=self.logit_chunk, restrict=restrict)
 
     def denoiser(self, batch: Batch, *, prefix_cache: bool = False, restrict: bool = False) -> Denoise:
-        """Bind what does not change between steps (`batch` on this model's device, its media encoded once).
+        """Returns a Denoise with all bound that does not change between steps.
 
+        batch: on this model's device; its media are encoded once.
         prefix_cache: keep the keys and values of the context from the first step on; exact, and always done, where
-            the attention is `prefix_causal`. Guidance, which hides the context, goes without.
-        restrict: logits of ids that no target position may hold (`Batch.allowed_ids_N`) are not computed, they are -inf.
+            the attention is `prefix_causal`. Guidance, which hides the context, does without.
+        restrict: logits of ids that no target position may hold (`Batch.allowed_ids_N`) are not computed but -inf.
+        Raises ConfigError for a prefix cache of packed rows.
         """
         with torch.inference_mode():
             features = self.encode(batch.media)
@@ -231,10 +224,11 @@ class MMDiff(nn.Module):
         streamer: Any = None,
         **named: Any,
     ) -> Generation:
-        """Write the open positions of a canvas.
+        """Fill the masked positions of a canvas. Returns it with its step map, see `mmdiff.samplers.result`.
 
-        batch_or_ids: a Batch, or prompt ids (B, P), to which `max_new_tokens` open positions are appended; pad on the left
-            and say so in `attention_mask` (B, P).
+        batch_or_ids: a Batch, or prompt ids (B, P), to which `max_new_tokens` masked positions are appended; prompts
+            are padded on the left, with `attention_mask` (B, P) False there.
+        streamer: see `mmdiff.samplers.streamers`.
         named: single fields of GenerationConfig, over `generation_config`; unknown names raise ConfigError.
         """
         config = checked(generation_config, **named)
@@ -256,7 +250,7 @@ class MMDiff(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: str | None = None) -> MMDiff:
-        """The model of a saved folder. dtype: of the backbone ("float32", "bfloat16"); default: as it was saved.
+        """Returns the model of a saved folder. dtype: of the backbone ("float32", "bfloat16"); None: as it was saved.
 
         Raises ConfigError for missing, unexpected or misshapen weights, by name.
         """
@@ -279,7 +273,7 @@ class MMDiff(nn.Module):
 
 
 def prompt_canvas(ids_BP: Tensor, attention_mask: Tensor | None, new: int, vocab: Vocab) -> Batch:
-    """Prompt ids (B, P) followed by `new` open positions."""
+    """Returns a canvas of prompt ids (B, P) followed by `new` masked positions. Raises ConfigError for wrong shapes."""
     if ids_BP.ndim != 2:
         raise ConfigError(f"generate: prompt ids have shape {tuple(ids_BP.shape)}, expected (batch, length)")
     b, p = ids_BP.shape
@@ -303,7 +297,7 @@ def prompt_canvas(ids_BP: Tensor, attention_mask: Tensor | None, new: int, vocab
 
 
 def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 4096) -> MMDiff:
-    """The model a configuration describes. toy: the same parts at toy width, without outside weights.
+    """Returns the model that a configuration describes. toy: the same parts at toy width, without outside weights.
 
     Raises ConfigError for parts that do not fit each other.
     """

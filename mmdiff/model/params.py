@@ -1,4 +1,4 @@
-"""Which parameters a stage trains, at which rate, with which adapters: a list of rules, the first match wins.
+"""Which parameters a stage trains, at which learning rate, with which adapters: a list of rules; the first match wins.
 
     - {match: encoders, train: false}
     - {match: connectors, lr: 1e-3}
@@ -47,7 +47,7 @@ class Rule:
 
 
 def read_rules(nodes: Sequence[Any], where: str = "params") -> list[Rule]:
-    """Rules from a configuration. Raises ConfigError for unknown keys and wrong types."""
+    """Returns the rules of a configuration. Raises ConfigError for unknown keys and wrong types."""
     rules = []
     for i, node in enumerate(nodes):
         at = f"{where}[{i}]"
@@ -80,8 +80,8 @@ def _checked(node: Any, kind: type, at: str) -> dict[str, Any]:
 
 
 @dataclass
-class Line:
-    """One line of the table that is printed: a rule and what it does."""
+class RuleEffect:
+    """What a rule does to a model, a line of the table that is printed: so many tensors, `count` trained parameters."""
 
     match: str
     tensors: int
@@ -93,10 +93,11 @@ class Line:
 
 def apply_rules(
     model: Model, rules: Sequence[Rule], *, lr: float, weight_decay: float
-) -> tuple[list[dict[str, Any]], list[Line]]:
-    """Set `requires_grad`, put adapters in place, and return AdamW's groups with the table.
+) -> tuple[list[dict[str, Any]], list[RuleEffect]]:
+    """Set `requires_grad` and put adapters in place. Returns AdamW's groups, each with a `base_lr`, and what rules do.
 
-    Each group has a `base_lr`. Vectors and scalars (biases, norms, position tables of one axis) take no weight decay.
+    Vectors and scalars (biases, norms, position tables of one axis) take no weight decay. Raises ConfigError for a
+    parameter that no rule matches, a rule that matches none, and rules that leave nothing to train.
     """
     rules = list(rules) or [Rule("*")]
     for rule in rules:
@@ -104,7 +105,7 @@ def apply_rules(
             config = {"part": rule.match, **{f.name: getattr(rule.lora, f.name) for f in fields(Lora)}}
             if config not in model.adapters:
                 add_adapters(model, config)
-    lines = [Line(r.match, 0, 0, r.lr if r.lr is not None else lr, 0.0, "frozen") for r in rules]
+    lines = [RuleEffect(r.match, 0, 0, r.lr if r.lr is not None else lr, 0.0, "frozen") for r in rules]
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         plain = re.sub(r"\.base_layer\.|\.lora_[AB]\.default\.", ".", name)
@@ -136,7 +137,10 @@ def apply_rules(
 
 
 def add_adapters(model: Model, config: dict[str, Any]) -> None:
-    """Put LoRA adapters into the linear layers of a part of the model, in place."""
+    """Put LoRA adapters into linear layers of a part of the model, in place, and add `config` to `model.adapters`.
+
+    config: `part` and the fields of `Lora`. Raises ConfigError where the part has adapters or no such layer.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     part, modules = config["part"], re.compile(rf"(.*\.)?({config['modules']})")
@@ -160,8 +164,8 @@ def add_adapters(model: Model, config: dict[str, Any]) -> None:
     model.adapters.append(dict(config))
 
 
-def table(lines: Sequence[Line]) -> str:
-    """The rules as people read them, before training starts."""
+def rules_table(lines: Sequence[RuleEffect]) -> str:
+    """Returns the rules as a table of text, which is printed before training starts."""
     rows = [("parameters", "tensors", "trained", "lr", "decay", "")]
     rows += [
         (x.match, str(x.tensors), f"{x.count:,}", f"{x.lr:g}" if x.count else "-", f"{x.weight_decay:g}", x.what)

@@ -1,11 +1,12 @@
-"""The context of a canvas as a prefix: its keys and values are computed once, for all that is written behind it.
+"""The context of a canvas as a prefix: its keys and values are computed once, for all that is predicted behind it.
 
-Under `prefix_causal` attention the positions that are not written attend to each other only. What they compute is then
-the same at every denoising step and for every noisy copy of a sample: one forward a generation, one a sample and step
-of training, and nothing is approximated (as in dVLA and UD-VLA). With full attention, keeping the keys and values of
-the first step is the prefix cache of Fast-dLLM (arXiv 2505.22618), an approximation that is asked for.
+Under `prefix_causal` attention the context, all positions that are not targets, attends to itself only. Its states are
+then the same at every denoising step and for every noised copy of a sample: one forward per generation, and one per
+sample and step of training, without approximation (as in dVLA and UD-VLA). With full attention, keeping the keys and
+values of the first step is the prefix cache of Fast-dLLM (arXiv 2505.22618), an approximation that must be asked for.
 
-Shape letters: B samples, L canvas, R rows (copies of samples), n copies, C positions of context, T target positions, D width.
+Shape letters: B samples, L canvas length, R rows (copies of samples), n copies, C context positions, T target
+positions, N positions of either kind, D backbone width.
 """
 
 from __future__ import annotations
@@ -26,57 +27,61 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Positions:
-    """Some positions of each row, moved together to the left. at_BN: where they stand; L, the length, for filling."""
+    """Some positions of each row, moved together to the left and padded to the longest row.
+
+    at_BN: int64, where on the canvas they stand; L, the canvas length, for padding. real_BN: bool, False on padding.
+    """
 
     at_BN: Tensor
-    there_BN: Tensor  # bool
+    real_BN: Tensor
 
     @classmethod
     def of(cls, mask_BL: Tensor) -> Positions:
         count_B = mask_BL.sum(1)
         at_BN = (~mask_BL).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(count_B.max())]
-        there_BN = torch.arange(at_BN.shape[1], device=at_BN.device) < count_B[:, None]
-        return cls(at_BN.masked_fill(~there_BN, mask_BL.shape[1]), there_BN)
+        real_BN = torch.arange(at_BN.shape[1], device=at_BN.device) < count_B[:, None]
+        return cls(at_BN.masked_fill(~real_BN, mask_BL.shape[1]), real_BN)
 
     def rows(self, row_R: Tensor) -> Positions:
-        return Positions(self.at_BN[row_R], self.there_BN[row_R])
+        return Positions(self.at_BN[row_R], self.real_BN[row_R])
 
-    def of_BL(self, values_BL: Tensor) -> Tensor:
-        """(B, N): the values at these positions; what fills a row up has those of the last place of the canvas."""
+    def take(self, values_BL: Tensor) -> Tensor:
+        """Returns the values (B, N) at these positions; padding takes those of the last position of the canvas."""
         return values_BL.gather(1, self.at_BN.clamp(max=values_BL.shape[1] - 1))
 
 
 def scatter_to_canvas(at_BN: Tensor, h_BND: Tensor, length: int) -> Tensor:
-    """(B, length, D): hidden states at their positions, zeros elsewhere."""
+    """Returns (B, length, D): hidden states at their positions of the canvas, zeros elsewhere."""
     b, _, width = h_BND.shape
-    longer_BLD = h_BND.new_zeros(b, length + 1, width)  # the last position takes what fills rows up
+    longer_BLD = h_BND.new_zeros(b, length + 1, width)  # the position added at the end takes padding
     return longer_BLD.scatter(1, at_BN[..., None].expand(-1, -1, width), h_BND)[:, :length]
 
 
 def split(batch: Batch) -> tuple[Positions, Positions]:
-    """Context and target positions."""
+    """Returns the context positions and the target positions, padding of the canvas in neither."""
     return Positions.of(batch.attend_BL & ~batch.target_BL), Positions.of(batch.attend_BL & batch.target_BL)
 
 
 def hidden_copies(model: Model, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int) -> Tensor:
-    """(R, L, D) of R = copies * B rows (copy after copy, as `Denoise` makes them), the context of each sample run once.
+    """Returns hidden states (R, L, D) of R = copies * B rows, copy after copy; each sample's context is run once.
 
-    One row a sample, `context, copy 1, copy 2, ...`, in which a copy attends to the context and to itself.
+    The backbone sees one row per sample, `context, copy 1, copy 2, ...`, in which a copy attends to the context and to
+    itself.
     """
     context, target = split(batch)
     b, length = batch.ids_BL.shape
-    x_BCD = model.embedded(context.of_BL(batch.ids_BL), features, _slots(context, batch), None)
-    ids_BnT = [target.of_BL(ids_BL) for ids_BL in ids_RL.view(copies, b, length)]
+    x_BCD = model.embedded(context.take(batch.ids_BL), features, _slots(context, batch), None)
+    ids_BnT = [target.take(ids_BL) for ids_BL in ids_RL.view(copies, b, length)]
     x_BnTD = model.embedded(torch.cat(ids_BnT, 1), {}, {}, None)
     size = target.at_BN.shape[1]
     copy_N = torch.arange(1, copies + 1, device=ids_RL.device).repeat_interleave(size)
     copy_N = torch.cat([copy_N.new_zeros(context.at_BN.shape[1]), copy_N])
     position_ids_BN = torch.cat(
-        [context.of_BL(batch.position_ids_BL), target.of_BL(batch.position_ids_BL).repeat(1, copies)], 1
+        [context.take(batch.position_ids_BL), target.take(batch.position_ids_BL).repeat(1, copies)], 1
     )
-    there_BN = torch.cat([context.there_BN, target.there_BN.repeat(1, copies)], 1)
+    real_BN = torch.cat([context.real_BN, target.real_BN.repeat(1, copies)], 1)
     x_BND = torch.cat([x_BCD, x_BnTD], 1)
-    h_BND = model.backbone.hidden(x_BND, there_BN, position_ids_BN, copy_RL=copy_N.expand(b, -1))
+    h_BND = model.backbone.hidden(x_BND, real_BN, position_ids_BN, copy_RL=copy_N.expand(b, -1))
     h_BCD, *h_nBTD = h_BND.split([context.at_BN.shape[1], *[size] * copies], 1)
     h_RND = torch.cat([torch.cat([h_BCD, h_BTD], 1) for h_BTD in h_nBTD])
     return scatter_to_canvas(torch.cat([context.at_BN, target.at_BN], 1).repeat(copies, 1), h_RND, length)
@@ -84,7 +89,10 @@ def hidden_copies(model: Model, ids_RL: Tensor, batch: Batch, features: Mapping[
 
 @dataclass(frozen=True)
 class Prefix:
-    """The context of a batch, run; `hidden` then runs the target positions alone."""
+    """The context of a batch after its forward; `hidden` then runs the target positions alone.
+
+    memory: keys and values of the context. h_BCD: its hidden states.
+    """
 
     model: Model
     batch: Batch
@@ -95,15 +103,15 @@ class Prefix:
 
     @classmethod
     def of(cls, model: Model, batch: Batch, features: Mapping[str, Tensor]) -> Prefix:
-        """The context alone under `prefix_causal`, else the whole canvas as it is before anything is written."""
+        """Runs the context alone under `prefix_causal`, else the whole canvas as it is before the first commit."""
         context, target = split(batch)
         rows_B = torch.arange(len(batch), device=batch.ids_BL.device)
         memory = model.backbone.memory()
         if model.prefix_causal:
-            x_BCD = model.embedded(context.of_BL(batch.ids_BL), features, _slots(context, batch), None)
-            attend_BC = context.there_BN.clone()
+            x_BCD = model.embedded(context.take(batch.ids_BL), features, _slots(context, batch), None)
+            attend_BC = context.real_BN.clone()
             attend_BC[:, 0] = True  # a row without context: what it computes is not read, but must be numbers
-            h_BCD = model.backbone.hidden(x_BCD, attend_BC, context.of_BL(batch.position_ids_BL), memory=memory)
+            h_BCD = model.backbone.hidden(x_BCD, attend_BC, context.take(batch.position_ids_BL), memory=memory)
             return cls(model, batch, context, target, memory.chosen(rows_B), h_BCD)
         attend_BL = batch.attend_BL if batch.padded else None
         x_BLD = model.embedded(batch.ids_BL, features, batch.slots, attend_BL)
@@ -113,14 +121,14 @@ class Prefix:
         return cls(model, batch, context, target, memory.chosen(rows_B, at_BC), h_BCD)
 
     def hidden(self, ids_RL: Tensor, row_R: Tensor) -> Tensor:
-        """(R, L, D); ids_RL may differ from the batch's in target positions only."""
+        """Returns hidden states (R, L, D). ids_RL may differ from the batch's at target positions only."""
         context, target = self.context.rows(row_R), self.target.rows(row_R)
-        x_RTD = self.model.embedded(target.of_BL(ids_RL), {}, {}, None)
-        there_RN = torch.cat([context.there_BN, target.there_BN], 1)
+        x_RTD = self.model.embedded(target.take(ids_RL), {}, {}, None)
+        real_RN = torch.cat([context.real_BN, target.real_BN], 1)
         h_RTD = self.model.backbone.hidden(
             x_RTD,
-            None if there_RN.all() else there_RN,
-            target.of_BL(self.batch.position_ids_BL[row_R]),
+            None if real_RN.all() else real_RN,
+            target.take(self.batch.position_ids_BL[row_R]),
             memory=self.memory.chosen(row_R),
         )
         at_RN = torch.cat([context.at_BN, target.at_BN], 1)
@@ -128,6 +136,4 @@ class Prefix:
 
 
 def _slots(positions: Positions, batch: Batch) -> dict[str, Tensor]:
-    return {
-        kind: positions.of_BL(slot_BL).masked_fill(~positions.there_BN, -1) for kind, slot_BL in batch.slots.items()
-    }
+    return {kind: positions.take(slot_BL).masked_fill(~positions.real_BN, -1) for kind, slot_BL in batch.slots.items()}

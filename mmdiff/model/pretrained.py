@@ -13,7 +13,7 @@ from mmdiff.errors import ConfigError, nearest
 
 
 def tensor_files(weights: str, single: Sequence[str] = ()) -> list[Path]:
-    """The safetensors files of a file or folder.
+    """Returns the safetensors files of a file or folder.
 
     single: file names of this library's own layout, looked for before `model.safetensors` and its index.
     Raises ConfigError for what is missing, and for pickled weights.
@@ -30,7 +30,7 @@ def tensor_files(weights: str, single: Sequence[str] = ()) -> list[Path]:
 
 
 def tensor_names(files: Iterable[Path]) -> list[str]:
-    """Names of all tensors. Raises ConfigError for a damaged file."""
+    """Returns the names of all tensors. Raises ConfigError for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
     names: list[str] = []
@@ -44,7 +44,7 @@ def tensor_names(files: Iterable[Path]) -> list[str]:
 
 
 def read_tensors(files: Iterable[Path], prefix: str = "") -> dict[str, Tensor]:
-    """The tensors whose name starts with `prefix`, under the rest of it."""
+    """Returns the tensors whose name starts with `prefix`, by the rest of the name."""
     from safetensors import safe_open
 
     found: dict[str, Tensor] = {}

@@ -1,8 +1,8 @@
 """A model as a folder: enough to load, generate and go on training, without any path it came from.
 
-    config.json            every part's target and arguments, LoRA adapters, task and sampler (what `load` needs)
-                           (a target is called only when it is a class made to be part of a model: a folder from
-                           elsewhere cannot name `os.system`)
+    config.json            every part's target and arguments, LoRA adapters, task and sampler (what `load` needs);
+                           a target is called only if it is a saveable class: a folder from elsewhere cannot name
+                           `os.system`
     backbone/              the architecture and the tokenizer, as transformers writes them
     model.safetensors      all weights, or several files and model.safetensors.index.json
 
@@ -30,7 +30,7 @@ from mmdiff.protocols import Model
 FORMAT = 1
 INDEX = "model.safetensors.index.json"
 PARTS = ("encoders", "connectors", "heads")
-MADE = ("dtype", "attention", "rope_in_fp32", "reserve")  # what config.json says of the backbone
+BACKBONE_FIELDS = ("dtype", "attention", "rope_in_fp32", "reserve")  # of the backbone, in config.json
 
 
 def save_model(
@@ -50,10 +50,10 @@ def save_model(
 def write_model(
     model: Model, folder: Path, *, extra: Mapping[str, Any] | None = None, frozen: Path | None = None
 ) -> None:
-    """The files of a model, straight into `folder`."""
+    """Write the files of a model straight into `folder`. Arguments and errors are those of `save_model`."""
     (folder / "backbone").mkdir(parents=True, exist_ok=True)
     nodes = {name: {kind: part.node for kind, part in getattr(model, name).items()} for name in PARTS}
-    made = {key: value for key, value in model.backbone.node.items() if key in MADE}
+    made = {key: value for key, value in model.backbone.node.items() if key in BACKBONE_FIELDS}
     config = {
         "mmdiff_format": FORMAT,
         "backbone": made,
@@ -82,7 +82,7 @@ def write_model(
 
 
 def weights(model: Model) -> dict[str, Tensor]:
-    """Every tensor once, by name: tied weights are written under their first name only."""
+    """Returns every tensor by name, on the CPU; tied weights once, under their first name."""
     seen: dict[int, str] = {}
     out: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -94,6 +94,7 @@ def weights(model: Model) -> dict[str, Tensor]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
+    """Returns the checked config.json of a saved model. Raises ConfigError that names the file and the field."""
     file = folder / "config.json"
     if not file.is_file():
         raise ConfigError(f"{folder}: no saved model here (config.json is missing)")
@@ -108,8 +109,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not isinstance(config.get(name), kind):
             raise ConfigError(f"{file}: {name} is {config.get(name)!r}, expected a {kind.__name__}")
     for name in config["backbone"]:
-        if name not in MADE:
-            raise ConfigError(f"{file}: backbone.{name}: no such field{nearest(name, MADE)}")
+        if name not in BACKBONE_FIELDS:
+            raise ConfigError(f"{file}: backbone.{name}: no such field{nearest(name, BACKBONE_FIELDS)}")
     return config
 
 
@@ -129,7 +130,10 @@ def check_targets(node: Any, where: str, allowed: Callable[[Any], bool] = is_sav
 
 
 def load_weights(model: Model, folder: Path) -> None:
-    """Copy every tensor of the folder into `model`, in place; tensor by tensor, so the peak is one tensor."""
+    """Copy every tensor of the folder into `model`, in place, one tensor at a time.
+
+    Raises ConfigError for files that cannot be read, and for missing, unexpected and misshapen tensors.
+    """
     names = weight_files(folder)
     state = model.state_dict()
     missing = set(state)
@@ -150,13 +154,14 @@ def load_weights(model: Model, folder: Path) -> None:
                         missing.discard(key)
             except (SafetensorError, FileNotFoundError) as error:
                 raise ConfigError(f"{folder / name}: not a readable safetensors file ({error})") from None
-    written = {state[key].data_ptr() for key in state if key not in missing}
-    missing = {key for key in missing if state[key].data_ptr() not in written}  # tied weights are written once
+    copied = {state[key].data_ptr() for key in state if key not in missing}
+    missing = {key for key in missing if state[key].data_ptr() not in copied}  # tied weights are saved once
     if missing or unexpected:
         raise ConfigError(f"{folder}: weights do not fit: missing {_some(missing)}, unexpected {_some(unexpected)}")
 
 
 def weight_files(folder: Path) -> list[str]:
+    """Returns the names of the weight files of a saved model, from its index if it has one."""
     index = folder / INDEX
     if not index.is_file():
         return ["model.safetensors"]

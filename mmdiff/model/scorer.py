@@ -1,9 +1,10 @@
-"""Cross-entropy of wanted positions, in chunks: the logits of at most `chunk` positions exist at one time.
+"""Cross-entropy of masked positions, in chunks: the logits of at most `chunk` positions exist at one time.
 
 Logits of a chunk are computed again in the backward pass, so memory is O(chunk * V) instead of O(P * V). Plain
 autograd, so it holds under data parallelism and with weighted losses (fused kernels do not).
 
-Shape letters: P wanted positions, D width, V vocabulary, K allow-sets, N ids of one of them.
+Shape letters: B samples, R rows, L canvas length, P masked positions, D backbone width, V vocabulary, K allow-sets,
+N ids of one of them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from mmdiff.canvas.batch import Batch
 
 
 class Scores(NamedTuple):
+    """Scores of P masked positions, in row-major order."""
+
     nll_P: Tensor  # fp32, nats
     correct_P: Tensor  # bool, whether the likeliest id is the right one
 
@@ -34,7 +37,7 @@ def score(
     chunk: int,
     restrict: bool = True,
 ) -> Scores:
-    """Cross-entropy of the ids of `batch` at the masked positions, P of them in row-major order.
+    """Returns the cross-entropy of the ids of `batch` at the P masked positions, in row-major order.
 
     h_PD: the hidden state that predicts each of them. row_R: the row of `batch` that each row of `masked_RL` is a copy
     of; None: its rows are those of the batch. restrict: the softmax runs over the ids that a position may hold.
@@ -59,9 +62,10 @@ def cross_entropy(
     allow_KV: Tensor | None = None,
     allowed_ids_N: Tensor | None = None,
 ) -> Scores:
-    """-log p of `label_P`, with the softmax over the ids that `allow_KV[allow_P]` permits (None: over all).
+    """Returns -log p of `label_P`, with the softmax over the ids that `allow_KV[allow_P]` allows (None: over all).
 
-    allowed_ids_N: where all positions may hold the same ids, these, ascending: no other row of the head is multiplied.
+    head: hidden states (P, D), or those and ids (N,), to logits. allowed_ids_N: where all positions may hold the same
+    ids, these, ascending: no other row of the head is multiplied.
     """
     if allowed_ids_N is not None:
         label_P = torch.searchsorted(allowed_ids_N, label_P)

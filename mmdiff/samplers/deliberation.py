@@ -74,7 +74,7 @@ class MaskRandom:
 
 @dataclass(frozen=True)
 class MaskLeastConfident:
-    """Masks the floor(ratio * n) of a row's n draft positions whose tokens the model, not seeing them, finds least likely.
+    """Masks the floor(ratio * n) of a row's n draft positions whose tokens the model, without them, finds least likely.
 
     probe: how it is asked. "mask": with all draft positions masked, in one forward. "eos": with end-of-sequence in all
         of them (as published; the model then believes that nothing was said). "leave_one_out": with each position

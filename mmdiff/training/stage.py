@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,25 +20,20 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mmdiff.canvas.batch import Batch, to_device
-from mmdiff.canvas.sample import Media, Sample
 from mmdiff.config import build
 from mmdiff.config.settings import Config, StageConfig
-from mmdiff.data.collate import collate
 from mmdiff.data.stream import Batches, Component, Stream, samples_of
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, UserError, nearest
 from mmdiff.model import MMDiff
-from mmdiff.model.evaluating import evaluating
 from mmdiff.model.features import FeatureCache, fingerprint
-from mmdiff.model.likelihood import bound
-from mmdiff.protocols import Objective, Source, Task
+from mmdiff.protocols import Objective, Task
 from mmdiff.runs.checkpoint import Progress, save_checkpoint, save_frozen
 from mmdiff.runs.folder import Run
 
+from .held_out import UNUSED, evaluate_bound
 from .meters import Meters
 from .optim import lr_factor
-
-UNUSED = 0.01  # media whose exchange costs less than this share of the bound are reported as hardly used
 
 
 @dataclass
@@ -263,43 +258,6 @@ def make_stream(
             raise ConfigError(f"{at}: no task, neither here nor at the top of the configuration")
         components.append(Component(name, rows, own, float(entry.get("weight", 1.0))))
     return Stream(components, seed=seed, cache_bytes=cache_bytes, batch=stage.batch_size, bucket=stage.bucket)
-
-
-def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, rows: Source) -> dict[str, float]:
-    """Returns the bound on the stage's held-out rows, in nats per sample and per target position.
-
-    The same rows always give the same figures. `bound_per_token_swapped` is the bound with each row's media exchanged
-    for its neighbour's: a model that does not look, or listen, has the same in both.
-    """
-    stream = Stream([Component("eval", rows, task)], seed=0)
-    nats, positions = {"own": 0.0, "swapped": 0.0}, {"own": 0, "swapped": 0}
-    with evaluating(model):
-        for first in range(0, len(rows), stage.batch_size):
-            index = range(first, min(first + stage.batch_size, len(rows)))
-            own = [stream.sample(n, model.vocab, model.readers)[0] for n in index]
-            for name, samples in (("own", own), ("swapped", swapped(own))):
-                if samples:
-                    batch = collate(samples, model.vocab, model.readers, index=index, padding=stage.padding)
-                    estimate = bound(model, batch)
-                    nats[name] += float(estimate.nll_B.sum())
-                    # unequal where media of another length move the padding
-                    positions[name] += int(estimate.positions_B.sum())
-    figures = {"bound_per_sample": nats["own"] / len(rows), "bound_per_token": nats["own"] / max(positions["own"], 1)}
-    if nats["swapped"]:
-        figures["bound_per_token_swapped"] = nats["swapped"] / max(positions["swapped"], 1)
-    return figures
-
-
-def swapped(samples: Sequence[Sample]) -> list[Sample]:
-    """Returns each sample with the media of the next one; nothing where there are no media, or of unequal kinds."""
-    media = [[p for p in sample if isinstance(p, Media)] for sample in samples]
-    if len(samples) < 2 or not media[0] or any([m.kind for m in own] != [m.kind for m in media[0]] for own in media):
-        return []
-    others = [iter(own) for own in (*media[1:], media[0])]
-    return [
-        [next(other) if isinstance(p, Media) else p for p in sample]
-        for sample, other in zip(samples, others, strict=True)
-    ]
 
 
 def one_line_errors(loader: DataLoader[Batch]) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from mmdiff.config.settings import Config, TrainConfig
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError
 from mmdiff.model import build_model
-from mmdiff.model.params import add_adapters, apply_rules, read_rules, table
+from mmdiff.model.params import add_adapters, apply_rules, read_rules, rules_table
 from mmdiff.model.saving import load_weights, read_config, save_model
 from mmdiff.protocols import Task
 from mmdiff.runs.checkpoint import Progress, checkpoints_in, load_moments, prune, read_progress
@@ -73,7 +73,7 @@ def fit(
         torch.manual_seed(NoiseKey(settings.seed, stream=f"adapters/{name}").integer(1 << 62))
         groups, lines = apply_rules(model, rules, lr=stage.lr, weight_decay=stage.weight_decay)
         if accelerator.is_main_process and progress_bar:
-            tqdm.write(f"stage {name}: {stage.steps} steps\n{table(lines)}", file=sys.stderr)
+            tqdm.write(f"stage {name}: {stage.steps} steps\n{rules_table(lines)}", file=sys.stderr)
         loop = Stage(name, stage, config, model, task, groups, run, accelerator, progress, toy, progress_bar)
         if last and progress.stage == name:
             load_moments(loop.optimizer, last / "optimizer.safetensors")

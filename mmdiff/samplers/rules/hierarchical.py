@@ -23,9 +23,9 @@ class Hierarchical:
     A group is `size` target positions of a row that follow each other, wherever they lie. The confidence of a group is
     the sum over its positions: of proposed tokens now, of committed tokens when they were committed, of given ones 1.
     The group committed to last goes on until it is complete, and a complete one leaves the ranking. After iteration k
-    of a group ceil(size * k / iterations) of its positions hold tokens, given ones among them; a canvas of K empty groups
-    takes K * iterations steps, and one that is partly given no more. `sampler.steps` commits nothing then, but it tells
-    a temperature, and a rule that revises, how long a block is: give it K * iterations.
+    of a group ceil(size * k / iterations) of its positions hold tokens, given ones among them; a canvas of K empty
+    groups takes K * iterations steps, and one that is partly given no more. `sampler.steps` commits nothing then, but
+    it tells a temperature, and a rule that revises, how long a block is: give it K * iterations.
 
     Groups are ranked by confidence, positions within one by the score (`sampler.remasking`). Whole groups in order of
     time are `sampler.block_length: size`, without this rule.

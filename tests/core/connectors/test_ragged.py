@@ -25,7 +25,7 @@ from mmdiff.model import MMDiff
 from mmdiff.model.features import FeatureCache, fingerprint
 from mmdiff.model.likelihood import bound
 from mmdiff.objectives.ctc import CTC, collapse, emissions
-from mmdiff.training.stage import UNUSED, evaluate_bound, swapped
+from mmdiff.training.held_out import UNUSED, evaluate_bound, swapped
 
 
 class Ears(nn.Module):

@@ -123,7 +123,7 @@ class Lengths(toy.Corners):
 
 
 def rows_of(stream: Stream, first: int, n: int) -> list[int]:
-    return [stream.locate(stream._dealt_at(first + i))[1] for i in range(n)]
+    return [stream.locate(stream._bucketed(first + i))[1] for i in range(n)]
 
 
 def test_buckets_deal_out_the_same_rows_in_batches_of_one_length() -> None:
@@ -143,9 +143,9 @@ def test_buckets_deal_out_the_same_rows_in_batches_of_one_length() -> None:
 def test_a_place_in_a_bucket_does_not_depend_on_what_was_asked_before() -> None:
     part = [Component("a", Lengths(40), toy.Where(), 2.0), Component("b", Lengths(24), toy.Where(), 1.0)]
     whole = Stream(part, seed=3, batch=4, bucket=5)
-    expected = [whole._dealt_at(n) for n in range(60)]
+    expected = [whole._bucketed(n) for n in range(60)]
     for n in (59, 3, 41, 20, 19):
-        assert Stream(part, seed=3, batch=4, bucket=5)._dealt_at(n) == expected[n] == whole._dealt_at(n)
+        assert Stream(part, seed=3, batch=4, bucket=5)._bucketed(n) == expected[n] == whole._bucketed(n)
     vocab, readers = toy.backbone().vocab, {"image": MediaReader(toy.Patches(), toy.Project(width_in=16, width_out=32))}
     c, i = whole.locate(expected[7])
     sample, name = whole.sample(7, vocab, readers)

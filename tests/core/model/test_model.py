@@ -63,7 +63,7 @@ def embedded(m: MMDiff, batch: Batch, media_R: Tensor | None = None) -> Tensor:
     return seen[0]
 
 
-# Features in their slots ----------------------------------------------------------------------------------------------
+# Features in their slots ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -148,7 +148,7 @@ def test_text_alone_with_an_encoder_present() -> None:
     assert torch.equal(with_encoder.generate(batch, **options).ids_BL, without.generate(batch, **options).ids_BL)
 
 
-# Frozen towers --------------------------------------------------------------------------------------------------------
+# Frozen towers -------------------------------------------------------------------------------------------------------
 
 
 def test_a_frozen_encoder_stays_in_evaluation_mode() -> None:
@@ -175,7 +175,7 @@ def test_a_trained_encoder_is_in_training_mode_and_generation_leaves_it_so() -> 
     assert m.training and m.encoders["image"].training
 
 
-# Positions and their hidden states ---------------------------------------------------------------------------------------
+# Positions and their hidden states -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -216,7 +216,7 @@ def test_media_are_encoded_once_a_generation() -> None:
     assert out.calls == 4 and len(calls) == 1
 
 
-# Generation from ids --------------------------------------------------------------------------------------------------
+# Generation from ids -------------------------------------------------------------------------------------------------
 
 
 def test_left_padded_ids_write_what_single_rows_write() -> None:
@@ -270,7 +270,7 @@ def test_a_batch_brings_its_own_mask() -> None:
         m.generate(lay(m, [[Target(length=1)]]), torch.ones(1, 1))
 
 
-# Building -------------------------------------------------------------------------------------------------------------
+# Building ------------------------------------------------------------------------------------------------------------
 
 
 def test_build_model_and_its_errors() -> None:

@@ -9,7 +9,7 @@ import toy
 
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
-from mmdiff.model.params import apply_rules, read_rules, table
+from mmdiff.model.params import apply_rules, read_rules, rules_table
 
 
 def model() -> MMDiff:
@@ -35,7 +35,7 @@ def test_the_first_match_wins_and_groups_carry_rate_and_decay() -> None:
     assert set(found) == {n for n, p in m.named_parameters() if p.requires_grad}
     assert sum(line.count for line in lines) == sum(p.numel() for p in m.parameters() if p.requires_grad)
     assert sum(line.tensors for line in lines) == len(list(m.parameters()))
-    text = table(lines).splitlines()
+    text = rules_table(lines).splitlines()
     assert text[2].split() == ["encoders", "1", "0", "-", "0", "frozen"] and len(text) == 5
 
 

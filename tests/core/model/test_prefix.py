@@ -50,8 +50,8 @@ def hidden(m: MMDiff, batch: Batch, ids_RL: Tensor, copies: int = 1) -> Tensor:
 def test_places_are_moved_to_the_left() -> None:
     mask_BL = torch.tensor([[False, True, False, True], [False, False, True, False]])
     positions = Positions.of(mask_BL)
-    assert positions.at_BN.tolist() == [[1, 3], [2, 4]] and positions.there_BN.tolist() == [[True, True], [True, False]]
-    assert positions.of_BL(torch.arange(8).view(2, 4))[:, 0].tolist() == [1, 6]
+    assert positions.at_BN.tolist() == [[1, 3], [2, 4]] and positions.real_BN.tolist() == [[True, True], [True, False]]
+    assert positions.take(torch.arange(8).view(2, 4))[:, 0].tolist() == [1, 6]
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ def row_losses(objective: Denoise, m: Any, plan: NoisedBatch) -> Array:
     return (nll_R * plan.weight_R).double().numpy()
 
 
-# The bound ------------------------------------------------------------------------------------------------------------
+# The bound -----------------------------------------------------------------------------------------------------------
 
 
 class Enumerated:
@@ -141,7 +141,7 @@ def test_order_of_the_spreads() -> None:
     assert 1.3 * steps[True] < steps[False]
 
 
-# Reductions -----------------------------------------------------------------------------------------------------------
+# Reductions ----------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -204,7 +204,7 @@ def test_a_batch_without_targets_has_a_loss_of_zero() -> None:
     assert float(value.detach()) == 0 and plan.counts == {"denoise": 0.0}
 
 
-# What is masked -------------------------------------------------------------------------------------------------------
+# What is masked ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", [BERNOULLI, ExactCount()])
@@ -265,7 +265,7 @@ def test_nothing_cut_leaves_no_padding_mask() -> None:
     assert not plan.batch.padded
 
 
-# NoisedBatch ----------------------------------------------------------------------------------------------------------------
+# Copies --------------------------------------------------------------------------------------------------------------
 
 
 def test_views_share_one_encoding_and_average_to_the_single_views() -> None:
@@ -290,7 +290,7 @@ def test_views_share_one_encoding_and_average_to_the_single_views() -> None:
     assert torch.equal(plan.predict_RL[:2], first.predict_RL)
 
 
-# Scores ---------------------------------------------------------------------------------------------------------------
+# Scores --------------------------------------------------------------------------------------------------------------
 
 
 def test_restricted_softmax() -> None:
@@ -335,7 +335,7 @@ def test_longer_mates_change_neither_loss_nor_gradient(side: Any) -> None:
     assert sum(float(g.abs().sum()) > 0 for g in whole_gradient) == len(whole_gradient)
 
 
-# What is logged -------------------------------------------------------------------------------------------------------
+# What is logged ------------------------------------------------------------------------------------------------------
 
 
 def test_bins_of_the_mask_rate() -> None:
@@ -368,7 +368,7 @@ def test_impossible_options_are_refused_in_one_line() -> None:
         Denoise(copies=0)
 
 
-# Readout --------------------------------------------------------------------------------------------------------------
+# Readout -------------------------------------------------------------------------------------------------------------
 
 
 def reader_model(words_a_feature: int = 1) -> MMDiff:

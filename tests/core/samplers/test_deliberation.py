@@ -36,7 +36,7 @@ def canvas(drafts: Sequence[str], index: Sequence[int] | None = None) -> Batch:
 
 
 class Oracle:
-    """Knows what was said: the true token of each target position is likely, by a chance of its own; logs every canvas."""
+    """Knows the truth: the true token of each target position is likely, by a chance of its own; keeps every canvas."""
 
     def __init__(self, batch: Batch, truths: Sequence[str], sure: Sequence[Sequence[float]] | None = None) -> None:
         self.truth_BL = batch.ids_BL.clone()

@@ -26,7 +26,7 @@ ALLOW = ((0, CODES),)
 
 
 class Script:
-    """A Denoise whose surest token at target position n of a row has, at the row's step s, the probability sure[s][n]."""
+    """A Denoise whose surest token at target position n of a row has, at its step s, the probability sure[s][n]."""
 
     def __init__(self, batch: Batch, *rows: list[list[float]]) -> None:
         self.rank_BL = batch.target_BL.cumsum(1) - 1
@@ -83,7 +83,7 @@ def run(batch: Batch, rule: Hierarchical, *rows: list[list[float]], **named: Any
     return sample(Script(batch, *rows), batch, VOCAB, generation_config(select=rule, **named))
 
 
-# The published step table ---------------------------------------------------------------------------------------------
+# The published step table --------------------------------------------------------------------------------------------
 
 SURE = [  # three actions of four tokens, six steps: two iterations an action, two tokens at each
     [0.50, 0.60, 0.70, 0.80, 0.90, 0.40, 0.85, 0.60, 0.95, 0.95, 0.20, 0.20],  # sums 2.60 2.75 2.30: tokens 0, 2 of 1
@@ -134,7 +134,7 @@ def test_one_group_is_low_confidence_with_even_shares(length: int, iterations: i
     assert out.calls == iterations
 
 
-# Given positions, spans, blocks ------------------------------------------------------------------------------------------
+# Given positions, spans, blocks --------------------------------------------------------------------------------------
 
 
 def test_given_actions_stay_and_leave_the_ranking() -> None:
@@ -182,7 +182,7 @@ def test_a_group_written_in_part_goes_on_after_another_was_opened_again() -> Non
     assert steps(out, 4) == [[3, 3, 4, 4], [5, 1, 2, 2]]
 
 
-# Against a plain reading ----------------------------------------------------------------------------------------------
+# Against a plain reading ---------------------------------------------------------------------------------------------
 
 
 def plainly(sure: list[list[float]], row: list[int | None], size: int, iterations: int) -> list[int]:
@@ -241,7 +241,7 @@ def _parts(row: list[int | None]) -> list[Any]:
     return [Target([MASK if i is None else i for i in row], allow=ALLOW)]
 
 
-# Refusals -------------------------------------------------------------------------------------------------------------
+# Refusals ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_a_token_that_later_ones_contradict_is_written_again() -> None:
     plain, _ = write(first_is_mended, 4, steps=4)
     assert plain.targets() == [[1, 4, 5, 6]] and plain.step_BL.tolist() == [[1, 2, 3, 4]]
     out, model = write(first_is_mended, 4, steps=4, revise=Remask(0.3))
-    # 0; 1; the canvas now has position 1, position 0 is doubted as position 2 is written; two positions are left for one step
+    # 0; 1; now position 1 is on the canvas, 0 is doubted as 2 is committed; two positions are left for one step
     assert model.asked == [[0, 1, 2, 3]] * 4
     assert out.targets() == [[2, 4, 5, 6]] and out.step_BL.tolist() == [[4, 2, 3, 4]] and out.calls == 4
     assert out.confidence_BL[0].tolist() == pytest.approx([0.95, 0.8, 0.7, 0.6], abs=1e-6)
@@ -196,7 +196,9 @@ def test_a_row_is_the_same_alone_and_in_a_batch() -> None:
 
         config = generation_config(
             steps=6, schedule="cosine", temperature=1.0, temperature_end=0.0, early_stop=False, seed=2,
-            revise={"target": "mmdiff.samplers.rules.maskgit.Remask", "threshold": 0.2, "threshold_end": 0.6, "drop": 0.3},
+            revise={
+                "target": "mmdiff.samplers.rules.maskgit.Remask", "threshold": 0.2, "threshold_end": 0.6, "drop": 0.3,
+            },
         )  # fmt: skip
         return sample(denoise, batch, VOCAB, config)
 
