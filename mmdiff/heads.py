@@ -9,7 +9,10 @@ from mmdiff.config.saveable import saveable
 
 @saveable
 class WordHead(nn.Module):
-    """(..., E) -> (..., words * V), linear. width_in and vocab_size come from the model at build time."""
+    """A linear readout of features (..., E) as logits (..., words * V).
+
+    words: how many tokens each feature stands for. width_in (E) and vocab_size (V) come from the model at build time.
+    """
 
     def __init__(self, *, width_in: int, vocab_size: int, words: int = 1) -> None:
         super().__init__()

@@ -1,7 +1,4 @@
-"""`report.html` of a run: figures, loss curves, and examples with the step at which each token was written.
-
-One file that needs nothing else: pictures and plots are inside it.
-"""
+"""`report.html` of a run: figures, loss curves, and examples with the step at which each token was committed."""
 
 from __future__ import annotations
 
@@ -44,6 +41,7 @@ def write_report(
 
 
 def example(row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows of a row and its record."""
     canvas = record["canvas"]
     return {
         "picture": picture(row.get("image")),
@@ -57,12 +55,15 @@ def example(row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]
 
 
 def is_right(scores: Mapping[str, float]) -> bool:
-    """By `exact_match` where a task has it, for of error rates less is better; else all scores are full."""
+    """Whether `exact_match` is 1 or, in a task without it, every score is: of error rates less would be better."""
     return all(value >= 1 for name, value in scores.items() if name == "exact_match" or "exact_match" not in scores)
 
 
 def picture(image: Any, *, side: int = 96) -> str | None:
-    """A data URI of what a row has as its picture: a path, a PIL image or an (H, W, 3) uint8 array; else None."""
+    """The picture of a row as a data URI; None where it is no path, PIL image or (H, W, 3) uint8 array.
+
+    side: the longer side in pixels. Of several pictures the first is taken.
+    """
     if image is None:
         return None
     from PIL import Image
@@ -83,7 +84,10 @@ def picture(image: Any, *, side: int = 96) -> str | None:
 
 
 def curves(metrics: Path) -> str | None:
-    """Loss by step, a colour a stage, beside cross-entropy by mask rate at the end of each stage, as a PNG data URI."""
+    """Plot the loss by step, and cross-entropy by mask rate at the end of each stage, one colour per stage.
+
+    metrics: the metrics.jsonl of a run. Returns the data URI of a PNG; None where no loss was logged.
+    """
     if not metrics.is_file():
         return None
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -101,7 +105,7 @@ def curves(metrics: Path) -> str | None:
             bins = [(b + 0.5) / len(by_rate) for b, value in enumerate(by_rate) if value is not None]
             right.plot(bins, [value for value in by_rate if value is not None], "o-", markersize=3, **style)
     left.set(xlabel="step", ylabel="loss", yscale="log")
-    right.set(xlabel="mask rate", ylabel="nats a masked token", title="last logged steps of a stage")
+    right.set(xlabel="mask rate", ylabel="nats per masked token", title="last logged steps of a stage")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend() if axes.get_legend_handles_labels()[0] else None

@@ -3,8 +3,8 @@
 The model is loaded once; the task, the sampler and the rows of a cell are built from its settings. What stands in
 `runs/<name>/sweeps/<sweep>/`:
 
-cells.jsonl   what was evaluated, a line a cell and set, with all the settings that its figures depend on
-table.csv     the grid last asked for: a line a cell and set, a column an axis and figure
+cells.jsonl   what was evaluated, one line per cell and set, with all the settings that its figures depend on
+table.csv     the grid last asked for: one line per cell and set, one column per axis and figure
 sweep.png     one figure over the grid
 sweep.html    table and plot in one file
 """
@@ -39,13 +39,15 @@ NO_SCORES = ("n", "forwards", "rows_per_second")  # figures of every set; `by_ki
 
 Axes = Mapping[str, Sequence[Any]]
 Cell = dict[str, Any]
-"""Value of each axis, as it was given."""
+"""The value of each axis, as it was given."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One cell on one set. settings: all that its figures depend on, as JSON has it: model, set, rows, limit,
-    batch_size, task, sampler."""
+    """One cell on one set.
+
+    settings: all that its figures depend on, as JSON has it: model, set, rows, limit, batch_size, task, sampler.
+    """
 
     cell: Cell
     settings: dict[str, Any]
@@ -101,7 +103,7 @@ def sweep(
 
 
 def read_axes(words: Sequence[str]) -> dict[str, list[Any]]:
-    """`key=[a,b]`, in YAML, as the command line has axes. Raises ConfigError."""
+    """Read the axes of the command line, `key=[a,b]` in YAML. Raises ConfigError."""
     axes: dict[str, list[Any]] = {}
     for word in words:
         key, values = parsed(word)
@@ -154,13 +156,13 @@ def _name(name: str | None, axes: Axes) -> str:
 
 
 def _grid(axes: Axes) -> Iterator[Cell]:
-    """The last axis changes fastest."""
+    """Yield every cell; the last axis changes fastest."""
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
 
 
 def _points(folder: Path, cell: Cell, overrides: Sequence[str]) -> list[Point]:
-    """A cell on each set, its settings checked. Nothing is built: `load` looks first at what a saved model names."""
+    """A cell on each set, its settings checked. Nothing is built: only `load` may call what a saved model names."""
     values = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in cell.items()]
     # `sampler.draft=...` before `sampler.draft.ratio=...`, which changes a field of it
     words = sorted([*overrides, *values], key=lambda word: word.partition("=")[0].count("."))
@@ -179,7 +181,7 @@ def _points(folder: Path, cell: Cell, overrides: Sequence[str]) -> list[Point]:
 
 
 def _prepare(session: Session, points: Sequence[Point]) -> list[tuple[Point, Session, Source]]:
-    """All that the points need, built before the first is evaluated; what several share is built once."""
+    """Build all that the points need before the first is evaluated; what several share is built once."""
     made: dict[str, Any] = {}
 
     def once(node: Any, where: str) -> Any:

@@ -1,6 +1,8 @@
-"""What a sweep shows: table.csv, sweep.png, and sweep.html that holds both.
+"""The results of a sweep: table.csv, sweep.png, and sweep.html that holds both.
 
-A cell is a mapping from axis (a dotted key) to value; a line is {"cell", "set", "figures"}.
+A cell is a mapping from axis (a dotted key) to value; a line is {"cell", "set", "figures"}:
+
+    {"cell": {"sampler.steps": 4}, "set": "overall", "figures": {"n": 500, "exact_match": 0.83, "forwards": 4.0}}
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ COLUMNS = 3  # panels beside each other
 
 
 def names(keys: Iterable[str]) -> dict[str, str]:
-    """Key -> its last word (`sampler.draft.target`: `draft`), or the whole key where two would be called the same."""
+    """The short name of each key: its last word (`sampler.draft.target`: `draft`), the key where two are alike."""
     keys = list(keys)
     last = [key.removesuffix(".target").rpartition(".")[2] for key in keys]
     return {key: word if last.count(word) == 1 else key for key, word in zip(keys, last, strict=True)}
 
 
 def shown(value: Any) -> str:
-    """A value in few letters: a dotted path or node by its last name, `Random(ratio=0.3)`."""
+    """A value in few letters; of a dotted path or node its last name, `Random(ratio=0.3)`."""
     if isinstance(value, Mapping) and "target" in value:
         given = ", ".join(f"{name}={shown(inner)}" for name, inner in value.items() if name != "target")
         return shown(value["target"]) + (f"({given})" if given else "")
@@ -53,7 +55,7 @@ def _among(value: Any, values: Sequence[Any]) -> str:
 
 
 def write_table(file: Path, axes: Axes, lines: Lines) -> None:
-    """A line a cell and set; text as it is, all other values of axes as JSON. A figure that a set lacks is empty."""
+    """Write one line per cell and set. Values of axes that are not text stand as JSON; a missing figure is empty."""
     figures = list(dict.fromkeys(name for line in lines for name in line["figures"]))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -65,8 +67,8 @@ def write_table(file: Path, axes: Axes, lines: Lines) -> None:
 
 
 def write_plot(file: Path, axes: Axes, lines: Lines, metric: str) -> None:
-    """`metric` over the first axis whose values are numbers (or the first), a curve for each combination of the other
-    axes' values, a panel a set. `<metric>_low` and `<metric>_high`, where there are both, are drawn as an interval.
+    """Plot `metric` over the first axis whose values are numbers (or the first), one panel per set and one curve per
+    combination of the other axes' values. Where there are both, `<metric>_low` and `<metric>_high` are an interval.
     """
     across = next((key for key, values in axes.items() if all(map(_number, values))), next(iter(axes)))
     curves: dict[str, list[Mapping[str, Any]]] = {}
@@ -116,7 +118,7 @@ def _draw(panel: Any, lines: Lines, across: str, values: Sequence[Any], metric: 
 
 
 def _ticks(panel: Any, values: Sequence[Any]) -> None:
-    """One at each value; a logarithmic axis for 1, 2, 4, 8, 16."""
+    """Set a tick at each value; the axis is logarithmic for values such as 1, 2, 4, 8, 16."""
     if not all(map(_number, values)):
         panel.set_xticks(range(len(values)), [_among(value, values) for value in values])
         return
@@ -127,7 +129,7 @@ def _ticks(panel: Any, values: Sequence[Any]) -> None:
 
 
 def write_page(folder: Path, axes: Axes, lines: Lines, *, title: str, overrides: Sequence[str] = ()) -> Path:
-    """`sweep.html` with `sweep.png` of the same folder inside it; figures by kind are left to table.csv."""
+    """Write `sweep.html` with `sweep.png` of the same folder inside it; figures by kind are left to table.csv."""
     figures = [name for name in dict.fromkeys(n for line in lines for n in line["figures"]) if "." not in name]
     return render(
         folder / "sweep.html",
