@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class Backbone(nn.Module):
-    """Token ids or embeddings in, hidden states or logits out. `load_backbone` and `new_backbone` make one.
+    """A module from token ids or embeddings to hidden states or logits. `load_backbone` and `new_backbone` make one.
 
     model: a transformers class as it is, with `config.is_causal=False`; adapters may be injected into it.
     family: the `model_type` its folder is saved under.
-    node: what builds it again from a saved folder, see `mmdiff.config.saveable`.
+    node: the node that makes it again from a saved folder, see `mmdiff.config.saveable`.
     """
 
     def __init__(self, model: Any, facts: Facts, vocab: Vocab, family: str, node: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ class Backbone(nn.Module):
         model.register_forward_pre_hook(_no_labels, with_kwargs=True)
 
     def embed(self, ids_RL: Tensor, attend_RL: Tensor | None = None) -> Tensor:
-        """(R, L, D). attend_RL: as in `hidden`; ESM's token dropout counts the masks among the attended positions."""
+        """Returns embeddings (R, L, D). attend_RL: as in `hidden`; ESM's token dropout counts its masks."""
         return find_family(self.family).embed(self.model, ids_RL, attend_RL)
 
     def hidden(
@@ -59,17 +59,18 @@ class Backbone(nn.Module):
         copy_RL: Tensor | None = None,
         memory: Memory | None = None,
     ) -> Tensor:
-        """Last hidden states (R, L, D), normed; the head is not run.
+        """Returns the last hidden states (R, L, D), after the final norm; the head is not run.
 
-        attend_RL: bool, False on padding. None: every position is attended and no mask exists, so the fast kernels serve.
+        attend_RL: bool, False on padding. None: every position is attended and no mask is made, so fast kernels are
+            used.
         position_ids_RL: int64; None: 0, 1, ... (rotary positions are relative, so padding on the left needs none).
         segment_RL: int64, the document of each position; a position then attends its own document only. Positions that
             start again do not keep bidirectional documents apart.
         copy_RL: int64; a position attends the positions of copy 0 and those of its own copy.
-        memory: takes in the keys and values of these positions where it is new (`self.memory()`); else these positions attend
-            to what it holds as well, and `attend_RL` (R, C + L) covers both.
-        Raises ConfigError for segments or copies under a flash attention, which takes no mask of pairs, and for a memory
-        with a family of encoders.
+        memory: a new one (`self.memory()`) takes in the keys and values of these positions; to what a filled one holds
+            these positions attend as well, and `attend_RL` (R, C + L) covers both.
+        Raises ConfigError for segments or copies under a flash attention, which takes no mask of pairs, and for a
+        memory with a family of encoders.
         """
         family = find_family(self.family)
         if memory is not None and not family.CACHES:
@@ -83,7 +84,7 @@ class Backbone(nn.Module):
     def layers(
         self, x_RLD: Tensor, attend_RL: Tensor | None = None, position_ids_RL: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Hidden states (R, L, D) of all layers: first the embeddings, last what `hidden` returns."""
+        """Returns the hidden states (R, L, D) of all layers: first the embeddings, last what `hidden` returns."""
         out = find_family(self.family).run(self.model, x_RLD, attend_RL, attend_RL, position_ids_RL, True)
         return (*out.hidden_states[:-1], out.last_hidden_state)
 
@@ -93,24 +94,24 @@ class Backbone(nn.Module):
         return find_family(self.family).CACHES
 
     def memory(self) -> Memory:
-        """An empty one."""
+        """Returns an empty memory."""
         from .memory import Memory
 
         return Memory(self.model.config.num_hidden_layers)
 
     def head(self, h: Tensor, ids_K: Tensor | None = None) -> Tensor:
-        """Logits (..., V) of hidden states (..., D), in the dtype of the weights.
+        """Returns logits (..., V) of hidden states (..., D), in the dtype of the weights.
 
-        ids_K: only those of these ids, (..., K): the rows of the head are sliced, and the others not multiplied.
+        ids_K: only the logits (..., K) of these ids; the other rows of the head are not multiplied.
         """
         return find_family(self.family).head(self.model, h, ids_K)
 
     def forward(self, ids_RL: Tensor, attend_RL: Tensor | None = None, position_ids_RL: Tensor | None = None) -> Tensor:
-        """Logits (R, L, V) of every position, as the head writes them; `facts.shift` is left to the caller."""
+        """Returns logits (R, L, V) of every position; a caller applies `facts.shift`."""
         return self.head(self.hidden(self.embed(ids_RL, attend_RL), attend_RL, position_ids_RL))
 
     def gradient_checkpointing(self, on: bool) -> None:
-        """Recompute each layer in the backward pass (in training mode) instead of keeping its activations."""
+        """Recompute each layer in the backward pass (in training mode), or keep its activations."""
         renamed = hasattr(self.model, "activation_checkpointing_enable")  # later in transformers 5; the old name warns
         name = "activation_checkpointing" if renamed else "gradient_checkpointing"
         arguments = ({"use_reentrant": False},) if on else ()
@@ -148,7 +149,7 @@ class Backbone(nn.Module):
     def _mask_of_pairs(
         self, x_RLD: Tensor, attend_RL: Tensor | None, segment_RL: Tensor | None, copy_RL: Tensor | None
     ) -> Any:
-        """Pairs of positions that may see each other, in the form the attention in use takes."""
+        """Returns the pairs of positions that may see each other, in the form that the attention in use takes."""
         from transformers.masking_utils import create_bidirectional_mask
 
         attention = self.model.config._attn_implementation
@@ -171,9 +172,9 @@ class Backbone(nn.Module):
 
 @torch.no_grad()
 def check_bidirectional(backbone: Backbone) -> None:
-    """Changing the last token must move the first hidden state, in whole rows and in rows padded on either side.
+    """Raise ConfigError unless the last token changes the first hidden state, in whole rows and in padded ones.
 
-    Both forwards have the same shape, so a causal model gives the same bits. Raises ConfigError where that happens.
+    Both forwards have the same shape, so a causal model gives the same bits.
     """
     device, training = backbone.model.device, backbone.training
     backbone.eval()  # dropout would move everything
@@ -191,7 +192,7 @@ def check_bidirectional(backbone: Backbone) -> None:
         )
         if (before_RD == after_RD).all(-1).any():
             raise ConfigError(
-                f"backbone: the first place of {name} does not see the last one: the attention is causal, "
+                f"backbone: the first position of {name} does not see the last one: the attention is causal, "
                 f"which transformers below 5.2 cannot switch off (this is {version('transformers')})"
             )
     backbone.train(training)

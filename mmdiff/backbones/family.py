@@ -1,4 +1,4 @@
-"""What a family of published models has to say about itself. One file a family provides it, as `llada.py` does."""
+"""What is known of a family of published models. Each family has one file that provides it, as `llada.py` does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAMILIES = {"llada": "llada", "llava_llada": "llada", "esm": "esm", "esm_diff": 
 
 @dataclass(frozen=True)
 class Facts:
-    """What diffusion has to know of a backbone and no weight tells.
+    """What diffusion has to know of a backbone and its weights do not tell.
 
     end_ids: ids that end an answer, EOS among them.
     shift: the logits of position p come from hidden state p - shift.
@@ -53,13 +53,14 @@ class Family(Protocol):
     """Whether rows can be put behind the embedding table and the head."""
 
     def settle(self, raw: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
-        """`raw` with what the names of the tensors in its folder decide."""
+        """Returns `raw` with the fields that the names of the tensors in its folder decide."""
         ...
 
     def config(self, raw: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
-        """Translate `raw`, with `is_causal=False`. Raises ConfigError for what the class cannot express.
+        """Returns the transformers configuration of `raw`, with `is_causal=False`.
 
-        options: what a family offers besides, by name; over what `raw` says.
+        options: what a family offers besides, by name; they override `raw`. Raises ConfigError for what the
+        transformers class cannot express.
         """
         ...
 
@@ -77,17 +78,17 @@ class Family(Protocol):
         init_std: float,
         options: Mapping[str, Any] | None = None,
     ) -> Any:
-        """The family's architecture at any size."""
+        """Returns the transformers configuration of the family's architecture at any size."""
         ...
 
     def facts(self, raw: Mapping[str, Any], config: Any, tokenizer: Any) -> Facts: ...
 
     def published_config(self, config: Any, facts: Facts) -> dict[str, Any]:
-        """The inverse of `config`: a config.json as the family publishes it."""
+        """Returns a config.json as the family publishes it, the inverse of `config`."""
         ...
 
     def published_names(self, config: Any) -> dict[str, str]:
-        """Published name of every tensor -> its name in the transformers class."""
+        """Returns {published name of every tensor: its name in the transformers class}."""
         ...
 
     def is_elsewhere(self, name: str) -> bool:
@@ -95,19 +96,19 @@ class Family(Protocol):
         ...
 
     def toy_options(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`options` of a new model that make it a toy twin of the model of `raw`."""
+        """Returns `options` of a new model that make it a toy twin of the model of `raw`."""
         ...
 
     def toy_tokenizer(self) -> Any:
-        """A small tokenizer that encodes any text and has the family's special tokens."""
+        """Returns a small tokenizer that encodes any text and has the family's special tokens."""
         ...
 
     def folder_tokenizer(self, folder: Path) -> Any:
-        """The tokenizer of a folder, None where transformers shall find it."""
+        """Returns the tokenizer of a folder; None where transformers finds it."""
         ...
 
     def finished(self, model: Any) -> Any:
-        """The model as it was made, without what diffusion does not use."""
+        """Returns the model as it was made, without what diffusion does not use."""
         ...
 
     def embed(self, model: Any, ids_RL: Tensor, attend_RL: Tensor | None) -> Tensor: ...
@@ -122,20 +123,20 @@ class Family(Protocol):
         every: bool,
         memory: Any = None,
     ) -> Any:
-        """See `mmdiff.backbones.forward`, which serves decoders. mask: what the attention takes for `attend_RL`."""
+        """Runs the body as `mmdiff.backbones.forward` does. mask: `attend_RL` in the form that the attention takes."""
         ...
 
     def head(self, model: Any, h: Tensor, ids_K: Tensor | None = None) -> Tensor: ...
 
 
 def find_family(name: str) -> Family:
-    """The family of a `model_type`. Raises ConfigError for one that no file here knows."""
+    """Returns the family of a `model_type`. Raises ConfigError for one that no file here knows."""
     if name not in FAMILIES:
         raise ConfigError(f"model_type {name!r}: no backbone family of that name{nearest(name, FAMILIES)}")
     return cast(Family, import_module(f".{FAMILIES[name]}", __package__))
 
 
 def token_id(tokenizer: Any, token: str) -> int | None:
-    """The id of one token by its exact spelling, None where the tokenizer does not have it."""
+    """Returns the id of one token by its exact spelling; None where the tokenizer does not have it."""
     found = tokenizer.convert_tokens_to_ids(token)  # the unknown id, or None, for what is not there
     return int(found) if found is not None and tokenizer.convert_ids_to_tokens(found) == token else None

@@ -1,6 +1,6 @@
-"""How a decoder of transformers is run: what a family says of it, unless it says otherwise.
+"""How a decoder of transformers is run: the functions of a family that does not define its own.
 
-Shape letters: R rows, L canvas length, D width, V rows of the embedding table.
+Shape letters: R rows, L canvas length, D backbone width, V rows of the embedding table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GROWS = True  # rows can be put behind the embedding table and the head
 
 
 def embed(model: Any, ids_RL: Tensor, attend_RL: Tensor | None) -> Tensor:
-    """(R, L, D): the rows of the embedding table."""
+    """Returns (R, L, D), the rows of the embedding table."""
     embedded: Tensor = model.get_input_embeddings()(ids_RL)
     return embedded
 
@@ -31,9 +31,9 @@ def run(
     every: bool,
     memory: Any = None,
 ) -> Any:
-    """transformers' output of the body, the head left out. every: the states of all layers too (`hidden_states`).
+    """Returns transformers' output of the body, without the head. every: with the states of all layers.
 
-    memory: a `Memory`, that takes in keys and values or gives those of other positions.
+    memory: a `Memory`, which takes in keys and values or gives those of other positions.
     """
     body = model.base_model
     kept = {} if memory is None else {memory_argument(body.__class__): memory}
@@ -50,12 +50,12 @@ def run(
 
 @cache
 def memory_argument(body: type) -> str:
-    """What this release of transformers calls the keys and values that a body is given (until 5.24 `past_key_values`)."""
+    """Returns the argument that takes keys and values; it was called `past_key_values` before transformers 5.24."""
     return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"  # type: ignore[attr-defined]
 
 
 def head(model: Any, h: Tensor, ids_K: Tensor | None = None) -> Tensor:
-    """Logits (..., V) of hidden states (..., D), or those of the ids `ids_K` alone, (..., K)."""
+    """Returns logits (..., V) of hidden states (..., D), or those of the ids `ids_K` alone, (..., K)."""
     import torch.nn.functional as F
     from torch import nn
 

@@ -31,7 +31,7 @@ def load_backbone(
     options: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
 ) -> Backbone:
-    """A pre-trained backbone from a folder or a hub id, in the published layout or in transformers' own.
+    """Returns a pre-trained backbone from a folder or a hub id, in the published layout or in transformers' own.
 
     dtype: of the weights: float32 | bfloat16 | float16 | float64. Rotary frequencies are fp32 whatever it is.
     attention: transformers' name: sdpa | eager | flex_attention | flash_attention_2 | ...
@@ -65,7 +65,7 @@ def backbone_from_folder(
     options: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
 ) -> Backbone:
-    """`load_backbone` of a folder that is here; with `weights=False` its architecture alone, memory uninitialised.
+    """Returns `load_backbone` of a local folder; with `weights=False` its architecture alone, not initialised.
 
     Whoever fills the weights in later calls `check_bidirectional` afterwards.
     """
@@ -79,7 +79,7 @@ def backbone_from_folder(
     tokenizer = _tokenizer(folder, own) if tokenizer is None else tokenizer
     facts = own.facts(raw, config, tokenizer)
     reserve = raw.get("reserve") if reserve is None else reserve
-    grows = weights and own.GROWS and len(tokenizer) + _wanted(reserve) > config.vocab_size
+    grows = weights and own.GROWS and len(tokenizer) + _reserved_ids(reserve) > config.vocab_size
     first = None if grows else reserve
     backbone = _build(name, config, facts, tokenizer, dtype, attention, rope_in_fp32, first, initialise=False)
     if weights:
@@ -111,7 +111,7 @@ def new_backbone(
     reserve: Mapping[str, int] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """A backbone of a family's architecture with random weights, at any width.
+    """Returns a backbone of a family's architecture with random weights, at any width.
 
     tokenizer: a transformers tokenizer; its mask and end-of-sequence tokens (and padding, where it has one) are used.
     intermediate_size, rope_theta: None: as the family's published models have it. kv_heads: None: as many as heads.
@@ -153,7 +153,7 @@ def toy_backbone(
     options: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
 ) -> Backbone:
-    """`load_backbone.toy`: the family of `path` at toy width with random weights; nothing is read but a config.json.
+    """Returns the family of `path` at toy width with random weights (`load_backbone.toy`); only a config.json is read.
 
     Its tokenizer encodes any text byte by byte and has the family's special tokens. A hub id that no family lists is
     taken for a LLaDA.
@@ -194,7 +194,7 @@ def _build(
     *,
     initialise: bool,
 ) -> Backbone:
-    """The module itself, created in its dtype: casting one afterwards would cast the rotary frequencies too."""
+    """Returns the module, made in its dtype: casting it afterwards would cast the rotary frequencies too."""
     from contextlib import nullcontext
 
     import transformers
@@ -246,7 +246,7 @@ def _published(model_type: str) -> Mapping[str, Mapping[str, Any]]:
 def _grow(backbone: Backbone, reserve: Mapping[str, int]) -> None:
     """Put rows behind the embedding table and the head, drawn as the model's other weights once were."""
     first = len(backbone.vocab.tokenizer)
-    rows = -(-(first + _wanted(reserve)) // 128) * 128  # as 126464 is 988 x 128
+    rows = -(-(first + _reserved_ids(reserve)) // 128) * 128  # as 126464 is 988 x 128
     ranges = _reserved(reserve, first, rows)
     backbone.model.resize_token_embeddings(rows, mean_resizing=False)
     backbone.vocab = replace(backbone.vocab, size=rows, ranges=ranges)
@@ -254,7 +254,7 @@ def _grow(backbone: Backbone, reserve: Mapping[str, int]) -> None:
     backbone.node["reserve"] = dict(reserve)
 
 
-def _wanted(reserve: Mapping[str, int] | None) -> int:
+def _reserved_ids(reserve: Mapping[str, int] | None) -> int:
     return sum(n for n in (reserve or {}).values() if isinstance(n, int))
 
 
@@ -301,7 +301,7 @@ def _tokenizer(folder: Path, own: Family) -> Any:
 
 
 def local_folder(path: str | Path) -> Path:
-    """The folder itself, or the snapshot of a hub id (configuration, tokenizer and safetensors only)."""
+    """Returns the folder itself, or the snapshot of a hub id (configuration, tokenizer and safetensors only)."""
     if Path(path).is_dir():
         return Path(path)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)):

@@ -1,4 +1,4 @@
-"""Keys and values of positions that are not run again, in the form transformers' attention layers take.
+"""Keys and values of positions that are not run again, in the form that transformers' attention layers take.
 
 Shape letters: R rows, H heads of keys, C positions, D width of a head.
 """
@@ -15,8 +15,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 class Memory(Cache):
     """What one forward computed for its positions, for later forwards of other positions that attend to them.
 
-    A new one takes in what it is handed; `chosen` gives one that is only read: each layer then attends to what is kept
-    and, behind it, to its own positions. Keys are kept rotated, so positions keep the positions they were run at.
+    A new one takes in what it is given; `chosen` returns one that is only read: each layer then attends to what is kept
+    and, behind it, to its own positions. Keys are kept rotated, so they keep the position ids that they were run at.
     """
 
     def __init__(self, layers: int) -> None:
@@ -24,7 +24,7 @@ class Memory(Cache):
         super().__init__(layers=[*self.positions])
 
     def chosen(self, row_R: Tensor, position_RC: Tensor | None = None) -> Memory:
-        """Of the rows `row_R`, and of the positions `position_RC` of each; None: all."""
+        """Returns the memory of the rows `row_R`, and of the positions `position_RC` of each; None: all positions."""
         out = Memory(len(self.positions))
         for new, old in zip(out.positions, self.positions, strict=True):
             assert old.keys is not None and old.values is not None

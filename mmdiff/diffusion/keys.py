@@ -18,9 +18,10 @@ WORD = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class NoiseKey:
-    """stream: a name that keeps independent uses apart ("mask", "level", ...).
+    """Where random numbers are drawn from. A key is a value: drawing from it twice gives the same numbers.
 
-    batch: samples in a step over all processes, so that levels can be spread evenly over the whole step.
+    stream: a name that keeps independent uses apart ("mask", "level", ...).
+    batch: samples of a step over all processes, so that levels can be spread evenly over the whole step.
     """
 
     seed: int
@@ -29,11 +30,11 @@ class NoiseKey:
     batch: int = 1
 
     def fold(self, name: str) -> NoiseKey:
-        """The key of an independent stream below this one."""
+        """Returns the key of an independent stream below this one."""
         return replace(self, stream=f"{self.stream}/{name}")
 
     def uniform(self, sample: int, n: int, copy: int = 0) -> NDArray[np.float64]:
-        """(n,) numbers in [0, 1) with 53 random bits."""
+        """Returns (n,) float64 numbers in [0, 1) with 53 random bits, those of one copy of one sample."""
         bits = np.random.Philox(
             key=np.array([self.seed & WORD, zlib.crc32(self.stream.encode())], dtype=np.uint64),
             counter=np.array([0, copy & WORD, sample & WORD, self.step & WORD], dtype=np.uint64),
@@ -41,9 +42,9 @@ class NoiseKey:
         return (bits >> np.uint64(11)) * np.float64(2.0**-53)
 
     def uniforms(self, samples: Sequence[int], n: int, copy: int = 0) -> NDArray[np.float64]:
-        """(len(samples), n), a row a sample."""
+        """Returns (len(samples), n), one row per sample."""
         return np.stack([self.uniform(int(s), n, copy) for s in samples])
 
     def integer(self, bound: int) -> int:
-        """One number in 0..bound-1 (for seeding generators that take an integer)."""
+        """Returns one number in 0..bound-1, to seed generators that take an integer."""
         return int(self.uniform(0, 1)[0] * bound)

@@ -1,10 +1,10 @@
-"""Which positions of a canvas are masked, and what a masked position weighs.
+"""Which positions of a canvas are masked in training, and the weight of a masked position.
 
-Both kinds estimate the same bound on -log p: sum over masked positions of `weight * cross-entropy`. `Bernoulli` is the
-published recipe. `ExactCount` has no draw without a masked position and far less variance on short answers
+Both classes estimate the same bound on -log p: sum over masked positions of `weight * cross-entropy`. `Bernoulli` is
+the published recipe. `ExactCount` has no draw without a masked position and far less variance on short answers
 (k-DCE of RADD, arXiv 2406.03736; std of the 1/t weight is sqrt((ln(1/eps) - 1 + eps) / ((1 - eps) L))).
 
-Shape letters: B rows, L positions.
+Shape letters: B rows, L canvas length.
 """
 
 from __future__ import annotations
@@ -23,25 +23,29 @@ Bools = NDArray[np.bool_]
 
 
 class Masked(NamedTuple):
+    """One masking of a batch."""
+
     masked_BL: Bools
     weight_B: Array  # of each masked position
     rate_B: Array  # the share that is masked, nominal for Bernoulli, exact for ExactCount
 
 
 class Levels(Protocol):
+    """How many positions are masked. A level is a uniform number in [0, 1) from which a row's mask rate follows."""
+
     @property
     def stratified(self) -> bool:
         """Whether the levels of a step are spread evenly over its samples and copies."""
         ...
 
     def mask(self, target_BL: Bools, level_B: Array, coin_B: Array, position_BL: Array) -> Masked:
-        """Mask some of `target_BL`. level_B, coin_B (B,), position_BL (B, L): independent uniforms in [0, 1)."""
+        """Returns a masking of some of `target_BL`. level_B, coin_B, position_BL: independent uniforms in [0, 1)."""
         ...
 
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """Each position is masked with chance mask_rate(t), t = (1 - eps) u + eps; weight(t) (LLaDA GUIDELINES.md).
+    """Masks each position with probability mask_rate(t), t = (1 - eps) u + eps, at weight(t) (LLaDA GUIDELINES.md).
 
     eps bounds the weight; the estimate is then of t in [eps, 1] without the factor 1 - eps, as published.
     """
@@ -62,10 +66,10 @@ class Bernoulli:
 
 @dataclass(frozen=True)
 class ExactCount:
-    """k positions of n are masked, k uniform in 1..n, weight n / k.
+    """Masks k positions of n, k uniform in 1..n, at weight n / k.
 
-    full: with this chance all n positions are masked instead (weight 1). That is no longer a bound, but trains the state
-        in which generation starts; half of the draws is right for answers of a few tokens.
+    full: the probability that all n positions are masked instead (weight 1). That is no longer a bound, but trains the
+        state in which generation starts; half of the draws is right for answers of a few tokens.
     """
 
     full: float = 0.0

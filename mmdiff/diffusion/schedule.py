@@ -1,4 +1,4 @@
-"""Noise schedules: how much of a canvas is masked at time t in [0, 1], and what a masked position then weighs.
+"""Noise schedules: the share of a canvas that is masked at time t in [0, 1], and the weight of a masked position then.
 
 `mask_rate(t)` is 1 - alpha_t; `weight(t)` is -alpha'_t / (1 - alpha_t), analytic, for the difference quotient is 0/0
 near t = 0. Every schedule with alpha from 1 to 0 weighs a set of k masked positions of L by (k-1)! (L-k)! / L! in all
@@ -18,10 +18,16 @@ Array = NDArray[np.float64]
 
 
 class Schedule(Protocol):
-    def mask_rate(self, t: Array) -> Array: ...
-    def weight(self, t: Array) -> Array: ...
+    def mask_rate(self, t: Array) -> Array:
+        """Returns the share that is masked, 0 at t = 0 and 1 at t = 1."""
+        ...
+
+    def weight(self, t: Array) -> Array:
+        """Returns the weight of a masked position in the bound."""
+        ...
+
     def time(self, rate: Array) -> Array:
-        """The t at which `mask_rate(t)` is `rate`."""
+        """Returns the t at which `mask_rate(t)` is `rate`."""
         ...
 
 

@@ -3,7 +3,8 @@
 A. Graves et al., ICML 2006. The stand-in, at the size of a CPU, for the pre-training that Whisper brings along; what it
 reads out is a first pass for deliberation.
 
-Shape letters: B samples, N crops, T features, E encoder width, V vocabulary, S labels of a sample.
+Shape letters: B samples, N crops, T features per crop or item, E encoder width, V vocabulary, M features and S labels
+of all samples.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from .terms import Term
 
 @dataclass
 class Labels:
+    """What `CTC` reads out."""
+
     batch: Batch
     labels_S: Tensor  # int64, of all samples, one after the other
     size_B: Tensor
@@ -34,11 +37,13 @@ class Labels:
 
 @dataclass(frozen=True)
 class CTC:
-    """kind: the media whose encoder and head are trained; the head maps E to the vocabulary (`mmdiff.heads.WordHead`).
+    """The CTC loss of a sample's labels, in nats per label.
+
+    kind: the media whose encoder and head are trained; the head maps E to the vocabulary (`mmdiff.heads.WordHead`).
 
     The labels are a sample's target ids without end ids; the mask id, which no label has, is the blank. A sample has
-    one media of `kind`. A label sequence that does not fit into its features counts nothing; the share of such samples
-    is logged as `infeasible`. Loss in nats a label.
+    one item of `kind`, else DataError is raised. A label sequence that does not fit into its features adds no loss; the
+    share of such samples is logged as `infeasible`.
     """
 
     kind: str = "audio"
@@ -63,7 +68,10 @@ class CTC:
 
 
 def emissions(model: Model, kind: str, media: MediaBatch) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (B, T, V) fp32 of every feature of an item, its crops one after the other, and lengths (B,)."""
+    """Returns log-probabilities (B, T, V) fp32 of all features of an item, crop after crop, and their numbers (B,).
+
+    Raises ConfigError where the model has no head of that kind.
+    """
     if kind not in model.heads:
         raise ConfigError(f"model.heads.{kind}: there is no head that reads the {kind} encoder out")
     features_NTE = model.features(kind, media)
@@ -76,6 +84,6 @@ def emissions(model: Model, kind: str, media: MediaBatch) -> tuple[Tensor, Tenso
 
 
 def collapse(path: Tensor, blank: int) -> list[int]:
-    """The labels of a path (T,): repeats are one, blanks are none."""
+    """Returns the labels of a path (T,): repeats count once, blanks not at all."""
     ids = torch.unique_consecutive(path).tolist()
     return [i for i in ids if i != blank]

@@ -5,7 +5,7 @@
     action tokens (arXiv 2509.06932):       levels Bernoulli, denominator each, restrict
     default here:                           levels ExactCount, denominator tokens
 
-Shape letters: B samples, L canvas, R rows = B * copies, P masked positions of all rows.
+Shape letters: B samples, L canvas length, R rows = B * copies, P masked positions of all rows.
 """
 
 from __future__ import annotations
@@ -31,32 +31,36 @@ BINS = 10  # of mask rate, for the loss that people read
 
 @dataclass
 class NoisedBatch:
-    """Masked copies of a batch. counts: the local denominator of each term, known before any forward."""
+    """Noised copies of a batch. counts: the local denominator of each term, known before any forward."""
 
     batch: Batch
     ids_RL: Tensor
     predict_RL: Tensor  # bool, the masked positions
-    weight_R: Tensor  # fp32, of each masked place of a row
+    weight_R: Tensor  # fp32, of each masked position of a row
     rate_R: Tensor  # fp32, mask rate
     row_R: Tensor  # the sample a row is a copy of
     counts: dict[str, float]
 
 
 Denominator = Callable[[NoisedBatch, Tensor], tuple[Tensor, float]]
+"""(noised, size_R) -> (weight_R, count): the weight of each masked position, and what the sum is divided by.
+
+size_R: target positions of each row.
+"""
 
 
 def tokens(noised: NoisedBatch, size_R: Tensor) -> tuple[Tensor, float]:
-    """Per target token: each token of the data weighs the same."""
+    """The mean per target token: each token of the data has the same weight."""
     return noised.weight_R, float(size_R.sum())
 
 
 def sequences(noised: NoisedBatch, size_R: Tensor) -> tuple[Tensor, float]:
-    """Per sequence, each divided by its own answer length: LLaDA's, LLaDA-V's and MMaDA's tuning loss."""
+    """The mean per sequence, each divided by its own answer length: LLaDA's, LLaDA-V's and MMaDA's tuning loss."""
     return noised.weight_R / size_R.clamp(min=1), float((size_R > 0).sum())
 
 
 def masked(noised: NoisedBatch, size_R: Tensor) -> tuple[Tensor, float]:
-    """Per masked token (DiffuLLaMA, MGDM): another functional than the bound, and noisier."""
+    """The mean per masked token (DiffuLLaMA, MGDM): another functional than the bound, and noisier."""
     return noised.weight_R, float(noised.predict_RL.sum())
 
 
@@ -84,14 +88,17 @@ DENOMINATORS: dict[str, Denominator] = {
 
 @dataclass(frozen=True)
 class Denoise:
-    """levels: how many positions are masked (`mmdiff.diffusion.mask_rates`).
-    denominator: tokens | sequences | masked | mean | each; all of them go by one name elsewhere, so it is a field.
-    copies: noisy copies of each sample; its media are encoded once for all of them.
-    random_length: this share of the samples is cut to a length uniform in 1..L (LLaDA pre-training: 0.01).
-    corrupt: share of the visible target tokens, on average, that are replaced by random ones (end ids are left alone),
-        so that the model learns that what it sees is not always right; for the mending of drafts.
-    restrict: the softmax runs over the ids a target position may hold (`Target.allow`) only. Where these are the same few
-        for all positions, the other rows of the head are not multiplied.
+    """The weighted cross-entropy of masked positions.
+
+    levels: how many positions are masked (`mmdiff.diffusion.mask_rates`).
+    denominator: tokens | sequences | masked | mean | each; papers give all of them one name, so it is a field.
+    copies: noised copies of each sample; its media are encoded once for all of them.
+    random_length: the share of samples that are cut to a length uniform in 1..L (LLaDA pre-training: 0.01).
+    corrupt: the mean share of visible target tokens that are replaced by random ones (end ids are left alone), so that
+        the model learns that what it sees is not always right; for drafts that are to be corrected.
+    restrict: the softmax runs over the ids that a target position may hold (`Target.allow`) only. Where these are the
+        same few for all positions, the other rows of the head are not multiplied.
+    Raises ConfigError for values out of range.
     """
 
     levels: Levels = field(default_factory=ExactCount)
@@ -134,7 +141,7 @@ class Denoise:
         return out
 
     def _mask(self, index: list[int], target_BL: Bools, key: NoiseKey, copy: int) -> Masked:
-        """One copy: two uniforms decide the level, then one a target position, in the order of the positions."""
+        """One copy: two uniforms decide the level, then one per target position, in the order of the positions."""
         size_B = target_BL.sum(1)
         position_BL = np.zeros(target_BL.shape)
         level_B, coin_B = np.empty(len(index)), np.empty(len(index))
@@ -161,7 +168,10 @@ class Denoise:
 
 
 def cut(batch: Batch, key: NoiseKey, share: float) -> Batch:
-    """Cut `share` of the samples to a length uniform in 1..L: what is beyond is neither attended nor scored."""
+    """Returns the batch with `share` of the samples cut to a length uniform in 1..L.
+
+    What lies beyond is neither attended nor scored.
+    """
     length = batch.ids_BL.shape[1]
     keep_B = [length] * len(batch)
     for b, sample in enumerate(batch.index_B.tolist()):
@@ -175,9 +185,9 @@ def cut(batch: Batch, key: NoiseKey, share: float) -> Batch:
 
 
 def replaced(noised: NoisedBatch, key: NoiseKey, share: float, vocab: Vocab) -> Tensor:
-    """The ids with some visible target tokens replaced. A row's share is uniform in 0..2 * `share`.
+    """Returns the ids (R, L) with some visible target tokens replaced. A row's share is uniform in 0..2 * `share`.
 
-    A replacement is uniform over plain text, or over what the position may hold where the task says so (`Target.allow`).
+    A replacement is uniform over plain text, or over the ids that the position may hold (`Target.allow`).
     """
     batch, ids_RL = noised.batch, noised.ids_RL.clone()
     ends = torch.tensor([vocab.eos_id, *vocab.end_ids])
@@ -196,8 +206,10 @@ def replaced(noised: NoisedBatch, key: NoiseKey, share: float, vocab: Vocab) -> 
 
 
 def by_level(nll_P: Tensor, correct_P: Tensor, rate_P: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Unweighted cross-entropy and accuracy in ten bins of the mask rate: the weighted loss mostly shows which levels
-    were drawn, these show what was learnt."""
+    """Returns sums of unweighted cross-entropy (nats) and accuracy, in ten bins of the mask rate and overall.
+
+    The weighted loss mostly shows which levels were drawn; these show what was learnt.
+    """
     bin_P = (rate_P * BINS).ceil().long().clamp(1, BINS) - 1
     zeros = torch.zeros(BINS, device=nll_P.device)
     count = zeros.index_add(0, bin_P, torch.ones_like(nll_P))

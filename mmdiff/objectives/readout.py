@@ -1,9 +1,9 @@
-"""Supervised pre-training of an encoder: feature i of a media reads out its own words of the target.
+"""Supervised pre-training of an encoder: from feature i of an item its own words of the target are read out.
 
 The stand-in, at the size of a CPU, for the image-text pre-training that SigLIP or Whisper bring along. The canvas and
 the backbone are not used; the loop, data, parameter rules and checkpoints are.
 
-Shape letters: N media crops, T features a crop, E encoder width, W words a feature, V vocabulary.
+Shape letters: N crops of media, T features per crop, E encoder width, W words per feature, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from .terms import Term
 
 @dataclass
 class Words:
+    """What `Readout` reads out."""
+
     batch: Batch
     label_NTW: torch.Tensor
     counts: dict[str, float]
@@ -31,9 +33,11 @@ class Words:
 
 @dataclass(frozen=True)
 class Readout:
-    """kind: the media whose encoder and head are trained; the head maps E to words * V (`mmdiff.heads.WordHead`).
+    """The cross-entropy of words, in nats per word.
 
-    A sample has one crop of `kind` and T * words target ids, feature by feature. Cross-entropy in nats a word.
+    kind: the media whose encoder and head are trained; the head maps E to words * V (`mmdiff.heads.WordHead`).
+    words: per feature. A sample has one crop of `kind` and T * words target ids, feature by feature, else DataError is
+        raised.
     """
 
     kind: str = "image"
@@ -43,7 +47,7 @@ class Readout:
         n_B = batch.target_BL.sum(1)
         if bool((n_B != n_B[0]).any()) or int(n_B[0]) % self.words:
             raise DataError(
-                f"readout: samples have {sorted(set(n_B.tolist()))} target words, not {self.words} a feature"
+                f"readout: samples have {sorted(set(n_B.tolist()))} target words, not {self.words} per feature"
             )
         label_NTW = batch.ids_BL[batch.target_BL].view(len(batch), -1, self.words)
         return Words(batch, label_NTW, {"readout": float(label_NTW.numel())})

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class Term:
-    """value: a sum (with gradient) over this forward's samples; the loop divides it by the global count.
+    """One term of a loss. value: a sum (with gradient) over this forward's samples, divided by the loop's global count.
 
     sums: further sums to log, name -> (numerator, count), as detached tensors; ratios are taken after summing.
     """
