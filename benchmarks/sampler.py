@@ -2,9 +2,9 @@
 
     python benchmarks/sampler.py [--vocab 126464] [--temperature 1.0]
 
-Both write the same canvas with the same tiny random bidirectional Llama; at temperature 0 they must agree.
-plain: logits of every place of the canvas, float64 softmax over them, float64 Gumbel noise over them (LLaDA).
-ours: the head on the open places of the current block, fp32 logsumexp and float64 noise on those.
+Both fill the same canvas with the same tiny random bidirectional Llama; at temperature 0 they must agree.
+plain: logits of every position of the canvas, float64 softmax over them, float64 Gumbel noise over them (LLaDA).
+ours: the head on the masked positions of the current block, fp32 logsumexp and float64 noise on those.
 
 The plain step grows with canvas length x vocabulary, ours with block length x vocabulary; the body of the model is the
 same in both. So the ratio grows with canvas / block, and falls as the body outgrows the head: the toy body here is
@@ -92,7 +92,7 @@ def main() -> None:
     v = given.vocab
     vocab = Vocab(None, size=v, mask_id=v - 1, eos_id=v - 2, pad_id=v - 2, slot_id=v - 1)
     model = tiny_llama(v)
-    print(f"vocabulary {v}, temperature {given.temperature}, 4 steps a block, batch 1, medians of {given.repeats}")
+    print(f"vocabulary {v}, temperature {given.temperature}, 4 steps per block, batch 1, medians of {given.repeats}")
     print("canvas  block  steps  plain ms/step  ours ms/step  ratio  plain logits MB (float64)  ours MB (fp32)")
     for prompt, length, block in [(64, 64, 32), (192, 64, 32), (192, 64, 16), (448, 64, 32)]:
         batch = collate([[Text([7] * prompt), Target(length=length)]], vocab)

@@ -1,7 +1,7 @@
 """What a training step costs against the plain way, in ratios of one run (one torch thread, medians).
 
-    head     logits on masked places only, against logits of the whole canvas as published LLaDA code computes them.
-             Grows with L * V for the plain way, with (masked places) * V for ours; the body grows with
+    head     logits on masked positions only, against logits of the whole canvas as published LLaDA code computes them.
+             Grows with L * V for the plain way, with (masked positions) * V for ours; the body grows with
              L * D^2 + L^2 * D for both.
     memory   bytes of those logits: the plain way keeps B * L * V floats, ours at most `logit_chunk` * V.
     encoder  features from the cache, against the tower run again; grows with the tower.
@@ -77,9 +77,9 @@ def head(vocabulary: int) -> None:
 
     assert abs(ours() - plain()) < 1e-4 * abs(plain())
     fast, slow = median_seconds(ours, plain)
-    wanted = int(noised.predict_RL.sum())
+    masked = int(noised.predict_RL.sum())
     size = ROWS * (PROMPT + ANSWER)
-    print(f"head     V={vocabulary}: plain / ours {slow / fast:.2f}x time, {size / wanted:.1f}x logits in memory")
+    print(f"head     V={vocabulary}: plain / ours {slow / fast:.2f}x time, {size / masked:.1f}x logits in memory")
 
 
 def encoder() -> None:

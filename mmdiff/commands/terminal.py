@@ -1,4 +1,4 @@
-"""What a terminal is told besides results: that a command is loading, and nothing of other packages' warnings."""
+"""The terminal besides results: a line when a command is loading, and no warnings of other packages."""
 
 from __future__ import annotations
 

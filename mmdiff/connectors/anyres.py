@@ -1,9 +1,9 @@
-"""Pictures of any resolution: a whole crop, then the tiles of a canvas put together again, one newline after each row.
+"""Pictures of any resolution: the whole picture as one crop, then its tiles as one map with a newline after each row.
 
 LLaVA-OneVision (arXiv 2408.03326); the settings of LLaDA-V (arXiv 2505.16933) are the defaults. Pure functions for the
 geometry, then the connector. `mmdiff.encoders.tiling.Tiles` cuts the tiles.
 
-Shape letters: N crops, T features a crop, S side of a crop's grid of features, E width in, D width out, M slots.
+Shape letters: N crops, T features per crop, S side of a crop's grid of features, E width in, D width out, M slots.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ SLACK = 1.1  # a map this much larger a side than allowed is not shrunk yet
 
 
 def select_canvas(size: tuple[int, int], tile: int, grid: int, max_tiles: int | None = None) -> tuple[int, int]:
-    """(rows, columns) of the canvas of tiles that shows most pixels of a picture, and of those the smallest.
+    """Returns (rows, columns) of the grid of tiles that shows most pixels of a picture, and of those the smallest.
 
-    size: (height, width) of the picture. tile: side in pixels. grid: most tiles a side. max_tiles: most in all.
+    size: (height, width) of the picture. tile: side in pixels. grid: most tiles per side. max_tiles: most in all.
     """
     height, width = size
-    best, canvas = (-1, 0), (1, 1)
+    best, chosen = (-1, 0), (1, 1)
     for rows in range(1, grid + 1):
         for columns in range(1, grid + 1):
             if max_tiles is not None and rows * columns > max_tiles:
@@ -40,12 +40,12 @@ def select_canvas(size: tuple[int, int], tile: int, grid: int, max_tiles: int | 
             shown = min(int(width * scale) * int(height * scale), width * height)
             waste = rows * columns * tile * tile - shown
             if (shown, -waste) > best:
-                best, canvas = (shown, -waste), (rows, columns)
-    return canvas
+                best, chosen = (shown, -waste), (rows, columns)
+    return chosen
 
 
 def unpad(size: tuple[int, int], rows: int, columns: int) -> tuple[int, int]:
-    """(margin above and below, margin left and right) of a picture on the middle of a map of rows x columns.
+    """Returns (margin above and below, margin left and right) of a picture in the middle of a map of rows x columns.
 
     size: (height, width) of the picture, in any unit.
     """
@@ -56,13 +56,13 @@ def unpad(size: tuple[int, int], rows: int, columns: int) -> tuple[int, int]:
 
 
 def shrink(rows: int, columns: int, side: int, max_tiles: int) -> tuple[int, int]:
-    """The size of a map that may not hold many more features than `max_tiles` tiles of side x side."""
+    """Returns the size of a map that may not hold many more features than `max_tiles` tiles of side x side."""
     ratio = sqrt(rows * columns / (max_tiles * side**2))
     return (int(rows // ratio), int(columns // ratio)) if ratio > SLACK else (rows, columns)
 
 
 def map_size(layout: tuple[int, ...], side: int, max_tiles: int) -> tuple[int, int]:
-    """(rows, columns) of features of all tiles of a picture, newlines not counted.
+    """Returns (rows, columns) of the features of all tiles of a picture, newlines not counted.
 
     layout: (height, width, tile rows, tile columns). side: features along a tile.
     """
@@ -74,12 +74,13 @@ def map_size(layout: tuple[int, ...], side: int, max_tiles: int) -> tuple[int, i
 
 @saveable
 class AnyRes(nn.Module):
-    """`inner` maps every crop; then the whole crop, and the tiles' map: margins cut, shrunk, a newline after each row.
+    """Slots of the whole picture, then those of its tiles as one map: margins cut, shrunk, a newline after each row.
 
     An item of one crop takes its features and one newline (LLaDA-V's layout of several pictures in a sample).
 
-    inner: a connector, or the dotted path of one that takes the widths alone; its slots of a crop are a square grid.
-    max_tiles: as many tiles' features are kept at most, with a slack of 1.1 a side (`anyres_max_4`).
+    inner: the connector of each crop, or the dotted path of one that takes the widths alone; it makes a square grid of
+        slots per crop.
+    max_tiles: the features of this many tiles are kept at most, with a slack of 1.1 per side (`anyres_max_4`).
     Raises ConfigError when the slots of a crop are not square.
     """
 
@@ -96,11 +97,11 @@ class AnyRes(nn.Module):
         self.image_newline = nn.Parameter(torch.randn(width_out) / sqrt(width_out))
 
     def slots(self, tokens: int, item: Item) -> int:
-        a_view = int(self.inner.slots(tokens, Item(item.values[:1])))
+        per_crop = int(self.inner.slots(tokens, Item(item.values[:1])))
         if len(item.values) == 1:
-            return a_view + 1
-        rows, columns = map_size(item.layout, _side(a_view), self.max_tiles)
-        return a_view + rows * (columns + 1)
+            return per_crop + 1
+        rows, columns = map_size(item.layout, _side(per_crop), self.max_tiles)
+        return per_crop + rows * (columns + 1)
 
     def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
         inner_NTD: Tensor = self.inner(features_NTE, media).unflatten(0, (len(features_NTE), -1))
@@ -108,7 +109,7 @@ class AnyRes(nn.Module):
         return torch.cat([self._pack(crop_NTD, layout) for crop_NTD, layout in groups])
 
     def _pack(self, crop_NTD: Tensor, layout: tuple[int, ...]) -> Tensor:
-        """The slots of one item."""
+        """Returns the slots of one item."""
         newline_D = self.image_newline.to(crop_NTD.dtype)
         if len(crop_NTD) == 1:
             return torch.cat([crop_NTD[0], newline_D[None]])
@@ -129,5 +130,5 @@ class AnyRes(nn.Module):
 def _side(tokens: int) -> int:
     side = isqrt(tokens)
     if side * side != tokens:
-        raise ConfigError(f"inner: {tokens} slots a crop are not a square grid, which tiles need")
+        raise ConfigError(f"inner: {tokens} slots per crop are not a square grid, which tiles need")
     return side

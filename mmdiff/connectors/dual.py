@@ -1,6 +1,6 @@
 """DIFFA's two adapters: what is said, as long as the sound, and how it sounds, in a fixed number of slots.
 
-Shape letters: N crops, T features a crop, E width in, D width out, M slots, Q queries, R learned prompts.
+Shape letters: N crops, T features per crop, E width in, D width out, M slots, Q queries, R learned prompts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PUBLISHED: Mapping[str, Any] = MappingProxyType({})  # no setting but those of t
 
 @saveable
 class DualAdapter(nn.Module):
-    """Slots of a crop: learned prompts, then acoustic ones (`LayerQFormer`), then semantic ones (`ConvFrames`).
+    """Makes slots per crop: learned prompts, then acoustic ones (`LayerQFormer`), then semantic ones (`ConvFrames`).
 
     DIFFA (arXiv 2507.18452) trains the semantic adapter with 20 prompts first (`acoustic: null, prompts: 20`), then
     both adapters without prompts. A sound of several windows is several crops, each with all of its slots.
@@ -36,7 +36,7 @@ class DualAdapter(nn.Module):
     semantic, acoustic: arguments of the adapters but the widths and `taps`; acoustic: null leaves it out.
     prompts: vectors before each crop, which start as large as the semantic slots.
     weights: a saved model or DIFFA's tensors (see `take`, `diffa_name`). Adapters and prompts that it does not have
-        stay new, those that are not wanted here are left alone.
+        stay new, those that this adapter does not use are left alone.
     Raises ConfigError for features that are not those of `taps` + 1 layers, and for what the adapters refuse.
     """
 

@@ -1,6 +1,6 @@
 """Connectors for runs of frames: convolutions that make fewer of them, and a learned mix of an encoder's layers.
 
-Shape letters: N crops, T features a crop, E width in, D width out, C channels, K layers, M slots.
+Shape letters: N crops, T features per crop, E width in, D width out, C channels, K layers, M slots.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from .mlp import scaled_norm
 
 @saveable
 class ConvFrames(nn.Module):
-    """Convolutions over time with a GELU between them, then Linear, ReLU, Linear, ReLU and a LayerNorm.
+    """Applies convolutions over time with a GELU between them, then Linear, ReLU, Linear, ReLU and a LayerNorm.
 
-    With `keep_tail: false` this is the semantic adapter of DIFFA (arXiv 2507.18452): a slot of four features, 50 Hz to
-    12.5 Hz.
+    With `keep_tail: false` this is the semantic adapter of DIFFA (arXiv 2507.18452): one slot per four features, 50 Hz
+    to 12.5 Hz.
 
     channels: of each convolution; as wide as the features, and the last as many times wider as all strides together.
     strides: of each convolution. kernel: of all, in features. hidden: between the linear maps, `width_in` by default.
@@ -71,7 +71,7 @@ class ConvFrames(nn.Module):
         return len(item.values) * self.frames(tokens)
 
     def frames(self, tokens: int) -> int:
-        """How many slots a crop of so many features makes."""
+        """Returns how many slots a crop of `tokens` features makes."""
         return -(-self._kept(tokens) // self.span)
 
     def _kept(self, tokens: int) -> int:
@@ -83,7 +83,7 @@ class ConvFrames(nn.Module):
         x_NTC = features_NTE
         for i, (conv, stride) in enumerate(zip(self.convs, self.strides, strict=True)):
             x_NTC = F.gelu(x_NTC) if i else x_NTC
-            # alone, a crop ends in zeros: neither what fills it up nor what was made of that may be seen
+            # alone, a crop ends in zeros: neither its padding nor what was computed of that may be seen
             x_NTC = x_NTC.masked_fill(~real_NT(counts, x_NTC)[..., None], 0.0)
             x_NTC = conv(x_NTC.transpose(1, 2)).transpose(1, 2)
             counts = [-(-n // stride) for n in counts]

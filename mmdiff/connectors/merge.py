@@ -1,6 +1,6 @@
 """Connectors that make one slot of several neighbouring features.
 
-Shape letters: N crops, T features a crop, R neighbours merged along one axis, E width in, D width out, M slots.
+Shape letters: N crops, T features per crop, R neighbours merged along one axis, E width in, D width out, M slots.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .mlp import MLP
 
 @saveable
 class PixelShuffle(nn.Module):
-    """Blocks of factor x factor features of a grid are put one behind the other, then an MLP (InternVL, 2404.16821).
+    """Concatenates blocks of factor x factor features of a grid, then applies an MLP (InternVL, arXiv 2404.16821).
 
     grid: (rows, columns) of the features; square when left out. hidden, norm: of the MLP.
     Raises ConfigError when the features are no such grid.
@@ -69,7 +69,7 @@ class PixelShuffle(nn.Module):
 
 @saveable
 class FrameStack(nn.Module):
-    """Runs of `factor` features are put one behind the other, then an MLP; zeros fill up the last run of a crop.
+    """Concatenates runs of `factor` features, the last one padded with zeros, then applies an MLP.
 
     hidden, norm, out_norm: of the MLP.
     """

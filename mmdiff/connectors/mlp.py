@@ -1,6 +1,6 @@
 """Connectors that map each feature by itself.
 
-Shape letters: N crops, T features a crop, E width in, D width out, M slots.
+Shape letters: N crops, T features per crop, E width in, D width out, M slots.
 """
 
 from __future__ import annotations
@@ -87,16 +87,16 @@ class MLP(nn.Module):
 
 
 def llava_name(name: str) -> str | None:
-    """`model.mm_projector.2.bias` -> `layers.2.bias`; None: of another part of that model."""
+    """`model.mm_projector.2.bias` -> `layers.2.bias`; None: the tensor belongs to another part of that model."""
     found = re.fullmatch(r"(?:model\.)?mm_projector\.(\d+\.(?:weight|bias))", name)
     return None if found is None else f"layers.{found[1]}"
 
 
 def scaled_norm(width: int, scale: float | None) -> nn.Module:
-    """A LayerNorm whose outputs start with an RMS of `scale`; nothing where it is None.
+    """Returns a LayerNorm whose outputs start with an RMS of `scale`; the identity for None.
 
-    Slots much larger or smaller than the token embeddings they stand among are learned from late or never, while the
-    loss falls as that of a text model does. scale: the RMS of the backbone's token embeddings.
+    From slots much larger or smaller than the token embeddings around them a model learns late or never, while its loss
+    falls as a text model's does. scale: the RMS of the backbone's token embeddings.
     Raises ConfigError for a scale that is not above 0.
     """
     if scale is None:

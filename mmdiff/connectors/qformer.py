@@ -1,7 +1,7 @@
 """Connectors in which learned queries read the features: of every short window, or of every layer of the encoder.
 
-Shape letters: N crops, T features a crop, E width in, D width out, P windows of all crops, W features a window,
-Q queries, H width of the queries, K tapped layers, A heads, C width of what is read, S things that are read.
+Shape letters: N crops, T features per crop, E width in, D width out, P windows of all crops, W features per
+window, Q queries, H width of the queries, K tapped layers, A heads, C width of what is read, S things that are read.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Layer(nn.Module):
 
 
 class QFormer(nn.Module):
-    """Layers of BERT with cross-attention in each; queries see one another, not only what is before them.
+    """Layers of BERT with cross-attention in each; queries attend to all queries, not only to earlier ones.
 
     BLIP-2 (arXiv 2301.12597) without its text half. context: width of the features. ffn: width of the feed-forward.
     Raises ConfigError for sizes that do not fit each other.
@@ -85,7 +85,7 @@ class QFormer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x_NQH: Tensor, context_NSC: Tensor, real_NS: Tensor | None = None) -> Tensor:
-        """real_NS: bool, False for features that stand for nothing; each row needs one that does."""
+        """Returns (N, Q, H). real_NS: bool, False for features that are padding; each row needs one that is not."""
         for layer in self.layers:
             x_NQH = layer(x_NQH, context_NSC, real_NS)
         return x_NQH
@@ -93,7 +93,7 @@ class QFormer(nn.Module):
 
 @saveable
 class WindowQFormer(nn.Module):
-    """Each crop is cut into windows, and `queries` slots are read from each: as many slots as the sound is long.
+    """Cuts each crop into windows and reads `queries` slots from each: their number grows with the length of the sound.
 
     SALMONN (arXiv 2310.13289); the defaults are those of Whisper-LLaDA (arXiv 2509.16622): 17 features of 50 Hz, and
     88 windows of 30 s. A crop always has one window, which may be partly empty; what is empty is not read.
@@ -148,7 +148,7 @@ class WindowQFormer(nn.Module):
         return cls(width_in, width_out, **{**settings, **TOY, "weights": None})  # type: ignore[arg-type]
 
     def windows(self, tokens: int) -> int:
-        """How many windows a crop of so many features is cut into."""
+        """Returns how many windows a crop of `tokens` features is cut into."""
         more = max(tokens - self.window, 0)
         return 1 + (-(-more // self.stride) if self.keep_tail else more // self.stride)
 
@@ -170,7 +170,7 @@ class WindowQFormer(nn.Module):
 
 @saveable
 class LayerQFormer(nn.Module):
-    """`queries` slots a crop, however long it is, read from several layers of the encoder.
+    """Reads `queries` slots per crop, however long it is, from several layers of the encoder.
 
     The acoustic adapter of DIFFA (arXiv 2507.18452), after DeSTA2: every layer has its own queries, all share the
     Q-Former, and each query mixes what it read from the layers by a learned softmax.
@@ -267,7 +267,7 @@ def layer_name(name: str, names: dict[str, str]) -> str | None:
 
 
 def window_name(name: str) -> str | None:
-    """Names of SALMONN (`speech_Qformer`, `speech_llama_proj`) and Whisper-LLaDA (`adapter`, `linear_proj`) to ours.
+    """Translates names of SALMONN (`speech_Qformer`, `speech_llama_proj`) and Whisper-LLaDA (`adapter`, `linear_proj`).
 
     None for all else: their encoder and language model, and BERT's word embeddings, feed-forward for text and head,
     which speech does not run through.
