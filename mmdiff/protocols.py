@@ -43,7 +43,7 @@ class Task(Protocol):
 
     A task may have two methods more:
 
-    `summary(records) -> dict[str, Any]` returns figures of a whole set that are not means over rows, as the word error
+    `score_all(records) -> dict[str, Any]` returns figures of a whole set that are not means over rows, as the word error
     rate of a corpus is. A record is what `mmdiff.evaluation.evaluate` makes of a row: its plain fields, `prediction`,
     `scores` and `forwards`. The ends of an interval around a figure `x` are called `x_low` and `x_high`.
 

@@ -219,8 +219,9 @@ def embed(
     if not out:
         raise UserError("--out: '' is no name")
     records = peeked(read_sequences(file, open="keep", **policies.given()))
-    how: dict[str, Any] = {"pool": pool.split(","), "layer": layer, "tokens": tokens, "dtype": dtype, "format": format}
-    return table(embed_all(_session(run, overrides), records, out, **how))
+    session, pools = _session(run, overrides), pool.split(",")
+    found = embed_all(session, records, out, pool=pools, layer=layer, tokens=tokens, dtype=dtype, format=format)
+    return table(found)
 
 
 def probe(
