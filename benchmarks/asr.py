@@ -5,7 +5,7 @@
     decode  waveform to transcript, an utterance at a time, against left to right, one word a forward: with the same
             backbone (block_length=1), and with a causal one of its size that keeps a cache. Left to right takes a
             forward for each word, diffusion `steps`, or what its unsure words need. Without a cache a forward grows
-            with the canvas, slots and places; with one it does not.
+            with the canvas, slots and positions; with one it does not.
     order   batches by duration, against the order of the file, both up to `SECONDS` of sound with their padding: an
             encoder and two forwards. Grows with the spread of durations.
     mel     `LogMel`, against transformers' extractor, which fills a clip up to 30 s. Grows with 30 s over the clip.
@@ -13,7 +13,7 @@
             window. Grows with 30 s over the clip; the encoder costs the same in both.
 
 Weights are random, and with them the forwards of a threshold and the end of a transcript would be chance. So in
-`decode` logits are computed, then replaced: the true words, of probability 0.99 at once at a share of the places and
+`decode` logits are computed, then replaced: the true words, of probability 0.99 at once at a share of the positions and
 behind the end, elsewhere 0.5 until both neighbours stand. A share of 0.5 needs about the forwards that `mmdiff demo
 asr` does (`--run runs/demo-asr` counts them); 0.94 is that of arXiv 2605.29613 on LibriSpeech. What few steps cost in
 errors is not measured here.
@@ -148,10 +148,10 @@ def words(model: MMDiff, task: ASR, row: Row) -> Tensor:
     return torch.tensor([p.ids for p in task.sample(row, model.vocab) if isinstance(p, Target)][0])
 
 
-def decoding(model: MMDiff, rows: Sequence[Row], places: int) -> None:
+def decoding(model: MMDiff, rows: Sequence[Row], positions: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    task = ASR(places, instruction="transcribe")
+    task = ASR(positions, instruction="transcribe")
     llama = LlamaForCausalLM(LlamaConfig.from_dict(model.backbone.model.config.to_dict())).eval()
     ways: dict[str, Callable[[], int]] = {
         "left to right, no cache": partial(diffusion, model, task, rows, 1.0, LEFT_TO_RIGHT),
@@ -165,7 +165,7 @@ def decoding(model: MMDiff, rows: Sequence[Row], places: int) -> None:
     sound, said = sum(row["duration"] for row in rows), sum(len(row["text"].split()) for row in rows)
     slots = sum(int((prepared(model, [row]).slots["audio"] >= 0).sum()) for row in rows)
     means = "{:.1f} s of sound, {:.0f} slots, {:.1f} words".format(*(x / len(rows) for x in (sound, slots, said)))
-    print(f"decode  {means}, {places} places:")
+    print(f"decode  {means}, {positions} positions:")
     for name, n, seconds in zip(ways, forwards, spent, strict=True):
         figures = f"RTF {seconds / sound:.4f}  {n:4.1f} forwards"
         line("", name, figures, spent[0] / seconds, f"forwards {forwards[0] / n:.2f}x")
@@ -174,8 +174,8 @@ def decoding(model: MMDiff, rows: Sequence[Row], places: int) -> None:
 def trained(folder: str, rows: Sequence[Row]) -> None:
     session = load(folder)
     for named in (LEFT_TO_RIGHT, STEPS_12, STEPS_4, THRESHOLD):
-        told = session.predict_many(rows, **{"steps": None, **named})
-        print(f"run     {named}: {sum(out['forwards'] for out in told) / len(told):.1f} forwards")
+        predictions = session.predict_many(rows, **{"steps": None, **named})
+        print(f"run     {named}: {sum(out['forwards'] for out in predictions) / len(predictions):.1f} forwards")
 
 
 def ordering(model: MMDiff, rows: Sequence[Row]) -> None:

@@ -1,6 +1,6 @@
 """A small transformer over log-mel frames for work on a CPU: three strided convolutions, then self-attention.
 
-Shape letters: N crops (windows of sound), C mel bands, T time (100 frames a second, 12.5 tokens a second), E width,
+Shape letters: N crops (windows of sound), C mel bands, T time (100 frames per second, 12.5 tokens per second), E width,
 H heads, K width of a head.
 """
 

@@ -52,7 +52,7 @@ FIRST, TABLE = "conv1.weight", "embed_positions.weight"
 
 @saveable
 class Whisper(nn.Module):
-    """Log-mel frames (N, C, F) -> (N, T, E): 50 features a second, T = 1500 for the window of 30 s.
+    """Log-mel frames (N, C, F) -> (N, T, E): 50 features per second, T = 1500 for the window of 30 s.
 
     Whisper-LLaDA is name="large-v3", trim=False; DIFFA is name="small", layers=[2, 5, 8, 11, -1].
 
@@ -112,7 +112,7 @@ class Whisper(nn.Module):
         seconds: float | None = None,
         trim: bool = True,
     ) -> Whisper:
-        """As many layers side by side, and as many tokens a second; the depth is as small as that allows."""
+        """As many layers side by side, and as many tokens per second; the depth is as small as that allows."""
         if name is not None or config is not None:
             hidden_states(layers, _architecture(name, config, None)["encoder_layers"])
         taps = 1 if isinstance(layers, int) else len(layers)
@@ -215,11 +215,11 @@ def _positions(seconds: float | None, positions: int) -> int:
     """Positions of the table that a window takes."""
     if seconds is None:
         return positions
-    wanted = seconds * RATE / STRIDE if isinstance(seconds, int | float) else 0
-    if not 1 <= wanted <= positions or abs(wanted - round(wanted)) > 1e-6:
+    exact = seconds * RATE / STRIDE if isinstance(seconds, int | float) else 0
+    if not 1 <= exact <= positions or abs(exact - round(exact)) > 1e-6:
         longest = positions * STRIDE / RATE
         raise ConfigError(f"seconds: {seconds} is not a multiple of {STRIDE / RATE} s, up to {longest:g} s")
-    return round(wanted)
+    return round(exact)
 
 
 def _create(facts: Mapping[str, Any]) -> Any:

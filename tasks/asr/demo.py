@@ -44,7 +44,7 @@ STRATEGIES: Mapping[str, dict[str, Any]] = {
 NOTES = [
     "Commands spoken by espeak-ng: 49 voices in training, 28 others in the last column; noise of 5 dB in the second. "
     "The first pass is what the encoder heard by CTC early in its training. The diffusion model writes from nothing "
-    "(standalone), or is given the first pass as a draft, opens a part of it, and writes that again.",
+    "(standalone), or is given the first pass as a draft, masks a part of it again, and predicts that anew.",
     "The best strategy is chosen on a development set. Text only: the same strategy in a model that was trained alike "
     "without sound. Shuffled: each draft with the sound of another row.",
 ]
@@ -104,7 +104,7 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     )
     out["seconds"] = round(time.perf_counter() - start, 1)
     main.finish(out)
-    say(table, best, speed)
+    print_table(table, best, speed)
     return {**out, "report": str(report)}
 
 
@@ -150,16 +150,16 @@ def wer(session: Session[ASR], records: list[Record]) -> float:
 
 def looked_at(session: Session[ASR], rows: list[dict[str, Any]], records: list[Record]) -> list[Example]:
     """Twelve utterances for the report, spread over the set."""
-    numbered = [{"at": i, **record} for i, record in enumerate(records)]
-    return [example(session.task, rows[r["at"]], r, session.model.vocab) for r in evenly(numbered, 12)]
+    numbered = [{"index": i, **record} for i, record in enumerate(records)]
+    return [example(session.task, rows[r["index"]], r, session.model.vocab) for r in evenly(numbered, 12)]
 
 
 def errors(said: list[str], heard: list[str]) -> float:
     return round(100 * corpus([word_errors(*pair) for pair in zip(said, heard, strict=True)])["wer"], 2)
 
 
-def say(table: Mapping[str, Mapping[str, float]], best: str, speed: Mapping[str, Mapping[str, float]]) -> None:
-    """The table on stderr: word error rates in percent, forwards an utterance, seconds of work a second of sound."""
+def print_table(table: Mapping[str, Mapping[str, float]], best: str, speed: Mapping[str, Mapping[str, float]]) -> None:
+    """The table on stderr: word error rates in percent, forwards per utterance, seconds of work per second of sound."""
     print(f"{'':28}{''.join(f'{name:>15}' for name in SETS)}{'forwards':>10}{'rtf':>9}", file=sys.stderr)
     for way, of_sets in table.items():
         line = f"{way + (' *' if way == best else ''):28}" + "".join(f"{of_sets[name]:15.2f}" for name in SETS)

@@ -55,7 +55,7 @@ def example(task: ASR, row: Row, record: Mapping[str, Any], vocab: Vocab) -> Exa
 
 
 def drafted(task: ASR, row: Row, vocab: Vocab) -> list[str | None]:
-    """The token that stands at each place before anything is written; None: an empty place."""
+    """The token that stands at each target position before generation; None: a masked position."""
     (target,) = [p for p in task.prompt(row, vocab) if isinstance(p, Target)]
     if target.ids is None:
         return [None] * target.length
@@ -69,8 +69,8 @@ def page(
     table = {"first pass": {"WER %": 100 * found["first_pass"]["wer"]}} if "first_pass" in found else {}
     ways = {"standalone": found.get("standalone"), "result": found}
     table |= {way: {"WER %": 100 * of["wer"], "CER %": 100 * of["cer"]} for way, of in ways.items() if of}
-    numbered = [{"at": i, **record} for i, record in enumerate(records)]
-    shown = [example(task, rows[r["at"]], r, vocab) for r in evenly(numbered, SHOWN)]
+    numbered = [{"index": i, **record} for i, record in enumerate(records)]
+    shown = [example(task, rows[r["index"]], r, vocab) for r in evenly(numbered, SHOWN)]
     speed = ", ".join(f"{name} {value:.4f}" for name, value in found["rtf"].items())
-    notes = [f"{len(records)} utterances, {found['words']} words. Seconds of work a second of sound: {speed}."]
+    notes = [f"{len(records)} utterances, {found['words']} words. Seconds of work per second of sound: {speed}."]
     return write_asr_report(file, title="Transcripts", table=table, examples={"utterances": shown}, notes=notes)

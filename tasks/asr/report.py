@@ -46,8 +46,8 @@ class Example:
 
     audio: as `read_waveform` takes it; None where there was none.
     text, first_pass, prediction: as errors are counted, so cased and normalised. first_pass: None where there was none.
-    canvas: (token, step, probability) of each target place, in order; step 0: left as it was.
-    draft: of each of these places the token that stood there before, None if it was empty.
+    canvas: (token, step, probability) of each target position, in order; step 0: left as it was.
+    draft: of each of these positions the token that stood there before, None if it was empty.
     words: when they were said, if known.
     """
 
@@ -112,7 +112,7 @@ def card(example: Example) -> dict[str, Any]:
         "before": before,
         "after": after,
         "columns": list(side_by_side(example.text, said)),
-        "places": boxes,
+        "positions": boxes,
         "states": Counter(box["state"] for box in boxes),
         "drafted": any(token is not None for token in example.draft),
         "steps": sorted({box["step"] for box in boxes if box["step"]}),
@@ -144,9 +144,9 @@ def side_by_side(reference: str, said: Sequence[str]) -> Iterator[tuple[str | No
     """
     cells = [_cells(reference, text) for text in said]
     words = reference.split()
-    for place in sorted({place for of_one in cells for place in of_one}):
-        i, is_word = place
-        yield words[i] if is_word else None, [of_one.get(place, NOTHING) for of_one in cells]
+    for column in sorted({column for of_one in cells for column in of_one}):
+        i, is_word = column
+        yield words[i] if is_word else None, [of_one.get(column, NOTHING) for of_one in cells]
 
 
 def _cells(reference: str, said: str) -> dict[tuple[int, bool], Cell]:
@@ -164,13 +164,13 @@ def _cells(reference: str, said: str) -> dict[tuple[int, bool], Cell]:
 
 
 def boxes_of(canvas: Sequence[tuple[str, int, float]], draft: Sequence[str | None]) -> list[dict[str, Any]]:
-    """What happened at each place: kept, confirmed (opened, and the same again), changed, or filled (was empty)."""
+    """What happened at each position: kept, confirmed (masked, and the same again), changed, or filled (was empty)."""
     out = []
     for i, ((token, step, confidence), was) in enumerate(zip(canvas, draft, strict=True)):
         state = "kept" if not step else "filled" if was is None else "confirmed" if token == was else "changed"
-        found = f"written at step {step}" if step else "not opened"
-        told = f"place {i + 1}: {state}, {found}, p = {confidence:.3g}"
-        out.append({"token": token, "was": was, "step": step, "state": state, "told": told, "p": f"{confidence:.2f}"})
+        found = f"committed at step {step}" if step else "not masked"
+        title = f"position {i + 1}: {state}, {found}, p = {confidence:.3g}"
+        out.append({"token": token, "was": was, "step": step, "state": state, "title": title, "p": f"{confidence:.2f}"})
     return out
 
 

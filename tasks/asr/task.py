@@ -2,7 +2,9 @@
 
 mmdiff asr transcribe runs/demo-asr clip.wav
 
-Rows: {"audio": path or {"array", "sampling_rate"}, "text": "what was said", "hypothesis": "what a first pass heard"}.
+    {"audio": "clip.wav", "text": "turn left", "hypothesis": "turn lift"}
+
+`text` is what was said, `hypothesis` what a first pass heard; `audio` may be {"array": ..., "sampling_rate": 16000}.
 A row's `audio` may be left out where a model is to work from text alone.
 """
 
@@ -25,14 +27,14 @@ Case = Literal["keep", "upper", "lower"]
 
 
 class ASR:
-    """Rows <-> canvases. With `draft`, a row's `hypothesis` stands on the canvas (see `mmdiff.samplers.deliberation`).
+    """Rows to canvases and back. With `draft`, a row's `hypothesis` is on the canvas (`mmdiff.samplers.deliberation`).
 
-    answer_length: places of every transcript, filled up with EOS, when training and when writing from nothing. None:
-        as many as the words and an end id take when training, `max_new_tokens` when writing.
-    slack: a draft is followed by this share of its own length in EOS places, at least `min_slack`, so that words can be
-        added: a canvas of the draft's length can only replace them. What is then left of `answer_length` is EOS that
+    answer_length: positions of every transcript, filled up with EOS, when training and when generating from nothing.
+        None: as many as the words and an end id take when training, `max_new_tokens` when generating.
+    slack: a draft is followed by this share of its own length in EOS positions, at least `min_slack`, so that words can
+        be added: a canvas of the draft's length can only replace them. What is then left of `answer_length` is EOS that
         stays, for the model to see a canvas of the size it was trained on.
-    draft: whether hypotheses are used; else everything is written from nothing, whatever rows have.
+    draft: whether hypotheses are used; else everything is generated from nothing, whatever rows have.
     instruction: what is asked of the model.
     case: of transcripts and hypotheses. normalise: what WER and CER are counted after, see `mmdiff.tasks.asr.metrics`.
     media: the kind of the sound, the name of the encoder in `model.encoders`.
@@ -73,14 +75,16 @@ class ASR:
         """Raises DataError for a missing transcript, one too long for `answer_length`, and words without an id."""
         with located(row.get("where")):
             ids = [*self._ids(row, "text", vocab), self.template.end(vocab)]
-            places = self.answer_length or len(ids)
-            if len(ids) - 1 > places:
-                raise DataError(f"text {row['text']!r:.60} takes {len(ids) - 1} places, answer_length is {places}")
-            ids = [*ids, *[vocab.eos_id] * places][:places]
+            positions = self.answer_length or len(ids)
+            if len(ids) - 1 > positions:
+                raise DataError(
+                    f"text {row['text']!r:.60} takes {len(ids) - 1} positions, answer_length is {positions}"
+                )
+            ids = [*ids, *[vocab.eos_id] * positions][:positions]
             return self._canvas(row, Target(ids), vocab, train=True)
 
     def prompt(self, row: Row, vocab: Vocab) -> Sample:
-        """Empty places, or the draft. Raises DataError for a draft with words without an id."""
+        """Masked positions, or the draft. Raises DataError for a draft with words without an id."""
         with located(row.get("where")):
             target, fill = Target(length=self.answer_length or self.max_new_tokens), 0
             if self.draft and row.get("hypothesis") is not None:
@@ -91,12 +95,12 @@ class ASR:
             return [*self._canvas(row, target, vocab, train=False), *([Text([vocab.eos_id] * fill)] if fill else [])]
 
     def parse(self, ids: Sequence[int], vocab: Vocab) -> str:
-        """End ids are left out wherever they stand: amid a draft they take a word's place."""
+        """End ids are left out wherever they stand: amid a draft they take the position of a word."""
         ends = {vocab.eos_id, self.template.end(vocab), *vocab.end_ids}
         return vocab.decode([i for i in ids if int(i) not in ends]).strip()
 
     def score(self, prediction: str, row: Row) -> dict[str, float]:
-        """WER and CER of one utterance, in errors a reference word and character, and whether it has none."""
+        """WER and CER of one utterance, in errors per reference word and character, and whether it has none."""
         pair = self.pair(row, prediction)
         wer, cer = word_errors(*pair).rate, char_errors(*pair).rate
         return {"wer": wer, "cer": cer, "exact_match": float(wer == 0)}
@@ -108,10 +112,10 @@ class ASR:
         low, high = bootstrap(words)
         return {**corpus(words), "wer_low": low, "wer_high": high, "cer": corpus(chars)["wer"]}
 
-    def pair(self, row: Row, said: str) -> tuple[str, str]:
-        """The row's transcript and what was said to be in it, normalised alike: what errors are counted between."""
+    def pair(self, row: Row, prediction: str) -> tuple[str, str]:
+        """The row's transcript and a prediction, cased and normalised alike: what errors are counted between."""
         with located(row.get("where")):
-            return self._normalised(self._text(row, "text")), self._normalised(self._cased(said))
+            return self._normalised(self._text(row, "text")), self._normalised(self._cased(prediction))
 
     def _canvas(self, row: Row, target: Target, vocab: Vocab, *, train: bool) -> Sample:
         content: Content = [Media(self.media, row["audio"])] if row.get("audio") is not None else []

@@ -56,7 +56,7 @@ def transcribe(
 ) -> list[Record]:
     """Write every row down, or mend its `hypothesis`.
 
-    out: a file of JSON lines, a record a row, added to after every batch. What it already has is not done again; it
+    out: a file of JSON lines, one record per row, added to after every batch. What it already has is not done again; it
         must be of the same rows, the same model and the same `settings`, which are kept beside it. Once all is done its
         lines are in the rows' order.
     seconds: of sound in a batch, padding counted; a longer clip is a batch of its own. words: with the words' times, by
@@ -103,8 +103,8 @@ def identity(row: Row, i: int) -> str:
 
 
 def rtf(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Real-time factors: seconds of work a second of sound, of reading (with features such as log-mel), encoder (with
-    its CTC head), decoder, and all of it; and the mean number of forwards an utterance. Of this machine, batched as it
+    """Real-time factors: seconds of work per second of sound, of reading (with features such as log-mel), encoder (with
+    its CTC head), decoder, and all of it; and the mean number of forwards per utterance. Of this machine, batched as it
     was. Raises DataError where there are no records."""
     if not records:
         raise DataError("no utterance to time")
@@ -199,7 +199,7 @@ def word_confidences(out: Generation, b: int, vocab: Vocab) -> list[float]:
 
 
 def _duration(row: Row, i: int) -> float:
-    """Seconds; of rows that do not say it, by a look at the file. Raises DataError."""
+    """Seconds; of rows without `duration`, by the header of the file. Raises DataError."""
     length = row.get("duration")
     if length is None and row.get("audio") is not None:
         from mmdiff.encoders.media.audio import duration

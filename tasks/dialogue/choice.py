@@ -140,10 +140,13 @@ def rescore(
 
 
 class MultipleChoice:
-    """A task for `mmdiff eval`: {"audio" or "image": ..., "question", "options": [texts], "answer": the right text}.
+    """A task for `mmdiff eval`, whose rows have `audio` or `image`, and the right one of their options as `answer`:
+
+        {"audio": "clip.wav", "question": "Who speaks?", "options": ["a child", "an old man"], "answer": "a child"}
 
     The options are listed by letter behind the question, and the answer is one position at which only their letters
-    may stand, in front of a given end id. So the one forward that fills it in compares their likelihoods. Score: `accuracy`.
+    may stand, in front of a given end id. So the one forward that fills it in compares their likelihoods. The score is
+    `accuracy`.
 
     template: as in `mmdiff.tasks.vqa.VQA`. instruction: stands behind the list. media: the kind of the pictures; sounds
         are of kind `audio`.

@@ -1,4 +1,10 @@
-"""What readers of rows share: files of JSON or of lines, and rows that cannot be used, which stop a reader or are left out."""
+"""What readers of rows share: files of JSON or of lines, and what happens to rows that cannot be used.
+
+    {"image": "cat.jpg", "question": "What is it?", "answer": "a cat", "where": "rows.json row 0"}
+
+`where` names the file and the row of it, for error lines. A reader either stops at a row that cannot be used, or leaves
+it out and counts it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +35,7 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
 
 
 def read_json(path: Path) -> list[tuple[str, Any]]:
-    """(file and row, value) of a JSON list, of one object, or of one object a line; RowErrors for lines of no JSON."""
+    """(file and row, value) of a JSON list, one object, or an object per line; a RowError for a line of no JSON."""
     text = _content(path)
     try:
         whole = json.loads(text)
@@ -73,15 +79,16 @@ def begin_with(ids: Collection[str], lines: Sequence[tuple[str, str]]) -> bool:
 OnError = Literal["stop", "skip"]
 
 
-class Refusals:
-    """Stops at a row that cannot be used, or leaves it out and counts it."""
+class UnusableRows:
+    """What happens to rows that raise a RowError: on_error "stop" raises DataError, "skip" counts them in `skipped`."""
 
     def __init__(self, on_error: OnError) -> None:
         self.on_error = on_error
         self.skipped: Counter[str] = Counter()
 
     @contextmanager
-    def of(self, where: str) -> Iterator[None]:
+    def checked(self, where: str) -> Iterator[None]:
+        """A block that reads the row of `where`, which stands in front of the error."""
         try:
             yield
         except RowError as error:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from mmdiff.errors import ConfigError, DataError, nearest, require
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.rows import Refusals, RowError
+from mmdiff.tasks.dialogue.rows import RowError, UnusableRows
 from mmdiff.tasks.dialogue.turns import NOUNS, SLOT, SLOTS, answers, media_of, read_turns
 
 from .scenes import SceneCaptions
@@ -55,8 +55,8 @@ class LlavaJSON:
         if limit is not None and limit < 1:
             raise ConfigError(f"limit: {limit} rows, expected at least 1")
         self.on_error = on_error
-        self._refusals = Refusals(on_error)
-        self.skipped = self._refusals.skipped
+        self._unusable = UnusableRows(on_error)
+        self.skipped = self._unusable.skipped
         folders = {}
         for field, name, given in (("image", "images", images), ("audio", "audio", audio)):
             folders[field] = Path(path).parent if given is None else Path(given)
@@ -64,7 +64,7 @@ class LlavaJSON:
                 raise DataError(f"{name}: {folders[field]} is not a folder")
         self._rows: list[Row] = []
         for where, raw in _read(Path(path), limit):
-            with self._refusals.of(where):
+            with self._unusable.checked(where):
                 self._rows.append(_checked(raw, where, folders))
         if verify:
             self._rows = self._with_readable_media()
@@ -111,7 +111,7 @@ class LlavaJSON:
                 for path in row.get(field, ())
             }
             for row in self._rows:
-                with self._refusals.of(row["where"]):
+                with self._unusable.checked(row["where"]):
                     for field in FAULT:
                         for path in row.get(field, ()):
                             if fault := faults[path].result():

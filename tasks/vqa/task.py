@@ -28,12 +28,12 @@ METRICS = (*ONE_REFERENCE, *MANY_REFERENCES, *OF_SETS)
 class VQA:
     """Rows as in `mmdiff.tasks.dialogue.turns` to canvases and back. All answers of a dialogue are noised together.
 
-    answer_length: places of every answer, filled up with EOS; the end id is left out where an answer takes all of them.
+    answer_length: positions of every answer, filled up with EOS; the end id is left out where an answer takes them all.
         None: as many as the answer and its end id take, and `max_new_tokens` when generating.
     template: what stands around questions and answers, see `mmdiff.tasks.dialogue.templates`; `Plain()` when left out.
-    metrics: names. Those of single answers are functions in `mmdiff.tasks.vqa.metrics`. Where a row has several accepted
-        answers, those for one reference see the most frequent, on which the model is trained. `med_closed` leaves out
-        rows whose `answer_type` is OPEN, `med_open` those where it is CLOSED; the scores of `med_open` are
+    metrics: names. Those of single answers are functions in `mmdiff.tasks.vqa.metrics`. Where a row has several
+        accepted answers, those for one reference see the most frequent, on which the model is trained. `med_closed`
+        leaves out rows whose `answer_type` is OPEN, `med_open` those where it is CLOSED; the scores of `med_open` are
         `open_recall`, `open_f1`, ... Those of whole sets are `bleu_1` ... `bleu_4`, `rouge_l` and `cider_d` (see
         `mmdiff.tasks.vqa.captions`), which see all accepted answers, and `pope` (see `mmdiff.tasks.vqa.pope`), whose
         figures are `pope_accuracy`, `pope_f1`, ...
@@ -50,7 +50,7 @@ class VQA:
     ) -> None:
         for name, value in (("answer_length", answer_length), ("max_new_tokens", max_new_tokens)):
             if value is not None and value < 1:
-                raise ConfigError(f"task.{name}: {value} places, expected at least 1")
+                raise ConfigError(f"task.{name}: {value} positions, expected at least 1")
         self.metrics = [metrics] if isinstance(metrics, str) else list(metrics)
         for name in self.metrics:
             if name not in METRICS:
@@ -67,23 +67,23 @@ class VQA:
             return self.template.canvas(turns, vocab, train=True)
 
     def prompt(self, row: Row, vocab: Vocab) -> Sample:
-        """The last answer is empty places; earlier ones are given."""
+        """The last answer is masked positions; earlier ones are given."""
         with located(row.get("where")):
-            *before, (content, _) = read_turns(row, self.media)
-            given = [(said, Text(self._ids(answer, vocab))) for said, answer in before]
-            asked = (content, Target(length=self.answer_length or self.max_new_tokens))
-            return self.template.canvas([*given, asked], vocab, train=False)
+            *before, (question, _) = read_turns(row, self.media)
+            given = [(content, Text(self._ids(answer, vocab))) for content, answer in before]
+            last = (question, Target(length=self.answer_length or self.max_new_tokens))
+            return self.template.canvas([*given, last], vocab, train=False)
 
     def _ids(self, answer: str | None, vocab: Vocab) -> list[int]:
         if answer is None:
             raise RowError("no answer")
         ids = literal(answer.strip(), vocab)
-        places = self.answer_length
-        if places is None:
+        positions = self.answer_length
+        if positions is None:
             return [*ids, self.template.end(vocab)]
-        if len(ids) > places:
-            raise DataError(f"answer {answer!r:.60} takes {len(ids)} places, answer_length is {places}")
-        return [*ids, self.template.end(vocab), *[vocab.eos_id] * places][:places]
+        if len(ids) > positions:
+            raise DataError(f"answer {answer!r:.60} takes {len(ids)} positions, answer_length is {positions}")
+        return [*ids, self.template.end(vocab), *[vocab.eos_id] * positions][:positions]
 
     def parse(self, ids: Sequence[int], vocab: Vocab) -> str:
         ids, end = [int(i) for i in ids], self.template.end(vocab)

@@ -76,7 +76,7 @@ def clip(wave_S: Tensor) -> dict[str, Any]:
 
 
 def example(text: str, first_pass: str | None, prediction: str, **more: Any) -> Example:
-    """Draft and canvas are the words, one place each; places of other words were opened."""
+    """Draft and canvas are the words, one position each; positions of other words were masked again."""
     after = prediction.split()
     draft = [None] * len(after) if first_pass is None else [*first_pass.split(), *["<eos>"] * len(after)][: len(after)]
     canvas = [(new, int(new != old), 0.5) for new, old in zip(after, draft, strict=True)]
@@ -187,7 +187,7 @@ def test_writing_from_nothing_has_no_first_pass(tmp_path: Path) -> None:
 # The canvas
 
 
-def test_what_happened_at_each_place(tmp_path: Path) -> None:
+def test_what_happened_at_each_position(tmp_path: Path) -> None:
     canvas = [("a", 0, 0.9), ("b", 2, 0.8), ("c", 5, 0.7), ("d", 2, 0.6)]
     draft = ["a", "b", "x", None]
     states = [(box["state"], box["was"], box["token"], box["step"]) for box in boxes_of(canvas, draft)]
@@ -201,7 +201,7 @@ def test_what_happened_at_each_place(tmp_path: Path) -> None:
         boxes_of(canvas, draft[:3])
 
     found = page(tmp_path, example("a b c d", "a b x", "a b c d", canvas=canvas, draft=draft))
-    boxes = [attributes for attributes, _ in found.find("span", "place")]
+    boxes = [attributes for attributes, _ in found.find("span", "position")]
     assert [str(box["class"]).split()[1] for box in boxes] == ["kept", "confirmed", "changed", "filled"]
     assert [(box["data-step"], box["data-token"], box.get("data-was")) for box in boxes] == [
         ("0", "a", "a"),
@@ -209,14 +209,14 @@ def test_what_happened_at_each_place(tmp_path: Path) -> None:
         ("5", "c", "x"),
         ("2", "d", None),
     ]
-    assert boxes[2]["title"] == "place 3: changed, written at step 5, p = 0.7"
+    assert boxes[2]["title"] == "position 3: changed, committed at step 5, p = 0.7"
     (slider,) = [attributes for attributes, _ in found.find("input") if attributes.get("type") == "range"]
-    assert (slider["data-steps"], slider["max"]) == ("2 5", "3")  # the draft, opened, and after each of two steps
+    assert (slider["data-steps"], slider["max"]) == ("2 5", "3")  # the draft, masked, and after each of two steps
 
 
 def test_a_canvas_that_was_left_alone_has_no_slider(tmp_path: Path) -> None:
     found = page(tmp_path, example("a", "a", "a"))
-    assert len(found.find("span", "place")) == 1
+    assert len(found.find("span", "position")) == 1
     assert not [attributes for attributes, _ in found.find("input") if attributes.get("type") == "range"]
 
 
@@ -236,7 +236,7 @@ def test_everything_is_escaped(tmp_path: Path) -> None:
     attributes = {key for _, of_one, _ in found.elements for key in of_one}
     assert not any(key.startswith("on") for key in attributes)
     assert [of_one["src"] for of_one, _ in found.find("img")][0] == EVIL  # one address, and no element of its own
-    assert found.find("h1")[0][1] == EVIL and found.find("span", "place")[0][0]["data-token"] == EVIL
+    assert found.find("h1")[0][1] == EVIL and found.find("span", "position")[0][0]["data-token"] == EVIL
 
 
 # Sound

@@ -65,7 +65,7 @@ def test_an_empty_canvas_has_the_length_of_training() -> None:
     ],
 )
 def test_a_draft_has_room_behind_it(n: int, slack: float, least: int, room: int) -> None:
-    """max(min_slack, ceil(slack n)) places, then closed EOS up to the length of training."""
+    """max(min_slack, ceil(slack n)) positions, then closed EOS up to the length of training."""
     row = {**ROW, "hypothesis": "one " * n}
     task = ASR(20, slack=slack, min_slack=least, draft=True)
     *_, target, fill = laid(task.prompt(row, VOCAB))
@@ -149,7 +149,7 @@ def test_figures_against_counts_by_hand() -> None:
     [
         ("sample", {"text": "call won"}, "the tokenizer does not know the word 'won'"),
         ("prompt", {"hypothesis": "call won"}, "the tokenizer does not know the word 'won'"),
-        ("sample", {"text": "one two three four five"}, "takes 5 places, answer_length is 4"),
+        ("sample", {"text": "one two three four five"}, "takes 5 positions, answer_length is 4"),
         ("sample", {"text": None}, "text: None is not text"),
         ("sample", {"text": 7}, "text: 7 is not text"),
         ("prompt", {"hypothesis": ["call"]}, r"hypothesis: \['call'\] is not text"),

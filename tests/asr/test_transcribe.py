@@ -324,7 +324,7 @@ def test_rows_and_models_that_cannot_be_used(session: Session, tmp_path: Path) -
     for option in ("words", "first"):
         with pytest.raises(ConfigError, match="need a CTC head"):
             transcribe(deaf, [row(0.3)], **{option: True})
-    with pytest.raises(ConfigError, match="sampler.step: no such option"):
+    with pytest.raises(ConfigError, match="sampler.step: no such field"):
         transcribe(session, [row(0.3)], step=3)
     assert transcribe(session, []) == []
 

@@ -38,7 +38,7 @@ def check_lengths(connector: Any, width: int, lengths: Sequence[int] = range(1, 
     assert all(counts)
     for value in (0.0, 100.0):
         together = connector(filled(crops, value), media(tokens))
-        for n, out, wanted in zip(tokens, together.split(counts), alone, strict=True):
-            assert torch.allclose(out, wanted, atol=1e-5), n
+        for n, out, expected in zip(tokens, together.split(counts), alone, strict=True):
+            assert torch.allclose(out, expected, atol=1e-5), n
     three = Item(torch.zeros(3, 1))
     assert connector.slots(7, three) == 3 * connector.slots(7, CROP)

@@ -84,7 +84,7 @@ def test_both_forms_in_both_layouts(name: str, write: Write, folder: Path) -> No
     for row, answer in zip(rows, ["red cross", "no", "red"], strict=True):
         assert task.parse(list(task.sample(row, vocab)[-1].ids or []), vocab) == answer
         assert task.score(answer, row)["vqa_accuracy"] > 0.6
-    with pytest.raises(DataError, match=rf"^{path} .* answer 'red cross' takes 2 places, answer_length is 1$"):
+    with pytest.raises(DataError, match=rf"^{path} .* answer 'red cross' takes 2 positions, answer_length is 1$"):
         VQA(answer_length=1).sample(rows[0], vocab)
 
 

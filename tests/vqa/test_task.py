@@ -36,7 +36,7 @@ def targets(parts: Any) -> list[Target]:
 
 
 @pytest.mark.parametrize(
-    "places, answer, filled",
+    "positions, answer, filled",
     [
         (None, "red cross", ["red", "cross", EOS]),
         (3, "red cross", ["red", "cross", EOS]),
@@ -45,14 +45,14 @@ def targets(parts: Any) -> list[Target]:
         (4, "no", ["no", EOS, EOS, EOS]),
     ],
 )
-def test_answer_length(places: int | None, answer: str, filled: list[Any], vocab: Vocab) -> None:
-    task = VQA(answer_length=places)
+def test_answer_length(positions: int | None, answer: str, filled: list[Any], vocab: Vocab) -> None:
+    task = VQA(answer_length=positions)
     row = {"question": "where", "answer": answer}
     expected = [vocab.encode(i)[0] if isinstance(i, str) else i for i in filled]
     parts = task.sample(row, vocab)
     assert targets(parts) == [Target(expected)]
     assert task.parse(expected, vocab) == answer
-    assert targets(task.prompt(row, vocab)) == [Target(length=places or 128)]
+    assert targets(task.prompt(row, vocab)) == [Target(length=positions or 128)]
 
 
 def test_scenes_on_a_canvas(vocab: Vocab) -> None:
@@ -115,7 +115,7 @@ def test_slots(question: str, image: Any, order: list[str], vocab: Vocab) -> Non
 @pytest.mark.parametrize(
     "row, message",
     [
-        ({"question": "where", "answer": "top left red cross"}, "cross' takes 4 places, answer_length is 3"),
+        ({"question": "where", "answer": "top left red cross"}, "cross' takes 4 positions, answer_length is 3"),
         ({"question": "where"}, "no answer"),
         ({"question": "where", "answer": " "}, "empty answer"),
         ({"question": "where", "answer": ["yes", ""]}, "empty answer"),
@@ -196,8 +196,8 @@ def test_medical_questions_are_scored_by_their_type() -> None:
         ({"metrics": ["exact_mach"]}, r"task.metrics: no metric 'exact_mach' \(did you mean \"exact_match\"\?\)"),
         ({"metrics": "bleu"}, r"task.metrics: no metric 'bleu' \(did you mean \"bleu_."),
         ({"metrics": "spice"}, "task.metrics: no metric 'spice' .*known: anls, bleu_1, .*exact_match"),
-        ({"answer_length": 0}, "task.answer_length: 0 places"),
-        ({"max_new_tokens": 0}, "task.max_new_tokens: 0 places"),
+        ({"answer_length": 0}, "task.answer_length: 0 positions"),
+        ({"max_new_tokens": 0}, "task.max_new_tokens: 0 positions"),
     ],
 )
 def test_arguments(arguments: Mapping[str, Any], message: str) -> None:

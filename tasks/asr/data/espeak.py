@@ -20,7 +20,7 @@ import numpy as np
 
 from mmdiff.errors import ConfigError, DataError, UserError, nearest, require
 
-RATES = (80, 450)  # words a minute
+RATES = (80, 450)  # words per minute
 PITCHES = (0, 99)
 SYNCHRONOUS, DONT_EXIT = 2, 0x8000  # of speak_lib.h, as all numbers below
 UTF8, CHARACTER = 1, 1
@@ -36,7 +36,7 @@ def say(text: str, voice: str = "en-us", rate: int = 175, pitch: int = 50) -> tu
     The same arguments give the same samples, whatever was said before and in whatever process.
 
     voice: one of `voices()`, or with one of `variants()`: "en-us", "en-gb-scotland+f3".
-    rate: words a minute, 80 to 450; pitch: 0 to 99.
+    rate: words per minute, 80 to 450; pitch: 0 to 99.
     Raises ConfigError for a voice, rate or pitch that is not there, DataError when nothing is heard, MissingExtra.
     """
     name = _identifier(voice)

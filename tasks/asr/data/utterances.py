@@ -19,7 +19,7 @@ from typing import Any
 from mmdiff.encoders.media.audio import OVERSHOOT, duration
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.rows import OnError, Refusals, RowError
+from mmdiff.tasks.dialogue.rows import OnError, RowError, UnusableRows
 
 Make = Callable[[], dict[str, Any]]
 Entry = tuple[str, Make]
@@ -37,11 +37,11 @@ def usable(
         raise ConfigError(f"on_error: {on_error!r}{nearest(str(on_error), ['stop', 'skip'])}")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit: {limit} rows, expected at least 1")
-    refusals = Refusals(on_error)
+    unusable = UnusableRows(on_error)
     rows: list[Row] = []
     seen: dict[str, str] = {}
     for where, make in islice(entries, limit):
-        with refusals.of(where):
+        with unusable.checked(where):
             row = {"where": where, **make()}
             if not row.get("text") and not empty:
                 raise RowError("empty text", f"of {row['id']!r}; `empty` allows it")
@@ -50,8 +50,8 @@ def usable(
             seen[row["id"]] = where
             rows.append(row)
     if verify:
-        rows = _measured(rows, refusals)
-    skipped = refusals.skipped
+        rows = _measured(rows, unusable)
+    skipped = unusable.skipped
     report = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
     if not rows:
         raise DataError(f"{name}: no row can be used ({report or 'it has none'})")
@@ -61,14 +61,14 @@ def usable(
     return rows, skipped
 
 
-def _measured(rows: list[Row], refusals: Refusals) -> list[Row]:
+def _measured(rows: list[Row], unusable: UnusableRows) -> list[Row]:
     """The rows whose files have a good header, with the `duration` it gives."""
     kept: list[Row] = []
     pool = ThreadPoolExecutor()
     try:
         lengths = [pool.submit(duration, row["audio"]) for row in rows]
         for row, length in zip(rows, lengths, strict=True):
-            with refusals.of(row["where"]):
+            with unusable.checked(row["where"]):
                 kept.append({**row, "duration": _length(row, length.result)})
     finally:
         pool.shutdown(cancel_futures=True)
