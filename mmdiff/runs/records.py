@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,8 +39,8 @@ class JsonlStore:
         if file is None:
             return
         with _opening(file, settings) as is_there:
-            # held for as long as this object lives
-            self._lock = lock(file.with_name(file.name + SETTINGS), f"{file}: another process is writing to it")
+            held = lock(file.with_name(file.name + SETTINGS), f"{file}: another process is writing to it")
+            weakref.finalize(self, held.close)  # held for as long as this object lives
             if ordered:
                 file.touch()
                 self.count = cut_to_whole_lines(file)
