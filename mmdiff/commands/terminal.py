@@ -36,11 +36,11 @@ def loading_logged(argv: Sequence[str]) -> Iterator[None]:
     argv: the words of the command, whose first ones the line repeats: `mmdiff: loading PyTorch for train vqa-demo`.
     """
     hook = _BeforeTorch(" ".join(takewhile(lambda word: word[0] != "-" and "=" not in word, filter(None, argv[:3]))))
-    sys.meta_path.insert(0, hook)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, hook)
     try:
         yield
     finally:
-        sys.meta_path.remove(hook)  # type: ignore[arg-type]
+        sys.meta_path.remove(hook)
 
 
 class _BeforeTorch:

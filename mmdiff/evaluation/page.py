@@ -54,7 +54,7 @@ def marked(table: Table, show: Callable[[Number], str]) -> tuple[list[str], dict
     lowest = []
     for name in columns:
         figures = [row[name] for row in table.values() if not isinstance(row.get(name, NONE), str)]
-        lowest.append(show(min(figures)) if figures else None)  # type: ignore[type-var]
+        lowest.append(show(min(figures)) if figures else None)
     return columns, {
         label: [(text, text == low) for text, low in zip(row, lowest, strict=True)] for label, row in shown.items()
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import matplotlib.figure
 import pytest
 import toy
 
-from mmdiff import train
 from mmdiff.commands import cli
 from mmdiff.config import flatten
 from mmdiff.errors import ConfigError
@@ -36,18 +34,6 @@ class Summed(toy.Where):
         return {"error": 1 - rate, "error_low": 0.5 - rate / 2, "error_high": 1.0}
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sweep")
-    config = toy.config(stage={"steps": 4})
-    held = {"target": "toy.Corners", "lengths": [4]}
-    config.eval = replace(config.eval, data={"a": {**held, "n": 12}, "b": {**held, "n": 8, "seed": 5}}, batch_size=5)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        train(config)
-    return folder / "runs" / "toy"
-
-
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
     """The same run without any sweep."""
@@ -56,6 +42,12 @@ def run(trained: Path, tmp_path: Path) -> Path:
     for name in ("model", "config.yaml"):
         (folder / name).symlink_to(trained / name)
     return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a sweep of a toy goes into its picture."""
+    monkeypatch.setattr(module, "write_plot", lambda file, *_: file.touch())
 
 
 @pytest.fixture
@@ -77,6 +69,7 @@ def figures(out: dict[str, Any]) -> list[dict[str, Any]]:
     return [{k: v for k, v in line["figures"].items() if k != "rows_per_second"} for line in out["cells"]]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_cell_is_what_an_evaluation_with_its_settings_says(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
     original = MMDiff.from_pretrained
@@ -97,6 +90,7 @@ def test_a_cell_is_what_an_evaluation_with_its_settings_says(run: Path, monkeypa
     assert figures(sweep(run, axes, overrides, name="again")) == figures(out)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_done_is_not_done_again(
     run: Path, trained: Path, evaluated: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,18 +7,14 @@ from pathlib import Path
 import pytest
 import toy
 
-from mmdiff import load, train
+from mmdiff import load
 from mmdiff.errors import ConfigError
 from mmdiff.session import find_model
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("session")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        train(toy.config(stage={"steps": 4}))
-    return folder / "runs" / "toy"
+@pytest.fixture
+def run(trained: Path) -> Path:
+    return trained
 
 
 def test_the_finished_model_is_found_first_then_the_newest_checkpoint(run: Path, tmp_path: Path) -> None:
