@@ -15,6 +15,7 @@ from pathlib import Path
 from paths import ROOT
 
 FOLDERS = ("mmdiff", "encoders", "tasks", "configs")
+HIDDEN = ("__init__.py", "conftest.py")  # every folder may have one
 Graph = Mapping[str, set[str]]
 
 
@@ -145,7 +146,7 @@ def arrows(graph: Graph) -> int:
 def shown(folder: Path) -> list[Path]:
     """The files and rooms that a reader of a folder sees."""
     rooms = (x for x in folder.iterdir() if x.is_dir() and any(x.rglob("*.py")))
-    return [*rooms, *(x for x in folder.iterdir() if x.suffix in (".py", ".html") and x.name != "__init__.py")]
+    return [*rooms, *(x for x in folder.iterdir() if x.suffix in (".py", ".html") and x.name not in HIDDEN)]
 
 
 if __name__ == "__main__":
