@@ -44,8 +44,8 @@ class Task(Protocol):
     A task may have two methods more:
 
     `score_all(records) -> dict[str, Any]` returns figures of a whole set that are not means over rows, as the word
-    error rate of a corpus is. A record is what `mmdiff.evaluation.evaluate` makes of a row: its plain fields, `prediction`,
-    `scores` and `forwards`. The ends of an interval around a figure `x` are called `x_low` and `x_high`.
+    error rate of a corpus is. A record is what `mmdiff.evaluation.evaluate` makes of a row: its plain fields,
+    `prediction`, `scores` and `forwards`. The ends of an interval around a figure `x` are called `x_low` and `x_high`.
 
     `constants() -> dict[str, Any]` returns arguments of its constructor that it found in data (statistics of actions,
     say). A saved model keeps them in place of what the configuration gives, so that it needs no data to be loaded.
