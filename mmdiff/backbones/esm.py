@@ -98,7 +98,7 @@ absolute) of a new one."""
 
 
 def config(raw: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
-    """An `EsmConfig` without dropout and token dropout. `mmdiff` in it says what this file adds to the architecture.
+    """Returns an `EsmConfig` without dropout and token dropout. Its `mmdiff` is what this file adds to transformers.
 
     Raises ConfigError for missing fields, an unknown option, and ESMFold.
     """
@@ -124,7 +124,7 @@ def config(raw: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> 
 
 
 def settle(raw: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """config.json with what its tensors decide: head and embeddings are tied unless both are in the file.
+    """Returns config.json with what its tensors decide: head and embeddings are tied unless both are in the file.
 
     DSM's code ties them when it is made and unties them when it is loaded; its files hold two tensors that differ.
     """
@@ -145,7 +145,7 @@ def new_config(
     init_std: float,
     options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The architecture at any size; four times the width inside, as in ESM-2. Raises ConfigError for grouped heads."""
+    """Returns the architecture at any size, the feed-forward four times wider. Raises ConfigError for grouped heads."""
     if kv_heads != heads:
         raise ConfigError(f"kv_heads {kv_heads}: ESM has as many as heads = {heads}")
     options = dict(checked(options, positions=True))
@@ -186,7 +186,7 @@ def checked(options: Mapping[str, Any] | None, *, positions: bool) -> Mapping[st
 
 
 def toy_options(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a toy twin of the model of `raw` has: the cap of DSM, the token dropout of DPLM."""
+    """Returns the options of a toy twin of the model of `raw`: the cap of DSM, the token dropout of DPLM."""
     ours = config({**dict.fromkeys(_SIZES, 4), "vocab_size": 33, **raw}).mmdiff
     return {"token_dropout": ours["token_dropout"], "logit_cap": ours["logit_cap"]}
 
@@ -216,7 +216,7 @@ def facts(raw: Mapping[str, Any], config: Any, tokenizer: Any) -> Facts:
 
 
 def published_config(config: Any, facts: Facts) -> dict[str, Any]:
-    """A config.json that transformers reads, and DSM's code where the model is one."""
+    """Returns a config.json that transformers reads, and DSM's code where the model is one."""
     ours = config.mmdiff
     is_dsm = ours["bias_in_decoder"]
     more = {"model_type": DSM[0], "architectures": ["ESM_Diff"]} if is_dsm else {}
@@ -260,7 +260,7 @@ def published_names(config: Any) -> dict[str, str]:
 
 
 def is_elsewhere(name: str) -> bool:
-    """Contact head and pooler are not part of a language model; ESM-2's files hold positions it does not use."""
+    """Whether a tensor is of the contact head or pooler, or of positions that ESM-2's files hold and do not use."""
     return name.startswith(_ELSEWHERE) or name == "esm.embeddings.position_embeddings.weight"
 
 
@@ -268,13 +268,13 @@ def is_elsewhere(name: str) -> bool:
 
 
 def finished(model: Any) -> Any:
-    """The model without the contact head, which is no part of a language model and would be trained by weight decay."""
+    """Returns the model without its contact head, which no language model uses and weight decay would train."""
     model.esm.contact_head = None
     return model
 
 
 def embed(model: Any, ids_RL: Tensor, attend_RL: Tensor | None) -> Tensor:
-    """(R, L, D): rows of the embedding table, under token dropout scaled by what is masked of each row.
+    """Returns (R, L, D), rows of the embedding table, under token dropout scaled by the masked share of each row.
 
     transformers does the latter only where ids come in, so that embeddings with media in them would be another input.
     """
@@ -322,7 +322,7 @@ def run(
 
 
 def head(model: Any, h: Tensor, ids_K: Tensor | None = None) -> Tensor:
-    """Logits (..., V), or those of the ids `ids_K`; `cap * tanh(logits / cap)` where the model has a cap."""
+    """Returns logits (..., V), or those of `ids_K`; `cap * tanh(logits / cap)` where the model has a cap."""
     logits: Tensor = model.lm_head(h)
     logits = logits if ids_K is None else logits[..., ids_K]
     cap = model.config.mmdiff["logit_cap"]

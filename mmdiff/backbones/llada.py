@@ -121,7 +121,7 @@ _VISION = ("model.vision_tower.", "model.mm_projector.", "model.vision_resampler
 
 
 def config(raw: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
-    """A `LlamaConfig` with `is_causal=False`, from a published config.json or one with Llama's fields.
+    """Returns a `LlamaConfig` with `is_causal=False`, from a published config.json or one with Llama's fields.
 
     Raises ConfigError for fields a Llama cannot express and for those that are not there.
     """
@@ -159,7 +159,7 @@ def new_config(
     init_std: float,
     options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A `LlamaConfig` with `is_causal=False`; three times the width inside, LLaDA-8B's ratio."""
+    """Returns a `LlamaConfig` with `is_causal=False`; its feed-forward is three times as wide, LLaDA-8B's ratio."""
     _no_options(options)
     return _llama(
         vocab_size=vocab_size,
@@ -176,7 +176,7 @@ def new_config(
 
 
 def facts(raw: Mapping[str, Any], config: Any, tokenizer: Any) -> Facts:
-    """Ids from config.json, then from the tokenizer, then (in the published vocabulary only) LLaDA-8B's.
+    """Returns ids from config.json, then from the tokenizer, then (in the published vocabulary only) LLaDA-8B's.
 
     The beginning of a text is the tokenizer's alone: LLaDA-V's config.json names an id of another vocabulary.
     """
@@ -205,7 +205,7 @@ def facts(raw: Mapping[str, Any], config: Any, tokenizer: Any) -> Facts:
 
 
 def published_config(config: Any, facts: Facts) -> dict[str, Any]:
-    """The config.json that LLaDA's own code reads. Raises ConfigError for what it has no field for."""
+    """Returns the config.json that LLaDA's own code reads. Raises ConfigError for what it has no field for."""
     usual = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
     usual["head_dim"] = config.hidden_size // config.num_attention_heads
     for name, only in usual.items():
@@ -258,12 +258,12 @@ def finished(model: Any) -> Any:
 
 
 def is_elsewhere(name: str) -> bool:
-    """LLaDA-V's files hold its vision tower and projector too."""
+    """Whether a tensor is of the vision tower or projector, which LLaDA-V's files hold too."""
     return name.startswith(_VISION)
 
 
 def parameter_count(raw: Mapping[str, Any]) -> int:
-    """Parameters of the model a config.json describes, counted without allocating any."""
+    """Returns the number of parameters of the model of a config.json; none is allocated."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -273,7 +273,7 @@ def parameter_count(raw: Mapping[str, Any]) -> int:
 
 
 def toy_tokenizer() -> Any:
-    """One id a byte, then LLaDA's special tokens: encodes any text, needs no file."""
+    """Returns a tokenizer of one id per byte, then LLaDA's special tokens: it encodes any text and needs no file."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -45,7 +45,7 @@ Share: TypeAlias = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 
 
 def parse(argv: Sequence[str], core: Mapping[str, Verb]) -> tuple[Callable[[], Output], bool]:
-    """The call that a command line asks for, of a verb of `core` or of a task, and whether its result is to be JSON.
+    """Returns the call that a command line asks for, of a verb of `core` or of a task, and whether to print JSON.
 
     Options may stand anywhere. Raises UserError for verbs and arguments that are not there; SystemExit after `--help`
     and `--version`.
@@ -102,13 +102,13 @@ def _app(prog: str, verb: Verb) -> App:
 
 
 def _tasks() -> set[str]:
-    """Tasks with verbs: rooms of `mmdiff.tasks` that hold `cli.py` or `cli/`; none is imported."""
+    """Returns the tasks with verbs: rooms of `mmdiff.tasks` that hold `cli.py` or `cli/`; none is imported."""
     rooms = [room for folder in import_module("mmdiff.tasks").__path__ for room in Path(folder).iterdir()]
     return {room.name for room in rooms if (room / "cli.py").is_file() or (room / "cli" / "__init__.py").is_file()}
 
 
 def _listing(prog: str, about: str, verbs: Mapping[str, Verb], tasks: Iterable[str]) -> str:
-    """What `--help` of a group of verbs prints."""
+    """Returns what `--help` of a group of verbs prints."""
     lines = {name: (verb.__doc__ or "").strip().partition("\n")[0] for name, verb in verbs.items()}
     lines |= {name: f"Verbs of a task: {prog} {name} --help" for name in sorted(tasks)}
     width = max(map(len, lines), default=0)
@@ -117,13 +117,13 @@ def _listing(prog: str, about: str, verbs: Mapping[str, Verb], tasks: Iterable[s
 
 
 def overrides_of(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(other words, overrides) of words that may be both: `a.wav b.wav sampler.steps=4`."""
+    """Returns (other words, overrides) of words that are mixed: `a.wav b.wav sampler.steps=4`."""
     dotted = [word for word in words if re.match(r"[\w-]+(\.[\w-]+)+=", word)]
     return [word for word in words if word not in dotted], dotted
 
 
 def row_of(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Fields of a row, and overrides (their keys have dots). `key=text` is text as it stands, `key:=value` is JSON."""
+    """Returns the fields of a row, and overrides, whose keys have dots. `key=text` is plain text, `key:=value` JSON."""
     row: dict[str, Any] = {}
     overrides = []
     for word in words:

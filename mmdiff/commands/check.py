@@ -1,4 +1,4 @@
-"""`mmdiff check`: everything a configuration names is looked up, built at toy width, trained and sampled for two steps.
+"""`mmdiff check`: all that a configuration names is looked up, built at toy width, trained and sampled for two steps.
 
 What needs outside files (a checkpoint, a data set) is replaced by a toy twin of the same kind (`target.toy`); all other
 code is the code of the real run. Nothing is left behind.
@@ -16,6 +16,8 @@ from typing import Any
 from mmdiff.config import build, check_nodes
 from mmdiff.config.settings import Config, StageConfig
 from mmdiff.errors import ConfigError
+from mmdiff.model import MMDiff
+from mmdiff.protocols import Source
 from mmdiff.runs.folder import Run
 from mmdiff.session import load
 from mmdiff.training.train import fit, make_accelerator
@@ -24,7 +26,10 @@ STEPS, ROWS = 2, 2
 
 
 def check(config: Config, *, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Raises what the real run would raise. Returns the loss of each stage, parameters, and what was sampled."""
+    """Returns the `loss` of each stage and the `forwards` of a generation. Raises what the real run would raise.
+
+    progress: is called with a line of text after each part.
+    """
     check_nodes(config)
     progress("targets and arguments: fine")
     if not config.train.stages:
@@ -44,32 +49,28 @@ def check(config: Config, *, progress: Callable[[str], None] = lambda line: None
         out: dict[str, Any] = {"loss": result["loss"]}
         if config.task:
             session = load(run.model)
-            rows = sample_rows(config)
-            if rows is not None:
-                canvas = [row for row in (rows[i] for i in range(min(ROWS, len(rows))))]
-                predictions = session.predict_many(canvas, steps=STEPS)
+            source = evaluation_rows(config)
+            if source is not None:
+                rows = [source[i] for i in range(min(ROWS, len(source)))]
+                predictions = session.predict_many(rows, steps=STEPS)
                 out["forwards"] = [a["forwards"] for a in predictions]
                 progress(f"generation: {len(predictions)} rows in one batch, {max(out['forwards'])} forwards")
         else:
-            load(run.model)
+            MMDiff.from_pretrained(run.model)
         progress("saved, loaded again")
     return out
 
 
 def shrunk(stage: StageConfig) -> StageConfig:
-    return replace(
-        stage,
-        steps=STEPS,
-        batch_size=min(stage.batch_size, ROWS),
-        accumulate=min(stage.accumulate, 2),
-        warmup=0.0,
-        eval=stage.eval,
-    )
+    """Returns the stage with two steps of two rows."""
+    batch_size, accumulate = min(stage.batch_size, ROWS), min(stage.accumulate, 2)
+    return replace(stage, steps=STEPS, batch_size=batch_size, accumulate=accumulate, warmup=0.0)
 
 
-def sample_rows(config: Config) -> Any:
-    """Rows to answer: the first set of `eval.data`, else none."""
+def evaluation_rows(config: Config) -> Source | None:
+    """Returns toy rows of the first set of `eval.data`, or None."""
     for name, node in config.eval.data.items():
         if node:
-            return build(node, where=f"eval.data.{name}", toy=True)
+            source: Source = build(node, where=f"eval.data.{name}", toy=True)
+            return source
     return None

@@ -25,7 +25,7 @@ from .terminal import loading_logged, log, silence_other_packages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 a mistake in what was asked for, 130 interrupted."""
+    """Run one command. Returns the exit code: 0 done, 2 a mistake in what was asked for, 130 interrupted."""
     words = sys.argv[1:] if argv is None else list(argv)
     silence_other_packages()
     try:
@@ -180,7 +180,7 @@ VERBS: dict[str, Verb] = {
 
 
 def table(result: Mapping[str, Any]) -> Output:
-    """A result, and the lines people read: `dotted.key  value`."""
+    """Returns a result with its lines for people, `dotted.key  value`."""
     flat: dict[str, str] = {}
 
     def add(key: str, value: Any) -> None:
@@ -196,7 +196,7 @@ def table(result: Mapping[str, Any]) -> Output:
 
 
 def _json(value: Any) -> Any:
-    """JSON knows no NaN and no infinity; they become null."""
+    """Returns the value with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
         return {str(key): _json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -57,3 +57,10 @@ def test_there_must_be_a_stage() -> None:
     config.train.stages = {}
     with pytest.raises(ConfigError, match="there is no stage to train"):
         check(config)
+
+
+def test_a_task_may_stand_in_the_mixture_alone() -> None:
+    config = toy.config()
+    stage = config.train.stages["only"]
+    stage.data, config.task = {"corners": {"rows": stage.data, "task": config.task}}, None
+    assert list(check(config)) == ["loss"]
