@@ -257,7 +257,7 @@ def test_a_canvas_of_ids_is_the_collated_one() -> None:
 def test_generate_refuses_ids_that_do_not_fit(arguments: tuple[Any, ...], says: str | None) -> None:
     m = model(image=False)
     if says is None:
-        with pytest.raises(ConfigError, match=r"sampler\.step: no such option \(did you mean \"steps\"\?\)"):
+        with pytest.raises(ConfigError, match=r"sampler\.step: no such field \(did you mean \"steps\"\?\)"):
             m.generate(*arguments, step=3)
     else:
         with pytest.raises(ConfigError, match=says):

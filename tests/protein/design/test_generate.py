@@ -305,7 +305,7 @@ def test_what_is_wrong_is_named(session: Session) -> None:
             generate(session, [{"sequence": "__"}, row])
     with pytest.raises(ConfigError, match="tokens: 0, expected"):
         generate(session, rows(), tokens=0)
-    with pytest.raises(ConfigError, match="sampler.step: no such option"):
+    with pytest.raises(ConfigError, match="sampler.step: no such field"):
         generate(session, rows(), step=3)
     assert list(generate(session, [])) == []
 
