@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     if os.environ.get("RANK", "0") == "0":  # under torchrun every process gets here
         try:
-            print(json.dumps(_json(result), default=str) if as_json else text, flush=True)
+            print(json.dumps(without_nan(result), default=str) if as_json else text, flush=True)
         except BrokenPipeError:  # `mmdiff config x | head`: the reader has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -195,10 +195,10 @@ def table(result: Mapping[str, Any]) -> Output:
     return result, "\n".join(f"{key:{width}}  {value}" for key, value in flat.items())
 
 
-def _json(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """Returns the value with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
-        return {str(key): _json(inner) for key, inner in value.items()}
+        return {str(key): without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_json(inner) for inner in value]
+        return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
