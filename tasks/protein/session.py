@@ -43,6 +43,8 @@ from mmdiff.model import MMDiff
 from mmdiff.model.features import fingerprint
 from mmdiff.session import Session, load
 
+from .task import Protein
+
 SAMPLER = {"temperature": 1.0, "remasking": "random"}
 """Order at random and temperature 1 draw from the model's own law; order by confidence collapses to a few residues."""
 
@@ -50,22 +52,15 @@ OWN = "backbone."  # of overrides: arguments of `load_backbone`
 NO_ARCHITECTURE = ("architectures", "transformers_version", "torch_dtype", "dtype")  # of a transformers configuration
 
 
-def load_protein_session(path: str | Path, overrides: Sequence[str] = ()) -> Session:
-    """The session of a run or saved model; of a backbone's folder or hub id with the protein task and `SAMPLER`.
+def load_protein_session(path: str | Path, overrides: Sequence[str] = ()) -> Session[Protein]:
+    """Load the session of a run or saved model, or of a backbone, a folder or hub id, with `Protein` and `SAMPLER`.
 
     overrides: `sampler.steps=20`, `task.letters=...`; of a backbone also the arguments of `load_backbone`:
     `backbone.dtype=bfloat16`, `backbone.options.token_dropout=true` (see `mmdiff.backbones.esm`).
     Raises ConfigError, for a model of another task too.
     """
     if not is_backbone(path):
-        session = load(path, *overrides)
-        if not callable(getattr(session.task, "residues", None)):
-            found = type(session.task)
-            raise ConfigError(
-                f"{path}: its task is {found.__module__}.{found.__qualname__}, "
-                "expected one of proteins, as mmdiff.tasks.protein.Protein"
-            )
-        return session
+        return load(path, *overrides, task=Protein)
     others = [one for one in overrides if not one.startswith(OWN)]
     task, sampler = task_and_sampler({"target": "mmdiff.tasks.protein.Protein"}, SAMPLER, others)
     protein = build(task, where="task")

@@ -46,18 +46,27 @@ class Protein:
         return self._known[1]
 
     def sample(self, row: Row, vocab: Vocab) -> Sample:
-        """Raises DataError for a missing sequence, an open place, or a letter that has no id."""
+        """Lay a whole sequence out for training. Raises DataError as `whole` does."""
+        if self.learned == "all":
+            return self.whole(row, vocab, self.residues(vocab).letters, restrict=False)
+        return self.whole(row, vocab, self.letters if self.learned is None else self.learned)
+
+    def whole(self, row: Row, vocab: Vocab, letters: str, *, restrict: bool = True) -> list[Text | Target]:
+        """Lay a whole sequence out: its residues among `letters` are targets, all others context.
+
+        restrict: the softmax over a target runs over `letters`; False: over the whole vocabulary. Raises DataError for
+        a missing sequence, an open position, or a letter that has no id.
+        """
         residues, sequence = self.residues(vocab), self._sequence(row)
-        learned = self.letters if self.learned is None else residues.letters if self.learned == "all" else self.learned
         if OPEN in sequence:
             raise DataError(f"{_where(row)}residue {sequence.index(OPEN) + 1} is open (`_`), expected a whole sequence")
         ids = self._ids(residues, sequence, row)
-        allow = None if self.learned == "all" else residues.ranges(learned)
+        allow = residues.ranges(letters) if restrict else None
         parts: list[Text | Target] = []
         at = 0
-        for is_learned, group in groupby(sequence, key=lambda letter: letter in learned):
+        for is_target, group in groupby(sequence, key=lambda letter: letter in letters):
             n = sum(1 for _ in group)
-            parts.append(Target(ids[at : at + n], allow=allow) if is_learned else Text(ids[at : at + n]))
+            parts.append(Target(ids[at : at + n], allow=allow) if is_target else Text(ids[at : at + n]))
             at += n
         return [*self._before(row, vocab), *parts, Text([vocab.eos_id])]
 

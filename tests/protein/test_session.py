@@ -62,7 +62,7 @@ def test_which_paths_are_backbones(folders: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "override", "message"),
     [
-        ("words", "", "words: its task is toy.Where, expected one of proteins"),
+        ("words", "", "words: its task is toy.Where, expected mmdiff.tasks.protein.task.Protein"),
         ("rum", "", "rum: no such folder"),
         ("run", "backbone.dtype=bfloat16", "backbone: a saved model takes settings of `task` and `sampler`"),
         ("run", "sampler.step=1", 'sampler.step: no such field (did you mean "steps"?)'),

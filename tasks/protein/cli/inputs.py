@@ -15,6 +15,7 @@ from mmdiff.tasks.protein.data.fasta import Fasta, Pairs, read_sequences
 from mmdiff.tasks.protein.data.files import FASTA, TABLES, suffix
 from mmdiff.tasks.protein.data.tables import _entries
 from mmdiff.tasks.protein.residues import GAP
+from mmdiff.tasks.protein.task import Protein
 
 KNOWN = 200_000
 """Training rows that are compared with; of more (or of rows drawn without an end) there is no novelty."""
@@ -94,7 +95,7 @@ def _source(path: str | Path) -> Any:
     return [record.row for record in read_sequences(path, gaps="keep")]
 
 
-def aligned_rows(session: Session, rows: Sequence[Row]) -> bool:
+def aligned_rows(session: Session[Protein], rows: Sequence[Row]) -> bool:
     """Whether they are an alignment that the task writes column by column."""
     lengths = {len(row["sequence"]) for row in rows}
-    return GAP in getattr(session.task, "letters", "") and len(lengths) == 1
+    return GAP in session.task.letters and len(lengths) == 1

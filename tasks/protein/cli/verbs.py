@@ -29,6 +29,7 @@ from .arguments import (
 
 if TYPE_CHECKING:
     from mmdiff.session import Session
+    from mmdiff.tasks.protein.task import Protein
 
     from .results import Results
 
@@ -395,7 +396,7 @@ def _score_mutants(
     return result, text
 
 
-def _session(run: str, overrides: list[str], *, seed: int | None = None) -> Session:
+def _session(run: str, overrides: list[str], *, seed: int | None = None) -> Session[Protein]:
     """seed: the sampler's, where overrides name no other."""
     from mmdiff.tasks.protein.session import load_protein_session
 

@@ -34,10 +34,11 @@ from mmdiff.protocols import Row, Source
 from mmdiff.runs.records import JsonlStore
 from mmdiff.samplers.options import generation_config
 from mmdiff.session import Session
-from mmdiff.tasks.protein.residues import CANONICAL, GAP, OPEN, permuted
+from mmdiff.tasks.protein.residues import GAP, OPEN, permuted
 from mmdiff.tasks.protein.score.log_probs import bounds as residue_bounds
 from mmdiff.tasks.protein.score.log_probs import canvas
 from mmdiff.tasks.protein.session import digest
+from mmdiff.tasks.protein.task import Protein
 
 Record = dict[str, Any]
 """`id`, `description`, `sequence`, `target` (of a binder), `length`, `designed` (places that were written), `forwards`
@@ -104,7 +105,7 @@ GUARD = Guard()
 
 
 def generate(
-    session: Session,
+    session: Session[Protein],
     rows: Iterable[Row] | Source,
     *,
     tokens: int | None = None,
@@ -171,7 +172,7 @@ def summary(records: Iterable[Record]) -> dict[str, Any]:
 
 
 def design_control(
-    session: Session,
+    session: Session[Protein],
     rows: Iterable[Row] | Source,
     *,
     control: Literal["shuffled", "other"] = "shuffled",
@@ -229,18 +230,15 @@ def control_rows(rows: Sequence[Row], control: Literal["shuffled", "other"] = "s
 
 
 def bounds(
-    session: Session, rows: Iterable[Row], *, tokens: int | None = None, levels: int = 16, seed: int = 0
+    session: Session[Protein], rows: Iterable[Row], *, tokens: int | None = None, levels: int = 16, seed: int = 0
 ) -> list[float]:
     """The bound on -log p(sequence | target) of each row, in nats a residue (`mmdiff.model.likelihood.bound`).
 
     rows: whole sequences, records of `generate` too. Rows of one number are priced under the same noise, so those of
     two calls, with right and with wrong targets, can be compared one by one.
     """
-    letters = str(getattr(session.task, "letters", CANONICAL))
-    canvases = [canvas(session, row, letters, record=k) for k, row in enumerate(rows)]
-    nats = residue_bounds(
-        session.model, canvases, letters, range(len(canvases)), levels=levels, tokens=tokens, seed=seed
-    )
+    canvases = [canvas(session, row, session.task.letters, record=k) for k, row in enumerate(rows)]
+    nats = residue_bounds(session.model, canvases, range(len(canvases)), levels=levels, tokens=tokens, seed=seed)
     return [nll / max(int(one.scored_N.sum()), 1) for nll, one in zip(nats, canvases, strict=True)]
 
 
@@ -248,7 +246,7 @@ def bounds(
 
 
 def _written(
-    session: Session,
+    session: Session[Protein],
     group: Sequence[tuple[int, Row]],
     tokens: int,
     guard: Guard | None,
@@ -281,7 +279,7 @@ def _written(
 
 
 def _batch(
-    session: Session,
+    session: Session[Protein],
     rows: Sequence[tuple[int, Row]],
     samples: Sequence[Canvas],
     index: Sequence[int],
@@ -340,7 +338,7 @@ def noise_number(number: int, row: Row, attempt: int = 0) -> int:
     return 1 << 62 | high << 31 | low
 
 
-def _canvas(layout: Any, session: Session, row: Row, k: int) -> Canvas:
+def _canvas(layout: Any, session: Session[Protein], row: Row, k: int) -> Canvas:
     try:
         return read_media(layout(row, session.model.vocab), session.model.readers)
     except DataError as error:

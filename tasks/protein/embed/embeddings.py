@@ -27,6 +27,7 @@ from tqdm import tqdm
 from mmdiff.data.token_budget import batch_by_tokens, token_budget
 from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.model import MMDiff
+from mmdiff.model.evaluating import evaluating
 from mmdiff.session import Session
 from mmdiff.tasks.protein.residues import Residues
 from mmdiff.tasks.protein.session import digest
@@ -94,12 +95,8 @@ def embed(
         return _finished(out, settings, numbered)
     with Folder(Path(f"{out}.parts") if single else out, settings) as folder:
         _same(folder.lines(), numbered, folder.path)
-        training = model.training
-        model.eval()
-        try:
+        with evaluating(model):
             _write_parts(model, numbered, folder, settings, tokens, window)
-        finally:
-            model.train(training)
         found = {"records": folder.records, "width": model.backbone.dim * len(pool), "out": str(out)}
         if single is not None:
             merge(folder, out, settings)

@@ -15,6 +15,7 @@ import numpy as np
 from mmdiff.errors import ConfigError, DataError, require
 from mmdiff.evaluation.report import curves
 from mmdiff.files import write_text
+from mmdiff.model.evaluating import evaluating
 from mmdiff.model.likelihood import bound
 from mmdiff.protocols import Row
 from mmdiff.samplers.options import generation_config
@@ -45,14 +46,10 @@ def bound_per_residue(
     if not len(rows):
         raise DataError("bound: no rows")
     nll_B, positions_B = np.zeros(len(rows)), np.zeros(len(rows))
-    training = session.model.training
-    session.model.eval()
-    try:
+    with evaluating(session.model):
         for numbers, batch in batches(session, rows, tokens, session.task.sample):
             found = bound(session.model, batch, levels=levels, seed=seed)
             nll_B[numbers], positions_B[numbers] = found.nll_B.numpy(), found.positions_B.numpy()
-    finally:
-        session.model.train(training)
     if not positions_B.sum():
         raise DataError("bound: no residue of these rows is one that the model writes")
     nats = float(nll_B.sum() / positions_B.sum())

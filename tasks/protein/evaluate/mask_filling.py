@@ -26,6 +26,7 @@ from mmdiff.data.collate import collate
 from mmdiff.data.token_budget import batch_by_tokens, token_budget
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, located
+from mmdiff.model.evaluating import evaluating
 from mmdiff.protocols import Row
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.alignments import LETTERS, Profile
@@ -120,9 +121,7 @@ def mask_filling(
     letter_K = torch.tensor([residues.id_of[x] for x in letters], device=model.device)
     background_K = background(train if train is not None else sequences(rows), letters)
     tallies, random, plain = ([Tally() for _ in rates] for _ in range(3))
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for numbers, batch in batches(session, rows, tokens, session.task.prompt):  # its targets are whole sequences
             pairs = zip(batch.ids_BL, batch.target_BL, strict=True)
             texts = [residues.decode(ids_L[target_L].numpy()) for ids_L, target_L in pairs]
@@ -148,8 +147,6 @@ def mask_filling(
                     ways = ((tallies[g], said_P), (random[g], drawn_N[mask_N]))
                     for tally, filled_P in ways:
                         tally.scores += alignment_scores([_plain(text)], [_plain(filled(text, mask_N, filled_P))])
-    finally:
-        model.train(training)
     return {
         f"{rate:g}": {
             **tally.figures(columns=aligned),

@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 from math import factorial
 from typing import NamedTuple
@@ -32,8 +31,10 @@ from tqdm import tqdm
 from mmdiff.data.token_budget import token_budget
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.protocols import Row
 from mmdiff.session import Session
 from mmdiff.tasks.protein.residues import CANONICAL, Residues
+from mmdiff.tasks.protein.task import Protein
 
 from .log_probs import Canvas, Query, bounds, canvas, log_probs, pseudo_log_p
 
@@ -97,7 +98,7 @@ def mutated(sequence: str, mutant: Sequence[Mutation]) -> str:
 
 
 def score_mutants(
-    session: Session,
+    session: Session[Protein],
     wild_type: str,
     mutants: Sequence[str | Sequence[Mutation]],
     method: str = "masked_marginal",
@@ -124,7 +125,7 @@ def score_mutants(
             raise ConfigError(f"{name}: {value}, expected at least 1")
     parsed = [parse_mutant(m, wild_type, offset) if isinstance(m, str) else list(m) for m in mutants]
     changed = [tuple(sorted(one for one in mutant if one.old != one.new)) for mutant in parsed]
-    row = {"id": "wild type", "sequence": wild_type, **({"target": target} if target else {})}
+    row: Row = {"id": "wild type", "sequence": wild_type, **({"target": target} if target else {})}
     base = canvas(session, row, CANONICAL)
     unique = sorted(set(changed), key=lambda mutant: [one.at for one in mutant])  # those of the same sites together
     scores: dict[tuple[Mutation, ...], float] = {}
@@ -132,9 +133,14 @@ def score_mutants(
         for first in range(0, len(unique), WINDOW):
             group = unique[first : first + WINDOW]
             if method == "bound":
-                found = _by_bound(session, base, group, levels, tokens, seed)
+                every = [base, *(_canvas(session, row, mutant) for mutant in group)]
+                same = [0] * len(every)  # the number under which noise is drawn
+                nats = bounds(session.model, every, same, levels=levels, tokens=tokens, seed=seed)
+                found = [nats[0] - nll for nll in nats[1:]]
             elif method == "pseudo_likelihood":
-                found = _by_pseudo_likelihood(session, base, group, tokens)
+                every = [base, *(_canvas(session, row, mutant) for mutant in group)]
+                sums = [float(np.nansum(p)) for p in pseudo_log_p(session.model, every, CANONICAL, tokens=tokens)]
+                found = [log_p - sums[0] for log_p in sums[1:]]
             else:
                 found = _by_terms(session, base, [_terms(mutant, method, orders, seed) for mutant in group], tokens)
             scores |= zip(group, found, strict=True)
@@ -185,7 +191,7 @@ def _orders(n: int, most: int, seed: int) -> Iterator[tuple[int, ...]]:
         yield tuple(key.uniform(n, n, copy).argsort(kind="stable").tolist())
 
 
-def _by_terms(session: Session, base: Canvas, sums: Sequence[Sequence[Term]], tokens: int) -> list[float]:
+def _by_terms(session: Session[Protein], base: Canvas, sums: Sequence[Sequence[Term]], tokens: int) -> list[float]:
     ids = Residues(session.model.vocab).id_of
     every = tuple(range(len(base.position_N)))
     states = list(dict.fromkeys(term.state for terms in sums for term in terms))
@@ -211,27 +217,5 @@ def _by_terms(session: Session, base: Canvas, sums: Sequence[Sequence[Term]], to
     ]
 
 
-def _by_bound(
-    session: Session, base: Canvas, mutants: Sequence[Sequence[Mutation]], levels: int, tokens: int, seed: int
-) -> list[float]:
-    ids = Residues(session.model.vocab).id_of
-    every = [base, *(_canvas(ids, base, mutant) for mutant in mutants)]
-    same = [0] * len(every)  # the number under which noise is drawn
-    wild, *others = bounds(session.model, every, CANONICAL, same, levels=levels, tokens=tokens, seed=seed)
-    return [wild - nll for nll in others]
-
-
-def _by_pseudo_likelihood(
-    session: Session, base: Canvas, mutants: Sequence[Sequence[Mutation]], tokens: int
-) -> list[float]:
-    ids = Residues(session.model.vocab).id_of
-    every = [base, *(_canvas(ids, base, mutant) for mutant in mutants)]
-    wild, *others = (float(np.nansum(p_N)) for p_N in pseudo_log_p(session.model, every, CANONICAL, tokens=tokens))
-    return [log_p - wild for log_p in others]
-
-
-def _canvas(ids: Mapping[str, int], base: Canvas, mutant: Sequence[Mutation]) -> Canvas:
-    ids_L = base.ids_L.copy()
-    for one in mutant:
-        ids_L[base.position_N[one.at]] = ids[one.new]
-    return replace(base, ids_L=ids_L)
+def _canvas(session: Session[Protein], row: Row, mutant: Sequence[Mutation]) -> Canvas:
+    return canvas(session, {**row, "sequence": mutated(row["sequence"], mutant)}, CANONICAL)

@@ -27,8 +27,9 @@ from mmdiff.protocols import Row
 from mmdiff.runs.records import JsonlStore
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.policies import Record as SequenceRecord
-from mmdiff.tasks.protein.residues import CANONICAL, permuted
+from mmdiff.tasks.protein.residues import permuted
 from mmdiff.tasks.protein.session import digest
+from mmdiff.tasks.protein.task import Protein
 
 from .log_probs import Canvas, bounds, canvas, name_of, pseudo_log_p, where_of
 
@@ -43,7 +44,7 @@ BATCHES = 64  # of `tokens` places: the most work between two writes, whatever t
 
 
 def score_sequences(
-    session: Session,
+    session: Session[Protein],
     records: Iterable[SequenceRecord | Row],
     *,
     methods: Sequence[str] = METHODS,
@@ -106,7 +107,7 @@ def score_sequences(
 class _How:
     """The arguments of `score_sequences`."""
 
-    session: Session
+    session: Session[Protein]
     methods: tuple[str, ...]
     levels: int
     tokens: int
@@ -117,7 +118,7 @@ class _How:
 
     @property
     def letters(self) -> str:
-        return str(getattr(self.session.task, "letters", CANONICAL))
+        return self.session.task.letters
 
     def windows(self, rows: Iterator[tuple[int, Row]]) -> Iterator[list[Record]]:
         """Records of one window after the other."""
@@ -164,7 +165,7 @@ class _How:
         counts = [int(one.scored_N.sum()) for one in canvases]
         if "bound" in self.methods:
             how = {"levels": self.levels, "tokens": self.tokens, "seed": self.seed}
-            nats = bounds(self.session.model, canvases, self.letters, index, **how)
+            nats = bounds(self.session.model, canvases, index, **how)
             for record, n, nll in zip(found, counts, nats, strict=True):
                 record |= {"bound": nll / n if n else None, "bound_nats": nll if n else None}
         if "pseudo_perplexity" in self.methods:

@@ -41,8 +41,8 @@ class Exact:
     def eval(self) -> Exact:
         return self
 
-    def train(self, mode: bool) -> Exact:
-        return self
+    def modules(self) -> list[Any]:
+        return [self]
 
     def encode(self, media: Any) -> dict[str, Tensor]:
         return {}

@@ -204,8 +204,8 @@ class ByHand:
     def eval(self) -> ByHand:
         return self
 
-    def train(self, mode: bool) -> ByHand:
-        return self
+    def modules(self) -> list[Any]:
+        return [self]
 
     def encode(self, media: Any) -> dict[str, Tensor]:
         return {}

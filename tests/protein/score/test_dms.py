@@ -73,7 +73,8 @@ class Exact:
         self.joint = joint / joint.sum()
 
     def eval(self) -> None: ...
-    def train(self, mode: bool) -> None: ...
+    def modules(self) -> list[Any]:
+        return [self]
 
     def log_p(self, sequence: str) -> float:
         return float(self.joint[tuple(LETTER[letter] for letter in sequence)].log())
@@ -240,7 +241,7 @@ def test_differences_are_those_of_whole_sequences(session: Session) -> None:
     (found,) = score_mutants(session, wild["sequence"], ["K2R:I7W"], "pseudo_likelihood")
     sums = [sum(p for p in record["log_p"] if p is not None) for record in (a, b)]
     assert found == pytest.approx(sums[1] - sums[0], abs=1e-4)
-    other = bounds(session.model, [canvas(session, mutant, CANONICAL)], CANONICAL, [1], **named)[0]
+    other = bounds(session.model, [canvas(session, mutant, CANONICAL)], [1], **named)[0]
     assert abs(other - b["bound_nats"]) > 1e-3  # under other noise it is another figure
 
 

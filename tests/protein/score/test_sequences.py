@@ -242,9 +242,9 @@ def test_an_interrupted_run_goes_on(session: Session, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"sequence": "AC_", "where": "f.fasta record 5 (z)"}, r"^f.fasta record 5 \(z\): residue 3: open \(_\)"),
-        ({"id": "z", "sequence": ""}, r"^record 5 \(z\): an empty sequence$"),
-        ({"id": "z", "sequence": "AC*"}, r"z: residue 3: '\*' is none of"),
+        ({"sequence": "AC_", "where": "f.fasta record 5 (z)"}, r"^f.fasta record 5 \(z\): residue 3 is open \(`_`\)"),
+        ({"id": "z", "sequence": ""}, r"^record 5 \(z\): sequence: '', expected residues$"),
+        ({"id": "z", "sequence": "AC*"}, r"^record 5 \(z\): residue 3: '\*' is none of"),
     ],
 )
 def test_what_comes_before_a_bad_record_is_written(
