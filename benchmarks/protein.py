@@ -11,7 +11,7 @@
               code: it has the right attention mask, and draws no mask, which would cost it one forward more.
     encode    sequences to ids by a table, against transformers' tokenizer. Grows with nothing: both go by residue.
     score     all single mutants of a protein by masked marginals, and its pseudo-perplexity: one masked canvas a
-              forward, against many. A forward a mutant computes every site 19 times.
+              forward, against many. A forward per mutant computes every site 19 times.
     embed     means over residues, in batches of so many places, against batches of 32 in the order of the input. Ours
               writes them to files, plain keeps them. Grows with the spread of lengths.
 
@@ -313,8 +313,9 @@ def scoring(model: Session, size: Size, repeats: int) -> None:
     base = Run(run[0].cpu / share, run[0].wall / share, run[0].work, None)
     told = dict(zip(mutants, run[2].result, strict=True))
     apart = max(abs(told[name] - score) for name, score in zip(some, run[0].result, strict=True))
-    line("marginals, a forward a mutant", base, base, f"{len(mutants)} forwards; {len(some)} measured, seconds scaled")
-    line("a forward a site", run[1], base, work(run[1]))
+    note = f"{len(mutants)} forwards; {len(some)} measured, seconds scaled"
+    line("marginals, a forward per mutant", base, base, note)
+    line("a forward per site", run[1], base, work(run[1]))
     line("sites together", run[2], base, f"{work(run[2])}, within {apart:.0e} nats; {run[1].cpu / run[2].cpu:.2f}x")
     one, many = (r.result[0]["pseudo_perplexity"] for r in run[3:])
     line("pseudo-perplexity, a forward each", run[3], run[3], work(run[3]))

@@ -26,7 +26,7 @@ RARE = "UO"
 """Selenocysteine and pyrrolysine."""
 GAP = "-"
 OPEN = "_"
-"""A place that is still to be written, in sequences that people read."""
+"""A position that is still to be written, in sequences that people read."""
 RANGE = "residues"
 """The name under which a text backbone reserves ids for residues: `reserve: {residues: 26}` (see `LETTERS`)."""
 LETTERS = CANONICAL + "XBUZO-"
@@ -62,7 +62,7 @@ class Residues:
         self._bytes[vocab.mask_id] = ord(OPEN)
 
     def encode(self, sequence: str) -> Ids:
-        """(N,) ids; `_` is the mask id. Raises DataError that names the first letter without an id and its place."""
+        """(N,) ids; `_` is the mask id. Raises DataError that names the first letter without an id and its position."""
         try:
             raw = np.frombuffer(sequence.encode("ascii"), dtype=np.uint8)
         except UnicodeEncodeError as error:
@@ -78,7 +78,7 @@ class Residues:
         try:
             ids = self.encode(joined)
         except DataError:
-            return [self.encode(sequence) for sequence in sequences]  # names the place in its own sequence
+            return [self.encode(sequence) for sequence in sequences]  # names the position in its own sequence
         return np.split(ids, np.cumsum([len(sequence) for sequence in sequences])[:-1]) if sequences else []
 
     def decode(self, ids: Sequence[int] | Ids) -> str:

@@ -1,4 +1,4 @@
-"""Protein sequences: written from nothing, filled in around fixed residues, or as the binder of a target.
+"""Protein sequences: sampled from nothing, filled in around fixed residues, or as the binder of a target.
 
 A canvas is `<cls> sequence <eos>`, and `<cls> target <eos> sequence <eos>` with a target, as ESM-2 and DSM have it.
 What is noised is the sequence, chosen by its segment and not by counting ends; the target is always context.
@@ -18,13 +18,13 @@ from .residues import CANONICAL, OPEN, Residues
 
 
 class Protein:
-    """Rows `{sequence, target?, allow?, where?}` <-> canvases. A row's `sequence` may have open places, `_`.
+    """Rows `{sequence, target?, allow?, where?}` <-> canvases. A row's `sequence` may have open positions, `_`.
 
     letters: what may be written. The 20 residues; with `-` an alignment is written column by column.
     learned: letters that are noised and scored in training, with the softmax over them; the others of a sequence (X, a
         gap) are context there. None: the same as `letters`. "all": every letter, with the softmax over the whole
         vocabulary, as DSM has it.
-    allow, of a row: for every place None or the letters that may be written there, out of `letters`.
+    allow, of a row: for every position None or the letters that may be written there, out of `letters`.
     """
 
     def __init__(self, letters: str = CANONICAL, learned: str | None = None) -> None:
@@ -71,7 +71,7 @@ class Protein:
         return [*self._before(row, vocab), *parts, Text([vocab.eos_id])]
 
     def prompt(self, row: Row, vocab: Vocab) -> Sample:
-        """Open places are written, all others are given. Raises DataError as `sample` does, and for a wrong `allow`."""
+        """Open positions are targets, all others given. Raises DataError as `sample` does, and for a wrong `allow`."""
         residues, sequence = self.residues(vocab), self._sequence(row)
         ids = self._ids(residues, sequence, row)
         parts = []
@@ -80,7 +80,7 @@ class Protein:
         return [*self._before(row, vocab), *parts, Text([vocab.eos_id])]
 
     def parse(self, ids: Sequence[int], vocab: Vocab) -> str:
-        """The sequence; `_` where a place is open."""
+        """The sequence; `_` where a position is open."""
         return self.residues(vocab).decode(list(ids))
 
     def score(self, prediction: str, row: Row) -> dict[str, float]:
@@ -99,7 +99,7 @@ class Protein:
         """(letters that may be written, start, end) of neighbours with the same; none for what is given."""
         allow = row.get("allow")
         if allow is not None and len(allow) != len(sequence):
-            raise DataError(f"{_where(row)}allow: {len(allow)} entries for {len(sequence)} places")
+            raise DataError(f"{_where(row)}allow: {len(allow)} entries for {len(sequence)} positions")
 
         def letters(i: int) -> str:
             if sequence[i] != OPEN:

@@ -47,13 +47,13 @@ def test_open_places_are_the_mask_and_what_is_no_residue_is_a_question_mark() ->
 
 
 @pytest.mark.parametrize(
-    ("sequence", "place"), [("MKt", "residue 3: 't'"), ("M*", "residue 2: '\\*'"), ("é", "1: 'é'")]
+    ("sequence", "position"), [("MKt", "residue 3: 't'"), ("M*", "residue 2: '\\*'"), ("é", "1: 'é'")]
 )
-def test_an_unknown_letter_is_named_with_its_place(sequence: str, place: str) -> None:
+def test_an_unknown_letter_is_named_with_its_place(sequence: str, position: str) -> None:
     residues = Residues(vocab())
-    with pytest.raises(DataError, match=place):
+    with pytest.raises(DataError, match=position):
         residues.encode(sequence)
-    with pytest.raises(DataError, match=place):
+    with pytest.raises(DataError, match=position):
         residues.encode_many(["ACD", sequence])
 
 

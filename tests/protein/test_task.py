@@ -124,7 +124,7 @@ def test_a_wrong_row_is_named(vocab: Vocab, row: dict[str, Any], message: str) -
 @pytest.mark.parametrize(
     ("allow", "message"),
     [
-        (["A"], "allow: 1 entries for 2 places"),
+        (["A"], "allow: 1 entries for 2 positions"),
         ([None, "AX"], "allow, residue 2: 'AX', expected some of"),
         ([None, ""], "allow, residue 2: '', expected some of"),
     ],
@@ -156,7 +156,7 @@ def test_places_are_those_of_texts_and_targets(vocab: Vocab) -> None:
 
 @pytest.mark.parametrize("options", [{"token_dropout": True}, {"positions": "absolute"}, {}])
 def test_bounds_and_samples_are_those_of_single_rows_on_either_side(options: dict[str, Any]) -> None:
-    """Token dropout counts a row's own masks, absolute positions its own places."""
+    """Token dropout counts a row's own masks, absolute positions its own positions."""
     torch.manual_seed(0)
     made = {"hidden_size": 16, "layers": 2, "heads": 2, "max_length": 32, "init_std": 0.5, "options": options}
     model = MMDiff(new_backbone(family="esm", tokenizer=esm.tokenizer(), **made)).eval()

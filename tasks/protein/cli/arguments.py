@@ -26,6 +26,14 @@ def _one_word(type_: Any, value: str) -> None:
 
 AtLeast2: TypeAlias = Annotated[int, Parameter(validator=Number(gte=2))]
 ShareAbove0: TypeAlias = Annotated[float, Parameter(validator=Number(gt=0, lte=1))]
+Run: TypeAlias = Annotated[str, Parameter(help="a run, a saved model, or a backbone: a folder or hub id.")]
+Tokens: TypeAlias = Annotated[
+    int | None,
+    Parameter(
+        validator=Number(gte=1),
+        help="token budget of a batch, padding counted (1024 on a CPU); changes no result.",
+    ),
+]
 Word: TypeAlias = Annotated[str, Parameter(validator=_one_word)]
 Letters: TypeAlias = Annotated[str, Parameter(allow_leading_hyphen=True)]  # a gap is one
 
@@ -63,7 +71,6 @@ class Sampling:
         trajectory: with every record, its sequence after each step.
         no_guard: keep sequences that repeat themselves.
         tries: how often such a sequence is sampled at most.
-        tokens: token budget of a batch, padding counted (1024 on a CPU); changes no result.
     """
 
     out: str | None = None
@@ -73,11 +80,11 @@ class Sampling:
     trajectory: bool = False
     no_guard: bool = False
     tries: AtLeast1 = 4
-    tokens: AtLeast1 | None = None
+    tokens: Tokens = None
 
     def arguments(self, asked: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
         """Arguments of `design.generate.generate`. asked: what else the rows are made of."""
-        from mmdiff.tasks.protein.design.generate import GUARD
+        from mmdiff.tasks.protein.design.guard import GUARD
 
         guard = None if self.no_guard else replace(GUARD, tries=self.tries)
         rows = {**asked, "seed": self.seed, "allow": self.allow, "forbid": self.forbid}

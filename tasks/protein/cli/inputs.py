@@ -15,10 +15,16 @@ from mmdiff.tasks.protein.data.fasta import Fasta, Pairs, read_sequences
 from mmdiff.tasks.protein.data.files import FASTA, TABLES, suffix
 from mmdiff.tasks.protein.data.tables import _entries
 from mmdiff.tasks.protein.residues import GAP
+from mmdiff.tasks.protein.session import load_protein_session
 from mmdiff.tasks.protein.task import Protein
 
 KNOWN = 200_000
 """Training rows that are compared with; of more (or of rows drawn without an end) there is no novelty."""
+
+
+def open_session(run: str, overrides: Sequence[str], *, seed: int | None = None) -> Session[Protein]:
+    """The session of a run, saved model or backbone. seed: the sampler's, where overrides name no other."""
+    return load_protein_session(run, [*([f"sampler.seed={seed}"] if seed is not None else []), *overrides])
 
 
 def first_sequence(option: str, text: str) -> str:

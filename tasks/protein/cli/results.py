@@ -19,7 +19,7 @@ from mmdiff.tasks.protein.data.policies import Record
 
 FIGURES = ("id", "description", "sequence", "target", "length", "designed", "forwards", "confidence", "attempts")
 """What a table has of a written sequence, and `guard`."""
-WIDTH = 60  # letters a line of FASTA
+WIDTH = 60  # letters per line of FASTA
 
 Row = Mapping[str, Any]
 
@@ -74,7 +74,7 @@ class Results:
 
 
 def out_file(option: str, path: str | None) -> Path | None:
-    """The file an option names. Nothing is made; what would fail after the work is said now. Raises UserError."""
+    """The file an option names. Nothing is made; what would fail after the work fails now. Raises UserError."""
     if path is None:
         return None
     named = Path(path)
@@ -176,11 +176,11 @@ def fasta(records: Iterable[Row]) -> str:
 
 def _headed(record: Row) -> Record:
     sure = record["confidence"]
-    told = f"designed={record['designed']}" + (f" confidence={sure:.3f}" if sure is not None else "")
+    facts = f"designed={record['designed']}" + (f" confidence={sure:.3f}" if sure is not None else "")
     if record["guard"] not in ("ok", "off"):
-        told += f" guard={record['guard'].replace(' ', '_')}"
+        facts += f" guard={record['guard'].replace(' ', '_')}"
     description = " ".join(str(record.get("description") or "").split())  # of a table it may have several lines
-    return Record(record["id"], f"{description} {told}".strip(), record["sequence"])
+    return Record(record["id"], f"{description} {facts}".strip(), record["sequence"])
 
 
 def _begins_with(longer: Path, shorter: Path) -> bool:

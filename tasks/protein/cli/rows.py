@@ -17,10 +17,10 @@ import numpy as np
 from mmdiff.errors import DataError, UserError, located
 from mmdiff.protocols import Row
 from mmdiff.tasks.protein.data.fasta import read_sequences
+from mmdiff.tasks.protein.design.lengths import drawn_lengths
 from mmdiff.tasks.protein.design.motifs import (
     Design,
     allowed,
-    drawn_lengths,
     kept_ranges,
     masked_ranges,
     masked_share,
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 def peeked(items: Iterable[T]) -> Iterator[T]:
-    """The same items, the first of which is read now: what is wrong with all of them is said before the work."""
+    """The same items, the first of which is read now: what is wrong with all of them is found before the work."""
     rest = iter(items)
     return chain(list(islice(rest, 1)), rest)
 

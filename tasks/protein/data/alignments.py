@@ -249,10 +249,10 @@ def _has_gaps(path: str | Path) -> bool:
 def _held_out(cluster_N: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
     """(N,) True for the rows of the clusters that are drawn."""
     sizes = np.bincount(cluster_N)
-    room = max(1, round(share * len(cluster_N)))
+    left = max(1, round(share * len(cluster_N)))
     out = np.zeros(len(sizes), dtype=bool)
     for one in NoiseKey(seed, stream="held out").uniform(0, len(sizes)).argsort(kind="stable"):
-        if sizes[one] <= room:
+        if sizes[one] <= left:
             out[one] = True
-            room -= sizes[one]
+            left -= sizes[one]
     return out[cluster_N]

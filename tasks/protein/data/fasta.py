@@ -63,12 +63,12 @@ def write_fasta(
 ) -> int:
     """Write records (or rows) as they come; the file is there when all are. Returns how many.
 
-    width: letters a line; None: all on one.
+    width: letters per line; None: all on one.
     Raises ConfigError for a file that is there already, unless `overwrite`; DataError for a record that would not be
     read back as it is.
     """
     if width is not None and width < 1:
-        raise ConfigError(f"width: {width}, expected at least 1 letter a line")
+        raise ConfigError(f"width: {width}, expected at least 1 letter per line")
     count = 0
     with writing(path, overwrite) as file:
         for record in map(as_record, records):

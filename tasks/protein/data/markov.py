@@ -58,7 +58,7 @@ class Chain:
         return "".join(out)
 
     def states(self, sequences: Sequence[str]) -> States:
-        """(N, L). Raises DataError that names the sequence, the place and the letter."""
+        """(N, L). Raises DataError that names the sequence, the position and the letter."""
         length = len(sequences[0]) if sequences else 0
         out = np.empty((len(sequences), length), dtype=np.int64)
         for n, sequence in enumerate(sequences):
@@ -83,7 +83,7 @@ class Chain:
         return float(first + (length - 1) * step)
 
     def posterior(self, sequences: Sequence[str], masked_NL: Bools) -> Floats:
-        """(N, L, K): p(state of a place | the places that are not masked), by forward-backward."""
+        """(N, L, K): p(state of a position | the positions that are not masked), by forward-backward."""
         x_NL = self.states(sequences)
         seen_NLK = np.where(masked_NL[..., None], 1.0, np.eye(len(self.letters))[x_NL])
         forward_NLK, backward_NLK = np.empty_like(seen_NLK), np.ones_like(seen_NLK)
@@ -95,11 +95,11 @@ class Chain:
         return _normal(forward_NLK * backward_NLK)
 
     def bayes(self, sequences: Sequence[str], masked_NL: Bools) -> tuple[float, float]:
-        """(accuracy, cross-entropy in nats) of the exact posterior at the masked places of these sequences."""
+        """(accuracy, cross-entropy in nats) of the exact posterior at the masked positions of these sequences."""
         p_PK = self.posterior(sequences, masked_NL)[masked_NL]
         x_P = self.states(sequences)[masked_NL]
         if not len(x_P):
-            raise DataError("bayes: no place is masked")
+            raise DataError("bayes: no position is masked")
         true_P = p_PK[np.arange(len(x_P)), x_P]
         return float((p_PK.argmax(1) == x_P).mean()), float(-np.log(true_P).mean())
 
@@ -108,7 +108,7 @@ class Chain:
 def family() -> Chain:
     """The chain of `Markov`: rows ~ Dirichlet(0.1), few likely successors each, mixed with 2 % of uniform.
 
-    Its entropy is 1.4342 nats a residue at 32 residues, that of its composition 2.635.
+    Its entropy is 1.4342 nats per residue at 32 residues, that of its composition 2.635.
     """
     size = len(LETTERS)
     rows_KK = np.random.default_rng(0).dirichlet(np.full(size, 0.1), size)
@@ -120,7 +120,7 @@ class Markov:
 
     Sets of different seeds have nothing in common but the chain.
 
-    open: with this share of the places open, `_`, in `sequence`, and the whole sequence as the row's `answer`.
+    open: with this share of the positions open, `_`, in `sequence`, and the whole sequence as the row's `answer`.
     """
 
     def __init__(self, n: int, seed: int, length: int = 32, open: float = 0.0) -> None:
@@ -147,10 +147,10 @@ class Markov:
         row = {"id": f"markov-{self.seed}-{i}", "sequence": family().draw_one(i, self.seed, self.residues)}
         if not self.open:
             return row
-        places = NoiseKey(self.seed, stream="markov/open").uniform(i, self.residues).argsort(kind="stable")
+        positions = NoiseKey(self.seed, stream="markov/open").uniform(i, self.residues).argsort(kind="stable")
         letters = list(row["sequence"])
-        for place in places[: round(self.open * self.residues)].tolist():
-            letters[place] = OPEN
+        for position in positions[: round(self.open * self.residues)].tolist():
+            letters[position] = OPEN
         return {**row, "sequence": "".join(letters), "answer": row["sequence"]}
 
     def length(self, index: int) -> float:

@@ -30,7 +30,7 @@ class Policy:
     stop: '*' at the end. "strip"; "refuse". Elsewhere it is always an error.
     unknown: letters besides the 20. "keep": X, B, U, Z and O stay, J (which ESM has no id for) becomes X; "x": all of
         them become X; "refuse".
-    open: '_', a place that is still to be written. "keep"; "refuse".
+    open: '_', a position that is still to be written. "keep"; "refuse".
     """
 
     lower: str = "upper"
@@ -107,9 +107,9 @@ def cleaned(lines: Sequence[bytes], line: int, where: str, policy: Policy, what:
 
 
 def _fault(lines: Sequence[bytes], line: int, policy: Policy, what: str) -> str:
-    """Line and place of the first letter that is refused, and why."""
+    """Line and position of the first letter that is refused, and why."""
     table, drop = _table(policy)
-    place, white = 0, WHITE.decode()
+    position, white = 0, WHITE.decode()
     letters = len(b"".join(lines).translate(table, drop).rstrip(b"*"))  # up to the stop at the end
     kept = 0
     for number, text in enumerate(lines, line):
@@ -118,7 +118,7 @@ def _fault(lines: Sequence[bytes], line: int, policy: Policy, what: str) -> str:
         except UnicodeDecodeError as error:
             return f"line {number}: byte {text[error.start]:#04x} is not UTF-8"
         for letter in decoded:
-            place += letter not in white
+            position += letter not in white
             if letter.isascii() and letter.encode() in drop:
                 continue
             kept += 1
@@ -131,12 +131,12 @@ def _fault(lines: Sequence[bytes], line: int, policy: Policy, what: str) -> str:
             elif letter in "-.":
                 why = "a gap, and gaps: refuse"
             elif letter == OPEN:
-                why = "an open place, expected residues"
+                why = "an open position, expected residues"
             elif letter.isascii() and letter.islower() and policy.lower == "refuse":
                 why = "lower case, and lower: refuse"
             elif letter.isascii() and letter.isalpha():
                 why = f"none of {CANONICAL}, and unknown: refuse"
             else:
                 why = "no residue"
-            return f"line {number}, {what}residue {place}: {letter!r} is {why}"
+            return f"line {number}, {what}residue {position}: {letter!r} is {why}"
     raise AssertionError("no letter is refused")

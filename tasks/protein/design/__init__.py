@@ -1,4 +1,5 @@
-"""Sequences written by the sampler: templates, motifs, scaffolds, binders.
+"""Sequences sampled by a model: templates, motifs, scaffolds, binders.
 
-May import: the core, tasks.protein.data, tasks.protein.score, tasks.protein.residues, tasks.protein.session.
+May import: the core, tasks.protein.data, tasks.protein.score, tasks.protein.residues, tasks.protein.session,
+tasks.protein.task.
 """

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice, pairwise
-from pathlib import Path
+from itertools import pairwise
 
 import numpy as np
 from numpy.random import Generator
 
-from mmdiff.errors import ConfigError, DataError
+from mmdiff.errors import DataError
 from mmdiff.tasks.protein.residues import AMBIGUOUS, CANONICAL, GAP, OPEN, RARE
 
 LETTERS = "".join(sorted(set(CANONICAL + AMBIGUOUS + RARE) - {"J"}))
@@ -34,8 +33,8 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Design:
-    """sequence: residues that are fixed, `_` where a place is open. allow: for each place the letters that may be
-    written there, or None for whatever the task writes; None as a whole: no place is limited."""
+    """sequence: residues that are fixed, `_` where a position is open. allow: for each position the letters that may be
+    written there, or None for whatever the task writes; None as a whole: no position is limited."""
 
     sequence: str
     allow: list[str | None] | None = None
@@ -59,11 +58,11 @@ EXPECTED = f"expected an upper-case residue, `_`, `#`, `{MASK}`, `[12]`, `[10-20
 
 
 def template(text: str, rng: Generator) -> Design:
-    """`MKT___G[10-20]{ILV}AA`: residues, and places to be written.
+    """Read `MKT___G[10-20]{ILV}AA`: residues that are fixed, and open positions.
 
-    `_`, `#` and `<mask>` are one open place; `[12]` is so many, `[10-20]` a number of them that is drawn, all numbers
-    from 10 to 20 equally likely; `{ILV}` is one open place for these letters only, `{^CM}` for all of the 20 but these.
-    Raises DataError that names the position in the text.
+    `_`, `#` and `<mask>` are one open position; `[12]` is twelve of them, `[10-20]` a number that is drawn, all numbers
+    from 10 to 20 equally likely; `{ILV}` is one open position for these letters only, `{^CM}` for all of the 20 but
+    these. Raises DataError that names the position in the text.
     """
     if not text:
         raise DataError(f"template: it is empty, {EXPECTED}")
@@ -89,7 +88,7 @@ def template(text: str, rng: Generator) -> Design:
             allow += [None] * n
         at = found.end()
     if not sequence:
-        raise DataError(f"template: {text!r} has no place at all")
+        raise DataError(f"template: {text!r} has no position at all")
     return Design("".join(sequence), allow if any(allow) else None)
 
 
@@ -98,7 +97,7 @@ def _drawn(low: int, last: str | None, where: str, rng: Generator) -> int:
     if low > high:
         raise DataError(f"{where}: {low} is above {high}, expected [{high}-{low}]")
     if high > LONGEST:
-        raise DataError(f"{where}: expected at most {LONGEST} places")
+        raise DataError(f"{where}: expected at most {LONGEST} positions")
     return low if last is None else int(rng.integers(low, high + 1))
 
 
@@ -157,25 +156,25 @@ def _range(item: str, length: int) -> Span:
 
 
 def kept_ranges(sequence: str, ranges: Sequence[Span]) -> Design:
-    """Residues in `ranges` stay, all others are open."""
+    """Keep the residues in `ranges`; all other positions are open. Raises DataError for a range that is not there."""
     _check(ranges, len(sequence))
     inside = {i for low, high in ranges for i in range(low, high)}
     return Design("".join(letter if i in inside else OPEN for i, letter in enumerate(sequence)))
 
 
 def masked_ranges(sequence: str, ranges: Sequence[Span]) -> Design:
-    """Residues in `ranges` are open, all others stay."""
+    """Mask the residues in `ranges`; all others stay. Raises DataError for a range that is not there."""
     _check(ranges, len(sequence))
     inside = {i for low, high in ranges for i in range(low, high)}
     return Design("".join(OPEN if i in inside else letter for i, letter in enumerate(sequence)))
 
 
 def masked_share(sequence: str, share: float, rng: Generator, window: Span | int | None = None) -> Design:
-    """round(share x residues) of the residues, at least one, are opened at random.
+    """Mask round(share x residues) of the residues, at least one, drawn at random.
 
     window: a stretch in which they lie, or the length of one that is put anywhere, all offsets equally likely (the
-    template designs of DSM, arXiv 2506.08293: 1 to 90 % of a known binder or of a window of it). Places that are open
-    already stay open and do not count. Raises DataError.
+    template designs of DSM, arXiv 2506.08293: 1 to 90 % of a known binder or of a window of it). Positions that are
+    open already stay open and do not count. Raises DataError.
     """
     if not 0 < share <= 1:
         raise DataError(f"share: {share}, expected above 0 and up to 1")
@@ -186,11 +185,11 @@ def masked_share(sequence: str, share: float, rng: Generator, window: Span | int
         window = (start, start + window)
     low, high = window or (0, len(sequence))
     _check([(low, high)], len(sequence))
-    places = [i for i in range(low, high) if sequence[i] != OPEN]
-    if not places:
+    positions = [i for i in range(low, high) if sequence[i] != OPEN]
+    if not positions:
         raise DataError(f"residues {low + 1}-{high}: all of them are open already")
-    count = max(1, round(share * len(places)))
-    chosen = set(rng.choice(places, count, replace=False).tolist())
+    count = max(1, round(share * len(positions)))
+    chosen = set(rng.choice(positions, count, replace=False).tolist())
     return Design("".join(OPEN if i in chosen else letter for i, letter in enumerate(sequence)))
 
 
@@ -202,7 +201,7 @@ def scaffold(
     length: (least, most) residues of the new sequence, both included, all equally likely. (EvoDiff, arXiv 2309.15766,
         counts the residues that are added.) What the motif leaves over is shared out between the two ends and the gaps
         between segments, every way of doing so equally likely; any of them may be empty.
-    keep_gaps: segments stay as far from each other as they were, with open places between, as EvoDiff has them; only
+    keep_gaps: segments stay as far from each other as they were, with open positions between, as EvoDiff has them; only
         the two ends are then drawn.
     Raises DataError.
     """
@@ -220,9 +219,9 @@ def scaffold(
         blocks = [kept_ranges(sequence, ranges).sequence[start:stop]]
     motif = sum(map(len, blocks))
     if least < motif:
-        raise DataError(f"length: {least}-{most}, the motif alone takes {motif} places")
+        raise DataError(f"length: {least}-{most}, the motif alone takes {motif} positions")
     total = int(rng.integers(least, most + 1))
-    # stars and bars: blocks are the bars that stand among the open places
+    # stars and bars: blocks are the bars that stand among the open positions
     bars = np.sort(rng.choice(total - motif + len(blocks), len(blocks), replace=False)).tolist()
     out, starts, last = "", [], -1
     for bar, block in zip(bars, blocks, strict=True):
@@ -245,27 +244,27 @@ def _check(ranges: Sequence[Span], length: int) -> None:
 
 
 def allowed(design: Design, text: str = "", forbid: str = "") -> Design:
-    """Limits the open places of a design further.
+    """Limits the open positions of a design further.
 
     text: `10:AVL,12-15:^C`, positions or ranges with the letters that may be written there, or those of the 20 that
-    may not. Several that cover a place all hold. forbid: letters that are written nowhere.
+    may not. Several that cover a position all hold. forbid: letters that are written nowhere.
     What is fixed stays as it is, forbidden or not: these are rules of what is written.
-    Raises DataError for a rule that covers no open place, and for an open place that is left without a letter.
+    Raises DataError for a rule that covers no open position, and for an open position that is left without a letter.
     """
     sequence = design.sequence
-    places = [i for i, letter in enumerate(sequence) if letter == OPEN]
+    positions = [i for i, letter in enumerate(sequence) if letter == OPEN]
     allow = list(design.allow or [None] * len(sequence))
     if forbid and (unknown := sorted(set(forbid) - set(LETTERS + GAP))):
         raise DataError(f"forbid: {unknown[0]!r} is no residue, expected some of {LETTERS}, or {GAP}")
-    rules = [(places, set(CANONICAL) - set(forbid), f"forbid {forbid}")] if forbid else []
+    rules = [(positions, set(CANONICAL) - set(forbid), f"forbid {forbid}")] if forbid else []
     for item in text.split(",") if text.strip() else ():
         where, colon, letters = item.strip().partition(":")
         if not colon:
             raise DataError(f"allow {item.strip()!r}: expected positions and letters, as in 10:AVL,12-15:^C")
         first, last = _range(where.strip(), len(sequence))
-        covered = [i for i in places if first <= i + 1 <= last]
+        covered = [i for i in positions if first <= i + 1 <= last]
         if not covered:
-            raise DataError(f"allow {item.strip()}: no place there is open")
+            raise DataError(f"allow {item.strip()}: no position there is open")
         letters = letters.strip()
         left = set(_letters(letters.removeprefix("^"), letters.startswith("^"), f"allow {item.strip()}"))
         rules.append((covered, left - set(forbid), f"allow {item.strip()}"))
@@ -276,44 +275,3 @@ def allowed(design: Design, text: str = "", forbid: str = "") -> Design:
                 raise DataError(f"{name}: residue {i + 1} is left without a letter")
             allow[i] = "".join(sorted(both))
     return Design(sequence, allow if any(allow) else None)
-
-
-# Lengths -------------------------------------------------------------------------------------------------------------
-
-
-def lengths(text: str, n: int, rng: Generator) -> list[int]:
-    """n lengths. `100`: all the same; `50-400`: all from 50 to 400 equally likely; `50,60,70-80`: one after the other,
-    again and again. Anything else is a FASTA file, whose lengths are drawn with replacement; gaps do not count.
-
-    The first k are the same whatever n. Raises ConfigError, and DataError of the file.
-    """
-    return list(islice(drawn_lengths(text, rng), n))
-
-
-def drawn_lengths(text: str, rng: Generator) -> Iterator[int]:
-    """`lengths` without an end."""
-    if re.fullmatch(r"[0-9,\s-]+", text):
-        parts = [_length(part.strip(), text) for part in text.split(",")]
-        return (low if low == high else int(rng.integers(low, high + 1)) for low, high in cycle(parts))
-    file = Path(text)
-    if not file.is_file():
-        raise ConfigError(f"lengths: {text!r}, expected as in 100, 50-400 or 50,60,70, or a FASTA file that is there")
-    from mmdiff.tasks.protein.data.fasta import read_fasta
-
-    known = [len(record.sequence) for record in read_fasta(file, gaps="drop")]
-    if not known:
-        raise DataError(f"{file}: it has no sequences to take lengths from")
-    return (known[int(rng.integers(len(known)))] for _ in cycle([0]))
-
-
-def _length(part: str, text: str) -> Span:
-    found = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part)
-    if found is None:
-        raise ConfigError(f"lengths: {part!r} in {text!r}, expected as in 100, 50-400 or 50,60,70")
-    low = int(found[1])
-    high = int(found[2] or low)
-    if low > high:
-        raise ConfigError(f"lengths: {part}: {low} is above {high}, expected {high}-{low}")
-    if low < 1 or high > LONGEST:
-        raise ConfigError(f"lengths: {part}: expected lengths from 1 to {LONGEST}")
-    return low, high

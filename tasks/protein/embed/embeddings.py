@@ -1,9 +1,9 @@
-"""Hidden states of a frozen model as embeddings, a vector a residue or a sequence, in a folder or in one file.
+"""Hidden states of a frozen model as embeddings, a vector per residue or a sequence, in a folder or in one file.
 
 Nothing is masked: the canvas is `<cls> sequence <eos>` as it stands (the published DSM code masks at random inside its
-forward, embeddings included). Only `_` in a sequence, an open place, is the mask.
+forward, embeddings included). Only `_` in a sequence, an open position, is the mask.
 
-What is written is told in `embedding_files.py`.
+What the files hold: `files.py`.
 
 Shape letters: R rows of a batch, L canvas, D width, N residues of a sequence, n sequences.
 """
@@ -44,7 +44,7 @@ POOLS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "max": lambda x_ND: x_ND.amax(0),
     "std": lambda x_ND: x_ND.std(0, correction=0),  # of the sequence's own residues: 0 where there is but one
 }
-"""Over residues. `cls` is the state of the first special place; `residue`, alone, keeps them all."""
+"""Over residues. `cls` is the state of the first special position; `residue`, alone, keeps them all."""
 
 
 def embed(
@@ -65,16 +65,16 @@ def embed(
         Read as they come: memory holds a window of them and of its embeddings.
     out: a folder. Or a file ending in .safetensors or .npz: the work is done in the folder `<out>.parts`, whose parts
         are put together at the end, for which all embeddings have to fit into memory twice.
-    pool: mean | max | std | cls, one after the other as given: (D * pools,). ("residue",): (N, D), special places left
-        out. std divides by N.
-    layer: whose states: 0 the embedding table's, then a layer each, -1 the last after its norm. All but the last keep
+    pool: mean | max | std | cls, one after the other as given: (D * pools,). ("residue",): (N, D), without
+        special positions. std divides by N.
+    layer: whose states: 0 the embedding table's, then one per layer, -1 the last after its norm. All but the last keep
         the states of every layer of a batch in memory.
-    tokens: places of a batch, padding counted; a longer sequence is a batch of its own. Neither this nor `window`,
-        records a part, changes what is computed, beyond rounding: both may differ when a call is gone on with.
+    tokens: token budget of a batch, padding counted; a longer sequence is a batch of its own. window: records per part.
+        Neither changes what is computed, beyond rounding: both may differ when a call is resumed.
     dtype: as it is written; pooling is done in float32. bfloat16 is for safetensors.
 
-    A sequence longer than the model was trained on is embedded all the same and told of once; with absolute positions
-    it raises DataError. So does a record that cannot be embedded, by its name; the parts before its window stay.
+    A sequence longer than the model was trained on is embedded all the same, with one warning; with absolute
+    positions it raises DataError. So does a record that cannot be embedded, by its name; parts before its window stay.
     Raises ConfigError for a folder or file of other settings, of another model or of other records, which are left.
     """
     model = model.model if isinstance(model, Session) else model
@@ -142,7 +142,7 @@ def _write_parts(
     """Everything of `records`, window by window, after what the folder has."""
     residues = Residues(model.vocab)
     dtype = getattr(torch, settings["dtype"])
-    trained, told = model.backbone.facts.max_length, False
+    trained, warned = model.backbone.facts.max_length, False
     with tqdm(initial=folder.records, unit="records", desc="embed", file=sys.stderr, leave=False) as bar:
         while group := list(islice(records, window)):
             canvases = [_canvas(record, residues, model) for record in group]
@@ -150,10 +150,10 @@ def _write_parts(
             for batch in batch_by_tokens([len(ids) for ids in canvases], tokens):
                 with located(group[batch[0]].where):  # a canvas too long: the first of a batch is its longest
                     states = _states(model, [canvases[i] for i in batch], settings["layer"])
-                if len(canvases[batch[0]]) > trained and not told:
-                    told = True
+                if len(canvases[batch[0]]) > trained and not warned:
+                    warned = True
                     where = group[batch[0]].where
-                    bar.write(f"embed: {where}: longer than the {trained} places of training", file=sys.stderr)
+                    bar.write(f"embed: {where}: longer than the {trained} positions of training", file=sys.stderr)
                 for i, x in zip(batch, _pooled(states, settings["pool"], dtype, model), strict=True):
                     if dtype == torch.float16 and not x.isfinite().all():
                         raise DataError(f"{group[i].where}: its embedding is beyond {settings['dtype']}; use float32")

@@ -4,7 +4,7 @@ A folder holds
 
     settings.json             what the numbers depend on: pools, layer, dtype, format, and the model by its weights
     part-00000.safetensors    the embeddings of a window of records, by key; or .npz
-    index.jsonl               a line a record: id, description, length, part, key, digest of the sequence
+    index.jsonl               a line per record: id, description, length, part, key, digest of the sequence
 
 A part is written aside, made durable and renamed, then indexed, so an interrupted call goes on with the window after
 the last whole part. Ids may come again; the key is the record's number in the input.

@@ -1,8 +1,16 @@
 """Labels of sequences or of residues, from a file of their ids.
 
-A FASTA-like file has a letter a residue (`>id` and, on any number of lines, HHHHCCEE...); `-` and `?` are residues that
-nobody could tell, which probes leave out. A table (.csv, .tsv) has a row a sequence, with columns `id`, `label` and, if
-there is one, `group`. Either may be packed (.gz).
+A FASTA-like file has a letter per residue, `-` and `?` for residues without a label, which probes leave out:
+
+    >1abc
+    HHHHCC-EEE
+
+A table (.csv, .tsv) has a row per sequence, `id,label` or `id,label,group`:
+
+    id,label,group
+    1abc,kinase,cluster 7
+
+Either may be packed (.gz).
 """
 
 from __future__ import annotations
@@ -28,7 +36,10 @@ TABLES = {".csv": ",", ".tsv": "\t"}
 
 @dataclass(frozen=True)
 class Labels:
-    """label: by id. group: by id, of a table with such a column. by_residue: whether a label is a letter a residue."""
+    """Labels by id, and groups by id of a table with such a column.
+
+    by_residue: whether a label is one letter per residue.
+    """
 
     path: str
     label: dict[str, str]

@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 from mmdiff.errors import ConfigError, DataError, require
 from mmdiff.tasks.protein.residues import CANONICAL
 
+from .folds import folds_of, group_numbers
 from .labels import UNRESOLVED, Labels, label_array, read_labels
 
-__all__ = ["Labels", "composition", "folds_of", "probe", "read_labels", "residue_probe", "table"]
+__all__ = ["Labels", "composition", "folds_of", "probe", "probe_text", "read_labels", "residue_probe"]
 
 Array = NDArray[Any]
 Predict = Callable[[Array], Array]
 
 PENALTIES = {"classification": (1e-4, 1e-3, 1e-2, 1e-1), "regression": (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)}
-"""Weight of |w|^2 / 2 against the mean loss a row, which is cross-entropy or half the squared error: scikit-learn's C
+"""Weight of |w|^2 / 2 against the mean loss per row, which is cross-entropy or half the squared error: scikit-learn's C
 is 1 / (penalty N), its alpha penalty N, so that a value is as strong in any number of rows. Tried by inner folds."""
 INNER = 3  # folds within the training rows
 TRIED = 10_000  # rows at most that a penalty is chosen by
@@ -45,7 +46,7 @@ def probe(
     folds: int = 5,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Cross-validated scores of a probe of a label a sequence.
+    """Cross-validated scores of a probe of a label per sequence.
 
     features: (N, D), or an `Embeddings` of pooled vectors. labels: N strings or numbers. groups: of each row; None:
         every row is its own, which is right only for sequences that are no relatives.
@@ -61,14 +62,14 @@ def probe(
     require("sklearn", "protein")
     features_ND = np.asarray(features.stacked() if hasattr(features, "stacked") else features)
     if features_ND.ndim != 2 or len(features_ND) != len(labels):
-        raise DataError(f"features of shape {features_ND.shape} for {len(labels)} labels, expected a row a label")
+        raise DataError(f"features of shape {features_ND.shape} for {len(labels)} labels, expected a row per label")
     label_N, kind = label_array(labels, kind)
     sets = {"probe": features_ND}
     if sequences is not None:
         if len(sequences) != len(labels):
             raise DataError(f"{len(sequences)} sequences for {len(labels)} labels")
         sets["composition"] = composition(sequences)
-    return _scored(sets, label_N, _groups(groups, len(labels)), kind, folds, seed)
+    return _scored(sets, label_N, group_numbers(groups, len(labels)), kind, folds, seed)
 
 
 def residue_probe(
@@ -82,10 +83,10 @@ def residue_probe(
     limit: int = 60_000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`probe` of a label a residue, as is secondary structure: accuracy is then Q3.
+    """`probe` of a label per residue, as is secondary structure: accuracy is then Q3.
 
     embeddings: of each sequence (residues, D); an `Embeddings` by residue is read once, sequence by sequence.
-    labels: of each sequence a letter a residue; `-` and `?` are left out. groups: of sequences; None: each its own.
+    labels: of each sequence a letter per residue; `-` and `?` are left out. groups: of sequences; None: each its own.
     sequences: give the baseline `onehot-15`, the residue with seven on either side, one-hot.
     ids: what errors call the sequences; None: the ids of `embeddings`.
     limit: residues that are used, drawn evenly from all that have a label (`rows` of `labelled`): memory and time are
@@ -104,7 +105,7 @@ def residue_probe(
     rng = np.random.default_rng([seed, 1])
     drawn = np.sort(rng.choice(ends[-1], min(limit, int(ends[-1])), replace=False)) if ends[-1] else np.zeros(0, int)
     cuts = np.searchsorted(drawn, ends)
-    group_S = _groups(groups, len(labels))
+    group_S = group_numbers(groups, len(labels))
     features, windows, letters, group = [], [], [], []
     for s, x_ND in enumerate(embeddings):
         for what, length in (("residues embedded", len(x_ND)), ("residues", len(sequences[s]) if sequences else None)):
@@ -127,8 +128,8 @@ def residue_probe(
     return {**found, "labelled": int(ends[-1])}
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """Lines people read: a predictor a line, each figure as mean +- sd over folds."""
+def probe_text(result: Mapping[str, Any]) -> str:
+    """Plain text of what a probe found: one line per predictor, each figure as mean +- sd over folds."""
     scores = result["scores"]
     metrics = list(next(iter(scores.values())))
     lines = [f"{'':12}" + "".join(f"{metric:>18}" for metric in metrics)]
@@ -147,47 +148,12 @@ def composition(sequences: Sequence[str]) -> Array:
 
 
 def onehot(sequence: str, at: Array, window: int = WINDOW) -> Array:
-    """(len(at), window * 21) float32: the letters round each place; the 21st is any other letter, and the outside."""
+    """(len(at), window * 21) float32: letters round each position; the 21st is any other letter, and the outside."""
     half = window // 2
     code = np.array([CANONICAL.find(c) for c in sequence], dtype=np.int64)
     code = np.pad(np.where(code < 0, len(CANONICAL), code), half, constant_values=len(CANONICAL))
     around = code[np.asarray(at)[:, None] + np.arange(window)]
     return np.eye(len(CANONICAL) + 1, dtype=np.float32)[around].reshape(len(around), -1)
-
-
-# Folds ----------------------------------------------------------------------------------------------------------------
-
-
-def folds_of(groups: Array, classes: Array, folds: int, seed: int) -> Array:
-    """(N,) which fold tests each row. All rows of a group are in one fold; folds are about as large and have about the
-    same share of each class, as far as groups allow (largest group first, each to where it is missed most).
-
-    Raises ConfigError for fewer groups than folds.
-    """
-    _, of_N, size_G = np.unique(groups, return_inverse=True, return_counts=True)
-    if not 2 <= folds <= len(size_G):
-        raise ConfigError(f"folds: {folds}, expected 2 to {len(size_G)}, the number of groups")
-    _, class_N, count_C = np.unique(classes, return_inverse=True, return_counts=True)
-    count_GC = np.zeros((len(size_G), len(count_C) + 1))
-    np.add.at(count_GC, (of_N, class_N), 1 / count_C[class_N])
-    count_GC[:, -1] = size_G / len(of_N)
-    order = np.random.default_rng([seed, 0]).permutation(len(size_G))
-    order = order[np.argsort(-size_G[order], kind="stable")]
-    fold_G, load_FC = np.zeros(len(size_G), dtype=np.int64), np.zeros((folds, count_GC.shape[1]))
-    for g in order:
-        fold_G[g] = f = (load_FC @ count_GC[g]).argmin()  # adds least to the sum of squares of all loads
-        load_FC[f] += count_GC[g]
-    found: Array = fold_G[of_N]
-    return found
-
-
-def _groups(groups: Sequence[Hashable] | None, n: int) -> Array:
-    if groups is None:
-        return np.arange(n)
-    if len(groups) != n:
-        raise DataError(f"{len(groups)} groups for {n} labels")
-    number: dict[Hashable, int] = {}
-    return np.array([number.setdefault(group, len(number)) for group in groups], dtype=np.int64)
 
 
 # Fitting --------------------------------------------------------------------------------------------------------------
@@ -207,20 +173,20 @@ def _scored(
     by_fold: list[dict[str, dict[str, float]]] = []
     for fold in range(folds):
         test, train = fold_N == fold, fold_N != fold
-        y, said = label_N[train], {}
+        y, predicted = label_N[train], {}
         for name, x_ND in sets.items():
             fitted_ND, tested_ND = x_ND[train], x_ND[test]
             penalty = _penalty(fitted_ND, y, group_N[train], kind, seed)
-            said[name] = _fit(fitted_ND, y, penalty, kind)(tested_ND)
+            predicted[name] = _fit(fitted_ND, y, penalty, kind)(tested_ND)
             if name == "probe":
                 shuffled = _fit(fitted_ND, rng.permutation(y), penalty, kind)(tested_ND)
         values, counts = np.unique(y, return_counts=True)
         if kind == "classification":
-            said["majority"] = np.full(test.sum(), values[counts.argmax()])
+            predicted["majority"] = np.full(test.sum(), values[counts.argmax()])
         else:
-            said["mean"] = np.full(test.sum(), y.mean())
-        said["shuffled"] = shuffled
-        by_fold.append({name: _metrics(kind, label_N[test], guess) for name, guess in said.items()})
+            predicted["mean"] = np.full(test.sum(), y.mean())
+        predicted["shuffled"] = shuffled
+        by_fold.append({name: _metrics(kind, label_N[test], guess) for name, guess in predicted.items()})
     scores = {
         name: {
             metric: {
@@ -284,7 +250,7 @@ def _fit(x_ND: Array, label_N: Array, penalty: float, kind: str) -> Predict:
     return lambda test_ND: np.asarray(model.predict(scaled(test_ND)))
 
 
-def _metrics(kind: str, true_N: Array, said_N: Array) -> dict[str, float]:
+def _metrics(kind: str, true_N: Array, predicted_N: Array) -> dict[str, float]:
     """A constant prediction has no order, and no correlation: Spearman is 0 there, as MCC is; so is MCC of test rows of
     one class alone, as a fold of few groups may be."""
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -293,17 +259,17 @@ def _metrics(kind: str, true_N: Array, said_N: Array) -> dict[str, float]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="A single label was found")
             return {
-                "accuracy": float(accuracy_score(true_N, said_N)),
-                "macro_f1": float(f1_score(true_N, said_N, average="macro", zero_division=0)),
-                "mcc": float(matthews_corrcoef(true_N, said_N)),
+                "accuracy": float(accuracy_score(true_N, predicted_N)),
+                "macro_f1": float(f1_score(true_N, predicted_N, average="macro", zero_division=0)),
+                "mcc": float(matthews_corrcoef(true_N, predicted_N)),
             }
     from scipy.stats import spearmanr
 
-    constant = np.ptp(true_N) == 0 or np.ptp(said_N) == 0
+    constant = np.ptp(true_N) == 0 or np.ptp(predicted_N) == 0
     spread = float(((true_N - true_N.mean()) ** 2).sum())
-    error = float(((true_N - said_N) ** 2).sum())
+    error = float(((true_N - predicted_N) ** 2).sum())
     return {
-        "spearman": 0.0 if constant else float(spearmanr(true_N, said_N).statistic),
+        "spearman": 0.0 if constant else float(spearmanr(true_N, predicted_N).statistic),
         "r2": 1 - error / spread if spread > 0 else 0.0,
         "rmse": (error / len(true_N)) ** 0.5,
     }

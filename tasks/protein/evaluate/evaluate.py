@@ -41,8 +41,11 @@ __all__ = ["baselines", "bound_per_residue", "evaluate_model", "mask_filling"]
 def bound_per_residue(
     session: Session, rows: Sequence[Row], *, levels: int = LEVELS, seed: int = 0, tokens: int | None = None
 ) -> dict[str, float]:
-    """`nats`: the bound on -log p of all rows / their places (of aligned rows: columns), its standard error `nats_se`
-    over rows, `places`, and `perplexity`: e to the power of `nats`. See `mmdiff.model.likelihood.bound`."""
+    """Compute the bound on -log p per position (of aligned rows: per column), see `mmdiff.model.likelihood.bound`.
+
+    Returns `nats`, its standard error `nats_se` over rows, `places` (number of positions), and `perplexity`, e to the
+    power of `nats`. Raises DataError without rows, or without a residue that the model writes.
+    """
     if not len(rows):
         raise DataError("bound: no rows")
     nll_B, positions_B = np.zeros(len(rows)), np.zeros(len(rows))
@@ -82,9 +85,9 @@ def evaluate_model(
 
     `mask_filling`, `baselines` (aligned, with `train_rows`), `bound` with what the unigram and the profile give the
     same rows, `generation` (composition against its floor, conserved columns, novelty, diversity, validity, and the
-    same of natural sequences), and `motif` (the share of its given places that are as given, and of whole motifs).
+    same of natural sequences), and `motif` (the share of its given positions that are as given, and of whole motifs).
 
-    aligned: rows are of one length, with gaps; places are columns then. samples: how many sequences are generated, in
+    aligned: rows are of one length, with gaps; positions are columns then. samples: number of generated sequences, in
     lengths drawn from the rows' own. motif: a template, `_` where it is open; None: of aligned rows, the consensus at
     conserved columns, else none. generation: fields of `GenerationConfig` (steps, temperature, remasking, ...).
     Raises ConfigError and DataError.
@@ -151,7 +154,7 @@ def kept(template: str, designs: Sequence[str]) -> dict[str, Any]:
 
 
 def _bound_baselines(found: Mapping[str, Any], train: Sequence[str] | None, test: Sequence[str]) -> dict[str, float]:
-    """Nats a place that composition alone gives the same rows, and columns; the profile knows the training rows."""
+    """Nats a position that composition alone gives the same rows, and columns; the profile knows the training rows."""
     letters = LETTERS if found["aligned"] else CANONICAL
     shares_K = background(test if train is None else train, letters)
     counts_K = np.array([sum(s.count(letter) for s in test) for letter in letters])

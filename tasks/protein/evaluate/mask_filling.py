@@ -2,10 +2,10 @@
 stays as it was. Beside the model: what composition, columns and the nearest sequence alone can do.
 
 Which residues are hidden depends on (seed, number of the record) only, and what is hidden at one rate is hidden at all
-higher ones, so that models, baselines and rates are compared on the same places. Every figure counts residues; those
+higher ones, so that models, baselines and rates are compared on the same positions. Every figure counts residues; those
 called `column_...` count the gaps of aligned sequences too, which are easier.
 
-Shape letters: B sequences, L canvas, N places of a sequence, C columns, T training sequences, P hidden places,
+Shape letters: B sequences, L canvas, N positions of a sequence, C columns, T training sequences, P hidden positions,
 K letters.
 """
 
@@ -42,26 +42,26 @@ Codes = NDArray[np.int16]
 
 
 def hidden(record: int, n: int, rate: float, seed: int) -> NDArray[np.bool_]:
-    """(N,) which places of a sequence of n are hidden: each by itself with probability `rate`."""
+    """(N,) which positions of a sequence of n are hidden: each by itself with probability `rate`."""
     return NoiseKey(seed, stream="mask filling").uniform(record, n) < rate
 
 
 @dataclass
 class Tally:
-    """Hidden places and what was said of them. codes are indices of `LETTERS`."""
+    """Hidden positions and what was predicted there. codes are indices of `LETTERS`."""
 
     counts_KK: Counts = field(default_factory=lambda: np.zeros((len(LETTERS), len(LETTERS)), dtype=np.int64))
     nll_K: Array = field(default_factory=lambda: np.zeros(len(LETTERS)))  # sums, by true letter
     of_sequences: list[tuple[int, int]] = field(default_factory=list)  # right and hidden residues
     scores: list[float] = field(default_factory=list)  # of alignments
 
-    def add(self, true_P: Codes, said_P: Codes, nll_P: Array | None = None) -> None:
-        """The hidden places of one sequence."""
-        self.counts_KK += confusion(true_P, said_P, len(LETTERS))
+    def add(self, true_P: Codes, predicted_P: Codes, nll_P: Array | None = None) -> None:
+        """The hidden positions of one sequence."""
+        self.counts_KK += confusion(true_P, predicted_P, len(LETTERS))
         if nll_P is not None:
             np.add.at(self.nll_K, true_P, nll_P)
         residue_P = true_P < len(CANONICAL)
-        self.of_sequences.append((int((residue_P & (true_P == said_P)).sum()), int(residue_P.sum())))
+        self.of_sequences.append((int((residue_P & (true_P == predicted_P)).sum()), int(residue_P.sum())))
 
     def figures(self, *, nll: bool = True, columns: bool = False) -> dict[str, float]:
         """`n` hidden residues, `accuracy` with its standard error (sequences are drawn, not residues), `f1`, `mcc`,
@@ -100,13 +100,15 @@ def mask_filling(
     aligned: bool = False,
     train: Sequence[str] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """`{"0.15": figures, ...}`: see `Tally.figures`, and `alignment_score`, `alignment_floor`, `unigram_accuracy`,
-    `unigram_nll`.
+    """Fill masks in at several rates: `{"0.15": figures, ...}`, see `Tally.figures`, with `alignment_score`,
+    `alignment_floor`, `unigram_accuracy` and `unigram_nll`.
 
-    The likeliest of the 20 residues is said, of a softmax over these (aligned: and the gap, which is hidden as residues
-    are). Other letters are context. The alignment score is that of the whole sequence with the hidden residues filled
-    in; its floor fills them in at random by composition. train: sequences whose composition the unigram baseline and
-    the floor know, None: that of `rows`. tokens: places of a batch, padding counted; changes no figure.
+    The prediction is the likeliest of the 20 residues, by a softmax over these (aligned: and the gap, which is hidden
+    as residues are). Other letters are context. The alignment score is that of the whole sequence with the hidden
+    residues filled in; its floor fills them in at random by composition.
+
+    train: sequences whose composition the unigram baseline and the floor know, None: that of `rows`.
+    tokens: token budget of a batch, padding counted; changes no figure.
     Raises ConfigError for a rate that is not above 0 and at most 1, DataError without rows.
     """
     if wrong := [rate for rate in rates if not 0 < rate <= 1]:
@@ -139,12 +141,12 @@ def mask_filling(
                 for number, text, code_N, mask_N, log_p in zip(
                     numbers, texts, code_B, masks, np.split(log_p_PK, ends), strict=True
                 ):
-                    true_P, said_P = code_N[mask_N], log_p.argmax(1).astype(np.int16)
+                    true_P, predicted_P = code_N[mask_N], log_p.argmax(1).astype(np.int16)
                     at_P = np.arange(len(true_P))
-                    tallies[g].add(true_P, said_P, -log_p[at_P, true_P])
+                    tallies[g].add(true_P, predicted_P, -log_p[at_P, true_P])
                     plain[g].add(true_P, np.full_like(true_P, background_K.argmax()), -np.log(background_K[true_P]))
                     drawn_N = _drawn(number, code_N, background_K, seed)
-                    ways = ((tallies[g], said_P), (random[g], drawn_N[mask_N]))
+                    ways = ((tallies[g], predicted_P), (random[g], drawn_N[mask_N]))
                     for tally, filled_P in ways:
                         tally.scores += alignment_scores([_plain(text)], [_plain(filled(text, mask_N, filled_P))])
     return {
@@ -185,7 +187,7 @@ def _log_p(
     masks: Sequence[NDArray[np.bool_]],
     letter_K: Tensor,
 ) -> Array:
-    """(P, K) of the hidden places, row by row."""
+    """(P, K) of the hidden positions, row by row."""
     model = session.model
     masked_BL = torch.zeros_like(batch.target_BL)
     masked_BL[batch.target_BL] = torch.from_numpy(np.concatenate(masks)).to(masked_BL.device)
@@ -201,10 +203,10 @@ def _log_p(
     return found
 
 
-def filled(sequence: str, hidden_N: NDArray[np.bool_], said_P: Codes) -> str:
-    """The sequence with its hidden places replaced by letters of `LETTERS`."""
+def filled(sequence: str, hidden_N: NDArray[np.bool_], predicted_P: Codes) -> str:
+    """The sequence with its hidden positions replaced by letters of `LETTERS`."""
     out = np.frombuffer(sequence.encode(), dtype=np.uint8).copy()
-    out[hidden_N] = np.frombuffer(LETTERS.encode(), dtype=np.uint8)[said_P]
+    out[hidden_N] = np.frombuffer(LETTERS.encode(), dtype=np.uint8)[predicted_P]
     return out.tobytes().decode()
 
 
@@ -213,7 +215,7 @@ def _plain(text: str) -> str:
 
 
 def _drawn(record: int, code_N: Codes, background_K: Array, seed: int) -> Codes:
-    """A letter by composition for every place."""
+    """A letter by composition for every position."""
     draws = NoiseKey(seed, stream="mask filling/floor").uniform(record, len(code_N))
     edges = background_K.cumsum()
     return np.searchsorted(edges / edges[-1], draws, side="right").astype(np.int16)
@@ -231,7 +233,7 @@ def background(sequences: Sequence[str], letters: str = CANONICAL) -> Array:
 def baselines(
     train: Sequence[str], test: Sequence[str], rates: Sequence[float] = RATES, *, seed: int = 0
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Of aligned sequences, on the places that `mask_filling` hides: `{"unigram" | "profile" | "nearest": by rate}`.
+    """Of aligned sequences, on the positions that `mask_filling` hides: `{"unigram" | "profile" | "nearest": by rate}`.
 
     `unigram` knows the composition, `profile` that of each column (see `alignments.Profile`), and `nearest` copies the
     hidden residues of the training sequence that agrees with most visible columns (of several, the first; it has no
@@ -250,10 +252,10 @@ def baselines(
         nearest_B = (_one_hot(np.where(mask_BC, -1, code_BC)) @ known_TK.T).argmax(1)
         found = {name: Tally() for name in out}
         for true_C, mask_C, t in zip(code_BC, mask_BC, nearest_B, strict=True):
-            true_P, by_place = true_C[mask_C], profile_CK[mask_C]
+            true_P, by_position = true_C[mask_C], profile_CK[mask_C]
             at_P = np.arange(len(true_P))
             found["unigram"].add(true_P, np.full_like(true_P, single_K.argmax()), -np.log(single_K[true_P]))
-            found["profile"].add(true_P, by_place.argmax(1).astype(np.int16), -np.log(by_place[at_P, true_P]))
+            found["profile"].add(true_P, by_position.argmax(1).astype(np.int16), -np.log(by_position[at_P, true_P]))
             copied_P = code_TC[t][mask_C]
             found["nearest"].add(true_P, np.where(copied_P < 0, len(CANONICAL), copied_P))  # X says nothing
         for name, tally in found.items():

@@ -3,7 +3,7 @@
 None of them says much without what stands beside it: natural sequences compared with natural ones, or a control.
 Aligned sequences are rows of one length in upper case and `-`; for composition their gaps are taken out.
 
-Shape letters: S samples, T natural sequences, C columns, P places, K letters or classes.
+Shape letters: S samples, T natural sequences, C columns, P positions, K letters or classes.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def conserved(
 ) -> dict[str, Any]:
     """Share of sequences with the consensus of `natural` at its conserved columns; a gap is not the consensus.
 
-    `columns` (counted from 1), `consensus` (a letter a column), `samples` and `natural` (shares by column), and their
+    `columns` (counted from 1), `consensus` (a letter per column), `samples` and `natural` (shares by column), and their
     means `mean` and `natural_mean`. columns: which ones; None: those whose consensus has a share of at least `least`.
     """
     code_TC, code_SC = aligned_codes(natural, CANONICAL), aligned_codes(samples, CANONICAL)

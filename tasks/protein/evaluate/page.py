@@ -12,16 +12,16 @@ from mmdiff.tasks.protein.residues import OPEN
 
 from .metrics import ungapped
 from .plots import composition_plot, conserved_plot, identity_plot, kmer_plot, length_plot, lines, mask_filling_plot
-from .report import Figure, Table, Written, write_protein_report
+from .report import Figure, GeneratedSequence, Table, write_protein_report
 
 SHOWN = 24  # generated sequences of a page
 GUESSES = {
     "accuracy": "Hidden residues: accuracy",
-    "nll": "Hidden residues: nats a residue",
+    "nll": "Hidden residues: nats per residue",
     "f1": "Hidden residues: F1, weighted",
     "mcc": "Hidden residues: Matthews' correlation",
     "column_accuracy": "Hidden columns, gaps among them: accuracy",
-    "column_nll": "Hidden columns, gaps among them: nats a column",
+    "column_nll": "Hidden columns, gaps among them: nats per column",
 }
 KMERS = {
     "floor": "natural",
@@ -46,9 +46,9 @@ def page(
     """The page of what `evaluate_model` found. made, around: records of `designs.generate`, from nothing and around the
     motif. A curve of `loglik_by_steps` (`{"1": nats, ...}`) is drawn where `found` has one."""
     of = found["generation"]
-    plots = [("Mask filling", mask_filling_plot(guessed(found)))]
+    plots = [("Mask filling", mask_filling_plot(predictors(found)))]
     if loglik := found.get("loglik_by_steps"):
-        panels = {"log-likelihood a residue, nats": {"generated": loglik}}
+        panels = {"log-likelihood per residue, nats": {"generated": loglik}}
         plots.append(("Likelihood by number of steps", lines(panels, x="steps", log=True)))
     plots.append(("Composition", composition_plot({"natural": of["natural_residues"], "generated": of["residues"]})))
     plots.append(("k-mers", kmer_plot(of["jsd"], KMERS)))
@@ -62,13 +62,13 @@ def page(
     facts = _facts(known)
     spread = sorted({int(i) for i in np.linspace(0, len(made) - 1, SHOWN)})
     examples = {
-        "Generated": [_written(made[i], facts(i)) for i in spread],
-        "Around the motif": [_written(one) for one in around[:SHOWN]],
+        "Generated": [_generated(made[i], facts(i)) for i in spread],
+        "Around the motif": [_generated(one) for one in around[:SHOWN]],
     }
-    place = "column" if found["aligned"] else "residue"
+    unit = "column" if found["aligned"] else "residue"
     notes = [
         f"{found['n']} held-out sequences, {of['n']} generated.",
-        f"Bound on -log p: {found['bound']['nats']:.4f} nats a {place} (standard error "
+        f"Bound on -log p: {found['bound']['nats']:.4f} nats per {unit} (standard error "
         f"{found['bound']['nats_se']:.4f}). Two unrelated sequences of one composition have an alignment score of "
         f"{found['alignment_floor']:.3f}.",
     ]
@@ -78,8 +78,8 @@ def page(
     )
 
 
-def _written(record: Mapping[str, Any], facts: Mapping[str, Figure] | None = None) -> Written:
-    return Written(record["id"], record["sequence"], record["steps"], facts=facts or {})
+def _generated(record: Mapping[str, Any], facts: Mapping[str, Figure] | None = None) -> GeneratedSequence:
+    return GeneratedSequence(record["id"], record["sequence"], record["steps"], facts=facts or {})
 
 
 def _facts(known: Mapping[str, Mapping[str, Any]]) -> Callable[[int], dict[str, Figure]]:
@@ -92,7 +92,7 @@ def _facts(known: Mapping[str, Mapping[str, Any]]) -> Callable[[int], dict[str, 
     }
 
 
-def guessed(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+def predictors(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
     """Who guesses hidden residues -> rate -> figures: the model, and all baselines there are."""
     model = found["mask_filling"]
     out = {"model": dict(model)}
@@ -118,7 +118,7 @@ def by_rate(figures: Mapping[str, Mapping[str, Mapping[str, float]]], key: str) 
 def tables_of(found: Mapping[str, Any]) -> dict[str, Table]:
     """Heading -> row -> column -> figure."""
     of, bound_of = found["generation"], found["bound"]
-    tables: dict[str, Table] = {label: by_rate(guessed(found), key) for key, label in GUESSES.items()}
+    tables: dict[str, Table] = {label: by_rate(predictors(found), key) for key, label in GUESSES.items()}
     scores = {"model": found["mask_filling"]}
     tables["Alignment score of the sequence with its hidden residues filled in"] = {
         **by_rate(scores, "alignment_score"),
@@ -137,9 +137,9 @@ def tables_of(found: Mapping[str, Any]) -> dict[str, Table]:
     for name in ("unigram", "profile"):
         if name in bound_of:
             priced[name] = {"nats": bound_of[name], "perplexity": float(np.exp(bound_of[name]))}
-    place = "column" if found["aligned"] else "residue"
+    unit = "column" if found["aligned"] else "residue"
     tables |= {
-        f"-log p a {place}": priced,
+        f"-log p per {unit}": priced,
         "Jensen-Shannon divergence from natural sequences, bits": {
             f"{k}-mers": {label: one[key] for key, label in KMERS.items() if key in one} for k, one in of["jsd"].items()
         },

@@ -17,10 +17,10 @@ BLOCK = 10  # residues between two numbers of a sequence
 
 
 @dataclass(frozen=True)
-class Written:
+class GeneratedSequence:
     """A sequence that was generated.
 
-    steps: of each residue, when it was written; 0: it was given. probabilities: of each residue, when it was written.
+    steps: when each residue was committed; 0: it was given. probabilities: those of the residues at that step.
     facts: what stands beside it, such as the identity to the nearest training sequence.
     """
 
@@ -37,7 +37,7 @@ def write_protein_report(
     title: str,
     figures: Mapping[str, Table],
     plots: Sequence[tuple[str, str]] = (),
-    examples: Mapping[str, Sequence[Written]] | None = None,
+    examples: Mapping[str, Sequence[GeneratedSequence]] | None = None,
     notes: Sequence[str] = (),
     curves: str | None = None,
 ) -> Path:
@@ -70,22 +70,22 @@ def number(figure: Figure) -> str:
     return f"{figure:.4f}" if abs(figure) >= 0.001 or figure == 0 else f"{figure:.1e}"
 
 
-def card(one: Written) -> dict[str, Any]:
+def card(one: GeneratedSequence) -> dict[str, Any]:
     last = max(one.steps, default=0)
     found = [None] * len(one.sequence) if one.probabilities is None else one.probabilities
-    places = [place(i, last, *of) for i, of in enumerate(zip(one.sequence, one.steps, found, strict=True))]
+    positions = [position(i, last, *of) for i, of in enumerate(zip(one.sequence, one.steps, found, strict=True))]
     return {
         "id": one.id,
         "facts": {name: number(value) for name, value in one.facts.items()},
         "last": last,
-        "blocks": [places[i : i + BLOCK] for i in range(0, len(places), BLOCK)],
+        "blocks": [positions[i : i + BLOCK] for i in range(0, len(positions), BLOCK)],
     }
 
 
-def place(at: int, last: int, residue: str, step: int, probability: float | None) -> dict[str, Any]:
-    """`late`: from 0, written at the first step, to 1, at the last."""
-    told = f"{residue}{at + 1}: " + (f"written at step {step}" if step else "given")
+def position(at: int, last: int, residue: str, step: int, probability: float | None) -> dict[str, Any]:
+    """`late`: from 0, committed at the first step, to 1, at the last."""
+    tooltip = f"{residue}{at + 1}: " + (f"committed at step {step}" if step else "given")
     if step and probability is not None:
-        told += f", p = {probability:.3g}"
+        tooltip += f", p = {probability:.3g}"
     late = (step - 1) / max(1, last - 1) if step else 0.0
-    return {"residue": residue, "step": step, "late": f"{late:.3f}", "told": told}
+    return {"residue": residue, "step": step, "late": f"{late:.3f}", "tooltip": tooltip}

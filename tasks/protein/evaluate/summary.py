@@ -8,27 +8,27 @@ from typing import Any
 
 from mmdiff.tasks.protein.residues import OPEN
 
-from .page import KMERS, by_rate, guessed
+from .page import KMERS, by_rate, predictors
 
 Cell = float | int | str | None
 SETS = ("", "natural_")  # how the figures of generated and of natural sequences begin
 
 
-def summary(found: Mapping[str, Any], page: Path | None = None) -> str:
-    """page: where the report is."""
+def evaluation_text(found: Mapping[str, Any], page: Path | None = None) -> str:
+    """Plain text of what `evaluate_model` found. page: where the report is."""
     of, bound = found["generation"], found["bound"]
     known = f", {found['train']} of training" if found.get("train") else ""
     lines = [f"{found['n']} held-out sequences{known}, {of['n']} generated", ""]
-    for key, label in (("accuracy", "accuracy of residues, masked:"), ("nll", "nats a residue, masked:")):
-        lines += [*_table(label, by_rate(guessed(found), key)), ""]
+    for key, label in (("accuracy", "accuracy of residues, masked:"), ("nll", "nats per residue, masked:")):
+        lines += [*_columns_text(label, by_rate(predictors(found), key)), ""]
     priced: dict[str, dict[str, Cell]] = {"model": {"nats": bound["nats"], "perplexity": bound["perplexity"]}}
     priced |= {name: {"nats": bound[name]} for name in ("unigram", "profile") if name in bound}
-    lines += [*_table(f"-log p a {'column, gaps too' if found['aligned'] else 'residue'}:", priced), ""]
+    lines += [*_columns_text(f"-log p per {'column, gaps too' if found['aligned'] else 'residue'}:", priced), ""]
     divergence = {
         f"{k}-mers": {KMERS[name]: one[name] for name in KMERS if name in one} for k, one in of["jsd"].items()
     }
-    lines += [*_table("divergence from natural, bits:", divergence), ""]
-    lines += _table("sequences:", _sequences(of))
+    lines += [*_columns_text("divergence from natural, bits:", divergence), ""]
+    lines += _columns_text("sequences:", _sequences(of))
     if motif := found.get("motif"):
         text = motif["template"].replace(OPEN, ".")
         lines += ["", f"motif {text:.60}{'...' if len(text) > 60 else ''}: {motif['kept']:.4f} of its residues kept"]
@@ -48,14 +48,14 @@ def _sequences(of: Mapping[str, Any]) -> dict[str, dict[str, Cell]]:
     return {label: dict(zip(("generated", "natural"), cells, strict=True)) for label, cells in known.items()}
 
 
-def _table(title: str, rows: Mapping[str, Mapping[str, Cell]]) -> list[str]:
+def _columns_text(title: str, rows: Mapping[str, Mapping[str, Cell]]) -> list[str]:
     columns: Sequence[str] = list(dict.fromkeys(name for cells in rows.values() for name in cells))
     first = max(map(len, [title, *rows])) + 2
     widths = [max(10, len(name) + 2) for name in columns]
     lines = [f"{title:{first}}" + "".join(f"{name:>{w}}" for name, w in zip(columns, widths, strict=True))]
     for label, cells in rows.items():
-        told = (f"{_figure(cells.get(name)):>{w}}" for name, w in zip(columns, widths, strict=True))
-        lines.append(f"{label:{first}}" + "".join(told))
+        figures = (f"{_figure(cells.get(name)):>{w}}" for name, w in zip(columns, widths, strict=True))
+        lines.append(f"{label:{first}}" + "".join(figures))
     return lines
 
 

@@ -1,6 +1,6 @@
 """Mutational scans: measured fitness of many mutants against the scores of a model, and of what needs no model.
 
-Files of scans: `scans.py`. How mutants are spelled and scored: `mutant_scores.py`. All of it can be imported from here.
+Files of scans: `dms_files.py`. How mutants are spelled and scored: `mutants.py`. All of it can be imported from here.
 
 Shape letters: N residues of the wild type, K = 20, n mutants.
 """
@@ -22,7 +22,7 @@ from mmdiff.tasks.protein.residues import CANONICAL, GAP
 from .dms_files import Scan, read_scan
 from .mutants import METHODS, Mutation, mutated, parse_mutant, score_mutants
 
-__all__ = ["METHODS", "Mutation", "Scan", "mutated", "parse_mutant", "read_scan", "scan", "score_mutants", "summary"]
+__all__ = ["METHODS", "Mutation", "Scan", "mutated", "parse_mutant", "read_scan", "scan", "scan_text", "score_mutants"]
 
 BASELINES = ("blosum62", "unigram", "profile")
 SHUFFLES = 1000
@@ -105,8 +105,8 @@ def scan(
     }
 
 
-def summary(result: Mapping[str, Any]) -> str:
-    """What `scan` found, as a table of plain text."""
+def scan_text(result: Mapping[str, Any]) -> str:
+    """Plain text of what `scan` found."""
     last = result["offset"] + len(result["wild_type"]) - 1
     lines = [
         f"wild type: {len(result['wild_type'])} residues, {result['offset']}-{last}, {result['note']}",

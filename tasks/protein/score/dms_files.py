@@ -95,8 +95,8 @@ def _taken_back(
             index = one.at - offset
             if not 0 <= index < len(letters) or letters[index] != one.new:
                 there = letters[index] if 0 <= index < len(letters) else "nothing"
-                told = f"position {one.at}: {one.new} in the mutant, {there} in {PROTEINGYM[0]}"
-                raise DataError(f"{path} line {line}: {told} (its first residue is taken for {offset}; see offset)")
+                detail = f"position {one.at}: {one.new} in the mutant, {there} in {PROTEINGYM[0]}"
+                raise DataError(f"{path} line {line}: {detail} (its first residue is taken for {offset}; see offset)")
             letters[index] = one.old
         wild_type = wild_type or "".join(letters)
         if "".join(letters) != wild_type:
@@ -112,15 +112,15 @@ def _from_letters(
     for line, mutant in zip(lines, found, strict=True):
         for one in mutant:
             if letter.setdefault(one.at, one.old) != one.old:
-                told = f"position {one.at}: {one.old}, but {letter[one.at]} in a line before"
-                raise DataError(f"{path} line {line}: {told}")
+                detail = f"position {one.at}: {one.old}, but {letter[one.at]} in a line before"
+                raise DataError(f"{path} line {line}: {detail}")
     if not letter:
         raise DataError(f"{path}: no row mutates anything")
     first = min(letter) if offset is None else offset
     for position in range(min(first, min(letter)), max(letter) + 1):
         if position not in letter or position < first:
-            told = "comes before the offset" if position < first else "is in no mutant"
-            raise DataError(f"{path}: position {position} {told}, so the wild type is not known; expected wild_type")
+            detail = "comes before the offset" if position < first else "is in no mutant"
+            raise DataError(f"{path}: position {position} {detail}, so the wild type is not known; expected wild_type")
     return "".join(letter[position] for position in sorted(letter)), first
 
 

@@ -8,12 +8,12 @@ that special tokens and X take no part in it; sites whose wild type is none of t
     masked_marginal    the same with all sites of the mutant masked (one forward a set of sites), summed over sites
     chain              log p(mutated sites | the others) by the chain rule, less that of the wild type: all sites are
                        masked and revealed one after another; the mean over orders of revealing
-    pseudo_likelihood  sum over all residues of log p(x_i | all others), mutant less wild type: a forward a residue
+    pseudo_likelihood  sum over all residues of log p(x_i | all others), mutant less wild type: a forward per residue
     bound              the bound on -log p, wild type less mutant, same noise (`mmdiff.model.likelihood.bound`)
 
 The first two: Meier et al. 2021, Language models enable zero-shot prediction of the effects of mutations.
 
-Shape letters: N residues of a sequence, K = 20, P wanted places.
+Shape letters: N residues of a sequence, K = 20, P positions.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COLUMN = {letter: k for k, letter in enumerate(CANONICAL)}
 
 
 class Mutation(NamedTuple):
-    """The residue `at` a place (from 0) of the wild type, `old`, becomes `new`."""
+    """The residue `at` a position (from 0) of the wild type, `old`, becomes `new`."""
 
     at: int
     old: str
@@ -110,11 +110,11 @@ def score_mutants(
     tokens: int | None = None,
     seed: int = 0,
 ) -> list[float]:
-    """A score a mutant, in nats; see the head of this file. target: the chain that the wild type binds, as context.
+    """One score per mutant, in nats; see the head of this file. target: the chain that the wild type binds, as context.
 
     orders: of revealing, for `chain`: all of them while there are no more than that, else so many, drawn by (seed,
-        number of sites). levels, seed: of the bound, whose noise is one for all. tokens: places of a forward; changes
-        no score. A residue that is "mutated" to itself is no mutation.
+        number of sites). levels, seed: of the bound, whose noise is one for all. tokens: token budget of a
+        forward; changes no score. A residue that is "mutated" to itself is no mutation.
     Raises ConfigError for an unknown method, DataError for a mutant that is none of the wild type.
     """
     if method not in METHODS:
@@ -149,14 +149,14 @@ def score_mutants(
 
 
 class State(NamedTuple):
-    """What a forward sees: the wild type with residues `placed` and sites `masked`. Nothing masked: all are wanted."""
+    """What a forward sees: the wild type with residues `placed` and sites `masked`. Nothing masked: all count."""
 
     masked: tuple[int, ...]
     placed: tuple[tuple[int, str], ...]
 
 
 class Term(NamedTuple):
-    """weight * log p(letter `at` a place | state)."""
+    """weight * log p(letter `at` a position | state)."""
 
     state: State
     at: int

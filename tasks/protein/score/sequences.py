@@ -34,13 +34,13 @@ from mmdiff.tasks.protein.task import Protein
 from .log_probs import Canvas, bounds, canvas, name_of, pseudo_log_p, where_of
 
 Record = dict[str, Any]
-"""`id`, `length` and `scored` (residues, and those that count); `bound` (nats a residue) and `bound_nats`;
+"""`id`, `length` and `scored` (residues, and those that count); `bound` (nats per residue) and `bound_nats`;
 `pseudo_perplexity`; `log_p` (nats of each residue given all others, None for context) and `control` where asked for.
 Figures of a sequence without a residue that counts are None."""
 
 METHODS = ("bound", "pseudo_perplexity")
 CONTROLS = ("shuffled_target",)
-BATCHES = 64  # of `tokens` places: the most work between two writes, whatever the window
+BATCHES = 64  # of `tokens` each: the most work between two writes, whatever the window
 
 
 def score_sequences(
@@ -62,7 +62,7 @@ def score_sequences(
     methods: `bound`: upper bound of -log p, `mmdiff.model.likelihood.bound` at `levels` numbers of masked residues, its
         noise drawn under the record's number. `pseudo_perplexity`: exp of the mean of -log p(x_i | all others) over
         every residue, one forward of the canvas per residue (Salazar et al., arXiv 1910.14659).
-    tokens: places of a forward, padding counted; a longer canvas is a forward of its own.
+    tokens: token budget of a forward, padding counted; a longer canvas is a forward of its own.
     window: records that are sorted by length and written together, fewer where they are much work.
     control: "shuffled_target": the same figures with the target's residues permuted, as the record's `control`.
     out: None: records come as they are made. A file: all is done at once and written as it is, what the file already
@@ -94,8 +94,8 @@ def score_sequences(
             raise ConfigError(f"{out} holds more records than the {number} of the input; choose another file")
         i, row = found
         if (line.get("id"), line.get("length")) != (name_of(row, i), len(row.get("sequence") or "")):
-            told = f"record {i + 1} is {line.get('id')!r}, now {name_of(row, i)!r}"
-            raise ConfigError(f"{out} was written for other records ({told}); choose another file")
+            detail = f"record {i + 1} is {line.get('id')!r}, now {name_of(row, i)!r}"
+            raise ConfigError(f"{out} was written for other records ({detail}); choose another file")
     with tqdm(initial=lines.count, unit=" sequences", desc="score", file=sys.stderr, leave=False) as bar:
         for scored in how.windows(rows):
             lines.add(scored)

@@ -23,7 +23,15 @@ from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.result import Generation
 from mmdiff.session import Session
-from mmdiff.tasks.protein.cli.demo import STEPS, best, fill, guessed, likeness, motif, priced
+from mmdiff.tasks.protein.cli.demo import (
+    STEPS,
+    bound_and_entropy,
+    exact_mask_filling,
+    infill,
+    likeness,
+    model_mask_filling,
+    motif,
+)
 from mmdiff.tasks.protein.data.markov import LETTERS, family
 from mmdiff.tasks.protein.task import Protein
 
@@ -79,28 +87,28 @@ def test_the_exact_posterior_guesses_as_bayes_and_its_bound_is_the_entropy(
 ) -> None:
     monkeypatch.setattr("mmdiff.data.token_budget.CPU", 2000)  # several batches
     natural = family().draw(150, seed=5)
-    model, bayes = guessed(exact, natural), best(family(), natural)
+    model, bayes = model_mask_filling(exact, natural), exact_mask_filling(family(), natural)
     assert set(model) == RATES
     for rate, figures in bayes.items():
-        assert model[rate] == pytest.approx(figures, abs=1e-5)  # the very same places
-    price = priced(exact, family(), natural)
+        assert model[rate] == pytest.approx(figures, abs=1e-5)  # the very same positions
+    price = bound_and_entropy(exact, family(), natural)
     assert abs(price["excess"]) < 4 * price["excess_se"] and price["excess_se"] < 0.01
     assert abs(price["bound"] - price["entropy"]) < 4 * price["bound_se"]
 
 
 def test_the_exact_posterior_writes_sequences_of_the_family(exact: Session) -> None:
-    """In random order and one place a step; in one step, and by confidence, it does not."""
+    """In random order and one position a step; in one step, and by confidence, it does not."""
     chain, n = family(), 200
     found = {}
     ways: dict[str, dict[str, Any]] = {"full": {}, "one": {"steps": 1}, "sure": {"remasking": "low_confidence"}}
     for name, named in ways.items():
-        found[name] = likeness(chain, [one["sequence"] for one in fill(exact, ["_" * 32] * n, **named)])
+        found[name] = likeness(chain, [one["sequence"] for one in infill(exact, ["_" * 32] * n, **named)])
     natural = chain.log_likelihood(chain.draw(2000, seed=6)) / 32
     assert abs(found["full"]["loglik"] + chain.entropy(32) / 32) < 4 * natural.std() / n**0.5
     assert found["one"]["loglik"] < -3.5 and found["sure"]["loglik"] > -1
     assert found["full"]["jsd1"] < 0.002 and found["sure"]["jsd1"] > 0.2
     whole = chain.draw(20, seed=7)
-    written = fill(exact, [motif(s) for s in whole])
+    written = infill(exact, [motif(s) for s in whole])
     assert [motif(one["sequence"]) for one in written] == [motif(s) for s in whole]
     assert motif(whole[0]).count("_") == 32 - 9
 

@@ -12,9 +12,10 @@ from protein_models import saved
 
 from mmdiff.commands.cli import main
 from mmdiff.session import load
-from mmdiff.tasks.protein.cli import verbs as protein_cli
+from mmdiff.tasks.protein.cli import sampling
 from mmdiff.tasks.protein.data.fasta import Fasta, read_fasta, read_sequences
 from mmdiff.tasks.protein.design import generate as designs
+from mmdiff.tasks.protein.design.control import bounds
 from mmdiff.tasks.protein.embed.embeddings import Embeddings, embed
 from mmdiff.tasks.protein.evaluate.evaluate import evaluate_model
 from mmdiff.tasks.protein.score import sequences as protein_scores
@@ -122,7 +123,7 @@ def test_design_beside_its_control(call: Call, tmp_path: Path) -> None:
     words = ["design", "run", "--target", "MKTAYI", "--length", "4-6", "--n", 3, STEPS]
     found = call(*words)
     assert [r["target"] for r in found["records"]] == ["MKTAYI"] * 3
-    own = designs.bounds(load("run"), found["records"])
+    own = bounds(load("run"), found["records"])
     assert found["bound_own_target"] == pytest.approx(sum(own) / 3, rel=1e-5)
     assert 0 <= found["identity_with_control"] <= 1 and found["bound_shuffled_target"] > 0
     kept = call(*words, "--out", tmp_path / "b.csv")
@@ -190,8 +191,8 @@ def test_eval_is_that_of_python(call: Call, printed: Call, tmp_path: Path) -> No
 # Going on -------------------------------------------------------------------------------------------------------------
 
 RESUMED = {
-    "generate": (["generate", "run", "--length", "4-9", "--n", 7, STEPS], designs, "_written", "fasta"),
-    "infill": (["infill", "run", "n.fasta", "--share", "0.5", STEPS], designs, "_written", "csv.gz"),
+    "generate": (["generate", "run", "--length", "4-9", "--n", 7, STEPS], designs, "_sample_window", "fasta"),
+    "infill": (["infill", "run", "n.fasta", "--share", "0.5", STEPS], designs, "_sample_window", "csv.gz"),
     "score": (["score", "run", "n.fasta", "--levels", 2], protein_scores, "bounds", "csv"),
 }
 
@@ -200,7 +201,7 @@ RESUMED = {
 def test_an_interrupted_command_goes_on(name: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words, module, function, ending = RESUMED[name]
     words = [*map(str, words), "--tokens", "40"]
-    monkeypatch.setattr(protein_cli, "WINDOW", 2)
+    monkeypatch.setattr(sampling, "WINDOW", 2)
     monkeypatch.setattr(protein_scores, "BATCHES", 1)  # of so many --tokens: little work between two writes
     whole = Path(call(*words, "--out", tmp_path / f"whole.{ending}")["out"])
     inner, calls = getattr(module, function), []
@@ -320,7 +321,7 @@ REFUSALS: list[tuple[list[str], str]] = [
     ([*D, "--target", "MKT"], "give one of --length, --template, or --binder with --share"),
     ([*D, "--target", "MKT", "--binder", "ACD"], "--share is how much of the --binder is sampled anew"),
     (S, "give one file of sequences, not none"),
-    ([*S, "open.fasta"], "open.fasta record 1 (o), line 2, residue 3: '_' is an open place"),
+    ([*S, "open.fasta"], "open.fasta record 1 (o), line 2, residue 3: '_' is an open position"),
     ([*S, "n.fasta", "--methods", "bond"], "methods: 'bond' (did you mean \"bound\"?)"),
     ([*S, "n.fasta", "--control", "shuffled_target"], "n.fasta record 1 (n0): no target"),
     ([*S, "n.fasta", "--out", "s.fasta"], "--out: s.fasta, expected a name ending in .csv, .tsv, .jsonl"),

@@ -137,7 +137,7 @@ def test_letters_that_stay_keep_the_length(write: Write) -> None:
         ({"gaps": "refuse"}, "M\n\n-K", "line 7, residue 2: '-' is a gap, and gaps: refuse"),
         ({"lower": "refuse"}, "Mk", "line 5, residue 2: 'k' is lower case, and lower: refuse"),
         ({"unknown": "refuse"}, "MkX", "line 5, residue 3: 'X' is none of ACDEFGHIKLMNPQRSTVWY, and unknown: refuse"),
-        ({}, "M_", "line 5, residue 2: '_' is an open place, expected residues"),
+        ({}, "M_", "line 5, residue 2: '_' is an open position, expected residues"),
         ({"gaps": "drop"}, "M--1", "line 5, residue 4: '1' is no residue"),
         ({}, "", "line 5: no sequence"),
         ({}, "--*", "line 5: nothing is left of its sequence"),
@@ -351,7 +351,7 @@ def test_crops(write: Write) -> None:
         first, last = map(int, row["where"].split()[-1].split("-"))
         assert row["sequence"] == sequence[first - 1 : last] and last - first == 7
         starts.append(first)
-    assert set(starts) == set(range(1, 14))  # 13 places; one is missed with probability 13 * (12/13)**300 < 1e-9
+    assert set(starts) == set(range(1, 14))  # 13 positions; one is missed with probability 13 * (12/13)**300 < 1e-9
     assert windows[7] == windows[7] == Fasta(path, max_length=8)[7]
     assert [Fasta(path, max_length=8, seed=1)[i]["where"] for i in range(9)] != [windows[i]["where"] for i in range(9)]
     assert Fasta(path, max_length=20)[0]["sequence"] == sequence

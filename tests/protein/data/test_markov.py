@@ -50,9 +50,9 @@ def test_the_posterior_is_that_of_enumeration_for_every_mask() -> None:
             given = tuple(slice(None) if m else ["ABC".index(c)] for c, m in zip(sequence, mask, strict=True))
             rest = np.zeros_like(p)
             rest[np.ix_(*[np.arange(K)[g] for g in given])] = p[np.ix_(*[np.arange(K)[g] for g in given])]
-            for place in range(L):
-                expected = rest.sum(tuple(d for d in range(L) if d != place)) / rest.sum()
-                assert np.allclose(posterior[n, place], expected, atol=1e-12)
+            for position in range(L):
+                expected = rest.sum(tuple(d for d in range(L) if d != position)) / rest.sum()
+                assert np.allclose(posterior[n, position], expected, atol=1e-12)
 
 
 def test_bayes_over_all_sequences_is_the_exact_expectation() -> None:
@@ -71,7 +71,7 @@ def test_bayes_over_all_sequences_is_the_exact_expectation() -> None:
 
 
 def test_the_exact_denoiser_s_any_order_bound_is_log_p() -> None:
-    """The sum over k of the mean cross-entropy of a place when k are masked: each order of reveals telescopes."""
+    """The sum over k of the mean cross-entropy of a position when k are masked: each order of reveals telescopes."""
     x = "ABCCA"
     total = 0.0
     for k in range(1, L + 1):
@@ -92,7 +92,7 @@ def test_draws_have_the_chain_s_likelihood_and_composition() -> None:
     drawn = chain.draw(n, seed=5)
     log_p = chain.log_likelihood(drawn) / 32
     assert abs(-log_p.mean() - chain.entropy(32) / 32) < 4 * log_p.std() / n**0.5
-    counts = np.bincount(chain.states(drawn)[:, 31], minlength=20)  # stationary: the last place is as the first
+    counts = np.bincount(chain.states(drawn)[:, 31], minlength=20)  # stationary: the last position is as the first
     assert (abs(counts / n - chain.initial_K) < 5 * np.sqrt(chain.initial_K / n)).all()
 
 
@@ -134,5 +134,5 @@ def test_what_cannot_be_is_refused() -> None:
         family().log_likelihood(["LAG", "éAG"])
     with pytest.raises(DataError, match="sequence 2: 2 residues, expected 3"):
         family().log_likelihood(["LAG", "LA"])
-    with pytest.raises(DataError, match="no place is masked"):
+    with pytest.raises(DataError, match="no position is masked"):
         family().bayes(["LAG"], np.zeros((1, 3), dtype=bool))

@@ -42,7 +42,7 @@ from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.result import Generation
 from mmdiff.session import Session, load
 from mmdiff.tasks.protein.data.tables import Pairs
-from mmdiff.tasks.protein.design.generate import bounds, control_rows, design_control
+from mmdiff.tasks.protein.design.control import bounds, control_rows, design_control
 from mmdiff.tasks.protein.residues import CANONICAL
 from mmdiff.tasks.protein.task import Protein
 
@@ -93,7 +93,7 @@ def test_a_pair_depends_on_seed_and_number_only() -> None:
 
 @pytest.mark.parametrize("noise", [0.1, 0.5, 1.0])
 def test_the_entropies_are_those_of_the_joint_law(noise: float) -> None:
-    """By enumeration of both residues, and under a shuffled target also of whether the place kept its own."""
+    """By enumeration of both residues, and under a shuffled target also of whether the position kept its own."""
     p_TB = np.full((20, 20), noise / 20)
     p_TB[np.arange(20), [CANONICAL.index(x) for x in partners(CANONICAL)]] += 1 - noise
     joint_TB = p_TB / 20
@@ -124,7 +124,7 @@ HARD = [  # letters of targets that would mislead a layout which looks at ids
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_only_the_binder_is_masked_whatever_the_target_has(levels: Any, learned: str | None, side: Any) -> None:
     """Rows of many lengths on one canvas. Over 64 steps every learned residue of a binder is masked, and nothing else:
-    no end, no padding, no place of the target."""
+    no end, no padding, no position of the target."""
     task = Protein(learned=learned)
     batch = collate([task.sample(row, VOCAB) for row in HARD], VOCAB, side=side)
     allowed = torch.zeros_like(batch.target_BL)
@@ -328,7 +328,7 @@ def held_out() -> list[Row]:
 
 
 def surprise(rows: Sequence[Row]) -> float:
-    """-log p of binders under the true law, in nats a residue."""
+    """-log p of binders under the true law, in nats per residue."""
     share = agreeing(rows)
     return -share * math.log(agreement(NOISE)) - (1 - share) * math.log(NOISE / 20)
 

@@ -25,15 +25,9 @@ from mmdiff.model.likelihood import bound
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config as checked
 from mmdiff.session import Session
-from mmdiff.tasks.protein.design.generate import (
-    Guard,
-    bounds,
-    control_rows,
-    design_control,
-    generate,
-    noise_number,
-    summary,
-)
+from mmdiff.tasks.protein.design.control import bounds, control_rows, design_control
+from mmdiff.tasks.protein.design.generate import count_records, generate, noise_number
+from mmdiff.tasks.protein.design.guard import Guard
 from mmdiff.tasks.protein.design.motifs import allowed, template
 from mmdiff.tasks.protein.residues import CANONICAL
 from mmdiff.tasks.protein.task import Protein
@@ -175,7 +169,7 @@ def law(records: list[Row]) -> np.ndarray[Any, Any]:
 
 
 def test_one_place_a_step_in_random_order_follows_the_joint_distribution(session: Session) -> None:
-    """Within what 200 true samples stay within; certain places first, as proposed by confidence, do not."""
+    """Within what 200 true samples stay within; certain positions first, as proposed by confidence, do not."""
     oracle, n = Oracle.random(), 1000
     model = OracleModel(oracle, session.model.vocab)
     exact = Session(model, Protein("ACD"), SAMPLER, Path("nowhere"))  # type: ignore[arg-type]
@@ -234,10 +228,10 @@ def test_what_trips_is_written_again_under_other_noise(session: Session) -> None
         rewritten += after["attempts"] > 1
     assert rewritten
     assert same(kept, generate(session, free, guard=guard, steps=5, tokens=60, window=5))
-    counts = summary(kept)
+    counts = count_records(kept)
     assert counts["records"] == 8 and counts["rewritten"] == rewritten and counts["places"] == 200
     assert counts["flagged"] == sum(r["guard"] != "ok" for r in kept) == sum(counts["flagged_by"].values())
-    assert summary(first)["flagged"] == 0 and summary([])["flagged_by"] == {}
+    assert count_records(first)["flagged"] == 0 and count_records([])["flagged_by"] == {}
 
 
 def test_what_no_noise_changes_is_not_tried_for_ever(session: Session) -> None:
@@ -299,7 +293,7 @@ def test_what_is_wrong_is_named(session: Session) -> None:
     for row, message in [
         ({"sequence": "A?_"}, "row 1: .*residue 2: '\\?'"),
         ({"sequence": "", "where": "a.fa, record 2"}, "^a.fa, record 2: sequence"),
-        ({"sequence": "__", "allow": ["A"]}, "row 1: allow: 1 entries for 2 places"),
+        ({"sequence": "__", "allow": ["A"]}, "row 1: allow: 1 entries for 2 positions"),
     ]:
         with pytest.raises(DataError, match=message):
             generate(session, [{"sequence": "__"}, row])

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from mmdiff.errors import UserError
+from mmdiff.tasks.protein.design.lengths import drawn_lengths, lengths
 from mmdiff.tasks.protein.design.motifs import (
     Design,
     allowed,
-    drawn_lengths,
     kept_ranges,
-    lengths,
     masked_ranges,
     masked_share,
     record_rng,
@@ -61,12 +60,12 @@ def test_a_range_of_places_is_drawn_uniformly_and_by_record_only() -> None:
         ("MKJ", "position 3: 'J' is no residue, expected one of ABCDEFGHIKLMNOPQRSTUVWXYZ"),
         ("M[20-10]", r"position 2: [20-10]: 20 is above 10, expected [10-20]"),
         ("M[10", "position 2: '[10' is not understood"),
-        ("M[999999999]", "position 2: [999999999]: expected at most 100000 places"),
+        ("M[999999999]", "position 2: [999999999]: expected at most 100000 positions"),
         ("M{}", "position 2: {}: it has no letters"),
         ("M{IlV}", "position 2: {IlV}: 'l' is no residue"),
         ("M{^ACDEFGHIKLMNPQRSTVWY}", "no letter is left"),
         ("M<eos>", "position 2: '<eos>' is not understood"),
-        ("[0]", "no place at all"),
+        ("[0]", "no position at all"),
     ],
 )
 def test_what_is_wrong_with_a_template(text: str, message: str) -> None:
@@ -138,7 +137,7 @@ def test_lengths_of_a_scaffold_are_uniform_and_segments_keep_the_order_given() -
 
 def test_what_is_wrong_with_a_scaffold() -> None:
     for ranges, length, message in [
-        ([(0, 4)], (3, 9), "length: 3-9, the motif alone takes 4 places"),
+        ([(0, 4)], (3, 9), "length: 3-9, the motif alone takes 4 positions"),
         ([(0, 4)], (9, 8), "length: 9 is above 8"),
         ([], (3, 9), "motif: it has no residues"),
         ([(0, 7)], (8, 9), "residues 1-7: expected positions from 1 to 6"),
@@ -163,7 +162,7 @@ def test_allowed_letters_by_hand() -> None:
         ("2:C", "C", "allow 2:C: residue 2 is left without a letter"),
         ("2:A,2:V", "", "allow 2:V: residue 2 is left without a letter"),
         ("", CANONICAL, f"forbid {CANONICAL}: residue 2 is left without a letter"),
-        ("1:A", "", "allow 1:A: no place there is open"),
+        ("1:A", "", "allow 1:A: no position there is open"),
         ("3-9:A", "", "residues 3-9: expected positions from 1 to 3"),
         ("2", "", "allow '2': expected positions and letters"),
         ("2:a", "", "allow 2:a: 'a' is no residue"),

@@ -241,7 +241,7 @@ def test_sequences_longer_than_the_model_was_trained_on(tmp_path: Path, capsys: 
     given = rows([4, 40, 50, 60])
     embed(esm(max_length=20), given, tmp_path / "rotary", tokens=50)
     told = capsys.readouterr().err
-    assert told.count("longer than the 20 places of training") == 1 and "record 4 (s3)" in told
+    assert told.count("longer than the 20 positions of training") == 1 and "record 4 (s3)" in told
     assert len(Embeddings(tmp_path / "rotary")) == 4
     with pytest.raises(DataError, match=r"record 4 \(s3\): a canvas of 62 positions"):
         embed(esm(max_length=20, positions="absolute"), given, tmp_path / "absolute", tokens=50)

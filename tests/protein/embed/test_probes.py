@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from mmdiff.errors import ConfigError, DataError, MissingExtra
-from mmdiff.tasks.protein.embed.probes import composition, folds_of, onehot, probe, read_labels, residue_probe, table
+from mmdiff.tasks.protein.embed.probes import (
+    composition,
+    folds_of,
+    onehot,
+    probe,
+    probe_text,
+    read_labels,
+    residue_probe,
+)
 from mmdiff.tasks.protein.residues import CANONICAL
 
 needs_sklearn = pytest.mark.needs("sklearn")
@@ -46,7 +54,7 @@ def test_labels_that_are_linear_in_the_features() -> None:
     assert mean(found, "probe", "spearman") > 0.999 and mean(found, "probe", "r2") > 0.999
     assert mean(found, "mean", "spearman") == 0 and abs(mean(found, "mean", "r2")) < 0.1
     assert mean(found, "probe", "rmse") < 0.05 < 9 < mean(found, "mean", "rmse") < 10  # sd of labels: 91 ** .5
-    text = table(found).splitlines()
+    text = probe_text(found).splitlines()
     assert text[0].split() == ["spearman", "r2", "rmse"]
     assert [line.split()[0] for line in text[1:]] == ["probe", "mean", "shuffled"]
     assert "1.000 +- 0.000" in text[1]

@@ -22,7 +22,7 @@ from mmdiff.config.settings import GenerationConfig
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.alignments import Profile
-from mmdiff.tasks.protein.design.generate import bounds
+from mmdiff.tasks.protein.design.control import bounds
 from mmdiff.tasks.protein.evaluate.alignment_score import alignment_scores
 from mmdiff.tasks.protein.evaluate.evaluate import baselines, bound_per_residue, evaluate_model, kept, mask_filling
 from mmdiff.tasks.protein.evaluate.mask_filling import background, filled, hidden, sequences
@@ -41,7 +41,7 @@ def tiny(letters: str = CANONICAL, seed: int = 0) -> Session:
     backbone = new_backbone(family="esm", tokenizer=tokenizer(), hidden_size=16, layers=1, heads=2, max_length=128)
     with torch.no_grad():
         for p in backbone.parameters():
-            p.add_(torch.randn_like(p), alpha=0.1)  # so that places and rows differ
+            p.add_(torch.randn_like(p), alpha=0.1)  # so that positions and rows differ
     sampler = GenerationConfig(temperature=1.0, remasking="random")
     return Session(MMDiff(backbone).eval(), Protein(letters), sampler, Path("nowhere"))
 
@@ -94,7 +94,7 @@ def close(a: Mapping[str, Any], b: Mapping[str, Any], tolerance: float = 1e-5) -
             assert value == pytest.approx(b[key], abs=tolerance, nan_ok=True), key
 
 
-# Hidden places
+# Hidden positions
 
 
 def test_hidden_places_are_nested_and_as_many_as_asked() -> None:
@@ -168,7 +168,7 @@ def test_the_nearest_of_itself_is_right_everywhere() -> None:
 
 
 def test_visible_residues_are_carried_over() -> None:
-    """A model that says W everywhere: the score is that of the sequence with W at hidden places only."""
+    """A model that says W everywhere: the score is that of the sequence with W at hidden positions only."""
     test = ["".join(np.random.default_rng(i).choice(list(CANONICAL), 40)) for i in range(6)]
     log_CK = np.where(np.array(list(CANONICAL)) == "W", 3.0, 0.0) * np.ones((40, 1))
     found = mask_filling(known(log_CK, CANONICAL), rows(test), (0.05, 0.5), seed=2)

@@ -20,7 +20,7 @@ from mmdiff.tasks.protein.evaluate.plots import (
     lines,
     mask_filling_plot,
 )
-from mmdiff.tasks.protein.evaluate.report import Written, number, shown, write_protein_report
+from mmdiff.tasks.protein.evaluate.report import GeneratedSequence, number, shown, write_protein_report
 
 EVIL = '</script><script>alert(1)</script><img src=x onerror=alert(1)>"\' onload="alert(1)'
 
@@ -98,15 +98,15 @@ def test_tables_plots_and_curves_stand_in_the_page(tmp_path: Path) -> None:
 
 
 def test_residues_have_the_colour_of_their_step(tmp_path: Path) -> None:
-    one = Written("x1", "ACDEFGHIKLMN", [0, 1, 2, 5, *[3] * 8], [1, 0.25, *[0.5] * 10], {"identity": 0.625})
-    found = page(tmp_path, examples={"Generated": [one, Written("x2", "AC", [1, 2])], "None": []})
+    one = GeneratedSequence("x1", "ACDEFGHIKLMN", [0, 1, 2, 5, *[3] * 8], [1, 0.25, *[0.5] * 10], {"identity": 0.625})
+    found = page(tmp_path, examples={"Generated": [one, GeneratedSequence("x2", "AC", [1, 2])], "None": []})
     boxes = found.find("i")
     assert "".join(text for _, text in boxes) == "ACDEFGHIKLMNAC"
     assert [a["style"] for a, _ in boxes[:4]] == ["--t: 0.000", "--t: 0.000", "--t: 0.250", "--t: 1.000"]
     assert [a["data-step"] for a, _ in boxes[:4]] == ["0", "1", "2", "5"]
     assert [a.get("class") for a, _ in boxes[:2]] == ["given", None]
     told = [a["title"] for a, _ in boxes]
-    assert told[:2] == ["A1: given", "C2: written at step 1, p = 0.25"] and told[-1] == "C2: written at step 2"
+    assert told[:2] == ["A1: given", "C2: committed at step 1, p = 0.25"] and told[-1] == "C2: committed at step 2"
     assert [text for _, text in found.find("sub")] == ["10"]  # behind ten residues
     assert [text for _, text in found.find("b")] == ["x1", "x2"]
     assert "identity 0.6250" in [text for _, text in found.find("span", "small")]
@@ -115,18 +115,18 @@ def test_residues_have_the_colour_of_their_step(tmp_path: Path) -> None:
 
 
 def test_a_sequence_that_was_given_has_no_slider(tmp_path: Path) -> None:
-    found = page(tmp_path, examples={"Given": [Written("x", "AC", [0, 0])]})
+    found = page(tmp_path, examples={"Given": [GeneratedSequence("x", "AC", [0, 0])]})
     assert not found.find("input") and len(found.find("i", "given")) == 2
 
 
 def test_steps_and_residues_must_agree(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="zip"):
-        page(tmp_path, examples={"x": [Written("x", "ACD", [1, 2])]})
+        page(tmp_path, examples={"x": [GeneratedSequence("x", "ACD", [1, 2])]})
     assert not (tmp_path / "a.html").exists()
 
 
 def test_everything_is_escaped(tmp_path: Path) -> None:
-    evil = Written(EVIL, "<", [1], None, {EVIL: EVIL})
+    evil = GeneratedSequence(EVIL, "<", [1], None, {EVIL: EVIL})
     found = page(
         tmp_path,
         title=EVIL,

@@ -33,9 +33,9 @@ from mmdiff.tasks.protein.score.dms import (
     parse_mutant,
     read_scan,
     scan,
+    scan_text,
     score_mutants,
     site_profile,
-    summary,
 )
 from mmdiff.tasks.protein.score.log_probs import bounds, canvas
 from mmdiff.tasks.protein.score.sequences import score_sequences
@@ -82,13 +82,13 @@ class Exact:
     def _logits(self, ids_L: Tensor) -> Tensor:
         """(L, V): a residue that is seen is asked about as if it were masked. All else gets what must be left out."""
         out_LV = torch.full((len(ids_L), self.vocab.size), 50.0, dtype=torch.float64)
-        for place in range(3):
+        for position in range(3):
             p = self.joint
             for other in range(3):
                 i = int(ids_L[1 + other])
-                if other != place and i != self.vocab.mask_id:
+                if other != position and i != self.vocab.mask_id:
                     p = p.index_select(other, torch.tensor([ID_K.index(i)]))
-            out_LV[1 + place, ID_K] = p.sum([d for d in range(3) if d != place]).log()
+            out_LV[1 + position, ID_K] = p.sum([d for d in range(3) if d != position]).log()
         return out_LV
 
     def denoiser(self, batch: Batch) -> Callable[..., Tensor]:
@@ -391,7 +391,7 @@ def test_correlations(session: Session, tmp_path: Path) -> None:
     low, high = noise["random"]  # the variance of a shuffled rank correlation is 1 / (n - 1), near normal
     assert low == pytest.approx(-1.96 / math.sqrt(55), abs=0.04) and high == pytest.approx(-low, abs=0.05)
     assert set(flat["spearman"].values()) == {None} and flat["random"] == [None, None]
-    text = summary(found)
+    text = scan_text(found)
     assert "masked_marginal    -1.000" in text and "blosum62" in text and "n = 56 (1 without a figure)" in text
     assert "3 residues, 1-3, from the mutants' own letters, positions 1-3" in text
     with pytest.raises(ConfigError, match="^methods: 'mask'"):

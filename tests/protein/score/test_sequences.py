@@ -74,7 +74,7 @@ def published(session: Session) -> Any:
 
 
 def plain(made: Any, before: list[int], sequence: str) -> list[float | None]:
-    """log p of each residue given all others, one forward a residue, nothing batched."""
+    """log p of each residue given all others, one forward per residue, nothing batched."""
     ids = [*before, *(TOKENS.index(letter) for letter in sequence), 2]
     letters = [TOKENS.index(letter) for letter in CANONICAL]
     out: list[float | None] = []
@@ -137,7 +137,7 @@ def test_forwards_are_full_and_no_fuller(session: Session, monkeypatch: pytest.M
     monkeypatch.setattr(session.model, "hidden", spy)
     list(score_sequences(session, ROWS, methods=["pseudo_perplexity"], tokens=64))
     assert all(rows * length <= 64 for rows, length in sizes)
-    assert sum(rows for rows, _ in sizes) == 10 + 2 + 25 + 5 + 1 + 7  # a forward a residue that counts
+    assert sum(rows for rows, _ in sizes) == 10 + 2 + 25 + 5 + 1 + 7  # a forward per residue that counts
     lengths = [length for _, length in sizes]
     assert sizes[0] == (2, 27) and lengths == sorted(lengths, reverse=True)  # those of one length stand together
 
@@ -266,7 +266,7 @@ def test_records_are_read_as_they_are_needed(session: Session) -> None:
     scored = score_sequences(session, source(), window=4, levels=2, methods=["bound"])
     assert not read
     assert [next(scored)["id"] for _ in range(5)] == list("01234") and len(read) == 8
-    read.clear()  # much work ends a window too: 200 copies of 6 places are more than 64 batches of 18
+    read.clear()  # much work ends a window too: 200 copies of 6 positions are more than 64 batches of 18
     scored = score_sequences(session, source(), levels=200, methods=["bound"], tokens=18)
     next(scored)
     assert len(read) == 1
