@@ -1,4 +1,4 @@
-"""Results in a file of JSON lines, added to as they come, that an interrupted command goes on with.
+"""Results in a file of JSON lines, added to as they come, that an interrupted command resumes.
 
     {"row": 0, "id": "a", "pred_text": "turn left"}
 

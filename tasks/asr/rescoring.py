@@ -1,5 +1,5 @@
 """The n-best lists of a recogniser, each hypothesis weighed by how likely the model finds it, into a file that an
-interrupted run goes on with."""
+interrupted run resumes."""
 
 from __future__ import annotations
 

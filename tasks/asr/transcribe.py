@@ -1,4 +1,4 @@
-"""Rows of speech to transcripts, batch by batch, timed, into a file that an interrupted run goes on with.
+"""Rows of speech to transcripts, batch by batch, timed, into a file that an interrupted run resumes.
 
 Batches hold rows that are about as long, up to so many seconds of sound; the order of the results is that of the rows.
 Sound is read when its batch is due, read once and encoded once.

@@ -211,7 +211,7 @@ class Scenes:
 class SceneCells:
     """The words of every cell, for the pre-training of a tower: no question, the answer is "red cross" a cell.
 
-    grid: features a side of the tower, 2 or a multiple; each feature, in reading order, is given the two words of the
+    grid: features per side of the tower, 2 or a multiple; each feature, in reading order, is given the two words of the
     cell it lies in ("nothing nothing" for an empty one). Scenes have two to four things.
     """
 
@@ -244,7 +244,7 @@ class SceneCells:
 
 
 class SceneCaptions:
-    """ "what is at the top left": four rows a scene, one a cell, empty ones too. For the alignment of a connector."""
+    """ "what is at the top left": four rows per scene, one per cell, empty ones too. For the alignment of a connector."""
 
     def __init__(self, n: int, seed: int) -> None:
         _check(n, seed)

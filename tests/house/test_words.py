@@ -24,18 +24,26 @@ class Rule(NamedTuple):
     rooms: tuple[str, ...] = ROOMS
 
 
+CORE = ("mmdiff", "encoders", "tasks/dialogue")
 NAMES = [
     Rule(r"_?wanted_\w+|want_\w+", "masked_..."),
     Rule(r"only_[A-Z]+", "allowed_ids_..."),
     Rule(r"parent_[A-Z]+|rows_R", "row_R"),
-    Rule(r"_?places?(_[A-Z]+)?", "positions", ("mmdiff",)),
+    Rule(r"_?places?(_[A-Z]+)?", "positions", CORE),
+    Rule(r"opened(_[A-Z]+)?|open_[A-Z]+", "masked_...", (*CORE, "tasks/vqa", "tasks/asr", "tasks/protein")),
+    Rule(r"_?written(_[A-Z]+)?|Written", "committed_...", (*CORE, "tasks/vqa", "tasks/asr")),
+    Rule(r"_?told|_say", "log, summary_line", (*CORE, "tasks/vqa")),
+    Rule(r"answering", "config_entries, prediction"),
     Rule(r"keep_read", "sample_cache_mb"),
-    Rule(r"by_budget", "batch_by_tokens"),
+    Rule(r"by_budget|make_room|_room", "token_budget, batch_by_tokens"),
     Rule(r"Views|_?views?_[A-Z]+", "NoisedBatch, copies or crops"),
 ]
+UNITS = "nats|features|tokens|positions|steps|forwards|rows|layouts|letters|bytes|seconds"
 DOCSTRINGS = [
-    Rule(r"wanted places?", "masked positions", ("mmdiff", "encoders")),
-    Rule(r"noisy views?|noised views?", "noised copies"),
+    Rule(r"(wanted|open) (places?|positions?)", "masked positions", (*CORE, "tasks/vqa", "tasks/asr", "tasks/vla")),
+    Rule(rf"({UNITS}) an? [a-z]+", "per", (*CORE, "tasks/vqa")),
+    Rule(r"(goes|go|going) on with", "resume", (*CORE, "tasks/vqa", "tasks/asr", "tasks/vla")),
+    Rule(r"(noisy|noised) views?", "noised copies"),
     Rule(r"budget of (places|positions)", "token budget"),
 ]
 
