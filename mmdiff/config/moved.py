@@ -42,6 +42,8 @@ MOVED = {  # below `mmdiff.`; modules, and classes of a module that was split
     "tasks.libero": "tasks.vla.worlds.libero",
     "tasks.llava": "tasks.vqa.llava",
     "tasks.manifests": "tasks.asr.data.manifests",
+    "tasks.manifests.KaldiDir": "tasks.asr.data.kaldi.KaldiDir",
+    "tasks.manifests.LibriSpeech": "tasks.asr.data.librispeech.LibriSpeech",
     "tasks.markov": "tasks.protein.data.markov",
     "tasks.metaworld": "tasks.vla.worlds.metaworld",
     "tasks.motifs": "tasks.protein.design.motifs",

@@ -191,7 +191,8 @@ def _rows(
     words: Sequence[str], manifest: str | None, hypotheses: str | None = None, layout: str | None = None
 ) -> tuple[Source, list[str], dict[str, Any]]:
     """The rows, the overrides of the command line, and the settings that are kept beside the results."""
-    from .data.manifests import KaldiDir, Manifest
+    from .data.kaldi import KaldiDir
+    from .data.manifests import Manifest
 
     files, overrides = overrides_of(words)
     if bool(manifest) == bool(files):

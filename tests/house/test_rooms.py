@@ -22,7 +22,6 @@ LONGEST = {  # lines of a file; 300 elsewhere
     "mmdiff/backbones/load.py": 317,
     "mmdiff/model/model.py": 330,
     "tasks/asr/data/commands.py": 338,
-    "tasks/asr/data/manifests.py": 344,
     "tasks/vla/cli/verbs.py": 378,
     "tasks/vla/data/dataset.py": 349,
     "tasks/vla/data/video.py": 346,

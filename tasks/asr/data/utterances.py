@@ -1,8 +1,18 @@
 """What all sources of speech rows share: checks of their rows, done before anything runs on them.
 
-A row is {"audio": path or {"path", "start", "end"}, "text": what was said, "id", "duration": seconds, "speaker": where
-it is known, "where": file and line}. Later errors about the row, as of a transcript with symbols that the vocabulary
-lacks, name `where`.
+    {"audio": "a.wav", "text": "turn left", "id": "a", "duration": 1.5, "speaker": "s1", "where": "rows.jsonl line 1"}
+
+`audio` is a path or {"path", "start", "end"}, `text` what was said, `duration` in seconds, `where` file and line: later
+errors about the row, as of a transcript with symbols that the vocabulary lacks, name it. `speaker` may be missing.
+
+All sources share these arguments:
+    on_error: "stop" raises a DataError for the first row that cannot be used; "skip" leaves such rows out, says so in
+        one line on stderr, and counts them by reason in `skipped`. Either way before any row is handed out.
+    limit: read the first rows only.
+    verify: read the header of every file now (threads share the work): broken and empty files, and segments outside
+        their file, are found, and `duration` is filled in. A file that is cut off may have a good header; it ends the
+        run when it is met. False looks only whether the files are there.
+    empty: whether a transcript may be empty (silence, noise) or missing: a row without one can be written down.
 """
 
 from __future__ import annotations
@@ -10,20 +20,39 @@ from __future__ import annotations
 import os.path
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmdiff.encoders.media.audio import OVERSHOOT, duration
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.rows import OnError, RowError, UnusableRows
+from mmdiff.tasks.dialogue.rows import OnError, RowError, UnusableRows, read_lines
 
 Make = Callable[[], dict[str, Any]]
 Entry = tuple[str, Make]
 """File and line of a row, and what makes it: raises RowError when the row cannot be used."""
+
+
+class SpeechRows:
+    """The rows of a source: `rows`, those of them left out by reason in `skipped`."""
+
+    rows: list[Row]
+    skipped: Counter[str]
+    kept: TemporaryDirectory[str] | None = None  # of a toy: lives as long as the rows that name its files
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+    def length(self, index: int) -> float:
+        """Seconds; 0 where they are not known (`verify: false`)."""
+        return float(self.rows[index].get("duration", 0.0))
 
 
 def usable(
@@ -31,7 +60,7 @@ def usable(
 ) -> tuple[list[Row], Counter[str]]:
     """The rows that can be used, and how many were left out for which reason. name: of the source, in errors.
 
-    The other arguments are those of the sources, see `mmdiff.tasks.asr.data.manifests`. Raises as they do.
+    The other arguments are those of the sources, see above. Raises as they do.
     """
     if on_error not in ("stop", "skip"):
         raise ConfigError(f"on_error: {on_error!r}{nearest(str(on_error), ['stop', 'skip'])}")
@@ -105,3 +134,11 @@ def audio_path(audio: Any, root: Path) -> str:
     if not path.is_file():
         raise RowError("missing audio", str(path))
     return str(path)
+
+
+def id_lines(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(file and line, id, what follows it) of each line that is not empty."""
+    for where, line in read_lines(path):
+        if line:
+            id, *rest = line.split(maxsplit=1)
+            yield where, id, rest[0] if rest else ""

@@ -14,7 +14,9 @@ import pytest
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.encoders.media.audio import read_waveform, write_tones
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.tasks.asr.data.manifests import KaldiDir, LibriSpeech, Manifest, by_duration
+from mmdiff.tasks.asr.data.kaldi import KaldiDir
+from mmdiff.tasks.asr.data.librispeech import LibriSpeech
+from mmdiff.tasks.asr.data.manifests import Manifest, by_duration
 from mmdiff.tasks.asr.task import ASR
 
 pytestmark = pytest.mark.needs("soundfile")

@@ -1,0 +1,132 @@
+"""Rows of speech from Kaldi data folders.
+
+    wav.scp    rec1 clips/rec1.wav
+    segments   rec1-0 rec1 0.1 -1
+    text       rec1-0 turn left
+    utt2spk    rec1-0 s1
+
+What all sources of speech share, their arguments too, is in `mmdiff.tasks.asr.data.utterances`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mmdiff.encoders.media.audio import write_tones
+from mmdiff.errors import DataError, nearest
+from mmdiff.tasks.dialogue.rows import OnError, RowError
+
+from .utterances import Entry, Make, SpeechRows, audio_path, folder_at, id_lines, usable
+
+
+class KaldiDir(SpeechRows):
+    """A Kaldi data folder: `wav.scp` and `text`, and where they are there `segments` and `utt2spk`.
+
+    Commands in `wav.scp` (pipes) are never run. A segment may end at -1, the end of its recording.
+
+    audio_root: where relative paths of `wav.scp` start, and must not lead out of; None: the folder itself. (In Kaldi
+        it is wherever a command is run.)
+    """
+
+    def __init__(
+        self,
+        path: str,
+        audio_root: str | None = None,
+        on_error: OnError = "stop",
+        limit: int | None = None,
+        verify: bool = True,
+        empty: bool = False,
+    ) -> None:
+        folder = folder_at("path", Path(path))
+        root = folder_at("audio_root", folder if audio_root is None else Path(audio_root))
+        self.rows, self.skipped = usable(_kaldi_entries(folder, root, empty), path, on_error, limit, verify, empty)
+
+    @classmethod
+    def toy(cls, path: str, audio_root: str | None = None, **checks: Any) -> KaldiDir:
+        """A folder of tones instead of `path`, each recording one segment."""
+        kept = TemporaryDirectory()
+        folder = Path(kept.name)
+        files = write_tones(folder, "wav")
+        tables = {
+            "wav.scp": [f"{file.stem} {file.name}" for file, _ in files],
+            "segments": [f"{file.stem}-0 {file.stem} 0.1 -1" for file, _ in files],
+            "text": [f"{file.stem}-0 {text}" for file, text in files],
+            "utt2spk": [f"{file.stem}-0 tone" for file, _ in files],
+        }
+        for name, lines in tables.items():
+            (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        source = cls(kept.name, None, **checks)
+        source.kept = kept
+        return source
+
+
+def _kaldi_entries(folder: Path, root: Path, empty: bool) -> Iterator[Entry]:
+    text = _by_id(folder / "text") if not empty or (folder / "text").is_file() else {}
+    speakers = {}
+    if (folder / "utt2spk").is_file():
+        speakers = _by_id(folder / "utt2spk")
+
+    def row(id: str, audio: Make) -> dict[str, Any]:
+        if id not in text and not empty:
+            raise RowError("missing transcript", f"{id!r} is not in {folder / 'text'}")
+        found = {"id": id, **audio()}
+        if id in text:
+            found["where"], found["text"] = text[id]
+        return found | ({"speaker": speakers[id][1]} if id in speakers else {})
+
+    if (folder / "segments").is_file():
+        recordings = _by_id(folder / "wav.scp")
+        utterances = list(id_lines(folder / "segments"))
+        for where, id, rest in utterances:
+            yield where, partial(row, id, partial(_segment, rest, recordings, root))
+    else:
+        utterances = list(id_lines(folder / "wav.scp"))
+        for where, id, rest in utterances:
+            yield where, partial(row, id, partial(_recording, rest, root))
+    known = {id for _, id, _ in utterances}
+    for id, (where, _) in text.items():
+        if id not in known:
+            yield where, partial(_without_audio, id)
+
+
+def _by_id(path: Path) -> dict[str, tuple[str, str]]:
+    table: dict[str, tuple[str, str]] = {}
+    for where, id, rest in id_lines(path):
+        if id in table:
+            raise DataError(f"{where}: duplicate id {id!r}, that of {table[id][0]} too")
+        table[id] = where, rest
+    return table
+
+
+def _recording(extended: str, root: Path) -> dict[str, Any]:
+    if extended.startswith("|") or extended.endswith("|"):
+        raise RowError("pipe in wav.scp", f"{extended!r:.60} is a command, which is not run; write its sound to a file")
+    return {"audio": audio_path(extended, root)}
+
+
+def _segment(rest: str, recordings: Mapping[str, tuple[str, str]], root: Path) -> dict[str, Any]:
+    fields = rest.split()
+    if len(fields) != 3:
+        raise RowError("not a segment", f"{rest!r:.60}, expected: utterance recording start end")
+    recording = fields[0]
+    if recording not in recordings:
+        raise RowError("no recording", f"{recording!r} is not in wav.scp{nearest(recording, recordings)}")
+    try:
+        start, end = float(fields[1]), float(fields[2])
+    except ValueError:
+        raise RowError("not a segment", f"{rest!r:.60}, start and end are seconds") from None
+    if not (0 <= start < end < math.inf or (0 <= start < math.inf and end == -1)):
+        raise RowError("not a segment", f"from {start:g} to {end:g} s")
+    path = _recording(recordings[recording][1], root)["audio"]
+    if end == -1:
+        return {"audio": {"path": path, "start": start}}
+    return {"audio": {"path": path, "start": start, "end": end}, "duration": end - start}
+
+
+def _without_audio(id: str) -> dict[str, Any]:
+    raise RowError("no audio", f"{id!r} has a transcript, and is neither in segments nor in wav.scp")
