@@ -12,12 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mmdiff.errors import DataError
-
-Array = np.ndarray[Any, Any]
-POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed
+from mmdiff.errors import DataError, require
 
 
 def records(path: Path) -> Iterator[bytes | DataError]:
@@ -52,63 +47,12 @@ def records(path: Path) -> Iterator[bytes | DataError]:
 
 
 def masked_crc32c(data: bytes) -> int:
-    """CRC-32C, rotated right by 15 bits, plus 0xa282ead8."""
-    crc = crc32c(data)
+    """CRC-32C (RFC 3720, B.4), rotated right by 15 bits, plus 0xa282ead8. Raises MissingExtra."""
+    require("google_crc32c", "vla")
+    from google_crc32c import value
+
+    crc: int = value(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def crc32c(data: bytes) -> int:
-    """CRC-32C (RFC 3720, B.4).
-
-    Long data are cut into lanes that are run side by side from a register of 0. The register is linear in the data, so
-    two neighbours are joined by sending the first through as many zero bytes as the second is long.
-    """
-    if len(data) < 512:
-        register = 0xFFFFFFFF
-        table = _TABLE.tolist()
-        for byte in data:
-            register = table[(register ^ byte) & 0xFF] ^ (register >> 8)
-        return register ^ 0xFFFFFFFF
-    size = 1 << (len(data).bit_length() // 2)  # bytes a lane, so that there are about as many lanes
-    lanes = 1 << (-(-len(data) // size) - 1).bit_length()
-    bytes_LS = np.zeros(lanes * size, np.uint8)  # zeros in front leave a register of 0 as it is
-    bytes_LS[-len(data) :] = np.frombuffer(data, np.uint8)
-    bytes_LS[-len(data) :][:4] ^= 0xFF  # the same as beginning with all ones
-    register_L = np.zeros(lanes, np.uint32)
-    for bytes_L in np.ascontiguousarray(bytes_LS.reshape(lanes, size).T):
-        register_L = _TABLE[(register_L ^ bytes_L) & 0xFF] ^ (register_L >> 8)
-    while len(register_L) > 1:
-        register_L = _times(_zeros(size), register_L[0::2]) ^ register_L[1::2]
-        size *= 2
-    return int(register_L[0]) ^ 0xFFFFFFFF
-
-
-def _times(matrix_32: Array, registers: Array) -> Array:
-    """A matrix over GF(2), given by what it makes of each bit, applied to registers."""
-    out = np.zeros_like(registers)
-    for bit in range(32):
-        out ^= np.where((registers >> bit) & 1, matrix_32[bit], 0).astype(np.uint32)
-    return out
-
-
-@cache
-def _zeros(count: int) -> Array:
-    """What `count` zero bytes make of a register; a power of two."""
-    if count == 1:
-        bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
-        return _TABLE[bits & 0xFF] ^ (bits >> 8)
-    half = _zeros(count // 2)
-    return _times(half, half)
-
-
-def _table() -> Array:
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = np.where(table & 1, (table >> 1) ^ np.uint32(POLYNOMIAL), table >> 1).astype(np.uint32)
-    return table
-
-
-_TABLE = _table()
 
 
 def example(data: bytes) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ class ActClient:
     """A policy (`mmdiff.tasks.vla.rollout.policies.Policy`) that asks a server, and answers as the server's model does.
 
     url: `http://127.0.0.1:8777`. key: of the statistics, where the server has several. timeout: seconds per call.
-    Noise is drawn under a row's `index`, else under the number of rows asked so far. calls, rows and forwards add up;
+    Noise is drawn under a row's `index`, else under the number of rows sent so far. calls, rows and forwards add up;
     seconds are those of the whole exchange. Raises ConfigError where nobody answers, DataError for a row that the
     server refuses.
     """
@@ -51,7 +51,7 @@ class ActClient:
         self.seconds = 0.0
 
     def act(self, rows: Sequence[Row]) -> list[NDArray[np.float64]]:
-        """A chunk (K, D) in robot units a row; one request each."""
+        """A chunk (K, D) in robot units per row; one request each."""
         start = time.perf_counter()
         answers = [self._call("/act", self._payload(row, self.rows + i)) for i, row in enumerate(rows)]
         self.calls += 1
@@ -79,7 +79,7 @@ class ActClient:
                 return found
         except urllib.error.HTTPError as error:
             with error:
-                raise DataError(f"{self.url}{path}: {error.code}: {_said(error)}") from None
+                raise DataError(f"{self.url}{path}: {error.code}: {_reason(error)}") from None
         except (OSError, ValueError) as error:  # ValueError: what answers is no server of ours
             why = getattr(error, "reason", None) or error
             raise ConfigError(f"{self.url}{path}: no answer ({why}); is `mmdiff vla serve` running there?") from None
@@ -94,7 +94,7 @@ def encoded(picture: Any) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _said(error: urllib.error.HTTPError) -> str:
+def _reason(error: urllib.error.HTTPError) -> str:
     try:
         return str(json.load(error)["error"])
     except (ValueError, KeyError, TypeError, OSError):

@@ -1,6 +1,6 @@
 """A trained policy behind HTTP, in the manner of openvla-oft's deploy.py.
 
-    POST /act      {"image": ..., "instruction": ..., "state": [...]}, see `act_request`
+    POST /act      {"image": ..., "instruction": ..., "state": [...]}, see `request.py`
                    -> {"actions": K lists of D numbers in robot units, "names": of these D, "forwards", "seconds",
                        "execute", "seed"}
     GET  /health   what the policy takes and gives, and how long it has been up
@@ -13,27 +13,19 @@ There is no authentication: whoever reaches the port can ask.
 
 from __future__ import annotations
 
-import asyncio
-import copy
 import ipaddress
 import logging
 import socket
 import sys
-import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from mmdiff.errors import ConfigError, UserError, require
+from mmdiff.errors import ConfigError, require
 from mmdiff.tasks.vla.task import VLA
 
-from .request import Contract, Refused, read_request
+from .arrays import BadRequest
+from .policy import GONE, PolicyServer, contract_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -43,97 +35,8 @@ if TYPE_CHECKING:
 
 PORT = 8777  # openvla-oft's
 MAX_BODY = 32 << 20  # bytes; a 1280 x 720 picture in nested lists takes about 11 MB
-MAX_WAITING = 64  # requests; the next one is told to come back
-GONE = 499  # nginx's, for a client that has gone; nobody reads it
 HINT = 'POST /act {"image": base64 of a PNG or JPEG, "instruction": "open the drawer", "state": [...]}; GET /health'
 log = logging.getLogger(__name__)
-
-
-def contract_of(task: Any, cameras: Sequence[str] | None = None) -> Contract:
-    """What a policy takes and gives. cameras: what its pictures are called, in order; the task knows how many.
-
-    Raises ConfigError.
-    """
-    if not isinstance(task, VLA):
-        raise ConfigError(
-            f"task: {type(task).__name__} gives no chunks of actions, expected a run of mmdiff.tasks.vla.task"
-        )
-    if cameras is None:
-        cameras = ["image"] if task.cameras == 1 else [f"image{i}" for i in range(task.cameras)]
-    if len(cameras) != task.cameras or len(set(cameras)) < len(cameras):
-        raise ConfigError(f"cameras: {', '.join(cameras) or 'none'}; expected {task.cameras} different names")
-    keys = sorted(task.statistics)
-    key = keys[0] if len(keys) == 1 else task.key
-    names = task.units(key or keys[0]).action.statistics.names
-    return Contract(task.chunk, task.dims, task.state_dims, tuple(cameras), key, tuple(keys), names)
-
-
-class Answering:
-    """A policy that is asked from many threads of control and answers one at a time, in one thread of its own."""
-
-    def __init__(self, session: Session[VLA], contract: Contract, sampler: Mapping[str, Any]) -> None:
-        self.contract, self.sampler = contract, dict(sampler)
-        one = len(contract.keys) == 1
-        self.sessions = {
-            key: session if one else replace(session, task=acting_by(session.task, key)) for key in contract.keys
-        }
-        self.began = time.monotonic()
-        self.waiting = self.answered = self.refused = self.failed = 0
-        self.seconds: deque[float] = deque(maxlen=1000)
-        self._turn = asyncio.Lock()
-        # a new thread would compute with another number of threads than this one, and so with other rounding
-        self._thread = ThreadPoolExecutor(1, "policy", torch.set_num_threads, (torch.get_num_threads(),))
-
-    async def act(self, body: bytes, request: Request) -> dict[str, Any]:
-        """Raises Refused."""
-        if self.waiting >= MAX_WAITING:
-            raise Refused(f"busy: {self.waiting} requests are waiting; come back later", 503)
-        self.waiting += 1
-        try:
-            async with self._turn:
-                if await request.is_disconnected():
-                    raise Refused("client: gone before its turn", GONE)
-                return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, body)
-        finally:
-            self.waiting -= 1
-
-    def _answer(self, body: bytes) -> dict[str, Any]:
-        asked = read_request(body, self.contract)
-        began = time.perf_counter()
-        first = self.answered if asked.seed is None else asked.seed
-        try:
-            found = self.sessions[asked.row["dataset"]].predict_many([asked.row], first=first, **self.sampler)[0]
-        except UserError as error:
-            raise Refused(str(error).removeprefix(f"row {first}: ")) from None
-        actions_KD = np.asarray(found["prediction"], dtype=np.float64)
-        expected = (self.contract.chunk, self.contract.dims)
-        if actions_KD.shape != expected or not np.isfinite(actions_KD).all():
-            raise RuntimeError(f"the policy's answer has shape {actions_KD.shape}, expected {expected} finite numbers")
-        took = time.perf_counter() - began
-        self.answered += 1
-        self.seconds.append(took)
-        return {
-            "actions": actions_KD.tolist(),
-            "names": list(self.contract.names),
-            "forwards": int(found["forwards"]),
-            "seconds": round(took, 6),
-            "seed": first,
-        }
-
-    def metrics(self) -> dict[str, Any]:
-        counts = {name: getattr(self, name) for name in ("answered", "refused", "failed", "waiting")}
-        p50, p95 = np.percentile(list(self.seconds), [50, 95]).round(6).tolist() if self.seconds else (None, None)
-        return {**counts, "seconds_p50": p50, "seconds_p95": p95}
-
-    def uptime(self) -> float:
-        return round(time.monotonic() - self.began, 3)
-
-
-def acting_by(task: VLA, key: str) -> VLA:
-    """The task with another choice of statistics."""
-    other = copy.copy(task)
-    other.key = key
-    return other
 
 
 def make_app(
@@ -146,9 +49,9 @@ def make_app(
 ) -> FastAPI:
     """The application that answers with a session's policy.
 
-    cameras: what the pictures are called, in order. execute: how many actions of a chunk a client should
-    carry out before it asks again; told in /health and with every chunk, which is whole all the same (what is left of
-    it may come back as `given`). sampler: fields of GenerationConfig for every call.
+    cameras: what the pictures are called, in order. sampler: fields of GenerationConfig for every call.
+    execute: how many actions of a chunk a client should carry out before it sends the next request; it stands in
+        /health and beside every chunk, which is whole all the same (what is left of it may come back as `given`).
     Raises ConfigError, MissingExtra.
     """
     require("fastapi", "serve")
@@ -160,7 +63,7 @@ def make_app(
     contract = contract_of(session.task, cameras)
     if execute is not None and not 1 <= execute <= contract.chunk:
         raise ConfigError(f"execute: {execute} is not 1 to {contract.chunk}, the actions of a chunk")
-    policy = Answering(session, contract, sampler or {})
+    policy = PolicyServer(session, contract, sampler or {})
     steps = execute or session.task.execute or contract.chunk
     app = FastAPI(title="mmdiff policy", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -168,7 +71,7 @@ def make_app(
         try:
             body = await _body(request, max_body)
             return JSONResponse({**await policy.act(body, request), "execute": steps})
-        except Refused as error:
+        except BadRequest as error:
             policy.refused += 1
             return JSONResponse({"error": _line(error)}, error.status)
         except ClientDisconnect:
@@ -222,7 +125,7 @@ async def _body(request: Request, limit: int) -> bytes:
     is still sending, gets to see the answer."""
     kind = request.headers.get("content-type", "")
     if kind.split(";")[0].strip().lower() != "application/json":
-        raise Refused(f"content-type: {kind or 'missing'}, expected application/json", 415)
+        raise BadRequest(f"content-type: {kind or 'missing'}, expected application/json", 415)
     kept: list[bytes] = []
     size = 0
     async for piece in request.stream():
@@ -234,7 +137,7 @@ async def _body(request: Request, limit: int) -> bytes:
         if size > 4 * limit:
             break
     if size > limit:
-        raise Refused(f"body: more than {limit} bytes; send pictures as base64 of JPEG or PNG files", 413)
+        raise BadRequest(f"body: more than {limit} bytes; send pictures as base64 of JPEG or PNG files", 413)
     return b"".join(kept)
 
 

@@ -41,9 +41,11 @@ import httpx  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from mmdiff.tasks.vla.serve import server as serving  # noqa: E402
+from mmdiff.tasks.vla.serve.arrays import BadRequest  # noqa: E402
 from mmdiff.tasks.vla.serve.client import ActClient, encoded  # noqa: E402
-from mmdiff.tasks.vla.serve.request import Refused, read_request  # noqa: E402
-from mmdiff.tasks.vla.serve.server import contract_of, is_local, listen, make_app, serve  # noqa: E402
+from mmdiff.tasks.vla.serve.policy import contract_of  # noqa: E402
+from mmdiff.tasks.vla.serve.request import read_request  # noqa: E402
+from mmdiff.tasks.vla.serve.server import is_local, listen, make_app, serve  # noqa: E402
 from mmdiff.tasks.vla.task import VLA  # noqa: E402
 
 NAMES = ("x", "y", "grip")
@@ -524,7 +526,7 @@ def test_a_client_that_goes_away_harms_nobody() -> None:
 
 
 def test_a_queue_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "MAX_WAITING", 1)
+    monkeypatch.setattr("mmdiff.tasks.vla.serve.policy.MAX_WAITING", 1)
     session = StandIn()
     session.gate.clear()
     with served(session) as url:
@@ -681,5 +683,5 @@ def test_a_model_acts_over_http_as_it_does_in_process(real: Session) -> None:
 )
 def test_a_small_request_takes_little_room(change: dict[str, Any], message: str) -> None:
     body = {"image": PICTURE.tolist(), "instruction": "go", "state": STATE, **change}
-    with pytest.raises(Refused, match=re.escape(message)):
+    with pytest.raises(BadRequest, match=re.escape(message)):
         read_request(json.dumps(body).encode(), contract_of(task()))
