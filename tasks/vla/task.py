@@ -64,7 +64,7 @@ class VLA:
         `<state>` that of the state.
     world: the simulator the policy is made for, `{name: metaworld, size: 64}`, see `mmdiff.tasks.vla.worlds.world`;
         `tasks` in it are those that it is evaluated on.
-    execute: actions of a chunk that are carried out before the next is asked, where a caller says nothing; None: all.
+    execute: actions of a chunk that are carried out before the next chunk, where a caller gives no number; None: all.
     """
 
     def __init__(

@@ -128,7 +128,7 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
-        """(B, D): the next action; the model is asked when all that it gave are used up."""
+        """(B, D): the next action; the model gives a chunk when all actions of the last are used up."""
         self.eval()
         if not self._action_queue:
             chunk_BKD = self.predict_action_chunk(batch)
@@ -143,16 +143,16 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
         task = self.session.task
         instruction = batch.get("task")
         if instruction is None:
-            raise ValueError("task: missing in the batch, expected an instruction a sample")
+            raise ValueError("task: missing in the batch, expected an instruction per sample")
         cameras = self.cameras() or sorted(name for name in batch if name.startswith("observation.image"))
         if task.cameras and len(cameras) != task.cameras:
             raise ValueError(
                 f"cameras: {', '.join(cameras) or 'none'}; the model has {task.cameras} (--policy.cameras)"
             )
-        wanted = {name: name for name in cameras}
-        wanted |= {"state": "observation.state"} if task.state_dims else {}
-        wanted |= {"action": "action"} if answered else {}
-        for name in wanted.values():
+        needed = {name: name for name in cameras}
+        needed |= {"state": "observation.state"} if task.state_dims else {}
+        needed |= {"action": "action"} if answered else {}
+        for name in needed.values():
             if batch.get(name) is None:
                 raise ValueError(f"{name}: missing in the batch, which has {', '.join(sorted(map(str, batch)))}")
         pictures = {name: pixels(batch[name], name) for name in cameras}
@@ -162,8 +162,8 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
             views = [pictures[name][i] for name in cameras]
             row["image"] = views[0] if len(views) == 1 else views
             for name in ("state", "action"):
-                if name in wanted:
-                    row[name] = batch[wanted[name]][i].detach().cpu().float().numpy()
+                if name in needed:
+                    row[name] = batch[needed[name]][i].detach().cpu().float().numpy()
             if answered and batch.get("action_is_pad") is not None:
                 row["action_is_pad"] = batch["action_is_pad"][i].cpu().bool().numpy()
         return rows

@@ -21,7 +21,7 @@ from mmdiff.runs.folder import RUNS, Run
 from mmdiff.session import load
 from mmdiff.tasks.background import in_background
 from mmdiff.tasks.vla.rollout.ablations import without_language
-from mmdiff.tasks.vla.rollout.closed_loop import Other
+from mmdiff.tasks.vla.rollout.closed_loop import ComparisonPolicy
 from mmdiff.tasks.vla.rollout.evaluate import evaluate_policy
 from mmdiff.tasks.vla.task import VLA
 from mmdiff.training.train import train
@@ -94,16 +94,16 @@ def demonstrations(config: Config, *, fresh: bool) -> None:
 
     spec, tasks = simulator(config)
     folder = Path(config.task["statistics"])
-    asked = {"spec": spec, "tasks": tasks, "episodes": DEMONSTRATIONS, **DISTURBED}
+    recorded = {"spec": spec, "tasks": tasks, "episodes": DEMONSTRATIONS, **DISTURBED}
     note = folder / "meta" / "demo.json"
     if folder.exists():
-        if not note.is_file() or json.loads(note.read_text()) != asked:
+        if not note.is_file() or json.loads(note.read_text()) != recorded:
             raise ConfigError(f"{folder} is there, but not what this demonstration has recorded; move it away")
         if not fresh:
             return
         shutil.rmtree(folder)
     record_dataset(folder, spec, tasks, DEMONSTRATIONS, seed=1000, processes=2, **DISTURBED)  # type: ignore[arg-type]
-    note.write_text(json.dumps(asked))
+    note.write_text(json.dumps(recorded))
 
 
 def evaluated(config: Config, run: Run, silent: Path, *, fresh: bool) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def evaluated(config: Config, run: Run, silent: Path, *, fresh: bool) -> dict[st
         episodes=EPISODES,
         seed=UNSEEN,
         pairs=PAIRS,
-        others={SILENT: Other(silent, FAUCETS, without_language)},
+        others={SILENT: ComparisonPolicy(silent, FAUCETS, without_language)},
         processes=2,
         title="One policy, four tasks",
         notes=NOTES,

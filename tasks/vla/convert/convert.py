@@ -6,7 +6,7 @@ One episode is in memory at a time, and its pictures are read one by one where t
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,25 +19,20 @@ from mmdiff.tasks.vla.data.writer import LeRobotWriter
 from .hdf5 import LAYOUTS as HDF5
 from .hdf5 import SUFFIXES, hdf5_episodes, is_readable, layout_of
 from .numpy_folders import is_numpy_folder, numpy_episodes
+from .options import ReadOptions
 from .rlds import rlds_episodes, rlds_folder
-from .source import Recorded, Recording, Wanted, broken, natural
+from .source import Recorded, Recording, broken, natural
 
 LAYOUTS = (*HDF5, "numpy", "rlds")
+ALL = ReadOptions()
 
 
 def convert(
     source: str,
     out: str,
+    options: ReadOptions = ALL,
+    *,
     layout: str | None = None,
-    fps: float | None = None,
-    instruction: str | None = None,
-    cameras: Mapping[str, str] | None = None,
-    state: Sequence[str] | None = None,
-    action: Sequence[str] | None = None,
-    rotate: int = 0,
-    bgr: bool = False,
-    subset: str | None = None,
-    split: str | None = None,
     skip: bool = False,
     limit: int | None = None,
     video: bool = False,
@@ -46,15 +41,14 @@ def convert(
     """Write the episodes of `source` into the folder `out`, which must not be there.
 
     source: an .hdf5 file, a folder of them, a folder of numpy episodes, or a TFDS folder. layout: one of `LAYOUTS`;
-        None: found out, and said on stderr.
-    fps, instruction, cameras, state, action, rotate, bgr, subset, split: see `Wanted`.
+        None: found out, and logged on stderr.
+    options: what is read of an episode, and how.
     skip: leaves broken episodes out and lists them; otherwise the first one ends the conversion.
     limit: the first episodes only. video: pictures as mp4 rather than one by one. robot_type: a name to write down.
 
     Returns {"folder", "layout", "fps", "cameras", "episodes": int, "frames": int, "skipped": [one line each]}.
     Raises ConfigError, and DataError that names file, episode and frame; then there is no folder `out`.
     """
-    wanted = Wanted(fps, instruction, cameras, state, action, rotate, bgr, subset, split)
     path, folder = Path(source), Path(out)
     if folder.exists():
         raise UserError(f"{folder}: is there already; give a folder that is not")
@@ -66,7 +60,7 @@ def convert(
         layout = detect(path)
         tqdm.write(f"{path}: layout {layout}", file=sys.stderr)
     writer, skipped, cameras_there = None, list[str](), list[str]()
-    recordings = islice(recorded(path, layout, wanted), limit)
+    recordings = islice(recorded(path, layout, options), limit)
     try:
         with tqdm(recordings, desc="convert", unit=" episodes", file=sys.stderr, leave=False) as bar:
             for found in bar:
@@ -134,25 +128,25 @@ def detect(path: Path) -> str:
     raise DataError(f"{path}: none of {len(files)} HDF5 files can be read")
 
 
-def recorded(path: Path, layout: str, wanted: Wanted) -> Iterator[Recorded]:
+def recorded(path: Path, layout: str, options: ReadOptions) -> Iterator[Recorded]:
     """The episodes of a source in natural order, unread. Raises ConfigError, DataError."""
-    if wanted.subset is not None and layout not in ("robomimic", "libero"):
+    if options.subset is not None and layout not in ("robomimic", "libero"):
         raise ConfigError(f"subset: only robomimic files have a mask; {path} is {layout}")
-    if wanted.split is not None and layout != "rlds":
+    if options.split is not None and layout != "rlds":
         raise ConfigError(f"split: only TFDS folders have splits; {path} is {layout}")
     if layout in ("numpy", "rlds") and not path.is_dir():
         raise DataError(f"{path}: no such folder")
     if layout == "numpy":
-        yield from numpy_episodes(path, wanted)
+        yield from numpy_episodes(path, options)
     elif layout == "rlds":
-        yield from rlds_episodes(path, wanted)
+        yield from rlds_episodes(path, options)
     else:
         files = _hdf5_files(path) if path.is_dir() else [path]
         if not files:
             raise DataError(f"{path}: no files {' or '.join(SUFFIXES)}")
         for file in files:
             try:
-                yield from hdf5_episodes(file, layout, wanted)
+                yield from hdf5_episodes(file, layout, options)
             except DataError as error:  # a file that cannot be listed counts as one episode that is broken
                 yield broken(str(file), error)
 

@@ -26,7 +26,8 @@ from typing import Any
 from mmdiff.errors import ConfigError, DataError, nearest, require
 from mmdiff.tasks.vla.data.episode import Episode
 
-from .source import Array, Frames, Recorded, Recording, Wanted, decoded, guarded, joined, natural, stripped
+from .options import ReadOptions
+from .source import Array, Frames, Recorded, Recording, decoded, guarded, joined, natural, stripped
 
 LAYOUTS = ("robomimic", "libero", "aloha")
 SUFFIXES = (".hdf5", ".h5")
@@ -65,7 +66,7 @@ def is_readable(path: Path) -> bool:
     return True
 
 
-def hdf5_episodes(path: Path, layout: str, wanted: Wanted) -> Iterator[Recorded]:
+def hdf5_episodes(path: Path, layout: str, options: ReadOptions) -> Iterator[Recorded]:
     """The episodes of a file, in natural order. An episode's pictures keep the file open.
 
     Raises DataError for a file that cannot be listed, ConfigError for a subset that is not there; what is wrong with
@@ -73,57 +74,57 @@ def hdf5_episodes(path: Path, layout: str, wanted: Wanted) -> Iterator[Recorded]
     """
     if layout == "aloha":
         where = str(path)
-        yield Recorded(where, partial(guarded, where, partial(_aloha, path, wanted)))
+        yield Recorded(where, partial(guarded, where, partial(_aloha, path, options)))
         return
     file = _opened(path)
     if not _is_group(file, "data"):
         raise DataError(f"{path}: no group data")
     data = file["data"]
-    names = sorted(data, key=natural) if wanted.subset is None else _subset(file, wanted.subset, path)
+    names = sorted(data, key=natural) if options.subset is None else _subset(file, options.subset, path)
     for name in names:
         where = f"{path} episode {name}"
-        yield Recorded(where, partial(guarded, where, partial(_demo, data, name, layout, wanted, path)))
+        yield Recorded(where, partial(guarded, where, partial(_demo, data, name, layout, options, path)))
 
 
-def _demo(data: Any, name: str, layout: str, wanted: Wanted, path: Path) -> Recording:
+def _demo(data: Any, name: str, layout: str, options: ReadOptions, path: Path) -> Recording:
     where = f"{path} episode {name}"
     demo = data.get(name)
     if not _is_group(demo) or not _is_group(demo, "obs"):
         raise DataError(f"{where}: no group {name}/obs; from raw states, observations must first be extracted")
     obs = demo["obs"]
-    _check_cameras(obs, wanted, where)
-    cameras = wanted.pictures({stripped(k): k for k in obs if _is_raw(obs[k])}, obs, where)
+    _check_cameras(obs, options, where)
+    cameras = options.pictures({stripped(k): k for k in obs if _is_raw(obs[k])}, obs, where)
     return _recording(
-        wanted,
+        options,
         where,
-        fps=wanted.frames_a_second(_number(_json(data, "env_args"), "env_kwargs", "control_freq"), str(path)),
-        words=wanted.words(_instruction(data, demo), str(path)),
-        actions=_columns(demo, wanted.action or ("actions",), "action", where),
-        state=_columns(obs, STATE[layout] if wanted.state is None else wanted.state, "state", where),
+        fps=options.fps_of(_number(_json(data, "env_args"), "env_kwargs", "control_freq"), str(path)),
+        words=options.instruction_of(_instruction(data, demo), str(path)),
+        actions=_columns(demo, options.action or ("actions",), "action", where),
+        state=_columns(obs, STATE[layout] if options.state is None else options.state, "state", where),
         cameras={camera: obs[key] for camera, key in cameras.items()},
     )
 
 
-def _aloha(path: Path, wanted: Wanted) -> Recording:
+def _aloha(path: Path, options: ReadOptions) -> Recording:
     file, where = _opened(path), str(path)
     if not _is_group(file, "observations"):
         raise DataError(f"{where}: no group observations")
     seen = file["observations"]
     images = seen["images"] if _is_group(seen, "images") else {}
-    cameras = wanted.pictures({key: key for key in images}, images, where)
+    cameras = options.pictures({key: key for key in images}, images, where)
     return _recording(
-        wanted,
+        options,
         where,
-        fps=wanted.frames_a_second(None, where),
-        words=wanted.words(None, where),
-        actions=_columns(file, wanted.action or ("action",), "action", where),
-        state=_columns(seen, STATE["aloha"] if wanted.state is None else wanted.state, "state", where),
+        fps=options.fps_of(None, where),
+        words=options.instruction_of(None, where),
+        actions=_columns(file, options.action or ("action",), "action", where),
+        state=_columns(seen, STATE["aloha"] if options.state is None else options.state, "state", where),
         cameras={camera: images[key] for camera, key in cameras.items()},
     )
 
 
 def _recording(
-    wanted: Wanted,
+    options: ReadOptions,
     where: str,
     fps: float,
     words: str,
@@ -136,7 +137,7 @@ def _recording(
     images = {}
     for camera, dataset in cameras.items():
         read = _reader(dataset, f"{where}: camera {camera!r}")  # which refuses what has no length
-        images[camera] = Frames(len(dataset), read, wanted, where, camera)
+        images[camera] = Frames(len(dataset), read, options, where, camera)
     return Recording(Episode(words, action_ND, state_NS, images, fps), action_names, state_names)
 
 
@@ -176,9 +177,9 @@ class _Blocks:
         return image
 
 
-def _check_cameras(obs: Any, wanted: Wanted, where: str) -> None:
+def _check_cameras(obs: Any, options: ReadOptions, where: str) -> None:
     """Refuses a dataset that is named like a camera and would otherwise be left out in silence."""
-    for key in obs if wanted.cameras is None else ():
+    for key in obs if options.cameras is None else ():
         if stripped(key) != key and not _is_raw(obs[key]):
             kind = "a group" if _is_group(obs[key]) else f"{obs[key].dtype} {obs[key].shape}"
             raise DataError(f"{where}: camera {key!r} is {kind}, expected uint8 (N, H, W, 3)")

@@ -3,7 +3,7 @@
     folder/0/action.npy          (N, D); `actions.npy` will do
     folder/0/state.npy           (N, S), may be missing
     folder/0/front.npy           uint8 (N, H, W, 3): the camera "front"
-    folder/0/wrist/0.png ...     a picture a frame, in natural order: the camera "wrist" (.png, .jpg, .jpeg)
+    folder/0/wrist/0.png ...     a picture per frame, in natural order: the camera "wrist" (.png, .jpg, .jpeg)
     folder/0/instruction.txt     or folder/instruction.txt, of all
     folder/1.npz                 arrays `action`, `state`, `instruction`, and cameras
 
@@ -24,7 +24,8 @@ import numpy as np
 from mmdiff.errors import DataError, nearest
 from mmdiff.tasks.vla.data.episode import Episode
 
-from .source import Array, Frames, Recorded, Recording, Wanted, decoded, guarded, joined, natural
+from .options import ReadOptions
+from .source import Array, Frames, Recorded, Recording, decoded, guarded, joined, natural
 
 ACTIONS = ("action", "actions")
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -36,12 +37,12 @@ def is_numpy_folder(folder: Path) -> bool:
     return any(_has_actions(entry) for entry in _entries(folder))
 
 
-def numpy_episodes(folder: Path, wanted: Wanted) -> Iterator[Recorded]:
+def numpy_episodes(folder: Path, options: ReadOptions) -> Iterator[Recorded]:
     """The episodes of a folder, in natural order. Raises ConfigError without fps; `read` raises DataError."""
-    wanted.frames_a_second(None, str(folder))
+    options.fps_of(None, str(folder))
     for entry in _entries(folder):
         where = f"{folder} episode {entry.name}"
-        yield Recorded(where, partial(guarded, where, partial(_read, entry, wanted, where)))
+        yield Recorded(where, partial(guarded, where, partial(_read, entry, options, where)))
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -54,26 +55,26 @@ def _has_actions(entry: Path) -> bool:
     return entry.suffix == ".npz" or any((entry / f"{name}.npy").is_file() for name in ACTIONS)
 
 
-def _read(entry: Path, wanted: Wanted, where: str) -> Recording:
+def _read(entry: Path, options: ReadOptions, where: str) -> Recording:
     parts: Mapping[str, Any] = _folder(entry, where) if entry.is_dir() else _archive(entry)
-    keys = wanted.action or [name for name in ACTIONS if name in parts][:1]
+    keys = options.action or [name for name in ACTIONS if name in parts][:1]
     if not keys:
         raise DataError(f"{where}: no action{nearest('action', parts)}")
     action_ND, action_names = joined(_columns(parts, keys, "action", where), "action", where)
-    state = wanted.state if wanted.state is not None else [name for name in ("state",) if name in parts]
+    state = options.state if options.state is not None else [name for name in ("state",) if name in parts]
     state_NS, state_names = joined(_columns(parts, state, "state", where), "state", where) if state else (None, ())
     used = {*keys, *state, *ACTIONS, *OTHER}
     rest = {name: part for name, part in parts.items() if name not in used}
     found = {name: name for name, part in rest.items() if isinstance(part, list) or part.ndim == 4}
     images = {}
-    for camera, key in wanted.pictures(found, parts, where).items():
+    for camera, key in options.pictures(found, parts, where).items():
         part = parts[key]
         if not _is_camera(part):
             raise DataError(f"{where}: camera {camera!r} is {part.dtype} {part.shape}, expected uint8 (N, H, W, 3)")
         files = isinstance(part, list)
-        images[camera] = Frames(len(part), partial(_decoded_file if files else _frame, part), wanted, where, camera)
-    words = wanted.words(_words(parts.get("instruction"), entry), where)
-    episode = Episode(words, action_ND, state_NS, images, wanted.frames_a_second(None, where))
+        images[camera] = Frames(len(part), partial(_decoded_file if files else _frame, part), options, where, camera)
+    words = options.instruction_of(_words(parts.get("instruction"), entry), where)
+    episode = Episode(words, action_ND, state_NS, images, options.fps_of(None, where))
     return Recording(episode, action_names, state_names)
 
 

@@ -3,7 +3,7 @@
     folder/features.json, dataset_info.json, <name>-<split>.tfrecord-00000-of-00016 ...
 
 `folder` may be the one above it, where there is one version. A record is an episode: `steps` is flattened, so that
-"steps/action" holds the values of all steps one after the other and "steps/observation/image" a PNG or JPEG a step.
+"steps/action" holds the values of all steps one after the other and "steps/observation/image" a PNG or JPEG per step.
 (tfds, core/example_serializer.py) Tensors of encoding "none", "bytes" and "zlib" are read.
 
 Keys are those below `steps` or `steps/observation`: "action", "state", "image". By default the action is `action`, the
@@ -31,7 +31,8 @@ import numpy as np
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.tasks.vla.data.episode import Episode
 
-from .source import Array, Frames, Recorded, Recording, Wanted, broken, decoded, guarded, joined, stripped
+from .options import ReadOptions
+from .source import Array, Frames, Recorded, Recording, broken, decoded, guarded, joined, stripped
 from .tfrecord import example, records
 
 INSTRUCTIONS = ("language_instruction", "observation/natural_language_instruction", "observation/language_instruction")
@@ -40,7 +41,7 @@ STATE = ("observation/state", "observation/proprio")
 
 @dataclass(frozen=True)
 class Feature:
-    """One of a step. kind: "image", "text", "tensor", or what features.json calls it."""
+    """One feature of a step. kind: "image", "text", "tensor", or what features.json calls it."""
 
     kind: str
     dtype: str = ""
@@ -61,22 +62,22 @@ def rlds_folder(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def rlds_episodes(folder: Path, wanted: Wanted) -> Iterator[Recorded]:
+def rlds_episodes(folder: Path, options: ReadOptions) -> Iterator[Recorded]:
     """The episodes of a split, shard after shard. Raises ConfigError, and DataError for a folder that is incomplete."""
     at = rlds_folder(folder)
     if at is None:
         raise DataError(f"{folder}: no features.json, expected a folder that TFDS has written")
-    wanted.frames_a_second(None, str(folder))
+    options.fps_of(None, str(folder))
     features = _features(at / "features.json")
-    keys = _chosen(features, wanted, str(folder))
-    for shard, count in _shards(at, wanted.split or "train"):
+    keys = _chosen(features, options, str(folder))
+    for shard, count in _shards(at, options.split or "train"):
         number = -1
         for number, record in enumerate(records(shard)):
             where = f"{shard} episode {number}"
             if isinstance(record, DataError):
                 yield broken(where, record)
             else:
-                yield Recorded(where, partial(guarded, where, partial(_read, record, features, keys, wanted, where)))
+                yield Recorded(where, partial(guarded, where, partial(_read, record, features, keys, options, where)))
         if count is not None and number + 1 < count:
             error = DataError(f"{shard}: {number + 1} records, dataset_info.json says {count}")
             yield broken(str(shard), error)
@@ -90,7 +91,7 @@ class _Keys:
     instruction: str | None
 
 
-def _chosen(features: Mapping[str, Feature], wanted: Wanted, where: str) -> _Keys:
+def _chosen(features: Mapping[str, Feature], options: ReadOptions, where: str) -> _Keys:
     """Which features are read. Raises ConfigError: features.json holds for all episodes."""
     vectors = [key for key, feature in features.items() if feature.kind == "tensor"]
 
@@ -100,12 +101,12 @@ def _chosen(features: Mapping[str, Feature], wanted: Wanted, where: str) -> _Key
                 return name
         raise ConfigError(f"{what}: {where} has no {key!r}{nearest(key, features)}")
 
-    if wanted.action is None and "action" not in vectors:
+    if options.action is None and "action" not in vectors:
         known = ", ".join(key for key in vectors if key.startswith("action")) or ", ".join(vectors)
         raise ConfigError(f"action: {where} has no tensor 'action'; give its parts in order, out of {known}")
-    action = tuple(full("action", key) for key in wanted.action or ("action",))
-    if wanted.state is not None:
-        state = tuple(full("state", key) for key in wanted.state)
+    action = tuple(full("action", key) for key in options.action or ("action",))
+    if options.state is not None:
+        state = tuple(full("state", key) for key in options.state)
     else:
         state = tuple(key for key in STATE if key in vectors)[:1]
         numbers = [
@@ -120,19 +121,19 @@ def _chosen(features: Mapping[str, Feature], wanted: Wanted, where: str) -> _Key
             )
     pictures = [key for key, f in features.items() if f.kind == "image" and f.shape[-1:] == (3,) and f.dtype == "uint8"]
     names = [stripped(key.removeprefix("observation/")).replace("/", "_") for key in pictures]
-    if wanted.cameras is None:
+    if options.cameras is None:
         cameras = dict(zip(names, pictures, strict=True))
         if len(cameras) < len(pictures):
-            raise ConfigError(f"cameras: {where} has {', '.join(pictures)}; name those that are wanted")
+            raise ConfigError(f"cameras: {where} has {', '.join(pictures)}; name those that are options")
     else:
-        cameras = {name: full(f"camera {name}", key) for name, key in wanted.cameras.items()}
+        cameras = {name: full(f"camera {name}", key) for name, key in options.cameras.items()}
     words = next((key for key in INSTRUCTIONS if key in features), None)
     if words is None:
-        wanted.words(None, where)
+        options.instruction_of(None, where)
     return _Keys(action, state, cameras, words)
 
 
-def _read(record: bytes, features: Mapping[str, Feature], keys: _Keys, wanted: Wanted, where: str) -> Recording:
+def _read(record: bytes, features: Mapping[str, Feature], keys: _Keys, options: ReadOptions, where: str) -> Recording:
     values = example(record)
 
     def column(key: str) -> Array:
@@ -145,12 +146,12 @@ def _read(record: bytes, features: Mapping[str, Feature], keys: _Keys, wanted: W
     images = {}
     for camera, key in keys.cameras.items():
         files = _bytes(values.get(f"steps/{key}", ()), f"{where}: {key}")
-        images[camera] = Frames(len(files), partial(_picture, files), wanted, where, camera)
+        images[camera] = Frames(len(files), partial(_picture, files), options, where, camera)
     words = None
-    if wanted.instruction is None and keys.instruction is not None:
+    if options.instruction is None and keys.instruction is not None:
         words = _words(_bytes(values.get(f"steps/{keys.instruction}", ()), f"{where}: {keys.instruction}"), where)
-    fps = wanted.frames_a_second(None, where)
-    episode = Episode(_worded(wanted, words, where), action_ND, state_NS, images, fps)
+    fps = options.fps_of(None, where)
+    episode = Episode(_worded(options, words, where), action_ND, state_NS, images, fps)
     return Recording(episode, action_names, state_names)
 
 
@@ -189,16 +190,16 @@ def _picture(files: Sequence[bytes], frame: int) -> Array:
 
 def _words(steps: Sequence[bytes], where: str) -> str | None:
     """The instruction of an episode, which every step repeats."""
-    said = list(dict.fromkeys(step.decode("utf-8", errors="replace").strip() for step in steps))
-    if len(said) > 1:
-        raise DataError(f"{where}: the instruction changes from {said[0]!r:.80} to {said[1]!r:.80}; expected one")
-    return said[0] if said else None
+    texts = list(dict.fromkeys(step.decode("utf-8", errors="replace").strip() for step in steps))
+    if len(texts) > 1:
+        raise DataError(f"{where}: the instruction changes from {texts[0]!r:.80} to {texts[1]!r:.80}; expected one")
+    return texts[0] if texts else None
 
 
-def _worded(wanted: Wanted, words: str | None, where: str) -> str:
-    if not words and wanted.instruction is None:  # some episodes of a data set have none: these are broken, not all
+def _worded(options: ReadOptions, words: str | None, where: str) -> str:
+    if not words and options.instruction is None:  # some episodes of a data set have none: these are broken, not all
         raise DataError(f"{where}: empty instruction")
-    return wanted.words(words, where)
+    return options.instruction_of(words, where)
 
 
 def _features(path: Path) -> dict[str, Feature]:

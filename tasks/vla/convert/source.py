@@ -1,4 +1,4 @@
-"""What readers of recorded episodes share: what is wanted of an episode, columns joined, pictures read when asked for.
+"""What readers of recorded episodes share: columns joined, pictures read when they are used.
 
 Shape letters: N frames, D dimensions of a column, H W pixels.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 from zipfile import BadZipFile
@@ -15,69 +15,13 @@ from zipfile import BadZipFile
 import numpy as np
 
 from mmdiff.encoders.media.images import read_image
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import DataError
 from mmdiff.tasks.vla.data.episode import Episode
+
+from .options import ReadOptions
 
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is taken of a source's episodes. Raises ConfigError.
-
-    fps: frames a second; None: what the source says. instruction: of every episode; None: what the source says.
-    cameras: name of a camera -> its key in the source, in order; None: all that look like pictures.
-    state, action: keys whose columns are joined in this order; None: what the layout is known for; () no state.
-    rotate: 180 turns pictures round (LIBERO's files hold them upside down). bgr: swaps red and blue.
-    subset: name under `mask` of a robomimic file, such as "train". split: of a TFDS folder; None: "train".
-    """
-
-    fps: float | None = None
-    instruction: str | None = None
-    cameras: Mapping[str, str] | None = None
-    state: Sequence[str] | None = None
-    action: Sequence[str] | None = None
-    rotate: int = 0
-    bgr: bool = False
-    subset: str | None = None
-    split: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.fps is not None and not 0 < self.fps < float("inf"):
-            raise ConfigError(f"fps: {self.fps} is not a number of frames a second above 0")
-        if self.instruction is not None and not self.instruction.strip():
-            raise ConfigError("instruction: empty, expected a sentence")
-        if self.rotate not in (0, 180):
-            raise ConfigError(f"rotate: {self.rotate}, expected 0 or 180")
-        if self.action is not None and not self.action:
-            raise ConfigError("action: no keys, expected at least one")
-        for name in ("state", "action"):
-            if isinstance(getattr(self, name), str):
-                raise ConfigError(f"{name}: {getattr(self, name)!r} is a string, expected a list of keys")
-
-    def frames_a_second(self, stated: float | None, where: str) -> float:
-        if self.fps is not None:
-            return float(self.fps)
-        if stated is None:
-            raise ConfigError(f"fps: {where} does not say how many frames a second it has; give it (--fps)")
-        return stated
-
-    def words(self, stated: str | None, where: str) -> str:
-        words = (self.instruction or stated or "").strip()
-        if not words:
-            raise ConfigError(f"instruction: {where} holds none; give one (--instruction)")
-        return words
-
-    def pictures(self, found: Mapping[str, str], known: Iterable[str], where: str) -> dict[str, str]:
-        """Name -> key. found: what there is by default; known: every key there is. Raises DataError."""
-        if self.cameras is None:
-            return dict(found)
-        known = set(known)
-        for name, key in self.cameras.items():
-            if key not in known:
-                raise DataError(f"{where}: camera {name}: no {key!r}{nearest(key, known)}")
-        return dict(self.cameras)
 
 
 @dataclass(frozen=True)
@@ -107,13 +51,13 @@ def broken(where: str, error: DataError) -> Recorded:
 
 
 class Frames(Sequence[Array]):
-    """N pictures, uint8 (H, W, 3), each read when it is asked for.
+    """N pictures, uint8 (H, W, 3), each read when it is used.
 
     read: index -> uint8 (H, W, 3). Raises DataError that names the frame, for one that cannot be read.
     """
 
-    def __init__(self, count: int, read: Callable[[int], Array], wanted: Wanted, where: str, camera: str) -> None:
-        self._count, self._read, self._wanted, self._where, self._camera = count, read, wanted, where, camera
+    def __init__(self, count: int, read: Callable[[int], Array], options: ReadOptions, where: str, camera: str) -> None:
+        self._count, self._read, self._options, self._where, self._camera = count, read, options, where, camera
 
     def __len__(self) -> int:
         return self._count
@@ -130,9 +74,9 @@ class Frames(Sequence[Array]):
         image = guarded(where, lambda: self._read(frame))
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise DataError(f"{where}: {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
-        if self._wanted.rotate:
+        if self._options.rotate:
             image = image[::-1, ::-1]
-        if self._wanted.bgr:
+        if self._options.bgr:
             image = image[..., ::-1]
         return np.ascontiguousarray(image)
 

@@ -22,7 +22,7 @@ LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601: how bright a colour look
 
 
 class Augmented:
-    """`copies` differing versions of every row: row i is a version of row i % n, the same whenever it is asked for.
+    """`copies` differing versions of every row: row i is a version of row i % n, the same whenever it is read.
 
     shift: a picture is moved by up to so many pixels in either direction, and filled with its own edge (DrQ,
         arXiv 2004.13649: 4 of 84). Cameras are moved apart from each other.

@@ -29,7 +29,7 @@ def read_rows(layout: Layout, action: str, state: str | None) -> dict[str, Array
     """
     roles = {action: "action"} | ({state: "state"} if state else {})
     has_success = SUCCESS in layout.features
-    wanted = [*roles, "episode_index", "frame_index", "task_index", "timestamp"] + [SUCCESS] * has_success
+    requested = [*roles, "episode_index", "frame_index", "task_index", "timestamp"] + [SUCCESS] * has_success
     parts: dict[str, list[Array]] = {}
     start_E, row_E = (np.full(len(layout.episodes), -1, np.int64) for _ in range(2))
     count = 0
@@ -38,8 +38,8 @@ def read_rows(layout: Layout, action: str, state: str | None) -> dict[str, Array
         places.setdefault(place.file, []).append(place)
     for name, here in places.items():
         file = layout.folder / name
-        columns = read_columns(file, wanted)
-        plain = {key: numbers(columns[key], file, key) for key in wanted if key not in roles}
+        columns = read_columns(file, requested)
+        plain = {key: numbers(columns[key], file, key) for key in requested if key not in roles}
         for place, begin in _find(layout, here, plain["episode_index"], plain["frame_index"]):
             start_E[place.number], row_E[place.number] = count + begin, begin
         for key, role in roles.items():

@@ -1,6 +1,6 @@
 """LeRobotDatasets: episodes by number, and their frames as rows of robot data.
 
-v3.0 is read, and v2.0/v2.1. Actions, states and indices are held in memory; pictures are read when they are asked for.
+v3.0 is read, and v2.0/v2.1. Actions, states and indices are held in memory; pictures are read when they are used.
 
 Shape letters: N frames, D dimensions of an action, S of the state, K actions of a chunk, E episodes.
 """
@@ -93,7 +93,7 @@ class LeRobot:
         return f"{self.path} episode {episode}" + ("" if frame is None else f" frame {frame}")
 
     def instruction(self, episode: int, frame: int) -> str:
-        """What the robot was told. Raises DataError where `meta/` does not know the number of a row's task."""
+        """The instruction of a row. Raises DataError where `meta/` does not know the number of a row's task."""
         number = int(self._columns["task"][self.start_E[episode] + frame])
         found = self.layout.tasks.get(number)
         if found is None:
@@ -101,7 +101,7 @@ class LeRobot:
         return found
 
     def episode(self, i: int) -> Episode:
-        """Its pictures are decoded when they are asked for. Raises DataError for NaN; IndexError."""
+        """Its pictures are decoded when they are used. Raises DataError for NaN; IndexError."""
         if not -len(self) <= i < len(self):
             raise IndexError(f"{self.path}: episode {i}, there are {len(self)}")
         i %= len(self)
@@ -154,7 +154,7 @@ class LeRobot:
 
 
 class Pictures(Sequence[Array]):
-    """The pictures of a camera in an episode, uint8 (H, W, 3), decoded when they are asked for."""
+    """The pictures of a camera in an episode, uint8 (H, W, 3), decoded when they are used."""
 
     def __init__(self, data: LeRobot, camera: str, episode: int) -> None:
         self.data, self.camera, self.number = data, camera, episode
@@ -197,7 +197,7 @@ class Steps:
         a negative share, which is what that of 1 - share leaves: 0.9 and -0.1 are training and held-out. None: all.
     no_noops: frames are left out whose action is shorter (Euclidean norm) than this and leaves the gripper as it was,
         OpenVLA's filter; 1e-4 there. gripper: its dimension, which does not count as motion; None: there is none.
-    Raises ConfigError for what is asked for, DataError as `LeRobot` does, and for NaN in the chosen episodes.
+    Raises ConfigError for episodes that are not there, DataError as `LeRobot` does, and for NaN in the chosen episodes.
     """
 
     def __init__(
@@ -303,7 +303,7 @@ class Steps:
 
 
 def chosen(episodes: Sequence[int] | str | float | None, count: int, path: str) -> list[int]:
-    """The numbers of the episodes that `Steps` is asked for. Raises ConfigError."""
+    """The numbers of the episodes that `Steps` reads. Raises ConfigError."""
     if episodes is None:
         return list(range(count))
     if isinstance(episodes, str):

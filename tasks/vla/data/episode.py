@@ -23,7 +23,7 @@ class Episode:
 
     action: float32 (N, D) in robot units; `action[n]` is what was done after seeing frame n.
     state: float32 (N, S), or None where nothing was measured.
-    images: camera -> N pictures, uint8 (H, W, 3); any sequence, so that pictures may be read when they are asked for.
+    images: camera -> N pictures, uint8 (H, W, 3); any sequence, so that pictures may be read when they are used.
     """
 
     instruction: str
@@ -101,8 +101,8 @@ def _check_vectors(values: Any, where: str, what: str, dims: int | None) -> None
     if len(values) == 0:
         raise DataError(f"{where}: no frames ({what} has shape {values.shape})")
     if values.shape[1] == 0 or (dims is not None and values.shape[1] != dims):
-        wanted = "at least 1" if dims is None else dims
-        raise DataError(f"{where}: {what} has {values.shape[1]} dimensions, expected {wanted}")
+        needed = "at least 1" if dims is None else dims
+        raise DataError(f"{where}: {what} has {values.shape[1]} dimensions, expected {needed}")
     check_finite(values, where, what)
 
 

@@ -202,8 +202,8 @@ def _v2(folder: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[Pla
         where = {"episode_chunk": number // chunk, "episode_index": number}
         clips = {key: Clip(_path(folder, info, "video_path", video_key=key, **where), 0.0) for key in videos}
         file = _path(folder, info, "data_path", **where)
-        told = row.get("tasks")
-        places.append(Place(number, row["length"], file, tuple(told) if isinstance(told, list) else (), clips))
+        texts = row.get("tasks")
+        places.append(Place(number, row["length"], file, tuple(texts) if isinstance(texts, list) else (), clips))
     return tasks, places
 
 

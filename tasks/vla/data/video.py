@@ -1,6 +1,6 @@
 """Moving pictures: mp4 through PyAV, GIF through Pillow. Frames are uint8 (H, W, 3).
 
-A frame that is asked for by its time is the frame that a straight pass would show there: decoding starts at the
+A frame that is read by its time is the frame that a straight pass would show there: decoding starts at the
 keyframe before it.
 """
 
@@ -192,7 +192,7 @@ def read_frames(path: str | Path) -> Iterator[Array]:
 
 
 class Video:
-    """A video file whose frames are asked for by time. Opened when it is used first, in each process for itself.
+    """A video file whose frames are read by time. Opened when it is used first, in each process for itself.
 
     Not for several threads at once.
     """
@@ -240,8 +240,8 @@ class Video:
             self._seek(stream, -1.0)
             found = self._until(seconds, half)
         if found is None:
-            said = f"ends at {self._time:.3f} s" if self._frame is not None else "holds no frame from there on"
-            raise DataError(f"{self.path}: no frame at {seconds:.3f} s, the video {said}")
+            what = f"ends at {self._time:.3f} s" if self._frame is not None else "holds no frame from there on"
+            raise DataError(f"{self.path}: no frame at {seconds:.3f} s, the video {what}")
         return found
 
     def __iter__(self) -> Iterator[Array]:

@@ -1,4 +1,4 @@
-"""Episodes to a LeRobotDataset v3.0, as huggingface/lerobot lays it out; see `lerobot_layout`.
+"""Episodes to a LeRobotDataset v3.0, as huggingface/lerobot lays it out; see `layout.py`.
 
 Shape letters: N frames, D dimensions of an action, S of the state, H W pixels.
 """
@@ -38,7 +38,7 @@ class LeRobotWriter:
     context, it finishes at the end, or leaves nothing when something is raised.
 
     fps, robot_type: as info.json has them. action_names, state_names: of the dimensions; empty: 0, 1, ...
-    video: pictures go into one mp4 a camera and file, else each into its row, as `picture`.
+    video: pictures go into one mp4 per camera and file, else each into its row, as `picture`.
     codec: an encoder of PyAV's for videos. data_mb, video_mb: the size at which the next file is begun.
     The features are those of the first episode: which cameras, sizes of pictures, D and S, whether success is known.
 
@@ -207,8 +207,8 @@ class LeRobotWriter:
             height, width = shape[:2]
             kind = "video" if self.video else "image"
             if self.video and (height % 2 or width % 2):
-                told = f"{height} x {width} pixels; yuv420p video needs even numbers"
-                raise DataError(f"{where}: camera {name!r} has {told} (or video=False)")
+                size = f"{height} x {width} pixels; yuv420p video needs even numbers"
+                raise DataError(f"{where}: camera {name!r} has {size} (or video=False)")
             features[PREFIX + name] = {
                 "dtype": kind,
                 "shape": list(shape),
@@ -310,7 +310,7 @@ class LeRobotWriter:
         (meta / "stats.json").write_text(json.dumps(stats, indent=4) + "\n", encoding="utf-8")
 
     def _stats(self) -> dict[str, Any]:
-        """Of all frames, which are read back a column at a time; of pictures, of those that were looked at."""
+        """Statistics over all frames, which are read back column by column; for pictures, over the sampled frames."""
         import pyarrow.parquet as pq
 
         files = sorted((self._aside / "data").glob("*/*.parquet"))

@@ -36,30 +36,31 @@ def instructions(spec: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, str
     """Full name -> instruction of tasks, in order. Raises ConfigError for none, one named twice and unknown ones."""
     if not tasks:
         raise ConfigError(f"tasks: none is named{nearest('', tasks_of(spec))}")
-    told: dict[str, str] = {}
+    instruction_of: dict[str, str] = {}
     for name in tasks:
         world = make_world(spec, name)
-        if world.task in told:
+        if world.task in instruction_of:
             raise ConfigError(f'tasks: "{world.task}" is named twice')
-        told[world.task] = world.task_description
+        instruction_of[world.task] = world.task_description
         world.close()
-    return told
+    return instruction_of
 
 
 def swaps(
-    spec: Mapping[str, Any], told: Mapping[str, str], pairs: Mapping[str, str] | None
+    spec: Mapping[str, Any], instruction_of: Mapping[str, str], pairs: Mapping[str, str] | None
 ) -> dict[str, tuple[str, str]]:
     """Task -> another task and its instruction: what `pairs` says, else the next one. Empty for a single task.
 
-    told: full name -> instruction. Raises ConfigError for a pair of one and the same, and a task not evaluated.
+    instruction_of: full name -> instruction. Raises ConfigError for a pair of one task, and a task not
+    evaluated.
     """
-    names = list(told)
+    names = list(instruction_of)
     after = dict(zip(names, names[1:] + names[:1], strict=True))
-    found = {task: (other, told[other]) for task, other in after.items() if task != other}
+    found = {task: (other, instruction_of[other]) for task, other in after.items() if task != other}
     for task, other in (pairs or {}).items():
         (a, _), (b, instruction) = (next(iter(instructions(spec, [name]).items())) for name in (task, other))
-        if a not in told:
-            raise ConfigError(f'pairs: "{task}" is not evaluated{nearest(task, told)}')
+        if a not in instruction_of:
+            raise ConfigError(f'pairs: "{task}" is not evaluated{nearest(task, instruction_of)}')
         if a == b:
             raise ConfigError(f'pairs: "{task}" is given its own instruction')
         found[a] = b, instruction

@@ -33,7 +33,7 @@ Lanes = Mapping[str, Sequence[World]]
 """Simulators by task."""
 
 
-class Other(NamedTuple):
+class ComparisonPolicy(NamedTuple):
     """Another policy beside the one that is evaluated, on some of the tasks (full names)."""
 
     policy: Session | Policy | str | Path
@@ -42,7 +42,7 @@ class Other(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Setup:
+class EvalSetup:
     """What is evaluated on; see `evaluate_policy`."""
 
     spec: Mapping[str, Any]
@@ -59,15 +59,15 @@ class Setup:
 
     def name(self) -> str:
         """Of a folder: the simulator, the first seed, and a digest of everything."""
-        told = json.dumps(asdict(self), default=str, sort_keys=True)
-        digest = hashlib.blake2b(told.encode(), digest_size=3).hexdigest()
+        settings = json.dumps(asdict(self), default=str, sort_keys=True)
+        digest = hashlib.blake2b(settings.encode(), digest_size=3).hexdigest()
         return f"closed-loop-{str(self.spec['name']).rpartition('.')[2]}-seed{self.seed}-{digest}"
 
 
 class ClosedLoop:
     """Episodes of a policy and of its ablations, added to group of tasks by group."""
 
-    def __init__(self, policy: Policy, setup: Setup) -> None:
+    def __init__(self, policy: Policy, setup: EvalSetup) -> None:
         self.policy, self.setup = policy, setup
         self.done: dict[str, list[Rollout]] = {"full": []}
         self.films: list[Film] = []
@@ -86,8 +86,8 @@ class ClosedLoop:
         for name in self.setup.ablations:
             self._ablation(name, lanes)
 
-    def other(self, name: str, other: Other, lanes: Lanes) -> None:
-        """Those of its tasks that these simulators are of."""
+    def other(self, name: str, other: ComparisonPolicy, lanes: Lanes) -> None:
+        """Run a comparison policy on those of its tasks that these simulators are of."""
         own = {task: of for task, of in lanes.items() if task in other.tasks}
         if own:
             policy = load(other.policy) if isinstance(other.policy, str | Path) else other.policy
@@ -128,9 +128,9 @@ class ClosedLoop:
                 if mp4:
                     write_mp4(folder / f"{name}.mp4", episode.frames, rate)
                     files.append(f"{name}.mp4")
-                told = world.task_description
+                text = world.task_description
                 self.films.append(
-                    Film(task, told, episode.seed, episode.success, episode.steps, tuple(files), gif.read_bytes())
+                    Film(task, text, episode.seed, episode.success, episode.steps, tuple(files), gif.read_bytes())
                 )
 
     def add(self, other: ClosedLoop) -> None:
@@ -145,7 +145,7 @@ class ClosedLoop:
         self._spent += other._spent
 
     def sort(self) -> None:
-        """Tasks in the order that was asked for."""
+        """Put the tasks in the order of the settings."""
         order = {task: i for i, task in enumerate(self.setup.instructions)}
         names = ["full", *self.setup.ablations]
         names += [name for name in self.done if name not in names]
@@ -193,7 +193,7 @@ def policy_of(session: Session | Policy, **sampler: Any) -> Policy:
     return ModelPolicy(session, **sampler) if isinstance(session, Session) else session
 
 
-def timing(policy: Policy, world: World, setup: Setup, n: int) -> dict[str, Any]:
+def timing(policy: Policy, world: World, setup: EvalSetup, n: int) -> dict[str, Any]:
     """Milliseconds of a chunk when a single robot asks, and the rate at which it could act; the first call is not
     counted."""
     row = row_of(world.reset(seed=setup.seed)[0], world.task_description)
@@ -219,7 +219,7 @@ def picked(episodes: Sequence[Rollout], count: int) -> list[int]:
 
 
 @contextmanager
-def opened(spec: Mapping[str, Any], tasks: Sequence[str], each: int) -> Iterator[Lanes]:
+def simulators(spec: Mapping[str, Any], tasks: Sequence[str], each: int) -> Iterator[Lanes]:
     """`each` simulators of every task, closed in the end."""
     lanes: dict[str, list[World]] = {}
     try:

@@ -24,7 +24,7 @@ from mmdiff.session import Session
 from mmdiff.tasks.vla.task import VLA
 
 from .ablations import ABLATIONS, instructions, swaps
-from .closed_loop import ClosedLoop, Other, Setup, opened, policy_of, timing
+from .closed_loop import ClosedLoop, ComparisonPolicy, EvalSetup, policy_of, simulators, timing
 from .policies import Policy
 from .report import summary, write_vla_report
 from .rollout import Rollout
@@ -44,7 +44,7 @@ def evaluate_policy(
     max_steps: int | None = None,
     ablations: Sequence[str] = ABLATIONS,
     pairs: Mapping[str, str] | None = None,
-    others: Mapping[str, Other] | None = None,
+    others: Mapping[str, ComparisonPolicy] | None = None,
     videos: int = 1,
     mp4: bool = False,
     worlds: int = 8,
@@ -56,7 +56,9 @@ def evaluate_policy(
     metrics: Path | None = None,
     **sampler: Any,
 ) -> dict[str, Any]:
-    """`episodes` layouts a task, of seeds `seed`, `seed` + 1, ..., the same for every ablation. Returns the figures.
+    """Evaluate a policy on `episodes` layouts per task, of seeds `seed`, `seed` + 1, ..., the same for every ablation.
+
+    Returns the figures.
 
     session: a model with its task, `sampler` being fields of GenerationConfig for it; or any Policy.
     spec, tasks: see `make_world`.
@@ -66,23 +68,25 @@ def evaluate_policy(
     ablations: of `ABLATIONS`. no_image: every picture is grey. no_language: the instruction is empty. swapped: it is
         that of another task, which `pairs` names (else the next one); success is judged on the task itself.
     others: further policies by name, that stand beside the ablations.
-    videos: successes and failures a task that are filmed at most; 0: none. mp4: besides GIFs.
+    videos: successes and failures per task that are filmed at most; 0: none. mp4: besides GIFs.
     worlds: simulators open at once in a process, shared out among its tasks.
     processes: the tasks are shared out among so many; the episodes are the same. A script that asks for more than one
         needs `if __name__ == "__main__":`, for they are started afresh.
-    latency: chunks that are asked for one by one to time them; 0: not timed.
+    latency: chunks that are generated one by one to time them; 0: not timed.
     title, notes, metrics: of the report; metrics is a run's metrics.jsonl, for its curves.
     Raises ConfigError for a folder that is there, names that are unknown and what `rollout` refuses.
     """
     spec = {"name": spec} if isinstance(spec, str) else dict(spec)
-    told = instructions(spec, tasks)
+    instruction_of = instructions(spec, tasks)
     if execute is None and isinstance(session, Session):
         execute = session.task.execute
     chunk = policy_of(session, **sampler).chunk
     if execute is not None and not 1 <= execute <= chunk:
         raise ConfigError(f"execute: {execute}, expected 1..{chunk}, the actions of a chunk")
-    swapped = swaps(spec, told, pairs) if "swapped" in ablations else {}
-    setup = Setup(spec, told, episodes, seed, execute, inpaint, max_steps, batch, tuple(ablations), swapped, sampler)
+    swapped = swaps(spec, instruction_of, pairs) if "swapped" in ablations else {}
+    setup = EvalSetup(
+        spec, instruction_of, episodes, seed, execute, inpaint, max_steps, batch, tuple(ablations), swapped, sampler
+    )
     check(setup)
     if videos < 0:
         raise ConfigError(f"videos: {videos}, expected 0 or more")
@@ -93,18 +97,18 @@ def evaluate_policy(
     out = home(session) / setup.name() if out is None else Path(out)
     start = time.perf_counter()
     with _written(out) as folder:
-        share = Share(session, setup, others or {}, folder, videos, mp4, worlds, latency)
-        parts = _parts(list(told), min(processes, len(told)))
+        worker = EvalWorker(session, setup, others or {}, folder, videos, mp4, worlds, latency)
+        parts = _parts(list(instruction_of), min(processes, len(instruction_of)))
         if len(parts) == 1:
-            run = share(parts[0])
+            run = worker(parts[0])
         else:
             run = ClosedLoop(policy_of(session, **sampler), setup)
             with ProcessPoolExecutor(len(parts), get_context("spawn"), _threads, (torch.get_num_threads(),)) as pool:
-                for part in pool.map(share, parts):
+                for part in pool.map(worker, parts):
                     run.add(part)
             run.sort()
         figures = {**run.figures(), "seconds": time.perf_counter() - start, "settings": asdict(setup)}
-        films = {task: [f for film in run.films if film.task == task for f in film.files] for task in told}
+        films = {task: [f for film in run.films if film.task == task for f in film.files] for task in instruction_of}
         write_eval_info(folder / "eval_info.json", eval_info(run.done["full"], seconds=run.seconds, videos=films))
         write_text(folder / "figures.json", json.dumps(figures, indent=2, default=str) + "\n")
         write_text(folder / "episodes.jsonl", "".join(_lines(run.done)))
@@ -116,12 +120,12 @@ def evaluate_policy(
 
 
 @dataclass(frozen=True)
-class Share:
-    """A process's share of an evaluation: all that is to be run of some tasks."""
+class EvalWorker:
+    """One process of an evaluation: called with tasks, it runs all episodes of them."""
 
     session: Session[VLA] | Policy
-    setup: Setup
-    others: Mapping[str, Other]
+    setup: EvalSetup
+    others: Mapping[str, ComparisonPolicy]
     folder: Path  # of films
     videos: int
     mp4: bool
@@ -132,7 +136,7 @@ class Share:
         policy = policy_of(self.session, **self.setup.sampler)
         run = ClosedLoop(policy, self.setup)
         for group in _split(tasks, max(1, self.worlds)):
-            with opened(self.setup.spec, group, max(1, self.worlds // len(group))) as lanes:
+            with simulators(self.setup.spec, group, max(1, self.worlds // len(group))) as lanes:
                 run.full(lanes)
                 if self.videos:
                     run.film(lanes, self.folder, self.videos, self.mp4)
@@ -145,7 +149,7 @@ class Share:
         return run
 
 
-def check(setup: Setup) -> None:
+def check(setup: EvalSetup) -> None:
     for name in setup.ablations:
         if name not in ABLATIONS:
             raise ConfigError(f'ablations: there is no "{name}"{nearest(name, ABLATIONS)}')
@@ -193,7 +197,7 @@ def _threads(n: int) -> None:
 
 
 def _lines(done: Mapping[str, Sequence[Rollout]]) -> Iterator[str]:
-    told = ("task", "seed", "success", "steps", "chunks", "sum_reward", "max_reward")
+    kept = ("task", "seed", "success", "steps", "chunks", "sum_reward", "max_reward")
     for name, episodes in done.items():
         for episode in episodes:
-            yield json.dumps({"policy": name, **{key: getattr(episode, key) for key in told}}) + "\n"
+            yield json.dumps({"policy": name, **{key: getattr(episode, key) for key in kept}}) + "\n"

@@ -44,8 +44,8 @@ class Policy(Protocol):
 class ModelPolicy:
     """A saved model. named: fields of GenerationConfig for every call (`steps=5`, `temperature=1.0`).
 
-    Noise is drawn under a row's `index`, so that what it is asked with changes no draw; a row without one is given the
-    number of rows asked so far. calls, rows, forwards and seconds add up over calls.
+    Noise is drawn under a row's `index`, so that the other rows of a batch change no draw; a row without one is
+    given the number of rows so far. calls, rows, forwards and seconds add up over calls.
     """
 
     sees = True
@@ -96,7 +96,7 @@ class RandomPolicy:
 
 
 class ExpertPolicy:
-    """The simulator's scripted expert, asked at every step. Raises ConfigError where a simulator has none."""
+    """The simulator's scripted expert, called at every step. Raises ConfigError where a simulator has none."""
 
     chunk, sees = 1, False
 

@@ -50,7 +50,7 @@ def record(
     extra: int = 3,
     hold: int = 1,
     processes: int = 1,
-    told: Callable[[Attempt], None] | None = None,
+    log: Callable[[Attempt], None] | None = None,
 ) -> Iterator[Episode]:
     """Successful episodes, task by task. Of `episodes` layouts a task (seed, seed + 1, ...), those where the expert
     fails are left out: no other layout takes their place, so that all others stay unseen.
@@ -61,7 +61,7 @@ def record(
     extra: an episode ends with its extra-th successful step, so that it shows what to do once all is done.
     processes: worlds that run side by side; the episodes are the same. A script that asks for more than one needs
         `if __name__ == "__main__":`, for they are started afresh.
-    told: is told of every attempt, failures too.
+    log: called with every attempt, failures too.
     """
     for name, value in (("episodes", episodes), ("extra", extra), ("hold", hold), ("processes", processes)):
         if value < 1:
@@ -70,8 +70,8 @@ def record(
         raise ConfigError(f"seed {seed}, noise {noise}, share {share}: expected 0 or more, and a share of at most 1")
     layouts = [(task, s) for task in dict.fromkeys(tasks) for s in range(seed, seed + episodes)]
     for attempt, episode in _all(spec, layouts, (noise, share, extra, hold), processes):
-        if told is not None:
-            told(attempt)
+        if log is not None:
+            log(attempt)
         if attempt.success:
             yield episode
 
@@ -149,7 +149,7 @@ def record_dataset(
     layouts: list[tuple[str, int]] = []
     how: dict[str, Any] = {"seed": seed, "noise": noise, "share": share, "extra": extra, "hold": hold}
 
-    def told(attempt: Attempt) -> None:
+    def log(attempt: Attempt) -> None:
         good, tried = count.get(attempt.task, (0, 0))
         count[attempt.task] = good + attempt.success, tried + 1
         if attempt.success:
@@ -169,7 +169,7 @@ def record_dataset(
         tqdm(total=len(tasks) * episodes, unit="episode", disable=not progress) as bar,
     ):
         world.close()
-        for episode in record(spec, tasks, episodes, processes=processes, told=told, **how):
+        for episode in record(spec, tasks, episodes, processes=processes, log=log, **how):
             writer.add(episode)
         failed = ", ".join(task for task, (good, _) in count.items() if not good)
         if failed and not len(writer):
@@ -186,12 +186,12 @@ def record_dataset(
 
 class _Worlds:
     def __init__(self, spec: Spec) -> None:
-        self.spec, self.asked, self.world = spec, "", None
+        self.spec, self.task, self.world = spec, "", None
 
     def get(self, task: str) -> Any:
-        if task != self.asked or self.world is None:
+        if task != self.task or self.world is None:
             self.close()
-            self.world, self.asked = make_world(self.spec, task), task
+            self.world, self.task = make_world(self.spec, task), task
         return self.world
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 The error of the round trip is measured on every frame. Where the data set says which simulator and which layouts it
 comes from (`meta/world.json`, written with recorded demonstrations), recorded and decoded actions are both executed
-there, so that what the tokens cost is told from what a policy has not learned.
+there, so that what the tokens cost is known apart from what a policy has not learned.
 
 Shape letters: N frames, D dimensions of an action, K actions of a chunk.
 """
@@ -72,7 +72,7 @@ class Errors:
         self.clipped_D += ((raw_ND < low_D) | (raw_ND > high_D)).sum(0)
 
     def figures(self, names: Sequence[str]) -> dict[str, Any]:
-        """By the name of a dimension: `mean`, `max`, and `clipped`, the values outside what can be said in tokens."""
+        """By the name of a dimension: `mean`, `max`, and `clipped`, the values outside what tokens can express."""
         columns = {"mean": self.total_D / max(1, self.frames), "max": self.max_D, "clipped": self.clipped_D}
         names = names or [str(d) for d in range(self.dims)]
         return {name: {key: of[d].item() for key, of in columns.items()} for d, name in enumerate(names)}
@@ -119,14 +119,14 @@ def replay(
             episode = data.episode(number)
             raw_ND = np.asarray(episode.action, np.float64)
             if raw_ND.shape[1] != units.action.dims:
-                told = f"actions of {raw_ND.shape[1]} dimensions, the policy's have {units.action.dims}"
-                raise DataError(f"{dataset} episode {number}: {told}")
+                found = f"actions of {raw_ND.shape[1]} dimensions, the policy's have {units.action.dims}"
+                raise DataError(f"{dataset} episode {number}: {found}")
             back_ND = round_trip(raw_ND, units.action, units.codec, task.chunk)
             errors.add(raw_ND, back_ND, units.action)
             if recording is None:
                 continue
             name, seed = recording.layouts[number]
-            world = opened(world, recording.spec, name)
+            world = world_of(world, recording.spec, name)
             added_ND = disturbance(world.task, seed, recording, raw_ND.shape)
             for label, actions_ND in (("raw", raw_ND), ("codec", back_ND)):
                 run, far = execute(world, seed, actions_ND + added_ND, episode)
@@ -187,7 +187,7 @@ def disturbance(task: str, seed: int, recording: Recording, shape_ND: tuple[int,
     return np.stack(list(islice(disturbances(task, seed, recording.noise, recording.share, dims, recording.hold), n)))
 
 
-def opened(world: World | None, spec: Mapping[str, Any], task: str) -> World:
+def world_of(world: World | None, spec: Mapping[str, Any], task: str) -> World:
     """The world of a task: the one that is open, if it is that."""
     if world is not None and world.task == task:
         return world

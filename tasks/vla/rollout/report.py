@@ -103,13 +103,13 @@ def table(figures: Mapping[str, Any]) -> tuple[list[str], dict[str, list[Rates |
 def summary(figures: Mapping[str, Any]) -> str:
     """The table as text, with a line on costs."""
     columns, rows = table(figures)
-    shown = [[label, *(NONE if rates is None else told(rates) for rates in of)] for label, of in rows.items()]
+    shown = [[label, *(NONE if rates is None else with_interval(rates) for rates in of)] for label, of in rows.items()]
     lines = [text_table([["", *columns], *shown])]
     lines += [f"{name}: {value}" for name, value in costs(figures).items()]
     return "\n".join([*lines, *figures.get("notes", ())])
 
 
-def told(rates: Rates) -> str:
+def with_interval(rates: Rates) -> str:
     """0.95 [0.76, 0.99]"""
     return f"{rates['success']:.2f} [{rates['success_low']:.2f}, {rates['success_high']:.2f}]"
 

@@ -1,4 +1,4 @@
-"""Closed-loop episodes: simulators advance in lockstep, and those that need a chunk of actions are asked in one batch.
+"""Closed-loop episodes: simulators advance in lockstep, and those that need a chunk of actions share one batch.
 
 Shape letters: K actions of a chunk, D dimensions of an action, N steps of an episode, H W pixels.
 """
@@ -26,7 +26,7 @@ Edit = Callable[[Row], Row]
 class Rollout:
     """One episode. success: whether the simulator said so at any step; the episode ends there.
 
-    chunks: how often the policy was asked. actions_ND: what was executed. frames: the picture before the first step and
+    chunks: chunks that the policy gave. actions_ND: what was executed. frames: the picture before the first step and
     after every n-th, (H, W, 3) uint8, where they were kept.
     """
 
@@ -63,8 +63,8 @@ def rollout(
     max_steps: None: each world's own limit.
     edit: changes a row before the policy sees it, for ablations.
     frames: keep every n-th picture; 0: none.
-    batch: rows the policy is asked at once at most; None: all that wait.
-    done: told of every episode as it ends.
+    batch: rows of one batch of the policy, at most; None: all that wait.
+    done: called with every episode as it ends.
     Raises ConfigError when policy and simulator do not fit each other, or the policy's actions are not finite.
     """
     execute = policy.chunk if execute is None else execute
@@ -131,8 +131,8 @@ class _Lane:
         self.now.chunks += 1
         shape_D = self.world.action_space.shape
         if self.chunk.ndim != 2 or not len(self.chunk) or self.chunk.shape[1:] != shape_D:
-            told = f"the policy gives a chunk of shape {self.chunk.shape}, expected (actions, {shape_D[0]})"
-            raise ConfigError(f"{self.now.task}: {told}")
+            found = f"the policy gives a chunk of shape {self.chunk.shape}, expected (actions, {shape_D[0]})"
+            raise ConfigError(f"{self.now.task}: {found}")
         if not np.isfinite(self.chunk).all():
             raise ConfigError(f"{self.now.task} seed {self.now.seed} step {self.now.steps}: actions are not finite")
 
@@ -162,7 +162,7 @@ class _Lane:
 
 
 def noise_index(task: str, seed: int, chunk: int) -> int:
-    """63 bits: a number for every chunk that is ever asked, whatever it is asked with."""
+    """63 bits: a number for every chunk there may be, whatever shares its batch."""
     digest = hashlib.blake2b(f"{task} {seed} {chunk}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -8,13 +8,13 @@ The protocol (experiments/robot/libero of openvla-oft):
 
 * five suites: libero_spatial, libero_object, libero_goal, libero_10 ("long") of 10 tasks, libero_90 of 90;
 * 50 initial states a task, one episode each; the simulator is seeded with 0, the policy with 7;
-* 10 steps of the action (0, 0, 0, 0, 0, 0, -1) before the policy is asked, while objects fall into place;
+* 10 steps of the action (0, 0, 0, 0, 0, 0, -1) before the policy acts, while objects fall into place;
 * 220, 280, 300, 520 and 400 steps at most, in the order above; success ends an episode;
 * pictures of 256 x 256, turned by 180 degrees, as those of the training data are; a policy that was trained on random
   crops is shown the middle 90 % of the area;
 * state: place of the hand (3), its rotation as axis times angle (3), both fingers (2);
 * gripper: 1 open, 0 closed in OpenVLA's data, made binary and turned into the simulator's -1 open, +1 closed;
-* a chunk of 8 actions is executed before the policy is asked again.
+* a chunk of 8 actions is executed before the policy gives the next.
 
 Shape letters: D = 7 dimensions of an action (dx, dy, dz, rotations, gripper), S = 8 of the state, H W pixels.
 """
@@ -222,8 +222,8 @@ def _package(name: str) -> Any:
     if find_spec("libero") is None:
         raise MissingExtra("libero is not installed: pip install hf-libero")
     if not _config_file().is_file():
-        told = "run `python -c 'import libero.libero'` once, or set LIBERO_CONFIG_PATH to its folder"
-        raise ConfigError(f"LIBERO: {_config_file()} is missing: {told}")
+        todo = "run `python -c 'import libero.libero'` once, or set LIBERO_CONFIG_PATH to its folder"
+        raise ConfigError(f"LIBERO: {_config_file()} is missing: {todo}")
     return import_module(name)
 
 

@@ -105,7 +105,7 @@ def _names_targets(value: Any) -> bool:
 
 
 def _check_numbers(options: Mapping[str, Any], made: Any) -> None:
-    """Raises ConfigError for options that are said to be whole numbers, flags or numbers, and are not."""
+    """Raises ConfigError for options that should be whole numbers, flags or numbers, and are not."""
     kinds: dict[str, Any] = {"int": int, "bool": bool, "float": int | float, "int | None": int | None}
     hints = getattr(getattr(made, "__init__", made) if isinstance(made, type) else made, "__annotations__", {})
     for name, value in options.items():

@@ -10,6 +10,7 @@ from paths import DATA
 
 from mmdiff.errors import ConfigError, DataError, UserError
 from mmdiff.tasks.vla.convert.convert import convert, detect
+from mmdiff.tasks.vla.convert.options import ReadOptions
 from mmdiff.tasks.vla.data.dataset import LeRobot
 
 pytestmark = [pytest.mark.needs("pyarrow"), pytest.mark.needs("h5py")]
@@ -48,7 +49,7 @@ def spoil(path: Path, demo: str, frame: int) -> Path:
 
 def test_what_is_written_is_what_was_there(tmp_path):
     source = demos(tmp_path / "open_the_drawer_demo.hdf5", numbers=range(11))
-    result = convert(str(source), str(tmp_path / "out"), rotate=180, cameras={"front": "agentview_rgb"})
+    result = convert(str(source), str(tmp_path / "out"), ReadOptions(rotate=180, cameras={"front": "agentview_rgb"}))
     assert result == {
         "folder": str(tmp_path / "out"),
         "layout": "libero",
@@ -77,7 +78,7 @@ def test_a_folder_of_files_and_a_limit(tmp_path):
 
 
 def test_a_tfds_folder(tmp_path, capsys):
-    result = convert(str(REACH), str(tmp_path / "out"), fps=5)
+    result = convert(str(REACH), str(tmp_path / "out"), ReadOptions(fps=5))
     assert (result["layout"], result["episodes"], result["frames"]) == ("rlds", 2, 7)
     assert "layout rlds" in capsys.readouterr().err
     written = LeRobot(str(tmp_path / "out"))
@@ -89,7 +90,7 @@ def test_numpy_folders(tmp_path):
         (tmp_path / "in" / str(n)).mkdir(parents=True)
         np.save(tmp_path / "in" / str(n) / "actions.npy", np.full((3, 2), float(n)))
         np.save(tmp_path / "in" / str(n) / "top.npy", pictures(n, 3))
-    result = convert(str(tmp_path / "in"), str(tmp_path / "out"), fps=10, instruction="go")
+    result = convert(str(tmp_path / "in"), str(tmp_path / "out"), ReadOptions(fps=10, instruction="go"))
     assert (result["layout"], result["frames"]) == ("numpy", 6)
     assert LeRobot(str(tmp_path / "out")).episode(1).state is None
 
@@ -160,10 +161,10 @@ def test_a_mistake_in_the_options_is_not_skipped(tmp_path):
         ({"fps": -1}, "fps: -1"),
         ({"limit": 0}, "limit: 0"),
     ):
-        arguments = {"out": "new", **options}
-        arguments["out"] = str(tmp_path / arguments["out"])
+        named = {key: options.pop(key) for key in ("layout", "limit") if key in options}
+        out = str(tmp_path / options.pop("out", "new"))
         with pytest.raises(UserError, match=message):
-            convert(source, skip=True, **arguments)
+            convert(source, out, ReadOptions(**options), skip=True, **named)
         assert not (tmp_path / "new").exists()
 
 
@@ -185,4 +186,4 @@ def test_layouts_are_told_apart(tmp_path):
     with pytest.raises(DataError, match="LeRobot dataset already"):
         detect(tmp_path / "d")
     with pytest.raises(ConfigError, match="fps"):
-        convert(str(tmp_path / "b"), str(tmp_path / "out"), layout="numpy", instruction="go")
+        convert(str(tmp_path / "b"), str(tmp_path / "out"), ReadOptions(instruction="go"), layout="numpy")

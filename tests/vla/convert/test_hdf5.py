@@ -11,13 +11,13 @@ from PIL import Image
 
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.tasks.vla.convert.hdf5 import BLOCK, hdf5_episodes, layout_of
-from mmdiff.tasks.vla.convert.source import Wanted
+from mmdiff.tasks.vla.convert.options import ReadOptions
 from mmdiff.tasks.vla.data.episode import check_episode
 
 pytestmark = pytest.mark.needs("h5py")
 
-LIFT = Wanted(instruction="lift the cube")
-ALOHA = Wanted(fps=50, instruction="put the cube in the box")
+LIFT = ReadOptions(instruction="lift the cube")
+ALOHA = ReadOptions(fps=50, instruction="put the cube in the box")
 
 
 def pictures(number: int, frames: int, size: int = 8) -> np.ndarray:
@@ -110,8 +110,8 @@ def aloha(path, frames=5, compressed=False):
     return path
 
 
-def read(path, wanted, layout=None):
-    return [found.read() for found in hdf5_episodes(path, layout or layout_of(path), wanted)]
+def read(path, options, layout=None):
+    return [found.read() for found in hdf5_episodes(path, layout or layout_of(path), options)]
 
 
 def test_robomimic(tmp_path):
@@ -135,45 +135,48 @@ def test_robomimic(tmp_path):
 
 def test_a_subset_is_the_mask(tmp_path):
     path = robomimic(tmp_path / "a.hdf5")
-    train = Wanted(instruction="lift", subset="train")
+    train = ReadOptions(instruction="lift", subset="train")
     assert [r.episode.action[0, 0] for r in read(path, train)] == [1.5, 2.5]
     with pytest.raises(ConfigError, match=r'no mask/trian \(did you mean "train"\?\)'):
-        read(path, Wanted(instruction="lift", subset="trian"))
+        read(path, ReadOptions(instruction="lift", subset="trian"))
 
 
 def test_cameras_states_and_actions_are_chosen_and_ordered(tmp_path):
     path = robomimic(tmp_path / "a.hdf5")
-    wanted = Wanted(
+    options = ReadOptions(
         fps=10,
         instruction="lift",
         cameras={"wrist": "robot0_eye_in_hand_image", "front": "agentview_image"},
         state=("robot0_gripper_qpos", "object"),
         action=("rewards", "actions"),
     )
-    recording = read(path, wanted)[0]
+    recording = read(path, options)[0]
     assert list(recording.episode.images) == ["wrist", "front"]
     assert recording.episode.state[0].tolist() == [3, 3] + [4] * 10
     assert recording.episode.action[0].tolist() == [0] + [0.5] * 7
     assert recording.action_names[:2] == ("rewards", "actions.0")
     assert recording.episode.fps == 10  # an argument goes before what the file says
-    assert read(path, Wanted(instruction="lift", state=()))[0].episode.state is None
+    assert read(path, ReadOptions(instruction="lift", state=()))[0].episode.state is None
 
 
 def test_libero(tmp_path):
     path = libero(tmp_path / "a_demo.hdf5")
     assert layout_of(path) == "libero"
-    seen = read(path, Wanted())[1].episode
+    seen = read(path, ReadOptions())[1].episode
     check_episode(seen)
     assert (seen.instruction, seen.fps) == ("open the top drawer", 20)
     assert seen.state[0].tolist() == list(range(8))
     assert list(seen.images) == ["agentview", "eye_in_hand"]
     assert (seen.images["agentview"][2] == pictures(1, 4)[2]).all()
-    turned = read(path, Wanted(rotate=180))[1].episode.images["agentview"][2]
+    turned = read(path, ReadOptions(rotate=180))[1].episode.images["agentview"][2]
     assert (turned == np.rot90(pictures(1, 4)[2], 2)).all() and turned.flags.c_contiguous
-    swapped = read(path, Wanted(bgr=True))[1].episode.images["agentview"][2]
+    swapped = read(path, ReadOptions(bgr=True))[1].episode.images["agentview"][2]
     assert (swapped == pictures(1, 4)[2][..., ::-1]).all()
-    assert read(path, Wanted(instruction="close it"))[0].episode.instruction == "close it"
-    assert read(libero(tmp_path / "b.hdf5", instruction=["open ", "it"]), Wanted())[0].episode.instruction == "open it"
+    assert read(path, ReadOptions(instruction="close it"))[0].episode.instruction == "close it"
+    assert (
+        read(libero(tmp_path / "b.hdf5", instruction=["open ", "it"]), ReadOptions())[0].episode.instruction
+        == "open it"
+    )
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -188,7 +191,9 @@ def test_aloha(tmp_path, compressed):
     assert list(seen.images) == ["cam_high", "cam_low"]
     apart = np.abs(np.stack(list(seen.images["cam_low"])).astype(int) - pictures(0, 5)).max()
     assert apart <= (6 if compressed else 0)
-    mobile = read(path, Wanted(fps=50, instruction="go", action=("action", "base_action"), state=("qpos", "qvel")))[0]
+    mobile = read(
+        path, ReadOptions(fps=50, instruction="go", action=("action", "base_action"), state=("qpos", "qvel"))
+    )[0]
     assert mobile.episode.action.shape == (5, 16) and mobile.episode.state.shape == (5, 28)
     assert mobile.action_names[13:15] == ("action.13", "base_action.0")
 
@@ -199,15 +204,15 @@ def test_episodes_outlive_the_iteration(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "wanted", "message"),
+    ("make", "options", "message"),
     [
-        (robomimic, Wanted(), "instruction: .* give one"),
-        (aloha, Wanted(instruction="go"), r"fps: .* give it \(--fps\)"),
+        (robomimic, ReadOptions(), "instruction: .* give one"),
+        (aloha, ReadOptions(instruction="go"), r"fps: .* give it \(--fps\)"),
     ],
 )
-def test_what_the_file_does_not_say_is_asked_for(tmp_path, make, wanted, message):
+def test_what_the_file_does_not_say_is_asked_for(tmp_path, make, options, message):
     with pytest.raises(ConfigError, match=message):
-        read(make(tmp_path / "a.hdf5"), wanted)
+        read(make(tmp_path / "a.hdf5"), options)
 
 
 def test_a_file_of_no_known_layout_or_of_two(tmp_path):
@@ -263,9 +268,9 @@ def test_a_missing_camera_and_a_damaged_jpeg_are_named(tmp_path):
     import h5py
 
     path = aloha(tmp_path / "episode_0.hdf5", compressed=True)
-    wanted = Wanted(fps=50, instruction="go", cameras={"front": "cam_hihg"})
+    options = ReadOptions(fps=50, instruction="go", cameras={"front": "cam_hihg"})
     with pytest.raises(DataError, match=r'camera front: no .cam_hihg. \(did you mean "cam_high"\?\)'):
-        read(path, wanted)
+        read(path, options)
     with h5py.File(path, "a") as file:
         file["observations/images/cam_high"][3] = 0
     with pytest.raises(DataError, match=r"episode_0.hdf5 frame 3: camera 'cam_high'.*not a picture"):

@@ -8,10 +8,11 @@ from PIL import Image
 
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.tasks.vla.convert.numpy_folders import is_numpy_folder, numpy_episodes
-from mmdiff.tasks.vla.convert.source import Wanted, natural
+from mmdiff.tasks.vla.convert.options import ReadOptions
+from mmdiff.tasks.vla.convert.source import natural
 from mmdiff.tasks.vla.data.episode import check_episode
 
-WANTED = Wanted(fps=10)
+OPTIONS = ReadOptions(fps=10)
 
 
 def pictures(frames: int, shade: int = 0) -> np.ndarray:
@@ -30,8 +31,8 @@ def folder(at, number: int, frames: int = 3):
     return at
 
 
-def read(at, wanted: Wanted = WANTED) -> list:
-    return [found.read() for found in numpy_episodes(at, wanted)]
+def read(at, options: ReadOptions = OPTIONS) -> list:
+    return [found.read() for found in numpy_episodes(at, options)]
 
 
 def test_folders_and_archives(tmp_path):
@@ -51,7 +52,7 @@ def test_folders_and_archives(tmp_path):
         assert (np.stack(list(seen.images["front"])) == pictures(len(seen))).all()
     wrist = found[2].images["wrist"]
     assert (np.stack(list(wrist)) == pictures(12, 50)).all()  # 10.png comes behind 9.png
-    turned = read(tmp_path, Wanted(fps=10, rotate=180))[0].episode.images["front"]
+    turned = read(tmp_path, ReadOptions(fps=10, rotate=180))[0].episode.images["front"]
     assert (turned[1] == pictures(3)[1, ::-1, ::-1]).all()
 
 
@@ -62,12 +63,12 @@ def test_options_and_the_instruction_of_all(tmp_path):
         read(tmp_path)
     (tmp_path / "instruction.txt").write_text("all the same")
     assert read(tmp_path)[0].episode.instruction == "all the same"
-    wanted = Wanted(fps=10, instruction="mine", cameras={"top": "front"}, state=(), action=("state", "action"))
-    recording = read(tmp_path, wanted)[0]
+    options = ReadOptions(fps=10, instruction="mine", cameras={"top": "front"}, state=(), action=("state", "action"))
+    recording = read(tmp_path, options)[0]
     assert (recording.episode.instruction, list(recording.episode.images)) == ("mine", ["top"])
     assert recording.episode.state is None and recording.episode.action[0].tolist() == [-1, -1, -1, 1, 1]
     with pytest.raises(ConfigError, match="fps: .* give it"):
-        read(tmp_path, Wanted())
+        read(tmp_path, ReadOptions())
 
 
 def test_objects_are_not_unpickled(tmp_path):
@@ -78,7 +79,7 @@ def test_objects_are_not_unpickled(tmp_path):
     at = folder(tmp_path / "a", 0)
     np.save(at / "action.npy", np.array([Trap()], dtype=object), allow_pickle=True)
     np.savez(tmp_path / "b.npz", action=np.array([Trap()], dtype=object))
-    for found in numpy_episodes(tmp_path, WANTED):
+    for found in numpy_episodes(tmp_path, OPTIONS):
         with pytest.raises(DataError, match=f"{found.where}.*cannot be read .*(Python objects|allow_pickle)"):
             found.read()
 
@@ -98,7 +99,7 @@ def test_objects_are_not_unpickled(tmp_path):
 )
 def test_what_is_broken_is_named(tmp_path, change, message):
     change(folder(tmp_path / "0", 1))
-    (found,) = numpy_episodes(tmp_path, WANTED)
+    (found,) = numpy_episodes(tmp_path, OPTIONS)
     with pytest.raises(DataError, match=message):
         check_episode(found.read().episode, found.where)
 
@@ -106,7 +107,7 @@ def test_what_is_broken_is_named(tmp_path, change, message):
 def test_a_cut_off_archive_is_named(tmp_path):
     np.savez(tmp_path / "a.npz", action=np.zeros((3, 2)), instruction="go")
     (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:-40])
-    (found,) = numpy_episodes(tmp_path, WANTED)
+    (found,) = numpy_episodes(tmp_path, OPTIONS)
     with pytest.raises(DataError, match="episode a.npz: cannot be read"):
         found.read()
 

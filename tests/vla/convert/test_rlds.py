@@ -15,13 +15,13 @@ from paths import DATA
 from PIL import Image
 
 from mmdiff.errors import ConfigError, DataError
+from mmdiff.tasks.vla.convert.options import ReadOptions
 from mmdiff.tasks.vla.convert.rlds import rlds_episodes
-from mmdiff.tasks.vla.convert.source import Wanted
 from mmdiff.tasks.vla.convert.tfrecord import example, masked_crc32c, records
 from mmdiff.tasks.vla.data.episode import check_episode
 
 REACH = DATA / "rlds"
-WANTED = Wanted(fps=5)
+OPTIONS = ReadOptions(fps=5)
 
 
 def crc_by_bits(data: bytes) -> int:
@@ -111,8 +111,8 @@ def folder(at: Path, shards: list[list[bytes]], step: dict = STEP, lengths: list
     return at
 
 
-def read(at: Path, wanted: Wanted = WANTED) -> list:
-    return [found.read() for found in rlds_episodes(at, wanted)]
+def read(at: Path, options: ReadOptions = OPTIONS) -> list:
+    return [found.read() for found in rlds_episodes(at, options)]
 
 
 def test_checksums_are_those_of_the_standard_and_of_tensorboard():
@@ -148,7 +148,7 @@ def test_an_example_is_read_packed_or_not():
 
 def test_a_folder_of_tfds_gives_what_was_put_in():
     """Written by tensorflow-datasets 4.9.10 from the formulas below, which its `as_dataset` gives back too."""
-    found = read(REACH, Wanted(fps=5, state=("state", "packed", "plain"), action=("action", "gripper")))
+    found = read(REACH, ReadOptions(fps=5, state=("state", "packed", "plain"), action=("action", "gripper")))
     assert len(found) == 2
     numbers = []
     for recording in found:
@@ -204,7 +204,7 @@ def test_a_damaged_record_is_named_and_those_behind_it_are_read(tmp_path):
     data = bytearray(shard.read_bytes())
     data[len(record(episode(0))) + 60] ^= 1
     shard.write_bytes(data)
-    first, second, third = rlds_episodes(at, WANTED)
+    first, second, third = rlds_episodes(at, OPTIONS)
     assert (first.read().episode.action[0, 0], third.read().episode.action[0, 0]) == (0, 2)
     with pytest.raises(DataError, match="00000-of-00001 record 1: damaged data"):
         second.read()
@@ -212,7 +212,7 @@ def test_a_damaged_record_is_named_and_those_behind_it_are_read(tmp_path):
 
 def test_missing_shards_and_records_are_said(tmp_path):
     at = folder(tmp_path, [[episode(0)], [episode(1)]], lengths=[1, 2])
-    *whole, short = rlds_episodes(at, WANTED)
+    *whole, short = rlds_episodes(at, OPTIONS)
     assert len([found.read() for found in whole]) == 2
     with pytest.raises(DataError, match="00001-of-00002: 1 records, dataset_info.json says 2"):
         short.read()
@@ -224,7 +224,7 @@ def test_missing_shards_and_records_are_said(tmp_path):
 def test_a_broken_picture_and_a_short_column_are_named(tmp_path):
     pictures = [png(np.zeros((2, 2, 3), np.uint8)), b"no picture"]
     at = folder(tmp_path, [[episode(0, **{"observation/image": pictures}), episode(1, action=[1.0] * 5)]])
-    first, second = rlds_episodes(at, WANTED)
+    first, second = rlds_episodes(at, OPTIONS)
     with pytest.raises(DataError, match=r"episode 0 frame 1: camera 'image'.*not a picture"):
         check_episode(first.read().episode, first.where)
     with pytest.raises(DataError, match=r"episode 1: action: 5 values do not fill steps of shape \(3,\)"):
@@ -234,26 +234,26 @@ def test_a_broken_picture_and_a_short_column_are_named(tmp_path):
 def test_an_instruction_that_changes_or_is_empty(tmp_path):
     said = {"language_instruction": [b"lift", b"drop"]}
     at = folder(tmp_path, [[episode(0, **said), episode(1, language_instruction=[b"", b""])]])
-    first, second = rlds_episodes(at, WANTED)
+    first, second = rlds_episodes(at, OPTIONS)
     with pytest.raises(DataError, match="episode 0: the instruction changes from 'lift' to 'drop'"):
         first.read()
     with pytest.raises(DataError, match="episode 1: empty instruction"):
         second.read()
-    assert [r.episode.instruction for r in read(at, Wanted(fps=5, instruction="go"))] == ["go", "go"]
+    assert [r.episode.instruction for r in read(at, ReadOptions(fps=5, instruction="go"))] == ["go", "go"]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
+    ("options", "message"),
     [
-        (Wanted(), "fps: .* give it"),
-        (Wanted(fps=5, split="test"), r"split: .*'test'"),
-        (Wanted(fps=5, state=("stat",)), "state: .* no 'stat'"),
-        (Wanted(fps=5, cameras={"front": "images"}), "camera front: .* no 'images'"),
+        (ReadOptions(), "fps: .* give it"),
+        (ReadOptions(fps=5, split="test"), r"split: .*'test'"),
+        (ReadOptions(fps=5, state=("stat",)), "state: .* no 'stat'"),
+        (ReadOptions(fps=5, cameras={"front": "images"}), "camera front: .* no 'images'"),
     ],
 )
-def test_what_is_not_there_is_said(tmp_path, wanted, message):
+def test_what_is_not_there_is_said(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
-        read(folder(tmp_path, [[episode(0)]]), wanted)
+        read(folder(tmp_path, [[episode(0)]]), options)
 
 
 def test_an_action_in_parts_must_be_named_in_order(tmp_path):
@@ -262,7 +262,7 @@ def test_an_action_in_parts_must_be_named_in_order(tmp_path):
     at = folder(tmp_path, [[data]], {"action": parts})
     with pytest.raises(ConfigError, match="out of action/move, action/grip"):
         read(at)
-    found = read(at, Wanted(fps=5, instruction="go", action=("action/grip", "action/move")))
+    found = read(at, ReadOptions(fps=5, instruction="go", action=("action/grip", "action/move")))
     assert found[0].episode.action.tolist() == [[3, 1, 2]]
     assert found[0].action_names == ("grip.0", "move.0", "move.1")
 
@@ -272,6 +272,6 @@ def test_an_unknown_state_must_be_chosen(tmp_path):
     data = proto({"steps/action": [1.0] * 3, "steps/observation/pose": [1.0, 2.0]})
     at = folder(tmp_path, [[data]], step)
     with pytest.raises(ConfigError, match="out of observation/pose, or none"):
-        read(at, Wanted(fps=5, instruction="go"))
-    assert read(at, Wanted(fps=5, instruction="go", state=()))[0].episode.state is None
-    assert read(at, Wanted(fps=5, instruction="go", state=("pose",)))[0].episode.state.tolist() == [[1, 2]]
+        read(at, ReadOptions(fps=5, instruction="go"))
+    assert read(at, ReadOptions(fps=5, instruction="go", state=()))[0].episode.state is None
+    assert read(at, ReadOptions(fps=5, instruction="go", state=("pose",)))[0].episode.state.tolist() == [[1, 2]]

@@ -25,7 +25,7 @@ from mmdiff.session import Session
 from mmdiff.tasks.vla.codecs.bins import UniformBins
 from mmdiff.tasks.vla.codecs.normalise import Statistics
 from mmdiff.tasks.vla.rollout.ablations import ABLATIONS, swaps, without_image
-from mmdiff.tasks.vla.rollout.closed_loop import Other, picked
+from mmdiff.tasks.vla.rollout.closed_loop import ComparisonPolicy, picked
 from mmdiff.tasks.vla.rollout.evaluate import evaluate_policy, home
 from mmdiff.tasks.vla.rollout.policies import Chunk, ExpertPolicy, ModelPolicy
 from mmdiff.tasks.vla.rollout.rollout import Rollout
@@ -127,7 +127,7 @@ def test_figures_do_not_depend_on_how_many_worlds_there_are(tmp_path: Path) -> N
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_another_policy_beside_it_and_processes(tmp_path: Path, processes: int) -> None:
     """Episodes, their order, films and the other policy's tasks are the same in one process and in two."""
-    others = {"blind": Other(Looking(chunk=4), ("reach-red", "reach-blue"), without_image)}
+    others = {"blind": ComparisonPolicy(Looking(chunk=4), ("reach-red", "reach-blue"), without_image)}
     more: dict[str, Any] = {"episodes": 2, "ablations": ["swapped"], "latency": 0, "execute": 3, "notes": ["as told"]}
     found = evaluate_policy(
         Looking(chunk=3), SPEC, TASKS, out=tmp_path / "out", others=others, processes=processes, **more

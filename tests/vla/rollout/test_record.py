@@ -93,7 +93,7 @@ def test_an_episode_is_a_function_of_task_and_seed() -> None:
 def test_failures_are_told_and_left_out() -> None:
     spec = {**SPEC, "max_steps": 8}  # the nearer half
     told: list[Attempt] = []
-    found = list(record(spec, ["red"], 12, seed=0, extra=1, told=told.append))
+    found = list(record(spec, ["red"], 12, seed=0, extra=1, log=told.append))
     assert [attempt.seed for attempt in told] == list(range(12))
     assert 0 < len(found) < 12 and len(found) == sum(attempt.success for attempt in told)
     assert all(attempt.steps == 8 for attempt in told if not attempt.success)
@@ -102,7 +102,7 @@ def test_failures_are_told_and_left_out() -> None:
 def test_two_processes_give_what_one_gives() -> None:
     told: list[Attempt] = []
     one = list(record(SPEC, ["red", "blue"], 3))
-    two = list(record(SPEC, ["red", "blue"], 3, processes=2, told=told.append))
+    two = list(record(SPEC, ["red", "blue"], 3, processes=2, log=told.append))
     assert len(one) == len(two) == 6 and all(equal(a, b) for a, b in zip(one, two, strict=True))
     names = "reach-red", "reach-blue"
     assert [(a.task, a.seed) for a in told] == [(name, s) for name in names for s in (1000, 1001, 1002)]
