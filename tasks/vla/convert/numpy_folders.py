@@ -1,4 +1,4 @@
-"""Episodes as numpy files: a folder an episode, or an .npz an episode.
+"""Episodes as numpy files: a folder per episode, or an .npz per episode.
 
     folder/0/action.npy          (N, D); `actions.npy` will do
     folder/0/state.npy           (N, S), may be missing
@@ -99,7 +99,7 @@ def _folder(entry: Path, where: str) -> dict[str, Any]:
 
 
 def _archive(entry: Path) -> dict[str, Any]:
-    with np.load(entry, allow_pickle=False) as archive:
+    with open(entry, "rb") as file, np.load(file, allow_pickle=False) as archive:  # numpy leaves a broken one open
         return {name: archive[name] for name in archive.files}
 
 
