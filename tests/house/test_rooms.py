@@ -22,11 +22,9 @@ LONGEST = {  # lines of a file; 300 elsewhere
     "mmdiff/backbones/load.py": 317,
     "mmdiff/model/model.py": 330,
     "tasks/asr/data/commands.py": 338,
-    "tasks/vla/cli/verbs.py": 378,
     "tasks/vla/data/dataset.py": 349,
     "tasks/vla/data/video.py": 346,
     "tasks/vla/data/writer.py": 341,
-    "tasks/vla/serve/server.py": 305,
     "tasks/vla/task.py": 302,
 }
 
