@@ -244,7 +244,7 @@ class SceneCells:
 
 
 class SceneCaptions:
-    """ "what is at the top left": four rows per scene, one per cell, empty ones too. For the alignment of a connector."""
+    """ "what is at the top left": four rows per scene, one per cell, empty cells too. To align a connector."""
 
     def __init__(self, n: int, seed: int) -> None:
         _check(n, seed)
