@@ -18,7 +18,7 @@ from mmdiff.tasks.protein.data.files import FASTA, TABLES, is_packed, reading, s
 from mmdiff.tasks.protein.data.policies import Record
 
 FIGURES = ("id", "description", "sequence", "target", "length", "designed", "forwards", "confidence", "attempts")
-"""What a table has of a written sequence, and `guard`."""
+"""What a table has of a sampled sequence, besides `guard`."""
 WIDTH = 60  # letters per line of FASTA
 
 Row = Mapping[str, Any]
@@ -138,12 +138,12 @@ def write_table(file: Path, rows: Iterable[Row], *, overwrite: bool = False) -> 
 
 
 def design_row(record: Row) -> dict[str, Any]:
-    """The row of a written sequence."""
+    """The row of a sampled sequence."""
     return {name: record[name] for name in (*FIGURES, "guard") if name in record}
 
 
 def score_row(record: Row) -> dict[str, Any]:
-    """The row of a scored sequence: `control.bound` and so on a column each, figures by residue as JSON."""
+    """The row of a scored sequence: `control.bound` and so on in one column each, figures per residue as JSON."""
     out: dict[str, Any] = {}
     for name, value in record.items():
         if isinstance(value, Mapping):

@@ -107,7 +107,7 @@ def log_probs(
     residues = Residues(model.vocab)
     id_K = torch.tensor([residues.id_of[letter] for letter in letters], device=model.device)
     for group in _grouped(queries, token_budget(model.device, tokens)):
-        batch = collate([[Text(query.ids_L)] for query in group], model.vocab)
+        batch = collate([[Text(query.ids_L.tolist())] for query in group], model.vocab)
         predict_BL = torch.zeros_like(batch.attend_BL)
         for b, query in enumerate(group):
             predict_BL[b, torch.from_numpy(query.position_P)] = True
