@@ -1,4 +1,4 @@
-"""Where the protein verbs leave their records: JSON lines that an interrupted command goes on with, and the FASTA or
+"""Where the protein verbs leave their records: JSON lines that an interrupted command resumes, and the FASTA or
 table that is made of them in the end."""
 
 from __future__ import annotations

@@ -89,8 +89,9 @@ def write_fasta(
 class Fasta:
     """The records of a FASTA or A3M file by number: rows {"id", "description", "sequence", "where"}.
 
-    The file is read and checked once; then only offsets and lengths are held, 16 bytes a record, and a row is read from
-    the file when it is asked for. A `.gz` cannot be entered in its middle: it is held unpacked, as one block of bytes.
+    The file is read and checked once; then only offsets and lengths are held, 16 bytes per record, and a row is read
+    from the file when it is asked for. A `.gz` cannot be entered in its middle: it is held unpacked, as one block of
+    bytes.
 
     limit: the first records only. max_length, crop: of a longer sequence a row has `max_length` letters, the first
     ("head"), or a window drawn by (seed, number of the row), which is the same in every epoch ("random").

@@ -6,7 +6,7 @@ A folder holds
     part-00000.safetensors    the embeddings of a window of records, by key; or .npz
     index.jsonl               a line per record: id, description, length, part, key, digest of the sequence
 
-A part is written aside, made durable and renamed, then indexed, so an interrupted call goes on with the window after
+A part is written aside, made durable and renamed, then indexed, so an interrupted call resumes with the window after
 the last whole part. Ids may come again; the key is the record's number in the input.
 
 A single file holds `embeddings` (n, D), or (all residues, D) with `offsets` (n + 1,), and `index` and `settings` as

@@ -65,7 +65,7 @@ class Tally:
 
     def figures(self, *, nll: bool = True, columns: bool = False) -> dict[str, float]:
         """`n` hidden residues, `accuracy` with its standard error (sequences are drawn, not residues), `f1`, `mcc`,
-        `nll` (nats a hidden residue); with `columns`, `column_n`, `column_accuracy` and `column_nll`, gaps counted."""
+        `nll` (nats per hidden residue); with `columns`, `column_n`, `column_accuracy`, `column_nll`, gaps counted."""
         residues_KK = self.counts_KK.copy()
         residues_KK[len(CANONICAL) :] = 0
         n = int(residues_KK.sum())
