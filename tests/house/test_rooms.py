@@ -23,7 +23,6 @@ LONGEST = {  # lines of a file; 300 elsewhere
     "mmdiff/model/model.py": 330,
     "tasks/asr/data/commands.py": 338,
     "tasks/vla/data/dataset.py": 349,
-    "tasks/vla/data/video.py": 346,
     "tasks/vla/data/writer.py": 341,
     "tasks/vla/task.py": 302,
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .layout import DATA_PATH, VIDEO_PATH
-from .video import VideoWriter
+from .video_writer import VideoWriter
 
 CHUNK = 1000  # files a folder
 GOP = 2  # from keyframe to keyframe: single frames are read in any order

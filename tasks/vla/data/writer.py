@@ -25,7 +25,7 @@ from .dataset_stats import PictureStats, flat, sampled, vector_stats
 from .episode import Array, Episode, check_episode
 from .files import CHUNK, RowFiles, VideoFiles, hugging_face, video_info
 from .layout import DATA_PATH, EPISODES_PATH, PREFIX, VERSION, VIDEO_PATH
-from .video import codec_of
+from .video_writer import codec_of
 
 COUNTED = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 """Columns that every data set has, in this order, behind its own."""

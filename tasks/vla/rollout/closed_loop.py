@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from mmdiff.errors import ConfigError
 from mmdiff.session import Session, load
-from mmdiff.tasks.vla.data.video import write_gif, write_mp4
+from mmdiff.tasks.vla.data.video_writer import write_gif, write_mp4
 from mmdiff.tasks.vla.worlds.world import World, make_world, row_of
 
 from .ablations import without_image, without_language

@@ -19,7 +19,8 @@ from mmdiff.errors import ConfigError, DataError, UserError
 from mmdiff.tasks.vla.data.dataset import TOY_ACTION, TOY_STATE, LeRobot, Steps, chosen, noops
 from mmdiff.tasks.vla.data.dataset_stats import PictureStats, vector_stats
 from mmdiff.tasks.vla.data.episode import Episode
-from mmdiff.tasks.vla.data.video import read_frames, write_mp4
+from mmdiff.tasks.vla.data.video import read_frames
+from mmdiff.tasks.vla.data.video_writer import write_mp4
 from mmdiff.tasks.vla.data.writer import LeRobotWriter
 
 pytestmark = [pytest.mark.needs("pyarrow", "av", "PIL")]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.tasks.vla.data.video import Video, VideoWriter, read_frames, write_gif, write_mp4
+from mmdiff.tasks.vla.data.video import Video, read_frames
+from mmdiff.tasks.vla.data.video_writer import VideoWriter, write_gif, write_mp4
 
 pytestmark = [pytest.mark.needs("av", "PIL")]
 
