@@ -1,4 +1,4 @@
 """Simulators behind one interface: Meta-World, LIBERO, and a small world of our own.
 
-May import: config, protocols.
+May import: canvas, config, protocols.
 """

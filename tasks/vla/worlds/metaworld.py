@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.errors import ConfigError, nearest, require
 
 from .rendering import import_mujoco, new_renderer, quiet
@@ -85,6 +86,11 @@ CORNER2 = (0.75, 0.075, 0.7)  # where lerobot moves it, after arXiv 2206.14244
 UPSIDE_DOWN = ("corner2",)
 
 Cameras = str | Sequence[str] | Mapping[str, Any]
+
+
+def tokenizer() -> Any:
+    """A transformers tokenizer for small backbones: the words of all 50 instructions, in alphabetical order."""
+    return word_tokenizer(sorted({word for text in TASKS.values() for word in text.lower().split()}))
 
 
 class MetaWorld(gymnasium.Env):
