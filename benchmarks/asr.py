@@ -49,7 +49,8 @@ from mmdiff.protocols import Denoise, Row
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
 from mmdiff.session import load
-from mmdiff.tasks.asr.data.commands import RATE, Commands, tokenizer
+from mmdiff.tasks.asr.data.commands import RATE, Commands
+from mmdiff.tasks.asr.data.grammar import tokenizer
 from mmdiff.tasks.asr.data.manifests import by_duration
 from mmdiff.tasks.asr.task import ASR
 

@@ -57,6 +57,7 @@ MOVED = {  # below `mmdiff.`; modules, and classes of a module that was split
     "tasks.scenes": "tasks.vqa.scenes",
     "tasks.sequence_tables": "tasks.protein.data.tables",
     "tasks.speech": "tasks.asr.data.commands",
+    "tasks.speech.tokenizer": "tasks.asr.data.grammar.tokenizer",
     "tasks.templates": "tasks.dialogue.templates",
     "tasks.utterances": "tasks.asr.data.utterances",
     "tasks.vla_demo": "tasks.vla.cli.demo",

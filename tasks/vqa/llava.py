@@ -1,5 +1,7 @@
 """Question rows from a file in the format of LLaVA, checked before anything is trained on them.
 
+    {"image": "cat.jpg", "question": "What is it?", "answer": "a cat"}
+
 A JSON list, or JSON lines, of either form that `mmdiff.tasks.dialogue.turns` reads; pictures and sounds are paths.
 """
 

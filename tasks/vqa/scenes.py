@@ -1,5 +1,7 @@
 """Rendered scenes with compositional questions: a visual question answering problem that needs no files.
 
+    {"image": uint8 (24, 24, 3), "question": "is there a red cross", "answer": "no", "kind": "exist"}
+
 A scene is a picture of 24 x 24 pixels, 2 x 2 cells, with one to four coloured shapes. Six of the 24 conjunctions of a
 colour and a shape are held out: training shows them and asks for their attributes (`color`, `shape`, `count`, `what`),
 but never names one in a question (`exist`, `where`). The held-out set names nothing else, so it tells composition from

@@ -21,7 +21,6 @@ LONGEST = {  # lines of a file; 300 elsewhere
     "mmdiff/backbones/llada.py": 334,
     "mmdiff/backbones/load.py": 317,
     "mmdiff/model/model.py": 330,
-    "tasks/asr/data/commands.py": 338,
     "tasks/vla/data/dataset.py": 349,
     "tasks/vla/data/writer.py": 341,
     "tasks/vla/task.py": 302,

@@ -1,12 +1,14 @@
 """Spoken commands: a speech recognition problem that needs no files, said by espeak-ng (`espeak.py`).
 
+    {"audio": {"array": ..., "sampling_rate": 16000}, "text": "set a timer for ten hours", "voice": "en-us+m1", ...}
+
 A command is three to eight words of a closed vocabulary of 63: digit strings, calls, timers, switches and moves. What
 is said cannot be guessed from the grammar: most words are digits and numbers, and fourteen sounds like forty. It is
 said by many voices at many speeds and pitches; the held-out variants of a voice are never heard in training. Noise is
 added at a given signal-to-noise ratio. Every row is a pure function of (seed, index).
 
-Speaking is the cost, some 5 ms an utterance. What was said is kept in memory as 16-bit samples (58 kB an utterance), or
-read from a file that `prepare` writes.
+Speaking is the cost, some 5 ms per utterance. What was said is kept in memory as 16-bit samples (58 kB per
+utterance), or read from a file that `prepare` writes. The words are those of `grammar.py`.
 
 Shape letters: S samples in time, U utterances.
 """
@@ -14,7 +16,7 @@ Shape letters: S samples in time, U utterances.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
@@ -27,29 +29,20 @@ import torch
 from numpy.random import Generator, Philox, SeedSequence
 from tqdm import tqdm
 
-from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.errors import ConfigError, DataError, nearest, require
 from mmdiff.files import aside
 from mmdiff.protocols import Row
 
 from . import espeak
+from .grammar import KINDS, pick
 from .noise import NOISES, SPEAKERS, mix
 
 RATE = 16000  # of the rows, Hz
-DIGITS = tuple("zero one two three four five six seven eight nine".split())
-TEENS = tuple("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split())
-TENS = tuple("twenty thirty forty fifty sixty seventy eighty ninety".split())
-ROOMS = ("kitchen", "bedroom", "hall", "garden", "office")
-DEVICES = ("lights", "heater", "fan", "radio", "blinds")
-COLORS = ("red", "green", "blue", "white", "black")
-WAYS = ("left", "right", "up", "down")
-UNITS = ("seconds", "minutes", "hours")
-STATES = ("on", "off")
 
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 VARIANTS = {"train": ("", "+m1", "+m3", "+m7", "+f1", "+f2", "+f4"), "heldout": ("+m2", "+m5", "+f3", "+f5")}
 VOICES = {of: tuple(accent + variant for accent in ACCENTS for variant in VARIANTS[of]) for of in VARIANTS}
-SPEEDS, PITCHES = (130, 230), (20, 80)  # words a minute; espeak-ng's 0 ... 99
+SPEEDS, PITCHES = (130, 230), (20, 80)  # words per minute; espeak-ng's 0 ... 99
 
 ALONE = 200  # utterances that are said sooner than processes are started
 TEMPI = (0.9, 0.95, 1.0, 1.05, 1.1)  # of takes after the first: rates whose ratio to 16 kHz is of small numbers
@@ -64,51 +57,6 @@ class Utterance(NamedTuple):
     voice: str
     rate: int
     pitch: int
-
-
-def words() -> list[str]:
-    """The closed vocabulary."""
-    names = (*DIGITS, *TEENS, *TENS, *ROOMS, *DEVICES, *COLORS, *WAYS, *UNITS, *STATES)
-    return sorted({*names, *"call set a timer for turn the at move box steps".split()})
-
-
-def tokenizer() -> Any:
-    """A transformers tokenizer over `words()`, and "transcribe", which a model may be asked to do."""
-    return word_tokenizer([*words(), "transcribe"])
-
-
-# The grammar: each kind draws a list of words
-
-
-def number(rng: Generator) -> list[str]:
-    """One to ninety nine. Bare teens and bare tens, which are easily taken for each other, come equally often."""
-    share = rng.random()
-    if share < 0.2:
-        return [_one(DIGITS, rng)]
-    if share < 0.5:
-        return [_one(TEENS, rng)]
-    if share < 0.8:
-        return [_one(TENS, rng)]
-    return [_one(TENS, rng), _one(DIGITS[1:], rng)]
-
-
-def digits(low: int, high: int, rng: Generator) -> list[str]:
-    return [_one(DIGITS, rng) for _ in range(rng.integers(low, high + 1))]
-
-
-def switch(rng: Generator) -> list[str]:
-    what = ["turn", "the", _one(ROOMS, rng), _one(DEVICES, rng), _one(STATES, rng)]
-    return [*what, "at", *number(rng)] if rng.random() < 0.5 else what
-
-
-KINDS: Mapping[str, Callable[[Generator], list[str]]] = {
-    "digits": lambda rng: digits(3, 8, rng),
-    "few": lambda rng: digits(3, 6, rng),
-    "call": lambda rng: ["call", *digits(4, 7, rng)],
-    "timer": lambda rng: ["set", "a", "timer", "for", *number(rng), _one(UNITS, rng)],
-    "turn": switch,
-    "move": lambda rng: ["move", "the", _one(COLORS, rng), "box", _one(WAYS, rng), *number(rng), "steps"],
-}
 
 
 class Commands:
@@ -179,17 +127,17 @@ class Commands:
         return {**row, **self._recorded(i, take)} if self.sound else row
 
     def length(self, index: int) -> float:
-        """About how long a row is, without having it said: characters over words a minute."""
+        """About how long a row is, without having it said: characters over words per minute."""
         said = self.utterance(index % self.n)
         return len(said.text) / said.rate
 
     def utterance(self, i: int) -> Utterance:
         """What is said in row i of the first n."""
         rng = self._rng("said", i)
-        kind = _one(self.kinds, rng)
+        kind = pick(self.kinds, rng)
         text = " ".join(KINDS[kind](rng))
         speed, pitch = (int(rng.integers(low, high + 1)) for low, high in (SPEEDS, PITCHES))
-        return Utterance(text, kind, _one(VOICES[self.voices], rng), speed, pitch)
+        return Utterance(text, kind, pick(VOICES[self.voices], rng), speed, pitch)
 
     def spoken(self, i: int) -> np.ndarray:
         """int16 (S,): utterance i without noise, at 16 kHz."""
@@ -204,11 +152,11 @@ class Commands:
         rng = self._rng("take", i, take)
         name, snr = None, None
         if self.snr is not None and rng.random() >= self.clean:
-            name, snr = _one(self.noise, rng), round(float(rng.uniform(*self.snr)), 2)
+            name, snr = pick(self.noise, rng), round(float(rng.uniform(*self.snr)), 2)
         out_S = self.spoken(i).astype(np.float32) / 32768
         gain = 1.0
         if take:
-            out_S = resample(out_S, round(RATE * _one(TEMPI, rng)), RATE)
+            out_S = resample(out_S, round(RATE * pick(TEMPI, rng)), RATE)
             gain = 10 ** (-rng.uniform(0, QUIETER) / 20)
         if name is not None and snr is not None:
             others = [self.spoken(j) for j in self._others(i, rng)] if name == "babble" else []
@@ -322,10 +270,6 @@ def _resampler(rate: int, to: int) -> torch.nn.Module:
     from torchaudio.transforms import Resample
 
     return Resample(rate, to)
-
-
-def _one(choices: Sequence[Any], rng: Generator) -> Any:
-    return choices[int(rng.integers(len(choices)))]
 
 
 def _range(snr: float | Sequence[float]) -> tuple[float, float]:

@@ -17,7 +17,8 @@ from mmdiff.errors import ConfigError, DataError
 from mmdiff.protocols import Row
 from mmdiff.tasks.asr.data import commands as speech
 from mmdiff.tasks.asr.data import espeak
-from mmdiff.tasks.asr.data.commands import NOISES, VOICES, Commands, Digits, mix, prepare, resample, tokenizer, words
+from mmdiff.tasks.asr.data.commands import NOISES, VOICES, Commands, Digits, mix, prepare, resample
+from mmdiff.tasks.asr.data.grammar import tokenizer, words
 from mmdiff.tasks.dialogue.controls import Shuffled, Without
 
 pytestmark = [pytest.mark.needs("espeakng_loader"), pytest.mark.needs("torchaudio")]

@@ -1,0 +1,71 @@
+"""The grammar of the spoken commands, and its closed vocabulary.
+
+    "set a timer for forty two minutes"
+
+Each kind of command draws a list of words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from numpy.random import Generator
+
+from mmdiff.canvas.vocab import word_tokenizer
+
+DIGITS = tuple("zero one two three four five six seven eight nine".split())
+TEENS = tuple("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split())
+TENS = tuple("twenty thirty forty fifty sixty seventy eighty ninety".split())
+ROOMS = ("kitchen", "bedroom", "hall", "garden", "office")
+DEVICES = ("lights", "heater", "fan", "radio", "blinds")
+COLORS = ("red", "green", "blue", "white", "black")
+WAYS = ("left", "right", "up", "down")
+UNITS = ("seconds", "minutes", "hours")
+STATES = ("on", "off")
+
+
+def words() -> list[str]:
+    """The closed vocabulary."""
+    names = (*DIGITS, *TEENS, *TENS, *ROOMS, *DEVICES, *COLORS, *WAYS, *UNITS, *STATES)
+    return sorted({*names, *"call set a timer for turn the at move box steps".split()})
+
+
+def tokenizer() -> Any:
+    """A transformers tokenizer over `words()`, and "transcribe", which a model may be asked to do."""
+    return word_tokenizer([*words(), "transcribe"])
+
+
+def pick(choices: Sequence[Any], rng: Generator) -> Any:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def number(rng: Generator) -> list[str]:
+    """One to ninety nine. Bare teens and bare tens, which are easily taken for each other, come equally often."""
+    share = rng.random()
+    if share < 0.2:
+        return [pick(DIGITS, rng)]
+    if share < 0.5:
+        return [pick(TEENS, rng)]
+    if share < 0.8:
+        return [pick(TENS, rng)]
+    return [pick(TENS, rng), pick(DIGITS[1:], rng)]
+
+
+def digits(low: int, high: int, rng: Generator) -> list[str]:
+    return [pick(DIGITS, rng) for _ in range(rng.integers(low, high + 1))]
+
+
+def switch(rng: Generator) -> list[str]:
+    what = ["turn", "the", pick(ROOMS, rng), pick(DEVICES, rng), pick(STATES, rng)]
+    return [*what, "at", *number(rng)] if rng.random() < 0.5 else what
+
+
+KINDS: Mapping[str, Callable[[Generator], list[str]]] = {
+    "digits": lambda rng: digits(3, 8, rng),
+    "few": lambda rng: digits(3, 6, rng),
+    "call": lambda rng: ["call", *digits(4, 7, rng)],
+    "timer": lambda rng: ["set", "a", "timer", "for", *number(rng), pick(UNITS, rng)],
+    "turn": switch,
+    "move": lambda rng: ["move", "the", pick(COLORS, rng), "box", pick(WAYS, rng), *number(rng), "steps"],
+}
