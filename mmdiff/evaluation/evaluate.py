@@ -34,6 +34,11 @@ def evaluate(
     name: of the set, in errors and noise. Raises ConfigError where there are no rows, DataError that names a row.
     """
     count = min(len(rows), limit) if limit else len(rows)
+    score_all = getattr(session.task, "score_all", None)
+    if score_all is None and callable(getattr(session.task, "summary", None)):
+        raise ConfigError(
+            f"task: {type(session.task).__qualname__} has `summary`, which is `score_all` since 0.2"
+        )
     if not count:
         raise ConfigError(f"eval.data.{name}: no rows")
     records: list[dict[str, Any]] = []
@@ -44,7 +49,6 @@ def evaluate(
                 scores = session.task.score(out["prediction"], row)
             records.append({**_text(row), "row": len(records), **out, "scores": scores})
     seconds = time.perf_counter() - start
-    score_all = getattr(session.task, "score_all", None)
     whole = score_all(records) if score_all is not None else {}
     return {**mean_scores(records), **whole, "rows_per_second": count / seconds}, records
 

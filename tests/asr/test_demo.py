@@ -13,6 +13,11 @@ from mmdiff.tasks.asr.demo import SETS, STRATEGIES
 pytestmark = pytest.mark.needs("espeakng_loader", "soundfile", "torchaudio", "jiwer")
 
 SHORT = [
+    "model.backbone.hidden_size=32",
+    "model.backbone.layers=1",
+    "model.backbone.intermediate_size=48",
+    "model.encoders.audio.width=32",
+    "model.encoders.audio.layers=1",
     *(f"train.stages.{stage}.steps=2" for stage in ("first", "listen", "tune")),
     *(f"train.stages.{stage}.batch_size=4" for stage in ("first", "listen", "tune")),
     *(f"train.stages.{stage}.data.n=16" for stage in ("first", "listen", "tune")),
@@ -26,6 +31,7 @@ def test_the_demonstration_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # the demonstration takes all cores, tests share them
     assert main(["demo", "asr", *SHORT, "--json"]) == 0
     said = capsys.readouterr()
     first = json.loads(said.out.splitlines()[-1])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmdiff.config.settings import GenerationConfig
+from mmdiff.errors import ConfigError
 
 from .score import LowConfidence, Random
 from .select import Quota, Threshold
@@ -37,10 +38,15 @@ def rules_of(config: GenerationConfig) -> Rules:
     """Returns the rules that a configuration names. Raises ConfigError for a wrong dotted path or wrong arguments."""
     score = SCORES[config.remasking]() if config.remasking in SCORES else build_rule({"target": config.remasking})
     select: Select = Quota() if config.threshold is None else Threshold(config.threshold)
+    revise: Revise | None = None if config.revise is None else build_rule(config.revise)
+    if getattr(revise, "again", False):
+        raise ConfigError(
+            f"sampler.revise: {type(revise).__qualname__} has `again`, which is `rescore` since 0.2"
+        )
     return Rules(
         score=score,
         select=select if config.select is None else build_rule(config.select),
-        revise=None if config.revise is None else build_rule(config.revise),
+        revise=revise,
     )
 
 

@@ -115,6 +115,13 @@ def test_a_task_sums_a_set_up(run: Path) -> None:
     assert "held.words" in (run / "report.html").read_text()
 
 
+def test_a_task_with_the_old_name_of_its_hook_is_refused(run: Path) -> None:
+    session = load(run)
+    session.task.summary = lambda records: {}  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="Where has `summary`, which is `score_all`"):
+        evaluate(session, Pictured(2))
+
+
 def test_batches_do_not_change_answers(run: Path) -> None:
     session = load(run)
     for rows in (Pictured(6, lengths=[1, 4]),):
