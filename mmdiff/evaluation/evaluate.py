@@ -36,9 +36,7 @@ def evaluate(
     count = min(len(rows), limit) if limit else len(rows)
     score_all = getattr(session.task, "score_all", None)
     if score_all is None and callable(getattr(session.task, "summary", None)):
-        raise ConfigError(
-            f"task: {type(session.task).__qualname__} has `summary`, which is `score_all` since 0.2"
-        )
+        raise ConfigError(f"task: {type(session.task).__qualname__} has `summary`, which is `score_all` since 0.2")
     if not count:
         raise ConfigError(f"eval.data.{name}: no rows")
     records: list[dict[str, Any]] = []

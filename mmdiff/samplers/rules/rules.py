@@ -40,9 +40,7 @@ def rules_of(config: GenerationConfig) -> Rules:
     select: Select = Quota() if config.threshold is None else Threshold(config.threshold)
     revise: Revise | None = None if config.revise is None else build_rule(config.revise)
     if getattr(revise, "again", False):
-        raise ConfigError(
-            f"sampler.revise: {type(revise).__qualname__} has `again`, which is `rescore` since 0.2"
-        )
+        raise ConfigError(f"sampler.revise: {type(revise).__qualname__} has `again`, which is `rescore` since 0.2")
     return Rules(
         score=score,
         select=select if config.select is None else build_rule(config.select),
