@@ -80,7 +80,8 @@ def parse(argv: Sequence[str], core: Mapping[str, Verb]) -> tuple[Callable[[], O
         command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     except (UnknownOptionError, UnusedCliTokensError) as error:
         unknown = error.token.value if isinstance(error, UnknownOptionError) else (error.unused_tokens or [""])[0]
-        options = ["--json", *(option for argument in app.assemble_argument_collection() for option in argument.names)]
+        names = [name for argument in app.assemble_argument_collection() for name in argument.names]
+        options = ["--json", *(name for name in names if name.startswith("-"))]
         near = nearest(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
         raise UserError(f"unknown argument {unknown!r}{near}") from None
     except CycloptsError as error:
@@ -113,7 +114,8 @@ def _listing(prog: str, about: str, verbs: Mapping[str, Verb], tasks: Iterable[s
     lines |= {name: f"Verbs of a task: {prog} {name} --help" for name in sorted(tasks)}
     width = max(map(len, lines), default=0)
     listed = "\n".join(f"  {name:{width}}  {line}".rstrip() for name, line in lines.items())
-    return f"Usage: {prog} VERB ...\n\n{about.strip()}\n\n{listed}\n\n{prog} VERB --help says what a verb takes."
+    first, _, _ = about.strip().partition("\n\n")  # the second says what the room may import
+    return f"Usage: {prog} VERB ...\n\n{first}\n\n{listed}\n\n{prog} VERB --help says what a verb takes."
 
 
 def overrides_of(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -103,7 +103,7 @@ class VQA:
             scores |= {f"open_{part}": v for part, v in value.items()} if isinstance(value, dict) else {name: value}
         return scores
 
-    def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def score_all(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The figures of the whole set by those metrics that are of sets. Raises RowError without answer."""
         names = [name for name in self.metrics if name in OF_SETS]
         if not names:

@@ -88,7 +88,7 @@ def test_rows_and_names_that_cannot_be_used(folder: Path, monkeypatch: pytest.Mo
         load(folder, "task.metrics=[cider]")
     task: Any = load(folder, "task.metrics=[rouge_l]").task
     with pytest.raises(DataError, match="no answer: task.metrics: rouge_l needs the field `answer` in every row"):
-        task.summary([{"prediction": "yes", "question": "what"}])
+        task.score_all([{"prediction": "yes", "question": "what"}])
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,10 @@ def test_files_and_overrides_are_told_apart() -> None:
     assert overrides_of(words) == (words[:3], words[3:])
 
 
-KNOCK = '''"""Knocking on doors."""
+KNOCK = '''"""Knocking on doors.
+
+May import: what it likes.
+"""
 from mmdiff.commands.arguments import AtLeast1, overrides_of
 from mmdiff.errors import DataError
 
@@ -240,6 +243,7 @@ def test_help_lists_tasks_that_nobody_imports(capsys: pytest.CaptureFixture[str]
     assert "mmdiff.tasks.knock.cli" not in sys.modules
     text = shown("knock")
     assert text.startswith("Usage: mmdiff knock ") and "Knocking on doors." in text
+    assert "May import" not in text
     assert "once Knock with 100 % of one's strength. never" in text
     text = shown("knock", "once")
     assert text.startswith("Usage: mmdiff knock once ") and "And wait." in text and "--json" in text and "--out" in text
