@@ -69,7 +69,7 @@ def head(vocabulary: int) -> None:
     def plain() -> float:
         model.zero_grad()
         logits_BLV = backbone(noised.ids_RL)
-        position_BL = noised.predict_RL
+        position_BL = noised.masked_RL
         nll_P = torch.nn.functional.cross_entropy(logits_BLV[position_BL], batch.ids_BL[position_BL], reduction="none")
         loss = (nll_P * noised.weight_R[:, None].expand_as(position_BL)[position_BL]).sum() / noised.counts["denoise"]
         loss.backward()
@@ -77,7 +77,7 @@ def head(vocabulary: int) -> None:
 
     assert abs(ours() - plain()) < 1e-4 * abs(plain())
     fast, slow = median_seconds(ours, plain)
-    masked = int(noised.predict_RL.sum())
+    masked = int(noised.masked_RL.sum())
     size = ROWS * (PROMPT + ANSWER)
     print(f"head     V={vocabulary}: plain / ours {slow / fast:.2f}x time, {size / masked:.1f}x logits in memory")
 

@@ -86,7 +86,7 @@ def main() -> None:
     one = Denoise(denominator="each")
     sliced = one.plan(wide, NoiseKey(0, 0, "bench"), large.vocab)
     masked = replace(sliced, batch=replace(wide, allowed_ids_N=None))
-    places, allow = sliced.predict_RL.nonzero(as_tuple=True), wide.allow_BL
+    places, allow = sliced.masked_RL.nonzero(as_tuple=True), wide.allow_BL
     h_RLD = torch.randn(*wide.ids_BL.shape, args.width, requires_grad=True)
     assert allow is not None
 

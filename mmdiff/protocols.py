@@ -1,8 +1,8 @@
 """The interfaces of the framework, on one page. Read this first: all other code stands behind one of these names.
 
-A row of a file becomes a canvas (`Source`, `Task`), media on it become features, which take positions of the canvas
-(`Encoder`, `Connector`, seen by data processes as a `Reader`), the backbone attends over it (`Model`). Training adds an
-`Objective`, generation asks for logits through `Denoise`. ARCHITECTURE.md draws both flows.
+A row of a file becomes a canvas (`Source`, `Task`). Media on it become features, which take positions of the canvas
+(`Encoder`, `Connector`, seen by data processes as a `Reader`). The backbone attends over it (`Model`). Training adds an
+`Objective`; generation asks for logits through `Denoise`. ARCHITECTURE.md draws both flows.
 
 Shape letters: B samples of a batch, L canvas length, R rows (copies of samples that a call works on), D backbone width,
 V vocabulary, E encoder width, N crops of media (tiles of a picture, windows of a sound), T features per crop, M slots
@@ -41,7 +41,7 @@ class Source(Protocol):
 class Task(Protocol):
     """How a row becomes a canvas, and how a finished canvas becomes a prediction.
 
-    A task may have two methods more:
+    A task has two optional methods:
 
     `score_all(records) -> dict[str, Any]` returns figures of a whole set that are not means over rows, as the word
     error rate of a corpus is. A record is what `mmdiff.evaluation.evaluate` makes of a row: its plain fields,
@@ -183,7 +183,7 @@ class Denoise(Protocol):
     def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         """Returns logits (P, V) fp32 of the predicted positions in row-major order.
 
-        ids_RL: the canvases now. predict_RL: bool, the positions whose logits are wanted.
+        ids_RL: the canvases now. predict_RL: bool, the predicted positions.
         row_R: the row of the bound batch that a canvas belongs to (finished rows are left out, guidance repeats rows).
         media_R: bool, False where a row must not see its media (guidance); None: all do.
         """

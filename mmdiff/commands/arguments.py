@@ -1,22 +1,22 @@
-"""From the words of a command line to a verb and its arguments, which are those of a Python function.
+"""Parses a command line into a verb and its arguments.
 
 A verb is a function: its parameters are the arguments and options, their annotations what is accepted, the docstring
 the help. Cyclopts reads all three, so an option is added in one place. Positional-only parameters are arguments,
 `*words` takes what may be repeated, keyword-only parameters are options:
 
-    def transcribe(run: str, /, *words: str, batch_size: AtLeast1 = 16, out: Path | None = None) -> Output:
-        \"\"\"Write down what is said in audio files.
+    def count(run: str, /, *words: str, batch_size: AtLeast1 = 16, out: Path | None = None) -> Output:
+        \"\"\"Count the birds in pictures.
 
         Args:
             run: a run, a checkpoint in it or a saved model.
-            words: audio files, and settings such as `sampler.steps=4`.
-            batch_size: clips per batch.
-            out: the file of transcripts, which an interrupted command resumes.
+            words: pictures, and settings such as `sampler.steps=4`.
+            batch_size: pictures per batch.
+            out: the file of counts, which an interrupted command resumes.
         \"\"\"
 
 A task brings verbs in `tasks/<name>/cli.py`, or in a room of that name: a dictionary `VERBS`, and a docstring that
-heads their help. It is found by its place and imported when one of its verbs is called. With the function above in
-`tasks/asr/cli.py`, under "transcribe", `mmdiff asr transcribe runs/x a.wav sampler.steps=4 --batch-size 8` calls it.
+heads their help. It is found by its path and imported when one of its verbs is called. With the function above in a
+file `tasks/birds/cli.py`, under "count", `mmdiff birds count runs/x a.jpg sampler.steps=4 --batch-size 8` calls it.
 """
 
 from __future__ import annotations

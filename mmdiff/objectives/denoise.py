@@ -35,7 +35,7 @@ class NoisedBatch:
 
     batch: Batch
     ids_RL: Tensor
-    predict_RL: Tensor  # bool, the masked positions
+    masked_RL: Tensor  # bool, the masked positions
     weight_R: Tensor  # fp32, of each masked position of a row
     rate_R: Tensor  # fp32, mask rate
     row_R: Tensor  # the sample a row is a copy of
@@ -61,19 +61,19 @@ def sequences(noised: NoisedBatch, size_R: Tensor) -> tuple[Tensor, float]:
 
 def masked(noised: NoisedBatch, size_R: Tensor) -> tuple[Tensor, float]:
     """The mean per masked token (DiffuLLaMA, MGDM): another functional than the bound, and noisier."""
-    return noised.weight_R, float(noised.predict_RL.sum())
+    return noised.weight_R, float(noised.masked_RL.sum())
 
 
 def mean(noised: NoisedBatch, size_R: Tensor) -> tuple[Tensor, float]:
     """The plain mean over masked tokens, whatever their level (Whisper-LLaDA): no bound. Against the bound, a level
     weighs in proportion to its mask rate, so that what generation starts from is trained most."""
-    return torch.ones_like(noised.weight_R), float(noised.predict_RL.sum())
+    return torch.ones_like(noised.weight_R), float(noised.masked_RL.sum())
 
 
 def each(noised: NoisedBatch, size_R: Tensor) -> tuple[Tensor, float]:
     """The mean over the masked tokens of each sequence, then over sequences: LLaDA-VLA's localized special-token
     classification, with `restrict` (arXiv 2509.06932), and DD-VLA's loss."""
-    count_R = noised.predict_RL.sum(1).float()
+    count_R = noised.masked_RL.sum(1).float()
     return 1 / count_R.clamp(min=1), float((count_R > 0).sum())
 
 
@@ -123,11 +123,11 @@ class Denoise:
         scored_BL = batch.target_BL & (batch.ids_BL != vocab.mask_id)  # an empty position stays empty
         ids_BL, target_BL = batch.ids_BL.numpy(), scored_BL.numpy()
         copies = [self._mask(batch.index_B.tolist(), target_BL, key, copy) for copy in range(n)]
-        predict_RL = torch.from_numpy(np.concatenate([v.masked_BL for v in copies]))
+        masked_RL = torch.from_numpy(np.concatenate([v.masked_BL for v in copies]))
         out = NoisedBatch(
             batch=batch,
-            ids_RL=torch.from_numpy(np.tile(ids_BL, (n, 1))).masked_fill(predict_RL, vocab.mask_id),
-            predict_RL=predict_RL,
+            ids_RL=torch.from_numpy(np.tile(ids_BL, (n, 1))).masked_fill(masked_RL, vocab.mask_id),
+            masked_RL=masked_RL,
             weight_R=torch.from_numpy(np.concatenate([v.weight_B for v in copies])).float(),
             rate_R=torch.from_numpy(np.concatenate([v.rate_B for v in copies])).float(),
             row_R=torch.arange(len(batch)).repeat(n),
@@ -161,8 +161,8 @@ class Denoise:
             h_RLD = model.hidden(plan.ids_RL, batch, features, row_R)
         else:
             h_RLD = model.hidden_copies(plan.ids_RL, batch, features, copies)
-        nll_P, correct_P = model.score(h_RLD, batch, plan.predict_RL, row_R, restrict=self.restrict)
-        row_P = plan.predict_RL.nonzero()[:, 0]
+        nll_P, correct_P = model.score(h_RLD, batch, plan.masked_RL, row_R, restrict=self.restrict)
+        row_P = plan.masked_RL.nonzero()[:, 0]
         by_rate = by_level(nll_P.detach(), correct_P, plan.rate_R[row_P])
         return {"denoise": Term((nll_P * plan.weight_R[row_P]).sum(), sums=by_rate)}
 

@@ -1,8 +1,9 @@
 """The sampler: one loop for generation, infilling and drafts, over any rows in one batch.
 
 Shape letters: B samples, L canvas length, R rows that still have masked positions, P predicted positions of a step (the
-masked ones of each row's current block), N committed positions that are scored again, Q positions whose logits are
-computed (P and N), K blocks or allow-sets, V vocabulary, E end ids.
+masked ones of each row's current block), Q positions whose logits are computed (P, and the N committed positions that
+are scored again), V vocabulary. Three letters differ from the glossary: N is not crops here; K is the blocks of a row
+in `steps_BK` and other names in _BK, and allow-sets in `allow_KV`; E is end ids, not a width.
 
 A step: plan (the current block of each row) -> denoise -> ban ids -> propose -> score -> select -> commit -> revise ->
 stop. Rows are independent of each other: each has its own block, step, noise and end, whatever it is batched with.

@@ -254,7 +254,7 @@ def _hears(rows: Source, hypotheses: str | None, first_pass: bool) -> bool:
 
 
 def _draft(strategy: str | None, ratio: float | None) -> list[str]:
-    """Overrides that say how drafts are masked again."""
+    """Overrides that set how drafts are masked again."""
     name = strategy or "low_confidence"
     if name not in STRATEGIES:
         raise UserError(f"--strategy: {name!r}{nearest(name, STRATEGIES)}")
@@ -265,7 +265,7 @@ def _draft(strategy: str | None, ratio: float | None) -> list[str]:
 
 
 def _file(option: str, path: str | None) -> Path | None:
-    """The file an option names. What is wrong with it is said now, and not after the work."""
+    """The file an option names. What is wrong with it raises now, and not after the work."""
     if path is None:
         return None
     file = Path(path)

@@ -152,7 +152,7 @@ def normaliser(name: str) -> Callable[[str], str]:
     """Raises ConfigError for an unknown name, MissingExtra for a package that is not installed."""
     if name not in NORMALISERS:
         raise ConfigError(f"normalise: no normaliser {name!r}{nearest(str(name), NORMALISERS)}")
-    NORMALISERS[name]("")  # a missing package is said now, not at the first score
+    NORMALISERS[name]("")  # a missing package raises now, not at the first score
     return NORMALISERS[name]
 
 

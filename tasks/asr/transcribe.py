@@ -1,4 +1,4 @@
-"""Rows of speech to transcripts, batch by batch, timed, into a file that an interrupted run resumes.
+"""Rows of speech to transcripts, batch by batch, timed, into a file that an interrupted command resumes.
 
 Batches hold rows that are about as long, up to so many seconds of sound; the order of the results is that of the rows.
 Sound is read when its batch is due, read once and encoded once.
@@ -36,9 +36,9 @@ from .data.manifests import by_duration
 from .task import ASR
 
 Record = dict[str, Any]
-"""`id`, `audio` (a path), `duration`, `text` (the reference, if there is one), `first_pass` (the draft), `pred_text`,
-`confidence` (the least of its words), `forwards`, `canvas` as (token, step, probability), `seconds` {read, encoder,
-decoder}, and `words` with their times where asked for."""
+"""`id`, `audio` (a path), `duration`, `text` (the reference, if there is one), `first_pass` (the draft), `pred_text`
+(the prediction, named as in NeMo's manifests), `confidence` (the least of its words), `forwards`, `canvas` as (token,
+step, probability), `seconds` {read, encoder, decoder}, and `words` with their times where asked for."""
 
 KEPT = ("text", "speaker", "where")  # fields of a row that a record has too
 
@@ -54,13 +54,13 @@ def transcribe(
     first: bool = False,
     **named: Any,
 ) -> list[Record]:
-    """Write every row down, or mend its `hypothesis`.
+    """Transcribe every row, or correct its `hypothesis`.
 
     out: a file of JSON lines, one record per row, added to after every batch. What it already has is not done again; it
         must be of the same rows, the same model and the same `settings`, which are kept beside it. Once all is done its
         lines are in the rows' order.
-    seconds: of sound in a batch, padding counted; a longer clip is a batch of its own. words: with the words' times, by
-        the encoder's CTC head. first: the draft is what that head hears, whatever hypothesis a row has.
+    seconds: the most audio per batch, padding counted; a longer clip is a batch of its own. words: adds the words'
+        times, by the encoder's CTC head. first: uses the CTC transcript as draft, whatever hypothesis a row has.
     named: fields of GenerationConfig.
     Raises ConfigError for a file of other settings, DataError that names the row.
     """

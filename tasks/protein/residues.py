@@ -1,4 +1,4 @@
-"""Amino acid sequences to ids and back, a byte a residue: lengths never change, and no tokenizer is called.
+"""Amino acid sequences to ids and back, one byte per residue: lengths never change, and no tokenizer is called.
 
 transformers' ESM tokenizer takes a millisecond a sequence, makes one `<unk>` of any run of lower-case letters, and puts
 spaces between the letters it decodes; a table of 256 entries does neither.

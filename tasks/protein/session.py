@@ -66,7 +66,7 @@ def load_protein_session(path: str | Path, overrides: Sequence[str] = ()) -> Ses
     protein = build(task, where="task")
     node = _node(path, [one.removeprefix(OWN) for one in overrides if one.startswith(OWN)])
     model = MMDiff(build(node, where="backbone")).eval()
-    protein.residues(model.vocab)  # a backbone of text has none, and says so now
+    protein.residues(model.vocab)  # a backbone of text has none, and raises now
     return Session(model.to("cuda" if torch.cuda.is_available() else "cpu"), protein, sampler, local_folder(path))
 
 

@@ -1,6 +1,6 @@
 """Ways to write a chunk of actions, by name: fields of GenerationConfig for K actions of D tokens.
 
-A codec whose tokens are no K x D grid says what its groups are, `codec.steps(chunk, dims)`: give these two numbers.
+A codec whose tokens are no K x D grid names its groups, `codec.steps(chunk, dims)`: give these two numbers.
 Every way names all the fields that decide how tokens are chosen, so it means the same over any other settings; what
 may be written, guidance, and the seed are left as they are. Numbers of steps are defaults: lay your own over them.
 """

@@ -54,14 +54,14 @@ class VLA:
 
     statistics: of actions and states by key: the folder of a data set, a file, {key: either of them}, or the numbers
         themselves. A saved model holds the numbers.
-    chunk: K. codec: of `mmdiff.tasks.vla.codecs.bins`; 32 uniform bins when left out.
+    chunk: K. codec: a codec of `mmdiff.tasks.vla.codecs`; 32 uniform bins when left out.
     normalise: quantile | bounds | mean_std | none, of actions and states. binary: dimensions of the action, by number
         or name, that have two values (grippers).
-    key: whose statistics a policy acts by; needed where there are several. In training a row's `dataset` says it.
+    key: whose statistics a policy acts by; needed where there are several. In training a row's `dataset` names it.
     state: "encoder" (media of kind `state`), "tokens" (`state_bins` ids of the reserved range `state`) or "none".
     cameras: pictures a row has; 0: what it has is not looked at.
-    prompt: what a canvas says before the actions, special tokens spelled out. `<image>` is the place of all pictures,
-        `<state>` that of the state.
+    prompt: the text of a canvas before the actions, special tokens spelled out. `<image>` is where all pictures are
+        inserted, `<state>` where the state is.
     world: the simulator the policy is made for, `{name: metaworld, size: 64}`, see `mmdiff.tasks.vla.worlds.world`;
         `tasks` in it are those that it is evaluated on.
     execute: actions of a chunk that are carried out before the next chunk, where a caller gives no number; None: all.

@@ -161,4 +161,4 @@ METRICS: Mapping[str, Callable[[Sequence[str], Sequence[Sequence[str]]], float]]
     "rouge_l": rouge_l,
     "cider_d": cider,
 }
-"""The names that `task.metrics` of a configuration takes."""
+"""The caption metrics among the names that `task.metrics` of a configuration takes."""

@@ -47,7 +47,7 @@ def test_the_target_is_context_and_never_masked(vocab: Vocab) -> None:
     assert Protein().prompt(row | {"sequence": "_A"}, vocab)[0] == sample[0]
     batch = collate([sample] * 64, vocab)
     crops = Denoise().plan(batch, NoiseKey(0, batch=64), vocab)
-    assert crops.predict_RL.any() and not crops.predict_RL[:, :7].any()
+    assert crops.masked_RL.any() and not crops.masked_RL[:, :7].any()
 
 
 def test_letters_that_are_not_learned_are_context(vocab: Vocab) -> None:

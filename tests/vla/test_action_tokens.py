@@ -54,9 +54,9 @@ def test_the_loss_is_the_formula() -> None:
     m = model()
     batch = chunks(m, [0, 3, 2, 1, 0, 3], [1, 1, 2, 2, 3, 0])
     plan = LSC.plan(batch, KEY, m.vocab)
-    plan.predict_RL[0] = torch.tensor([0, 0, 1, 0, 0, 1, 0, 1], dtype=torch.bool)
-    plan.predict_RL[1] = torch.tensor([0, 0, 0, 0, 1, 0, 0, 0], dtype=torch.bool)
-    plan.ids_RL = batch.ids_BL.masked_fill(plan.predict_RL, m.vocab.mask_id)
+    plan.masked_RL[0] = torch.tensor([0, 0, 1, 0, 0, 1, 0, 1], dtype=torch.bool)
+    plan.masked_RL[1] = torch.tensor([0, 0, 0, 0, 1, 0, 0, 0], dtype=torch.bool)
+    plan.ids_RL = batch.ids_BL.masked_fill(plan.masked_RL, m.vocab.mask_id)
     plan.weight_R, plan.counts["denoise"] = each(plan, torch.tensor([6.0, 6.0]))
     low, high = m.vocab.range("action")
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_weights_are_one_over_the_masked_tokens_of_each_sequence() -> None:
     m = model()
     batch = chunks(m, [0, 3, 2, 1, 0, 3], [1, 1, 2, 2, 3, 0], [0, 1, 2, 3, 0, 1])
     plan = LSC.plan(batch, KEY, m.vocab)
-    masked_R = plan.predict_RL.sum(1)
+    masked_R = plan.masked_RL.sum(1)
     assert plan.weight_R.tolist() == pytest.approx([1 / max(int(k), 1) for k in masked_R])
     assert plan.counts["denoise"] == int((masked_R > 0).sum())
 
@@ -152,7 +152,7 @@ def test_empty_places_stay_empty_and_are_not_scored() -> None:
             plan = objective.plan(batch, NoiseKey(0, step, "x"), m.vocab)
             assert plan.counts["denoise"] == 6 * copies
             assert (plan.ids_RL[:: len(batch), 4:] == m.vocab.mask_id).all()
-            assert not plan.predict_RL[:: len(batch), 4:].any()
+            assert not plan.masked_RL[:: len(batch), 4:].any()
     whole = chunks(m, [0, 3], [1, 1])
     figures = bound(m, batch)
     assert figures.positions_B.tolist() == [2, 4] and figures.nll_B.isfinite().all()

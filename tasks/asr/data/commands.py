@@ -50,7 +50,7 @@ QUIETER = 10.0  # dB at most, of takes after the first
 
 
 class Utterance(NamedTuple):
-    """All that a synthesiser is told."""
+    """All that a synthesiser is given."""
 
     text: str
     kind: str

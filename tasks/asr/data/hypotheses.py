@@ -3,7 +3,7 @@
     {"id": "a", "hypothesis": "turn lift", "nbest": [["turn lift", -1.0], ["turn left", -1.5]]}
 
 Files, by ending: `.trn` is `text (id)` per line (sclite); `.json` and `.jsonl` are JSON; all others are text, one
-hypothesis per line, with its id in front (Kaldi) or not. `layout` says it where the ending does not.
+hypothesis per line, with its id in front (Kaldi) or not. `layout` names it where the ending does not.
 
 A hypothesis in JSON is a text, or {"id": ..., "hypothesis": ..., "nbest": [...]}. Of the fields `hypothesis`,
 `pred_text` (NeMo) and `text` the first that is there is read: beside one of the others, `text` is the reference. An

@@ -24,7 +24,7 @@ def pink(size: int, rng: Generator, others: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def babble(size: int, rng: Generator, others: Sequence[np.ndarray]) -> np.ndarray:
-    """Other utterances at once, equally loud, each from a random place on and over again."""
+    """Other utterances at once, equally loud, each from a random offset on, repeated."""
     out_S = np.zeros(size, dtype=np.float32)
     for other in others:
         other_S = other.astype(np.float32)

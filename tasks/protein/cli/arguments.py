@@ -185,7 +185,7 @@ class Binders:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Mutants:
-    """Mutants of one wild type, in place of sequences.
+    """Mutants of one wild type, instead of sequences.
 
     Args:
         scan: a file of mutants with measurements, with ProteinGym's or DeepSequence's columns.

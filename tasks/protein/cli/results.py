@@ -28,7 +28,7 @@ class Results:
     """The file of an option. `lines`: JSON lines, added to after every window. They are the file itself, or lie beside
     it under `<file>.jsonl` where it is a FASTA, a table or packed; that file is made of them in the end.
 
-    Raises UserError, before any work, for an ending without a format, a folder, a place that cannot be written, and a
+    Raises UserError, before any work, for an ending without a format, a folder, a path that cannot be written, and a
     file that no such lines are beside.
     """
 

@@ -29,7 +29,7 @@ def generate(run: Run, /, *words: str, new: NewSequences | None = None, sampling
     from .results import Results
     from .rows import new_rows, peeked
 
-    new = new or NewSequences()  # with none of its options, it says which to give
+    new = new or NewSequences()  # with none of its options, its error names which to give
     overrides, out = only_overrides(words), Results("--out", sampling.out)
     return _sampled(run, peeked(new_rows(new, sampling)), sampling, asdict(new), overrides, out)
 

@@ -44,7 +44,7 @@ def read_fasta(path: str | Path, *, unique: bool = False, **policy: str) -> Iter
 
 
 def read_a3m(path: str | Path, **policy: str) -> Iterator[Record]:
-    """`read_fasta` of match columns: lower case and '.' dropped, '-' kept, unless `policy` says something else."""
+    """`read_fasta` of match columns: lower case and '.' dropped, '-' kept, unless `policy` sets something else."""
     return _read_fasta(path, policy_of({**A3M, **policy}), unique=False)
 
 
@@ -76,7 +76,7 @@ def write_fasta(
             header = f"{record.id} {record.description}".rstrip()
             if not record.id or split_header(header) != (record.id, record.description) or re.search("[\r\n]", header):
                 raise DataError(
-                    f"{path} record {count}: {header!r:.60} is no header: an id is one word, a header a line"
+                    f"{path} record {count}: {header!r:.60} is no header: an id is one word, a header one line"
                 )
             if not record.sequence or re.search(r"[\s>]", record.sequence):
                 raise DataError(f"{path} record {count} ({record.id}): {record.sequence!r:.60} is no sequence")

@@ -162,7 +162,7 @@ def _sample_batch(
     model = session.model
     laid = collate(samples, model.vocab, model.readers, index=index, side="left")
     out = model.generate(to_device(laid, model.device), generation_config=session.sampler, **named)
-    # one transfer each, not one a row
+    # one transfer each, not one per row
     ids_BL, target_BL, step_BL, sure_BL, forwards_B = (
         x.cpu() for x in (out.ids_BL, out.target_BL, out.step_BL, out.confidence_BL, out.forwards_B)
     )

@@ -198,7 +198,7 @@ def _pooled(states: Sequence[Tensor], pool: Sequence[str], dtype: torch.dtype, m
     for h_LD in states:
         x_ND = h_LD[first:-1].float()
         vectors.append(torch.cat([h_LD[0].float() if name == "cls" else POOLS[name](x_ND) for name in pool]))
-    return list(torch.stack(vectors).to(dtype).cpu())  # one transfer a batch
+    return list(torch.stack(vectors).to(dtype).cpu())  # one transfer per batch
 
 
 def _checked(

@@ -62,7 +62,7 @@ def shown(table: Table) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def number(figure: Figure) -> str:
-    """Text as it is, whole numbers in full, others to four places; small ones keep two digits."""
+    """Text as it is, whole numbers in full, others to four decimals; small ones keep two digits."""
     if isinstance(figure, str):
         return figure
     if isinstance(figure, int):

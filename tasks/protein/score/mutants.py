@@ -5,7 +5,7 @@ that special tokens and X take no part in it; sites whose wild type is none of t
 
     wt_marginal        log p(new) - log p(old) at each site, from one forward of the wild type with nothing masked. Of
                        masked language models: one trained by diffusion alone has never been asked about what it sees
-    masked_marginal    the same with all sites of the mutant masked (one forward a set of sites), summed over sites
+    masked_marginal    the same with all sites of the mutant masked (one forward per set of sites), summed over sites
     chain              log p(mutated sites | the others) by the chain rule, less that of the wild type: all sites are
                        masked and revealed one after another; the mean over orders of revealing
     pseudo_likelihood  sum over all residues of log p(x_i | all others), mutant less wild type: a forward per residue

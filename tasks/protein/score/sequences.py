@@ -1,4 +1,4 @@
-"""How likely a model finds whole sequences: the bound on -log p, and pseudo-perplexity, one record a sequence.
+"""How likely a model finds whole sequences: the bound on -log p, and pseudo-perplexity, one record per sequence.
 
 Both are of the residues that the task writes (`letters`), and their softmax is over these; other letters (X, B, ...)
 are context. In a row with a `target` they are those of its binder, given the target.
@@ -65,8 +65,9 @@ def score_sequences(
     tokens: token budget of a forward, padding counted; a longer canvas is a forward of its own.
     window: records that are sorted by length and written together, fewer where they are much work.
     control: "shuffled_target": the same figures with the target's residues permuted, as the record's `control`.
-    out: None: records come as they are made. A file: all is done at once and written as it is, what the file already
-        has is not done again, and what is returned reads the file.
+    out: None: records are computed as they are read from the iterator. A file: all records are computed before this
+        returns and are written window by window; records that the file already has are not computed again, and the
+        iterator reads the file.
     Raises ConfigError, and DataError that names the record; what stands before that record is written.
     """
     for name in methods:

@@ -29,9 +29,9 @@ from mmdiff.training.train import train
 FAUCETS = ("faucet-open-v3", "faucet-close-v3")
 PAIRS = {"faucet-open-v3": "faucet-close-v3", "faucet-close-v3": "faucet-open-v3"}
 SILENT = "trained without language"
-DEMONSTRATIONS = 30  # layouts a task, of seeds from 1000 on
+DEMONSTRATIONS = 30  # layouts per task, of seeds from 1000 on
 DISTURBED = {"noise": 0.3, "share": 0.5, "hold": 1}  # see `mmdiff.tasks.vla.rollout.record`
-UNSEEN, EPISODES = 5000, 20  # the first seed of the layouts that are evaluated, and how many a task
+UNSEEN, EPISODES = 5000, 20  # the first seed of the layouts that are evaluated, and how many per task
 LINES = {
     "success": "unseen layouts of all four tasks",
     "faucets": "the two faucets, which begin from the same scene",

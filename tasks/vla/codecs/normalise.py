@@ -1,7 +1,7 @@
 """Statistics of actions and states, and the maps from robot units to [-1, 1] and back that follow from them.
 
-They belong to one data set on one robot: a policy is told by key whose to use. Shape letters: N vectors, D dimensions,
-Q intervals of the grid.
+They belong to one data set on one robot: a policy is given the key of those it uses. Shape letters: N vectors,
+D dimensions, Q intervals of the grid.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _VECTORS = ("mean", "std", "min", "max", "q01", "q99")
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is known of N vectors, dimension by dimension; an empty tuple where a source does not say.
+    """What is known of N vectors, dimension by dimension; an empty tuple where a source does not give it.
 
     std: of the population (divided by N). q01, q99: quantiles with linear interpolation, numpy's default.
     names: of the dimensions. grid: (Q + 1, D) quantiles at 0, 1/Q, ..., 1. untouched: dimensions that the source says
@@ -106,7 +106,7 @@ class Statistics:
     def from_json(cls, mapping: Mapping[str, Any]) -> Statistics:
         """The inverse of `to_json`; also reads lerobot's (`count` a list of one) and OpenVLA's (`mask`).
 
-        What else a file says (q10, q50, ...) is not needed. Raises DataError.
+        What else a file holds (q10, q50, ...) is not needed. Raises DataError.
         """
         if not isinstance(mapping, Mapping):
             raise DataError(f"statistics: {mapping!r} is not a mapping of {', '.join(_VECTORS)}")
@@ -128,7 +128,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Normaliser:
-    """Robot units to [-1, 1], a linear map a dimension, and back.
+    """Robot units to [-1, 1], a linear map per dimension, and back.
 
     mode: which values go to -1 and 1. "quantile": q01 and q99 (OpenVLA's BOUNDS_Q99); "bounds": min and max;
         "mean_std": the mean minus and plus `SPAN` standard deviations; "none": -1 and 1.

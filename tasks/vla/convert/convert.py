@@ -97,7 +97,7 @@ def convert(
 
 
 def detect(path: Path) -> str:
-    """The layout of a file or folder. Raises DataError that says what was found, where it is none or several."""
+    """The layout of a file or folder. Raises DataError that names what was found, where it is none or several."""
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise DataError(f"{path}: expected an .hdf5 file, or a folder of episodes")

@@ -1,6 +1,6 @@
 """Episodes in HDF5 files, in the three layouts that are common.
 
-robomimic: many episodes a file, data/demo_i with `actions` and `obs/*`; pictures are `<camera>_image`, upright.
+robomimic: many episodes per file, data/demo_i with `actions` and `obs/*`; pictures are `<camera>_image`, upright.
     `mask/<name>` lists episodes of a subset (filter keys). No instruction. (robomimic.github.io, "Datasets")
 libero: the same tree with `problem_info` (the instruction) beside it; pictures are `agentview_rgb` and
     `eye_in_hand_rgb`, stored upside down: rotate=180 gives what policies of LIBERO are trained on. (LIBERO,
@@ -10,7 +10,7 @@ aloha: one episode a file, `action`, `observations/qpos`, `observations/images/<
 
 The default state is end effector and gripper (robomimic, libero), or `qpos` (aloha). Keys of cameras and states are
 those in `obs`, `observations/images` and `observations`; keys of actions those of the demo, or of the file (aloha:
-action=["action", "base_action"] for a moving base). robomimic and LIBERO say their fps (`control_freq`).
+action=["action", "base_action"] for a moving base). robomimic and LIBERO give their fps (`control_freq`).
 
 Shape letters: N frames, D dimensions of an action, S of the state, H W pixels.
 """
@@ -40,7 +40,7 @@ BLOCK = 32  # frames read together: chunks of a compressed dataset span several
 
 
 def layout_of(path: Path) -> str:
-    """The layout of a file. Raises DataError that says what was found, where it is none or two of them."""
+    """The layout of a file. Raises DataError that names what was found, where it is none or two of them."""
     file = _opened(path)
     demos = _is_group(file, "data") and any(_is_group(demo) and "actions" in demo for demo in file["data"].values())
     single = "action" in file and _is_group(file, "observations")
@@ -156,7 +156,7 @@ def _reader(dataset: Any, where: str) -> Callable[[int], Array]:
     if _is_raw(dataset):
         return _Blocks(dataset)
     # Padding may stay: decoders stop at a picture's own end. (The rows of `compress_len` stand in the order of the
-    # recording's cameras, which the file does not say.)
+    # recording's cameras, which the file does not name.)
     if dataset.ndim == 2 and dataset.dtype == "uint8" or dataset.ndim == 1 and dataset.dtype.kind in "OSV":
         return lambda frame: decoded(dataset[frame].tobytes() if dataset.ndim == 2 else _bytes(dataset[frame]))
     raise DataError(f"{where} is {dataset.dtype} {dataset.shape}, expected uint8 (N, H, W, 3) or the bytes of pictures")

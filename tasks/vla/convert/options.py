@@ -17,8 +17,8 @@ class ReadOptions:
     """What is read of a source's episodes, and how. Raises ConfigError.
 
     Attributes:
-        fps: frames per second, where the source does not say.
-        instruction: the instruction of every episode, where the source does not say.
+        fps: frames per second, where the source does not give it.
+        instruction: the instruction of every episode, where the source gives none.
         cameras: name of a camera -> its key in the source, in order; None: all that look like pictures.
         state: a key of the state, whose columns are joined; may be given again (default: what the layout is known for).
         action: a key of the action, as of the state.

@@ -8,7 +8,7 @@
 
 Keys are those below `steps` or `steps/observation`: "action", "state", "image". By default the action is `action`, the
 state `state` or `proprio`, the instruction `language_instruction` or `natural_language_instruction`, and all pictures
-of three colours are cameras. The data do not say their fps. All steps are kept, as OpenVLA does; the action of the
+of three colours are cameras. The data do not give their fps. All steps are kept, as OpenVLA does; the action of the
 last step of an RLDS episode need not mean anything.
 
 Shape letters: N frames, D dimensions of an action, S of the state, H W pixels.

@@ -42,7 +42,7 @@ class Recorded:
 
 
 def broken(where: str, error: DataError) -> Recorded:
-    """In place of what could not even be found."""
+    """Stands for an episode that could not be found: its `read()` raises `error`."""
 
     def read() -> Recording:
         raise error

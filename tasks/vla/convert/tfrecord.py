@@ -16,7 +16,7 @@ from mmdiff.errors import DataError, require
 
 
 def records(path: Path) -> Iterator[bytes | DataError]:
-    """The records of a file, one in memory at a time; in place of a damaged one, the error that says so.
+    """The records of a file, one in memory at a time; instead of a damaged one, the error that it causes.
 
     Behind a damaged length nothing can be found, so the file ends there; behind damaged data it goes on.
     """

@@ -117,7 +117,7 @@ class EncodedPictures:
     """Encoded pictures in parquet files, by file, column and row. Reads whole row groups and keeps the last ones.
 
     budget: bytes kept. A row group that is larger is kept as long as it is the last one. Opened when it is used; a copy
-    in another process opens files of its own, and after a fork the mappings are shared, which hold no place in a file.
+    in another process opens files of its own, and after a fork the mappings are shared, which have no offset in a file.
     """
 
     def __init__(self, folder: Path, budget: int = CACHE) -> None:
@@ -206,7 +206,7 @@ class EncodedPictures:
 
 
 def _find(layout: Layout, places: Sequence[Place], episode_N: Array, frame_N: Array) -> Iterator[tuple[Place, int]]:
-    """The row of their file that episodes begin with. Raises DataError where the rows are not what `meta/` says."""
+    """The row of their file that episodes begin with. Raises DataError where the rows are not what `meta/` lists."""
     name = places[0].file
     ends = np.flatnonzero(np.diff(episode_N)) + 1
     begins = np.concatenate(([0], ends)).astype(np.int64) if len(episode_N) else np.zeros(0, np.int64)

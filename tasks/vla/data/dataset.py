@@ -191,8 +191,8 @@ class Steps:
     list in the order of `cameras`: encoded bytes where parquet holds them, uint8 (H, W, 3) where a video does; absent
     in data without cameras. `state` is absent in data without a state.
 
-    cameras: which, in which order; None: all. key: what `dataset` says, whose statistics a task uses; None: the name of
-        the folder.
+    cameras: which, in which order; None: all. key: the value of `dataset`, whose statistics a task uses; None: the
+        name of the folder.
     episodes: their numbers; "a:b", from a to before b as in Python; a share in (0, 1), evenly spread over all; or
         a negative share, which is what that of 1 - share leaves: 0.9 and -0.1 are training and held-out. None: all.
     no_noops: frames are left out whose action is shorter (Euclidean norm) than this and leaves the gripper as it was,

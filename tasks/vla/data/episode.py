@@ -1,4 +1,4 @@
-"""An episode of a robot: what it was told, saw, felt and did, frame by frame.
+"""An episode of a robot: its instruction, and what it saw, felt and did, frame by frame.
 
 Shape letters: N frames, D dimensions of an action, S of the state, H W pixels.
 """
@@ -63,7 +63,7 @@ def check_episode(
     if episode.state is not None:
         _check_vectors(episode.state, f"{where}", "state", None)
         if len(episode.state) != frames:
-            raise DataError(f"{where}: {len(episode.state)} states, {frames} actions; expected one a frame")
+            raise DataError(f"{where}: {len(episode.state)} states, {frames} actions; expected one per frame")
     measured = 0 if episode.state is None else episode.state.shape[1]
     if state_dims is not None and measured != state_dims:
         raise DataError(f"{where}: the state has {measured} dimensions, expected {state_dims}")
@@ -75,7 +75,7 @@ def check_episode(
             raise DataError(f"{where}: camera {name!r} is in no earlier episode{nearest(name, cameras)}")
         if len(seen) != frames:
             raise DataError(
-                f"{where}: camera {name!r} has {len(seen)} pictures, {frames} actions; expected one a frame"
+                f"{where}: camera {name!r} has {len(seen)} pictures, {frames} actions; expected one per frame"
             )
         if pictures:
             _check_pictures(seen, where, name, (cameras or {}).get(name))

@@ -34,7 +34,7 @@ def statistics_of(path: str | Path) -> dict[str, Statistics]:
 
 
 def read_statistics(node: str | Path | Mapping[str, Any]) -> dict[str, Entry]:
-    """{key: {"action", "state" where there is one}} of what a configuration says.
+    """{key: {"action", "state" where there is one}} of what a configuration gives.
 
     node: a path, {key: path}, {key: {"action": {...}, "state": {...}}} or the inner mapping alone. A path is a LeRobot
         folder, which is read as `statistics_of` does; a folder with OpenVLA's `dataset_statistics.json`; or a JSON file

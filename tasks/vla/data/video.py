@@ -59,7 +59,7 @@ class Video:
 
     @property
     def frames(self) -> int:
-        """How many, by the file's header; 0 where it does not say."""
+        """How many, by the file's header; 0 where it gives none."""
         return int(self._opened().frames)
 
     @property

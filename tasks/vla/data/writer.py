@@ -195,7 +195,7 @@ class LeRobotWriter:
                 expected = "True or False" if "next.success" in self.features else "None"
                 raise DataError(f"{where}: success is {episode.success}, expected {expected} as in episode 0")
         if abs(episode.fps - self.fps) > 1e-6 * self.fps:
-            raise DataError(f"{where}: {episode.fps:g} frames a second, the data set has {self.fps:g}")
+            raise DataError(f"{where}: {episode.fps:g} frames per second, the data set has {self.fps:g}")
 
     def _begin(self, episode: Episode, where: str) -> None:
         cameras: dict[str, tuple[int, ...] | None] = {}

@@ -1,4 +1,4 @@
-"""What is taken from a policy, or told it falsely, to see what it goes by: pictures, and its instruction.
+"""What is withheld from a policy, or falsified, to see what it depends on: pictures, and its instruction.
 
 An ablation changes a row before the policy sees it. Chance and the scripted expert are other policies, on the same
 layouts.
@@ -49,7 +49,7 @@ def instructions(spec: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, str
 def swaps(
     spec: Mapping[str, Any], instruction_of: Mapping[str, str], pairs: Mapping[str, str] | None
 ) -> dict[str, tuple[str, str]]:
-    """Task -> another task and its instruction: what `pairs` says, else the next one. Empty for a single task.
+    """Task -> another task and its instruction: what `pairs` names, else the next one. Empty for a single task.
 
     instruction_of: full name -> instruction. Raises ConfigError for a pair of one task, and a task not
     evaluated.

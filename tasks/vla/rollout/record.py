@@ -31,7 +31,7 @@ Spec = Mapping[str, Any] | str
 
 
 class Attempt(NamedTuple):
-    """One layout of one task (its full name), tried once. steps: how many; success: whether the world said so."""
+    """One layout of one task (its full name), tried once. steps: how many; success: whether the world reports it."""
 
     task: str
     seed: int
@@ -52,8 +52,8 @@ def record(
     processes: int = 1,
     log: Callable[[Attempt], None] | None = None,
 ) -> Iterator[Episode]:
-    """Successful episodes, task by task. Of `episodes` layouts a task (seed, seed + 1, ...), those where the expert
-    fails are left out: no other layout takes their place, so that all others stay unseen.
+    """Successful episodes, task by task. Of `episodes` layouts per task (seed, seed + 1, ...), those where the expert
+    fails are left out: no other layout replaces them, so that all others stay unseen.
 
     noise: standard deviation of what is added to an executed action, in all but the last dimension (the gripper's).
     share: of the steps that are disturbed. hold: a disturbance lasts so many steps; longer ones lead farther from the

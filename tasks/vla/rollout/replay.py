@@ -1,6 +1,6 @@
 """Recorded actions through the codec and back: what a policy with these tokens could at best do.
 
-The error of the round trip is measured on every frame. Where the data set says which simulator and which layouts it
+The error of the round trip is measured on every frame. Where the data set names which simulator and which layouts it
 comes from (`meta/world.json`, written with recorded demonstrations), recorded and decoded actions are both executed
 there, so that what the tokens cost is known apart from what a policy has not learned.
 
@@ -88,7 +88,7 @@ def replay(
 ) -> dict[str, Any]:
     """Figures of a LeRobot folder's actions, sent through the tokens of `task`.
 
-    key: whose statistics of the task's. spec: the simulator, in place of the one the data set names.
+    key: whose statistics of the task's. spec: the simulator, instead of the one the data set names.
     episodes: the first so many, or their numbers; None: all.
     `error`: see `Errors.figures`; `mae` is the mean over all of it, `clipped` the sum. `raw` and `codec`: success rates
     of the recorded and the decoded actions at the recorded layouts; absent where those are not known, which `notes`
@@ -198,7 +198,7 @@ def world_of(world: World | None, spec: Mapping[str, Any], task: str) -> World:
 
 
 def source(dataset: Path, episodes: int) -> Recording | None:
-    """What `meta/world.json` says; None where there is none. Raises DataError for a file of another data set."""
+    """What `meta/world.json` holds; None where there is none. Raises DataError for a file of another data set."""
     file = dataset / "meta" / "world.json"
     if not file.is_file():
         return None

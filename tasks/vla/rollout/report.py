@@ -120,9 +120,9 @@ def costs(figures: Mapping[str, Any]) -> dict[str, str]:
         latency = figures["latency_ms"]
         out["latency of a chunk"] = f"{latency['p50']:.1f} ms (p50), {latency['p95']:.1f} ms (p95), one robot"
     if "control_hz" in figures:
-        out["control frequency"] = f"{figures['control_hz']:.1f} actions a second, one robot"
+        out["control frequency"] = f"{figures['control_hz']:.1f} actions per second, one robot"
     if "actions_per_second" in figures:
-        out["throughput"] = f"{figures['actions_per_second']:.1f} actions a second of the policy's time, in batches"
+        out["throughput"] = f"{figures['actions_per_second']:.1f} actions per second of the policy's time, in batches"
     if "forwards_per_chunk" in figures:
         out["forwards a chunk"] = f"{figures['forwards_per_chunk']:.1f}"
     return out

@@ -24,7 +24,7 @@ Edit = Callable[[Row], Row]
 
 @dataclass
 class Rollout:
-    """One episode. success: whether the simulator said so at any step; the episode ends there.
+    """One episode. success: whether the simulator reported it at any step; the episode ends there.
 
     chunks: chunks that the policy gave. actions_ND: what was executed. frames: the picture before the first step and
     after every n-th, (H, W, 3) uint8, where they were kept.

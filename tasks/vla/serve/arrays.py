@@ -56,7 +56,7 @@ def to_picture(value: Any, field: str) -> np.ndarray:
 
 
 def to_numbers(value: Any, field: str, shape: tuple[int | None, ...]) -> np.ndarray:
-    """float32 of `shape`, None standing for any length. A number that is not finite is named by its place."""
+    """float32 of `shape`, None standing for any length. A number that is not finite is named by its index."""
     expected = " x ".join("any number" if n is None else str(n) for n in shape) + " numbers"
     if value is None:
         raise BadRequest(f"{field}: missing, expected {expected}")

@@ -12,7 +12,7 @@ The protocol (experiments/robot/libero of openvla-oft):
 * 220, 280, 300, 520 and 400 steps at most, in the order above; success ends an episode;
 * pictures of 256 x 256, turned by 180 degrees, as those of the training data are; a policy that was trained on random
   crops is shown the middle 90 % of the area;
-* state: place of the hand (3), its rotation as axis times angle (3), both fingers (2);
+* state: position of the hand (3), its rotation as axis times angle (3), both fingers (2);
 * gripper: 1 open, 0 closed in OpenVLA's data, made binary and turned into the simulator's -1 open, +1 closed;
 * a chunk of 8 actions is executed before the policy gives the next.
 
@@ -37,7 +37,7 @@ from .world import Step, clipped_action
 require("gymnasium", "vla")
 import gymnasium  # noqa: E402
 
-SUITES: Mapping[str, tuple[int, int]] = {  # tasks, steps an episode
+SUITES: Mapping[str, tuple[int, int]] = {  # tasks, steps per episode
     "libero_spatial": (10, 220),
     "libero_object": (10, 280),
     "libero_goal": (10, 300),
@@ -118,7 +118,7 @@ class Libero(gymnasium.Env):
         start = int(self.np_random.integers(len(self._initial))) if seed is None else seed % len(self._initial)
         if self._env is None:
             self._env = self._open()
-        self._env.seed(0)  # places of objects depend on it even where the initial state is given
+        self._env.seed(0)  # positions of objects depend on it even where the initial state is given
         self._env.reset()
         raw = self._env.set_init_state(self._initial[start])
         for _ in range(self.settle):

@@ -7,7 +7,7 @@ slower, and without the coloured goal sites, which would tell a policy what only
 Layouts follow the seed alone. Goals are part of the scripted experts' observation, never of `agent_pos`.
 
 Shape letters: D = 4 dimensions of an action (dx, dy, dz of the hand in centimetres, gripper effort), S = 4 of the state
-(the hand's place in metres, how far the fingers are apart in [0, 1]), H W pixels.
+(the hand's position in metres, how far the fingers are apart in [0, 1]), H W pixels.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class MetaWorld(gymnasium.Env):
         own: to one of those, or to {lookat: [x, y, z], distance, azimuth, elevation} (metres, degrees).
     max_steps: an episode is truncated there; 500 is the benchmark's.
     success_ends: whether success terminates the episode.
-    goals: draw the coloured goal sites. They tell the task, but where a goal is a place in the air or on the table
+    goals: draw the coloured goal sites. They give the task away, but where a goal is a point in the air or on the table
         (reach, push, pick-place) nothing else shows it.
 
     Nothing is drawn, and no graphics library needed, before the first observation. A world draws in the thread that it
@@ -138,9 +138,9 @@ class MetaWorld(gymnasium.Env):
             from metaworld.policies import ENV_POLICY_MAP
 
             self._env = ALL_V3_ENVIRONMENTS[self.task]()
-        self._env._partially_observable = False  # as in the multi-task benchmarks: the experts are told the goal
+        self._env._partially_observable = False  # as in the multi-task benchmarks: the experts see the goal
         vars(self._env).pop("sawyer_observation_space", None)  # cached for the other case
-        self._env._set_task_called = True  # what follows replaces a list of 50 layouts by one layout a seed
+        self._env._set_task_called = True  # what follows replaces a list of 50 layouts by one layout per seed
         self._env._freeze_rand_vec, self._env.seeded_rand_vec = False, True
         self._policy: Any = ENV_POLICY_MAP[self.task]
 

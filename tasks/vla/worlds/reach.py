@@ -4,7 +4,7 @@ Four discs, one of each colour, lie on a table; the arm is a round tip. Where th
 so that one picture goes with four instructions. The tip has to be on the named disc with its gripper closed.
 
 Shape letters: D = 3 dimensions of an action (dx, dy of the tip, gripper: above 0 is closed), S = 2 of the state (the
-tip's place on a table of [-1, 1] x [-1, 1], y down), H W pixels.
+tip's position on a table of [-1, 1] x [-1, 1], y down), H W pixels.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class World(Protocol):
 
     task: str  # "faucet-open-v3"
     task_description: str  # the instruction
-    fps: float  # control steps a second
+    fps: float  # control steps per second
     _max_episode_steps: int
     action_space: Any
     observation_space: Any

@@ -173,7 +173,7 @@ def test_denominators_on_a_ragged_batch(denominator: str, padding: Any) -> None:
     assert batch.target_BL.sum(1).tolist() == ([5, 5, 5] if padding == "eos" else [1, 5, 3])
     objective = Denoise(levels=BERNOULLI, denominator=denominator)
     plan = objective.plan(batch, KEY, m.vocab)
-    assert plan.predict_RL.any(1).sum() >= 2
+    assert plan.masked_RL.any(1).sum() >= 2
     loss = objective.terms(m, plan)["denoise"].value / plan.counts["denoise"]
     assert float(loss.detach()) == pytest.approx(by_hand(m, batch, KEY, denominator), rel=1e-5)
 
@@ -215,9 +215,9 @@ def test_prompts_pictures_and_padding_are_never_masked(levels: Levels, side: Any
     clean_BL = batch.ids_BL.clone()
     for step in range(20):
         plan = Denoise(levels=levels).plan(batch, NoiseKey(0, step), m.vocab)
-        assert not (plan.predict_RL & ~batch.target_BL).any()
-        torch.testing.assert_close(plan.ids_RL[~plan.predict_RL], clean_BL[~plan.predict_RL], rtol=0, atol=0)
-        assert (plan.ids_RL[plan.predict_RL] == m.vocab.mask_id).all()
+        assert not (plan.masked_RL & ~batch.target_BL).any()
+        torch.testing.assert_close(plan.ids_RL[~plan.masked_RL], clean_BL[~plan.masked_RL], rtol=0, atol=0)
+        assert (plan.ids_RL[plan.masked_RL] == m.vocab.mask_id).all()
     torch.testing.assert_close(batch.ids_BL, clean_BL, rtol=0, atol=0)
 
 
@@ -228,7 +228,7 @@ def test_noise_does_not_depend_on_mates_order_or_padding() -> None:
     def masks(order: list[int], **how: Any) -> dict[int, list[bool]]:
         batch = collate([samples[i] for i in order], m.vocab, index=[10 + i for i in order], **how)
         plan = Denoise(levels=levels).plan(batch, KEY, m.vocab)
-        return {i: plan.predict_RL[b, batch.target_BL[b]].tolist() for b, i in enumerate(order)}
+        return {i: plan.masked_RL[b, batch.target_BL[b]].tolist() for b, i in enumerate(order)}
 
     whole = masks([0, 1, 2, 3])
     assert masks([3, 1, 0, 2]) == whole
@@ -237,7 +237,7 @@ def test_noise_does_not_depend_on_mates_order_or_padding() -> None:
     other = Denoise(levels=levels).plan(
         collate(samples, m.vocab, index=[10, 11, 12, 13]), replace(KEY, step=3), m.vocab
     )
-    assert other.predict_RL[1, 2:8].tolist() != whole[1] or other.predict_RL[3, 2:6].tolist() != whole[3]
+    assert other.masked_RL[1, 2:8].tolist() != whole[1] or other.masked_RL[3, 2:6].tolist() != whole[3]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -252,7 +252,7 @@ def test_random_length_cuts_its_share_uniformly(side: Any) -> None:
     counts = torch.bincount(length_B, minlength=11)[1:10].double()
     assert (counts - 100).abs().max() < 5 * 10
     assert (
-        torch.equal(plan.batch.target_BL, plan.batch.attend_BL) and not (plan.predict_RL & ~plan.batch.attend_BL).any()
+        torch.equal(plan.batch.target_BL, plan.batch.attend_BL) and not (plan.masked_RL & ~plan.batch.attend_BL).any()
     )
     first = batch.attend_BL.int().argmax(1)
     assert torch.equal(plan.batch.attend_BL.int().argmax(1), first)  # what remains is the beginning
@@ -280,14 +280,14 @@ def test_views_share_one_encoding_and_average_to_the_single_views() -> None:
     for v in range(3):
         rows = slice(2 * v, 2 * v + 2)
         one = replace(
-            plan, ids_RL=plan.ids_RL[rows], predict_RL=plan.predict_RL[rows], weight_R=plan.weight_R[rows],
+            plan, ids_RL=plan.ids_RL[rows], masked_RL=plan.masked_RL[rows], weight_R=plan.weight_R[rows],
             rate_R=plan.rate_R[rows], row_R=torch.arange(2),
         )  # fmt: skip
         single.append(float(objective.terms(m, one)["denoise"].value.detach()) / 7)
     assert len({round(s, 4) for s in single}) == 3
     assert loss == pytest.approx(np.mean(single), rel=1e-5)
     first = Denoise(levels=BERNOULLI).plan(batch, KEY, m.vocab)
-    assert torch.equal(plan.predict_RL[:2], first.predict_RL)
+    assert torch.equal(plan.masked_RL[:2], first.masked_RL)
 
 
 # Scores --------------------------------------------------------------------------------------------------------------
@@ -413,10 +413,10 @@ def test_the_mean_weighs_every_masked_token_alike_whatever_its_level() -> None:
     for levels in (Bernoulli(eps=0.1), ExactCount(), ExactCount(full=0.5)):
         plan = Denoise(levels=levels, denominator="mean").plan(batch, KEY, m.vocab)
         term = Denoise(levels=levels, denominator="mean").terms(m, plan)["denoise"]
-        ids = batch.ids_BL.masked_fill(plan.predict_RL, m.vocab.mask_id)
+        ids = batch.ids_BL.masked_fill(plan.masked_RL, m.vocab.mask_id)
         h = m.hidden(ids, batch, {}, torch.arange(3))
-        logits = m.backbone.head(h)[plan.predict_RL]
-        loss = F.cross_entropy(logits.float(), batch.ids_BL[plan.predict_RL])
+        logits = m.backbone.head(h)[plan.masked_RL]
+        loss = F.cross_entropy(logits.float(), batch.ids_BL[plan.masked_RL])
         assert float(term.value.detach()) / plan.counts["denoise"] == pytest.approx(float(loss.detach()), rel=1e-5)
 
 
@@ -427,12 +427,12 @@ def test_corruption_replaces_visible_target_words_only_and_labels_stay() -> None
     batch = collate(samples, m.vocab)
     clean = Denoise(levels=ExactCount()).plan(batch, KEY, m.vocab)
     plan = Denoise(levels=ExactCount(), corrupt=0.15).plan(batch, KEY, m.vocab)
-    assert torch.equal(plan.predict_RL, clean.predict_RL), "what is masked does not depend on what is replaced"
+    assert torch.equal(plan.masked_RL, clean.masked_RL), "what is masked does not depend on what is replaced"
     changed = plan.ids_RL != clean.ids_RL
-    assert not changed[plan.predict_RL | ~batch.target_BL | (batch.ids_BL == eos)].any()
+    assert not changed[plan.masked_RL | ~batch.target_BL | (batch.ids_BL == eos)].any()
     assert torch.equal(plan.batch.ids_BL, batch.ids_BL)
     assert set(plan.ids_RL[changed].tolist()) <= set(m.vocab.text_ids.tolist())
-    free = batch.target_BL & ~plan.predict_RL & (batch.ids_BL != eos)
+    free = batch.target_BL & ~plan.masked_RL & (batch.ids_BL != eos)
     kept = 1 / len(m.vocab.text_ids)  # a draw may give the word that was there
     assert float(changed.sum() / free.sum()) == pytest.approx(0.15 * (1 - kept), abs=0.02)
     rates = (changed.sum(1) / free.sum(1).clamp(min=1))[free.sum(1) > 15]
@@ -455,9 +455,9 @@ def test_replacements_stay_within_what_a_place_may_hold() -> None:
     samples: list[Sample] = [[Text([4]), Target([5, 6] * 20, allow=((5, 7),))] for _ in range(20)]
     batch = collate(samples, m.vocab)
     plan = Denoise(levels=ExactCount(), corrupt=0.5).plan(batch, KEY, m.vocab)
-    seen = plan.ids_RL[batch.target_BL & ~plan.predict_RL]
+    seen = plan.ids_RL[batch.target_BL & ~plan.masked_RL]
     assert set(seen.tolist()) == {5, 6}
-    assert (plan.ids_RL != batch.ids_BL)[batch.target_BL & ~plan.predict_RL].any()
+    assert (plan.ids_RL != batch.ids_BL)[batch.target_BL & ~plan.masked_RL].any()
 
 
 def test_a_share_that_cannot_be_is_refused() -> None:

@@ -139,8 +139,8 @@ def test_only_the_binder_is_masked_whatever_the_target_has(levels: Any, learned:
     ever = torch.zeros_like(allowed)
     for step in range(64):
         copies = Denoise(levels).plan(batch, NoiseKey(0, step=step, batch=len(HARD)), VOCAB)
-        ever |= copies.predict_RL
-        assert torch.equal(copies.ids_RL == VOCAB.mask_id, copies.predict_RL)
+        ever |= copies.masked_RL
+        assert torch.equal(copies.ids_RL == VOCAB.mask_id, copies.masked_RL)
     assert torch.equal(ever, allowed)
 
 
@@ -148,7 +148,7 @@ def test_ends_are_not_counted() -> None:
     """Two chains in front, so three ends before the binder's: a rule that masks what follows the first one is wrong."""
     parts = [Text([0, *ids("MK"), 2, *ids("AC"), 2]), Target(ids("VYW")), Text([2])]
     batch = collate([parts], VOCAB)
-    copies = [Denoise().plan(batch, NoiseKey(0, step=step), VOCAB).predict_RL[0] for step in range(32)]
+    copies = [Denoise().plan(batch, NoiseKey(0, step=step), VOCAB).masked_RL[0] for step in range(32)]
     assert torch.stack(copies).any(0).tolist() == [False] * 7 + [True] * 3 + [False]
 
 

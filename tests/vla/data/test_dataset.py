@@ -577,7 +577,7 @@ def test_a_broken_episode_is_refused_and_the_others_are_whole(tmp_path: Path, vi
         (replace(good[1], state=None), r"episode 1: the state has 0 dimensions, expected 2"),
         (replace(good[1], action=good[1].action[:, :2]), r"episode 1: action has 2 dimensions, expected 3"),
         (replace(good[1], success=None), r"episode 1: success is None, expected True or False"),
-        (replace(good[1], fps=20), r"episode 1: 20 frames a second, the data set has 10"),
+        (replace(good[1], fps=20), r"episode 1: 20 frames per second, the data set has 10"),
     ):
         with pytest.raises(DataError, match=message):
             writer.add(broken)

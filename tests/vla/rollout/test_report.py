@@ -36,7 +36,7 @@ def test_summary_as_text() -> None:
     assert re.split(r"\s{2,}", lines[2])[2] == "–"
     assert lines[3:] == [
         "latency of a chunk: 12.3 ms (p50), 20.0 ms (p95), one robot",
-        "control frequency: 81.0 actions a second, one robot",
+        "control frequency: 81.0 actions per second, one robot",
         "forwards a chunk: 5.0",
         "noted",
     ]
