@@ -118,7 +118,7 @@ def test_a_task_sums_a_set_up(run: Path) -> None:
 def test_a_task_with_the_old_name_of_its_hook_is_refused(run: Path) -> None:
     session = load(run)
     session.task.summary = lambda records: {}  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="Where has `summary`, which is `score_all`"):
+    with pytest.raises(ConfigError, match="has `summary`, which is `score_all`"):
         evaluate(session, Pictured(2))
 
 

@@ -20,6 +20,7 @@ from mmdiff.samplers.result import Generation
 from mmdiff.samplers.rules.hierarchical import Hierarchical
 from mmdiff.samplers.rules.maskgit import Remask
 from mmdiff.samplers.rules.revise import RunningConfidence
+from mmdiff.samplers.rules.rules import rules_of
 from mmdiff.samplers.rules.select import Everything, Threshold
 from mmdiff.samplers.rules.state import Proposal
 
@@ -225,3 +226,12 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
     with pytest.raises(ConfigError) as raised:
         write(first_is_mended, 4, steps=4, revise=node)
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_rule_with_the_old_name_of_its_flag_is_refused() -> None:
+    def revise(committed: object) -> Tensor:
+        raise AssertionError("not asked")
+
+    revise.again = True  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="has `again`, which is `rescore` since 0.2"):
+        rules_of(GenerationConfig(revise=revise))
