@@ -1,5 +1,8 @@
 """Aligned families: match columns, column frequencies, identity, and rows held out by clusters.
 
+    >seq1/1-6
+    MK-tAYIA      -> match columns M K - A Y I A, the insertion t dropped
+
 An alignment is A3M, or FASTA as Pfam writes it (`.afa`): upper case and '-' are match columns, lower case and '.' are
 insertions, which are dropped.
 

@@ -1,5 +1,8 @@
 """Protein sequences from FASTA and A3M files, and back. Files are streams; one whose name ends in `.gz` is packed.
 
+    >sp|P0AA25|THIO_ECOLI Thioredoxin 1            -> {"id": "sp|P0AA25|THIO_ECOLI", "sequence": "MSDKIIHLTD", ...}
+    MSDKIIHLTD
+
 What stands in a sequence besides residues is dealt with by named policies (`Policy`). White space is never part of a
 sequence. Everything else that is not a residue is an error that names file, record, id, line and position; positions
 count what the file has, gaps and lower case included.

@@ -1,4 +1,10 @@
-"""Protein sequences, and pairs of chains, in tables: CSV, TSV and JSON lines."""
+"""Protein sequences, and pairs of chains, in tables: CSV, TSV and JSON lines.
+
+    id,sequence                      id,target,binder
+    thio,MSDKIIHLTD                  1abc,MKTAYIAKQR,GSHMLEDP
+
+`read_csv` reads tables of the first kind, `Pairs` those of the second.
+"""
 
 from __future__ import annotations
 
