@@ -20,69 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 from mmdiff.errors import ConfigError, DataError, nearest
 
-from .family import Facts, token_id
+from .family import Facts, checked_mask_id, required, token_id, transformers_config
+from .published import ESM, ESM_COMMON, ESM_SIZES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TOKENS = "<cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X B U Z O . - <null_1> <mask>".split()
+PUBLISHED = ESM
 AUTO_CLASS = "AutoModelForMaskedLM"
-CACHES = False  # an encoder: all positions are run
-GROWS = False  # its head has a bias besides
-TRAINED_RATE = 0.15 * 0.8  # of mask tokens, when ESM-2 was trained: what token dropout makes up for
+CACHES = False  # an encoder runs all positions
+GROWS = False  # the head has a bias as well
+TRAINED_RATE = 0.15 * 0.8  # the share of mask tokens when ESM-2 was trained, which token dropout makes up for
 CAP = 30.0  # of DSM's logits
 DSM = ("esm_diff", "dsm")
 POSITIONS = ("rotary", "absolute")
-
-_SIZES = {"hidden_size": 320, "num_hidden_layers": 6, "num_attention_heads": 20, "intermediate_size": 1280}
-_COMMON: dict[str, Any] = {
-    "architectures": ["EsmForMaskedLM"],
-    "attention_probs_dropout_prob": 0.0,
-    "classifier_dropout": None,
-    "emb_layer_norm_before": False,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.0,
-    "initializer_range": 0.02,
-    "is_folding_model": False,
-    "layer_norm_eps": 1e-05,
-    "mask_token_id": 32,
-    "max_position_embeddings": 1026,
-    "model_type": "esm",
-    "pad_token_id": 1,
-    "position_embedding_type": "rotary",
-    "token_dropout": True,
-    "vocab_size": 33,
-}
-
-
-def _published(layers: int, width: int, heads: int, **more: Any) -> dict[str, Any]:
-    sizes = dict(zip(_SIZES, (width, layers, heads, 4 * width), strict=True))
-    return {**_COMMON, **sizes, **more}
-
-
-_DSM = {
-    "model_type": "esm_diff",
-    "architectures": ["ESM_Diff"],
-    "at_vocab_size": 30000,
-    "num_at_layers": 1,
-    "tie_word_embeddings": False,
-}
-_DPLM = {"architectures": ["EsmForDPLM"]}
-PUBLISHED: Mapping[str, Mapping[str, Any]] = {
-    "facebook/esm2_t6_8M_UR50D": _published(6, 320, 20),
-    "facebook/esm2_t12_35M_UR50D": _published(12, 480, 20),
-    "facebook/esm2_t30_150M_UR50D": _published(30, 640, 20),
-    "facebook/esm2_t33_650M_UR50D": _published(33, 1280, 20),
-    "facebook/esm2_t36_3B_UR50D": _published(36, 2560, 40),
-    "GleghornLab/DSM_150": _published(30, 640, 20, **_DSM),
-    "GleghornLab/DSM_650": _published(33, 1280, 20, **_DSM),
-    "GleghornLab/DSM_150_ppi_lora": _published(30, 640, 20, **_DSM),
-    "GleghornLab/DSM_650_ppi_lora": _published(33, 1280, 20, **_DSM),
-    "Synthyra/DSM_ppi_full": _published(33, 1280, 20, **_DSM),
-    "airkingbd/dplm_150m": _published(30, 640, 20, **_DPLM),
-    "airkingbd/dplm_650m": _published(33, 1280, 20, **_DPLM),
-    "airkingbd/dplm_3b": _published(36, 2560, 40, **_DPLM),
-}
 
 _KEPT = (
     "vocab_size mask_token_id pad_token_id hidden_size num_hidden_layers num_attention_heads intermediate_size "
@@ -98,23 +50,22 @@ absolute) of a new one."""
 
 
 def config(raw: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
-    """Returns an `EsmConfig` without dropout and token dropout. Its `mmdiff` is what this file adds to transformers.
+    """Returns an `EsmConfig` without dropout and token dropout; its field `mmdiff` holds the options of this file.
 
     Raises ConfigError for missing fields, an unknown option, and ESMFold.
     """
     options = checked(options, positions=False)
-    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-        if raw.get(name) is None:
-            raise ConfigError(f"config.json: {name} is missing")
-    if raw.get("is_folding_model") or raw.get("is_decoder"):
-        name = "is_folding_model" if raw.get("is_folding_model") else "is_decoder"
-        raise ConfigError(f"config.json: {name}: true, expected false")
+    for name in ("vocab_size", *ESM_SIZES):
+        required(raw, name)
+    for name in ("is_folding_model", "is_decoder"):
+        if raw.get(name):
+            raise ConfigError(f"config.json: {name}: true, expected false")
     kind = raw.get("position_embedding_type", "absolute")
     if kind not in POSITIONS:
         raise ConfigError(f"config.json: position_embedding_type: {kind!r}{nearest(str(kind), POSITIONS)}")
     is_dsm = raw.get("model_type") in DSM
     classes = [str(name) for name in raw.get("architectures") or ()]
-    if other := [name for name in classes if "DPLM2" in name]:  # says `esm` too; its positions start again at structure
+    if other := [name for name in classes if "DPLM2" in name]:  # also `esm`, but positions start again at structure
         raise ConfigError(f"config.json: architectures: {other[0]!r} is not EsmForDPLM: DPLM-2 is another function")
     is_dplm = any("DPLM" in name for name in classes)
     ours = {"token_dropout": is_dplm, "logit_cap": CAP if is_dsm else None, "bias_in_decoder": is_dsm}
@@ -124,9 +75,9 @@ def config(raw: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> 
 
 
 def settle(raw: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Returns config.json with what its tensors decide: head and embeddings are tied unless both are in the file.
+    """Returns config.json with head and embeddings tied unless `names`, those of the tensors, have both.
 
-    DSM's code ties them when it is made and unties them when it is loaded; its files hold two tensors that differ.
+    DSM's code ties them when a model is made and unties them when it is loaded; its files hold two tensors that differ.
     """
     tied = not {"lm_head.decoder.weight", "esm.embeddings.word_embeddings.weight"} <= set(names)
     return {**raw, "tie_word_embeddings": tied}
@@ -156,7 +107,7 @@ def new_config(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=4 * hidden_size if intermediate_size is None else intermediate_size,
-        max_position_embeddings=max_length + 2,  # the first two rows belong to padding
+        max_position_embeddings=max_length + 2,  # the first two rows of the table belong to padding
         rope_theta=10_000.0 if rope_theta is None else rope_theta,
         initializer_range=init_std,
         layer_norm_eps=1e-5,
@@ -168,7 +119,7 @@ def new_config(
 
 
 def checked(options: Mapping[str, Any] | None, *, positions: bool) -> Mapping[str, Any]:
-    """Raises ConfigError for an option or value that is not there."""
+    """Returns the options, {} for None. Raises ConfigError for one that ESM does not have, or a value out of range."""
     options = options or {}
     for name, value in options.items():
         if name not in OPTIONS:
@@ -187,56 +138,42 @@ def checked(options: Mapping[str, Any] | None, *, positions: bool) -> Mapping[st
 
 def toy_options(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the options of a toy twin of the model of `raw`: the cap of DSM, the token dropout of DPLM."""
-    ours = config({**dict.fromkeys(_SIZES, 4), "vocab_size": 33, **raw}).mmdiff
+    ours = config({**dict.fromkeys(ESM_SIZES, 4), "vocab_size": 33, **raw}).mmdiff
     return {"token_dropout": ours["token_dropout"], "logit_cap": ours["logit_cap"]}
 
 
 def facts(raw: Mapping[str, Any], config: Any, tokenizer: Any) -> Facts:
-    """Ids from config.json, then by their spelling in the tokenizer. `<cls>` is the beginning of a sequence."""
-    spelled = {name: token_id(tokenizer, f"<{name}>") for name in ("mask", "eos", "pad", "cls")}
-    given = raw.get("mask_token_id")
-    if given is not None and spelled["mask"] is not None and given != spelled["mask"]:
-        raise ConfigError(f"mask_token_id: {given} in config.json, but <mask> is {spelled['mask']} in the tokenizer")
-    mask, eos = given if given is not None else spelled["mask"], spelled["eos"]
-    if mask is None or eos is None:
-        missing = "mask" if mask is None else "eos"
-        raise ConfigError(f"tokenizer: no {missing} token, and config.json has no {missing}_token_id")
-    pad = spelled["pad"] if spelled["pad"] is not None else raw.get("pad_token_id")
-    config.mask_token_id, config.pad_token_id = mask, eos if pad is None else pad
-    return Facts(
-        mask_id=mask,
+    """Returns ids from config.json, then by their spelling in the tokenizer. `<cls>` is the beginning of a sequence."""
+    eos, pad, cls = (token_id(tokenizer, f"<{name}>") for name in ("eos", "pad", "cls"))
+    out = Facts.found(
+        mask_id=checked_mask_id(raw, tokenizer, "<mask>"),
         eos_id=eos,
-        pad_id=eos if pad is None else pad,
-        bos_id=spelled["cls"],
+        pad_id=raw.get("pad_token_id") if pad is None else pad,
+        bos_id=cls,
         end_ids=(eos,),
-        shift=0,
-        attention="full",
         max_length=config.max_position_embeddings - 2,
     )
+    config.mask_token_id, config.pad_token_id = out.mask_id, out.pad_id
+    return out
 
 
 def published_config(config: Any, facts: Facts) -> dict[str, Any]:
     """Returns a config.json that transformers reads, and DSM's code where the model is one."""
     ours = config.mmdiff
-    is_dsm = ours["bias_in_decoder"]
-    more = {"model_type": DSM[0], "architectures": ["ESM_Diff"]} if is_dsm else {}
+    more = {"model_type": DSM[0], "architectures": ["ESM_Diff"]} if ours["bias_in_decoder"] else {}
     if ours["token_dropout"]:
         more = {"architectures": ["EsmForDPLM"]}
-    fields = {name: getattr(config, name) for name in _KEPT}
-    tied = {"tie_word_embeddings": config.tie_word_embeddings}
-    return (
-        _COMMON
-        | fields
-        | tied
-        | {"token_dropout": ours["token_dropout"], "eos_token_id": facts.eos_id, "mmdiff": ours}
-        | more
-    )
+    fields = {name: getattr(config, name) for name in (*_KEPT, "tie_word_embeddings")}
+    own = {"token_dropout": ours["token_dropout"], "eos_token_id": facts.eos_id, "mmdiff": ours}
+    return ESM_COMMON | fields | own | more
 
 
 def published_names(config: Any) -> dict[str, str]:
-    """Names are transformers' own, but for the head's bias in DSM, the rotary frequencies of older files, which hold
-    them in every layer, and what transformers 5 writes: norms as `gamma` and `beta`, and frequencies of layer `*`.
-    A name that is written comes last."""
+    """Returns {published name of a tensor: its name in the transformers class}; of several, the last is written.
+
+    They differ in the head's bias in DSM, the rotary frequencies of older files, which hold them in every layer, and
+    what transformers 5 writes: norms as `gamma` and `beta`, and frequencies of layer `*`.
+    """
     import torch
     from transformers import AutoModelForMaskedLM
 
@@ -260,7 +197,7 @@ def published_names(config: Any) -> dict[str, str]:
 
 
 def is_elsewhere(name: str) -> bool:
-    """Whether a tensor is of the contact head or pooler, or of positions that ESM-2's files hold and do not use."""
+    """Whether a tensor is of the contact head or pooler, or of positions that ESM-2's files hold without a use."""
     return name.startswith(_ELSEWHERE) or name == "esm.embeddings.position_embeddings.weight"
 
 
@@ -299,16 +236,18 @@ def run(
     every: bool,
     memory: Any = None,
 ) -> Any:
-    """As in `forward.py`. What transformers' embedding module does besides the table is done here, since the model
-    leaves it out where embeddings come in. Raises DataError beyond the table of absolute positions."""
+    """Returns transformers' output of the body, as `mmdiff.backbones.forward.run` does.
+
+    What transformers' embedding module does after the table is done here, since the model leaves it out where
+    embeddings come in. Raises DataError for a canvas longer than the table of absolute positions.
+    """
     import torch
 
-    config = model.config
-    positions = position_ids_RL
+    config, positions = model.config, position_ids_RL
     if config.position_embedding_type == "absolute":
-        room = config.max_position_embeddings - config.pad_token_id - 1
-        if x_RLD.shape[1] > room:
-            raise DataError(f"a canvas of {x_RLD.shape[1]} positions; this backbone has absolute positions for {room}")
+        most = config.max_position_embeddings - config.pad_token_id - 1
+        if x_RLD.shape[1] > most:
+            raise DataError(f"a canvas of {x_RLD.shape[1]} positions; this backbone has absolute positions for {most}")
         rows_L = torch.arange(x_RLD.shape[1], device=x_RLD.device) if positions is None else positions
         positions = (rows_L + config.pad_token_id + 1).expand(x_RLD.shape[:2])
     x_RLD = model.esm.embeddings(inputs_embeds=x_RLD, attention_mask=attend_RL, position_ids=positions)
@@ -323,8 +262,7 @@ def run(
 
 def head(model: Any, h: Tensor, ids_K: Tensor | None = None) -> Tensor:
     """Returns logits (..., V), or those of `ids_K`; `cap * tanh(logits / cap)` where the model has a cap."""
-    logits: Tensor = model.lm_head(h)
-    logits = logits if ids_K is None else logits[..., ids_K]
+    logits: Tensor = model.lm_head(h) if ids_K is None else model.lm_head(h)[..., ids_K]
     cap = model.config.mmdiff["logit_cap"]
     return logits if cap is None else cap * (logits / cap).tanh()
 
@@ -333,15 +271,17 @@ def head(model: Any, h: Tensor, ids_K: Tensor | None = None) -> Tensor:
 
 
 def tokenizer() -> Any:
-    """transformers' `EsmTokenizer` with the 33 tokens of ESM-2. Sequences do not go through it: see
-    `mmdiff.tasks.protein.residues`."""
+    """Returns transformers' `EsmTokenizer` with the 33 tokens of ESM-2.
+
+    Sequences do not go through it: see `mmdiff.tasks.protein.residues`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vocab.txt").write_text("\n".join(TOKENS) + "\n", encoding="utf-8")
         return folder_tokenizer(Path(folder))
 
 
 def folder_tokenizer(folder: Path) -> Any:
-    """That of vocab.txt, and ESM-2's where a folder has no tokenizer at all, as those of DSM; None otherwise."""
+    """Returns the tokenizer of vocab.txt, ESM-2's where a folder has no tokenizer (as DSM's), None otherwise."""
     from transformers import EsmTokenizer
 
     if (folder / "vocab.txt").is_file():
@@ -353,15 +293,7 @@ toy_tokenizer = tokenizer
 
 
 def _esm(*, ours: dict[str, Any], **architecture: Any) -> Any:
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import EsmConfig
-
-    switches: dict[str, Any] = {"is_causal": False, "use_cache": False, "token_dropout": False}
-    switches |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    architecture = {"mask_token_id": None, "pad_token_id": 1, **architecture}
-    try:
-        made = EsmConfig(**architecture, **switches)
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        raise ConfigError(f"config.json: {' '.join(str(error).split())[:200]}") from error
+    off = {"token_dropout": False, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    made = transformers_config("EsmConfig", **{"mask_token_id": None, "pad_token_id": 1, **architecture, **off})
     made.mmdiff = ours
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +23,6 @@ class Facts:
 
     end_ids: ids that end an answer, EOS among them.
     shift: the logits of position p come from hidden state p - shift.
-    attention: "full": every position attends every other.
     max_length: positions the model was trained on.
     """
 
@@ -33,8 +32,28 @@ class Facts:
     bos_id: int | None
     end_ids: tuple[int, ...]
     shift: int
-    attention: str
     max_length: int
+
+    @classmethod
+    def found(
+        cls,
+        *,
+        mask_id: int | None,
+        eos_id: int | None,
+        pad_id: int | None,
+        bos_id: int | None,
+        end_ids: Iterable[int | None],
+        max_length: int,
+    ) -> Facts:
+        """Returns the facts of a model without shift; padding is EOS where there is none.
+
+        Raises ConfigError where no mask or end-of-sequence id was found.
+        """
+        if mask_id is None or eos_id is None:
+            missing = "mask" if mask_id is None else "eos"
+            raise ConfigError(f"tokenizer: no {missing} token, and config.json has no {missing}_token_id")
+        ends = tuple(dict.fromkeys(i for i in end_ids if i is not None))
+        return cls(mask_id, eos_id, eos_id if pad_id is None else pad_id, bos_id, ends, 0, max_length)
 
 
 class Family(Protocol):
@@ -140,3 +159,29 @@ def token_id(tokenizer: Any, token: str) -> int | None:
     """Returns the id of one token by its exact spelling; None where the tokenizer does not have it."""
     found = tokenizer.convert_tokens_to_ids(token)  # the unknown id, or None, for what is not there
     return int(found) if found is not None and tokenizer.convert_ids_to_tokens(found) == token else None
+
+
+def checked_mask_id(raw: Mapping[str, Any], tokenizer: Any, spelling: str) -> int | None:
+    """Returns the mask id of config.json, else of the tokenizer. Raises ConfigError where the two differ."""
+    given, spelled = raw.get("mask_token_id"), token_id(tokenizer, spelling)
+    if given is not None and spelled is not None and given != spelled:
+        raise ConfigError(f"mask_token_id: {given} in config.json, but {spelling} is {spelled} in the tokenizer")
+    return spelled if given is None else int(given)
+
+
+def required(raw: Mapping[str, Any], name: str) -> Any:
+    """Returns a field of config.json. Raises ConfigError where it is missing or null."""
+    if raw.get(name) is None:
+        raise ConfigError(f"config.json: {name} is missing")
+    return raw[name]
+
+
+def transformers_config(name: str, **fields: Any) -> Any:
+    """Returns the configuration of that class, with attention in both directions. Raises ConfigError as it does."""
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        return getattr(transformers, name)(is_causal=False, use_cache=False, **fields)
+    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"config.json: {' '.join(str(error).split())[:200]}") from error

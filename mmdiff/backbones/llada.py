@@ -12,78 +12,16 @@ from typing import Any
 
 from mmdiff.errors import ConfigError
 
-from .family import Facts, token_id
+from .family import Facts, checked_mask_id, required, token_id, transformers_config
 from .forward import CACHES, GROWS, embed, head, run
+from .published import LLADA, LLADA_8B, LLADA_REQUIRED
 
 __all__ = ["CACHES", "GROWS", "embed", "head", "run"]  # as every decoder does it
+PUBLISHED = LLADA
 AUTO_CLASS = "AutoModelForCausalLM"
 
 MASK, BOS, EOS, EOT = "<|mdm_mask|>", "<|startoftext|>", "<|endoftext|>", "<|eot_id|>"
 HEADER = ("<|start_header_id|>", "<|end_header_id|>")
-
-_TRANSLATED = {
-    "d_model": 4096,
-    "n_layers": 32,
-    "n_heads": 32,
-    "n_kv_heads": 32,
-    "mlp_hidden_size": 12288,
-    "max_sequence_length": 4096,
-    "embedding_size": 126464,
-    "vocab_size": 126464,
-    "rope_theta": 500000.0,
-    "rms_norm_eps": 1e-05,
-    "weight_tying": False,
-    "attention_dropout": 0.0,
-    "init_std": 0.02,
-    "mask_token_id": 126336,
-    "eos_token_id": 126081,
-    "pad_token_id": 126081,
-}
-_REQUIRED = {  # a Llama is exactly this
-    "activation_type": "silu",
-    "alibi": False,
-    "attention_layer_norm": False,
-    "bias_for_layer_norm": False,
-    "block_group_size": 1,
-    "block_type": "llama",
-    "embedding_dropout": 0.0,
-    "include_bias": False,
-    "include_qkv_bias": False,
-    "input_emb_norm": False,
-    "layer_norm_type": "rms",
-    "layer_norm_with_affine": True,
-    "residual_dropout": 0.0,
-    "rope": True,
-    "scale_logits": False,
-}
-_WITHOUT_EFFECT = {  # on the arithmetic of what `_REQUIRED` leaves
-    "alibi_bias_max": 8.0,
-    "architectures": ["LLaDAModelLM"],
-    "attention_layer_norm_with_affine": True,
-    "auto_map": {
-        "AutoConfig": "configuration_llada.LLaDAConfig",
-        "AutoModel": "modeling_llada.LLaDAModelLM",
-        "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
-    },
-    "flash_attention": False,
-    "init_cutoff_factor": None,
-    "init_device": "meta",
-    "init_fn": "mitchell",
-    "mlp_ratio": 4,
-    "model_type": "llada",
-    "multi_query_attention": None,
-    "precision": "amp_bf16",
-    "rope_full_precision": True,
-    "transformers_version": "4.46.3",
-    "use_cache": False,
-}
-_8B: dict[str, Any] = {**_TRANSLATED, **_REQUIRED, **_WITHOUT_EFFECT}
-
-PUBLISHED: Mapping[str, Mapping[str, Any]] = {
-    "GSAI-ML/LLaDA-8B-Base": _8B,
-    "GSAI-ML/LLaDA-8B-Instruct": _8B,
-    "GSAI-ML/LLaDA-1.5": _8B,
-}
 
 _RENAMED = {  # fields, published -> Llama
     "embedding_size": "vocab_size",
@@ -128,21 +66,21 @@ def config(raw: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> 
     _no_options(options)
     if "d_model" not in raw:
         return _from_llama_fields(raw)
-    for name, only in _REQUIRED.items():
-        if _field(raw, name) != only:
+    for name, only in LLADA_REQUIRED.items():
+        if required(raw, name) != only:
             raise ConfigError(f"config.json: {name}: {raw[name]!r} has no Llama equivalent, expected {only!r}")
     for name in ("clip_qkv", "rope_scaling"):
         if raw.get(name) is not None:
             raise ConfigError(f"config.json: {name}: {raw[name]!r} has no Llama equivalent, expected null")
-    heads = _field(raw, "n_heads")
+    heads = required(raw, "n_heads")
     in_place_of_null = {
         "n_kv_heads": 1 if raw.get("multi_query_attention") else heads,
-        "mlp_hidden_size": (raw.get("mlp_ratio") or 4) * _field(raw, "d_model"),
+        "mlp_hidden_size": (raw.get("mlp_ratio") or 4) * required(raw, "d_model"),
         "embedding_size": raw.get("vocab_size"),
     }
     raw = in_place_of_null | {name: value for name, value in raw.items() if value is not None}
     return _llama(
-        **{llama: _field(raw, name) for name, llama in _RENAMED.items()}, rope_theta=_field(raw, "rope_theta")
+        **{llama: required(raw, name) for name, llama in _RENAMED.items()}, rope_theta=required(raw, "rope_theta")
     )
 
 
@@ -180,26 +118,17 @@ def facts(raw: Mapping[str, Any], config: Any, tokenizer: Any) -> Facts:
 
     The beginning of a text is the tokenizer's alone: LLaDA-V's config.json names an id of another vocabulary.
     """
-    published = _8B if config.vocab_size == _8B["vocab_size"] else {}
-    given, spelled, turn = raw.get("mask_token_id"), token_id(tokenizer, MASK), token_id(tokenizer, EOT)
-    if given is not None and spelled is not None and given != spelled:
-        raise ConfigError(f"mask_token_id: {given} in config.json, but {MASK} is {spelled} in the tokenizer")
-    mask = _first(given, spelled, tokenizer.mask_token_id, published.get("mask_token_id"))
+    published = LLADA_8B if config.vocab_size == LLADA_8B["vocab_size"] else {}
+    mask = _first(checked_mask_id(raw, tokenizer, MASK), tokenizer.mask_token_id, published.get("mask_token_id"))
     ends = raw.get("eos_token_id")
     ends = list(ends) if isinstance(ends, list) else [ends]
     eos = _first(*ends, tokenizer.eos_token_id, published.get("eos_token_id"))
-    pad = _first(raw.get("pad_token_id"), tokenizer.pad_token_id)
-    if mask is None or eos is None:
-        missing = "mask" if mask is None else "eos"
-        raise ConfigError(f"tokenizer: no {missing} token, and config.json has no {missing}_token_id")
-    return Facts(
+    return Facts.found(
         mask_id=mask,
         eos_id=eos,
-        pad_id=eos if pad is None else pad,
+        pad_id=_first(raw.get("pad_token_id"), tokenizer.pad_token_id),
         bos_id=tokenizer.bos_token_id,
-        end_ids=tuple(dict.fromkeys(i for i in (eos, *ends, turn) if i is not None)),
-        shift=0,
-        attention="full",
+        end_ids=(eos, *ends, token_id(tokenizer, EOT)),
         max_length=config.max_position_embeddings,
     )
 
@@ -216,7 +145,7 @@ def published_config(config: Any, facts: Facts) -> dict[str, Any]:
     if config.rope_parameters["rope_type"] != "default":
         raise ConfigError(f"original_format: the published layout has no {config.rope_parameters['rope_type']!r} rope")
     return (
-        _8B
+        LLADA_8B
         | {theirs: getattr(config, llama) for theirs, llama in _RENAMED.items()}
         | {
             "vocab_size": config.vocab_size,
@@ -298,25 +227,17 @@ def _no_options(options: Mapping[str, Any] | None) -> None:
 def _from_llama_fields(raw: Mapping[str, Any]) -> Any:
     if raw.get("is_causal"):
         raise ConfigError("config.json: is_causal: true, expected false: diffusion needs attention in both directions")
-    sizes = {name: _field(raw, name) for name in _REQUIRED_LLAMA}
+    sizes = {name: required(raw, name) for name in _REQUIRED_LLAMA}
     if raw.get("rope_parameters") is None:
-        _field(raw, "rope_theta")
+        required(raw, "rope_theta")
     return _llama(**sizes, **{name: raw[name] for name in _OPTIONAL_LLAMA if name in raw})
 
 
 def _llama(**architecture: Any) -> Any:
-    """The configuration names no padding id: with one, transformers would keep the gradient from that row of the
-    embedding table, and LLaDA fills answers up with the end-of-sequence id it has to learn.
+    """Returns a `LlamaConfig` that names no padding id: with one, transformers would keep the gradient from that row of
+    the embedding table, and LLaDA fills answers up with the end-of-sequence id it has to learn.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import LlamaConfig
-
-    switches: dict[str, Any] = {"is_causal": False, "use_cache": False}
-    switches |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    try:
-        return LlamaConfig(**architecture, **switches)
-    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
-        raise ConfigError(f"config.json: {' '.join(str(error).split())[:200]}") from error
+    return transformers_config("LlamaConfig", pad_token_id=None, bos_token_id=None, eos_token_id=None, **architecture)
 
 
 def _first(*values: Any) -> int | None:
@@ -326,9 +247,3 @@ def _first(*values: Any) -> int | None:
 def _kinds(config: Any, llama: str) -> tuple[str, ...]:
     bias = config.attention_bias if llama.startswith("self_attn.") else config.mlp_bias and llama.startswith("mlp.")
     return ("weight", "bias") if bias else ("weight",)
-
-
-def _field(raw: Mapping[str, Any], name: str) -> Any:
-    if raw.get(name) is None:
-        raise ConfigError(f"config.json: {name} is missing")
-    return raw[name]

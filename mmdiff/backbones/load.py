@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from mmdiff.errors import ConfigError, nearest
 
 from .backbone import Backbone, check_bidirectional
 from .family import FAMILIES, Facts, Family, find_family
+from .reserve import grow, padded_rows, reserve_ranges, reserved_ids
 from .rope import rope_in_fp32 as use_rope_in_fp32
 from .weights import read_json, read_weights, tensor_names
 
@@ -79,7 +79,7 @@ def backbone_from_folder(
     tokenizer = _tokenizer(folder, own) if tokenizer is None else tokenizer
     facts = own.facts(raw, config, tokenizer)
     reserve = raw.get("reserve") if reserve is None else reserve
-    grows = weights and own.GROWS and len(tokenizer) + _reserved_ids(reserve) > config.vocab_size
+    grows = weights and own.GROWS and len(tokenizer) + reserved_ids(reserve) > config.vocab_size
     first = None if grows else reserve
     backbone = _build(name, config, facts, tokenizer, dtype, attention, rope_in_fp32, first, initialise=False)
     if weights:
@@ -87,7 +87,7 @@ def backbone_from_folder(
             backbone.model, folder, own.published_names(config), own.is_elsewhere, lora_alpha=raw.get("lora_alpha")
         )
         if grows:
-            _grow(backbone, reserve or {})
+            grow(backbone, reserve or {})
         check_bidirectional(backbone)
     return backbone
 
@@ -126,7 +126,7 @@ def new_backbone(
         raise ConfigError(f"kv_heads {kv_heads}: expected a divisor of heads = {heads}")
     own = find_family(family)
     config = own.new_config(
-        vocab_size=len(tokenizer) + sum((reserve or {}).values()) if vocab_size is None else vocab_size,
+        vocab_size=len(tokenizer) + reserved_ids(reserve) if vocab_size is None else vocab_size,
         hidden_size=hidden_size,
         layers=layers,
         heads=heads,
@@ -170,7 +170,7 @@ def toy_backbone(
         hidden_size=64,
         layers=2,
         heads=4,
-        vocab_size=-(-(len(tokenizer) + sum((reserve or {}).values())) // 128) * 128,  # as 126464 is 988 x 128
+        vocab_size=padded_rows(len(tokenizer) + reserved_ids(reserve)),
         dtype=dtype,
         attention=attention,
         rope_in_fp32=rope_in_fp32,
@@ -208,7 +208,7 @@ def _build(
         raise ConfigError(f"attention {attention!r}: transformers has none of that name{nearest(attention, known)}")
     rows = config.vocab_size
     _check_ids(facts, rows, len(tokenizer))
-    ranges = _reserved(reserve, len(tokenizer), rows)
+    ranges = reserve_ranges(reserve, len(tokenizer), rows)
     own = find_family(name)
     with nullcontext() if initialise else no_init_weights():
         model = getattr(transformers, own.AUTO_CLASS).from_config(config, dtype=dtype, attn_implementation=attention)
@@ -241,34 +241,6 @@ def _build(
 
 def _published(model_type: str) -> Mapping[str, Mapping[str, Any]]:
     return find_family(model_type).PUBLISHED
-
-
-def _grow(backbone: Backbone, reserve: Mapping[str, int]) -> None:
-    """Put rows behind the embedding table and the head, drawn as the model's other weights once were."""
-    first = len(backbone.vocab.tokenizer)
-    rows = -(-(first + _reserved_ids(reserve)) // 128) * 128  # as 126464 is 988 x 128
-    ranges = _reserved(reserve, first, rows)
-    backbone.model.resize_token_embeddings(rows, mean_resizing=False)
-    backbone.vocab = replace(backbone.vocab, size=rows, ranges=ranges)
-    backbone.vocab_size = rows
-    backbone.node["reserve"] = dict(reserve)
-
-
-def _reserved_ids(reserve: Mapping[str, int] | None) -> int:
-    return sum(n for n in (reserve or {}).values() if isinstance(n, int))
-
-
-def _reserved(reserve: Mapping[str, int] | None, first: int, rows: int) -> dict[str, tuple[int, int]]:
-    ranges = {}
-    for name, count in (reserve or {}).items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ConfigError(f"reserve.{name}: {count!r} is not a whole number of at least 1")
-        ranges[name] = (first, first + count)
-        first += count
-    if first > rows:
-        wanted = sum((reserve or {}).values())
-        raise ConfigError(f"reserve: {wanted} ids, but {rows - first + wanted} rows of the {rows} are free")
-    return ranges
 
 
 def _check_ids(facts: Facts, rows: int, length: int) -> None:

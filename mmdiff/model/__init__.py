@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from mmdiff.lazy import lazy
 
 if TYPE_CHECKING:
+    from .build import build_model as build_model
     from .media_reader import MediaReader as MediaReader
     from .model import MMDiff as MMDiff
-    from .model import build_model as build_model
-    from .model import prompt_canvas as prompt_canvas
+    from .prompt import prompt_canvas as prompt_canvas
 
-_HOMES = {"MMDiff": "model", "MediaReader": "media_reader", "build_model": "model", "prompt_canvas": "model"}
+_HOMES = {"MMDiff": "model", "MediaReader": "media_reader", "build_model": "build", "prompt_canvas": "prompt"}
 __all__ = list(_HOMES)
 __getattr__, __dir__ = lazy(__name__, _HOMES)

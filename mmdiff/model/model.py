@@ -19,8 +19,8 @@ from mmdiff.backbones.load import backbone_from_folder
 from mmdiff.canvas.batch import Batch, MediaBatch, real_NT, to_device
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config import build
-from mmdiff.config.settings import GenerationConfig, ModelConfig
-from mmdiff.errors import ConfigError, nearest
+from mmdiff.config.settings import GenerationConfig
+from mmdiff.errors import ConfigError
 from mmdiff.protocols import Denoise
 from mmdiff.samplers.deliberation import rewrite
 from mmdiff.samplers.loop import sample
@@ -31,6 +31,7 @@ from .evaluating import evaluating
 from .media_reader import MediaReader
 from .params import add_adapters
 from .prefix import Prefix, hidden_copies
+from .prompt import prompt_canvas
 from .saving import PARTS, check_targets, load_weights, read_config, save_model
 from .scorer import Scores, score
 
@@ -270,61 +271,3 @@ class MMDiff(nn.Module):
         load_weights(model, folder)
         check_bidirectional(backbone)
         return model.eval()
-
-
-def prompt_canvas(ids_BP: Tensor, attention_mask: Tensor | None, new: int, vocab: Vocab) -> Batch:
-    """Returns a canvas of prompt ids (B, P) followed by `new` masked positions. Raises ConfigError for wrong shapes."""
-    if ids_BP.ndim != 2:
-        raise ConfigError(f"generate: prompt ids have shape {tuple(ids_BP.shape)}, expected (batch, length)")
-    b, p = ids_BP.shape
-    attend_BP = torch.ones_like(ids_BP, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    if attend_BP.shape != ids_BP.shape:
-        raise ConfigError(f"attention_mask has shape {tuple(attend_BP.shape)}, the ids {tuple(ids_BP.shape)}")
-    ids_BL = torch.cat([ids_BP, ids_BP.new_full((b, new), vocab.mask_id)], 1)
-    attend_BL = torch.cat([attend_BP, attend_BP.new_ones(b, new)], 1)
-    target_BL = torch.zeros_like(attend_BL)
-    target_BL[:, p:] = True
-    return Batch(
-        ids_BL=ids_BL,
-        target_BL=target_BL,
-        attend_BL=attend_BL,
-        position_ids_BL=(attend_BL.cumsum(1) - 1).clamp(min=0),
-        segment_BL=torch.zeros_like(ids_BL),
-        index_B=torch.arange(b),
-        source_B=[""] * b,
-        padded=not bool(attend_BL.all()),
-    )
-
-
-def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 4096) -> MMDiff:
-    """Returns the model that a configuration describes. toy: the same parts at toy width, without outside weights.
-
-    Raises ConfigError for parts that do not fit each other.
-    """
-    if config.weights and not toy:
-        model = MMDiff.from_pretrained(config.weights)
-        if config.prefix_causal is not None:
-            model.prefix_causal = config.prefix_causal
-        return model
-    if config.backbone is None:
-        raise ConfigError("model.backbone: no backbone is given, expected {target: dotted.path, ...}")
-    backbone = build(config.backbone, toy=toy, where="model.backbone")
-    encoders = {k: build(n, toy=toy, where=f"model.encoders.{k}") for k, n in config.encoders.items() if n}
-    parts: dict[str, dict[str, nn.Module]] = {"connectors": {}, "heads": {}}
-    for name, run_time in (("connectors", {"width_out": backbone.dim}), ("heads", {"vocab_size": backbone.vocab.size})):
-        for kind, node in getattr(config, name).items():
-            if kind not in encoders:
-                if node and config.encoders.get(kind, "absent") == "absent":
-                    raise ConfigError(f"model.{name}.{kind}: no encoder of that kind{nearest(kind, encoders)}")
-                continue  # the encoder was taken out by `model.encoders.<kind>=null`
-            if node:
-                where = f"model.{name}.{kind}"
-                parts[name][kind] = build(node, toy=toy, where=where, width_in=encoders[kind].width, **run_time)
-    return MMDiff(
-        backbone,
-        encoders,
-        parts["connectors"],
-        parts["heads"],
-        logit_chunk=logit_chunk,
-        prefix_causal=bool(config.prefix_causal),
-    )

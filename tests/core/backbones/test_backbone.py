@@ -260,7 +260,7 @@ def test_new_backbone_takes_its_ids_from_the_tokenizer() -> None:
     backbone = small(vocab_size=64, intermediate_size=40, max_length=99)
     facts, vocab = backbone.facts, backbone.vocab
     assert (facts.pad_id, facts.eos_id, facts.mask_id, facts.bos_id) == (0, 1, 2, None)
-    assert (facts.end_ids, facts.shift, facts.attention, facts.max_length) == ((1,), 0, "full", 99)
+    assert (facts.end_ids, facts.shift, facts.max_length) == ((1,), 0, 99)
     assert (vocab.size, vocab.mask_id, vocab.eos_id, vocab.pad_id, vocab.end_ids) == (64, 2, 1, 0, (1,))
     assert vocab.slot_id != vocab.mask_id
     assert (backbone.dim, backbone.vocab_size, backbone(ids(2, 6)).shape) == (32, 64, (2, 6, 64))

@@ -139,7 +139,7 @@ def test_saving_in_the_original_format_gives_back_the_published_folder(folder: P
     assert all(torch.equal(written[name], published[name]) for name in published)
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
     again = load_backbone(tmp_path)
-    assert again.facts == backbone.facts == Facts(261, 257, 257, 256, (257, 260), 0, "full", 128)
+    assert again.facts == backbone.facts == Facts(261, 257, 257, 256, (257, 260), 0, 128)
     assert torch.equal(again(some_ids()), backbone(some_ids()))
 
 
@@ -191,7 +191,7 @@ def test_llada_v_folder(folder: Path, tmp_path: Path) -> None:
     save_file(load_file(file) | vision, file)
     again = load_backbone(tmp_path)
     assert torch.equal(again(some_ids()), backbone(some_ids()))
-    assert again.facts == Facts(261, 257, 257, 256, (257, 260), 0, "full", 512)
+    assert again.facts == Facts(261, 257, 257, 256, (257, 260), 0, 512)
     for field in ("rms_norm_eps", "rope_theta"):  # transformers has defaults for these, and they are not LLaDA's
         (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != field}))
         with pytest.raises(ConfigError, match=f"{field} is missing"):
@@ -298,7 +298,7 @@ def test_no_other_file_holds_the_published_ids() -> None:
     ids = re.compile(r"\b(?:1260(?:80|81)|1263(?:36|46|47|48))\b")
     files = [f for part in ("mmdiff", "encoders", "tasks", "configs") for f in (root / part).rglob("*.[py]*")]
     found = {f.name for f in files if f.suffix in (".py", ".yaml") and ids.search(f.read_text())}
-    assert found == {"llada.py"}
+    assert found == {"published.py"}
 
 
 def test_gradients_flow_through_the_published_weights(folder: Path) -> None:
