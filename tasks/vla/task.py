@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mmdiff.canvas.sample import Media, Part, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.errors import ConfigError, DataError, located, nearest
+from mmdiff.errors import ConfigError, located, nearest
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.rows import RowError
 from mmdiff.tasks.dialogue.templates import literal
@@ -27,7 +27,7 @@ from mmdiff.tasks.dialogue.turns import media_of
 
 from .codecs.bins import ActionCodec, UniformBins, to_bins
 from .codecs.normalise import Mode, Normaliser
-from .data.statistics import choose, read_statistics, to_json
+from .data.statistics import NoStatistics, choose, read_statistics, to_json
 
 State = Literal["encoder", "tokens", "none"]
 ACTION, STATE = "action", "state"  # reserved ranges of the vocabulary; `state` is a kind of media too
@@ -132,9 +132,8 @@ class VLA:
         """With statistics of drawn actions and states, as `Steps.toy` has them, where the named ones are not there."""
         try:
             return cls(statistics, **settings)
-        except (ConfigError, DataError) as error:
-            if "no such file" not in str(error):
-                raise
+        except NoStatistics:
+            pass
         from .codecs.normalise import Statistics
         from .data.dataset import TOY_ACTION, TOY_STATE
 
@@ -174,7 +173,7 @@ class VLA:
         """Raises DataError for a row that lacks something, has another shape, or is not finite."""
         with located(row.get("where")):
             units = self._row_units(row)
-            low = self._range(vocab, units.codec)
+            low = _first_id(vocab, ACTION, units.codec.size, "codec")
             x_KD = units.action.forward(self._array(row, "action", (self.chunk, self.dims)))
             ids_T = low + units.codec.encode(x_KD)
             pad_K = np.asarray(row.get("action_is_pad", np.zeros(self.chunk, bool)), bool)
@@ -190,7 +189,7 @@ class VLA:
             own = row.get("dataset")
             if own is not None and len(self._units) > 1 and own != choose(self.statistics, self.key):
                 raise RowError("dataset", f"{own!r}, but the policy acts by {choose(self.statistics, self.key)!r}")
-            low = self._range(vocab, units.codec)
+            low = _first_id(vocab, ACTION, units.codec.size, "codec")
             ids_T = np.full(units.codec.tokens(self.chunk, self.dims), vocab.mask_id)
             if row.get("given") is not None and len(row["given"]):
                 ids_T = self._given(row, units, low, vocab.mask_id)
@@ -199,7 +198,7 @@ class VLA:
     def parse(self, ids: Sequence[int], vocab: Vocab) -> list[list[float]]:
         """K actions of D numbers in robot units."""
         units = self.units()
-        low = self._range(vocab, units.codec)
+        low = _first_id(vocab, ACTION, units.codec.size, "codec")
         x_KD = units.codec.decode(np.asarray(ids, np.int64) - low, self.chunk, self.dims)
         actions: list[list[float]] = units.action.inverse(x_KD).tolist()
         return actions
@@ -244,7 +243,8 @@ class VLA:
                 if self.state_as == "encoder":
                     yield Media(STATE, x_S.astype(np.float32))
                 else:
-                    yield Text((vocab.range(STATE)[0] + to_bins(x_S, self._state_bins(vocab))).tolist())
+                    low = _first_id(vocab, STATE, self.state_bins, "state_bins")
+                    yield Text((low + to_bins(x_S, self.state_bins)).tolist())
             elif piece and (ids := vocab.encode(piece.replace("{instruction}", instruction))):
                 yield Text(ids)
 
@@ -278,25 +278,12 @@ class VLA:
             raise RowError(field, f"{np.argwhere(~np.isfinite(values))[0].tolist()} is not finite")
         return values
 
-    def _range(self, vocab: Vocab, codec: ActionCodec) -> int:
-        """The first action token. Raises ConfigError where the backbone has reserved too few."""
-        low, high = _reserved(vocab, ACTION, codec.size)
-        if high - low < codec.size:
-            raise ConfigError(
-                f"task.codec: {codec.size} tokens, but the backbone has reserve: {{action: {high - low}}}"
-            )
-        return low
 
-    def _state_bins(self, vocab: Vocab) -> int:
-        low, high = _reserved(vocab, STATE, self.state_bins)
-        if high - low < self.state_bins:
-            raise ConfigError(
-                f"task.state_bins: {self.state_bins}, but the backbone has reserve: {{state: {high - low}}}"
-            )
-        return self.state_bins
-
-
-def _reserved(vocab: Vocab, name: str, size: int) -> tuple[int, int]:
+def _first_id(vocab: Vocab, name: str, size: int, setting: str) -> int:
+    """The first id of a reserved range. Raises ConfigError where the backbone has reserved fewer than `size`."""
     if name not in vocab.ranges:
         raise ConfigError(f"backbone: no ids are reserved for {name}s, expected reserve: {{{name}: {size}}}")
-    return vocab.range(name)
+    low, high = vocab.range(name)
+    if high - low < size:
+        raise ConfigError(f"task.{setting}: {size} tokens, but the backbone has reserve: {{{name}: {high - low}}}")
+    return low

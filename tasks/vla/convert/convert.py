@@ -69,7 +69,7 @@ def convert(
                     if writer is None:
                         writer = _writer(folder, recording, video, robot_type)
                         cameras_there = list(recording.episode.images)
-                    _add(writer, recording, found.where)
+                    writer.add(recording.episode, found.where)
                 except DataError as error:
                     if not skip:
                         raise
@@ -154,19 +154,6 @@ def recorded(path: Path, layout: str, options: ReadOptions) -> Iterator[Recorded
 def _hdf5_files(folder: Path) -> list[Path]:
     files = (f for f in folder.iterdir() if f.suffix in SUFFIXES and f.is_file() and not f.name.startswith("."))
     return sorted(files, key=lambda f: natural(f.name))
-
-
-def _add(writer: LeRobotWriter, recording: Recording, where: str) -> None:
-    """The writer checks every frame of an episode, and that it is like the first, before it writes any.
-
-    Raises DataError, which begins with `where` instead of the writer's number of the episode.
-    """
-    number = f"{writer.folder} episode {len(writer)}"
-    try:
-        writer.add(recording.episode)
-    except DataError as error:
-        message = str(error)
-        raise DataError(where + message.removeprefix(number) if message.startswith(number) else message) from None
 
 
 def _writer(folder: Path, first: Recording, video: bool, robot_type: str | None) -> LeRobotWriter:

@@ -41,7 +41,7 @@ BLOCK = 32  # frames read together: chunks of a compressed dataset span several
 
 def layout_of(path: Path) -> str:
     """The layout of a file. Raises DataError that names what was found, where it is none or two of them."""
-    file = _opened(path)
+    file = _open(path)
     demos = _is_group(file, "data") and any(_is_group(demo) and "actions" in demo for demo in file["data"].values())
     single = "action" in file and _is_group(file, "observations")
     if demos and not single:
@@ -60,7 +60,7 @@ def layout_of(path: Path) -> str:
 
 def is_readable(path: Path) -> bool:
     try:
-        _opened(path)
+        _open(path)
     except DataError:
         return False
     return True
@@ -76,7 +76,7 @@ def hdf5_episodes(path: Path, layout: str, options: ReadOptions) -> Iterator[Rec
         where = str(path)
         yield Recorded(where, partial(guarded, where, partial(_aloha, path, options)))
         return
-    file = _opened(path)
+    file = _open(path)
     if not _is_group(file, "data"):
         raise DataError(f"{path}: no group data")
     data = file["data"]
@@ -106,7 +106,7 @@ def _demo(data: Any, name: str, layout: str, options: ReadOptions, path: Path) -
 
 
 def _aloha(path: Path, options: ReadOptions) -> Recording:
-    file, where = _opened(path), str(path)
+    file, where = _open(path), str(path)
     if not _is_group(file, "observations"):
         raise DataError(f"{where}: no group observations")
     seen = file["observations"]
@@ -216,7 +216,7 @@ def _number(tree: Any, *keys: str) -> float | None:
     return float(tree) if isinstance(tree, int | float) and tree > 0 else None
 
 
-def _opened(path: Path) -> Any:
+def _open(path: Path) -> Any:
     """The file, open until nothing refers to it. Raises DataError."""
     require("h5py", "vla")
     import h5py

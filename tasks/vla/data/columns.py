@@ -14,12 +14,12 @@ import numpy as np
 
 from mmdiff.errors import DataError, nearest
 
-from .layout import Layout, Place, inside, reading
+from .layout import Layout, Location, inside, reading
 
 Array = np.ndarray[Any, Any]
-CACHE = 256 << 20  # bytes of encoded pictures a process keeps
+CACHE = 256 << 20  # bytes of encoded pictures that a process keeps
 SUCCESS = "next.success"
-OPEN = 32  # files a process keeps open
+OPEN = 32  # files that a process keeps open
 
 
 def read_rows(layout: Layout, action: str, state: str | None) -> dict[str, Array]:
@@ -33,15 +33,15 @@ def read_rows(layout: Layout, action: str, state: str | None) -> dict[str, Array
     parts: dict[str, list[Array]] = {}
     start_E, row_E = (np.full(len(layout.episodes), -1, np.int64) for _ in range(2))
     count = 0
-    places: dict[str, list[Place]] = {}
-    for place in layout.episodes:
-        places.setdefault(place.file, []).append(place)
-    for name, here in places.items():
+    locations: dict[str, list[Location]] = {}
+    for location in layout.episodes:
+        locations.setdefault(location.file, []).append(location)
+    for name, here in locations.items():
         file = layout.folder / name
         columns = read_columns(file, requested)
         plain = {key: numbers(columns[key], file, key) for key in requested if key not in roles}
-        for place, begin in _find(layout, here, plain["episode_index"], plain["frame_index"]):
-            start_E[place.number], row_E[place.number] = count + begin, begin
+        for location, begin in _find(layout, here, plain["episode_index"], plain["frame_index"]):
+            start_E[location.number], row_E[location.number] = count + begin, begin
         for key, role in roles.items():
             parts.setdefault(role, []).append(vectors(columns[key], file, key, _dims(layout, key)))
         parts.setdefault("task", []).append(plain["task_index"].astype(np.int32))
@@ -133,7 +133,7 @@ class EncodedPictures:
 
     def at(self, file: str, column: str, row: int) -> bytes:
         """The encoded picture of a row of a file. Raises DataError."""
-        starts = self._opened(file)[1]
+        starts = self._file(file)[1]
         group = int(np.searchsorted(starts, row, side="right")) - 1
         bytes_N, path_N, _ = self._group(file, column, group)
         n = row - int(starts[group])
@@ -161,7 +161,7 @@ class EncodedPictures:
         if key in self._groups:
             self._groups.move_to_end(key)
             return self._groups[key]
-        parquet, _ = self._opened(file)
+        parquet, _ = self._file(file)
         with reading(self.folder / file):
             there = parquet.schema_arrow.names
             if column not in there:
@@ -184,7 +184,7 @@ class EncodedPictures:
             self._held -= self._groups.popitem(last=False)[1][2]
         return found
 
-    def _opened(self, file: str) -> tuple[Any, Array]:
+    def _file(self, file: str) -> tuple[Any, Array]:
         """The file, and the row that each of its row groups begins with."""
         if file in self._files:
             self._files.move_to_end(file)
@@ -205,9 +205,11 @@ class EncodedPictures:
         self._held = 0
 
 
-def _find(layout: Layout, places: Sequence[Place], episode_N: Array, frame_N: Array) -> Iterator[tuple[Place, int]]:
+def _find(
+    layout: Layout, locations: Sequence[Location], episode_N: Array, frame_N: Array
+) -> Iterator[tuple[Location, int]]:
     """The row of their file that episodes begin with. Raises DataError where the rows are not what `meta/` lists."""
-    name = places[0].file
+    name = locations[0].file
     ends = np.flatnonzero(np.diff(episode_N)) + 1
     begins = np.concatenate(([0], ends)).astype(np.int64) if len(episode_N) else np.zeros(0, np.int64)
     lengths = np.diff(np.append(begins, len(episode_N)))
@@ -216,18 +218,20 @@ def _find(layout: Layout, places: Sequence[Place], episode_N: Array, frame_N: Ar
         if number in runs:
             raise DataError(f"{layout.folder / name}: the rows of episode {number} are not in one piece")
         runs[number] = begin, length
-    for place in places:
-        where = f"{layout.folder} episode {place.number}"
-        begin, length = runs.get(place.number, (0, 0))
+    for location in locations:
+        where = f"{layout.folder} episode {location.number}"
+        begin, length = runs.get(location.number, (0, 0))
         if length == 0:
-            raise DataError(f"{where}: no rows in {name}" + (f", {place.length} expected" if place.length else ""))
-        if length != place.length:
-            raise DataError(f"{where}: {length} frames in {name}, meta says {place.length}")
+            raise DataError(
+                f"{where}: no rows in {name}" + (f", {location.length} expected" if location.length else "")
+            )
+        if length != location.length:
+            raise DataError(f"{where}: {length} frames in {name}, meta says {location.length}")
         wrong = np.flatnonzero(frame_N[begin : begin + length] != np.arange(length))
         if wrong.size:
             found = frame_N[begin + wrong[0]]
             raise DataError(f"{where} frame {wrong[0]}: frame_index is {found}; frames are missing or out of order")
-        yield place, begin
+        yield location, begin
 
 
 def _dims(layout: Layout, key: str) -> int:

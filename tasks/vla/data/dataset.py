@@ -1,15 +1,18 @@
-"""LeRobotDatasets: episodes by number, and their frames as rows of robot data.
+"""LeRobotDatasets of v3.0, v2.1 and v2.0: episodes by number, and their frames as rows, each with its K next actions.
 
-v3.0 is read, and v2.0/v2.1. Actions, states and indices are held in memory; pictures are read when they are used.
+    {"image": b"\\x89PNG...", "state": float32 (S,), "instruction": "open the drawer", "action": float32 (K, D),
+     "action_is_pad": bool (K,), "dataset": "bridge", "episode": 3, "frame": 41, "where": "bridge episode 3 frame 41"}
 
-Shape letters: N frames, D dimensions of an action, S of the state, K actions of a chunk, E episodes.
+Actions, states and indices are held in memory; pictures are read when they are used.
+
+Shape letters: N frames, M rows, D dimensions of an action, S of the state, K actions of a chunk, E episodes.
 """
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,11 +23,11 @@ from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.protocols import Row
 
 from .columns import CACHE, EncodedPictures, read_rows
-from .episode import Array, Episode, check_finite
+from .episode import Array, Episode, LazyFrames, check_finite, choose_episodes, noops
 from .layout import read_layout
 from .video import Video
 
-VIDEOS = 16  # videos a process keeps open
+VIDEOS = 16  # videos that a process keeps open
 TOY_ACTION, TOY_STATE = 7, 4
 """D and S of the data that `Steps.toy` draws: an arm's action, and Meta-World's state."""
 
@@ -112,7 +115,7 @@ class LeRobot:
             self.instruction(i, 0),
             self._columns["action"][part].copy(),
             None if state is None else state[part].copy(),
-            {name: Pictures(self, name, i) for name in self.cameras},
+            {name: LazyFrames(int(self.length_E[i]), partial(self._decoded, name, i)) for name in self.cameras},
             self.fps,
             None if success is None else bool(success[part].any()),
         )
@@ -123,12 +126,21 @@ class LeRobot:
         Raises DataError, which names episode and frame, and the nearest camera.
         """
         key = self._key(camera)
-        place = self.layout.episodes[episode]
+        location = self.layout.episodes[episode]
         with located(f"{self.where(episode, frame)}: camera {camera!r}"):
-            clip = place.clips.get(key)
+            clip = location.clips.get(key)
             if clip is None:
-                return self._pictures.at(place.file, key, int(self.row_E[episode]) + frame)
+                return self._pictures.at(location.file, key, int(self.row_E[episode]) + frame)
             return self._video(clip.file).at(clip.start + float(self._columns["time"][self.start_E[episode] + frame]))
+
+    def _decoded(self, camera: str, episode: int, frame: int) -> Array:
+        found = self.picture(camera, episode, frame)
+        if not isinstance(found, bytes):
+            return found
+        from mmdiff.encoders.media.images import read_image
+
+        with located(f"{self.where(episode, frame)}: camera {camera!r}"):
+            return np.array(read_image(found))
 
     def rows(self, episode: int) -> slice:
         """Where its frames are in `actions()` and `states()`."""
@@ -153,41 +165,10 @@ class LeRobot:
         return self._videos[file]
 
 
-class Pictures(Sequence[Array]):
-    """The pictures of a camera in an episode, uint8 (H, W, 3), decoded when they are used."""
-
-    def __init__(self, data: LeRobot, camera: str, episode: int) -> None:
-        self.data, self.camera, self.number = data, camera, episode
-
-    def __len__(self) -> int:
-        return int(self.data.length_E[self.number])
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[n] for n in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"frame {index} of {len(self)}")
-        index = int(index) % len(self)
-        found = self.data.picture(self.camera, self.number, index)
-        if isinstance(found, bytes):
-            from mmdiff.encoders.media.images import read_image
-
-            with located(f"{self.data.where(self.number, index)}: camera {self.camera!r}"):
-                return np.array(read_image(found))
-        return found
-
-    def __iter__(self) -> Iterator[Array]:
-        for n in range(len(self)):
-            yield self[n]
-
-
 class Steps:
-    """Frames of a LeRobotDataset, each with the K actions that follow from it on:
+    """The frames of a LeRobotDataset as rows, each with the K actions from this frame on; a row is shown above.
 
-        {"image", "state", "instruction", "action": float32 (K, D), "action_is_pad": bool (K,), "dataset", "episode",
-         "frame", "where"}
-
-    Behind the end of an episode the last action is repeated, and `action_is_pad` is True. `image` is one picture or a
+    After the end of an episode the last action is repeated, and `action_is_pad` is True. `image` is one picture or a
     list in the order of `cameras`: encoded bytes where parquet holds them, uint8 (H, W, 3) where a video does; absent
     in data without cameras. `state` is absent in data without a state.
 
@@ -221,7 +202,7 @@ class Steps:
         for name in self.cameras:
             if name not in self.data.cameras and name not in self.data._keys.values():
                 raise ConfigError(f"cameras: {path} has no camera {name!r}{nearest(name, self.data.cameras)}")
-        self.episodes = chosen(episodes, len(self.data), path)
+        self.episodes = choose_episodes(episodes, len(self.data), path)
         self.data.check(self.episodes)
         self._check_videos()
         self.dropped = 0
@@ -300,46 +281,3 @@ class Steps:
             for i in range(len(source)):
                 source[i]  # its pictures are kept, the folder is not
         return source
-
-
-def chosen(episodes: Sequence[int] | str | float | None, count: int, path: str) -> list[int]:
-    """The numbers of the episodes that `Steps` reads. Raises ConfigError."""
-    if episodes is None:
-        return list(range(count))
-    if isinstance(episodes, str):
-        parts = re.fullmatch(r"\s*(-?\d*)\s*:\s*(-?\d*)\s*", episodes)
-        if parts is None:
-            raise ConfigError(f'episodes: {episodes!r}, expected numbers, "from:to", or a share such as 0.9')
-        found = list(range(count))[slice(*(int(p) if p else None for p in parts.groups()))]
-    elif isinstance(episodes, float):
-        if not 0 < abs(episodes) < 1:
-            raise ConfigError(f"episodes: {episodes:g}, expected a share above 0 and below 1, or minus it")
-        share = episodes if episodes > 0 else 1 + episodes
-        upto = np.floor(np.round(np.arange(count + 1) * share, 6))
-        found = np.flatnonzero((np.diff(upto) > 0) == (episodes > 0)).tolist()
-    else:
-        if isinstance(episodes, bool | int | Mapping):
-            raise ConfigError(f'episodes: {episodes!r}, expected a list of numbers, "from:to", or a share such as 0.9')
-        found = [int(e) for e in episodes]
-        for e in found:
-            if not 0 <= e < count:
-                raise ConfigError(f"episodes: {e} is none of {path}, which has 0 to {count - 1}")
-        if len(set(found)) < len(found):
-            raise ConfigError(f"episodes: {next(e for e in found if found.count(e) > 1)} is there twice")
-    if not found:
-        raise ConfigError(f"episodes: {episodes!r} are none of the {count} of {path}")
-    return found
-
-
-def noops(action_ND: Array, threshold: float, gripper: int | None = -1) -> Array:
-    """bool (N,): the frames at which nothing is done. See `Steps`."""
-    dims = action_ND.shape[1]
-    if gripper is not None and not -dims <= gripper < dims:
-        raise ConfigError(f"gripper: {gripper}, actions have {dims} dimensions")
-    moving = np.ones(dims, bool)
-    if gripper is not None:
-        moving[gripper] = False
-    still_N = np.linalg.norm(action_ND[:, moving], axis=1) < threshold
-    if gripper is not None:
-        still_N[1:] &= action_ND[1:, gripper] == action_ND[:-1, gripper]
-    return still_N

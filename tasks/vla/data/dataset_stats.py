@@ -5,7 +5,8 @@ Shape letters: N vectors, D dimensions, C colours, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ import numpy as np
 from .episode import Array
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
-PICTURES = 100  # of an episode are looked at, evenly spread
-SIDE = 150  # pixels; of larger pictures every second, third, ... pixel is looked at
+PICTURES = 100  # of an episode count, evenly spread
+SIDE = 150  # pixels; of larger pictures every second, third, ... pixel counts
 
 Stats = dict[str, Any]
 
@@ -27,8 +28,17 @@ def vector_stats(values_ND: Array) -> Stats:
     return {name: value.tolist() for name, value in {**found, **quantiles}.items()} | {"count": [len(values_ND)]}
 
 
+def column_stats(files: Sequence[Path], key: str, dims: int) -> Stats:
+    """As `vector_stats`, of a column of parquet files: one number, or a list of `dims`, in each row."""
+    import pyarrow.parquet as pq
+
+    tables = (pq.read_table(file, columns=[key], use_threads=False) for file in files)
+    chunks = (chunk if dims == 1 else chunk.flatten() for table in tables for chunk in table.column(key).chunks)
+    return vector_stats(np.concatenate([chunk.to_numpy(zero_copy_only=False).reshape(-1, dims) for chunk in chunks]))
+
+
 def sampled(length: int) -> Array:
-    """The frames of an episode whose pictures are looked at."""
+    """Returns the frames of an episode whose pictures count in statistics."""
     return np.unique(np.linspace(0, length - 1, min(length, PICTURES)).round().astype(int))
 
 
@@ -62,10 +72,10 @@ class PictureStats:
             std = np.sqrt((count_256 * (value_256 - mean) ** 2).sum() / upto_256[-1])
             row = {"min": value_256[there[0]], "max": value_256[there[-1]], "mean": mean, "std": std}
             for name, q in QUANTILES.items():
-                place = (upto_256[-1] - 1) * q
-                low = value_256[np.searchsorted(upto_256, np.floor(place), side="right")]
-                high = value_256[np.searchsorted(upto_256, np.ceil(place), side="right")]
-                row[name] = low + (high - low) * (place % 1)
+                rank = (upto_256[-1] - 1) * q
+                low = value_256[np.searchsorted(upto_256, np.floor(rank), side="right")]
+                high = value_256[np.searchsorted(upto_256, np.ceil(rank), side="right")]
+                row[name] = low + (high - low) * (rank % 1)
             rows.append(row)
         return {name: [[[float(row[name])]] for row in rows] for name in rows[0]} | {"count": [self.pictures]}
 

@@ -1,17 +1,18 @@
-"""An episode of a robot: its instruction, and what it saw, felt and did, frame by frame.
+"""An episode of a robot: its instruction, and pictures, state and action of every frame; which episodes are used.
 
 Shape letters: N frames, D dimensions of an action, S of the state, H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
-from mmdiff.errors import DataError, nearest
+from mmdiff.errors import ConfigError, DataError, nearest
 
 Array = np.ndarray[Any, Any]
 Frames = Sequence[Array] | Array
@@ -35,6 +36,27 @@ class Episode:
 
     def __len__(self) -> int:
         return len(self.action)
+
+
+class LazyFrames(Sequence[Array]):
+    """N pictures, uint8 (H, W, 3), each of which is read when it is used.
+
+    read: the number of a frame -> its picture. Raises DataError, which names the frame, for one that cannot be read.
+    """
+
+    def __init__(self, count: int, read: Callable[[int], Array]) -> None:
+        self._count, self._read = count, read
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Array: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Array]: ...
+    def __getitem__(self, index: int | slice) -> Array | list[Array]:
+        found = range(self._count)[index]  # IndexError ends an iteration
+        return self._read(found) if isinstance(found, int) else [self._read(frame) for frame in found]
 
 
 def check_episode(
@@ -89,6 +111,52 @@ def check_finite(values_ND: Array, where: str, what: str, names: Sequence[str] =
         name = f" ({names[dim]})" if dim < len(names) else ""
         value = values_ND[frame, dim]
         raise DataError(f"{where} frame {first + frame}: {what}[{dim}]{name} is {value}, expected a finite number")
+
+
+def choose_episodes(episodes: Sequence[int] | str | float | None, count: int, path: str) -> list[int]:
+    """Returns the numbers of the episodes that `Steps` reads, out of 0..count - 1. Raises ConfigError."""
+    if episodes is None:
+        return list(range(count))
+    if isinstance(episodes, str):
+        parts = re.fullmatch(r"\s*(-?\d*)\s*:\s*(-?\d*)\s*", episodes)
+        if parts is None:
+            raise ConfigError(f'episodes: {episodes!r}, expected numbers, "from:to", or a share such as 0.9')
+        found = list(range(count))[slice(*(int(p) if p else None for p in parts.groups()))]
+    elif isinstance(episodes, float):
+        if not 0 < abs(episodes) < 1:
+            raise ConfigError(f"episodes: {episodes:g}, expected a share above 0 and below 1, or minus it")
+        share = episodes if episodes > 0 else 1 + episodes
+        upto = np.floor(np.round(np.arange(count + 1) * share, 6))
+        found = np.flatnonzero((np.diff(upto) > 0) == (episodes > 0)).tolist()
+    else:
+        if isinstance(episodes, bool | int | Mapping):
+            raise ConfigError(f'episodes: {episodes!r}, expected a list of numbers, "from:to", or a share such as 0.9')
+        found = [int(e) for e in episodes]
+        for e in found:
+            if not 0 <= e < count:
+                raise ConfigError(f"episodes: {e} is none of {path}, which has 0 to {count - 1}")
+        if len(set(found)) < len(found):
+            raise ConfigError(f"episodes: {next(e for e in found if found.count(e) > 1)} is there twice")
+    if not found:
+        raise ConfigError(f"episodes: {episodes!r} are none of the {count} of {path}")
+    return found
+
+
+def noops(action_ND: Array, threshold: float, gripper: int | None = -1) -> Array:
+    """Returns bool (N,): the frames whose action is shorter than `threshold` and leaves the gripper as it was.
+
+    gripper: its dimension, which does not count as motion; None: there is none. Raises ConfigError.
+    """
+    dims = action_ND.shape[1]
+    if gripper is not None and not -dims <= gripper < dims:
+        raise ConfigError(f"gripper: {gripper}, actions have {dims} dimensions")
+    moving = np.ones(dims, bool)
+    if gripper is not None:
+        moving[gripper] = False
+    still_N = np.linalg.norm(action_ND[:, moving], axis=1) < threshold
+    if gripper is not None:
+        still_N[1:] &= action_ND[1:, gripper] == action_ND[:-1, gripper]
+    return still_N
 
 
 def _check_vectors(values: Any, where: str, what: str, dims: int | None) -> None:

@@ -1,15 +1,25 @@
-"""The files of a LeRobotDataset that grow while episodes are written: rows in parquet, pictures in mp4."""
+"""The files of a LeRobotDataset that grow while episodes are written: rows in parquet, pictures in mp4.
+
+Shape letters: N frames of an episode, H W pixels.
+"""
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mmdiff.errors import require
+
+from .episode import Array
 from .layout import DATA_PATH, VIDEO_PATH
 from .video_writer import VideoWriter
 
-CHUNK = 1000  # files a folder
+CHUNK = 1000  # files per folder
 GOP = 2  # from keyframe to keyframe: single frames are read in any order
 
 
@@ -22,11 +32,15 @@ class RowFiles:
         self._file: Any = None
         self._writer: Any = None
 
-    def write(self, folder: Path, table: Any) -> tuple[int, int]:
-        """Returns chunk and file."""
+    def write(self, folder: Path, features: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Any]) -> list[int]:
+        """Append the rows of an episode. Returns the numbers of its folder and file.
+
+        columns: by feature, an array (N, ...), or for pictures a list of {"bytes", "path"}; none for those in videos.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        table = _table(features, columns)
         if self._writer is not None and self._file.tell() + table.nbytes > self.limit:
             self.close()
         if self._writer is None:
@@ -43,7 +57,7 @@ class RowFiles:
             self._writer = pq.ParquetWriter(self._file, table.schema, compression="snappy", use_dictionary=plain)
             self.files += 1
         self._writer.write_table(table, row_group_size=len(table))
-        return divmod(self.files - 1, CHUNK)
+        return list(divmod(self.files - 1, CHUNK))
 
     def close(self) -> None:
         if self._writer is not None:
@@ -84,6 +98,36 @@ class VideoFiles:
             self._writer = None
 
 
+def encoded(frame: Array, kind: str) -> bytes:
+    """A picture, uint8 (H, W, 3), as the bytes of a file. kind: png | jpeg."""
+    require("PIL", "vla")
+    from PIL import Image
+
+    out = io.BytesIO()
+    options: dict[str, Any] = {"quality": 95} if kind == "jpeg" else {"compress_level": 6}
+    Image.fromarray(np.ascontiguousarray(frame)).save(out, kind, **options)
+    return out.getvalue()
+
+
+def write_tasks(file: Path, tasks: Mapping[str, int]) -> None:
+    """Write the numbers of the instructions as `meta/tasks.parquet`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # pandas reads the column `task` as its index, because the schema says so
+    index = {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object"}
+    column = {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"}
+    pandas = {
+        "index_columns": ["task"],
+        "column_indexes": [{**index, "name": None, "field_name": None, "metadata": {"encoding": "UTF-8"}}],
+        "columns": [{**column, "metadata": None}, {**index, "metadata": None}],
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.0.0",
+    }
+    table = pa.table({"task_index": pa.array(tasks.values(), pa.int64()), "task": pa.array(tasks)})
+    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), file)
+
+
 def video_info(height: int, width: int, fps: float, codec: str) -> dict[str, Any]:
     import av
 
@@ -99,7 +143,27 @@ def video_info(height: int, width: int, fps: float, codec: str) -> dict[str, Any
     }
 
 
-def hugging_face(feature: Mapping[str, Any]) -> dict[str, Any]:
+def _table(features: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Any]) -> Any:
+    import pyarrow as pa
+
+    fields, arrays, known = [], [], {}
+    for key, feature in features.items():
+        if feature["dtype"] == "video":
+            continue
+        known[key] = _hugging_face(feature)
+        if feature["dtype"] == "image":
+            array = pa.array(columns[key], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+        else:
+            array = pa.array(np.ascontiguousarray(columns[key]).reshape(-1))
+            if feature["shape"] != [1]:
+                array = pa.FixedSizeListArray.from_arrays(array, feature["shape"][0])
+        fields.append(pa.field(key, array.type))
+        arrays.append(array)
+    metadata = {"huggingface": json.dumps({"info": {"features": known}})}
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata))
+
+
+def _hugging_face(feature: Mapping[str, Any]) -> dict[str, Any]:
     """A feature as the `datasets` library notes it in a parquet file."""
     if feature["dtype"] == "image":
         return {"_type": "Image"}

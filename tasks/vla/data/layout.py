@@ -1,9 +1,9 @@
 """What `meta/` of a LeRobotDataset holds: features, tasks, and where the frames of every episode are.
 
-v3.0 (many episodes a file):
+v3.0 (many episodes per file):
     meta/info.json  meta/stats.json  meta/tasks.parquet  meta/episodes/chunk-000/file-000.parquet
     data/chunk-000/file-000.parquet  videos/<key>/chunk-000/file-000.mp4
-v2.0 and v2.1 (a file an episode):
+v2.0 and v2.1 (a file per episode):
     meta/info.json  meta/tasks.jsonl  meta/episodes.jsonl
     data/chunk-000/episode_000000.parquet  videos/chunk-000/<key>/episode_000000.mp4
 
@@ -42,13 +42,12 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where an episode is. file: of its rows, relative to the folder. clips: by camera key, for cameras in videos."""
 
     number: int
     length: int
     file: str
-    tasks: tuple[str, ...]
     clips: Mapping[str, Clip]
 
 
@@ -57,11 +56,10 @@ class Layout:
     """features: as in info.json. tasks: instruction by task_index. episodes: in the order of their numbers."""
 
     folder: Path
-    version: str
     fps: float
     features: Mapping[str, Mapping[str, Any]]
     tasks: Mapping[int, str]
-    episodes: Sequence[Place]
+    episodes: Sequence[Location]
 
     def names(self, feature: str) -> tuple[str, ...]:
         """Of the dimensions; empty where they have none."""
@@ -113,15 +111,15 @@ def read_layout(path: str | Path) -> Layout:
     if not 0 < info["fps"] < math.inf:
         raise DataError(f"{file}: fps is {info['fps']}, expected a number above 0")
     tasks, episodes = _v3(folder, info) if major == "3" else _v2(folder, info)
-    for n, place in enumerate(sorted(episodes, key=lambda e: e.number)):
-        if place.number != n:
-            raise DataError(
-                f"{folder}: meta lists episode {place.number} where {n} is expected; one is missing or double"
-            )
     episodes = sorted(episodes, key=lambda e: e.number)
+    for n, location in enumerate(episodes):
+        if location.number != n:
+            raise DataError(
+                f"{folder}: meta lists episode {location.number} where {n} is expected; one is missing or double"
+            )
     if not episodes:
         raise DataError(f"{folder}: holds no episodes")
-    return Layout(folder, version, float(info["fps"]), info["features"], tasks, tuple(episodes))
+    return Layout(folder, float(info["fps"]), info["features"], tasks, tuple(episodes))
 
 
 @contextmanager
@@ -137,7 +135,7 @@ def reading(file: Path) -> Iterator[None]:
         raise DataError(f"{file}: damaged or cut off ({' '.join(str(error).split()):.120})") from None
 
 
-def _v3(folder: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[Place]]:
+def _v3(folder: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[Location]]:
     import pyarrow.parquet as pq
 
     file = folder / "meta" / "tasks.parquet"
@@ -150,12 +148,12 @@ def _v3(folder: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[Pla
     tasks = dict(zip(table.column("task_index").to_pylist(), map(str, names), strict=True))
 
     videos = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
-    columns = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index"]
+    columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     columns += [f"videos/{key}/{name}" for key in videos for name in ("chunk_index", "file_index", "from_timestamp")]
     files = sorted((folder / "meta" / "episodes").glob("*/*.parquet"))
     if not files:
         raise DataError(f"{folder}: no files meta/episodes/chunk-*/file-*.parquet")
-    places = []
+    locations = []
     for file in files:
         with reading(file):
             parquet = pq.ParquetFile(file)
@@ -168,30 +166,21 @@ def _v3(folder: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[Pla
             for name, value in row.items():
                 if value is None:
                     raise DataError(f"{file}: {name} of episode {row['episode_index']} is empty")
-            clips = {
-                key: Clip(
-                    _path(
-                        folder,
-                        info,
-                        "video_path",
-                        video_key=key,
-                        chunk_index=row[f"videos/{key}/chunk_index"],
-                        file_index=row[f"videos/{key}/file_index"],
-                    ),
-                    row[f"videos/{key}/from_timestamp"],
-                )
-                for key in videos
-            }
-            numbers = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
+            clips = {}
+            for key in videos:
+                numbers = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
+                film = _path(folder, info, "video_path", video_key=key, **numbers)
+                clips[key] = Clip(film, row[f"videos/{key}/from_timestamp"])
+            numbers = {name: row[f"data/{name}"] for name in ("chunk_index", "file_index")}
             data = _path(folder, info, "data_path", **numbers)
-            places.append(Place(row["episode_index"], row["length"], data, tuple(row["tasks"]), clips))
-    return tasks, places
+            locations.append(Location(row["episode_index"], row["length"], data, clips))
+    return tasks, locations
 
 
-def _v2(folder: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[Place]]:
+def _v2(folder: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[Location]]:
     tasks = {row["task_index"]: row["task"] for row in _lines(folder / "meta" / "tasks.jsonl", "task_index", "task")}
     videos = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
-    places = []
+    locations = []
     chunk = info.get("chunks_size") or 1000
     if type(chunk) is not int or chunk < 1:
         raise DataError(f"{folder}/meta/info.json: chunks_size is {chunk!r:.60}, expected a whole number above 0")
@@ -202,9 +191,8 @@ def _v2(folder: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[Pla
         where = {"episode_chunk": number // chunk, "episode_index": number}
         clips = {key: Clip(_path(folder, info, "video_path", video_key=key, **where), 0.0) for key in videos}
         file = _path(folder, info, "data_path", **where)
-        texts = row.get("tasks")
-        places.append(Place(number, row["length"], file, tuple(texts) if isinstance(texts, list) else (), clips))
-    return tasks, places
+        locations.append(Location(number, row["length"], file, clips))
+    return tasks, locations
 
 
 def _path(folder: Path, info: Mapping[str, Any], name: str, **values: Any) -> str:

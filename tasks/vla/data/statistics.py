@@ -20,6 +20,10 @@ DEFAULT = "default"  # the key of statistics that come without one
 NAMES = {"action": ("action",), "state": ("state", "observation.state", "proprio")}  # ours, lerobot's, OpenVLA's
 
 
+class NoStatistics(ConfigError):
+    """There is no file or folder under the path that a configuration gives for statistics."""
+
+
 def statistics_of(path: str | Path) -> dict[str, Statistics]:
     """{"action", "state" where there is one} of a LeRobot folder; every frame is read, no picture. Raises DataError."""
     data, found = LeRobot(path), {}
@@ -41,7 +45,8 @@ def read_statistics(node: str | Path | Mapping[str, Any]) -> dict[str, Entry]:
         of the mappings above (OpenVLA: `proprio` is the state), or lerobot's `stats.json` (`observation.state` is).
         What comes without a key is called by its folder, or "default".
 
-    Raises ConfigError for a path that is not there, DataError for what it holds.
+    Raises NoStatistics for a path that is not there, ConfigError for a folder of something else, DataError for what it
+    holds.
     """
     if isinstance(node, str | Path):
         return _at(Path(node))
@@ -71,8 +76,9 @@ def _at(path: Path) -> dict[str, Entry]:
         return {path.resolve().name: statistics_of(path)}
     file = path / OPENVLA if path.is_dir() else path
     if not file.is_file():
-        what = f"holds neither meta/info.json nor {OPENVLA}" if path.is_dir() else "no such file"
-        raise ConfigError(f"statistics: {path}: {what}")
+        if path.is_dir():
+            raise ConfigError(f"statistics: {path}: holds neither meta/info.json nor {OPENVLA}")
+        raise NoStatistics(f"statistics: {path}: no such file")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:

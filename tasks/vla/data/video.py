@@ -55,21 +55,21 @@ class Video:
 
     @property
     def fps(self) -> float:
-        return float(self._opened().average_rate or 0)
+        return float(self._stream().average_rate or 0)
 
     @property
     def frames(self) -> int:
         """How many, by the file's header; 0 where it gives none."""
-        return int(self._opened().frames)
+        return int(self._stream().frames)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        stream = self._opened()
+        stream = self._stream()
         return stream.height, stream.width, 3
 
     def at(self, seconds: float) -> Array:
         """The frame shown at `seconds`, which is the nearest, at most half a frame away. Raises DataError."""
-        stream = self._opened()
+        stream = self._stream()
         half = 0.5 / self.fps if self.fps else 0.05
         if self._frame is None or not 0 < seconds - self._time <= 2 * half * AHEAD:
             if self._frame is None or abs(seconds - self._time) > half:
@@ -84,7 +84,7 @@ class Video:
         return found
 
     def __iter__(self) -> Iterator[Array]:
-        self._seek(self._opened(), -1.0)
+        self._seek(self._stream(), -1.0)
         while self._advance():
             yield self._frame.to_ndarray(format="rgb24")
 
@@ -128,7 +128,7 @@ class Video:
             raise DataError(f"{self.path}: cannot be searched for {seconds:.3f} s ({error.strerror})") from None
         self._decoder = self._container.decode(stream)
 
-    def _opened(self) -> Any:
+    def _stream(self) -> Any:
         if self._container is not None:
             return self._container.streams.video[0]
         require("av", "vla")

@@ -5,13 +5,12 @@ Shape letters: N frames, D dimensions of an action, S of the state, H W pixels.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
 import shutil
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -21,9 +20,9 @@ import numpy as np
 from mmdiff.errors import ConfigError, DataError, nearest, require
 from mmdiff.files import commit, part_of
 
-from .dataset_stats import PictureStats, flat, sampled, vector_stats
-from .episode import Array, Episode, check_episode
-from .files import CHUNK, RowFiles, VideoFiles, hugging_face, video_info
+from .dataset_stats import PictureStats, column_stats, flat, sampled, vector_stats
+from .episode import Episode, check_episode
+from .files import CHUNK, RowFiles, VideoFiles, encoded, video_info, write_tasks
 from .layout import DATA_PATH, EPISODES_PATH, PREFIX, VERSION, VIDEO_PATH
 from .video_writer import codec_of
 
@@ -92,12 +91,15 @@ class LeRobotWriter:
         """Episodes so far."""
         return len(self._episodes)
 
-    def add(self, episode: Episode) -> int:
-        """Write an episode; returns its number. Raises DataError, which names it and the frame, and writes nothing."""
+    def add(self, episode: Episode, where: str | None = None) -> int:
+        """Write an episode; returns its number. Raises DataError, which names it and the frame, and writes nothing.
+
+        where: what an error calls the episode; None: its number in this data set.
+        """
         if not self._cleanup.alive:
             raise ConfigError(f"{self.folder}: is finished, no episode can be added")
         number = len(self._episodes)
-        where = f"{self.folder} episode {number}"
+        where = where or f"{self.folder} episode {number}"
         self._check(episode, where)
         if self._cameras is None:
             self._begin(episode, where)
@@ -123,21 +125,21 @@ class LeRobotWriter:
             key, seen = PREFIX + camera, PictureStats()
             chosen = set(sampled(n).tolist())
             frames = self._videos[key].begin(n) if self.video else None
-            encoded = []
+            files = []
             for i, frame in enumerate(episode.images[camera]):
                 if i in chosen:
                     seen.add(frame)
                 if frames is None:
-                    encoded.append({"bytes": self._encode(frame), "path": f"frame-{i:06d}.{self.picture}"})
+                    files.append({"bytes": encoded(frame, self.picture), "path": f"frame-{i:06d}.{self.picture}"})
                 else:
                     frames.add(frame)
             if frames is None:
-                columns[key] = encoded
+                columns[key] = files
             else:
                 row |= {f"videos/{key}/{name}": value for name, value in self._videos[key].end(n).items()}
             self._seen[key] += seen
             stats[key] = seen.stats()
-        chunk, file = self._rows.write(self._aside, self._table(columns))
+        chunk, file = self._rows.write(self._aside, self.features, columns)
         row |= {"data/chunk_index": chunk, "data/file_index": file}
         row |= {"dataset_from_index": first, "dataset_to_index": first + n}
         self._episodes.append(row | flat(stats) | {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
@@ -236,37 +238,6 @@ class LeRobotWriter:
 
     # Files
 
-    def _table(self, columns: Mapping[str, Any]) -> Any:
-        import pyarrow as pa
-
-        fields, arrays = [], []
-        for key, feature in self.features.items():
-            if feature["dtype"] == "video":
-                continue
-            values = columns[key]
-            if feature["dtype"] == "image":
-                kind: Any = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-                array = pa.array(values, kind)
-            elif feature["shape"] == [1]:
-                array = pa.array(np.ascontiguousarray(values).reshape(-1))
-            else:
-                flat_values = pa.array(np.ascontiguousarray(values).reshape(-1))
-                array = pa.FixedSizeListArray.from_arrays(flat_values, feature["shape"][0])
-            fields.append(pa.field(key, array.type))
-            arrays.append(array)
-        known = {key: hugging_face(f) for key, f in self.features.items() if f["dtype"] != "video"}
-        metadata = {"huggingface": json.dumps({"info": {"features": known}})}
-        return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata))
-
-    def _encode(self, frame: Array) -> bytes:
-        require("PIL", "vla")
-        from PIL import Image
-
-        out = io.BytesIO()
-        options: dict[str, Any] = {"quality": 95} if self.picture == "jpeg" else {"compress_level": 6}
-        Image.fromarray(np.ascontiguousarray(frame)).save(out, self.picture, **options)
-        return out.getvalue()
-
     def _write_meta(self) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -276,19 +247,7 @@ class LeRobotWriter:
         file.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(self._episodes), file)
 
-        # pandas reads the column `task` as its index, because the schema says so
-        index = {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object"}
-        column = {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"}
-        pandas = {
-            "index_columns": ["task"],
-            "column_indexes": [{**index, "name": None, "field_name": None, "metadata": {"encoding": "UTF-8"}}],
-            "columns": [{**column, "metadata": None}, {**index, "metadata": None}],
-            "creator": {"library": "pyarrow", "version": pa.__version__},
-            "pandas_version": "2.0.0",
-        }
-        tasks = pa.table({"task_index": pa.array(self.tasks.values(), pa.int64()), "task": pa.array(self.tasks)})
-        pq.write_table(tasks.replace_schema_metadata({"pandas": json.dumps(pandas)}), meta / "tasks.parquet")
-
+        write_tasks(meta / "tasks.parquet", self.tasks)
         fps = int(self.fps) if float(self.fps).is_integer() else self.fps
         info = {
             "codebase_version": VERSION,
@@ -306,26 +265,12 @@ class LeRobotWriter:
             "features": self.features,
         }
         (meta / "info.json").write_text(json.dumps(info, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
-        stats = self._stats()
-        (meta / "stats.json").write_text(json.dumps(stats, indent=4) + "\n", encoding="utf-8")
-
-    def _stats(self) -> dict[str, Any]:
-        """Statistics over all frames, which are read back column by column; for pictures, over the sampled frames."""
-        import pyarrow.parquet as pq
-
         files = sorted((self._aside / "data").glob("*/*.parquet"))
-        stats: dict[str, Any] = {}
-        for key, feature in self.features.items():
-            if key in self._seen:
-                stats[key] = self._seen[key].stats()
-                continue
-            parts = []
-            for file in files:
-                for chunk in pq.read_table(file, columns=[key], use_threads=False).column(key).chunks:
-                    values = chunk.flatten() if feature["shape"] != [1] else chunk
-                    parts.append(values.to_numpy(zero_copy_only=False).reshape(-1, feature["shape"][0]))
-            stats[key] = vector_stats(np.concatenate(parts))
-        return stats
+        stats = {
+            key: self._seen[key].stats() if key in self._seen else column_stats(files, key, feature["shape"][0])
+            for key, feature in self.features.items()
+        }
+        (meta / "stats.json").write_text(json.dumps(stats, indent=4) + "\n", encoding="utf-8")
 
     def _check_free(self) -> None:
         if self.folder.exists() or self.folder.is_symlink():
