@@ -1,0 +1,100 @@
+"""Which ids the sampler may commit: allow-sets, suppressed ids and tokens, and how a sequence may end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from logit_tables import EOS, EOT, MASK, SLOT, VOCAB, Table, V, likely
+
+from mmdiff.backbones.load import toy_backbone
+from mmdiff.canvas.sample import Sample, Target
+from mmdiff.canvas.vocab import Vocab, word_tokenizer
+from mmdiff.config.settings import GenerationConfig
+from mmdiff.data.collate import collate
+from mmdiff.errors import ConfigError
+from mmdiff.samplers.loop import sample
+from mmdiff.samplers.options import generation_config
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("remasking", ["low_confidence", "random"])
+def test_eos_last_commits_end_ids_after_all_others(temperature: float, remasking: str) -> None:
+    likeliest, sure = [EOS, 1, EOT, 2, EOS, 3], [[80.0, 40.0, 80.0, 40.0, 80.0, 40.0]]
+    named: dict[str, Any] = dict(temperature=temperature, remasking=remasking, early_stop=False)
+    batch = collate([[Target(length=6)]], VOCAB)
+    out = sample(likely(likeliest, sure=sure), batch, VOCAB, generation_config(eos_policy="last", **named))
+    ends = torch.tensor([True, False] * 3)
+    assert out.ids_BL[0].tolist() == likeliest  # it may be committed, at any temperature ...
+    assert out.step_BL[0][ends].min() > out.step_BL[0][~ends].max()  # ... after everything else
+    assert (out.confidence_BL[0][ends] == 0).all()
+    out = sample(likely(likeliest, sure=sure), batch, VOCAB, generation_config(eos_policy="suppress", **named))
+    assert not torch.isin(out.ids_BL, torch.tensor([EOS, EOT])).any()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 3.0])
+def test_only_allowed_ids_are_committed(temperature: float) -> None:
+    rows: list[Sample] = [[Target(length=9, allow=((3, 5), (40, 41))), Target(length=9)]] * 4
+    batch = collate(rows, VOCAB)
+    logits_BLV = torch.randn(4, 18, V, generator=torch.Generator().manual_seed(0))
+    logits_BLV[:, :, [MASK, SLOT, 50]] = 30.0
+    table = Table(logits_BLV)
+    out = sample(
+        table, batch, VOCAB, GenerationConfig(temperature=temperature, suppress_ids=[50, 40], early_stop=False)
+    )
+    assert set(out.ids_BL[:, :9].unique().tolist()) == {3, 4}
+    assert not torch.isin(out.ids_BL[:, 9:], torch.tensor([MASK, SLOT, 50, 40])).any()
+    # confidence is the probability among the allowed ids
+    p = logits_BLV[0, 0, [3, 4]].softmax(-1)[out.ids_BL[0, 0] - 3]
+    assert float(out.confidence_BL[0, 0]) == pytest.approx(float(p), abs=1e-6)
+    with pytest.raises(ConfigError, match="row 0, position 0"):
+        sample(table, batch, VOCAB, GenerationConfig(suppress_ids=[3, 4, 40]))
+    with pytest.raises(ConfigError, match="99"):
+        sample(table, batch, VOCAB, GenerationConfig(suppress_ids=[99]))
+
+
+def test_tokens_are_suppressed_by_their_spelling() -> None:
+    vocab = toy_backbone("GSAI-ML/LLaDA-8B-Instruct").vocab
+    turn = vocab.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    logits_BLV = torch.zeros(1, 4, vocab.size)
+    logits_BLV[..., [65, vocab.eos_id, turn]] = torch.tensor([1.0, 2.0, 3.0])  # the likeliest is the last
+
+    def generated(*tokens: str) -> list[int]:
+        config = GenerationConfig(suppress_tokens=list(tokens), early_stop=False)
+        return sample(Table(logits_BLV), collate([[Target(length=4)]], vocab), vocab, config).ids_BL[0].tolist()
+
+    assert generated() == [turn] * 4
+    assert generated("<|eot_id|>") == [vocab.eos_id] * 4
+    assert generated("<|eot_id|>", "<|endoftext|>") == [65] * 4
+    with pytest.raises(ConfigError, match=r"suppress_tokens: the tokenizer has no '<\|eot\|>' \(did you mean"):
+        generated("<|eot|>")
+
+
+def test_an_end_that_is_also_the_slot_can_be_committed() -> None:
+    """LLaDA's padding, which stands where pictures go, is its end of sequence."""
+    vocab = toy_backbone("GSAI-ML/LLaDA-8B-Instruct").vocab
+    assert vocab.slot_id == vocab.eos_id
+    logits_BLV = torch.zeros(1, 4, vocab.size)
+    logits_BLV[..., vocab.eos_id] = 9.0
+    out = sample(Table(logits_BLV), collate([[Target(length=4)]], vocab), vocab, GenerationConfig(steps=4))
+    assert out.ids_BL[0].tolist() == [vocab.eos_id] * 4 and int(out.forwards_B[0]) == 1  # it stops early
+
+
+def test_a_turn_ends_although_eos_is_suppressed() -> None:
+    """LLaDA-V's settings: its answers end in <|eot_id|>, and EOS is never proposed."""
+    vocab = toy_backbone("GSAI-ML/LLaDA-8B-Instruct").vocab
+    turn = vocab.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    logits_BLV = torch.zeros(1, 5, vocab.size)
+    logits_BLV[0, [0, 1, 2, 3, 4], [65, turn, 66, 66, 66]] = torch.tensor([9.0, 8.0, 3.0, 2.0, 1.0])
+    config = GenerationConfig(suppress_tokens=["<|endoftext|>"])
+    out = sample(Table(logits_BLV), collate([[Target(length=5)]], vocab), vocab, config)
+    assert out.ids_BL[0].tolist() == [65, turn, *[vocab.eos_id] * 3] and int(out.forwards_B[0]) == 2
+
+
+def test_padding_rows_of_the_embedding_table_are_never_committed() -> None:
+    vocab = Vocab(word_tokenizer(["a", "b"]), 12, mask_id=2, eos_id=1, pad_id=0, slot_id=3, ranges={"bin": (8, 10)})
+    logits_BLV = torch.zeros(1, 4, 12)
+    logits_BLV[..., 7], logits_BLV[..., 10], logits_BLV[..., 9], logits_BLV[..., 5] = 9.0, 8.0, 7.0, 6.0
+    batch = collate([[Target(length=2), Target(length=2, allow=((10, 11),))]], vocab)
+    assert sample(Table(logits_BLV), batch, vocab, GenerationConfig()).ids_BL[0].tolist() == [5, 5, 10, 10]

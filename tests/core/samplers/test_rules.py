@@ -1,0 +1,150 @@
+"""The rules of a step: noise and proposals, scores, selection, revision, and how a configuration names them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from logit_tables import MASK, SLOT, VOCAB, Table, V, likely
+from torch import Tensor
+
+from mmdiff.canvas.sample import Target
+from mmdiff.config.settings import GenerationConfig
+from mmdiff.data.collate import collate
+from mmdiff.errors import ConfigError
+from mmdiff.samplers.loop import sample
+from mmdiff.samplers.noise import uniform
+from mmdiff.samplers.rules.propose import propose
+from mmdiff.samplers.rules.revise import RunningConfidence
+from mmdiff.samplers.rules.score import Margin, NegativeEntropy
+from mmdiff.samplers.rules.select import Everything, Factor, order
+from mmdiff.samplers.rules.state import Proposal
+
+
+def test_noise_depends_on_seed_sample_and_step() -> None:
+    device = torch.device("cpu")
+    first = uniform(1, 2, 3, "token", (4,), device)
+    assert torch.equal(first, uniform(1, 2, 3, "token", (4,), device))
+    for other in [(0, 2, 3, "token"), (1, 0, 3, "token"), (1, 2, 0, "token"), (1, 2, 3, "order")]:
+        assert not torch.equal(first, uniform(*other, (4,), device))
+
+
+def test_confidence_does_not_know_the_temperature() -> None:
+    logits_BLV = torch.randn(1, 6, V, generator=torch.Generator().manual_seed(1))
+    out = sample(
+        Table(logits_BLV), collate([[Target(length=6)]], VOCAB), VOCAB, GenerationConfig(temperature=2.0, seed=4)
+    )
+    logits_BLV[..., [MASK, SLOT]] = -torch.inf
+    p = logits_BLV.double().softmax(-1).gather(-1, out.ids_BL[..., None]).squeeze(-1)
+    assert torch.allclose(out.confidence_BL.double(), p, atol=1e-6)
+
+
+def test_gumbel_noise_is_not_rounded_to_single_precision() -> None:
+    """In fp32 both numbers are 1, their noise infinite and the first position always the winner (arXiv 2409.02908)."""
+
+    class Two:
+        def rows(self, stream: str, *width: int) -> Any:
+            yield torch.tensor([[1 - 2e-12, 1 - 1e-12], [1 - 1e-12, 1 - 2e-12]], dtype=torch.float64)
+
+    noise: Any = Two()
+    assert propose(torch.zeros(2, 2), 1.0, noise).tolist() == [1, 0]
+    assert uniform(0, 0, 1, "token", (1,), torch.device("cpu")).dtype == torch.float64
+
+
+def test_low_temperature_is_nearly_greedy_and_high_is_not() -> None:
+    logits_BLV = torch.randn(1, 40, V, generator=torch.Generator().manual_seed(2))
+    batch = collate([[Target(length=40)]], VOCAB)
+    ids = {
+        t: sample(Table(logits_BLV), batch, VOCAB, GenerationConfig(temperature=t, steps=1, early_stop=False)).ids_BL
+        for t in (0.0, 1e-4, 3.0)
+    }
+    assert torch.equal(ids[0.0], ids[1e-4]) and (ids[0.0] != ids[3.0]).float().mean() > 0.5
+
+
+def proposal(row: list[int], quota: list[int] | None = None) -> Proposal:
+    row_P = torch.tensor(row)
+    quota_R = torch.tensor(quota or [1] * (max(row) + 1))
+    none: Any = None
+    return Proposal(row_P, torch.arange(len(row)), torch.zeros_like(row_P), torch.ones(len(row)), quota_R, none, none)
+
+
+def test_order_ranks_within_rows_and_prefers_the_left() -> None:
+    score_P = torch.tensor([0.1, 0.9, 0.9, 0.5, 0.5, 0.7])
+    assert order(score_P, torch.tensor([0, 0, 0, 1, 1, 1])).tolist() == [2, 0, 1, 1, 2, 0]
+
+
+def test_scores_of_a_known_pair() -> None:
+    """arXiv 2502.06768: the best token is likelier in the first, but only the second leaves no rival."""
+    p_PV = torch.tensor([[0.5, 0.48, 0.02] + [0.0] * 7, [0.45] + [0.55 / 9] * 9])
+    logits_PV = p_PV.log()
+    assert Margin()(logits_PV, proposal([0, 0])).tolist() == pytest.approx([0.02, 0.45 - 0.55 / 9], abs=1e-6)
+    assert NegativeEntropy()(logits_PV, proposal([0, 0])).tolist() == pytest.approx([-0.777, -1.897], abs=1e-3)
+
+
+def test_factor_takes_the_largest_n_that_holds() -> None:
+    # bounds for factor 1: n=1 0.5, n=2 0.667, n=3 0.75
+    score_P = torch.tensor([0.7, 0.9, 0.1, 0.2, 0.8, 0.74])
+    assert Factor(1.0)(score_P, proposal([0, 0, 0, 0, 1, 1])).tolist() == [True, True, False, False, True, True]
+    assert Factor(0.1)(score_P, proposal([0, 0, 0, 0, 1, 1])).tolist() == [False, True, False, False, True, False]
+
+
+def test_running_confidence_is_low_confidence_when_confidences_do_not_change() -> None:
+    sure = torch.randperm(12, generator=torch.Generator().manual_seed(5)).add(1).div(2).tolist()
+    batch = collate([[Target(length=12)]], VOCAB)
+    plain = sample(likely(list(range(12)), sure=[sure]), batch, VOCAB, GenerationConfig(steps=5))
+    config = GenerationConfig(steps=5, select=Everything(), revise=RunningConfidence())
+    table = likely(list(range(12)), sure=[sure])
+    out = sample(table, batch, VOCAB, config)
+    assert out.ids_BL.tolist() == plain.ids_BL.tolist() and out.calls == 5
+    assert out.step_BL.tolist() == plain.step_BL.tolist()
+    assert table.predicted == [12, 9, 6, 4, 2]
+
+
+def test_a_revise_rule_corrects_what_later_context_contradicts() -> None:
+    """1 is likeliest at position 0 until position 1 is committed, then 2; without revision the first token stays."""
+
+    def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+        logits_RLV = torch.zeros(1, 3, V)
+        logits_RLV[0, 0, 1], logits_RLV[0, 1, 5], logits_RLV[0, 2, 6] = 5.0, 6.0, 4.0
+        if ids_RL[0, 1] == 5:
+            logits_RLV[0, 0, 2] = 20.0
+        return logits_RLV[predict_RL]
+
+    batch = collate([[Target(length=3)]], VOCAB)
+    # two of three a step: position 0 is among the first two, so only a rule that masks it again can correct it
+
+    class RemaskFirst:
+        def __call__(self, committed: Any) -> Tensor:
+            out_RL = torch.zeros_like(committed.committed_RL)
+            out_RL[:, 0] = True
+            return out_RL
+
+    assert sample(denoise, batch, VOCAB, GenerationConfig(steps=2)).ids_BL[0].tolist() == [1, 5, 6]
+    out = sample(denoise, batch, VOCAB, GenerationConfig(steps=2, revise=RemaskFirst()))
+    assert out.ids_BL[0].tolist() == [2, 5, 6] and out.step_BL[0].tolist() == [2, 1, 2]
+    # a rule that always masks again still comes to an end
+    assert sample(denoise, batch, VOCAB, GenerationConfig(threshold=0.5, revise=RemaskFirst())).calls <= 6
+
+
+def test_rules_are_chosen_by_dotted_path() -> None:
+    logits_BLV = torch.full((1, 2, V), -torch.inf)
+    logits_BLV[0, 0, :3] = torch.tensor([0.5, 0.48, 0.02]).log()
+    logits_BLV[0, 1, :10] = torch.tensor([0.45] + [0.55 / 9] * 9).log()
+    batch = collate([[Target(length=2)]], VOCAB)
+    steps = [
+        sample(Table(logits_BLV), batch, VOCAB, GenerationConfig(remasking=name)).step_BL[0].tolist()
+        for name in ("low_confidence", "mmdiff.samplers.rules.score.Margin")
+    ]
+    assert steps == [[1, 2], [2, 1]]
+    node = {"target": "mmdiff.samplers.rules.select.Threshold", "threshold": 0.4}
+    assert sample(Table(logits_BLV), batch, VOCAB, GenerationConfig(select=node)).calls == 1
+
+
+def test_a_select_rule_that_commits_nothing_is_refused() -> None:
+    class Nothing:
+        def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
+            return torch.zeros_like(score_P, dtype=torch.bool)
+
+    with pytest.raises(ConfigError, match="Nothing"):
+        sample(likely([1, 2]), collate([[Target(length=2)]], VOCAB), VOCAB, GenerationConfig(select=Nothing()))

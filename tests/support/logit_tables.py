@@ -1,0 +1,41 @@
+"""A Denoise of hand-made logits, for tests of the sampler.
+
+Shape letters: B samples, L canvas length, R rows of a call, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmdiff.canvas.vocab import Vocab
+
+V, MASK, EOS, EOT, SLOT = 61, 60, 59, 58, 57
+VOCAB = Vocab(tokenizer=None, size=V, mask_id=MASK, eos_id=EOS, pad_id=EOS, slot_id=SLOT, end_ids=(EOS, EOT))
+
+
+class Table:
+    """A Denoise of a fixed table of logits, which records its calls."""
+
+    def __init__(self, logits_BLV: Tensor) -> None:
+        self.logits_BLV = logits_BLV
+        self.rows: list[list[int]] = []
+        self.predicted: list[int] = []
+        self.media: list[Tensor | None] = []
+        self.ids: list[Tensor] = []
+
+    def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+        self.rows.append(row_R.tolist())
+        self.predicted.append(int(predict_RL.sum()))
+        self.media.append(media_R)
+        self.ids.append(ids_RL.clone())
+        return self.logits_BLV[row_R][predict_RL]
+
+
+def likely(*rows: list[int], sure: list[list[float]] | None = None) -> Table:
+    """Returns logits under which rows[b][l] is likeliest at position l of row b, at logit 9 or the one given."""
+    table = torch.zeros(len(rows), len(rows[0]), V)
+    for b, row in enumerate(rows):
+        for position, token in enumerate(row):
+            table[b, position, token] = 9.0 if sure is None else sure[b][position]
+    return Table(table)
