@@ -23,11 +23,11 @@ def allowed(batch: Batch, vocab: Vocab, config: GenerationConfig) -> tuple[Tenso
     (published tables are padded) or for a named range, unless an allow-set claims them.
     Raises ConfigError for an id or token outside the vocabulary, and for a masked position that is left without any id.
     """
-    known_V = torch.ones(vocab.size, dtype=torch.bool)
+    text_V = torch.ones(vocab.size, dtype=torch.bool)
     if vocab.tokenizer is not None:
-        known_V[len(vocab.tokenizer) :] = False
+        text_V[len(vocab.tokenizer) :] = False
     ends = [vocab.eos_id, *vocab.end_ids]
-    known_V[ends] = True
+    text_V[ends] = True
     slots = [] if vocab.slot_id in ends else [vocab.slot_id]
     banned = [vocab.mask_id, *slots, *config.suppress_ids, *(ends if config.eos_policy == "suppress" else [])]
     for token in config.suppress_tokens:
@@ -41,16 +41,16 @@ def allowed(batch: Batch, vocab: Vocab, config: GenerationConfig) -> tuple[Tenso
             raise ConfigError(f"sampler.suppress_ids: {i} does not fit a vocabulary of {vocab.size}")
     device = batch.ids_BL.device
     if batch.allow_KV is None or batch.allow_BL is None:
-        allow_KV, allow_BL = known_V[None].to(device), torch.zeros_like(batch.ids_BL)
+        allow_KV, allow_BL = text_V[None].to(device), torch.zeros_like(batch.ids_BL)
     else:
         free_K = batch.allow_KV.all(1, keepdim=True)  # no allow-set was named
-        allow_KV, allow_BL = torch.where(free_K, known_V.to(device), batch.allow_KV), batch.allow_BL
+        allow_KV, allow_BL = torch.where(free_K, text_V.to(device), batch.allow_KV), batch.allow_BL
     allow_KV[:, banned] = False
     masked_BL = batch.target_BL & (batch.ids_BL == vocab.mask_id)
     stuck_BL = masked_BL & ~allow_KV.any(1)[allow_BL]
     if stuck_BL.any():
         b, position = stuck_BL.nonzero()[0].tolist()
         raise ConfigError(
-            f"row {b}, position {position}: suppress_ids and eos_policy leave no id of its allow-set to write"
+            f"row {b}, position {position}: suppress_ids and eos_policy leave no id of its allow-set to commit"
         )
     return allow_KV, allow_BL

@@ -36,7 +36,7 @@ PROBES = ("mask", "eos", "leave_one_out")
 
 @dataclass
 class Draft:
-    """What a rule may look at. A rule that asks the model writes `forwards_B` and `confidence_BL`."""
+    """What a rule is given. A rule that runs the model adds to `forwards_B` and sets `confidence_BL`."""
 
     denoise: Denoise
     batch: Batch
@@ -44,7 +44,7 @@ class Draft:
     seed: int
     position_BL: Tensor  # bool, the positions of the draft: target positions that were given
     forwards_B: Tensor  # int64
-    confidence_BL: Tensor  # fp32, probability of the draft's tokens; 1 where the model was not asked
+    confidence_BL: Tensor  # fp32, probability of the draft's tokens; 1 where the model was not run
 
 
 class DraftRule(Protocol):
@@ -76,9 +76,9 @@ class MaskRandom:
 class MaskLeastConfident:
     """Masks the floor(ratio * n) of a row's n draft positions whose tokens the model, without them, finds least likely.
 
-    probe: how it is asked. "mask": with all draft positions masked, in one forward. "eos": with end-of-sequence in all
-        of them (as published; the model then believes that nothing was said). "leave_one_out": with each position
-        masked alone, n forwards.
+    probe: what stands at these positions then. "mask": the mask id at all of them, in one forward. "eos": EOS at all of
+        them (as published; it is the canvas of an empty answer). "leave_one_out": the mask id at one position at a
+        time, in n forwards.
     """
 
     ratio: float = 0.3
@@ -116,7 +116,7 @@ class MaskChunks:
 
 
 def lowest(score_BL: Tensor, position_BL: Tensor, ratio: float) -> Tensor:
-    """bool BL, the floor(ratio * n) positions of a row with the lowest scores; of equal scores the leftmost first."""
+    """Returns bool BL, the floor(ratio * n) positions of a row with the lowest scores; of equals the leftmost first."""
     score_BL = score_BL.masked_fill(~position_BL, torch.inf)
     rank_BL = score_BL.argsort(dim=1, stable=True).argsort(dim=1)
     count_B = (position_BL.sum(1) * ratio + 1e-6).long()  # 0.3 * 10 falls just below 3
@@ -124,7 +124,10 @@ def lowest(score_BL: Tensor, position_BL: Tensor, ratio: float) -> Tensor:
 
 
 def probe(draft: Draft, how: str) -> Tensor:
-    """fp32 BL, the probability of the draft's token at each of its positions; 1 elsewhere. how: one of `PROBES`."""
+    """Returns fp32 BL, the probability of the draft's token at each of its positions; 1 elsewhere.
+
+    how: one of `PROBES`.
+    """
     batch, position_BL = draft.batch, draft.position_BL
     out_BL = torch.ones(position_BL.shape, device=position_BL.device)
     if how != "leave_one_out":
@@ -158,7 +161,7 @@ def rewrite(
     """Returns the canvas after all rounds of `config.draft`. What the rule does not mask keeps its token.
 
     An end id amid a draft takes a word out, so there is no early stop. The result's steps count the forwards of all
-    rounds and of probes; kept positions have step 0 and, where the rule asked, the model's probability of their token.
+    rounds and of probes; kept positions have step 0 and, where the rule ran the model, its probability of their token.
     """
     config = generation_config(config)
     rule: DraftRule = build_rule(config.draft)

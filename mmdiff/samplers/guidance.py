@@ -1,4 +1,4 @@
-"""Unsupervised classifier-free guidance (arXiv 2410.18514, used by LLaDA): a Denoise round a Denoise.
+"""Unsupervised classifier-free guidance (arXiv 2410.18514, used by LLaDA): one Denoise wrapped in another.
 
 Shape letters: R rows, L canvas length, P predicted positions, V vocabulary.
 """

@@ -25,7 +25,7 @@ class Generation:
     calls: int = 0  # of denoise, for the whole batch; a draft rule's probes are not among them
 
     def masked(self, mask_id: int) -> Tensor:
-        """bool BL, the target positions that are still masked; none once the sampler is done."""
+        """Returns bool BL, the target positions that are still masked; none once the sampler is done."""
         return self.target_BL & (self.ids_BL == mask_id)
 
     def targets(self) -> list[list[int]]:

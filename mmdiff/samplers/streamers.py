@@ -14,7 +14,7 @@ from mmdiff.canvas.vocab import Vocab
 
 
 class Streamer(Protocol):
-    """transformers' streamer with one more method for drafts, under the name it has there."""
+    """transformers' streamer with one more method for drafts, which transformers calls so too."""
 
     def put_draft(self, ids_BL: Tensor, step: int) -> None:
         """Receives the canvas before the commit of a step, counted from 1; predicted positions hold their proposals."""

@@ -24,8 +24,8 @@ class Hierarchical:
     the sum over its positions: of proposed tokens now, of committed tokens when they were committed, of given ones 1.
     The group committed to last goes on until it is complete, and a complete one leaves the ranking. After iteration k
     of a group ceil(size * k / iterations) of its positions hold tokens, given ones among them; a canvas of K empty
-    groups takes K * iterations steps, and one that is partly given no more. `sampler.steps` commits nothing then, but
-    it tells a temperature, and a rule that revises, how long a block is: give it K * iterations.
+    groups takes K * iterations steps, and one that is partly given no more. `sampler.steps` then decides no quota, but
+    a changing temperature and a `revise` rule take it for the length of a block: set it to K * iterations.
 
     Groups are ranked by confidence, positions within one by the score (`sampler.remasking`). Whole groups in order of
     time are `sampler.block_length: size`, without this rule.
@@ -65,9 +65,9 @@ class Hierarchical:
         return commit_P
 
     def _groups(self, x_RL: Tensor, state: State) -> Tensor:
-        """(R, G, S): the target positions of every row, without what lies between them; 0 where a row has fewer."""
+        """Returns (R, G, S), values at the target positions of every row, group by group; 0 where a row has fewer."""
         length = -(-x_RL.shape[1] // self.size) * self.size
-        position_RL = state.rank_RL.masked_fill(~state.target_RL, length)  # a column for what is no target
+        position_RL = state.rank_RL.masked_fill(~state.target_RL, length)  # the last column takes what is no target
         packed = x_RL.new_zeros(len(x_RL), length + 1).scatter(1, position_RL, x_RL)
         return packed[:, :-1].unflatten(1, (-1, self.size))
 

@@ -1,4 +1,4 @@
-"""MaskGIT's noise on the order of positions, and Discrete Diffusion VLA's second look at what was committed.
+"""MaskGIT's noise on the order of positions, and Discrete Diffusion VLA's remasking of what was committed.
 
 Their number of positions per step is `sampler.schedule: cosine`, their cooling `sampler.temperature_end: 0`.
 Shape letters: R rows of a step, L canvas length, P predicted positions.

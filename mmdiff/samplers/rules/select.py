@@ -11,7 +11,7 @@ from .state import Proposal
 
 
 def order(score_P: Tensor, row_P: Tensor) -> Tensor:
-    """int64 (P,), the rank of a position within its row: 0 for the highest score; of equals the leftmost first."""
+    """Returns int64 (P,), ranks within each row: 0 for the highest score; of equal scores the leftmost comes first."""
     by_score_P = score_P.argsort(descending=True, stable=True)
     sorted_P = by_score_P[row_P[by_score_P].argsort(stable=True)]
     first_P = torch.searchsorted(row_P, row_P)  # row_P ascends: where each row begins

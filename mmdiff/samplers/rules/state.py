@@ -21,7 +21,7 @@ class State:
     block_RL: Tensor  # bool, the target positions of the row's current block
     step_RL: Tensor  # int32, the row's own step at which a position was committed; 0 where it was given or is masked
     confidence_RL: Tensor  # fp32, when it was committed; 1 where it was given, 0 where it is masked
-    step_R: Tensor  # int64, the step within the block, from 1; a rule that takes its time may go beyond `steps_R`
+    step_R: Tensor  # int64, the step within the block, from 1; beyond `steps_R` where a rule commits below its quota
     steps_R: Tensor  # int64, the steps that the block was given
 
     @property
@@ -47,7 +47,7 @@ class Proposal:
     row_P: Tensor  # int64, which of the R rows
     position_P: Tensor  # int64, position on the canvas
     ids_P: Tensor  # int64
-    confidence_P: Tensor  # fp32, probability of ids_P; temperature plays no part in it
+    confidence_P: Tensor  # fp32, probability of ids_P at temperature 1
     quota_R: Tensor  # int64, positions a row commits at this step under the schedule
     noise: StepNoise
     state: State
@@ -62,9 +62,7 @@ class Committed:
     n_masked_R: Tensor  # int64, masked positions of the block before the step
     quota_R: Tensor  # int64, positions a row commits at this step under the schedule
     state: State
-    rescored_RL: Tensor | None = (
-        None  # fp32, for a rule with `rescore`: what `confidence_RL` would be now; see `Revise`
-    )
+    rescored_RL: Tensor | None = None  # fp32, for a rule with `rescore`: the probability at this step, see `Revise`
 
 
 Score = Callable[[Tensor, Proposal], Tensor]
@@ -74,7 +72,7 @@ Select = Callable[[Tensor, Proposal], Tensor]
 """(score_P, proposal) -> bool_P: the positions to commit now, at least one per row."""
 
 Revise = Callable[[Committed], Tensor]
-"""committed -> bool_RL: positions to mask again. The loop obeys in the current block while the block has steps left.
+"""committed -> bool_RL: positions to mask again, in the current block and while it has steps left.
 
 A rule with an attribute `rescore = True` is also given `rescored_RL`: the probability under this step's forward of the
 tokens that earlier steps committed in the block, which the model sees as it scores them. Other positions have 1 there.
