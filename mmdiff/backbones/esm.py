@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdiff.errors import ConfigError, DataError, nearest
 
-from .family import Facts, checked_mask_id, required, token_id, transformers_config
+from .family import Facts, Sizes, checked_mask_id, required, token_id, transformers_config
 from .published import ESM, ESM_COMMON, ESM_SIZES
 
 if TYPE_CHECKING:
@@ -83,33 +83,21 @@ def settle(raw: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     return {**raw, "tie_word_embeddings": tied}
 
 
-def new_config(
-    *,
-    vocab_size: int,
-    hidden_size: int,
-    layers: int,
-    heads: int,
-    kv_heads: int,
-    intermediate_size: int | None,
-    max_length: int,
-    rope_theta: float | None,
-    init_std: float,
-    options: Mapping[str, Any] | None = None,
-) -> Any:
+def new_config(sizes: Sizes, options: Mapping[str, Any] | None = None) -> Any:
     """Returns the architecture at any size, the feed-forward four times wider. Raises ConfigError for grouped heads."""
-    if kv_heads != heads:
-        raise ConfigError(f"kv_heads {kv_heads}: ESM has as many as heads = {heads}")
+    if sizes.kv_heads != sizes.heads:
+        raise ConfigError(f"kv_heads {sizes.kv_heads}: ESM has as many as heads = {sizes.heads}")
     options = dict(checked(options, positions=True))
     positions = options.pop("positions", "rotary")
     return _esm(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * hidden_size if intermediate_size is None else intermediate_size,
-        max_position_embeddings=max_length + 2,  # the first two rows of the table belong to padding
-        rope_theta=10_000.0 if rope_theta is None else rope_theta,
-        initializer_range=init_std,
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.hidden_size,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        intermediate_size=4 * sizes.hidden_size if sizes.intermediate_size is None else sizes.intermediate_size,
+        max_position_embeddings=sizes.max_length + 2,  # the first two rows of the table belong to padding
+        rope_theta=10_000.0 if sizes.rope_theta is None else sizes.rope_theta,
+        initializer_range=sizes.init_std,
         layer_norm_eps=1e-5,
         position_embedding_type=positions,
         emb_layer_norm_before=False,

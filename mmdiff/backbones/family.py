@@ -56,6 +56,24 @@ class Facts:
         return cls(mask_id, eos_id, eos_id if pad_id is None else pad_id, bos_id, ends, 0, max_length)
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a new model. intermediate_size, rope_theta: None: as the family's published models have it.
+
+    init_std: of all weights.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate_size: int | None
+    max_length: int
+    rope_theta: float | None
+    init_std: float
+
+
 class Family(Protocol):
     """The functions of a family's file. `raw` is a config.json as it was read, `config` the transformers one."""
 
@@ -83,20 +101,7 @@ class Family(Protocol):
         """
         ...
 
-    def new_config(
-        self,
-        *,
-        vocab_size: int,
-        hidden_size: int,
-        layers: int,
-        heads: int,
-        kv_heads: int,
-        intermediate_size: int | None,
-        max_length: int,
-        rope_theta: float | None,
-        init_std: float,
-        options: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def new_config(self, sizes: Sizes, options: Mapping[str, Any] | None = None) -> Any:
         """Returns the transformers configuration of the family's architecture at any size."""
         ...
 

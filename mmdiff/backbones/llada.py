@@ -12,7 +12,7 @@ from typing import Any
 
 from mmdiff.errors import ConfigError
 
-from .family import Facts, checked_mask_id, required, token_id, transformers_config
+from .family import Facts, Sizes, checked_mask_id, required, token_id, transformers_config
 from .forward import CACHES, GROWS, embed, head, run
 from .published import LLADA, LLADA_8B, LLADA_REQUIRED
 
@@ -84,31 +84,19 @@ def config(raw: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> 
     )
 
 
-def new_config(
-    *,
-    vocab_size: int,
-    hidden_size: int,
-    layers: int,
-    heads: int,
-    kv_heads: int,
-    intermediate_size: int | None,
-    max_length: int,
-    rope_theta: float | None,
-    init_std: float,
-    options: Mapping[str, Any] | None = None,
-) -> Any:
+def new_config(sizes: Sizes, options: Mapping[str, Any] | None = None) -> Any:
     """Returns a `LlamaConfig` with `is_causal=False`; its feed-forward is three times as wide, LLaDA-8B's ratio."""
     _no_options(options)
     return _llama(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        intermediate_size=3 * hidden_size if intermediate_size is None else intermediate_size,
-        max_position_embeddings=max_length,
-        rope_theta=500_000.0 if rope_theta is None else rope_theta,
-        initializer_range=init_std,
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.hidden_size,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.kv_heads,
+        intermediate_size=3 * sizes.hidden_size if sizes.intermediate_size is None else sizes.intermediate_size,
+        max_position_embeddings=sizes.max_length,
+        rope_theta=500_000.0 if sizes.rope_theta is None else sizes.rope_theta,
+        initializer_range=sizes.init_std,
         rms_norm_eps=1e-5,
     )
 

@@ -11,7 +11,7 @@ from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import ConfigError, nearest
 
 from .backbone import Backbone, check_bidirectional
-from .family import FAMILIES, Facts, Family, find_family
+from .family import FAMILIES, Facts, Family, Sizes, find_family
 from .reserve import grow, padded_rows, reserve_ranges, reserved_ids
 from .rope import rope_in_fp32 as use_rope_in_fp32
 from .weights import read_json, read_weights, tensor_names
@@ -125,7 +125,7 @@ def new_backbone(
     if kv_heads < 1 or heads % kv_heads:
         raise ConfigError(f"kv_heads {kv_heads}: expected a divisor of heads = {heads}")
     own = find_family(family)
-    config = own.new_config(
+    sizes = Sizes(
         vocab_size=len(tokenizer) + reserved_ids(reserve) if vocab_size is None else vocab_size,
         hidden_size=hidden_size,
         layers=layers,
@@ -135,8 +135,8 @@ def new_backbone(
         max_length=max_length,
         rope_theta=rope_theta,
         init_std=init_std,
-        options=options,
     )
+    config = own.new_config(sizes, options)
     facts = own.facts({}, config, tokenizer)
     backbone = _build(family, config, facts, tokenizer, dtype, attention, rope_in_fp32, reserve, initialise=True)
     check_bidirectional(backbone)
@@ -256,7 +256,7 @@ def _check_ids(facts: Facts, rows: int, length: int) -> None:
         if value is not None and not 0 <= value < rows:
             raise ConfigError(f"{name} {value}: expected an id below vocab_size {rows}")
         if name != "mask_token_id" and value == facts.mask_id:
-            raise ConfigError(f"{name} {value}: is the mask id too, which diffusion never writes")
+            raise ConfigError(f"{name} {value}: is the mask id too, which diffusion never commits")
 
 
 def _tokenizer(folder: Path, own: Family) -> Any:
