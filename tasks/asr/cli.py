@@ -1,8 +1,9 @@
-"""Speech recognition with a trained run: write clips down, mend drafts, choose among hypotheses, count errors."""
+"""Speech recognition with a trained run: transcribe clips, correct drafts, choose among hypotheses, count errors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -25,118 +26,152 @@ STRATEGIES = {
     "semi_autoregressive": {"target": "mmdiff.samplers.deliberation.MaskChunks"},
 }
 
+# Options of several verbs, in groups; Cyclopts lays out the fields of a group as options of their own
 
-def _help(text: str) -> Parameter:
-    return Parameter(help=text)
-
-
-# Options that several verbs take
-Manifest: TypeAlias = Annotated[
-    str | None, _help("JSON lines of audio and text, or a Kaldi folder, instead of audio files.")
+Strategy: TypeAlias = Annotated[
+    str | None, Parameter(help=f"how the draft is masked: {' | '.join(STRATEGIES)} (default: low_confidence).")
 ]
-Out: TypeAlias = Annotated[
-    str | None, _help("the file of JSON lines, one record per row; an interrupted command resumes it.")
-]
-Seconds: TypeAlias = Annotated[float, _help("seconds of sound per batch.")]
-WordTimes: TypeAlias = Annotated[bool, _help("adds when each word was said, by the CTC head.")]
-Hypotheses: TypeAlias = Annotated[str | None, _help("a file of transcripts: text, trn, JSON or JSON lines.")]
-Layout: TypeAlias = Annotated[
-    str | None, _help("layout of --hypotheses where the name does not tell: lines, ids, trn or json.")
-]
-FirstPass: TypeAlias = Annotated[bool, _help("mends what the encoder's CTC head hears.")]
-Strategy: TypeAlias = Annotated[str | None, _help(f"{' | '.join(STRATEGIES)} (default: low_confidence).")]
-Ratio: TypeAlias = Annotated[float | None, _help("share of a draft that is masked again at a time.")]
 
 
-def transcribe(
-    run: str,
-    /,
-    *words: str,
-    manifest: Manifest = None,
-    out: Out = None,
-    seconds: Seconds = 120.0,
-    word_times: WordTimes = False,
-) -> Output:
-    """Write down what is said in audio files, or in the rows of a manifest.
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Data:
+    """The rows, and the file of the results.
+
+    Args:
+        manifest: rows instead of audio files: JSON lines, or a folder of Kaldi or of a split of LibriSpeech.
+        out: the file of JSON lines, one record per row; an interrupted command resumes it.
+    """
+
+    manifest: str | None = None
+    out: str | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Decoding:
+    """How rows are transcribed.
+
+    Args:
+        seconds: seconds of sound per batch.
+        word_times: add the time of each word, by the encoder's CTC head.
+    """
+
+    seconds: float = 120.0
+    word_times: bool = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Hypotheses:
+    """Transcripts of another recogniser.
+
+    Args:
+        hypotheses: a file of transcripts: text, trn, JSON or JSON lines.
+        layout: layout of --hypotheses where the ending does not tell: lines, ids, trn or json.
+    """
+
+    hypotheses: str | None = None
+    layout: str | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Drafts:
+    """Where drafts come from, and how they are masked.
+
+    Args:
+        first_pass: correct the transcript of the encoder's CTC head.
+        ratio: share of a draft that is masked again at a time.
+    """
+
+    first_pass: bool = False
+    strategy: Strategy = None
+    ratio: float | None = None
+
+    def overrides(self) -> list[str]:
+        """Returns the settings of the sampler. Raises UserError."""
+        name = self.strategy or "low_confidence"
+        if name not in STRATEGIES:
+            raise UserError(f"--strategy: {name!r}{nearest(name, STRATEGIES)}")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise UserError(f"--ratio: {self.ratio} is not a share above 0 and up to 1")
+        node: Mapping[str, Any] = {**STRATEGIES[name], **({} if self.ratio is None else {"ratio": self.ratio})}
+        return [f"sampler.draft={{{', '.join(f'{key}: {value}' for key, value in node.items())}}}"]
+
+    def by_head(self, work: Work) -> bool:
+        """Whether the drafts are those of the CTC head. Raises UserError."""
+        if self.first_pass and work.hypotheses:
+            raise UserError("give --hypotheses, or --first-pass")
+        have = [work.rows[i].get("hypothesis") is not None for i in range(len(work.rows))]
+        if self.first_pass or not any(have):
+            return True
+        if not all(have):
+            raise UserError(f"{have.count(False)} of {len(have)} rows have no hypothesis; give all of them, or none")
+        return False
+
+
+DATA, DECODING, HYPOTHESES, DRAFTS = Data(), Decoding(), Hypotheses(), Drafts()
+
+
+def transcribe(run: str, /, *words: str, data: Data = DATA, decoding: Decoding = DECODING) -> Output:
+    """Transcribe audio files, or the rows of a manifest.
 
     Args:
         run: a run folder, or a saved model.
-        words: audio files, and settings of `task` and `sampler` as dotted.key=value.
+        words: audio files, and settings of `task`, `sampler` and `rows` (of --manifest) as dotted.key=value.
     """
-    file = _file("--out", out)
-    rows, overrides, settings = _rows(words, manifest)
-    session = _session(run, overrides, draft=False)
-    records = _transcribed(session, rows, file, settings, seconds, word_times)
-    return {"records": records, **_named(file)}, "\n".join(f"{r['id']}\t{r['pred_text']}" for r in records)
+    work = Work(run, words, data)
+    records = work.transcribed(work.session(), decoding)
+    return {"records": records, **work.named}, "\n".join(f"{r['id']}\t{r['pred_text']}" for r in records)
 
 
 def deliberate(
     run: str,
     /,
     *words: str,
-    manifest: Manifest = None,
-    out: Out = None,
-    seconds: Seconds = 120.0,
-    word_times: WordTimes = False,
-    hypotheses: Hypotheses = None,
-    layout: Layout = None,
-    first_pass: FirstPass = False,
-    strategy: Strategy = None,
-    ratio: Ratio = None,
+    data: Data = DATA,
+    decoding: Decoding = DECODING,
+    hypotheses: Hypotheses = HYPOTHESES,
+    drafts: Drafts = DRAFTS,
 ) -> Output:
-    """Mend the transcripts of a first pass: --hypotheses FILE, those of the manifest, or what the CTC head hears.
+    """Correct drafts: those of --hypotheses or of the manifest, or the transcripts of the encoder's CTC head.
 
     Args:
         run: a run folder, or a saved model.
-        words: audio files, and settings of `task` and `sampler` as dotted.key=value.
+        words: audio files, and settings of `task`, `sampler` and `rows` (of --manifest) as dotted.key=value.
     """
-    file = _file("--out", out)
-    rows, overrides, settings = _rows(words, manifest, hypotheses, layout)
-    session = _session(run, [*_draft(strategy, ratio), *overrides], draft=True)
-    hears = _hears(rows, hypotheses, first_pass)
-    records = _transcribed(session, rows, file, settings, seconds, word_times, first=hears)
-    return {"records": records, **_named(file)}, _mended(records)
+    work = Work(run, words, data, hypotheses)
+    session = work.session(drafts)
+    records = work.transcribed(session, decoding, first=drafts.by_head(work))
+    return {"records": records, **work.named}, _corrections(records)
 
 
 def rescore(
-    run: str,
-    /,
-    *words: str,
-    manifest: Manifest = None,
-    out: Out = None,
-    hypotheses: Hypotheses = None,
-    layout: Layout = None,
-    weight: float = 1.0,
+    run: str, /, *words: str, data: Data = DATA, hypotheses: Hypotheses = HYPOTHESES, weight: float = 1.0
 ) -> Output:
     """Choose among the hypotheses of another recogniser (`nbest`), by its scores and their likelihood.
 
     Args:
         run: a run folder, or a saved model.
-        words: audio files, and settings of `task` and `sampler` as dotted.key=value.
+        words: audio files, and settings of `task`, `sampler` and `rows` (of --manifest) as dotted.key=value.
         weight: weight of the model beside the recogniser's scores.
     """
     from .rescoring import rescored
 
-    file = _file("--out", out)
-    rows, overrides, settings = _rows(words, manifest, hypotheses, layout)
-    session = _session(run, overrides, draft=False)
-    records = rescored(session, rows, out=file, settings=settings, weight=weight)
-    return {"records": records, **_named(file)}, _mended(records)
+    work = Work(run, words, data, hypotheses)
+    records = rescored(work.session(), work.rows, out=work.out, settings=work.settings, weight=weight)
+    return {"records": records, **work.named}, _corrections(records)
 
 
 def evaluate(
     run: str,
     /,
     *words: str,
-    manifest: Manifest = None,
-    out: Out = None,
-    seconds: Seconds = 120.0,
-    word_times: WordTimes = False,
-    hypotheses: Hypotheses = None,
-    layout: Layout = None,
-    first_pass: FirstPass = False,
-    strategy: Strategy = None,
-    ratio: Ratio = None,
+    data: Data = DATA,
+    decoding: Decoding = DECODING,
+    hypotheses: Hypotheses = HYPOTHESES,
+    drafts: Drafts = DRAFTS,
     standalone: bool = False,
     report: str | None = None,
 ) -> Output:
@@ -144,31 +179,28 @@ def evaluate(
 
     Args:
         run: a run folder, or a saved model.
-        words: settings of `task` and `sampler` as dotted.key=value.
-        standalone: counts the errors without drafts too.
+        words: settings of `task`, `sampler` and `rows` (of --manifest) as dotted.key=value.
+        standalone: count the errors without drafts too.
         report: an HTML page of figures and examples.
     """
     from .evaluate import figures, page
 
-    if not manifest:
+    if not data.manifest and not any(word.startswith("rows.target=") for word in words):
         raise UserError("eval: give a --manifest, whose transcripts errors are counted against")
-    file, page_file = _file("--out", out), _file("--report", report)
-    rows, overrides, settings = _rows(words, manifest, hypotheses, layout)
-    draft = bool(hypotheses or strategy or ratio is not None or first_pass)
+    page_file = _file("--report", report)
+    work = Work(run, words, data, hypotheses)
+    draft = bool(work.hypotheses) or drafts != DRAFTS
     if standalone and not draft:
         raise UserError("--standalone compares with drafts: give --hypotheses, --strategy or --first-pass")
-    session = _session(run, [*(_draft(strategy, ratio) if draft else []), *overrides], draft=draft)
-    hears = draft and _hears(rows, hypotheses, first_pass)
-    records = _transcribed(session, rows, file, settings, seconds, word_times, first=hears)
+    session = work.session(drafts if draft else None)
+    records = work.transcribed(session, decoding, first=draft and drafts.by_head(work))
     found = figures(session.task, records)
     if standalone:
-        beside = file.with_name(f"{file.stem}.standalone{file.suffix}") if file else None
-        without = _session(run, overrides, draft=False)
-        alone = _transcribed(without, rows, beside, settings, seconds, word_times)
+        alone = work.transcribed(work.session(), decoding, beside="standalone")
         found["standalone"] = figures(session.task, [{**r, "first_pass": None} for r in alone])
     if page_file:
-        found["report"] = str(page(page_file, session.task, rows, records, session.model.vocab, found))
-    return table({**found, **_named(file)})
+        found["report"] = str(page(page_file, session.task, work.rows, records, session.model.vocab, found))
+    return table({**found, **work.named})
 
 
 VERBS: dict[str, Verb] = {
@@ -179,93 +211,68 @@ VERBS: dict[str, Verb] = {
 }
 
 
-def _session(run: str, overrides: list[str], *, draft: bool) -> Session[ASR]:
-    from mmdiff.session import load
+class Work:
+    """What every verb works on: a run, rows, and the file of the results. Raises UserError before any of it is done.
 
-    from .task import ASR
+    settings: those that are kept beside the results.
+    """
 
-    return load(run, *overrides, f"task.draft={'true' if draft else 'false'}", task=ASR)
+    def __init__(self, run: str, words: Sequence[str], data: Data, hypotheses: Hypotheses = HYPOTHESES) -> None:
+        from mmdiff.config.load import parsed
 
+        from .data.layouts import speech_rows
 
-def _rows(
-    words: Sequence[str], manifest: str | None, hypotheses: str | None = None, layout: str | None = None
-) -> tuple[Source, list[str], dict[str, Any]]:
-    """The rows, the overrides of the command line, and the settings that are kept beside the results."""
-    from .data.kaldi import KaldiDir
-    from .data.manifests import Manifest
+        self.run, self.hypotheses = run, hypotheses.hypotheses
+        self.out = _file("--out", data.out)
+        self.named = {"out": str(self.out)} if self.out else {}
+        paths, overrides = overrides_of(words)
+        arguments = dict(parsed(word.removeprefix("rows.")) for word in overrides if word.startswith("rows."))
+        if bool(paths) == bool(data.manifest or "target" in arguments):
+            raise UserError("give audio files, or one --manifest")
+        if paths and arguments:
+            raise UserError(f"rows.{next(iter(arguments))}: a setting of a --manifest, and there are audio files")
+        self.rows: Source = _clips(paths) if paths else speech_rows(data.manifest, arguments)
+        if hypotheses.hypotheses:
+            from .data.hypotheses import WithHypotheses
 
-    files, overrides = overrides_of(words)
-    if bool(manifest) == bool(files):
-        raise UserError("give audio files, or one --manifest")
-    rows: Source = Files(files)
-    if manifest:
-        source = KaldiDir if Path(manifest).is_dir() else Manifest
-        rows = source(manifest, empty=True)
-    if hypotheses:
-        from .data.hypotheses import WithHypotheses
+            self.rows = WithHypotheses(self.rows, hypotheses.hypotheses, hypotheses.layout)
+        self.settings = {"rows": data.manifest or paths, "hypotheses": self.hypotheses, "overrides": overrides}
+        self.overrides = [word for word in overrides if not word.startswith("rows.")]
 
-        rows = WithHypotheses(rows, hypotheses, layout)
-    return rows, overrides, {"rows": manifest or files, "hypotheses": hypotheses, "overrides": overrides}
+    def session(self, drafts: Drafts | None = None) -> Session[ASR]:
+        """Returns the session that corrects drafts, or without them one that transcribes from nothing."""
+        from mmdiff.session import load
 
+        from .task import ASR
 
-def _transcribed(
-    session: Session[ASR],
-    rows: Source,
-    out: Path | None,
-    settings: Mapping[str, Any],
-    seconds: float,
-    words: bool,
-    *,
-    first: bool = False,
-) -> list[dict[str, Any]]:
-    from .transcribe import transcribe
+        draft = [] if drafts is None else drafts.overrides()
+        return load(self.run, *draft, *self.overrides, f"task.draft={str(drafts is not None).lower()}", task=ASR)
 
-    settings = {**settings, "draft": session.task.draft}
-    return transcribe(session, rows, out=out, settings=settings, seconds=seconds, words=words, first=first)
+    def transcribed(
+        self, session: Session[ASR], decoding: Decoding, *, first: bool = False, beside: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Returns the records of all rows. beside: what is put in front of the ending of the file of the results."""
+        from .transcribe import transcribe
 
-
-class Files:
-    """Rows of audio files, named by their paths."""
-
-    def __init__(self, paths: list[str]) -> None:
-        from mmdiff.encoders.media.audio import duration
-
-        if twice := [path for path in paths if paths.count(path) > 1]:
-            raise UserError(f"{twice[0]}: given {len(twice)} times")
-        self.rows = [{"audio": path, "id": path, "duration": duration(path), "where": path} for path in paths]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Row:
-        return self.rows[index]
+        out = self.out
+        if out and beside:
+            out = out.with_name(f"{out.stem}.{beside}{out.suffix}")
+        settings = {**self.settings, "draft": session.task.draft}
+        limits = {"seconds": decoding.seconds, "words": decoding.word_times}
+        return transcribe(session, self.rows, out=out, settings=settings, first=first, **limits)
 
 
-def _hears(rows: Source, hypotheses: str | None, first_pass: bool) -> bool:
-    """Whether the CTC head makes the drafts."""
-    if first_pass and hypotheses:
-        raise UserError("give --hypotheses, or --first-pass")
-    have = [rows[i].get("hypothesis") is not None for i in range(len(rows))]
-    if first_pass or not any(have):
-        return True
-    if not all(have):
-        raise UserError(f"{have.count(False)} of {len(have)} rows have no hypothesis; give all of them, or none")
-    return False
+def _clips(paths: list[str]) -> list[Row]:
+    """Returns rows of audio files, named by their paths."""
+    from mmdiff.encoders.media.audio import duration
 
-
-def _draft(strategy: str | None, ratio: float | None) -> list[str]:
-    """Overrides that set how drafts are masked again."""
-    name = strategy or "low_confidence"
-    if name not in STRATEGIES:
-        raise UserError(f"--strategy: {name!r}{nearest(name, STRATEGIES)}")
-    if ratio is not None and not 0 < ratio <= 1:
-        raise UserError(f"--ratio: {ratio} is not a share above 0 and up to 1")
-    node: Mapping[str, Any] = STRATEGIES[name] if ratio is None else {**STRATEGIES[name], "ratio": ratio}
-    return [f"sampler.draft={{{', '.join(f'{key}: {value}' for key, value in node.items())}}}"]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise UserError(f"{twice[0]}: given {len(twice)} times")
+    return [{"audio": path, "id": path, "duration": duration(path), "where": path} for path in paths]
 
 
 def _file(option: str, path: str | None) -> Path | None:
-    """The file an option names. What is wrong with it raises now, and not after the work."""
+    """Returns the file that an option names. What would fail after the work fails now. Raises UserError."""
     if path is None:
         return None
     file = Path(path)
@@ -278,9 +285,5 @@ def _file(option: str, path: str | None) -> Path | None:
     return file
 
 
-def _named(out: Path | None) -> dict[str, Any]:
-    return {"out": str(out)} if out else {}
-
-
-def _mended(records: list[dict[str, Any]]) -> str:
+def _corrections(records: list[dict[str, Any]]) -> str:
     return "\n".join(f"{r['id']}\t{r['first_pass']}\t->\t{r['pred_text']}" for r in records)

@@ -1,25 +1,30 @@
-"""What readers of rows share: files of JSON or of lines, and what happens to rows that cannot be used.
+"""What readers of rows share: files of JSON or of lines, and sources whose rows are checked before any is handed out.
 
     {"image": "cat.jpg", "question": "What is it?", "answer": "a cat", "where": "rows.json row 0"}
 
-`where` names the file and the row of it, for error lines. A reader either stops at a row that cannot be used, or leaves
-it out and counts it.
+`where` names the file and the row in it, for error lines.
 """
 
 from __future__ import annotations
 
 import json
+import os.path
+import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, Self
 
-from mmdiff.errors import DataError, nearest
+from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.protocols import Row
 
 
 class RowError(DataError):
-    """A row that cannot be used. `reason` is its kind of fault, in the same words for all rows that share it."""
+    """A row that cannot be used. `reason` is the kind of fault, in the same words for all rows that share it."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -27,7 +32,7 @@ class RowError(DataError):
 
 
 def read_lines(path: Path) -> list[tuple[str, str]]:
-    """(file and line, text without white space around it) of every line. Raises DataError for the file."""
+    """Returns (file and line, text without white space around it) of every line. Raises DataError for the file."""
     lines = _content(path).split("\n")
     if not lines[-1]:
         lines.pop()
@@ -35,7 +40,10 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
 
 
 def read_json(path: Path) -> list[tuple[str, Any]]:
-    """(file and row, value) of a JSON list, one object, or an object per line; a RowError for a line of no JSON."""
+    """Returns (file and row, value) of a JSON list, of one object, or of one object per line.
+
+    The value of a line that is not JSON is a RowError. Raises DataError for the file.
+    """
     text = _content(path)
     try:
         whole = json.loads(text)
@@ -52,7 +60,7 @@ def read_json(path: Path) -> list[tuple[str, Any]]:
             try:
                 rows.append((where, json.loads(line)))
             except json.JSONDecodeError as error:
-                detail = f"{error.msg} at column {error.colno}; expected a list, or one object a line"
+                detail = f"{error.msg} at column {error.colno}; expected a list, or one object per line"
                 rows.append((where, RowError("not JSON", detail)))
     return rows
 
@@ -71,27 +79,121 @@ def _content(path: Path) -> str:
 
 
 def begin_with(ids: Collection[str], lines: Sequence[tuple[str, str]]) -> bool:
-    """Most and not all: what is wrong with the ids is then said, instead of taking them for words."""
+    """Whether most lines begin with one of `ids`. Most and not all: a wrong id is then an error, and not a word."""
     known, first = set(ids), [line.split(maxsplit=1)[0] for _, line in lines if line]
     return 2 * sum(word in known for word in first) > len(first)
 
 
 OnError = Literal["stop", "skip"]
+Make = Callable[[], Row]
+Entry = tuple[str, Make]
+"""File and line of a row, and the function that makes the row; it raises RowError where the row cannot be used."""
 
 
-class UnusableRows:
-    """What happens to rows that raise a RowError: on_error "stop" raises DataError, "skip" counts them in `skipped`."""
+@dataclass(eq=False)
+class CheckedRows:
+    """A source of rows from files, all of which are checked before any row is handed out.
 
-    def __init__(self, on_error: OnError) -> None:
-        self.on_error = on_error
+    on_error: "stop" raises a DataError for the first row that cannot be used; "skip" leaves such rows out, prints one
+        line about them on stderr, and counts them by reason in `skipped`.
+    limit: only the first rows are read.
+    verify: the media of every row are opened now (threads share the work), so that a damaged file is found before
+        anything runs on it. False checks only that the files exist.
+
+    Raises ConfigError for arguments, DataError for the file and where no row can be used. A source defines `origin`,
+    `entries`, `verified` and `toy_files`.
+    """
+
+    on_error: OnError = field(default="stop", kw_only=True)
+    limit: int | None = field(default=None, kw_only=True)
+    verify: bool = field(default=True, kw_only=True)
+
+    _folder: TemporaryDirectory[str] | None = field(
+        default=None, init=False, repr=False
+    )  # of a toy: as long as its rows
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ("stop", "skip"):
+            raise ConfigError(f"on_error: {self.on_error!r}{nearest(str(self.on_error), ['stop', 'skip'])}")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit: {self.limit} rows, expected at least 1")
         self.skipped: Counter[str] = Counter()
+        self.rows: list[Row] = self._usable(islice(self.entries(), self.limit))
+        if self.verify:
+            pool = ThreadPoolExecutor()
+            try:
+                self.rows = self._usable(self.verified(pool, self.rows))
+            finally:
+                pool.shutdown(cancel_futures=True)
+        report = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
+        if not self.rows:
+            raise DataError(f"{self.origin()}: no row can be used ({report or 'it has none'})")
+        if report:
+            left_out = self.skipped.total()
+            print(
+                f"{self.origin()}: skipped {left_out} of {len(self.rows) + left_out} rows ({report})", file=sys.stderr
+            )
 
-    @contextmanager
-    def checked(self, where: str) -> Iterator[None]:
-        """A block that reads the row of `where`, which stands in front of the error."""
-        try:
-            yield
-        except RowError as error:
-            if self.on_error == "stop":
-                raise DataError(f"{where}: {error}") from None
-            self.skipped[error.reason] += 1
+    def origin(self) -> str:
+        """Returns the file or folder that errors about the whole source name."""
+        raise NotImplementedError
+
+    def entries(self) -> Iterator[Entry]:
+        """Yields the entries of the files, in order."""
+        raise NotImplementedError
+
+    def verified(self, pool: Executor, rows: Sequence[Row]) -> Iterable[Entry]:
+        """Returns the entries of `rows` once more; those whose media cannot be read raise RowError."""
+        raise NotImplementedError
+
+    @classmethod
+    def toy_files(cls, folder: Path, **arguments: Any) -> dict[str, Any]:
+        """Writes a small example into `folder`, and returns the arguments that read it."""
+        raise NotImplementedError
+
+    @classmethod
+    def toy(cls, *files: Any, **arguments: Any) -> Self:
+        """A small example, written and read back, in place of the files that the arguments name."""
+        folder = TemporaryDirectory()
+        source = cls(**{**arguments, **cls.toy_files(Path(folder.name), **arguments)})
+        source._folder = folder
+        return source
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+    def _usable(self, entries: Iterable[Entry]) -> list[Row]:
+        rows = []
+        for where, make in entries:
+            try:
+                rows.append(make())
+            except RowError as error:
+                if self.on_error == "stop":
+                    raise DataError(f"{where}: {error}") from None
+                self.skipped[error.reason] += 1
+        return rows
+
+
+def file_under(root: Path, given: Any, field: str, noun: str) -> str:
+    """Returns the full path of a file under `root`, or of an absolute path. Raises RowError.
+
+    field: of the row that holds the path. noun: what the file is called in errors.
+    """
+    if not isinstance(given, str) or not given:
+        raise RowError(f"{field} is not a path", f"{given!r:.60}")
+    if not os.path.isabs(given) and os.path.normpath(given).split(os.sep)[0] == os.pardir:
+        raise RowError(f"{noun} outside the folder", f"{given!r} leads out of {root}")
+    path = root / given
+    if not path.is_file():
+        raise RowError(f"missing {noun}", str(path))
+    return str(path)
+
+
+def folder_at(argument: str, path: Path) -> Path:
+    """Returns `path`. Raises DataError unless it is a folder."""
+    if not path.is_dir():
+        raise DataError(f"{argument}: {path} is not a folder")
+    return path

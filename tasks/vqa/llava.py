@@ -8,120 +8,63 @@ A JSON list, or JSON lines, of either form that `mmdiff.tasks.dialogue.turns` re
 from __future__ import annotations
 
 import json
-import os.path
-import sys
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
-from mmdiff.errors import ConfigError, DataError, nearest, require
+from mmdiff.errors import DataError, require
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.rows import RowError, UnusableRows
+from mmdiff.tasks.dialogue.rows import CheckedRows, Entry, RowError, file_under, folder_at, read_json
 from mmdiff.tasks.dialogue.turns import NOUNS, SLOT, SLOTS, answers, media_of, read_turns
 
 from .scenes import SceneCaptions
 
 
-class LlavaJSON:
-    """The rows of one file. Every one must say something, end in an answer, and have the media it speaks of.
+@dataclass(eq=False)
+class LlavaJSON(CheckedRows):
+    """The rows of one file. Every row must have a question, end in an answer, and have the media that it speaks of.
 
     path: the file.
-    images: the folder of the pictures, None: the file's own. A relative path must not lead out of it; absolute paths
+    images: the folder of the pictures; None: that of the file. A relative path must not lead out of it; absolute paths
         are taken as they are.
-    on_error: "stop" raises a DataError for the first row that cannot be used; "skip" leaves such rows out, says so in
-        one line on stderr, and counts them by reason in `skipped`. Either way before any row is handed out.
-    limit: read the first rows of the file only.
-    verify: decode every picture, and the header of every sound, now (threads share the work). False looks only whether
-        the files are there, which is for a large set that was verified before: a damaged one then ends the run when it
-        is met.
     audio: the folder of the sounds, as `images`.
+    on_error, limit, verify: see `mmdiff.tasks.dialogue.rows.CheckedRows`. To verify is to decode every picture and the
+        header of every sound.
 
-    Rows are those of the file, with `image` and `audio` lists of full paths (no such field: none of them), `where`
-    (file and row, named by later errors) and, of a conversation, its last `question` and `answer` (for reports).
-    Raises ConfigError for arguments; DataError for the file, named by line or by row (the first is row 0).
+    Rows are those of the file, with `image` and `audio` lists of full paths (absent where there are none), `where`
+    (file and row, named by later errors; the first is row 0) and, of a conversation, its last `question` and `answer`
+    (for reports).
     """
 
-    def __init__(
-        self,
-        path: str,
-        images: str | None = None,
-        on_error: Literal["stop", "skip"] = "stop",
-        limit: int | None = None,
-        verify: bool = True,
-        audio: str | None = None,
-    ) -> None:
-        if on_error not in ("stop", "skip"):
-            raise ConfigError(f"on_error: {on_error!r}{nearest(str(on_error), ['stop', 'skip'])}")
-        if limit is not None and limit < 1:
-            raise ConfigError(f"limit: {limit} rows, expected at least 1")
-        self.on_error = on_error
-        self._unusable = UnusableRows(on_error)
-        self.skipped = self._unusable.skipped
-        folders = {}
-        for field, name, given in (("image", "images", images), ("audio", "audio", audio)):
-            folders[field] = Path(path).parent if given is None else Path(given)
-            if not folders[field].is_dir():
-                raise DataError(f"{name}: {folders[field]} is not a folder")
-        self._rows: list[Row] = []
-        for where, raw in _read(Path(path), limit):
-            with self._unusable.checked(where):
-                self._rows.append(_checked(raw, where, folders))
-        if verify:
-            self._rows = self._with_readable_media()
-        report = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
-        if not self._rows:
-            raise DataError(f"{path}: no row can be used ({report or 'it has none'})")
-        if report:
-            total = len(self._rows) + self.skipped.total()
-            print(f"{path}: skipped {self.skipped.total()} of {total} rows ({report})", file=sys.stderr)
+    path: str
+    images: str | None = None
+    audio: str | None = None
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    def origin(self) -> str:
+        return self.path
 
-    def __getitem__(self, index: int) -> Row:
-        return self._rows[index]
+    def entries(self) -> Iterator[Entry]:
+        beside = Path(self.path).parent
+        folders = {
+            "image": folder_at("images", beside if self.images is None else Path(self.images)),
+            "audio": folder_at("audio", beside if self.audio is None else Path(self.audio)),
+        }
+        for where, raw in read_json(Path(self.path)):
+            yield where, partial(_checked, raw, where, folders)
+
+    def verified(self, pool: Executor, rows: Sequence[Row]) -> Iterable[Entry]:
+        paths = {path: find for row in rows for field, find in FAULT.items() for path in row.get(field, ())}
+        faults = {path: pool.submit(find, path) for path, find in paths.items()}  # many rows may share a picture
+        return [(row["where"], partial(_readable, row, faults)) for row in rows]
 
     @classmethod
-    def toy(
-        cls,
-        path: str,
-        images: str | None = None,
-        on_error: Literal["stop", "skip"] = "stop",
-        limit: int | None = None,
-        verify: bool = True,
-        audio: str | None = None,
-    ) -> LlavaJSON:
-        """A small file instead of `path`, written and read back: drawn scenes, or sounds where `audio` is given."""
-        folder = TemporaryDirectory()
-        (write_scenes if audio is None else write_clips)(Path(folder.name))
-        source = cls(f"{folder.name}/rows.json", None, on_error, limit, verify)
-        source._folder = folder  # lives as long as the rows that name its media
-        return source
-
-    _folder: TemporaryDirectory[str] | None = None
-
-    def _with_readable_media(self) -> list[Row]:
-        kept = []
-        pool = ThreadPoolExecutor()
-        try:
-            faults = {
-                path: pool.submit(FAULT[field], path)
-                for row in self._rows
-                for field in FAULT
-                for path in row.get(field, ())
-            }
-            for row in self._rows:
-                with self._unusable.checked(row["where"]):
-                    for field in FAULT:
-                        for path in row.get(field, ()):
-                            if fault := faults[path].result():
-                                raise RowError(f"unreadable {NOUNS[field]}", f"{path} ({fault})")
-                    kept.append(row)
-        finally:
-            pool.shutdown(cancel_futures=True)
-        return kept
+    def toy_files(cls, folder: Path, audio: str | None = None, **arguments: Any) -> dict[str, Any]:
+        """Drawn scenes, or tones where `audio` is given."""
+        (write_scenes if audio is None else write_clips)(folder)
+        return {"path": str(folder / "rows.json"), "images": None, "audio": None}
 
 
 def write_scenes(folder: Path, dialogues: int = 4) -> None:
@@ -157,33 +100,6 @@ def _turn(who: str, text: str) -> dict[str, str]:
     return {"from": who, "value": text}
 
 
-def _read(path: Path, limit: int | None) -> Iterator[tuple[str, Any]]:
-    """(where, row); a RowError in the place of a line that is not JSON."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        there = [p.name for p in path.parent.glob("*.json*")]
-        raise DataError(f"{path}: no such file{nearest(path.name, there)}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path} line {error.lineno}: not JSON ({error.msg})") from None
-        yield from ((f"{path} row {i}", row) for i, row in enumerate(rows[:limit]))
-        return
-    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    for n, line in lines[:limit]:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            row = RowError("not JSON", f"{error.msg} at column {error.colno}; expected a list, or one object a line")
-        yield f"{path} line {n}", row
-
-
 def _checked(raw: Any, where: str, folders: Mapping[str, Path]) -> Row:
     """The row as it is handed out. folders: of the media, by field. Raises RowError."""
     if isinstance(raw, RowError):
@@ -196,7 +112,7 @@ def _checked(raw: Any, where: str, folders: Mapping[str, Path]) -> Row:
         raise RowError("no answer")
     row = {name: value for name, value in raw.items() if name not in folders} | {"where": where}
     for field, folder in folders.items():
-        if paths := [_path(one, field, folder) for one in media_of(raw, field)]:
+        if paths := [file_under(folder, one, field, NOUNS[field]) for one in media_of(raw, field)]:
             row[field] = paths
     if "conversations" in raw:
         human = [turn["value"] for turn in raw["conversations"] if turn["from"] == "human"]
@@ -204,15 +120,12 @@ def _checked(raw: Any, where: str, folders: Mapping[str, Path]) -> Row:
     return row
 
 
-def _path(given: Any, field: str, folder: Path) -> str:
-    if not isinstance(given, str) or not given:
-        raise RowError(f"{field} is not a path", f"{given!r:.60}")
-    if not os.path.isabs(given) and os.path.normpath(given).split(os.sep)[0] == os.pardir:
-        raise RowError(f"{NOUNS[field]} outside the folder", f"{given!r} leads out of {folder}")
-    path = folder / given
-    if not path.is_file():
-        raise RowError(f"missing {NOUNS[field]}", str(path))
-    return str(path)
+def _readable(row: Row, faults: Mapping[str, Future[str | None]]) -> Row:
+    for field in FAULT:
+        for path in row.get(field, ()):
+            if fault := faults[path].result():
+                raise RowError(f"unreadable {NOUNS[field]}", f"{path} ({fault})")
+    return row
 
 
 def _picture_fault(path: str) -> str | None:

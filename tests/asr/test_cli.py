@@ -95,6 +95,20 @@ def test_manifests_and_kaldi_folders_are_the_same_rows(call: Call) -> None:
     assert said(rows) == said(call("transcribe", "run", "--manifest", "kaldi", "--seconds", "0.5"))
 
 
+def test_a_split_of_librispeech_and_any_other_source(call: Call, tmp_path: Path) -> None:
+    chapter = tmp_path / "dev" / "7" / "42"
+    chapter.mkdir(parents=True)
+    for n in range(2):
+        (chapter / f"7-42-{n}.flac").write_bytes(Path(f"{n}.wav").read_bytes())
+    (chapter / "7-42.trans.txt").write_text("7-42-0 call one two\n7-42-1 three four\n")
+    found = call("transcribe", "run", "--manifest", tmp_path / "dev")
+    assert [(r["id"], r["text"]) for r in found["records"]] == [("7-42-0", "call one two"), ("7-42-1", "three four")]
+    source = "rows.target=mmdiff.tasks.asr.data.librispeech.LibriSpeech"
+    named = call("transcribe", "run", source, f"rows.root={tmp_path}", "rows.split=[dev]", "rows.limit=1")
+    assert said(named) == said(found)[:1]
+    assert len(call("transcribe", "run", "--manifest", "m.jsonl", "rows.limit=3")["records"]) == 3
+
+
 def test_an_interrupted_command_goes_on(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mmdiff.tasks.asr import transcribe as module
 
@@ -211,6 +225,12 @@ M = ["--manifest", "m.jsonl"]
 REFUSALS = [
     (["transcribe", "run"], "give audio files, or one --manifest"),
     (["transcribe", "run", "0.wav", *M], "give audio files, or one --manifest"),
+    (["transcribe", "run", *M, "rows.target=x.Y"], "give --manifest, or rows.target with its arguments"),
+    (
+        ["transcribe", "run", "0.wav", "rows.limit=1"],
+        "rows.limit: a setting of a --manifest, and there are audio files",
+    ),
+    (["transcribe", "run", *M, "rows.limt=1"], "rows.limt: mmdiff.tasks.asr.data.manifests.Manifest takes no such"),
     (["transcribe", "run", "9.wav"], "9.wav: no such file"),
     (["transcribe", "run", "."], ".: a folder, expected a sound file"),
     (["transcribe", "run", "text.wav"], "text.wav: not a sound file, expected WAV, FLAC, OGG or MP3"),
@@ -243,6 +263,7 @@ REFUSALS = [
     (["deliberate", "run", *M, "--hypotheses", "heard.txt", "--first-pass"], "give --hypotheses, or --first-pass"),
     (["rescore", "run", *M], "m.jsonl line 1: no nbest, a list of hypotheses"),
     (["rescore", "run", *M, "--hypotheses", "nbest.jsonl", "--weight", "nan"], "weight: nan, expected a finite number"),
+    (["eval", "run"], "eval: give a --manifest, whose transcripts errors are counted against"),
     (["eval", "run", "0.wav"], "eval: give a --manifest, whose transcripts errors are counted against"),
     (["eval", "run", *M, "--standalone"], "--standalone compares with drafts"),
     (["eval", "run", *M, "--report", "."], "--report: '.' is not the name of a file"),

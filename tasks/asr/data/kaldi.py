@@ -5,52 +5,72 @@
     text       rec1-0 turn left
     utt2spk    rec1-0 s1
 
-What all sources of speech share, their arguments too, is in `mmdiff.tasks.asr.data.utterances`.
+Arguments that all sources of speech share are described in `mmdiff.tasks.asr.data.utterances`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmdiff.encoders.media.audio import write_tones
 from mmdiff.errors import DataError, nearest
-from mmdiff.tasks.dialogue.rows import OnError, RowError
+from mmdiff.tasks.dialogue.rows import Entry, Make, RowError, file_under, folder_at
 
-from .utterances import Entry, Make, SpeechRows, audio_path, folder_at, id_lines, usable
+from .utterances import SpeechRows, id_lines
 
 
+@dataclass(eq=False)
 class KaldiDir(SpeechRows):
-    """A Kaldi data folder: `wav.scp` and `text`, and where they are there `segments` and `utt2spk`.
+    """A Kaldi data folder: `wav.scp` and `text`, and `segments` and `utt2spk` where they are there.
 
     Commands in `wav.scp` (pipes) are never run. A segment may end at -1, the end of its recording.
 
     audio_root: where relative paths of `wav.scp` start, and must not lead out of; None: the folder itself. (In Kaldi
-        it is wherever a command is run.)
+        it is the folder in which a command is run.)
     """
 
-    def __init__(
-        self,
-        path: str,
-        audio_root: str | None = None,
-        on_error: OnError = "stop",
-        limit: int | None = None,
-        verify: bool = True,
-        empty: bool = False,
-    ) -> None:
-        folder = folder_at("path", Path(path))
-        root = folder_at("audio_root", folder if audio_root is None else Path(audio_root))
-        self.rows, self.skipped = usable(_kaldi_entries(folder, root, empty), path, on_error, limit, verify, empty)
+    path: str
+    audio_root: str | None = None
+
+    def origin(self) -> str:
+        return self.path
+
+    def utterances(self) -> Iterator[Entry]:
+        folder = folder_at("path", Path(self.path))
+        root = folder_at("audio_root", folder if self.audio_root is None else Path(self.audio_root))
+        text = _by_id(folder / "text") if not self.empty or (folder / "text").is_file() else {}
+        speakers = _by_id(folder / "utt2spk") if (folder / "utt2spk").is_file() else {}
+
+        def row(id: str, audio: Make) -> dict[str, Any]:
+            if id not in text and not self.empty:
+                raise RowError("missing transcript", f"{id!r} is not in {folder / 'text'}")
+            found = {"id": id, **audio()}
+            if id in text:
+                found["where"], found["text"] = text[id]
+            return found | ({"speaker": speakers[id][1]} if id in speakers else {})
+
+        if (folder / "segments").is_file():
+            recordings = _by_id(folder / "wav.scp")
+            utterances = list(id_lines(folder / "segments"))
+            for where, id, rest in utterances:
+                yield where, partial(row, id, partial(_segment, rest, recordings, root))
+        else:
+            utterances = list(id_lines(folder / "wav.scp"))
+            for where, id, rest in utterances:
+                yield where, partial(row, id, partial(_recording, rest, root))
+        known = {id for _, id, _ in utterances}
+        for id, (where, _) in text.items():
+            if id not in known:
+                yield where, partial(_without_audio, id)
 
     @classmethod
-    def toy(cls, path: str, audio_root: str | None = None, **checks: Any) -> KaldiDir:
-        """A folder of tones instead of `path`, each recording one segment."""
-        kept = TemporaryDirectory()
-        folder = Path(kept.name)
+    def toy_files(cls, folder: Path, **arguments: Any) -> dict[str, Any]:
+        """Tones, each recording one segment."""
         files = write_tones(folder, "wav")
         tables = {
             "wav.scp": [f"{file.stem} {file.name}" for file, _ in files],
@@ -60,38 +80,7 @@ class KaldiDir(SpeechRows):
         }
         for name, lines in tables.items():
             (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        source = cls(kept.name, None, **checks)
-        source.kept = kept
-        return source
-
-
-def _kaldi_entries(folder: Path, root: Path, empty: bool) -> Iterator[Entry]:
-    text = _by_id(folder / "text") if not empty or (folder / "text").is_file() else {}
-    speakers = {}
-    if (folder / "utt2spk").is_file():
-        speakers = _by_id(folder / "utt2spk")
-
-    def row(id: str, audio: Make) -> dict[str, Any]:
-        if id not in text and not empty:
-            raise RowError("missing transcript", f"{id!r} is not in {folder / 'text'}")
-        found = {"id": id, **audio()}
-        if id in text:
-            found["where"], found["text"] = text[id]
-        return found | ({"speaker": speakers[id][1]} if id in speakers else {})
-
-    if (folder / "segments").is_file():
-        recordings = _by_id(folder / "wav.scp")
-        utterances = list(id_lines(folder / "segments"))
-        for where, id, rest in utterances:
-            yield where, partial(row, id, partial(_segment, rest, recordings, root))
-    else:
-        utterances = list(id_lines(folder / "wav.scp"))
-        for where, id, rest in utterances:
-            yield where, partial(row, id, partial(_recording, rest, root))
-    known = {id for _, id, _ in utterances}
-    for id, (where, _) in text.items():
-        if id not in known:
-            yield where, partial(_without_audio, id)
+        return {"path": str(folder), "audio_root": None}
 
 
 def _by_id(path: Path) -> dict[str, tuple[str, str]]:
@@ -106,7 +95,7 @@ def _by_id(path: Path) -> dict[str, tuple[str, str]]:
 def _recording(extended: str, root: Path) -> dict[str, Any]:
     if extended.startswith("|") or extended.endswith("|"):
         raise RowError("pipe in wav.scp", f"{extended!r:.60} is a command, which is not run; write its sound to a file")
-    return {"audio": audio_path(extended, root)}
+    return {"audio": file_under(root, extended, "audio", "audio")}
 
 
 def _segment(rest: str, recordings: Mapping[str, tuple[str, str]], root: Path) -> dict[str, Any]:

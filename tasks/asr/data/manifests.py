@@ -2,69 +2,65 @@
 
     {"audio": "a.wav", "text": "turn left", "id": "a", "speaker": "s1", "duration": 1.5, "hypothesis": "turn lift"}
 
-What all sources of speech share, their arguments too, is in `mmdiff.tasks.asr.data.utterances`.
+Arguments that all sources of speech share are described in `mmdiff.tasks.asr.data.utterances`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmdiff.data.token_budget import batch_by_tokens
 from mmdiff.encoders.media.audio import write_tones
 from mmdiff.errors import DataError, nearest
 from mmdiff.protocols import Source
-from mmdiff.tasks.dialogue.rows import OnError, RowError, read_json
+from mmdiff.tasks.dialogue.rows import Entry, RowError, file_under, folder_at, read_json
 
 from .hypotheses import heard_in
-from .utterances import SpeechRows, audio_path, folder_at, usable
+from .utterances import SpeechRows
 
 
+@dataclass(eq=False)
 class Manifest(SpeechRows):
     """A JSON object per line (a JSON list will do), as NeMo and others write them.
 
     `audio` (or `audio_filepath`) and `text` must be there; `id`, else the name of the file; `speaker`; `offset` and
-    `duration` of a part of the file, in seconds (a `duration` alone must be the file's: nothing is cut off in silence);
-    `hypothesis` (or `pred_text`) and `nbest` as in `mmdiff.tasks.asr.data.hypotheses`. Other fields are handed on.
+    `duration` of a part of the file, in seconds (a `duration` alone must be that of the whole file); `hypothesis` (or
+    `pred_text`) and `nbest` as in `mmdiff.tasks.asr.data.hypotheses`. Other fields are kept.
 
     audio_root: where relative paths start, and must not lead out of; None: the folder of the manifest.
     """
 
-    def __init__(
-        self,
-        path: str,
-        audio_root: str | None = None,
-        on_error: OnError = "stop",
-        limit: int | None = None,
-        verify: bool = True,
-        empty: bool = False,
-    ) -> None:
-        root = folder_at("audio_root", Path(path).parent if audio_root is None else Path(audio_root))
-        entries = ((where, partial(_manifest_row, raw, root, empty)) for where, raw in read_json(Path(path)))
-        self.rows, self.skipped = usable(entries, path, on_error, limit, verify, empty)
+    path: str
+    audio_root: str | None = None
+
+    def origin(self) -> str:
+        return self.path
+
+    def utterances(self) -> Iterator[Entry]:
+        beside = Path(self.path).parent
+        root = folder_at("audio_root", beside if self.audio_root is None else Path(self.audio_root))
+        for where, raw in read_json(Path(self.path)):
+            yield where, partial(_manifest_row, raw, root, self.empty)
 
     @classmethod
-    def toy(cls, path: str, audio_root: str | None = None, **checks: Any) -> Manifest:
-        """A manifest of tones instead of `path`, written and read back."""
-        kept = TemporaryDirectory()
-        manifest = Path(kept.name) / "rows.jsonl"
-        files = write_tones(manifest.parent, "wav")
+    def toy_files(cls, folder: Path, **arguments: Any) -> dict[str, Any]:
+        """A manifest of tones."""
+        files = write_tones(folder, "wav")
         lines = [json.dumps({"audio": file.name, "text": text, "speaker": "tone"}) for file, text in files]
-        manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        source = cls(str(manifest), None, **checks)
-        source.kept = kept
-        return source
+        (folder / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return {"path": str(folder / "rows.jsonl"), "audio_root": None}
 
 
 def by_duration(rows: Source, seconds: float) -> list[list[int]]:
-    """Batches of row numbers, each of rows that are about as long, the longest first.
+    """Returns batches of row numbers, each of rows of about one duration, the longest first.
 
-    Every row is in one batch. A batch, padded to its longest row, holds at most `seconds` of sound: rows x longest.
+    Every row is in one batch. A batch, padded to its longest row, has at most `seconds` of sound: rows x longest.
     Raises DataError for a row that is longer than that, or has no `duration`.
     """
     lengths = []
@@ -87,7 +83,7 @@ def _manifest_row(raw: Any, root: Path, empty: bool) -> dict[str, Any]:
     given = next((name for name in ("audio", "audio_filepath") if name in raw), None)
     if given is None:
         raise RowError("no audio", nearest("audio_filepath", raw).strip())
-    path = audio_path(raw[given], root)
+    path = file_under(root, raw[given], "audio", "audio")
     if raw.get("text") is None and not empty:
         raise RowError("missing transcript", "text: null" if "text" in raw else f"no text{nearest('text', raw)}")
     if not isinstance(raw.get("text", ""), str | None):

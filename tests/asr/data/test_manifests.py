@@ -126,7 +126,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("hypothesis is not text", {**GOOD, "hypothesis": 3}, "3$"),
     ("nbest is not a list", {**GOOD, "nbest": "x"}, "'x'$"),
     ("not a JSON object", '["x"]', r"\['x'\]$"),
-    ("not JSON", '{"audio": ', r"at column \d+; expected a list, or one object a line$"),
+    ("not JSON", '{"audio": ', r"at column \d+; expected a list, or one object per line$"),
 ]  # fmt: skip
 
 
