@@ -258,8 +258,8 @@ class Work:
         if out and beside:
             out = out.with_name(f"{out.stem}.{beside}{out.suffix}")
         settings = {**self.settings, "draft": session.task.draft}
-        limits = {"seconds": decoding.seconds, "words": decoding.word_times}
-        return transcribe(session, self.rows, out=out, settings=settings, first=first, **limits)
+        seconds, words = decoding.seconds, decoding.word_times
+        return transcribe(session, self.rows, out=out, settings=settings, seconds=seconds, words=words, first=first)
 
 
 def _clips(paths: list[str]) -> list[Row]:

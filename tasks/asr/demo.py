@@ -26,9 +26,10 @@ from .ctc import first_pass
 from .data.commands import prepare
 from .evaluate import example
 from .metrics import corpus, word_errors
+from .records import Record, rtf
 from .report import Example, write_asr_report
 from .task import ASR
-from .transcribe import Record, rtf, transcribe
+from .transcribe import transcribe
 
 SETS = ("clean", "noisy", "heldout_voice")
 DEVELOPMENT = "development"

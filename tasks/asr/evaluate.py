@@ -11,11 +11,11 @@ from mmdiff.canvas.vocab import Vocab
 from mmdiff.evaluation.page import evenly
 from mmdiff.protocols import Row, Source
 
-from .ctc import Word
 from .metrics import bootstrap, char_errors, corpus, paired_bootstrap, word_errors
+from .records import rtf
 from .report import Example, write_asr_report
 from .task import ASR
-from .transcribe import rtf
+from .words import Word
 
 SHOWN = 24  # utterances of a page
 

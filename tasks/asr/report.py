@@ -23,8 +23,8 @@ from mmdiff.errors import require
 from mmdiff.evaluation.page import Number, Table, data_uri, image_uri, render
 from mmdiff.evaluation.page import marked as marked_by
 
-from .ctc import Word
 from .metrics import align, word_errors
+from .words import Word
 
 RATE, HOP = 16000, 160  # Hz; samples of a column of a spectrogram
 PLAYED = 10.0  # seconds; a longer clip cannot be played, for each second takes 43 kB of the page

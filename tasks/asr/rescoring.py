@@ -17,8 +17,8 @@ from mmdiff.protocols import Row, Source
 from mmdiff.session import Session
 from mmdiff.tasks.dialogue.choice import rescore
 
+from .records import Record, described, open_store
 from .task import ASR
-from .transcribe import KEPT, Record, identity, open_store
 
 
 def rescored(
@@ -45,7 +45,7 @@ def rescored(
         row = rows[i]
         with located(f"row {i}"):
             ranked = rescore(session, row, texts, scores, weight=weight)
-        record: Record = {"id": identity(row, i)} | {name: row[name] for name in KEPT if row.get(name) is not None}
+        record = described(row, i)
         record |= {"first_pass": texts[0], "pred_text": ranked[0].text, "nbest": [asdict(one) for one in ranked]}
         store.add({i: record})
     return store.finish()

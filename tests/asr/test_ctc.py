@@ -1,34 +1,21 @@
-"""The CTC head as a recogniser: greedy transcripts, times of words by forced alignment, and first passes as rows."""
+"""The CTC head as a recogniser: greedy transcripts, and first passes as rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby, product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from spoken import VOCAB, ids, letters, model, row, saved
-from torch import Tensor
+from spoken import VOCAB, ids, letters, model, planted, row, saved
 
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.tasks.asr import ctc
-from mmdiff.tasks.asr.ctc import FirstPass, emitted, encoded, first_pass, greedy, read_clip, word_times
+from mmdiff.tasks.asr.ctc import FirstPass, emitted, encoded, first_pass, greedy, read_clip
 
 pytestmark = pytest.mark.needs("torchaudio", "soundfile")
 
 BLANK = VOCAB.mask_id
-WORDS: Any = SimpleNamespace(vocab=VOCAB)
-
-
-def planted(path: Sequence[int], sure: float | Sequence[float] = 0.9, size: int = VOCAB.size) -> Tensor:
-    """Log-probabilities (T, V): each feature is `sure` of its id, and all others are as likely as each other."""
-    p_T = torch.as_tensor(sure).expand(len(path)).clone()
-    p_TV = ((1 - p_T) / (size - 1))[:, None].repeat(1, size)
-    p_TV[torch.arange(len(path)), torch.tensor(path)] = p_T
-    return p_TV.log()
 
 
 def test_greedy_by_hand() -> None:
@@ -40,58 +27,6 @@ def test_greedy_by_hand() -> None:
     bytes_ = letters()
     spelled = [i for letter in bytes_.encode(" ab ba") for i in (letter, bytes_.mask_id)]
     assert greedy(planted(spelled, size=bytes_.size), bytes_) == "ab ba"
-
-
-def test_words_stand_where_they_were_planted() -> None:
-    one, two = ids("one two")
-    b = BLANK
-    #        0  1    2    3  4    5  6    7    8    9
-    path = [b, one, one, b, one, b, b, two, two, two]
-    sure = [0.9, 0.8, 0.6, 0.9, 0.5, 0.9, 0.9, 0.9, 0.6, 0.3]
-    words = word_times(planted(path, sure), "one one two", WORDS, 2.0)
-    assert [(w.word, w.start, w.end) for w in words] == [("one", 0.2, 0.6), ("one", 0.8, 1.0), ("two", 1.4, 2.0)]
-    assert [w.confidence for w in words] == pytest.approx([0.7, 0.5, 0.6])
-
-
-def test_a_word_of_several_tokens_spans_them_and_is_as_sure_as_the_least() -> None:
-    vocab = letters()
-    ab, cd = vocab.encode("ab"), vocab.encode(" cd")
-    b = vocab.mask_id
-    path = [ab[0], b, ab[1], ab[1], b, *cd, b, b]
-    sure = [0.9, 0.9, 0.8, 0.4, 0.9, 0.9, 0.5, 0.7, 0.9, 0.9]
-    words = word_times(planted(path, sure, vocab.size), "ab  cd", SimpleNamespace(vocab=vocab), 1.0)  # type: ignore[arg-type]
-    assert [(w.word, w.start, w.end) for w in words] == [("ab", 0.0, 0.4), ("cd", 0.5, 0.8)]
-    assert [w.confidence for w in words] == pytest.approx([0.6, 0.5])
-
-
-@pytest.mark.parametrize("text", ["one", "one two", "two two"])
-def test_alignment_is_the_likeliest_of_all_paths(text: str) -> None:
-    wanted = ids(text)
-    log_p_TV = torch.randn(5, VOCAB.size, generator=torch.Generator().manual_seed(len(text))).log_softmax(1)
-    symbols = [BLANK, *sorted(set(wanted))]
-    paths = [
-        path for path in product(symbols, repeat=5) if [k for k, _ in groupby(path) if k != BLANK] == wanted
-    ]  # every path that collapses to the text
-    best = max(paths, key=lambda path: float(log_p_TV[range(5), list(path)].sum()))
-    spans, at = [], 0
-    for symbol, run in groupby(best):
-        n = len(list(run))
-        if symbol != BLANK:
-            spans.append((at / 5, (at + n) / 5))
-        at += n
-    assert [(w.start, w.end) for w in word_times(log_p_TV, text, WORDS, 1.0)] == spans
-
-
-def test_words_that_do_not_fit() -> None:
-    log_p_TV = planted([BLANK] * 3)
-    assert len(word_times(log_p_TV, "one two three", WORDS, 1.0)) == 3
-    assert word_times(log_p_TV, "one two three four", WORDS, 1.0) == []
-    assert len(word_times(log_p_TV, "one one", WORDS, 1.0)) == 2  # three features: one, blank, one
-    assert word_times(log_p_TV[:2], "one one", WORDS, 1.0) == []
-    assert word_times(log_p_TV, "", WORDS, 1.0) == []
-    for word in ("won", "<mask>"):
-        with pytest.raises(DataError, match=f"does not know the word ' {word}'"):
-            word_times(log_p_TV, f"one {word}", WORDS, 1.0)
 
 
 def test_first_passes_do_not_depend_on_the_batch() -> None:

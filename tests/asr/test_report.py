@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from mmdiff.errors import DataError
-from mmdiff.tasks.asr.ctc import Word
 from mmdiff.tasks.asr.report import (
     PLAYED,
     Example,
@@ -32,6 +31,7 @@ from mmdiff.tasks.asr.report import (
     ticks,
     write_asr_report,
 )
+from mmdiff.tasks.asr.words import Word
 
 pytestmark = pytest.mark.needs("jiwer", "soundfile")
 

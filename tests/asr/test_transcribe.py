@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from spoken import VOCAB, ids, letters, model, row, saved, wave, write_wave
+from spoken import model, row, saved, wave, write_wave
 
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.samplers.result import Generation
 from mmdiff.session import Session, load
 from mmdiff.tasks.asr import transcribe as module
+from mmdiff.tasks.asr.records import rtf
 from mmdiff.tasks.asr.task import ASR
-from mmdiff.tasks.asr.transcribe import rtf, transcribe, word_confidences
+from mmdiff.tasks.asr.transcribe import transcribe
 from mmdiff.tasks.dialogue.controls import Without
 
 pytestmark = pytest.mark.needs("torchaudio", "soundfile", "jiwer")
@@ -191,36 +190,6 @@ def test_long_recordings_are_windowed_and_not_cut(session: Session) -> None:
     assert records[0]["first_pass"] != records[1]["first_pass"]
     assert records[0]["canvas"] != records[1]["canvas"]
     assert told(records) == told(transcribe(session, rows, seconds=1, words=True, first=True))
-
-
-# Words of several tokens
-
-
-def generation(tokens: Sequence[int], sure: Sequence[float]) -> Generation:
-    """One row; its first place is context."""
-    n = len(tokens)
-    return Generation(
-        ids_BL=torch.tensor([[9, *tokens]]),
-        target_BL=torch.tensor([[False] + [True] * n]),
-        step_BL=torch.ones(1, n + 1, dtype=torch.int32),
-        confidence_BL=torch.tensor([[0.01, *sure]]),
-        forwards_B=torch.tensor([n]),
-    )
-
-
-def test_a_word_is_as_sure_as_its_least_sure_token() -> None:
-    vocab = letters()
-    tokens = vocab.encode("ab cde f")
-    sure = [0.9, 0.8, 0.7, 0.9, 0.2, 0.9, 0.5, 0.6]
-    #       a    b    ' '  c    d    e    ' '  f
-    assert tokens and vocab.decode(tokens) == "ab cde f"
-    assert word_confidences(generation(tokens, sure), 0, vocab) == pytest.approx([0.7, 0.2, 0.6])
-    # ends, wherever they stand, are no part of a word
-    mixed = generation([tokens[0], 1, tokens[1], 1], [0.9, 0.1, 0.8, 0.1])
-    assert word_confidences(mixed, 0, vocab) == pytest.approx([0.8])
-    assert word_confidences(generation([1, 1], [0.3, 0.3]), 0, vocab) == []
-    whole = generation([*ids("one two"), 1], [0.4, 0.6, 0.1])
-    assert word_confidences(whole, 0, VOCAB) == pytest.approx([0.4, 0.6])
 
 
 # Files that a run goes on with

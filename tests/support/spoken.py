@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmdiff.backbones import new_backbone
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
@@ -23,6 +25,14 @@ RATE = 16000
 
 def ids(text: str) -> list[int]:
     return [4 + WORDS.index(word) for word in text.split()]
+
+
+def planted(path: Sequence[int], sure: float | Sequence[float] = 0.9, size: int = VOCAB.size) -> Tensor:
+    """Log-probabilities (T, V): each feature is `sure` of its id, and all others are as likely as each other."""
+    p_T = torch.as_tensor(sure).expand(len(path)).clone()
+    p_TV = ((1 - p_T) / (size - 1))[:, None].repeat(1, size)
+    p_TV[torch.arange(len(path)), torch.tensor(path)] = p_T
+    return p_TV.log()
 
 
 def model(*, head: bool = True, seconds: float = 30.0) -> MMDiff:
