@@ -183,7 +183,8 @@ def evaluate(
         standalone: count the errors without drafts too.
         report: an HTML page of figures and examples.
     """
-    from .evaluate import figures, page
+    from .records import figures
+    from .report import page
 
     if not data.manifest and not any(word.startswith("rows.target=") for word in words):
         raise UserError("eval: give a --manifest, whose transcripts errors are counted against")

@@ -24,10 +24,9 @@ from mmdiff.training.train import train
 
 from .ctc import first_pass
 from .data.commands import prepare
-from .evaluate import example
 from .metrics import corpus, word_errors
 from .records import Record, rtf
-from .report import Example, write_asr_report
+from .report import Example, example, write_asr_report
 from .task import ASR
 from .transcribe import transcribe
 

@@ -1,4 +1,4 @@
-"""What a record says about an utterance, and the file of records that an interrupted command resumes.
+"""What a record says about an utterance, the file of records that an interrupted command resumes, and their figures.
 
 {"row": 0, "id": "a", "text": "turn left", "duration": 1.5, "audio": "a.wav", "first_pass": "turn lift",
  "pred_text": "turn left", "canvas": [["turn", 0, 1.0], ...], "forwards": 6, "confidence": 0.93,
@@ -19,6 +19,7 @@ from mmdiff.protocols import Row, Source
 from mmdiff.runs.records import JsonlStore
 from mmdiff.session import Session
 
+from .metrics import bootstrap, corpus, paired_bootstrap, word_errors
 from .task import ASR
 
 Record = dict[str, Any]
@@ -88,3 +89,20 @@ def rtf(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     sound = sum(r["duration"] for r in records)
     parts = {name: sum(r["seconds"][name] for r in records) / sound for name in ("read", "encoder", "decoder")}
     return {**parts, "total": sum(parts.values()), "forwards": sum(r["forwards"] for r in records) / len(records)}
+
+
+def figures(task: ASR, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns WER with its 95 % interval, errors by kind, CER, `n` records and their real-time factors.
+
+    Where all records have a first pass, also its figures, the relative reduction (not a number where it made no errors)
+    and the paired interval of the difference. Raises DataError for a record without `text`.
+    """
+    out = {**task.score_all([{**r, "prediction": r["pred_text"]} for r in records]), "n": len(records)}
+    if all(r.get("first_pass") is not None for r in records):
+        before = [word_errors(*task.pair(r, r["first_pass"])) for r in records]
+        first, words = corpus(before), [word_errors(*task.pair(r, r["pred_text"])) for r in records]
+        low, high = bootstrap(before)
+        out["first_pass"] = {**first, "wer_low": low, "wer_high": high}
+        out["reduction"] = 1 - out["wer"] / first["wer"] if first["wer"] else float("nan")
+        out["paired"] = paired_bootstrap(before, words)
+    return {**out, "rtf": rtf(records)}

@@ -17,17 +17,22 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from mmdiff.canvas.sample import Target
+from mmdiff.canvas.vocab import Vocab
 from mmdiff.encoders.media.audio import read_waveform
 from mmdiff.encoders.media.mel import RANGE, SILENCE, LogMel
 from mmdiff.errors import require
-from mmdiff.evaluation.page import Number, Table, data_uri, image_uri, render
+from mmdiff.evaluation.page import Number, Table, data_uri, evenly, image_uri, render
 from mmdiff.evaluation.page import marked as marked_by
+from mmdiff.protocols import Row, Source
 
 from .metrics import align, word_errors
+from .task import ASR
 from .words import Word
 
 RATE, HOP = 16000, 160  # Hz; samples of a column of a spectrogram
 PLAYED = 10.0  # seconds; a longer clip cannot be played, for each second takes 43 kB of the page
+SHOWN = 24  # utterances of a page about one set
 WIDTH = 2000  # columns of a spectrogram at most
 LAST = 0.96  # share of the clip
 SECOND = 55  # CSS pixels at least, so that its words can be read
@@ -207,3 +212,43 @@ def _first(one: Mapping[str, Any]) -> tuple[int, int]:
     """What was changed first, and of that what was changed most."""
     before = one["after"] if one["before"] is None else one["before"]
     return list(OUTCOMES).index(one["outcome"]), -abs(before.total - one["after"].total)
+
+
+# From records to the page
+
+
+def example(task: ASR, row: Row, record: Mapping[str, Any], vocab: Vocab) -> Example:
+    """Returns what the page shows of one utterance, whose draft is the first pass of the record, if there was one."""
+    row = {**row, "hypothesis": record.get("first_pass")}
+    first = record.get("first_pass")
+    return Example(
+        audio=row.get("audio"),
+        text=task.pair(row, "")[0],
+        first_pass=None if first is None else task.pair(row, first)[1],
+        prediction=task.pair(row, record["pred_text"])[1],
+        canvas=record["canvas"],
+        draft=drafted(task, row, vocab),
+        words=[Word(**word) for word in record.get("words", ())],
+    )
+
+
+def drafted(task: ASR, row: Row, vocab: Vocab) -> list[str | None]:
+    """Returns the token at each target position before generation; None for a masked position."""
+    (target,) = [p for p in task.prompt(row, vocab) if isinstance(p, Target)]
+    if target.ids is None:
+        return [None] * target.length
+    return [None if i == vocab.mask_id else vocab.piece(i) for i in target.ids]
+
+
+def page(
+    file: Path, task: ASR, rows: Source, records: Sequence[Mapping[str, Any]], vocab: Vocab, found: Mapping[str, Any]
+) -> Path:
+    """Write the page of one set of rows and its figures `found`, with those of `standalone` beside them."""
+    table = {"first pass": {"WER %": 100 * found["first_pass"]["wer"]}} if "first_pass" in found else {}
+    ways = {"standalone": found.get("standalone"), "result": found}
+    table |= {way: {"WER %": 100 * of["wer"], "CER %": 100 * of["cer"]} for way, of in ways.items() if of}
+    numbered = [{"index": i, **record} for i, record in enumerate(records)]
+    shown = [example(task, rows[r["index"]], r, vocab) for r in evenly(numbered, SHOWN)]
+    speed = ", ".join(f"{name} {value:.4f}" for name, value in found["rtf"].items())
+    notes = [f"{len(records)} utterances, {found['words']} words. Seconds of work per second of sound: {speed}."]
+    return write_asr_report(file, title="Transcripts", table=table, examples={"utterances": shown}, notes=notes)

@@ -10,7 +10,8 @@ import pytest
 from spoken import VOCAB, row
 
 from mmdiff.errors import DataError
-from mmdiff.tasks.asr.evaluate import drafted, example, figures, page
+from mmdiff.tasks.asr.records import figures
+from mmdiff.tasks.asr.report import drafted, example, page
 from mmdiff.tasks.asr.task import ASR
 
 pytestmark = pytest.mark.needs("jiwer", "soundfile", "torchaudio")
