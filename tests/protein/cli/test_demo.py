@@ -10,18 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracle import head
+from exact_protein import VOCAB, exact_session
 from torch import Tensor
 
-from mmdiff.backbones.esm import tokenizer
-from mmdiff.canvas.batch import Batch
-from mmdiff.canvas.vocab import Vocab
 from mmdiff.commands.cli import main
-from mmdiff.config.settings import GenerationConfig
-from mmdiff.model.scorer import Scores, score
-from mmdiff.samplers.loop import sample
-from mmdiff.samplers.options import generation_config
-from mmdiff.samplers.result import Generation
 from mmdiff.session import Session
 from mmdiff.tasks.protein.cli.demo import (
     STEPS,
@@ -33,53 +25,26 @@ from mmdiff.tasks.protein.cli.demo import (
     motif,
 )
 from mmdiff.tasks.protein.data.markov import LETTERS, family
-from mmdiff.tasks.protein.task import Protein
 
 SHORT = ["train.stages.fit.steps=2", "train.stages.fit.eval.n=8", "train.workers=0", "eval.data.heldout.n=12"]
 RATES = {"5", "15", "30", "50", "70", "90"}
 FIRST = 4  # id of the first residue; the others follow in the order of LETTERS
 
 
-class Exact:
-    """log p(residue | what is visible) of the family: what is called on a model. L is 34, with both ends."""
-
-    vocab = Vocab(tokenizer=tokenizer(), size=33, mask_id=32, eos_id=2, pad_id=1, slot_id=1, bos_id=0)
-    device, readers, training = torch.device("cpu"), {}, False  # type: ignore[var-annotated]
-
-    def eval(self) -> Exact:
-        return self
-
-    def modules(self) -> list[Any]:
-        return [self]
-
-    def encode(self, media: Any) -> dict[str, Tensor]:
-        return {}
-
-    def hidden(self, ids_RL: Tensor, batch: Batch, features: Any, row_R: Tensor) -> Tensor:
-        ids_RN = ids_RL[:, 1:-1].numpy()
-        masked_RN = ids_RN == self.vocab.mask_id
-        letters_RN = np.array(list(LETTERS))[np.where(masked_RN, 0, ids_RN - FIRST)]
-        p_RNK = family().posterior(["".join(letters) for letters in letters_RN], masked_RN)
-        out_RLV = torch.full((*ids_RL.shape, self.vocab.size), -100.0, dtype=torch.float64)
-        out_RLV[:, 1:-1, FIRST : FIRST + 20] = torch.from_numpy(p_RNK).clamp(min=1e-40).log()
-        return out_RLV
-
-    def score(
-        self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, *, restrict: bool = True
-    ) -> Scores:
-        return score(head, h_RLD[masked_RL], batch, masked_RL, row_R, chunk=4096, restrict=restrict)
-
-    def generate(self, batch: Batch, **named: Any) -> Generation:
-        def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Any = None) -> Tensor:
-            return self.hidden(ids_RL, batch, {}, row_R)[predict_RL].float()
-
-        return sample(denoise, batch, self.vocab, generation_config(named.pop("generation_config"), **named))
+def posterior(ids_RL: Tensor) -> Tensor:
+    """log p(residue | what is visible) of the family. L is 34, with both ends."""
+    ids_RN = ids_RL[:, 1:-1].numpy()
+    masked_RN = ids_RN == VOCAB.mask_id
+    letters_RN = np.array(list(LETTERS))[np.where(masked_RN, 0, ids_RN - FIRST)]
+    p_RNK = family().posterior(["".join(letters) for letters in letters_RN], masked_RN)
+    out_RLV = torch.full((*ids_RL.shape, VOCAB.size), -100.0, dtype=torch.float64)
+    out_RLV[:, 1:-1, FIRST : FIRST + 20] = torch.from_numpy(p_RNK).clamp(min=1e-40).log()
+    return out_RLV
 
 
 @pytest.fixture(scope="module")
 def exact() -> Session:
-    sampler = GenerationConfig(temperature=1.0, remasking="random")
-    return Session(Exact(), Protein(), sampler, Path("nowhere"))  # type: ignore[arg-type]
+    return exact_session(posterior)
 
 
 def test_the_exact_posterior_guesses_as_bayes_and_its_bound_is_the_entropy(

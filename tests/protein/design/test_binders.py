@@ -17,36 +17,27 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from oracle import head
+from exact_protein import VOCAB, exact_session
 from synthetic_pairs import UNIFORM, Complements, agreement, entropy, partners, shuffled
-from torch import Tensor
 
 from mmdiff import MMDiff
 from mmdiff.backbones import new_backbone
 from mmdiff.backbones.esm import TOKENS, tokenizer
-from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.sample import Target, Text
-from mmdiff.canvas.vocab import Vocab
 from mmdiff.commands.cli import main
 from mmdiff.config import load_config
-from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mask_rates import Bernoulli, ExactCount
 from mmdiff.errors import ConfigError
-from mmdiff.model.scorer import Scores, score
 from mmdiff.objectives.denoise import Denoise
 from mmdiff.protocols import Row
-from mmdiff.samplers.loop import sample
-from mmdiff.samplers.options import generation_config
-from mmdiff.samplers.result import Generation
 from mmdiff.session import Session, load
 from mmdiff.tasks.protein.data.tables import Pairs
 from mmdiff.tasks.protein.design.control import bounds, control_rows, design_control
 from mmdiff.tasks.protein.residues import CANONICAL
 from mmdiff.tasks.protein.task import Protein
 
-VOCAB = Vocab(tokenizer=tokenizer(), size=33, mask_id=32, eos_id=2, pad_id=1, slot_id=1, bos_id=0)
 ID = {letter: i for i, letter in enumerate(TOKENS)}
 NOISE, LENGTH = 0.1, 12
 
@@ -189,45 +180,15 @@ def test_pairs_of_a_file_become_canvases_both_ways(tmp_path: Path, swap: bool) -
 # The exact law, and a model that does not look ------------------------------------------------------------------------
 
 
-class ByHand:
-    """log p(residue | target) of `Complements`, or that of a binder without its target; called on as a model is."""
-
-    vocab, device, readers, training = VOCAB, torch.device("cpu"), {}, False  # type: ignore[var-annotated]
-
-    def __init__(self, looks: bool) -> None:
-        p_VV = torch.full((33, 33), 1e-30, dtype=torch.float64)  # of an id, by the id of the target's residue
-        p_VV[:, 4:24] = NOISE / 20 if looks else 1 / 20
-        if looks:
-            p_VV[ids(CANONICAL), ids(partners(CANONICAL))] += 1 - NOISE
-        self.log_p_VV = p_VV.log()
-
-    def eval(self) -> ByHand:
-        return self
-
-    def modules(self) -> list[Any]:
-        return [self]
-
-    def encode(self, media: Any) -> dict[str, Tensor]:
-        return {}
-
-    def hidden(self, ids_RL: Tensor, batch: Batch, features: Any, row_R: Tensor) -> Tensor:
-        return self.log_p_VV[ids_RL.roll(LENGTH + 1, dims=1)]  # chains of equal length, an end between them
-
-    def score(
-        self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, *, restrict: bool = True
-    ) -> Scores:
-        return score(head, h_RLD[masked_RL], batch, masked_RL, row_R, chunk=4096, restrict=restrict)
-
-    def generate(self, batch: Batch, **named: Any) -> Generation:
-        def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Any = None) -> Tensor:
-            return self.hidden(ids_RL, batch, {}, row_R)[predict_RL].float()
-
-        return sample(denoise, batch, self.vocab, generation_config(named.pop("generation_config"), **named))
-
-
 def by_hand(looks: bool) -> Session:
-    sampler = GenerationConfig(temperature=1.0, remasking="random")
-    return Session(ByHand(looks), Protein(), sampler, Path("nowhere"))  # type: ignore[arg-type]
+    """log p(residue | target) of `Complements`, or that of a binder without its target."""
+    p_VV = torch.full((33, 33), 1e-30, dtype=torch.float64)  # of an id, by the id of the target's residue
+    p_VV[:, 4:24] = NOISE / 20 if looks else 1 / 20
+    if looks:
+        p_VV[ids(CANONICAL), ids(partners(CANONICAL))] += 1 - NOISE
+    log_p_VV = p_VV.log()
+    # chains of equal length, an end between them
+    return exact_session(lambda ids_RL: log_p_VV[ids_RL.roll(LENGTH + 1, dims=1)])
 
 
 def test_bounds_of_the_exact_law_are_its_entropies() -> None:
