@@ -90,6 +90,13 @@ class Residues:
         return _ranges(tuple(sorted({self.id_of[letter] for letter in letters})))
 
 
+def codes(sequence: str, letters: str) -> NDArray[np.int16]:
+    """(N,) index of each letter in `letters`, -1 for any other."""
+    table = np.full(256, -1, dtype=np.int16)
+    table[np.frombuffer(letters.encode(), dtype=np.uint8)] = np.arange(len(letters))
+    return table[np.frombuffer(sequence.encode("ascii", "replace"), dtype=np.uint8)]
+
+
 def permuted(sequence: str, number: int, seed: int = 0) -> str:
     """The same residues in random order, by (seed, number of the record): a control of equal length and composition."""
     order = NoiseKey(seed, stream="permuted").uniform(number, len(sequence)).argsort(kind="stable")

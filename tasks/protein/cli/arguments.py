@@ -228,31 +228,28 @@ def refuse_without(needed: Any, what: str, **options: Any) -> None:
             raise UserError(f"--{name.replace('_', '-')} goes with {what}")
 
 
-def one_file(words: Sequence[str]) -> tuple[Path, list[str]]:
-    """The one file of sequences among the words, and the settings."""
-    files, overrides = _told_apart(words)
-    if len(files) != 1:
-        raise UserError(f"give one file of sequences, not {' and '.join(files) if files else 'none'}")
-    return Path(files[0]), overrides
-
-
-def only_overrides(words: Sequence[str]) -> list[str]:
-    """The settings, where nothing else is expected."""
-    files, overrides = _told_apart(words)
-    if files:
-        raise UserError(f"unknown argument {files[0]!r}, expected settings (sampler.steps=20)")
-    return overrides
-
-
 def file_or_none(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     """The file of sequences among the words, if there is one, and the settings."""
-    files, overrides = _told_apart(words)
-    return one_file(words) if files else (None, overrides)
-
-
-def _told_apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
     files, overrides = overrides_of(words)
     for text in files:
         if "=" in text and not Path(text).exists():
             raise UserError(f"{text!r}: expected a setting by its dotted key, as in sampler.steps=20")
-    return files, overrides
+    if len(files) > 1:
+        raise UserError(f"give one file of sequences, not {' and '.join(files)}")
+    return Path(files[0]) if files else None, overrides
+
+
+def one_file(words: Sequence[str]) -> tuple[Path, list[str]]:
+    """The one file of sequences among the words, and the settings."""
+    file, overrides = file_or_none(words)
+    if file is None:
+        raise UserError("give one file of sequences, not none")
+    return file, overrides
+
+
+def only_overrides(words: Sequence[str]) -> list[str]:
+    """The settings, where nothing else is expected."""
+    file, overrides = file_or_none(words)
+    if file is not None:
+        raise UserError(f"unknown argument {str(file)!r}, expected settings (sampler.steps=20)")
+    return overrides

@@ -13,7 +13,7 @@ from mmdiff.protocols import Row
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.fasta import Fasta, Pairs, read_sequences
 from mmdiff.tasks.protein.data.files import FASTA, TABLES, suffix
-from mmdiff.tasks.protein.data.tables import _entries
+from mmdiff.tasks.protein.data.tables import entries
 from mmdiff.tasks.protein.residues import GAP
 from mmdiff.tasks.protein.session import load_protein_session
 from mmdiff.tasks.protein.task import Protein
@@ -62,7 +62,7 @@ def sequences_of(path: str, ids: Sequence[str]) -> list[str]:
 
 def pairs_or_records(path: Path, policy: Mapping[str, Any]) -> Iterable[Any]:
     """Pairs, where a table has columns `target` and `binder`; else its sequences."""
-    if suffix(path) in TABLES and {"target", "binder"} <= next(_entries(path, ())).cells.keys():
+    if suffix(path) in TABLES and {"target", "binder"} <= next(entries(path, ())).cells.keys():
         pairs = Pairs(str(path), **policy)
         return (pairs[i] for i in range(len(pairs)))
     return read_sequences(path, **policy)

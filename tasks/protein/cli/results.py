@@ -3,7 +3,6 @@ table that is made of them in the end."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,11 +10,14 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from mmdiff.commands.arguments import Output
+from mmdiff.commands.cli import log, table
 from mmdiff.errors import ConfigError, UserError
 from mmdiff.files import aside
 from mmdiff.tasks.protein.data.fasta import write_fasta
-from mmdiff.tasks.protein.data.files import FASTA, TABLES, is_packed, reading, suffix, writing
-from mmdiff.tasks.protein.data.policies import Record
+from mmdiff.tasks.protein.data.files import FASTA, TABLES, is_packed, reading, suffix
+from mmdiff.tasks.protein.data.records import Record
+from mmdiff.tasks.protein.data.tables import write_table
 
 FIGURES = ("id", "description", "sequence", "target", "length", "designed", "forwards", "confidence", "attempts")
 """What a table has of a sampled sequence, besides `guard`."""
@@ -66,6 +68,20 @@ class Results:
                     f"{self.file} was changed since it was written, and stays; {self.lines} has all records"
                 )
         return {"out": str(self.file), "lines": str(self.lines)}
+
+    def output(
+        self,
+        found: Mapping[str, Any],
+        records: Iterable[Row],
+        shown: Callable[[Row], Row],
+        text: Callable[[Iterable[Row]], str],
+    ) -> Output:
+        """What a verb returns: with a file its figures and where the records are; without one its figures, which are
+        logged, and the records, which `text` prints. shown: the row of a table."""
+        if self.file is not None:
+            return table({**found, **self.finish(shown)})
+        log(table(found)[1])
+        return {**found, "records": records}, text(records)
 
     def _read(self) -> Iterator[dict[str, Any]]:
         assert self.lines is not None
@@ -120,21 +136,6 @@ def _ending(option: str, file: Path, endings: tuple[str, ...]) -> str:
     if ending not in endings:
         raise UserError(f"{option}: {file}, expected a name ending in {', '.join(endings)}, or these with .gz")
     return ending
-
-
-def write_table(file: Path, rows: Iterable[Row], *, overwrite: bool = False) -> None:
-    """CSV, TSV or JSON lines, by the ending; the columns are those of the first row."""
-    with writing(file, overwrite) as handle:
-        if suffix(file) == ".jsonl":
-            handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            return
-        writer = None
-        for row in rows:
-            if writer is None:
-                tabs = "\t" if suffix(file) == ".tsv" else ","
-                writer = csv.DictWriter(handle, list(row), delimiter=tabs, lineterminator="\n")
-                writer.writeheader()
-            writer.writerow(row)
 
 
 def design_row(record: Row) -> dict[str, Any]:

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
@@ -19,11 +19,13 @@ from mmdiff.protocols import Row
 from mmdiff.tasks.protein.data.fasta import read_sequences
 from mmdiff.tasks.protein.design.lengths import drawn_lengths
 from mmdiff.tasks.protein.design.motifs import (
+    LONGEST,
     Design,
     allowed,
     kept_ranges,
     masked_ranges,
     masked_share,
+    number_range,
     record_rng,
     residue_ranges,
     scaffold,
@@ -45,18 +47,15 @@ def peeked(items: Iterable[T]) -> Iterator[T]:
 
 def new_rows(new: NewSequences, sampling: Sampling) -> Iterator[Row]:
     """`generate`: of given lengths, or after a template."""
-    lengths = _drawn_lengths(new.length, sampling) if new.length else None
-    for k in range(new.n):
-        rng = record_rng(sampling.seed, k, "template")
-        made = template(str(new.template), rng) if lengths is None else Design(OPEN * next(lengths))
-        yield _row(f"{new.prefix}{k + 1}", made, sampling)
+    return _rows(new, new.length or None, sampling, "template", lambda rng: template(str(new.template), rng))
 
 
 def infilled_rows(
     file: Path, infilling: Infilling, policies: Policies, sampling: Sampling, *, one_word: bool
 ) -> Iterator[Row]:
     """`infill`: every record of a file `n` times. one_word: ids must be such, for FASTA."""
-    span = None if infilling.length is None else _span(infilling.length)
+    expected = "a number or a range, as in 100 or 80-120"
+    span = None if infilling.length is None else number_range(infilling.length, "--length", LONGEST, expected)
     number = 0
     for record in read_sequences(file, open="keep", **policies.given()):
         if one_word and len(record.id.split()) != 1:
@@ -73,19 +72,28 @@ def binder_rows(binders: Binders, sampling: Sampling) -> list[Row]:
     """`design`: binders of one target."""
     target = first_sequence("--target", binders.target)
     known = "" if binders.binder is None else first_sequence("--binder", binders.binder)
-    lengths = _drawn_lengths(binders.length, sampling) if binders.length is not None else None
-    rows: list[Row] = []
-    for k in range(binders.n):
-        rng = record_rng(sampling.seed, k, "design")
-        if lengths is not None:
-            made = Design(OPEN * next(lengths))
-        elif binders.template is not None:
-            made = template(binders.template, rng)
-        else:
-            assert binders.share is not None
-            made = masked_share(known, binders.share, rng, binders.window)
-        rows.append({**_row(f"{binders.prefix}{k + 1}", made, sampling), "target": target})
-    return rows
+
+    def draw(rng: np.random.Generator) -> Design:
+        if binders.template is not None:
+            return template(binders.template, rng)
+        assert binders.share is not None
+        return masked_share(known, binders.share, rng, binders.window)
+
+    return [{**row, "target": target} for row in _rows(binders, binders.length, sampling, "design", draw)]
+
+
+def _rows(
+    new: NewSequences | Binders,
+    length: str | None,
+    sampling: Sampling,
+    stream: str,
+    draw: Callable[[np.random.Generator], Design],
+) -> Iterator[Row]:
+    """Rows of given lengths, else as `draw` makes them, each from random numbers of its own."""
+    lengths = None if length is None else drawn_lengths(length, record_rng(sampling.seed, 0, "lengths"))
+    for k in range(new.n):
+        made = draw(record_rng(sampling.seed, k, stream)) if lengths is None else Design(OPEN * next(lengths))
+        yield _row(f"{new.prefix}{k + 1}", made, sampling)
 
 
 def _masked(
@@ -107,17 +115,6 @@ def _masked(
     return Design(sequence), ""
 
 
-def _drawn_lengths(text: str, sampling: Sampling) -> Iterator[int]:
-    return drawn_lengths(text, record_rng(sampling.seed, 0, "lengths"))
-
-
 def _row(name: str, made: Design, sampling: Sampling) -> Row:
     made = allowed(made, sampling.allow, sampling.forbid)
     return {"id": name, "sequence": made.sequence, **({"allow": made.allow} if made.allow else {})}
-
-
-def _span(text: str) -> tuple[int, int]:
-    low, dash, high = text.partition("-")
-    if not low.isdecimal() or (dash and not high.isdecimal()):
-        raise UserError(f"--length: {text!r}, expected as in 100 or 80-120")
-    return int(low), int(high or low)

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from mmdiff.commands.arguments import Output
-from mmdiff.commands.cli import log, table
+from mmdiff.commands.cli import log
 from mmdiff.protocols import Row
 
 from .arguments import Binders, Infilling, NewSequences, Policies, Run, Sampling, one_file, only_overrides
@@ -88,15 +88,12 @@ def design(run: Run, /, *words: str, binders: Binders, sampling: Sampling = SAMP
         "bound_difference_se": stdev(gap) / len(gap) ** 0.5 if len(gap) > 1 else None,
         "identity_with_control": mean(float(a == b) for a, b in both) if both else None,
     }
-    found = {**_counts(own), **figures, **out.finish(design_row)}
+    found = {**_counts(own), **figures}
     if out.lines is not None:
         found["control"] = str(control_file(out.lines))
     if figures["bound_difference"] < 2 * (figures["bound_difference_se"] or 0.0):
         log("the designs are no likelier given their target than given its residues shuffled: the model ignores it")
-    if sampling.out is not None:
-        return table(found)
-    log(table(found)[1])
-    return {**found, "records": own}, fasta(own)
+    return out.output(found, own, design_row, fasta)
 
 
 def _sampled(
@@ -110,13 +107,7 @@ def _sampled(
 
     session = open_session(run, overrides, seed=sampling.seed)
     records = sample(session, rows, out=out.lines, window=WINDOW, **sampling.arguments(asked, overrides))
-    if sampling.out is not None:
-        return table({**_counts(records), **out.finish(design_row)})
-    records = list(records)
-    found = _counts(records)
-    if found["flagged"]:
-        log(f"{found['flagged']} of {found['n']} repeat themselves, see guard= in their headers")
-    return {**found, "records": records}, fasta(records)
+    return out.output(_counts(records), records, design_row, fasta)
 
 
 def _counts(records: Iterable[dict[str, Any]]) -> dict[str, Any]:

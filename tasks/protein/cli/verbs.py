@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.commands.arguments import AtLeast0, AtLeast1, Output, Share, Verb
-from mmdiff.commands.cli import log, table
+from mmdiff.commands.cli import table
 from mmdiff.errors import UserError
 
 from .arguments import (
@@ -86,10 +86,7 @@ def score(
         if results.lines is None:
             kept.append(record)
     found = {"n": total, **{f"mean_{name}": s / n if n else None for name, (s, n) in sums.items()}}
-    if results.lines is not None:
-        return table({**found, **results.finish(score_row)})
-    log(table(found)[1])
-    return {**found, "records": kept}, tabbed(map(score_row, kept))
+    return results.output(found, kept, score_row, lambda records: tabbed(map(score_row, records)))
 
 
 def embed(
@@ -200,7 +197,7 @@ def evaluate(
         report: the page (RUN/protein/, or protein-FILE/; without a run: none).
     """
     from mmdiff.tasks.protein.evaluate.evaluate import evaluate_model
-    from mmdiff.tasks.protein.evaluate.summary import evaluation_text
+    from mmdiff.tasks.protein.evaluate.page import evaluation_text
 
     from .inputs import aligned_rows, evaluation_rows, open_session
     from .results import make_folder, page_file
@@ -231,11 +228,12 @@ def _score_mutants(
     run: str, overrides: list[str], asked: Mutants, methods: list[str] | None, out: str | None, **named: Any
 ) -> Output:
     from mmdiff.tasks.protein.data.alignments import read_alignment
+    from mmdiff.tasks.protein.data.tables import write_table
     from mmdiff.tasks.protein.score.dms import METHODS, read_scan, scan, scan_text, score_mutants
     from mmdiff.tasks.protein.score.mutants import parse_mutant
 
     from .inputs import first_sequence, open_session
-    from .results import make_folder, new_table, tabbed, write_table
+    from .results import make_folder, new_table, tabbed
 
     methods = list(METHODS) if methods is None else methods
     wild_type = first_sequence("--wild-type", asked.wild_type) if asked.wild_type is not None else None

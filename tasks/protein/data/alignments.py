@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.protocols import Row
-from mmdiff.tasks.protein.residues import CANONICAL, GAP
+from mmdiff.tasks.protein.residues import CANONICAL, GAP, codes
 
 from .clustering import clusters, near
 from .clustering import identity as identity
 from .fasta import read_a3m, read_fasta, write_fasta
-from .policies import Record
+from .records import Record
 from .tables import drawn, positive
 
 LETTERS = CANONICAL + GAP
@@ -73,16 +73,16 @@ class Profile:
             raise DataError("a profile of no rows")
         if not pseudo > 0:
             raise ConfigError(f"pseudo: {pseudo}, expected more than 0")
-        codes_NC = codes(rows)
+        codes_NC = aligned_codes(rows)
         count_C21 = np.stack([(codes_NC == i).sum(0) for i in range(len(LETTERS))], axis=1) + float(pseudo)
         self.probabilities: NDArray[np.float64] = count_C21 / count_C21.sum(1, keepdims=True)
 
     def nll(self, sequence: str) -> float:
-        """Nats a column, the mean over those that hold one of the 21 letters. Raises DataError for another length."""
+        """Nats per column, the mean over those that hold one of the 21 letters. Raises DataError for another length."""
         if len(sequence) != len(self.probabilities):
             raise DataError(f"{len(sequence)} columns, the profile has {len(self.probabilities)}")
-        codes_C = codes([sequence])[0]
-        known = codes_C < len(LETTERS)
+        codes_C = codes(sequence, LETTERS)
+        known = codes_C >= 0
         if not known.any():
             raise DataError(f"{sequence!r:.60} has none of {LETTERS}")
         return float(-np.log(self.probabilities[known, codes_C[known]]).mean())
@@ -189,15 +189,20 @@ class Family:
             return cls(file, *arguments, **{**settings, "max_length": None})
 
 
-def codes(rows: Sequence[str]) -> NDArray[np.uint8]:
-    """(N, C) numbers of letters in `LETTERS`; 21 for all others. Raises DataError for rows of unequal length."""
-    unequal = next((i for i, row in enumerate(rows) if len(row) != len(rows[0])), None)
-    if unequal is not None:
-        raise DataError(f"row {unequal}: {len(rows[unequal])} columns, row 0 has {len(rows[0])}")
-    table = np.full(256, len(LETTERS), dtype=np.uint8)
-    table[np.frombuffer(LETTERS.encode(), dtype=np.uint8)] = np.arange(len(LETTERS))
-    raw = np.frombuffer("".join(rows).encode("ascii"), dtype=np.uint8)
-    return table[raw].reshape(len(rows), -1)
+def aligned_codes(rows: Sequence[str], letters: str = LETTERS) -> NDArray[np.int16]:
+    """(N, C) indices of letters in `letters`, -1 for all others. Raises DataError for rows of unequal length."""
+    columns = len(rows[0]) if rows else 0
+    for i, row in enumerate(rows):
+        if len(row) != columns:
+            raise DataError(f"sequence {i + 1}: {len(row)} columns, expected {columns} as in the first")
+    return codes("".join(rows), letters).reshape(len(rows), columns)
+
+
+def background(sequences: Sequence[str], letters: str = CANONICAL) -> NDArray[np.float64]:
+    """(K,) shares of `letters` among all letters of the sequences that are one of them, one of each added."""
+    text = "".join(sequences)
+    count_K = np.array([text.count(letter) + 1.0 for letter in letters])
+    return np.asarray(count_K / count_K.sum())
 
 
 def _aligned(path: str | Path) -> Iterator[Record]:

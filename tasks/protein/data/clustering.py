@@ -117,15 +117,11 @@ def _like_by_words(sequences: Sequence[str], identity: float) -> Like:
     bare = [s.replace(GAP, "") for s in sequences]
     words = [_words(s) for s in bare]
     count_N = np.array([len(one) for one in words], dtype=np.int64)
-    joined = np.concatenate([*words, np.zeros(0, dtype=np.int64)])
-    by_word = np.argsort(joined, kind="stable")
-    owners = np.repeat(np.arange(len(bare)), count_N)[by_word]  # of each word in turn, where it begins by `starts`
-    starts = np.searchsorted(joined[by_word], np.arange(26**K + 1))
+    index = WordIndex(words, 26**K)
     share = max(1 - K * (1 - identity), identity**K / 2)
 
     def like(founder: int, others: NDArray[np.int64]) -> NDArray[np.bool_]:
-        having = [owners[starts[word] : starts[word + 1]] for word in words[founder]]
-        shared_N = np.bincount(np.concatenate([*having, np.zeros(0, dtype=np.int64)]), minlength=len(bare))
+        shared_N = index.shared(words[founder])
         chance = len(words[founder]) / len(CANONICAL) ** K
         out = shared_N[others] >= (chance + (1 - chance) * share) * count_N[others] - 1e-9
         for i in np.flatnonzero(out):
@@ -133,6 +129,22 @@ def _like_by_words(sequences: Sequence[str], identity: float) -> Like:
         return out
 
     return like
+
+
+class WordIndex:
+    """Which of N sequences hold which words. words: of each sequence, distinct numbers below `size`."""
+
+    def __init__(self, words: Sequence[NDArray[np.int64]], size: int) -> None:
+        joined = np.concatenate([*words, np.zeros(0, dtype=np.int64)])
+        owners = np.repeat(np.arange(len(words)), [len(one) for one in words])
+        self._n = len(words)
+        self._owners = owners[joined.argsort(kind="stable")]  # of each word in turn, where it begins by `_starts`
+        self._starts = np.concatenate([[0], np.bincount(joined, minlength=size).cumsum()])
+
+    def shared(self, words: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N,) how many of these words each sequence holds."""
+        having = [self._owners[self._starts[word] : self._starts[word + 1]] for word in words]
+        return np.bincount(np.concatenate([*having, np.zeros(0, dtype=np.int64)]), minlength=self._n)
 
 
 def _words(sequence: str) -> NDArray[np.int64]:

@@ -26,10 +26,10 @@ from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.protocols import Row
 
 from .files import TABLES, is_packed, reading, suffix, writing
-from .policies import WHITE, Policy, Record, cleaned, policy_of
+from .policies import WHITE, Policy, cleaned, policy_of
+from .records import Record, as_record
 from .tables import Pairs as Pairs
-from .tables import as_record, drawn, positive, read_csv
-from .tables import write_csv as write_csv
+from .tables import drawn, positive, read_csv
 
 BOM = b"\xef\xbb\xbf"
 A3M = {"lower": "drop", "gaps": "keep"}
@@ -123,7 +123,7 @@ class Fasta:
         most = positive("limit", limit)
         starts, lengths = array("q"), array("q")
         end = 0
-        for block in _blocks(path):
+        for block in blocks(path):
             if len(starts) == most:
                 break
             lengths.append(len(_of_block(block, path, self._policy).sequence))
@@ -146,7 +146,7 @@ class Fasta:
         header, _, body = self._text(index).partition(b"\n")
         if not header.startswith(b">"):
             raise DataError(f"{self.path}: changed since it was first read (record {index + 1})")
-        block = _Block(index + 1, 0, 0, 0, header, [body])
+        block = Block(index + 1, 0, 0, 0, header, [body])
         record = _of_block(block, self.path, self._policy)
         n, most = len(record.sequence), self.max_length
         if n != self._lengths[index]:
@@ -193,7 +193,7 @@ def split_header(header: str) -> tuple[str, str]:
     return id, rest[0] if rest else ""
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """A record as the file has it. line: of its header, from 1. start, end: bytes of the (unpacked) file."""
 
     number: int
@@ -203,8 +203,16 @@ class _Block(NamedTuple):
     header: bytes
     lines: list[bytes]
 
+    def named(self, path: str | Path) -> tuple[str, str]:
+        """(id, description). Raises DataError for a header without an id."""
+        id, description = split_header(decoded(self.header[1:], path, self.line))
+        if not id:
+            raise DataError(f"{path} record {self.number}, line {self.line}: no id after '>'")
+        return id, description
 
-def _blocks(path: str | Path) -> Iterator[_Block]:
+
+def blocks(path: str | Path) -> Iterator[Block]:
+    """The records of a FASTA file as they stand. Raises DataError."""
     number = first = start = at = 0
     header: bytes | None = None
     lines: list[bytes] = []
@@ -214,36 +222,37 @@ def _blocks(path: str | Path) -> Iterator[_Block]:
                 text, at = text[len(BOM) :], len(BOM)
             if text.startswith(b">"):
                 if header is not None:
-                    yield _Block(number, first, start, at, header, lines)
+                    yield Block(number, first, start, at, header, lines)
                 number, first, start, header, lines = number + 1, line, at, text, []
             elif header is not None:
                 lines.append(text)
             elif text.translate(None, WHITE):
-                raise DataError(f"{path} line {line}: {_decoded(text, path, line)!r:.40} before the first '>'")
+                shown = f"{decoded(text, path, line).strip()!r:.40}"
+                tables = f"tables end in {', '.join(TABLES)}"
+                raise DataError(f"{path} line {line}: {shown} before the first '>' ({tables})")
             at += len(text)
     if header is None:
         raise DataError(f"{path}: no records")
-    yield _Block(number, first, start, at, header, lines)
+    yield Block(number, first, start, at, header, lines)
 
 
-def _of_block(block: _Block, path: str | Path, policy: Policy) -> Record:
-    id, description = split_header(_decoded(block.header[1:], path, block.line))
-    if not id:
-        raise DataError(f"{path} record {block.number}, line {block.line}: no id after '>'")
+def _of_block(block: Block, path: str | Path, policy: Policy) -> Record:
+    id, description = block.named(path)
     where = f"{path} record {block.number} ({id})"
     return Record(id, description, cleaned(block.lines, block.line + 1, where, policy), where)
 
 
 def _read_fasta(path: str | Path, policy: Policy, unique: bool) -> Iterator[Record]:
     seen: dict[str, int] = {}
-    for block in _blocks(path):
+    for block in blocks(path):
         record = _of_block(block, path, policy)
         if unique and seen.setdefault(record.id, block.number) != block.number:
             raise DataError(f"{record.where}, line {block.line}: duplicate id, that of record {seen[record.id]} too")
         yield record
 
 
-def _decoded(text: bytes, path: str | Path, line: int) -> str:
+def decoded(text: bytes, path: str | Path, line: int) -> str:
+    """A line as text. Raises DataError for what is not UTF-8."""
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.protocols import Row
-from mmdiff.tasks.protein.residues import OPEN
+from mmdiff.tasks.protein.residues import OPEN, codes
 
 LETTERS = "LAGVSERTIDPKQNFYMHWC"
 """The residues in the order of ESM's ids."""
@@ -42,8 +42,6 @@ class Chain:
         equations_KK = np.vstack([(transition_KK.T - np.eye(size))[:-1], np.ones(size)])
         self.initial_K: Floats = np.linalg.solve(equations_KK, np.eye(size)[-1])
         self._first, *self._next = [np.cumsum(row)[:-1].tolist() for row in [self.initial_K, *transition_KK]]
-        self._state = np.full(256, -1, dtype=np.int64)  # by byte
-        self._state[np.frombuffer(letters.encode("ascii"), dtype=np.uint8)] = np.arange(size)
 
     def draw(self, n: int, seed: int, length: int = 32) -> list[str]:
         return [self.draw_one(i, seed, length) for i in range(n)]
@@ -64,7 +62,7 @@ class Chain:
         for n, sequence in enumerate(sequences):
             if len(sequence) != length:
                 raise DataError(f"sequence {n + 1}: {len(sequence)} residues, expected {length} as in the first")
-            out[n] = self._state[np.frombuffer(sequence.encode("ascii", "replace"), dtype=np.uint8)]
+            out[n] = codes(sequence, self.letters)
             if length and out[n].min() < 0:
                 at = int(out[n].argmin())
                 raise DataError(f"sequence {n + 1}: residue {at + 1}: {sequence[at]!r} is none of {self.letters}")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.tasks.protein.residues import AMBIGUOUS, CANONICAL, GAP, OPEN, RARE
@@ -43,25 +42,6 @@ class Policy:
         for name, words in WORDS.items():
             if getattr(self, name) not in words:
                 raise ConfigError(f"{name}: {getattr(self, name)!r}{nearest(str(getattr(self, name)), words)}")
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """id: the first word of a header; description: the rest of it. where: file, record and id, for errors.
-
-    fields: the other columns of a table.
-    """
-
-    id: str
-    description: str
-    sequence: str
-    where: str = ""
-    fields: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def row(self) -> dict[str, Any]:
-        names = ("id", "description", "sequence", "where")
-        return {**self.fields, **{name: getattr(self, name) for name in names}}
 
 
 def policy_of(words: Mapping[str, str]) -> Policy:

@@ -12,7 +12,6 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TextIO, cast
@@ -23,7 +22,8 @@ from mmdiff.protocols import Row
 from mmdiff.tasks.protein.residues import CANONICAL
 
 from .files import TABLES, reading, suffix, writing
-from .policies import Policy, Record, cleaned, policy_of
+from .policies import Policy, cleaned, policy_of
+from .records import Record
 
 
 def read_csv(
@@ -37,23 +37,24 @@ def read_csv(
     return _read_table(path, column, id_column, policy_of(policy))
 
 
-def write_csv(path: str | Path, records: Iterable[Record | Row], *, overwrite: bool = False) -> int:
-    """As `write_fasta`, to CSV, or TSV by the ending: id, description, sequence, then the fields of the first record.
+def write_table(path: str | Path, rows: Iterable[Row], *, overwrite: bool = False) -> None:
+    """Write rows as CSV, TSV or JSON lines, by the ending of the name; the columns are those of the first row.
 
-    Raises DataError for a record with other fields than the first.
+    Raises ConfigError for a file that is there already, unless `overwrite`; DataError for a row with other columns.
     """
-    count, names = 0, [""]
     with writing(path, overwrite) as file:
+        if suffix(path) == ".jsonl":
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            return
         writer = csv.writer(file, delimiter="\t" if suffix(path) == ".tsv" else ",", lineterminator="\n")
-        for record in map(as_record, records):
-            count += 1
-            if count == 1:
-                names = list(record.fields)
-                writer.writerow(["id", "description", "sequence", *names])
-            if record.fields.keys() != set(names):
-                raise DataError(f"{path} record {count} ({record.id}): fields {list(record.fields)}, expected {names}")
-            writer.writerow([record.id, record.description, record.sequence, *(record.fields[n] for n in names)])
-    return count
+        columns: list[str] = []
+        for number, row in enumerate(rows, 1):
+            if not columns:
+                columns = list(row)
+                writer.writerow(columns)
+            if row.keys() != set(columns):
+                raise DataError(f"{path} record {number}: columns {list(row)}, expected {columns}")
+            writer.writerow([row[name] for name in columns])
 
 
 class Pairs:
@@ -83,7 +84,7 @@ class Pairs:
         most, pairs = positive("max_length", max_length), positive("limit", limit)
         self.swap, self.skipped = swap, 0
         self._rows: list[tuple[str, str, str, str]] = []
-        for entry in _entries(path, (target, binder, *([id_column] if id_column else []))):
+        for entry in entries(path, (target, binder, *([id_column] if id_column else []))):
             if entry.number - 1 == pairs:
                 break
             id, where = _named(path, entry, id_column)
@@ -130,31 +131,40 @@ def drawn(length: int, number: int) -> str:
     return "".join(CANONICAL[i] for i in (u * len(CANONICAL)).astype(int))
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
+    """A row of a table: its number, from 1, its line, and its cells by column."""
+
     number: int
     line: int
     cells: Mapping[str, Any]
 
 
-def _entries(path: str | Path, columns: Sequence[str]) -> Iterator[_Entry]:
-    """The rows of a table that has `columns`, from 1. Raises DataError; ConfigError for the ending of the name."""
+def entries(path: str | Path, columns: Sequence[str]) -> Iterator[Entry]:
+    """The rows of a table, which must have `columns`. Raises DataError; ConfigError for the ending of the name."""
     ending = suffix(path)
     if ending not in TABLES:
         raise ConfigError(f"{path}: {ending} is no table (known: {', '.join(TABLES)}, .gz)")
     number = 0
     with reading(path) as raw, io.TextIOWrapper(cast(Any, raw), encoding="utf-8-sig", newline="") as file:
-        rows = _json_lines(file, path) if ending == ".jsonl" else _lines(file, path, "\t" if ending == ".tsv" else ",")
-        for line, cells in rows:
-            number += 1
-            for name in columns:
-                if name not in cells:
-                    raise DataError(f"{path} line {line}: no column {name!r}{nearest(name, cells)}")
-            yield _Entry(number, line, cells)
+        if ending == ".jsonl":
+            rows = _json_lines(file, path, columns)
+        else:
+            rows = _lines(file, path, columns, "\t" if ending == ".tsv" else ",")
+        for number, (line, cells) in enumerate(rows, 1):
+            yield Entry(number, line, cells)
     if not number:
         raise DataError(f"{path}: no records")
 
 
-def _lines(file: TextIO, path: str | Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _demand(columns: Sequence[str], there: Iterable[str], where: str) -> None:
+    for name in columns:
+        if name not in there:
+            raise DataError(f"{where}: no column {name!r}{nearest(name, there)}")
+
+
+def _lines(
+    file: TextIO, path: str | Path, columns: Sequence[str], delimiter: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.reader(file, delimiter=delimiter, strict=True)
     names: list[str] | None = None
     try:
@@ -165,6 +175,7 @@ def _lines(file: TextIO, path: str | Path, delimiter: str) -> Iterator[tuple[int
                 names = [name.strip() for name in cells]
                 if double := [name for name in names if names.count(name) > 1]:
                     raise DataError(f"{path} line {reader.line_num}: two columns {double[0]!r}")
+                _demand(columns, names, f"{path} line {reader.line_num}")
             elif len(cells) != len(names):
                 raise DataError(f"{path} line {reader.line_num}: {len(cells)} cells, expected {len(names)}")
             else:
@@ -173,7 +184,7 @@ def _lines(file: TextIO, path: str | Path, delimiter: str) -> Iterator[tuple[int
         raise DataError(f"{path} line {reader.line_num}: {error}") from None
 
 
-def _json_lines(file: TextIO, path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_lines(file: TextIO, path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     for line, text in enumerate(file, 1):
         if text.isspace():
             continue
@@ -183,17 +194,18 @@ def _json_lines(file: TextIO, path: str | Path) -> Iterator[tuple[int, dict[str,
             raise DataError(f"{path} line {line}: not JSON ({error.msg})") from None
         if not isinstance(found, dict):
             raise DataError(f"{path} line {line}: {found!r:.40} is not a JSON object")
+        _demand(columns, found, f"{path} line {line}")
         yield line, found
 
 
-def _named(path: str | Path, entry: _Entry, id_column: str | None) -> tuple[str, str]:
+def _named(path: str | Path, entry: Entry, id_column: str | None) -> tuple[str, str]:
     """(id, where)."""
     id = entry.cells.get(id_column or "id")
     id = str(entry.number) if id is None or id == "" else str(id)
     return id, f"{path} record {entry.number} ({id})"
 
 
-def _cell(entry: _Entry, column: str, where: str, policy: Policy, what: str = "") -> str:
+def _cell(entry: Entry, column: str, where: str, policy: Policy, what: str = "") -> str:
     found = entry.cells[column]
     if not isinstance(found, str):
         raise DataError(f"{where}, line {entry.line}: {column} is {found!r:.40}, expected a sequence")
@@ -201,22 +213,12 @@ def _cell(entry: _Entry, column: str, where: str, policy: Policy, what: str = ""
 
 
 def _read_table(path: str | Path, column: str, id_column: str | None, policy: Policy) -> Iterator[Record]:
-    for entry in _entries(path, (column, *([id_column] if id_column else []))):
+    for entry in entries(path, (column, *([id_column] if id_column else []))):
         id, where = _named(path, entry, id_column)
         sequence = _cell(entry, column, where, policy)
         read = {column, id_column or "id", "description"}
         others = {name: value for name, value in entry.cells.items() if name not in read}
         yield Record(id, str(entry.cells.get("description") or ""), sequence, where, others)
-
-
-def as_record(record: Record | Row) -> Record:
-    if isinstance(record, Record):
-        return record
-    names = {one.name for one in fields(Record)}
-    others = {name: value for name, value in record.items() if name not in names}
-    return Record(
-        record["id"], record.get("description", ""), record["sequence"], fields={**record.get("fields", {}), **others}
-    )
 
 
 def positive(name: str, value: int | None) -> int | None:

@@ -105,13 +105,13 @@ def count_records(records: Iterable[Record]) -> dict[str, Any]:
     kinds: Counter[str] = Counter()
     for record in records:
         counts["records"] += 1
-        counts["places"] += record["designed"]
+        counts["positions"] += record["designed"]
         counts["forwards"] += record["forwards"]
-        counts["rewritten"] += record["attempts"] > 1
+        counts["resampled"] += record["attempts"] > 1
         if record["guard"] not in ("ok", "off"):
             counts["flagged"] += 1
             kinds["share" if record["guard"].endswith("%") else "repeat"] += 1
-    names = ("records", "places", "forwards", "rewritten", "flagged")
+    names = ("records", "positions", "forwards", "resampled", "flagged")
     return {**{name: counts[name] for name in names}, "flagged_by": dict(kinds)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 
 from numpy.random import Generator
@@ -12,40 +12,23 @@ from numpy.random import Generator
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.tasks.protein.data.fasta import read_fasta
 
-from .motifs import LONGEST, Span
+from .motifs import LONGEST, number_range
 
-
-def lengths(text: str, n: int, rng: Generator) -> list[int]:
-    """n lengths. `100`: all the same; `50-400`: all from 50 to 400 equally likely; `50,60,70-80`: one after the other,
-    again and again. Anything else is a FASTA file, whose lengths are drawn with replacement; gaps do not count.
-
-    The first k are the same whatever n. Raises ConfigError, and DataError of the file.
-    """
-    return list(islice(drawn_lengths(text, rng), n))
+EXPECTED = "numbers and ranges, as in 100, 50-400 or 50,60,70"
 
 
 def drawn_lengths(text: str, rng: Generator) -> Iterator[int]:
-    """`lengths` without an end."""
+    """Lengths without an end. `100`: all the same; `50-400`: all from 50 to 400 equally likely; `50,60,70-80`: one
+    after the other, again and again. Anything else is a FASTA file, whose lengths are drawn with replacement; gaps do
+    not count. Raises ConfigError, and DataError of the file.
+    """
     if re.fullmatch(r"[0-9,\s-]+", text):
-        parts = [_length(part.strip(), text) for part in text.split(",")]
+        parts = [number_range(part.strip(), "lengths:", LONGEST, EXPECTED) for part in text.split(",")]
         return (low if low == high else int(rng.integers(low, high + 1)) for low, high in cycle(parts))
     file = Path(text)
     if not file.is_file():
-        raise ConfigError(f"lengths: {text!r}, expected as in 100, 50-400 or 50,60,70, or a FASTA file that is there")
+        raise ConfigError(f"lengths: {text!r}, expected {EXPECTED}, or a FASTA file that is there")
     known = [len(record.sequence) for record in read_fasta(file, gaps="drop")]
     if not known:
         raise DataError(f"{file}: it has no sequences to take lengths from")
     return (known[int(rng.integers(len(known)))] for _ in cycle([0]))
-
-
-def _length(part: str, text: str) -> Span:
-    found = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part)
-    if found is None:
-        raise ConfigError(f"lengths: {part!r} in {text!r}, expected as in 100, 50-400 or 50,60,70")
-    low = int(found[1])
-    high = int(found[2] or low)
-    if low > high:
-        raise ConfigError(f"lengths: {part}: {low} is above {high}, expected {high}-{low}")
-    if low < 1 or high > LONGEST:
-        raise ConfigError(f"lengths: {part}: expected lengths from 1 to {LONGEST}")
-    return low, high

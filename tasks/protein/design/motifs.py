@@ -133,7 +133,7 @@ def residue_ranges(text: str, length: int) -> list[Span]:
     """
     spans: list[Span] = []
     for item in text.split(","):
-        first, last = _range(item.strip(), length)
+        first, last = _residues(item.strip(), length)
         for low, high in spans:
             if first - 1 < high and low < last:
                 raise DataError(f"residues {item.strip()}: they overlap {low + 1}-{high}")
@@ -141,32 +141,42 @@ def residue_ranges(text: str, length: int) -> list[Span]:
     return spans
 
 
-def _range(item: str, length: int) -> Span:
-    """Both ends, from 1."""
-    found = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", item)
+def number_range(text: str, what: str, most: int, expected: str) -> tuple[int, int]:
+    """Both ends of `12` or `10-20`, from 1 to `most`. Raises DataError that begins with `what`."""
+    found = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", text)
     if found is None:
-        raise DataError(f"residues {item!r}: expected a position or a range, as in 16-35,52-71")
-    first = int(found[1])
-    last = int(found[2] or first)
-    if first > last:
-        raise DataError(f"residues {item}: {first} is above {last}, expected {last}-{first}")
-    if first < 1 or last > length:
-        raise DataError(f"residues {item}: expected positions from 1 to {length}")
-    return first, last
+        raise DataError(f"{what} {text!r}: expected {expected}")
+    low = int(found[1])
+    high = int(found[2] or low)
+    if low > high:
+        raise DataError(f"{what} {text}: {low} is above {high}, expected {high}-{low}")
+    if low < 1 or high > most:
+        raise DataError(f"{what} {text}: expected numbers from 1 to {most}")
+    return low, high
+
+
+def _residues(text: str, length: int) -> tuple[int, int]:
+    return number_range(text, "residues", length, "a position or a range, as in 16-35,52-71")
 
 
 def kept_ranges(sequence: str, ranges: Sequence[Span]) -> Design:
     """Keep the residues in `ranges`; all other positions are open. Raises DataError for a range that is not there."""
     _check(ranges, len(sequence))
-    inside = {i for low, high in ranges for i in range(low, high)}
-    return Design("".join(letter if i in inside else OPEN for i, letter in enumerate(sequence)))
+    return _masked(sequence, set(range(len(sequence))) - _positions(ranges))
 
 
 def masked_ranges(sequence: str, ranges: Sequence[Span]) -> Design:
     """Mask the residues in `ranges`; all others stay. Raises DataError for a range that is not there."""
     _check(ranges, len(sequence))
-    inside = {i for low, high in ranges for i in range(low, high)}
-    return Design("".join(OPEN if i in inside else letter for i, letter in enumerate(sequence)))
+    return _masked(sequence, _positions(ranges))
+
+
+def _positions(ranges: Sequence[Span]) -> set[int]:
+    return {i for low, high in ranges for i in range(low, high)}
+
+
+def _masked(sequence: str, positions: set[int]) -> Design:
+    return Design("".join(OPEN if i in positions else letter for i, letter in enumerate(sequence)))
 
 
 def masked_share(sequence: str, share: float, rng: Generator, window: Span | int | None = None) -> Design:
@@ -189,8 +199,7 @@ def masked_share(sequence: str, share: float, rng: Generator, window: Span | int
     if not positions:
         raise DataError(f"residues {low + 1}-{high}: all of them are open already")
     count = max(1, round(share * len(positions)))
-    chosen = set(rng.choice(positions, count, replace=False).tolist())
-    return Design("".join(OPEN if i in chosen else letter for i, letter in enumerate(sequence)))
+    return _masked(sequence, set(rng.choice(positions, count, replace=False).tolist()))
 
 
 def scaffold(
@@ -261,7 +270,7 @@ def allowed(design: Design, text: str = "", forbid: str = "") -> Design:
         where, colon, letters = item.strip().partition(":")
         if not colon:
             raise DataError(f"allow {item.strip()!r}: expected positions and letters, as in 10:AVL,12-15:^C")
-        first, last = _range(where.strip(), len(sequence))
+        first, last = _residues(where.strip(), len(sequence))
         covered = [i for i in positions if first <= i + 1 <= last]
         if not covered:
             raise DataError(f"allow {item.strip()}: no position there is open")

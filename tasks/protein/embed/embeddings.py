@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,10 @@ from mmdiff.data.token_budget import batch_by_tokens, token_budget
 from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
+from mmdiff.protocols import Row
 from mmdiff.session import Session
+from mmdiff.tasks.protein.data.records import Record, as_row, name_of, where_of
+from mmdiff.tasks.protein.data.tables import positive
 from mmdiff.tasks.protein.residues import Residues
 from mmdiff.tasks.protein.session import digest
 
@@ -49,7 +51,7 @@ POOLS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 def embed(
     model: Session | MMDiff,
-    records: Iterable[Any],
+    records: Iterable[Record | Row],
     out: str | Path,
     *,
     pool: Sequence[str] = ("mean",),
@@ -61,7 +63,7 @@ def embed(
 ) -> dict[str, Any]:
     """Write the embeddings of `records` to `out`: {"records", "width", "out"}.
 
-    records: `Record`s of `fasta.py`, or mappings with `sequence` and, if they have them, `id`, `description`, `where`.
+    records: `Record`s of a file, or rows with `sequence` and, if they have them, `id`, `description`, `where`.
         Read as they come: memory holds a window of them and of its embeddings.
     out: a folder. Or a file ending in .safetensors or .npz: the work is done in the folder `<out>.parts`, whose parts
         are put together at the end, for which all embeddings have to fit into memory twice.
@@ -90,7 +92,7 @@ def embed(
         raise ConfigError(f"format: {format!r}, but {out} ends in .{single}")
     if "cls" in pool and model.vocab.bos_id is None:
         raise ConfigError(f"pool: cls: {model.backbone.family} has no token before a sequence")
-    numbered = (_Record.of(i, record) for i, record in enumerate(records))
+    numbered = _numbered(records)
     if single is not None and out.exists():
         return _finished(out, settings, numbered)
     with Folder(Path(f"{out}.parts") if single else out, settings) as folder:
@@ -107,33 +109,25 @@ def embed(
 # Computing ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Record:
-    number: int
-    id: str
-    description: str
-    sequence: str
-    where: str
+Numbered = Iterator[tuple[int, Row]]
 
-    @classmethod
-    def of(cls, number: int, record: Any) -> _Record:
-        get = record.get if isinstance(record, Mapping) else lambda name: getattr(record, name, None)
-        name = str(number if get("id") is None else get("id"))
-        where = get("where") or f"record {number + 1} ({name})"
-        sequence = get("sequence")
-        if not isinstance(sequence, str) or not sequence:
-            raise DataError(f"{where}: sequence: {sequence!r}, expected letters")
-        return cls(number, name, str(get("description") or ""), sequence, where)
 
-    def line(self, part: str) -> Line:
-        digest = hashlib.sha256(self.sequence.encode()).hexdigest()[:16]
-        named = {"id": self.id, "description": self.description, "length": len(self.sequence)}
-        return {**named, "part": part, "key": str(self.number), "digest": digest}
+def _numbered(records: Iterable[Record | Row]) -> Numbered:
+    for number, row in enumerate(map(as_row, records)):
+        if not isinstance(sequence := row.get("sequence"), str) or not sequence:
+            raise DataError(f"{where_of(row, number)}: sequence: {sequence!r}, expected letters")
+        yield number, row
+
+
+def _line(number: int, row: Row, part: str) -> Line:
+    digest = hashlib.sha256(row["sequence"].encode()).hexdigest()[:16]
+    named = {"id": name_of(row, number), "description": str(row.get("description") or "")}
+    return {**named, "length": len(row["sequence"]), "part": part, "key": str(number), "digest": digest}
 
 
 def _write_parts(
     model: MMDiff,
-    records: Iterator[_Record],
+    records: Numbered,
     folder: Folder,
     settings: Mapping[str, Any],
     tokens: int,
@@ -145,26 +139,28 @@ def _write_parts(
     trained, warned = model.backbone.facts.max_length, False
     with tqdm(initial=folder.records, unit="records", desc="embed", file=sys.stderr, leave=False) as bar:
         while group := list(islice(records, window)):
-            canvases = [_canvas(record, residues, model) for record in group]
+            where = [where_of(row, number) for number, row in group]
+            canvases = [_canvas(row, at, residues, model) for (_, row), at in zip(group, where, strict=True)]
             done: list[Tensor | None] = [None] * len(group)
             for batch in batch_by_tokens([len(ids) for ids in canvases], tokens):
-                with located(group[batch[0]].where):  # a canvas too long: the first of a batch is its longest
+                with located(where[batch[0]]):  # a canvas too long: the first of a batch is its longest
                     states = _states(model, [canvases[i] for i in batch], settings["layer"])
                 if len(canvases[batch[0]]) > trained and not warned:
                     warned = True
-                    where = group[batch[0]].where
-                    bar.write(f"embed: {where}: longer than the {trained} positions of training", file=sys.stderr)
+                    bar.write(
+                        f"embed: {where[batch[0]]}: longer than the {trained} positions of training", file=sys.stderr
+                    )
                 for i, x in zip(batch, _pooled(states, settings["pool"], dtype, model), strict=True):
                     if dtype == torch.float16 and not x.isfinite().all():
-                        raise DataError(f"{group[i].where}: its embedding is beyond {settings['dtype']}; use float32")
+                        raise DataError(f"{where[i]}: its embedding is beyond {settings['dtype']}; use float32")
                     done[i] = x
-            folder.add([record.line(folder.next) for record in group], [x for x in done if x is not None])
+            folder.add([_line(number, row, folder.next) for number, row in group], [x for x in done if x is not None])
             bar.update(len(group))
 
 
-def _canvas(record: _Record, residues: Residues, model: MMDiff) -> NDArray[np.int64]:
-    with located(record.where):
-        ids = residues.encode(record.sequence)
+def _canvas(row: Row, where: str, residues: Residues, model: MMDiff) -> NDArray[np.int64]:
+    with located(where):
+        ids = residues.encode(row["sequence"])
     first = [] if model.vocab.bos_id is None else [model.vocab.bos_id]
     return np.concatenate([np.array(first, dtype=np.int64), ids, [model.vocab.eos_id]])
 
@@ -214,8 +210,7 @@ def _checked(
     if not -layers - 1 <= layer <= layers:
         raise ConfigError(f"layer: {layer}, expected {-layers - 1} to {layers} (0 is the embedding table)")
     for field, value in (("tokens", tokens), ("window", window)):
-        if value < 1:
-            raise ConfigError(f"{field}: {value}, expected 1 or more")
+        positive(field, value)
     for field, name, names in (("dtype", dtype, DTYPES), ("format", format, FORMATS)):
         if name not in names:
             raise ConfigError(f"{field}: {name!r} is none{nearest(name, names)}")
@@ -224,27 +219,27 @@ def _checked(
     return {"pool": list(pool), "layer": layer % (layers + 1), "dtype": dtype, "format": format}
 
 
-def _same(lines: Iterable[Line], records: Iterator[_Record], where: Path) -> None:
+def _same(lines: Iterable[Line], records: Numbered, where: Path) -> None:
     """Read the records that are done from `records`. Raises ConfigError where they are others."""
     for number, line in enumerate(lines):
-        record = next(records, None)
-        if record is None:
+        if (found := next(records, None)) is None:
             raise ConfigError(f"{where} holds more records than the {number} of the input; choose another name")
-        if record.line(line["part"]) != line:
-            same = "another sequence" if record.id == line["id"] else f"{line['id']!r}"
+        now = _line(*found, line["part"])
+        if now != line:
+            same = "another sequence" if now["id"] == line["id"] else f"{line['id']!r}"
             raise ConfigError(
-                f"{where} was written for other records (record {number + 1} is {same}, now {record.id!r}); "
+                f"{where} was written for other records (record {number + 1} is {same}, now {now['id']!r}); "
                 "choose another name"
             )
 
 
-def _finished(out: Path, settings: Mapping[str, Any], records: Iterator[_Record]) -> dict[str, Any]:
+def _finished(out: Path, settings: Mapping[str, Any], records: Numbered) -> dict[str, Any]:
     """What `embed` returns of a file that is there already. Raises ConfigError unless it is just what was asked for."""
     there = Embeddings(out)
     unchanged(out, there.settings, settings)
     _same(there.lines, records, out)
     if (more := next(records, None)) is not None:
-        raise ConfigError(f"{out} is finished and ends before {more.where}; choose another name")
+        raise ConfigError(f"{out} is finished and ends before {where_of(more[1], more[0])}; choose another name")
     if Path(f"{out}.parts").is_dir():  # killed between the last two steps
         with Folder(Path(f"{out}.parts"), settings) as folder:
             folder.remove()

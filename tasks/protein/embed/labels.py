@@ -15,23 +15,21 @@ Either may be packed (.gz).
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmdiff.errors import ConfigError, DataError, nearest
-from mmdiff.tasks.protein.data.files import reading
+from mmdiff.tasks.protein.data.fasta import blocks, decoded
+from mmdiff.tasks.protein.data.tables import entries
 
 KINDS = ("auto", "classification", "regression")
 CLASSES = 20  # distinct whole numbers up to which labels are taken for classes
 UNRESOLVED = "-?"
-TABLES = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -60,69 +58,35 @@ class Labels:
 
 def read_labels(path: str | Path) -> Labels:
     """Raises DataError that names file, line and id: an id that comes again, a label or column that is missing."""
-    path = Path(path)
-    ending = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"][-1:]
-    delimiter = TABLES.get("".join(ending))
-    with reading(path) as raw, io.TextIOWrapper(cast(Any, raw), encoding="utf-8-sig", newline="") as file:
-        try:
-            rows = _residues(file, path) if delimiter is None else _table(file, path, delimiter)
-            label: dict[str, str] = {}
-            group: dict[str, str] = {}
-            for line, name, value, of_group in rows:
-                if name in label:
-                    raise DataError(f"{path} line {line}: {name!r} has a label already")
-                if not value:
-                    raise DataError(f"{path} line {line}: {name!r} has no label")
-                label[name] = value
-                if of_group is not None:
-                    group[name] = of_group
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: byte {error.start} is not UTF-8") from None
-        except csv.Error as error:
-            raise DataError(f"{path}: {error}") from None
-    if not label:
-        raise DataError(f"{path}: no labels")
-    return Labels(str(path), label, group, delimiter is None)
+    by_residue = not str(path).lower().removesuffix(".gz").endswith((".csv", ".tsv"))
+    label: dict[str, str] = {}
+    group: dict[str, str] = {}
+    for line, name, value, of_group in _residues(path) if by_residue else _table(path):
+        if name in label:
+            raise DataError(f"{path} line {line}: {name!r} has a label already")
+        if not value:
+            raise DataError(f"{path} line {line}: {name!r} has no label")
+        label[name] = value
+        if of_group is not None:
+            group[name] = of_group
+    return Labels(str(path), label, group, by_residue)
 
 
 Found = tuple[int, str, str, str | None]  # line, id, label, group
 
 
-def _residues(file: Iterable[str], path: Path) -> Iterator[Found]:
-    name, first, letters = "", 0, [""]
-    for line, text in enumerate(file, 1):
-        if text.startswith(">"):
-            if first:
-                yield first, name, "".join(letters), None
-            words = text[1:].split(maxsplit=1)
-            if not words:
-                raise DataError(f"{path} line {line}: no id after '>'")
-            name, first, letters = words[0], line, []
-        elif not first and text.strip():
-            raise DataError(
-                f"{path} line {line}: {text.strip()!r:.40} before the first '>' (tables end in .csv or .tsv)"
-            )
-        else:
-            letters += text.split()
-    if first:
-        yield first, name, "".join(letters), None
+def _residues(path: str | Path) -> Iterator[Found]:
+    for block in blocks(path):
+        lines = (decoded(text, path, line) for line, text in enumerate(block.lines, block.line + 1))
+        yield block.line, block.named(path)[0], "".join("".join(lines).split()), None
 
 
-def _table(file: Iterable[str], path: Path, delimiter: str) -> Iterator[Found]:
-    reader = csv.reader(file, delimiter=delimiter, strict=True)
-    names: Sequence[str] = [name.strip() for name in next(reader, [])]
-    for name in ("id", "label"):
-        if name not in names:
-            raise DataError(f"{path} line 1: no column {name!r}{nearest(name, names)}")
-    for cells in reader:
-        if not cells:
-            continue
-        if len(cells) != len(names):
-            raise DataError(f"{path} line {reader.line_num}: {len(cells)} cells, expected {len(names)}")
-        row = {name: cell.strip() for name, cell in zip(names, cells, strict=True)}
+def _table(path: str | Path) -> Iterator[Found]:
+    for entry in entries(path, ("id", "label")):
+        row = {name: cell.strip() for name, cell in entry.cells.items()}
         if row.get("group") == "":
-            raise DataError(f"{path} line {reader.line_num}: {row['id']!r} has no group")
-        yield reader.line_num, row["id"], row["label"], row.get("group")
+            raise DataError(f"{path} line {entry.line}: {row['id']!r} has no group")
+        yield entry.line, row["id"], row["label"], row.get("group")
 
 
 def label_array(labels: Sequence[Any], kind: str) -> tuple[NDArray[Any], str]:

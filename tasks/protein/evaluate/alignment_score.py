@@ -5,7 +5,7 @@ the longer. 1 for the sequence itself; two unrelated sequences of one compositio
 beside every figure.
 
 The published figures come from decoded text whose letters are parted by spaces. Each space counted as an X, which
-doubled l and hardly changed the scores: `published` turns a score into what that procedure gives.
+doubled l and hardly changed f: a score s is published as 2s / (1 + s).
 """
 
 from __future__ import annotations
@@ -59,16 +59,3 @@ def floor(sequences: Sequence[str], *, seed: int = 0) -> float:
     """Mean score of each sequence against its own residues in random order: what knowing the composition is worth."""
     rng = np.random.default_rng(seed)
     return float(np.mean(alignment_scores(sequences, ["".join(rng.permutation(list(s))) for s in sequences])))
-
-
-def published(score: float) -> float:
-    """What the published script gives for a pair whose score is `score`: s / (2 - s) is the way back.
-
-    Through spaces l becomes 2l, and f(a, a) - f(a, b) stays: l / (d + l) becomes 2l / (d + 2l) = 2s / (1 + s).
-    """
-    return 2 * score / (1 + score)
-
-
-def proper(score: float) -> float:
-    """The score of residues behind a published one."""
-    return score / (2 - score)

@@ -20,12 +20,12 @@ from mmdiff.model.likelihood import bound
 from mmdiff.protocols import Row
 from mmdiff.samplers.options import generation_config
 from mmdiff.session import Session
-from mmdiff.tasks.protein.data.alignments import LETTERS
+from mmdiff.tasks.protein.data.alignments import LETTERS, background
 from mmdiff.tasks.protein.design.generate import Record, generate
 from mmdiff.tasks.protein.residues import CANONICAL, OPEN
 
 from .alignment_score import floor
-from .mask_filling import RATES, background, baselines, batches, mask_filling, sequences
+from .mask_filling import RATES, baselines, batches, mask_filling, sequences
 from .metrics import composition, composition_report, conserved, validity
 from .novelty import diversity, novelty
 from .page import page
@@ -43,7 +43,7 @@ def bound_per_residue(
 ) -> dict[str, float]:
     """Compute the bound on -log p per position (of aligned rows: per column), see `mmdiff.model.likelihood.bound`.
 
-    Returns `nats`, its standard error `nats_se` over rows, `places` (number of positions), and `perplexity`, e to the
+    Returns `nats`, its standard error `nats_se` over rows, `positions` (their number), and `perplexity`, e to the
     power of `nats`. Raises DataError without rows, or without a residue that the model writes.
     """
     if not len(rows):
@@ -61,7 +61,7 @@ def bound_per_residue(
     return {
         "nats": nats,
         "nats_se": float(spread / positions_B.sum()),
-        "places": int(positions_B.sum()),
+        "positions": int(positions_B.sum()),
         "perplexity": float(np.exp(nats)),
     }
 
@@ -140,14 +140,14 @@ def evaluate_model(
 
 
 def kept(template: str, designs: Sequence[str]) -> dict[str, Any]:
-    """`template`, `n`, `places` that are given, `kept`: the share of these that are as given, `whole`: of designs."""
+    """`template`, `n`, given `positions`, `kept`: the share of these that are as given, `whole`: of designs."""
     at = [i for i, letter in enumerate(template) if letter != OPEN]
     right = [sum(len(d) == len(template) and d[i] == template[i] for i in at) for d in designs]
     shares = [n / len(at) if at else 1.0 for n in right]
     return {
         "template": template,
         "n": len(designs),
-        "places": len(at),
+        "positions": len(at),
         "kept": float(np.mean(shares)),
         "whole": float(np.mean([share == 1 for share in shares])),
     }

@@ -29,11 +29,11 @@ from mmdiff.errors import ConfigError, DataError, located
 from mmdiff.model.evaluating import evaluating
 from mmdiff.protocols import Row
 from mmdiff.session import Session
-from mmdiff.tasks.protein.data.alignments import LETTERS, Profile
-from mmdiff.tasks.protein.residues import CANONICAL, GAP, OPEN, Residues
+from mmdiff.tasks.protein.data.alignments import LETTERS, Profile, aligned_codes, background
+from mmdiff.tasks.protein.residues import CANONICAL, GAP, OPEN, Residues, codes
 
 from .alignment_score import alignment_scores
-from .metrics import Array, Counts, aligned_codes, classification, codes, confusion, kmers
+from .metrics import Array, Counts, classification, confusion, one_hot
 
 RATES = (0.05, 0.15, 0.3, 0.5, 0.7, 0.9)
 WINDOW = 1024  # rows that are sorted by length at one time
@@ -224,12 +224,6 @@ def _drawn(record: int, code_N: Codes, background_K: Array, seed: int) -> Codes:
 # Baselines
 
 
-def background(sequences: Sequence[str], letters: str = CANONICAL) -> Array:
-    """(K,) shares of letters, one of each added."""
-    counts = kmers(sequences, 1, letters) + 1.0
-    return np.asarray(counts / counts.sum())
-
-
 def baselines(
     train: Sequence[str], test: Sequence[str], rates: Sequence[float] = RATES, *, seed: int = 0
 ) -> dict[str, dict[str, dict[str, float]]]:
@@ -246,10 +240,10 @@ def baselines(
     single_K, profile_CK = background(train, LETTERS), Profile(train).probabilities
     rates = [*rates, *([1.0] if 1.0 not in rates else [])]
     out: dict[str, dict[str, dict[str, float]]] = {"unigram": {}, "profile": {}, "nearest": {}}
-    known_TK = _one_hot(code_TC)
+    known_TK = one_hot(code_TC, len(LETTERS))
     for rate in rates:
         mask_BC = np.stack([hidden(i, len(row_C), rate, seed) & (row_C >= 0) for i, row_C in enumerate(code_BC)])
-        nearest_B = (_one_hot(np.where(mask_BC, -1, code_BC)) @ known_TK.T).argmax(1)
+        nearest_B = (one_hot(np.where(mask_BC, -1, code_BC), len(LETTERS)) @ known_TK.T).argmax(1)
         found = {name: Tally() for name in out}
         for true_C, mask_C, t in zip(code_BC, mask_BC, nearest_B, strict=True):
             true_P, by_position = true_C[mask_C], profile_CK[mask_C]
@@ -262,8 +256,3 @@ def baselines(
             if rate < 1 or name == "profile":
                 out[name][f"{rate:g}"] = tally.figures(nll=name != "nearest", columns=True)
     return out
-
-
-def _one_hot(code_BC: Codes) -> NDArray[np.float32]:
-    hot = code_BC[..., None] == np.arange(len(LETTERS))
-    return hot.reshape(len(code_BC), -1).astype(np.float32)

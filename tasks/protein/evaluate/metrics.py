@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmdiff.errors import DataError
-from mmdiff.tasks.protein.residues import CANONICAL, GAP
+from mmdiff.tasks.protein.data.alignments import aligned_codes
+from mmdiff.tasks.protein.residues import CANONICAL, GAP, codes
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -25,20 +26,9 @@ RUN = 6  # equal residues in a row, at most
 CONSERVED = 0.7  # share of the consensus residue in its column
 
 
-def codes(sequence: str, letters: str = CANONICAL) -> NDArray[np.int16]:
-    """Index of each letter in `letters`, -1 for any other."""
-    table = np.full(256, -1, dtype=np.int16)
-    table[np.frombuffer(letters.encode(), dtype=np.uint8)] = np.arange(len(letters))
-    return table[np.frombuffer(sequence.encode("ascii", "replace"), dtype=np.uint8)]
-
-
-def aligned_codes(sequences: Sequence[str], letters: str = CANONICAL + GAP) -> NDArray[np.int16]:
-    """(S, C). Raises DataError for sequences of unequal length."""
-    columns = len(sequences[0]) if sequences else 0
-    for i, sequence in enumerate(sequences):
-        if len(sequence) != columns:
-            raise DataError(f"sequence {i + 1}: {len(sequence)} columns, expected {columns} as in the first")
-    return codes("".join(sequences), letters).reshape(len(sequences), columns)
+def one_hot(code_SC: NDArray[np.int16], classes: int) -> NDArray[np.float32]:
+    """(S, C * K) rows of codes from 0 to K - 1, all zero where a code is -1."""
+    return (code_SC[..., None] == np.arange(classes)).reshape(len(code_SC), -1).astype(np.float32)
 
 
 # Composition

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmdiff.errors import DataError
-from mmdiff.tasks.protein.data.clustering import global_identity
+from mmdiff.tasks.protein.data.alignments import aligned_codes
+from mmdiff.tasks.protein.data.clustering import WordIndex, global_identity
 from mmdiff.tasks.protein.residues import CANONICAL
 
-from .metrics import Array, Counts, aligned_codes, kmers, ungapped
+from .metrics import Array, Counts, kmers, one_hot, ungapped
 
 CANDIDATES = 10  # training sequences that are aligned to a sample
 WORD = 3  # residues of the words by which they are chosen
@@ -30,16 +30,11 @@ def identities(a: Sequence[str], b: Sequence[str]) -> Array:
     code_SC, code_TC = aligned_codes(a, CANONICAL), aligned_codes(b, CANONICAL)
     if code_SC.shape[1] != code_TC.shape[1]:
         raise DataError(f"sequences of {code_SC.shape[1]} and of {code_TC.shape[1]} columns cannot be compared")
-    hot_SK, hot_TK = _one_hot(code_SC), _one_hot(code_TC)
+    hot_SK, hot_TK = (one_hot(code, len(CANONICAL)) for code in (code_SC, code_TC))
     residue_SC, residue_TC = code_SC >= 0, code_TC >= 0
     both = residue_SC.astype(np.float32) @ residue_TC.T.astype(np.float32)
     either = residue_SC.sum(1)[:, None] + residue_TC.sum(1)[None] - both
     return np.asarray((hot_SK @ hot_TK.T) / np.maximum(either, 1), dtype=np.float64)
-
-
-def _one_hot(code_SC: NDArray[np.int16]) -> NDArray[np.float32]:
-    hot = code_SC[..., None] == np.arange(len(CANONICAL), dtype=np.int16)
-    return hot.reshape(len(code_SC), -1).astype(np.float32)
 
 
 def novelty(samples: Sequence[str], train: Sequence[str], *, aligned: bool) -> dict[str, Any]:
@@ -59,10 +54,10 @@ def novelty(samples: Sequence[str], train: Sequence[str], *, aligned: bool) -> d
             found += [(float(row.max()), int(row.argmax())) for row in identity_ST]
         method = "by column"
     else:
-        of_train = Words(train)
+        index = word_index(train)
         found = []
         for s in map(ungapped, samples):
-            pairs = [(global_identity(s, ungapped(train[t])), t) for t in of_train.nearest(s, CANDIDATES)]
+            pairs = [(global_identity(s, ungapped(train[t])), t) for t in nearest(index, s, CANDIDATES)]
             found.append(max(pairs, key=lambda pair: pair[0]))  # of several, the one that shares most words
         method = f"global alignment to the {CANDIDATES} that share most {WORD}-mers"
     values = [value for value, _ in found]
@@ -78,22 +73,14 @@ def novelty(samples: Sequence[str], train: Sequence[str], *, aligned: bool) -> d
     }
 
 
-class Words:
-    """Which sequences hold which words of `WORD` residues: an index of their distinct words."""
+def word_index(sequences: Sequence[str]) -> WordIndex:
+    """The words of `WORD` residues of sequences."""
+    return WordIndex([_words(s) for s in sequences], len(CANONICAL) ** WORD)
 
-    def __init__(self, sequences: Sequence[str]) -> None:
-        words = [_words(s) for s in sequences]
-        owner = np.repeat(np.arange(len(words), dtype=np.int32), [len(w) for w in words])
-        word = np.concatenate([*words, np.zeros(0, dtype=np.int64)])
-        self.n = len(words)
-        self.owner = owner[word.argsort(kind="stable")]
-        self.start = np.concatenate([[0], np.bincount(word, minlength=len(CANONICAL) ** WORD).cumsum()])
 
-    def nearest(self, sequence: str, n: int) -> list[int]:
-        """The `n` that share most distinct words with it, the most first."""
-        shared = [self.owner[self.start[w] : self.start[w + 1]] for w in _words(sequence)]
-        count = np.bincount(np.concatenate([*shared, np.zeros(0, dtype=np.int32)]), minlength=self.n)
-        return [int(i) for i in (-count).argsort(kind="stable")[:n]]
+def nearest(index: WordIndex, sequence: str, n: int) -> list[int]:
+    """The numbers of the `n` sequences that share most distinct words with one, the most first."""
+    return [int(i) for i in (-index.shared(_words(sequence))).argsort(kind="stable")[:n]]
 
 
 def _words(sequence: str) -> Counts:

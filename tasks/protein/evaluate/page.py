@@ -1,4 +1,4 @@
-"""The page of what `protein_eval.evaluate_model` found: which figures stand in which table and plot."""
+"""What `evaluate_model` found, for people: which figures stand in which table and plot of the page, and as text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from mmdiff.evaluation.page import text_table
 from mmdiff.tasks.protein.residues import OPEN
 
 from .metrics import ungapped
-from .plots import composition_plot, conserved_plot, identity_plot, kmer_plot, length_plot, lines, mask_filling_plot
-from .report import Figure, GeneratedSequence, Table, write_protein_report
+from .plots import composition_plot, conserved_plot, identity_plot, kmer_plot, length_plot, mask_filling_plot
+from .report import Figure, GeneratedSequence, Table, shown, write_protein_report
 
+PAGE_ONLY = ("f1", "mcc", "column_accuracy", "column_nll")  # tables that the text leaves out
 SHOWN = 24  # generated sequences of a page
 GUESSES = {
     "accuracy": "Hidden residues: accuracy",
@@ -43,13 +45,12 @@ def page(
     title: str,
     curve: str | None = None,
 ) -> Path:
-    """The page of what `evaluate_model` found. made, around: records of `designs.generate`, from nothing and around the
-    motif. A curve of `loglik_by_steps` (`{"1": nats, ...}`) is drawn where `found` has one."""
+    """Write the page of what `evaluate_model` found.
+
+    made, around: records of `generate`, from nothing and around the motif.
+    """
     of = found["generation"]
     plots = [("Mask filling", mask_filling_plot(predictors(found)))]
-    if loglik := found.get("loglik_by_steps"):
-        panels = {"log-likelihood per residue, nats": {"generated": loglik}}
-        plots.append(("Likelihood by number of steps", lines(panels, x="steps", log=True)))
     plots.append(("Composition", composition_plot({"natural": of["natural_residues"], "generated": of["residues"]})))
     plots.append(("k-mers", kmer_plot(of["jsd"], KMERS)))
     if of.get("conserved", {}).get("columns"):
@@ -95,15 +96,14 @@ def _facts(known: Mapping[str, Mapping[str, Any]]) -> Callable[[int], dict[str, 
 def predictors(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
     """Who guesses hidden residues -> rate -> figures: the model, and all baselines there are."""
     model = found["mask_filling"]
-    out = {"model": dict(model)}
-    if bayes := found.get("bayes"):
-        out["Bayes"] = dict(bayes)
     below = found.get("baselines") or {
         "unigram": {
             rate: {"accuracy": one["unigram_accuracy"], "nll": one["unigram_nll"]} for rate, one in model.items()
         }
     }
-    return out | {name: {rate: one for rate, one in of.items() if rate in model} for name, of in below.items()}
+    return {"model": dict(model)} | {
+        name: {rate: one for rate, one in of.items() if rate in model} for name, of in below.items()
+    }
 
 
 def by_rate(figures: Mapping[str, Mapping[str, Mapping[str, float]]], key: str) -> dict[str, dict[str, Figure]]:
@@ -125,14 +125,18 @@ def tables_of(found: Mapping[str, Any]) -> dict[str, Table]:
         "at random": by_rate(scores, "alignment_floor").get("model", {}),
     }
     sets = {"generated": "", "natural": "natural_"}
-    both: dict[str, dict[str, Any]] = {name: {} for name in sets}
+    both: dict[str, dict[str, Figure]] = {}
     for name, prefix in sets.items():
-        both[name] |= {f"{key}, share": value for key, value in of[f"{prefix}validity"].items()}
-        both[name] |= {"unique": of[f"{prefix}diversity"]["unique"], "identity": of[f"{prefix}diversity"]["identity"]}
+        figures = {f"{key}, share": value for key, value in of[f"{prefix}validity"].items()}
+        figures |= {"all different": of[f"{prefix}diversity"]["unique"]}
+        figures |= {"identity with each other": of[f"{prefix}diversity"]["identity"]}
         if near := of.get(f"{prefix}novelty"):
-            both[name] |= {"nearest in training, median": near["median"], "most": near["max"], "copies": near["exact"]}
-        if columns := of.get("conserved"):
-            both[name]["conserved columns"] = columns[f"{prefix}mean"]
+            figures |= {"identity with nearest in training, median": near["median"], "most": near["max"]}
+            figures |= {"copies of training": near["exact"]}
+        if (columns := of.get("conserved")) and columns["columns"]:
+            figures["conserved columns kept"] = columns[f"{prefix}mean"]
+        for key, value in figures.items():
+            both.setdefault(key, {})[name] = value
     priced = {"model": {"nats": bound_of["nats"], "perplexity": bound_of["perplexity"]}}
     for name in ("unigram", "profile"):
         if name in bound_of:
@@ -146,6 +150,22 @@ def tables_of(found: Mapping[str, Any]) -> dict[str, Table]:
         "Sequences": both,
     }
     if motif := found.get("motif"):
-        shown = {"given residues": motif["places"], "kept": motif["kept"], "designs with all": motif["whole"]}
-        tables["Motif"] = {motif["template"].replace(OPEN, "·"): shown}
+        cells = {"given residues": motif["positions"], "kept": motif["kept"], "designs with all": motif["whole"]}
+        tables["Motif"] = {motif["template"].replace(OPEN, "·"): cells}
     return tables
+
+
+def evaluation_text(found: Mapping[str, Any], page: Path | None = None) -> str:
+    """Plain text of what `evaluate_model` found. page: where the report is."""
+    known = f", {found['train']} of training" if found.get("train") else ""
+    lines = [f"{found['n']} held-out sequences{known}, {found['generation']['n']} generated"]
+    left_out = [GUESSES[key] for key in PAGE_ONLY]
+    for heading, table in tables_of(found).items():
+        if table and heading not in left_out:
+            columns, rows = shown(table)
+            lines += ["", text_table([[heading, *columns], *([_short(label), *row] for label, row in rows.items())])]
+    return "\n".join([*lines, *([] if page is None else ["", f"report: {page}"])])
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 60 else f"{label[:60]}..."

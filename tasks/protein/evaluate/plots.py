@@ -21,7 +21,7 @@ Series = Mapping[str, Mapping[str, float]]
 
 
 def lines(panels: Mapping[str, Series], *, x: str, log: bool = False) -> str:
-    """A panel a figure, side by side. panels: label of the y axis -> lines. log: of the x axis."""
+    """One panel per figure, side by side. panels: label of the y axis -> lines. log: of the x axis."""
     figure, axes = _figure(len(panels))
     for (label, series), axis in zip(panels.items(), axes, strict=True):
         for i, (name, values) in enumerate(series.items()):
@@ -36,7 +36,7 @@ def lines(panels: Mapping[str, Series], *, x: str, log: bool = False) -> str:
 def mask_filling_plot(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Accuracy and cross-entropy by mask rate. figures: who guesses (the model, a baseline, Bayes) -> rate -> figures
     with `accuracy` and, where it has probabilities, `nll`."""
-    panels = {"accuracy": "accuracy of hidden residues", "nll": "nats a hidden residue"}
+    panels = {"accuracy": "accuracy of hidden residues", "nll": "nats per hidden residue"}
     found: dict[str, Series] = {}
     for key, label in panels.items():
         picked = {
@@ -67,20 +67,14 @@ def kmer_plot(report: Mapping[str, Mapping[str, float]], names: Mapping[str, str
 
 def length_plot(lengths: Mapping[str, Sequence[int]]) -> str:
     """Histograms over the same bins, as shares of their set."""
-    figure, (axis,) = _figure(1)
     every = [n for of in lengths.values() for n in of]
     low, high = min(every), max(every)
     bins = np.linspace(low - 0.5, high + 0.5, min(40, high - low + 1) + 1)
-    for i, (name, of) in enumerate(lengths.items()):
-        share = np.full(len(of), 1 / max(1, len(of)))
-        axis.hist(of, bins=bins.tolist(), weights=share, histtype="step", linewidth=1.5, color=COLOURS[i], label=name)
-    axis.set(xlabel="residues", ylabel="share of sequences")
-    _finish(axis)
-    return figure_uri(figure)
+    return _histograms(lengths, bins.tolist(), xlabel="residues")
 
 
 def conserved_plot(found: Mapping[str, Any]) -> str:
-    """Share of sequences with the consensus residue, by conserved column; of `protein_metrics.conserved`."""
+    """Share of sequences with the consensus residue, by conserved column; of `metrics.conserved`."""
     labels = [f"{letter}\n{column}" for letter, column in zip(found["consensus"], found["columns"], strict=True)]
     values = {"natural": list(found["natural"]), "generated": list(found["samples"])}
     return _bars(labels, values, "share with the consensus")
@@ -88,12 +82,16 @@ def conserved_plot(found: Mapping[str, Any]) -> str:
 
 def identity_plot(identities: Mapping[str, Sequence[float]]) -> str:
     """How near each sequence is to the training sequence that is nearest: shares of each set."""
+    label = "identity to the nearest training sequence"
+    return _histograms(identities, np.linspace(0, 1, 41).tolist(), xlabel=label, xlim=(0, 1.02))
+
+
+def _histograms(sets: Mapping[str, Sequence[float]], bins: list[float], **axes: Any) -> str:
     figure, (axis,) = _figure(1)
-    for i, (name, of) in enumerate(identities.items()):
+    for i, (name, of) in enumerate(sets.items()):
         share = np.full(len(of), 1 / max(1, len(of)))
-        bins = np.linspace(0, 1, 41).tolist()
         axis.hist(of, bins=bins, weights=share, histtype="step", linewidth=1.5, color=COLOURS[i], label=name)
-    axis.set(xlabel="identity to the nearest training sequence", ylabel="share of sequences", xlim=(0, 1.02))
+    axis.set(ylabel="share of sequences", **axes)
     _finish(axis)
     return figure_uri(figure)
 

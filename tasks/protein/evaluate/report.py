@@ -20,14 +20,13 @@ BLOCK = 10  # residues between two numbers of a sequence
 class GeneratedSequence:
     """A sequence that was generated.
 
-    steps: when each residue was committed; 0: it was given. probabilities: those of the residues at that step.
+    steps: when each residue was committed; 0: it was given.
     facts: what stands beside it, such as the identity to the nearest training sequence.
     """
 
     id: str
     sequence: str
     steps: Sequence[int]
-    probabilities: Sequence[float] | None = None
     facts: Mapping[str, Figure] = field(default_factory=dict)
 
 
@@ -42,7 +41,7 @@ def write_protein_report(
     curves: str | None = None,
 ) -> Path:
     """figures: heading -> row -> column -> figure; text stands there as it is. plots: (heading, data URI), see
-    `protein_plots`. examples: heading -> sequences. curves: a data URI, see `mmdiff.evaluation.report.curves`."""
+    `plots.py`. examples: heading -> sequences. curves: a data URI, see `mmdiff.evaluation.report.curves`."""
     return render(
         file,
         "mmdiff.tasks.protein.evaluate",
@@ -72,8 +71,7 @@ def number(figure: Figure) -> str:
 
 def card(one: GeneratedSequence) -> dict[str, Any]:
     last = max(one.steps, default=0)
-    found = [None] * len(one.sequence) if one.probabilities is None else one.probabilities
-    positions = [position(i, last, *of) for i, of in enumerate(zip(one.sequence, one.steps, found, strict=True))]
+    positions = [position(i, last, *of) for i, of in enumerate(zip(one.sequence, one.steps, strict=True))]
     return {
         "id": one.id,
         "facts": {name: number(value) for name, value in one.facts.items()},
@@ -82,10 +80,8 @@ def card(one: GeneratedSequence) -> dict[str, Any]:
     }
 
 
-def position(at: int, last: int, residue: str, step: int, probability: float | None) -> dict[str, Any]:
+def position(at: int, last: int, residue: str, step: int) -> dict[str, Any]:
     """`late`: from 0, committed at the first step, to 1, at the last."""
     tooltip = f"{residue}{at + 1}: " + (f"committed at step {step}" if step else "given")
-    if step and probability is not None:
-        tooltip += f", p = {probability:.3g}"
     late = (step - 1) / max(1, last - 1) if step else 0.0
     return {"residue": residue, "step": step, "late": f"{late:.3f}", "tooltip": tooltip}

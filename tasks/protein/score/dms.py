@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mmdiff.errors import ConfigError, nearest, require
 from mmdiff.session import Session
-from mmdiff.tasks.protein.data.alignments import LETTERS, Profile
+from mmdiff.tasks.protein.data.alignments import LETTERS, Profile, background
 from mmdiff.tasks.protein.residues import CANONICAL, GAP
 
 from .dms_files import Scan, read_scan
@@ -53,7 +53,7 @@ def scan(
 ) -> dict[str, Any]:
     """Spearman's rank correlation (ties: mean ranks) of every method, and of every baseline, with every column.
 
-    {"wild_type", "offset", "note", "rows", "synonymous", "composition": where the unigram's comes from,
+    {"wild_type", "offset", "note", "rows", "synonymous", "composition": where that of the unigram comes from,
      "columns": {column: {"n", "missing", "spearman": {method or baseline: rho or None},
                           "random": [low, high]}},
      "mutants": [{"mutant", column: figure or None, ..., method: score, ...}]}
@@ -159,7 +159,7 @@ def _baselines(measured: Scan, alignment: Sequence[str] | None) -> dict[str, lis
     at = {letter: k for k, letter in enumerate(CANONICAL)}
     single_K = np.array([float(SWISS_PROT[letter]) for letter in CANONICAL])
     if alignment:
-        single_K = composition(alignment)
+        single_K = background(alignment)
     log_K = np.log(single_K)
     out = {
         "blosum62": [sum(float(blosum[m.old, m.new]) for m in mutant) for mutant in measured.mutants],
@@ -171,13 +171,6 @@ def _baselines(measured: Scan, alignment: Sequence[str] | None) -> dict[str, lis
             sum(float(log_NK[m.at, at[m.new]] - log_NK[m.at, at[m.old]]) for m in mutant) for mutant in measured.mutants
         ]
     return out
-
-
-def composition(sequences: Sequence[str]) -> Array:
-    """(20,) shares of residues, one of each added."""
-    text = "".join(sequences)
-    count_K = np.array([text.count(letter) + 1.0 for letter in CANONICAL])
-    return count_K / count_K.sum()
 
 
 def site_profile(alignment: Sequence[str], wild_type: str) -> Array:
@@ -192,7 +185,7 @@ def site_profile(alignment: Sequence[str], wild_type: str) -> Array:
         letters = row.replace(GAP, "")
         start = wild_type.find(letters) if letters else -1
         if start >= 0:
-            out_NK = np.tile(composition(alignment), (len(wild_type), 1))
+            out_NK = np.tile(background(alignment), (len(wild_type), 1))
             columns = [c for c, letter in enumerate(row) if letter != GAP]
             out_NK[start : start + len(columns)] = profile_CK[columns]
             return out_NK

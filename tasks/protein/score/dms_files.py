@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.errors import ConfigError, DataError, located, nearest
-from mmdiff.tasks.protein.data.tables import _entries
+from mmdiff.tasks.protein.data.tables import entries
 
 from .mutants import Mutation, parse_mutant, spelled
 
@@ -53,7 +53,7 @@ def read_scan(
     Empty cells and NaN are figures that are missing. Raises DataError that names file and line, ConfigError for a
     column that is not there.
     """
-    rows = [(entry.line, entry.cells) for entry in _entries(path, (mutant_column,))]
+    rows = [(entry.line, entry.cells) for entry in entries(path, (mutant_column,))]
     columns = rows[0][1]
     found = []
     for line, cells in rows:

@@ -26,6 +26,7 @@ from mmdiff.model.evaluating import evaluating
 from mmdiff.model.likelihood import bound
 from mmdiff.protocols import Row
 from mmdiff.session import Session
+from mmdiff.tasks.protein.data.records import where_of
 from mmdiff.tasks.protein.residues import Ids, Residues
 from mmdiff.tasks.protein.task import Protein
 
@@ -138,11 +139,3 @@ def _grouped(queries: Iterable[Query], tokens: int) -> Iterator[list[Query]]:
         group.append(query)
     if group:
         yield group
-
-
-def name_of(row: Row, i: int) -> str:
-    return str(row.get("id", i))
-
-
-def where_of(row: Row, i: int) -> str:
-    return str(row.get("where") or f"record {i + 1} ({name_of(row, i)})")

@@ -33,6 +33,7 @@ from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.protocols import Row
 from mmdiff.session import Session
+from mmdiff.tasks.protein.data.tables import positive
 from mmdiff.tasks.protein.residues import CANONICAL, Residues
 from mmdiff.tasks.protein.task import Protein
 
@@ -121,8 +122,7 @@ def score_mutants(
         raise ConfigError(f"method: {method!r}{nearest(method, METHODS)}")
     tokens = token_budget(session.model.device, tokens)
     for name, value in (("orders", orders), ("levels", levels), ("tokens", tokens)):
-        if value < 1:
-            raise ConfigError(f"{name}: {value}, expected at least 1")
+        positive(name, value)
     parsed = [parse_mutant(m, wild_type, offset) if isinstance(m, str) else list(m) for m in mutants]
     changed = [tuple(sorted(one for one in mutant if one.old != one.new)) for mutant in parsed]
     row: Row = {"id": "wild type", "sequence": wild_type, **({"target": target} if target else {})}

@@ -26,12 +26,14 @@ from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.protocols import Row
 from mmdiff.runs.records import JsonlStore
 from mmdiff.session import Session
-from mmdiff.tasks.protein.data.policies import Record as SequenceRecord
+from mmdiff.tasks.protein.data.records import Record as SequenceRecord
+from mmdiff.tasks.protein.data.records import as_row, name_of, where_of
+from mmdiff.tasks.protein.data.tables import positive
 from mmdiff.tasks.protein.residues import permuted
 from mmdiff.tasks.protein.session import digest
 from mmdiff.tasks.protein.task import Protein
 
-from .log_probs import Canvas, bounds, canvas, name_of, pseudo_log_p, where_of
+from .log_probs import Canvas, bounds, canvas, pseudo_log_p
 
 Record = dict[str, Any]
 """`id`, `length` and `scored` (residues, and those that count); `bound` (nats per residue) and `bound_nats`;
@@ -81,14 +83,13 @@ def score_sequences(
         raise ConfigError("per_residue: needs the method pseudo_perplexity")
     tokens = token_budget(session.model.device, tokens)
     for name, value in (("levels", levels), ("tokens", tokens), ("window", window)):
-        if value < 1:
-            raise ConfigError(f"{name}: {value}, expected at least 1")
-    how = _How(session, tuple(methods), levels, tokens, window, per_residue, control, seed)
-    rows = enumerate(map(_row, records))
+        positive(name, value)
+    scoring = _Scoring(session, tuple(methods), levels, tokens, window, per_residue, control, seed)
+    rows = enumerate(map(as_row, records))
     if out is None:
-        return chain.from_iterable(how.windows(rows))
+        return chain.from_iterable(scoring.windows(rows))
     own = {"methods": sorted(methods), "levels": levels, "per_residue": per_residue, "control": control, "seed": seed}
-    depends = {**(settings or {}), **own, "letters": how.letters, "model": digest(session.model)}
+    depends = {**(settings or {}), **own, "letters": scoring.letters, "model": digest(session.model)}
     lines = JsonlStore(out, depends, ordered=True)
     for number, line in enumerate(lines.read()):
         if (found := next(rows, None)) is None:
@@ -98,14 +99,14 @@ def score_sequences(
             detail = f"record {i + 1} is {line.get('id')!r}, now {name_of(row, i)!r}"
             raise ConfigError(f"{out} was written for other records ({detail}); choose another file")
     with tqdm(initial=lines.count, unit=" sequences", desc="score", file=sys.stderr, leave=False) as bar:
-        for scored in how.windows(rows):
+        for scored in scoring.windows(rows):
             lines.add(scored)
             bar.update(len(scored))
     return lines.read()
 
 
 @dataclass(frozen=True)
-class _How:
+class _Scoring:
     """The arguments of `score_sequences`."""
 
     session: Session[Protein]
@@ -165,8 +166,8 @@ class _How:
         found: list[Record] = [{} for _ in flat]
         counts = [int(one.scored_N.sum()) for one in canvases]
         if "bound" in self.methods:
-            how = {"levels": self.levels, "tokens": self.tokens, "seed": self.seed}
-            nats = bounds(self.session.model, canvases, index, **how)
+            named = {"levels": self.levels, "tokens": self.tokens, "seed": self.seed}
+            nats = bounds(self.session.model, canvases, index, **named)
             for record, n, nll in zip(found, counts, nats, strict=True):
                 record |= {"bound": nll / n if n else None, "bound_nats": nll if n else None}
         if "pseudo_perplexity" in self.methods:
@@ -183,7 +184,3 @@ class _How:
             if rest:
                 out[-1]["control"] = rest[0][2]
         return out
-
-
-def _row(sequence: SequenceRecord | Row) -> Row:
-    return sequence.row if isinstance(sequence, SequenceRecord) else sequence

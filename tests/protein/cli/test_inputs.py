@@ -24,9 +24,9 @@ from mmdiff.tasks.protein.cli.results import (
     page_file,
     score_row,
     tabbed,
-    write_table,
 )
 from mmdiff.tasks.protein.data.fasta import read_fasta, read_sequences
+from mmdiff.tasks.protein.data.tables import write_table
 
 Write = Callable[..., Path]
 

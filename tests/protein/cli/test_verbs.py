@@ -184,7 +184,7 @@ def test_eval_is_that_of_python(call: Call, printed: Call, tmp_path: Path) -> No
     assert {**found, "report": None} == json.loads(json.dumps({**direct, "report": None}))
     assert page.is_file() and json.loads(page.with_name("metrics.json").read_text())["bound"] == found["bound"]
     told = printed("eval", "run", "n.fasta", "--samples", 4, "--motif", "MK__", STEPS)
-    assert "unigram" in told and "motif MK..: 1.0000" in told and len(told.splitlines()) < 40
+    assert "unigram" in told and "MK··                2  1.0000" in told and len(told.splitlines()) < 40
     assert not Path("run/protein").exists()
 
 
@@ -282,8 +282,8 @@ REFUSALS: list[tuple[list[str], str]] = [
     (["writ", "run"], 'no verb "writ"'),
     (G, "give a --length (100, 50-400, or a FASTA file with such lengths), or a --template"),
     ([*L, "--template", "MK_"], "give a --length"),
-    ([*G, "--length", "0"], "lengths: 0: expected lengths from 1"),
-    ([*G, "--length", "x.fa"], "lengths: 'x.fa', expected as in 100"),
+    ([*G, "--length", "0"], "lengths: 0: expected numbers from 1"),
+    ([*G, "--length", "x.fa"], "lengths: 'x.fa', expected numbers and ranges, as in 100"),
     ([*G, "--template", "mk_"], "template, position 1: 'm' (did you mean 'M'?)"),
     ([*L, "--n", "0"], 'Invalid value "0" for --n. Must be >= 1.'),
     ([*L, "--n", "-3"], 'Invalid value "-3" for --n. Must be >= 1.'),
@@ -291,7 +291,7 @@ REFUSALS: list[tuple[list[str], str]] = [
     ([*L, "--seed", "-1"], 'Invalid value "-1" for --seed. Must be >= 0.'),
     ([*L, "--prefix", "a b"], 'Invalid value "a b" for --prefix. Expected one word'),
     ([*L, "--lenght", "5"], "unknown argument '--lenght' (did you mean \"--length\"?)"),
-    ([*L, "--allow", "9:A"], "residues 9: expected positions from 1 to 5"),
+    ([*L, "--allow", "9:A"], "residues 9: expected numbers from 1 to 5"),
     ([*L, "steps=3"], "'steps=3': expected a setting by its dotted key, as in sampler.steps=20"),
     ([*L, "n.fasta"], "unknown argument 'n.fasta', expected settings"),
     ([*L, "sampler.step=3"], 'sampler.step: no such field (did you mean "steps"?)'),
@@ -310,11 +310,11 @@ REFUSALS: list[tuple[list[str], str]] = [
     (["infill", "run", "words.csv"], "words.csv record 1 (my protein): 'my protein' cannot be the id of a FASTA"),
     (F, "n.fasta record 1 (n0): no position is open (`_`); give --open, --keep, --share or --scaffold"),
     ([*F, "--open", "1", "--keep", "2"], "--open and --keep: give one of them"),
-    ([*F, "--open", "9-10"], "n.fasta record 3 (n2): residues 9-10: expected positions from 1 to 8"),
+    ([*F, "--open", "9-10"], "n.fasta record 3 (n2): residues 9-10: expected numbers from 1 to 8"),
     ([*F, "--share", "1.5"], 'Invalid value "1.5" for --share. Must be <= 1.'),
     ([*F, "--open", "1", "--window", "3"], "--window goes with --share"),
     ([*F, "--scaffold", "1-3"], "--scaffold takes the motif's ranges"),
-    ([*F, "--scaffold", "1-3", "--length", "x"], "--length: 'x', expected as in 100 or 80-120"),
+    ([*F, "--scaffold", "1-3", "--length", "x"], "--length 'x': expected a number or a range, as in 100 or 80-120"),
     ([*F, "--open", "1", "--gaps", "kep"], "gaps: 'kep' (did you mean \"keep\"?)"),
     ([*D, "--length", "5"], "Parameter --target requires an argument."),
     ([*D, "--target", "mkt", "--length", "5"], "--target: 'mkt', expected residues in upper case, or a file"),
@@ -329,7 +329,7 @@ REFUSALS: list[tuple[list[str], str]] = [
     ([*S, "--mutants", "M1A"], "--mutants goes with the --wild-type"),
     ([*S, "--mutants", "A1M", "--wild-type", "MKT"], "mutant 'A1M': position 1: A, but the wild type has M"),
     ([*S, "--mutants", "M1A", "--wild-type", "MKT", "--out", "x.fa"], "--out: x.fa, expected a name ending in .csv"),
-    ([*S, "--scan", "labels.csv"], "labels.csv line 2: no column 'mutant'"),
+    ([*S, "--scan", "labels.csv"], "labels.csv line 1: no column 'mutant'"),
     (["embed", "run", "n.fasta"], "Parameter --out requires an argument."),
     (["embed", "run", "n.fasta", "--out", ""], "--out: '' is no name"),
     (["embed", "run", "n.fasta", "--out", "e", "--pool", "men"], "pool: 'men' is none (did you mean \"mean\"?)"),

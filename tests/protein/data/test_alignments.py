@@ -135,7 +135,7 @@ def test_profile_is_counted() -> None:
     for bad in ("AC", "XXX"):
         with pytest.raises(DataError):
             profile.nll(bad)
-    with pytest.raises(DataError, match="row 1: 1 columns, row 0 has 2"):
+    with pytest.raises(DataError, match="sequence 2: 1 columns, expected 2 as in the first"):
         Profile(["AC", "A"])
 
 

@@ -14,9 +14,10 @@ from paths import DATA, SHARED
 
 from mmdiff.config import build
 from mmdiff.errors import ConfigError, DataError, UserError
-from mmdiff.tasks.protein.data.fasta import Fasta, read_a3m, read_fasta, read_sequences, write_csv, write_fasta
-from mmdiff.tasks.protein.data.policies import Policy, Record
-from mmdiff.tasks.protein.data.tables import Pairs, read_csv
+from mmdiff.tasks.protein.data.fasta import Fasta, read_a3m, read_fasta, read_sequences, write_fasta
+from mmdiff.tasks.protein.data.policies import Policy
+from mmdiff.tasks.protein.data.records import Record
+from mmdiff.tasks.protein.data.tables import Pairs, read_csv, write_table
 from mmdiff.tasks.protein.residues import CANONICAL
 
 GLOBINS = DATA / "globins45.fa"
@@ -153,7 +154,7 @@ def test_refused_letters(write: Write, policy: dict[str, str], given: str, said:
     [
         (b"", "x.fa", "x.fa: no records"),
         (b"\n \r\n", "x.fa", "x.fa: no records"),
-        (b"MKT\n>a\nM\n", "x.fa", "x.fa line 1: 'MKT\\n' before the first '>'"),
+        (b"MKT\n>a\nM\n", "x.fa", "x.fa line 1: 'MKT' before the first '>' (tables end in .csv, .tsv, .jsonl)"),
         (b">a\nM\n> \nK\n", "x.fa", "x.fa record 2, line 3: no id after '>'"),
         (b">a\nM\n>b \xe9\nK\n", "x.fa", "x.fa line 3: byte 0xe9 is not UTF-8"),
         (b">a\nM\n>b\nK\xe9\n", "x.fa", "x.fa record 2 (b), line 4: byte 0xe9 is not UTF-8"),
@@ -270,13 +271,13 @@ def test_files_that_are_there_are_kept(tmp_path: Path) -> None:
 def test_table_round_trip(tmp_path: Path, name: str) -> None:
     records = [Record(f"id {i}", 'a "quoted", text', "MKTV"[: i + 1], fields={"fitness": str(i / 4)}) for i in range(3)]
     path = tmp_path / name
-    assert write_csv(path, records) == 3
+    write_table(path, ({"id": r.id, "description": r.description, "sequence": r.sequence, **r.fields} for r in records))
     back = list(read_sequences(path))
     assert [Record(r.id, r.description, r.sequence, fields=r.fields) for r in back] == records
     assert back[1].where == f"{path} record 2 (id 1)"
     assert back[1].row["fitness"] == "0.25"
-    with pytest.raises(DataError, match=r"record 2 \(b\): fields \['other'\], expected \[\]"):
-        write_csv(tmp_path / "u.csv", [Record("a", "", "M"), {"id": "b", "sequence": "M", "other": 1}])
+    with pytest.raises(DataError, match=r"u.csv record 2: columns \['id', 'other'\], expected \['id'\]"):
+        write_table(tmp_path / "u.csv", [{"id": "a"}, {"id": "b", "other": 1}])
 
 
 def test_columns(write: Write) -> None:
@@ -295,7 +296,7 @@ def test_columns(write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "name", "said"),
     [
-        ("id,seq\na,M\n", "t.csv", "t.csv line 2: no column 'sequence' (known: id, seq)"),
+        ("id,seq\na,M\n", "t.csv", "t.csv line 1: no column 'sequence' (known: id, seq)"),
         ("id,sequence\na,M\nb,K,x\n", "t.csv", "t.csv line 3: 3 cells, expected 2"),
         ("id,sequence\na,M\nb,K1\n", "t.csv", "t.csv record 2 (b), line 3, residue 2: '1' is no residue"),
         ("id,sequence\na,M\nb,\n", "t.csv", "t.csv record 2 (b), line 3: no sequence"),
@@ -397,6 +398,6 @@ def test_pairs(write: Write) -> None:
 def test_refused_pairs(write: Write) -> None:
     path = write("id,target,binder\np1,MK,AC\np2,M1,AC\n", "p.csv")
     assert refusal(path, read=Pairs) == "p.csv record 2 (p2), line 3, target residue 2: '1' is no residue"
-    assert refusal(path, read=Pairs, binder="bindr") == "p.csv line 2: no column 'bindr' (did you mean \"binder\"?)"
+    assert refusal(path, read=Pairs, binder="bindr") == "p.csv line 1: no column 'bindr' (did you mean \"binder\"?)"
     assert refusal(path, read=Pairs, limit=1, max_length=2) == "p.csv: no pair has at most 2 letters"
     assert len(Pairs.toy("no.csv", swap=True)) == 16

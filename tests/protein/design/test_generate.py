@@ -229,7 +229,7 @@ def test_what_trips_is_written_again_under_other_noise(session: Session) -> None
     assert rewritten
     assert same(kept, generate(session, free, guard=guard, steps=5, tokens=60, window=5))
     counts = count_records(kept)
-    assert counts["records"] == 8 and counts["rewritten"] == rewritten and counts["places"] == 200
+    assert counts["records"] == 8 and counts["resampled"] == rewritten and counts["positions"] == 200
     assert counts["flagged"] == sum(r["guard"] != "ok" for r in kept) == sum(counts["flagged_by"].values())
     assert count_records(first)["flagged"] == 0 and count_records([])["flagged_by"] == {}
 

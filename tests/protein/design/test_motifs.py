@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mmdiff.errors import UserError
-from mmdiff.tasks.protein.design.lengths import drawn_lengths, lengths
+from mmdiff.tasks.protein.design.lengths import drawn_lengths
 from mmdiff.tasks.protein.design.motifs import (
     Design,
     allowed,
@@ -78,8 +79,8 @@ def test_ranges_of_residues() -> None:
     assert residue_ranges("16-35, 52-71,80", 80) == [(15, 35), (51, 71), (79, 80)]
     assert residue_ranges("3-4,1-2", 4) == [(2, 4), (0, 2)]
     for text, message in [
-        ("0-3", "residues 0-3: expected positions from 1 to 10"),
-        ("8-11", "residues 8-11: expected positions from 1 to 10"),
+        ("0-3", "residues 0-3: expected numbers from 1 to 10"),
+        ("8-11", "residues 8-11: expected numbers from 1 to 10"),
         ("5-3", "residues 5-3: 5 is above 3, expected 3-5"),
         ("1-4,4-6", "residues 4-6: they overlap 1-4"),
         ("4-6,1-9", "residues 1-9: they overlap 4-6"),
@@ -163,7 +164,7 @@ def test_allowed_letters_by_hand() -> None:
         ("2:A,2:V", "", "allow 2:V: residue 2 is left without a letter"),
         ("", CANONICAL, f"forbid {CANONICAL}: residue 2 is left without a letter"),
         ("1:A", "", "allow 1:A: no position there is open"),
-        ("3-9:A", "", "residues 3-9: expected positions from 1 to 3"),
+        ("3-9:A", "", "residues 3-9: expected numbers from 1 to 3"),
         ("2", "", "allow '2': expected positions and letters"),
         ("2:a", "", "allow 2:a: 'a' is no residue"),
         ("2:", "", "allow 2:: it has no letters"),
@@ -174,6 +175,10 @@ def test_what_is_wrong_with_allowed_letters(text: str, forbid: str, message: str
     with pytest.raises(UserError) as error:
         allowed(Design("C_A"), text, forbid)
     assert message in str(error.value)
+
+
+def lengths(text: str, n: int, rng: np.random.Generator) -> list[int]:
+    return list(islice(drawn_lengths(text, rng), n))
 
 
 def test_lengths_do_not_depend_on_how_many(tmp_path: Path) -> None:
@@ -189,9 +194,12 @@ def test_lengths_do_not_depend_on_how_many(tmp_path: Path) -> None:
     assert next(drawn_lengths("12", rng())) == 12
     for text, message in [
         ("60-50", "lengths: 60-50: 60 is above 50, expected 50-60"),
-        ("0", "lengths: 0: expected lengths from 1 to 100000"),
-        ("5,,6", "lengths: '' in '5,,6', expected as in 100, 50-400 or 50,60,70"),
-        ("fifty", "lengths: 'fifty', expected as in 100, 50-400 or 50,60,70, or a FASTA file that is there"),
+        ("0", "lengths: 0: expected numbers from 1 to 100000"),
+        ("5,,6", "lengths: '': expected numbers and ranges, as in 100, 50-400 or 50,60,70"),
+        (
+            "fifty",
+            "lengths: 'fifty', expected numbers and ranges, as in 100, 50-400 or 50,60,70, or a FASTA file",
+        ),
     ]:
         with pytest.raises(UserError) as error:
             lengths(text, 1, rng())

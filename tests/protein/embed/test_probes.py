@@ -205,12 +205,12 @@ def test_tables_of_labels(tmp_path: Path) -> None:
         ("x.csv", "id,label\na,\n", "line 2: 'a' has no label"),
         ("x.csv", "id,label\na,1,2\n", "line 2: 3 cells, expected 2"),
         ("x.csv", "id,label,group\na,1,\n", "line 2: 'a' has no group"),
-        ("x.csv", "id,label\n", "no labels"),
+        ("x.csv", "id,label\n", "no records"),
         ("x.csv", 'id,label\n"a,1\n', "unexpected end of data"),
         ("x.fasta", "HHH\n", "line 1: 'HHH' before the first '>'"),
         ("x.fasta", ">a\nHH\n>b\n>c\nH\n", "line 3: 'b' has no label"),
         ("x.fasta", ">a\nHH\n> \nH\n", "line 3: no id"),
-        ("x.fasta", "", "no labels"),
+        ("x.fasta", "", "no records"),
     ],
 )
 def test_bad_files_of_labels(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -21,13 +21,12 @@ from mmdiff.backbones.esm import tokenizer
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.session import Session
-from mmdiff.tasks.protein.data.alignments import Profile
+from mmdiff.tasks.protein.data.alignments import Profile, background
 from mmdiff.tasks.protein.design.control import bounds
 from mmdiff.tasks.protein.evaluate.alignment_score import alignment_scores
 from mmdiff.tasks.protein.evaluate.evaluate import baselines, bound_per_residue, evaluate_model, kept, mask_filling
-from mmdiff.tasks.protein.evaluate.mask_filling import background, filled, hidden, sequences
-from mmdiff.tasks.protein.evaluate.metrics import codes
-from mmdiff.tasks.protein.residues import CANONICAL, GAP, Residues
+from mmdiff.tasks.protein.evaluate.mask_filling import filled, hidden, sequences
+from mmdiff.tasks.protein.residues import CANONICAL, GAP, Residues, codes
 from mmdiff.tasks.protein.task import Protein
 
 pytestmark = pytest.mark.needs("Bio")
@@ -238,7 +237,7 @@ def test_the_bound_of_a_model_that_knows_nothing() -> None:
             p.zero_()
     found = bound_per_residue(session, rows(["ACDEF", "GH", "KLMNPQRSTVWY" * 3]))
     assert found["nats"] == pytest.approx(math.log(20)) and found["nats_se"] == pytest.approx(0, abs=1e-6)
-    assert found["places"] == 43 and found["perplexity"] == pytest.approx(20)
+    assert found["positions"] == 43 and found["perplexity"] == pytest.approx(20)
 
 
 def test_the_bound_is_the_sum_of_the_rows() -> None:
@@ -281,7 +280,7 @@ def test_everything_of_a_model(tmp_path: Path, aligned: bool) -> None:
     assert found["motif"]["kept"] == found["motif"]["whole"] == 1
     assert found["generation"]["novelty"]["mean"] < found["generation"]["natural_novelty"]["mean"]
     if aligned:
-        assert found["motif"]["template"] == "__G__N__S__G" and found["motif"]["places"] == 4
+        assert found["motif"]["template"] == "__G__N__S__G" and found["motif"]["positions"] == 4
         assert found["bound"]["profile"] == found["baselines"]["profile"]["1"]["column_nll"]
         assert found["bound"]["profile"] < found["bound"]["nats"]  # for the model is not trained
         assert found["generation"]["conserved"]["natural_mean"] == 1
@@ -301,7 +300,7 @@ def test_everything_of_a_model(tmp_path: Path, aligned: bool) -> None:
 def test_without_training_rows_and_without_a_motif() -> None:
     found = evaluate_model(tiny(), rows(["ACDEFGHIKL", "LMNPQR", "STVWYA"]), samples=3, rates=(0.5,), steps=2)
     assert not {"baselines", "motif"} & found.keys() and "novelty" not in found["generation"]
-    assert found["bound"].keys() == {"nats", "nats_se", "places", "perplexity", "unigram"}
+    assert found["bound"].keys() == {"nats", "nats_se", "positions", "perplexity", "unigram"}
     with pytest.raises(ConfigError, match="samples: 0"):
         evaluate_model(tiny(), rows(["AC"]), samples=0)
 
@@ -310,7 +309,7 @@ def test_what_is_kept_of_a_motif() -> None:
     assert kept("A_C", ["AWC", "AWW", "CWC"]) == {
         "template": "A_C",
         "n": 3,
-        "places": 2,
+        "positions": 2,
         "kept": pytest.approx(2 / 3),
         "whole": pytest.approx(1 / 3),
     }

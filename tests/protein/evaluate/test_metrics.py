@@ -19,7 +19,7 @@ from mmdiff.tasks.protein.evaluate.metrics import (
     kmers,
     validity,
 )
-from mmdiff.tasks.protein.evaluate.novelty import CANDIDATES, Words, diversity, identities, novelty
+from mmdiff.tasks.protein.evaluate.novelty import CANDIDATES, diversity, identities, nearest, novelty, word_index
 from mmdiff.tasks.protein.residues import CANONICAL
 
 
@@ -148,8 +148,8 @@ def test_the_index_of_words_counts_shared_words() -> None:
         return {s[i : i + 3] for i in range(len(s) - 2)}
 
     shared = [len(words(sample) & words(t)) for t in train]
-    assert Words(train).nearest(sample, 52) == sorted(range(52), key=lambda i: -shared[i])
-    assert Words(train).nearest("", 2) == [0, 1]
+    assert nearest(word_index(train), sample, 52) == sorted(range(52), key=lambda i: -shared[i])
+    assert nearest(word_index(train), "", 2) == [0, 1]
 
 
 @pytest.mark.needs("Bio")

@@ -67,7 +67,7 @@ def test_tables_plots_and_curves_stand_in_the_page(tmp_path: Path) -> None:
 
 
 def test_residues_have_the_colour_of_their_step(tmp_path: Path) -> None:
-    one = GeneratedSequence("x1", "ACDEFGHIKLMN", [0, 1, 2, 5, *[3] * 8], [1, 0.25, *[0.5] * 10], {"identity": 0.625})
+    one = GeneratedSequence("x1", "ACDEFGHIKLMN", [0, 1, 2, 5, *[3] * 8], {"identity": 0.625})
     found = page(tmp_path, examples={"Generated": [one, GeneratedSequence("x2", "AC", [1, 2])], "None": []})
     boxes = found.find("i")
     assert "".join(text for _, text in boxes) == "ACDEFGHIKLMNAC"
@@ -75,7 +75,7 @@ def test_residues_have_the_colour_of_their_step(tmp_path: Path) -> None:
     assert [a["data-step"] for a, _ in boxes[:4]] == ["0", "1", "2", "5"]
     assert [a.get("class") for a, _ in boxes[:2]] == ["given", None]
     told = [a["title"] for a, _ in boxes]
-    assert told[:2] == ["A1: given", "C2: committed at step 1, p = 0.25"] and told[-1] == "C2: committed at step 2"
+    assert told[:2] == ["A1: given", "C2: committed at step 1"] and told[-1] == "C2: committed at step 2"
     assert [text for _, text in found.find("sub")] == ["10"]  # behind ten residues
     assert [text for _, text in found.find("b")] == ["x1", "x2"]
     assert "identity 0.6250" in [text for _, text in found.find("span", "small")]
@@ -95,7 +95,7 @@ def test_steps_and_residues_must_agree(tmp_path: Path) -> None:
 
 
 def test_everything_is_escaped(tmp_path: Path) -> None:
-    evil = GeneratedSequence(EVIL, "<", [1], None, {EVIL: EVIL})
+    evil = GeneratedSequence(EVIL, "<", [1], {EVIL: EVIL})
     found = page(
         tmp_path,
         title=EVIL,

@@ -346,7 +346,7 @@ def test_a_wild_type_of_the_mutants_letters(tmp_path: Path) -> None:
         ("mutant,a\nA1P,one\n", {}, "f.csv: no column of figures"),
         ("mutant,a\nA1P,one\n", {"score_column": "a"}, "f.csv line 2: a: 'one', expected a number or nothing"),
         ("mutant,a\nA1P,1\n", {"score_column": "b"}, "f.csv: no column 'b'"),
-        ("mutants,a\nA1P,1\n", {}, "f.csv line 2: no column 'mutant' \\(did you mean \"mutants\"\\?\\)"),
+        ("mutants,a\nA1P,1\n", {}, "f.csv line 1: no column 'mutant' \\(did you mean \"mutants\"\\?\\)"),
         ("mutant,mutated_sequence,a\nA1P,GDK,1\n", {}, "line 2: position 1: P in the mutant, G in mutated_sequence"),
         ("mutant,mutated_sequence,a\nA9P,PDK,1\n", {}, "line 2: position 9: P in the mutant, nothing in mutated_seq"),
         ("mutant,mutated_sequence,a\nA1P,PDK,1\nD2N,ANW,1\n", {}, "line 3: mutated_sequence comes of another wild"),

@@ -20,7 +20,7 @@ from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model.likelihood import bound
 from mmdiff.session import Session
-from mmdiff.tasks.protein.data.policies import Record
+from mmdiff.tasks.protein.data.records import Record
 from mmdiff.tasks.protein.residues import CANONICAL
 from mmdiff.tasks.protein.score import sequences as module
 from mmdiff.tasks.protein.score.sequences import score_sequences
@@ -201,7 +201,7 @@ def test_an_interrupted_run_goes_on(session: Session, tmp_path: Path, monkeypatc
     options: dict[str, Any] = {"levels": 3, "per_residue": True, "window": 2, "settings": {"input": "f"}}
     whole = list(score_sequences(session, ROWS, out=tmp_path / "whole.jsonl", **options))
     assert whole == list(score_sequences(session, ROWS, levels=3, per_residue=True, window=2))
-    file, inner, done = tmp_path / "o.jsonl", module._How.records, []
+    file, inner, done = tmp_path / "o.jsonl", module._Scoring.records, []
 
     def killed(self: Any, group: Any) -> Any:
         done.append([i for i, _, _ in group])
@@ -209,7 +209,7 @@ def test_an_interrupted_run_goes_on(session: Session, tmp_path: Path, monkeypatc
             raise KeyboardInterrupt
         return inner(self, group)
 
-    monkeypatch.setattr(module._How, "records", killed)
+    monkeypatch.setattr(module._Scoring, "records", killed)
     with pytest.raises(KeyboardInterrupt):
         score_sequences(session, iter(ROWS), out=file, **options)
     assert [line["row"] for line in lines(file)] == [0, 1, 2, 3]

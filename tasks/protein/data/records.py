@@ -1,0 +1,58 @@
+"""Records of files of sequences, and the rows of the protein task that are made of them.
+
+>thio Thioredoxin 1     -> Record("thio", "Thioredoxin 1", "MSDKIIHLTD", "x.fasta record 1 (thio)")
+MSDKIIHLTD
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from mmdiff.protocols import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A sequence of a file. id: the first word of a header; description: the rest of it.
+
+    where: file, record and id, for errors. fields: the other columns of a table.
+    """
+
+    id: str
+    description: str
+    sequence: str
+    where: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def row(self) -> dict[str, Any]:
+        names = ("id", "description", "sequence", "where")
+        return {**self.fields, **{name: getattr(self, name) for name in names}}
+
+
+def as_record(record: Record | Row) -> Record:
+    """The record of a row, whose other columns become its fields."""
+    if isinstance(record, Record):
+        return record
+    names = {one.name for one in fields(Record)}
+    others = {name: value for name, value in record.items() if name not in names}
+    return Record(
+        record["id"], record.get("description", ""), record["sequence"], fields={**record.get("fields", {}), **others}
+    )
+
+
+def as_row(record: Record | Row) -> Row:
+    """The row of a record."""
+    return record.row if isinstance(record, Record) else record
+
+
+def name_of(row: Row, number: int) -> str:
+    """The id of a row; of one that has none its number, from 0."""
+    return str(number if row.get("id") is None else row["id"])
+
+
+def where_of(row: Row, number: int) -> str:
+    """What errors call a row: its `where`, or its number, from 1, and its id."""
+    return str(row.get("where") or f"record {number + 1} ({name_of(row, number)})")
