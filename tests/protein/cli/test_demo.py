@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact_protein import VOCAB, exact_session
+from protein_models import VOCAB, exact_session
 from torch import Tensor
 
 from mmdiff.commands.cli import main

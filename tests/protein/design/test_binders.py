@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from exact_protein import VOCAB, exact_session
+from protein_models import VOCAB, exact_session
 from synthetic_pairs import UNIFORM, Complements, agreement, entropy, partners, shuffled
 
 from mmdiff import MMDiff
