@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from protein_models import VOCAB, exact_session
-from synthetic_pairs import UNIFORM, Complements, agreement, entropy, partners, shuffled
+from protein_models import UNIFORM, VOCAB, Complements, agreement, entropy, exact_session, partners, shuffled
 
 from mmdiff import MMDiff
 from mmdiff.backbones import new_backbone
@@ -228,7 +227,7 @@ HELD_OUT = 64  # pairs, 768 residues of binders
 
 
 def stage(steps: int, lr: float, **more: Any) -> dict[str, Any]:
-    rows = {"target": "synthetic_pairs.Complements", **more.pop("rows", {})}
+    rows = {"target": "protein_models.Complements", **more.pop("rows", {})}
     levels = {"target": "mmdiff.diffusion.mask_rates.ExactCount", "full": 0.5}
     return {
         "steps": steps,
