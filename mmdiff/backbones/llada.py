@@ -179,16 +179,6 @@ def is_elsewhere(name: str) -> bool:
     return name.startswith(_VISION)
 
 
-def parameter_count(raw: Mapping[str, Any]) -> int:
-    """Returns the number of parameters of the model of a config.json; none is allocated."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config(raw))
-    return sum(p.numel() for p in model.parameters())
-
-
 def toy_tokenizer() -> Any:
     """Returns a tokenizer of one id per byte, then LLaDA's special tokens: it encodes any text and needs no file."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

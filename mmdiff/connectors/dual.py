@@ -74,17 +74,10 @@ class DualAdapter(nn.Module):
             self.node["weights"] = None
 
     @classmethod
-    def toy(
-        cls,
-        width_in: int,
-        width_out: int,
-        *,
-        acoustic: Mapping[str, Any] | None = PUBLISHED,
-        weights: str | None = None,
-        **settings: Any,
-    ) -> DualAdapter:
-        small = acoustic if acoustic is None else {**acoustic, **TOY}
-        return cls(width_in, width_out, acoustic=small, **settings)
+    def toy(cls, width_in: int, width_out: int, **settings: Any) -> DualAdapter:
+        acoustic = settings.get("acoustic", PUBLISHED)
+        small = None if acoustic is None else {**acoustic, **TOY}
+        return cls(width_in, width_out, **{**settings, "acoustic": small, "weights": None})
 
     def slots(self, tokens: int, item: Item) -> int:
         crop = Item(item.values[:1])

@@ -66,17 +66,8 @@ class MLP(nn.Module):
             self.node["weights"] = None
 
     @classmethod
-    def toy(
-        cls,
-        width_in: int,
-        width_out: int,
-        hidden: int | None = None,
-        norm: bool = False,
-        *,
-        out_norm: float | None = None,
-        weights: str | None = None,
-    ) -> MLP:
-        return cls(width_in, width_out, None, norm, out_norm=out_norm)
+    def toy(cls, width_in: int, width_out: int, hidden: int | None = None, norm: bool = False, **settings: Any) -> MLP:
+        return cls(width_in, width_out, None, norm, **{**settings, "weights": None})
 
     def slots(self, tokens: int, item: Item) -> int:
         return tokens * len(item.values)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmdiff.errors import ConfigError
-from mmdiff.model.pretrained import tensor_files
+from mmdiff.model.pretrained import tensor_files, tensor_names
 
 Found = dict[str, tuple[Path, str]]
 """Name in the connector -> file, name in the file."""
@@ -36,13 +36,13 @@ def take(
     found = _find(weights, state, published, f"connectors.{kind}.")
     here, there = _parts(state), _parts(found)
     found = {name: at for name, at in found.items() if _part(name) in here or _part(name) not in optional}
-    wanted = {name for name in state if _part(name) in there or _part(name) not in optional}
+    required = {name for name in state if _part(name) in there or _part(name) not in optional}
     if not found:
         raise ConfigError(f"weights: {weights}: holds no tensor of this connector")
     if unexpected := sorted(found.keys() - state.keys()):
         key = found[unexpected[0]][1]
         raise ConfigError(f"weights: {weights}: tensor {key!r} is {unexpected[0]!r}, which this connector has not")
-    if missing := sorted(wanted - found.keys()):
+    if missing := sorted(required - found.keys()):
         raise ConfigError(f"weights: {weights}: {len(missing)} missing tensors: {', '.join(missing[:3])}")
     for name, (path, key) in found.items():
         with safe_open(path, "pt") as file:
@@ -56,16 +56,9 @@ def take(
 
 
 def _find(weights: str, own: Collection[str], published: Callable[[str], str | None], saved: str) -> Found:
-    from safetensors import SafetensorError, safe_open
-
     found: Found = {}
     for path in tensor_files(weights):
-        try:
-            with safe_open(path, "pt") as file:
-                keys = list(file.keys())
-        except SafetensorError as error:
-            raise ConfigError(f"weights: {path}: not a safetensors file: {error}") from None
-        for key in keys:
+        for key in tensor_names([path]):
             bare = key.removeprefix(saved)
             name = bare if bare != key or bare in own else published(key)
             if name is not None:

@@ -26,10 +26,6 @@ class Schedule(Protocol):
         """Returns the weight of a masked position in the bound."""
         ...
 
-    def time(self, rate: Array) -> Array:
-        """Returns the t at which `mask_rate(t)` is `rate`."""
-        ...
-
 
 @dataclass(frozen=True)
 class Linear:
@@ -41,9 +37,6 @@ class Linear:
     def weight(self, t: Array) -> Array:
         return 1 / t
 
-    def time(self, rate: Array) -> Array:
-        return rate
-
 
 @dataclass(frozen=True)
 class Cosine:
@@ -54,6 +47,3 @@ class Cosine:
 
     def weight(self, t: Array) -> Array:
         return np.pi / 2 * np.tan(np.pi / 2 * (1 - t))
-
-    def time(self, rate: Array) -> Array:
-        return 1 - np.arccos(rate) * 2 / np.pi

@@ -71,11 +71,8 @@ def cross_entropy(
         label_P = torch.searchsorted(allowed_ids_N, label_P)
 
     def one(h: Tensor, label: Tensor, allow: Tensor | None) -> tuple[Tensor, Tensor]:
-        if allowed_ids_N is not None:
-            logits = head(h, allowed_ids_N).float()
-            return F.cross_entropy(logits, label, reduction="none"), logits.detach().argmax(-1) == label
-        logits = head(h).float()
-        if allow is not None and allow_KV is not None:
+        logits = (head(h) if allowed_ids_N is None else head(h, allowed_ids_N)).float()
+        if allowed_ids_N is None and allow is not None and allow_KV is not None:
             logits = logits.masked_fill(~allow_KV[allow], float("-inf"))
         return F.cross_entropy(logits, label, reduction="none"), logits.detach().argmax(-1) == label
 

@@ -152,25 +152,14 @@ class Stage:
         """Returns a loader of this process's batches, from the stage's step `first` on."""
         stage, accelerator = self.stage, self.accelerator
         dataset = Batches(self.stream, self.model.vocab, self.model.readers, stage.padding)
-
-        def order() -> Iterator[list[int]]:
-            for step in range(first, stage.steps):
-                for micro in range(stage.accumulate):
-                    yield samples_of(
-                        step,
-                        micro,
-                        accelerator.process_index,
-                        batch=stage.batch_size,
-                        accumulate=stage.accumulate,
-                        world=accelerator.num_processes,
-                    )
-
-        return DataLoader(
-            dataset,  # type: ignore[arg-type]
-            sampler=_Iterable(order),
-            batch_size=None,
-            num_workers=self.settings.workers,
+        shape = {"batch": stage.batch_size, "accumulate": stage.accumulate, "world": accelerator.num_processes}
+        positions = (
+            samples_of(step, micro, accelerator.process_index, **shape)
+            for step in range(first, stage.steps)
+            for micro in range(stage.accumulate)
         )
+        workers = self.settings.workers
+        return DataLoader(dataset, sampler=positions, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
 
     def _checkpointing(self) -> None:
         on = self.settings.gradient_checkpointing
@@ -267,13 +256,3 @@ def one_line_errors(loader: DataLoader[Batch]) -> Iterator[Batch]:
     except UserError as error:
         last = str(error).strip().splitlines()[-1]
         raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")) from None
-
-
-class _Iterable:
-    """A sampler made of a generator function."""
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.function())

@@ -213,7 +213,11 @@ def test_tied_embeddings(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", llada.PUBLISHED)
 def test_published_parameter_count(name: str) -> None:
-    assert llada.parameter_count(llada.PUBLISHED[name]) == 8_015_581_184
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):  # nothing is allocated
+        model = AutoModelForCausalLM.from_config(llada.config(llada.PUBLISHED[name]))
+    assert sum(p.numel() for p in model.parameters()) == 8_015_581_184
 
 
 def test_published_names_at_full_size() -> None:

@@ -44,11 +44,10 @@ def test_weight_is_the_log_derivative_of_the_mask_rate(schedule: Schedule) -> No
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_mask_rate_runs_from_0_to_1_and_time_is_its_inverse(schedule: Schedule) -> None:
+def test_mask_rate_rises_from_0_to_1(schedule: Schedule) -> None:
     np.testing.assert_allclose(schedule.mask_rate(np.array([0.0, 1.0])), [0, 1], atol=1e-12)
     t = np.linspace(0, 1, 101)
     assert (np.diff(schedule.mask_rate(t)) > 0).all()
-    np.testing.assert_allclose(schedule.time(schedule.mask_rate(t)), t, atol=1e-7)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
