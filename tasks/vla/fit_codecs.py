@@ -22,7 +22,7 @@ from .data.dataset import LeRobot
 def chunks_of(
     dataset: str, chunk: int, normalise: Mode = "quantile", binary: tuple[int | str, ...] = ()
 ) -> tuple[NDArray[np.float64], Normaliser]:
-    """(N, K, D) in [-1, 1], one chunk from every frame on; behind an episode's end the last action is repeated."""
+    """Returns (N, K, D) in [-1, 1], a chunk per frame; after an episode's end the last action is repeated."""
     if chunk < 1:
         raise ConfigError(f"chunk: {chunk}, expected at least 1")
     data = LeRobot(dataset)
@@ -34,7 +34,7 @@ def chunks_of(
 
 
 def fit_fast(dataset: str, out: str, chunk: int, vocab: int, scale: float, **named: Any) -> dict[str, Any]:
-    """Train FAST's table on a data set and write it to `out`, which must not be there. Returns what it does."""
+    """Train FAST's table on a data set and write it to `out`, which must not exist. Returns its size and error."""
     if Path(out).exists():
         raise ConfigError(f"{out} is there already; nothing was overwritten")
     chunks_NKD, _ = chunks_of(dataset, chunk, **named)
@@ -54,7 +54,7 @@ def fit_fast(dataset: str, out: str, chunk: int, vocab: int, scale: float, **nam
 
 
 def fit_dct(dataset: str, chunk: int, bins: int, keep: int, **named: Any) -> dict[str, Any]:
-    """Ranges of `DCTBins` on a data set, and its error with and without them."""
+    """Returns the ranges of `DCTBins` fitted to a data set, and the codec's error with and without them."""
     chunks_NKD, units = chunks_of(dataset, chunk, **named)
     smooth = np.flatnonzero(~units.binary_D)
     if not len(smooth):

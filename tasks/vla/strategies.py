@@ -1,8 +1,8 @@
-"""Ways to write a chunk of actions, by name: fields of GenerationConfig for K actions of D tokens.
+"""Strategies to decode a chunk of actions, by name: fields of GenerationConfig for K actions of D tokens.
 
-A codec whose tokens are no K x D grid names its groups, `codec.steps(chunk, dims)`: give these two numbers.
-Every way names all the fields that decide how tokens are chosen, so it means the same over any other settings; what
-may be written, guidance, and the seed are left as they are. Numbers of steps are defaults: lay your own over them.
+A codec whose tokens are no K x D grid gives its groups by `codec.steps(chunk, dims)`: pass these two numbers.
+A strategy sets all the fields that decide how tokens are chosen, so that it means the same over any other settings; the
+allowed tokens, guidance and the seed are left as they are. Numbers of steps are defaults, which may be overridden.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from mmdiff.errors import UserError, nearest
 
-ITERATIONS = 2  # an action, as in LLaDA-VLA: 10 forwards for 5 actions
-ROUNDS = 12  # forwards of a chunk in Discrete Diffusion VLA
+ITERATIONS = 2  # forwards per action, as in LLaDA-VLA: 10 for 5 actions
+ROUNDS = 12  # forwards per chunk in Discrete Diffusion VLA
 
 GREEDY: Mapping[str, Any] = {
     "steps": None,
@@ -30,39 +30,39 @@ GREEDY: Mapping[str, Any] = {
 
 
 def one_shot(chunk: int, dims: int) -> dict[str, Any]:
-    """All tokens in one forward, each the likeliest (OpenVLA-OFT's discrete variant, MM-ACT)."""
+    """All tokens in one forward, each the most likely (OpenVLA-OFT's discrete variant, MM-ACT)."""
     return {**GREEDY, "steps": 1}
 
 
 def low_confidence(chunk: int, dims: int) -> dict[str, Any]:
-    """Even shares of the surest tokens, wherever they are (LLaDA); as many forwards as `hierarchical`."""
+    """The most confident tokens first, equally many per step (LLaDA); with the forwards of `hierarchical`."""
     return {**GREEDY, "steps": chunk * iterations(dims)}
 
 
 def hierarchical(chunk: int, dims: int) -> dict[str, Any]:
-    """The surest action first, in it the surest tokens (LLaDA-VLA, arXiv 2509.06932)."""
+    """The most confident action first, in it the most confident tokens (LLaDA-VLA, arXiv 2509.06932)."""
     rule = {"target": "mmdiff.samplers.rules.hierarchical.Hierarchical", "size": dims, "iterations": iterations(dims)}
     return {**GREEDY, "steps": chunk * iterations(dims), "select": rule}
 
 
 def cosine(chunk: int, dims: int) -> dict[str, Any]:
-    """Few tokens at first and ever more, drawn at a temperature that falls to 0 (Discrete Diffusion VLA)."""
+    """Few tokens at first and more at each step, drawn at a temperature that falls to 0 (Discrete Diffusion VLA)."""
     return {**GREEDY, "steps": ROUNDS, "schedule": "cosine", "temperature": 1.0, "temperature_end": 0.0}
 
 
 def time_ordered(chunk: int, dims: int) -> dict[str, Any]:
-    """One action after the other, in order of time; as many forwards as `hierarchical`."""
+    """One action after the other in time; as many forwards as `hierarchical`."""
     return {**GREEDY, "steps": chunk * iterations(dims), "block_length": dims}
 
 
 def remask(chunk: int, dims: int) -> dict[str, Any]:
-    """`cosine`, and tokens that later ones contradict are written again. The thresholds are ours, not the paper's."""
+    """`cosine`, and tokens that later ones contradict are masked again. The thresholds are ours, not the paper's."""
     rule = {"target": "mmdiff.samplers.rules.maskgit.Remask", "threshold": 0.05, "threshold_end": 0.3}
     return {**cosine(chunk, dims), "revise": rule}
 
 
 def sampled(chunk: int, dims: int) -> dict[str, Any]:
-    """One token a forward in random order at temperature 1: a sample of the model's joint distribution."""
+    """One token per forward in random order at temperature 1: a sample of the model's joint distribution."""
     return {**GREEDY, "temperature": 1.0, "remasking": "random"}
 
 

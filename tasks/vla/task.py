@@ -1,8 +1,11 @@
-"""Vision-language-action: pictures, an instruction and the robot's state to a chunk of actions, as action tokens.
+r"""Vision-language-action: pictures, an instruction and the robot's state to a chunk of actions, as action tokens.
 
 Action tokens are ids of a reserved range (`reserve: {action: 32}` of the backbone). Nothing else may stand where they
 do, so the softmax runs over them alone (LLaDA-VLA's localized special-token classification, arXiv 2509.06932), and no
-text task writes one.
+text task writes one. A row:
+
+    {"image": b"\x89PNG...", "state": [0.1, -0.2], "instruction": "open the drawer", "action": [[0.3, 0.0, 1.0], ...],
+     "action_is_pad": [false, ...], "dataset": "bridge"}
 
 Shape letters: K actions of a chunk, D dimensions of an action, S of the state, T tokens of a chunk.
 """
@@ -42,7 +45,7 @@ SLOTS = re.compile("(<image>|<state>)")
 
 
 class Units(NamedTuple):
-    """What stands between a robot's units and tokens, for the data set of one key."""
+    """The maps between a robot's units and tokens, for the data set of one key."""
 
     action: Normaliser
     state: Normaliser | None
@@ -50,21 +53,21 @@ class Units(NamedTuple):
 
 
 class VLA:
-    """Rows `{image, instruction, state?, action, action_is_pad?, given?, dataset?}` <-> canvases.
+    """The task: rows with `image`, `instruction`, `action` and maybe `state`, `action_is_pad`, `given`, `dataset`.
 
     statistics: of actions and states by key: the folder of a data set, a file, {key: either of them}, or the numbers
         themselves. A saved model holds the numbers.
-    chunk: K. codec: a codec of `mmdiff.tasks.vla.codecs`; 32 uniform bins when left out.
+    chunk: K. codec: a codec of `mmdiff.tasks.vla.codecs`; None: 32 uniform bins.
     normalise: quantile | bounds | mean_std | none, of actions and states. binary: dimensions of the action, by number
         or name, that have two values (grippers).
     key: whose statistics a policy acts by; needed where there are several. In training a row's `dataset` names it.
     state: "encoder" (media of kind `state`), "tokens" (`state_bins` ids of the reserved range `state`) or "none".
-    cameras: pictures a row has; 0: what it has is not looked at.
-    prompt: the text of a canvas before the actions, special tokens spelled out. `<image>` is where all pictures are
-        inserted, `<state>` where the state is.
+    cameras: pictures per row; 0: those that a row has are not used.
+    prompt: the text of a canvas before the actions, with its special tokens. All pictures are inserted at `<image>`,
+        the state at `<state>`.
     world: the simulator the policy is made for, `{name: metaworld, size: 64}`, see `mmdiff.tasks.vla.worlds.world`;
         `tasks` in it are those that it is evaluated on.
-    execute: actions of a chunk that are carried out before the next chunk, where a caller gives no number; None: all.
+    execute: actions of a chunk that are executed before the next chunk, where a caller gives no number; None: all.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class VLA:
 
     @classmethod
     def toy(cls, statistics: Any, **settings: Any) -> VLA:
-        """With statistics of drawn actions and states, as `Steps.toy` has them, where the named ones are not there."""
+        """Returns a task with statistics of random numbers, as in `Steps.toy`, where `statistics` are missing."""
         try:
             return cls(statistics, **settings)
         except NoStatistics:
@@ -144,33 +147,36 @@ class VLA:
         return cls({name: {"action": action, "state": measured} for name in names}, **settings)
 
     def constants(self) -> dict[str, Any]:
-        """What a saved model has to know of the data."""
+        """Returns arguments for a saved model, values instead of paths: statistics, dimensions, the codec's table."""
         kept = {"statistics": to_json(self.statistics), "binary": list(self.binary)}
         node = getattr(self.codec, "node", None)  # a table of FAST is in it, not the path of its file
         return kept if node is None else {**kept, "codec": node}
 
     def units(self, key: str | None = None) -> Units:
-        """Of one data set; None: of the policy's. Raises ConfigError that lists the keys where it is not clear."""
+        """Returns the units of a data set; None: of the policy's. Raises ConfigError, which lists the keys."""
         return self._units[choose(self.statistics, key if key is not None else self.key)]
 
     @property
     def dims(self) -> int:
-        """D."""
+        """D, the dimensions of an action."""
         return next(iter(self._units.values())).action.dims
 
     @property
     def state_dims(self) -> int:
-        """S; 0 where a policy does not see its state."""
+        """S, the dimensions of the state; 0 where the policy does not see it."""
         state = next(iter(self._units.values())).state
         return 0 if state is None else state.dims
 
     @property
     def groups(self) -> tuple[int, int]:
-        """How the tokens of a chunk fall into actions: (K, D) for bins. What hierarchical decoding goes by."""
+        """(groups, tokens per group) of a chunk, as hierarchical decoding needs them: (K, D) for bins."""
         return next(iter(self._units.values())).codec.steps(self.chunk, self.dims)
 
     def sample(self, row: Row, vocab: Vocab) -> Sample:
-        """Raises DataError for a row that lacks something, has another shape, or is not finite."""
+        """Returns the canvas of a row, its action as the target; padded actions stay masked and are not scored.
+
+        Raises DataError for a row that lacks a field, has one of another shape, or one that is not finite.
+        """
         with located(row.get("where")):
             units = self._row_units(row)
             low = _first_id(vocab, ACTION, units.codec.size, "codec")
@@ -179,11 +185,14 @@ class VLA:
             pad_K = np.asarray(row.get("action_is_pad", np.zeros(self.chunk, bool)), bool)
             if pad_K.shape != (self.chunk,) or pad_K.all():
                 raise RowError("action_is_pad", f"{pad_K.tolist()}, expected {self.chunk}, not all of them true")
-            ids_T[units.codec.padded(pad_K, self.dims)] = vocab.mask_id  # stays empty, and is not scored
+            ids_T[units.codec.padded(pad_K, self.dims)] = vocab.mask_id  # not scored
             return [*self._context(row, units, vocab), self._target(ids_T, low, units.codec, vocab)]
 
     def prompt(self, row: Row, vocab: Vocab) -> Sample:
-        """`given`: the first n actions, which are decided. Raises DataError as `sample` does."""
+        """Returns the canvas of a row without its action, except the first n actions that `given` holds, if any.
+
+        Raises DataError as `sample` does.
+        """
         with located(row.get("where")):
             units = self.units()
             own = row.get("dataset")
@@ -196,7 +205,7 @@ class VLA:
             return [*self._context(row, units, vocab), self._target(ids_T, low, units.codec, vocab)]
 
     def parse(self, ids: Sequence[int], vocab: Vocab) -> list[list[float]]:
-        """K actions of D numbers in robot units."""
+        """Returns the prediction that action tokens mean: K actions of D numbers in robot units."""
         units = self.units()
         low = _first_id(vocab, ACTION, units.codec.size, "codec")
         x_KD = units.codec.decode(np.asarray(ids, np.int64) - low, self.chunk, self.dims)
@@ -204,19 +213,19 @@ class VLA:
         return actions
 
     def score(self, prediction: Any, row: Row) -> dict[str, float]:
-        """`mae`: mean absolute error in robot units; `mae_normalised`: where [-1, 1] is the range of the statistics.
+        """Returns `mae`, the mean absolute error in robot units, and `mae_normalised`, the same after normalisation.
 
-        Padded actions do not count. What the codec cannot express is part of both.
+        Padded actions do not count. The error of the codec is part of both. Raises DataError.
         """
         with located(row.get("where")):
             units = self.units()
             true_KD = self._array(row, "action", (self.chunk, self.dims))
-            found_KD = np.asarray(prediction, np.float64)
-            if found_KD.shape != true_KD.shape:
-                raise RowError("prediction", f"of shape {found_KD.shape}, expected {true_KD.shape}")
+            predicted_KD = np.asarray(prediction, np.float64)
+            if predicted_KD.shape != true_KD.shape:
+                raise RowError("prediction", f"of shape {predicted_KD.shape}, expected {true_KD.shape}")
             kept_K = ~np.asarray(row.get("action_is_pad", np.zeros(self.chunk, bool)), bool)
-            plain = np.abs(found_KD - true_KD)[kept_K].mean()
-            scaled = np.abs(units.action.forward(found_KD) - units.action.forward(true_KD))[kept_K].mean()
+            plain = np.abs(predicted_KD - true_KD)[kept_K].mean()
+            scaled = np.abs(units.action.forward(predicted_KD) - units.action.forward(true_KD))[kept_K].mean()
             return {"mae": float(plain), "mae_normalised": float(scaled)}
 
     def _row_units(self, row: Row) -> Units:
@@ -226,7 +235,7 @@ class VLA:
         return self._units[choose(self.statistics, str(key))]
 
     def _context(self, row: Row, units: Units, vocab: Vocab) -> Iterator[Part]:
-        pictures = media_of(row, "image") if self.cameras else []  # left aside, as is a state that nobody looks at
+        pictures = media_of(row, "image") if self.cameras else []  # not used, like a state where `state` is none
         if len(pictures) != self.cameras:
             raise RowError("image", f"{len(pictures)} pictures, the policy has {self.cameras} cameras")
         instruction = row.get("instruction")
@@ -234,7 +243,7 @@ class VLA:
             raise RowError("instruction", f"{instruction!r:.60} is not text")
         instruction = instruction.strip()
         if literal(instruction, vocab) != vocab.encode(instruction):  # special tokens are the prompt's alone
-            raise RowError("instruction", f"{instruction!r:.60} spells out a special token")
+            raise RowError("instruction", f"{instruction!r:.60} contains a special token")
         for piece in SLOTS.split(self.prompt_text):
             if piece == "<image>":
                 yield from (Media("image", picture) for picture in pictures)
@@ -252,18 +261,18 @@ class VLA:
         return Target(ids_T.tolist(), allow=((low, low + codec.size),))
 
     def _given(self, row: Row, units: Units, low: int, mask_id: int) -> NDArray[np.int64]:
-        """Ids of a chunk whose first actions are given; the others are empty."""
+        """Returns the ids (T,) of a chunk whose first actions are given; the others are masked."""
         n = len(row["given"])
         if n >= self.chunk:
             raise RowError("given", f"{n} actions, expected fewer than the {self.chunk} of a chunk")
         given = self._array(row, "given", (n, self.dims))
-        empty_K = np.arange(self.chunk) >= n
-        empty_T = units.codec.padded(empty_K, self.dims)
-        if empty_T.sum() != (self.chunk - n) * self.dims:
+        masked_K = np.arange(self.chunk) >= n
+        masked_T = units.codec.padded(masked_K, self.dims)
+        if masked_T.sum() != (self.chunk - n) * self.dims:
             raise RowError("given", f"{type(units.codec).__name__} mixes actions in a token, so that none can be given")
         x_KD = np.zeros((self.chunk, self.dims))
         x_KD[:n] = units.action.forward(given)
-        return np.where(empty_T, mask_id, low + units.codec.encode(x_KD))
+        return np.where(masked_T, mask_id, low + units.codec.encode(x_KD))
 
     def _array(self, row: Row, field: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
         if row.get(field) is None:

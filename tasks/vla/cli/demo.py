@@ -1,7 +1,7 @@
-"""`mmdiff demo vla`: record demonstrations, train one policy for four tasks, and let it act on layouts it has not seen.
+"""`mmdiff demo vla`: record demonstrations, train one policy for four tasks, and evaluate it on unseen layouts.
 
-Two of the tasks, a faucet to be opened and one to be closed, begin from the same scene: the instruction tells them
-apart (and, for half of those to be closed, how far to a side they stand). A second policy is trained alike without
+Two of the tasks, a faucet to be opened and one to be closed, begin from the same scene: only the instruction tells them
+apart (and, for half of those to be closed, how far to a side they stand). A second policy is trained without
 instructions, for comparison.
 """
 
@@ -35,24 +35,24 @@ UNSEEN, EPISODES = 5000, 20  # the first seed of the layouts that are evaluated,
 LINES = {
     "success": "unseen layouts of all four tasks",
     "faucets": "the two faucets, which begin from the same scene",
-    "swapped": "the faucets, each told the other's instruction",
+    "swapped": "the faucets, each with the other's instruction",
     "no_language_faucets": "the faucets, by a policy that was trained without instructions",
     "no_image": "all four, with grey pictures",
     "random": "all four, random actions",
     "expert": "all four, the scripted expert",
 }
 NOTES = [
-    "120 demonstrations of Meta-World's scripted experts at 64 x 64 pixels; one policy of 0.5 M parameters. 32 bins a "
-    "dimension, chunks of five actions, of which two are executed before the next is asked.",
+    "120 demonstrations of Meta-World's scripted experts at 64 x 64 pixels; one policy of 0.5 M parameters. 32 bins "
+    "per dimension, chunks of five actions, of which two are executed before the next chunk.",
     "An episode is a layout the policy has not seen. The faucet tasks begin from the same scene, so that a policy that "
-    "does not heed its instruction cannot do both; told the wrong one, a policy that heeds it does neither. Where a "
-    "faucet stands far to a side it is one to be closed, for layouts of that task spread wider; a policy without "
-    "language may go by that.",
+    "ignores its instruction cannot do both; with the wrong one, a policy that follows it does neither. Where a "
+    "faucet stands far to a side it is one to be closed, because layouts of that task spread wider; a policy without "
+    "language may use that.",
 ]
 
 
 def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
-    """Record, train both policies side by side (or take what is finished), evaluate, write report and films.
+    """Record, train both policies side by side (finished ones are kept), evaluate, write report and films.
 
     Returns success rates `success`, `by_task`, `faucets`, `swapped`, `no_language_faucets`, `no_image`, `random`,
     `expert`, the `seconds` that this call took, and the `report`.
@@ -83,13 +83,13 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
 
 
 def simulator(config: Config) -> tuple[dict[str, Any], list[str]]:
-    """The simulator a configuration names, and the tasks in it."""
+    """Returns the simulator of a configuration, and its tasks."""
     spec = dict(config.task["world"])
     return spec, list(spec.pop("tasks"))
 
 
 def demonstrations(config: Config, *, fresh: bool) -> None:
-    """Record them, unless they are there, from the same simulator. Raises ConfigError for another data set."""
+    """Record the demonstrations unless they exist. Raises ConfigError for another data set in their folder."""
     from mmdiff.tasks.vla.rollout.record import record_dataset
 
     spec, tasks = simulator(config)
@@ -98,7 +98,7 @@ def demonstrations(config: Config, *, fresh: bool) -> None:
     note = folder / "meta" / "demo.json"
     if folder.exists():
         if not note.is_file() or json.loads(note.read_text()) != recorded:
-            raise ConfigError(f"{folder} is there, but not what this demonstration has recorded; move it away")
+            raise ConfigError(f"{folder} exists, but was not recorded by this demonstration; move it away")
         if not fresh:
             return
         shutil.rmtree(folder)
@@ -107,7 +107,7 @@ def demonstrations(config: Config, *, fresh: bool) -> None:
 
 
 def evaluated(config: Config, run: Run, silent: Path, *, fresh: bool) -> dict[str, Any]:
-    """Figures of both policies, on the same layouts; kept in runs/<name>/closed-loop."""
+    """Returns figures of both policies on the same layouts; they are kept in runs/<name>/closed-loop."""
     folder = run.folder / "closed-loop"
     if folder.exists():  # ours, and made again in minutes
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""`mmdiff demo vla-mt10`: one policy for the ten tasks of Meta-World MT10, recorded, trained and let to act."""
+"""`mmdiff demo vla-mt10`: one policy for the ten tasks of Meta-World MT10, recorded, trained and evaluated."""
 
 from __future__ import annotations
 

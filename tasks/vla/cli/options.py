@@ -1,4 +1,4 @@
-"""Options that several verbs of `mmdiff vla` share, and what their words mean."""
+"""Options that several verbs of `mmdiff vla` share, and how their values are read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Simulator:
     tasks: str | None = None
 
     def resolve(self, words: Sequence[str], saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """(simulator, its tasks). words: settings, of which `world.` ones count. saved: what the policy has."""
+        """Returns (simulator, its tasks). words: settings, `world.` ones among them. saved: the policy's simulator."""
         from mmdiff.tasks.vla.worlds.world import WORLDS, tasks_of
 
         spec = {**(saved if self.world in (None, saved.get("name")) else {}), **world_of(self.world or "", words)}

@@ -1,4 +1,4 @@
-"""Verbs that let a policy act, or its codec: replay, eval, act, serve."""
+"""Verbs that run a policy or its codec: replay, eval, act, serve."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def evaluate(
     out: Path | None = None,
     strategy: Strategy = None,
 ) -> Output:
-    """Let a run act in a simulator: success by task with intervals, beside ablations, chance and the expert.
+    """Evaluate a run in a simulator: success by task with intervals, beside ablations, random actions and the expert.
 
     Args:
         words: settings, such as sampler.steps=5 task.key=... world.size=64.
         episodes: layouts per task.
         seed: seed of the first layout.
-        execute: actions of a chunk before the next is asked for (default: all).
-        inpaint: what is left of a chunk begins the next one.
+        execute: actions of a chunk that are executed before the next chunk (default: all).
+        inpaint: begin a chunk with the rest of the last one.
         max_steps: steps per episode (default: the simulator's).
         ablations: some of no_image,no_language,swapped,random,expert (default: all).
         swap: whose instruction `swapped` gives a task, TASK=TASK; may be given again.
@@ -113,7 +113,7 @@ def act(
     state: str | None = None,
     strategy: Strategy = None,
 ) -> Output:
-    """Answer one observation: pictures, an instruction and a state to a chunk of actions in robot units.
+    """Predict a chunk of actions, in robot units, for one observation: pictures, an instruction and a state.
 
     Args:
         words: settings, such as sampler.steps=5 task.key=...
@@ -154,7 +154,7 @@ def serve(
         host: the address to listen at.
         port: the port to listen at; 0: a free one.
         camera: a camera's name, in the policy's order; may be given again.
-        execute: actions of a chunk that a robot should carry out (default: all).
+        execute: actions of a chunk that a robot should execute (default: all).
     """
     from mmdiff.tasks.vla.serve.server import serve as answer
 

@@ -1,6 +1,6 @@
-"""`mmdiff demo vla-tables`: what the choices of an action-token policy are worth, each against the demonstration's own.
+"""`mmdiff demo vla-tables`: choices of an action-token policy, each beside that of the demonstration.
 
-One policy a choice, trained on the demonstration's data under the same seeds and evaluated on the same unseen layouts:
+One policy per choice, trained on the demonstration's data under the same seeds and evaluated on the same layouts:
 the softmax over action tokens or the whole vocabulary, 32 or 256 bins, chunks of 1, 3, 5 or 8 actions; and the ways of
 decoding, all of one policy.
 """
@@ -47,7 +47,10 @@ DECODING = "Decoding of one policy"
 
 
 def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
-    """Train what is not there yet, two at a time, evaluate, write the report. Returns {table: {row: figures}}."""
+    """Train the policies that are missing, two at a time, evaluate all, write the report.
+
+    Returns `tables` ({table: {row: figures}}), the `seconds` that this call took, and the `report`.
+    """
     start = time.perf_counter()
     home = Run(RUNS / str(config.name))
     home.folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +76,7 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
 
 
 def train_pair(config: Config, names: list[str], *, fresh: bool) -> None:
-    """The first here, the second beside it on the other core."""
+    """Train the first policy in this process, and the second beside it on the other core."""
     first, *rest = [["vla-demo", *overrides(config, name)] for name in names]
     again = ["--fresh"] if fresh else []
     if not rest:
@@ -95,7 +98,7 @@ def overrides(config: Config, name: str) -> list[str]:
 
 
 def acting(config: Config, name: str, way: str | None = None) -> dict[str, Any]:
-    """Figures of a policy on the unseen layouts; read again where they are there."""
+    """Returns figures of a policy on the unseen layouts, read from its folder where they exist."""
     folder = RUNS / f"{config.name}-{name}"
     out = folder / f"closed-loop-{way or 'as-saved'}"
     if (out / "figures.json").is_file():
@@ -114,6 +117,6 @@ def brief(of: Mapping[str, Any]) -> dict[str, float | int | str]:
         "success": f"{of['success']:.3f}",
         "95 %": f"{of['success_low']:.2f} to {of['success_high']:.2f}",
         **{task.removesuffix("-v3"): f"{one['success']:.2f}" for task, one in of["by_task"].items()},
-        "forwards a chunk": f"{of['forwards_per_chunk']:.1f}",
-        "ms a chunk": f"{of['latency_ms']['p50']:.1f}",
+        "forwards per chunk": f"{of['forwards_per_chunk']:.1f}",
+        "ms per chunk": f"{of['latency_ms']['p50']:.1f}",
     }

@@ -1,4 +1,4 @@
-"""Codecs: a chunk of actions in [-1, 1] to a fixed number of codes, and back. `fast.py` beside it has a fourth one.
+"""Codecs: a chunk of actions in [-1, 1] to a fixed number of codes, and back. A fourth one is in `fast.py`.
 
 Shape letters: K actions of a chunk, D dimensions, T codes, B bins, C coefficients kept.
 """
@@ -24,7 +24,7 @@ Bools = NDArray[np.bool_]
 
 
 class ActionCodec(Protocol):
-    """Made from plain configuration values, under `@saveable`. A code is 0..size-1: so many ids are reserved for it.
+    """A codec is made from plain configuration values, under `@saveable`. Its codes are 0..size-1, one token id each.
 
     Binary dimensions of the normaliser keep their sign, and so their value, in every codec that is bound to it.
     """
@@ -35,11 +35,11 @@ class ActionCodec(Protocol):
     def size(self) -> int: ...
 
     def bind(self, statistics: Statistics, normaliser: Normaliser) -> ActionCodec:
-        """A codec that fits the data; itself where it needs nothing of them. Raises ConfigError."""
+        """Returns the codec fitted to statistics; itself where it does not depend on them. Raises ConfigError."""
         ...
 
     def tokens(self, chunk: int, dims: int) -> int:
-        """T. Raises ConfigError for a chunk that the codec cannot write."""
+        """Returns T. Raises ConfigError for a chunk that the codec cannot encode."""
         ...
 
     def encode(self, x_KD: ArrayLike) -> Codes:
@@ -51,17 +51,17 @@ class ActionCodec(Protocol):
         ...
 
     def padded(self, pad_K: ArrayLike, dims: int) -> Bools:
-        """(T,): the codes that stand for padded actions only. They are no targets of training."""
+        """Returns bool (T,): the codes that encode padded actions only, which are no targets of training."""
         ...
 
     def steps(self, chunk: int, dims: int) -> tuple[int, int]:
-        """(groups, codes a group), whose product is T: what hierarchical decoding calls actions and tokens."""
+        """Returns (groups, codes per group), whose product is T: the actions and tokens of hierarchical decoding."""
         ...
 
 
 @saveable
 class UniformBins:
-    """`bins` equal intervals of [-1, 1]: a code an entry, action after action (OpenVLA, LLaDA-VLA).
+    """`bins` equal intervals of [-1, 1]: one code per entry, action after action (OpenVLA, LLaDA-VLA).
 
     A code is decoded as the centre of its interval: the error is at most 1 / bins. Interval i is [2i / bins - 1,
     2(i + 1) / bins - 1); the last one is closed. OpenVLA's 256 edges are 255 intervals: `UniformBins(255)` has the same
@@ -164,7 +164,7 @@ class DCTBins:
 
     Codes stand low frequencies first, the dimensions of one frequency together. Every coefficient depends on every
     action, so no code is padded unless all actions are; padded actions should repeat the last one. Binary dimensions
-    (known once bound), whose switch a cut series would blur, follow as a code an action, action after action.
+    (known once bound), whose switch a truncated series would blur, follow with one code per action.
     """
 
     node: dict[str, Any]  # set by @saveable
@@ -180,7 +180,7 @@ class DCTBins:
 
     @classmethod
     def fitted(cls, chunks_NKD: ArrayLike, bins: int = 63, keep: int = 3, share: float = 0.999) -> DCTBins:
-        """`ranges` from data: `share` of all coefficients of a frequency lie inside. Leave binary dimensions out."""
+        """Fit `ranges` to data: `share` of all coefficients of a frequency lie inside. Leave binary dimensions out."""
         x = np.asarray(chunks_NKD, np.float64)
         if x.ndim != 3 or 0 in x.shape or not np.isfinite(x).all():
             raise DataError(f"chunks of shape {x.shape}: expected finite numbers (chunks, actions, dimensions)")
@@ -233,7 +233,7 @@ class DCTBins:
 
 
 def dct(length: int) -> Floats:
-    """The orthonormal DCT-II as a matrix: M x are the coefficients of x, M^T c the entries of c."""
+    """Returns the orthonormal DCT-II as a matrix: M x are the coefficients of x, M^T c the entries of c."""
     k, n = np.mgrid[0:length, 0:length]
     scale_K = np.sqrt(np.where(np.arange(length) == 0, 1, 2) / length)
     matrix: Floats = scale_K[:, None] * np.cos(np.pi * (n + 0.5) * k / length)

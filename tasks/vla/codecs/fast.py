@@ -20,7 +20,7 @@ from mmdiff.errors import ConfigError, DataError
 from .bins import Bools, Codes, Floats, checked_chunk, checked_codes, dct
 from .normalise import Normaliser, Statistics
 
-FIRST = 0xF0000  # coefficient -radius is written as this character, of a plane without any meaning of its own
+FIRST = 0xF0000  # the character of coefficient -radius, in a plane for private use
 FIELDS = ("scale", "radius", "merges", "max_tokens")
 
 
@@ -62,7 +62,7 @@ class FAST:
     ) -> FAST:
         """From chunks in [-1, 1]. vocab: codes at most, the end code among them.
 
-        Every coefficient that entries in [-1, 1] can have is a code of its own. Raises ConfigError when `vocab` does
+        Every coefficient that entries in [-1, 1] can have gets a code. Raises ConfigError when `vocab` does
         not hold those.
         """
         from tokenizers import Tokenizer
@@ -109,7 +109,7 @@ class FAST:
         return self.max_tokens
 
     def length(self, x_KD: ArrayLike) -> int:
-        """Codes that a chunk takes, however many there is room for."""
+        """Returns the number of codes of a chunk, also above `max_tokens`."""
         return len(self._codes(x_KD))
 
     def encode(self, x_KD: ArrayLike) -> Codes:

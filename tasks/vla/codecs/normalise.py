@@ -30,7 +30,7 @@ _VECTORS = ("mean", "std", "min", "max", "q01", "q99")
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is known of N vectors, dimension by dimension; an empty tuple where a source does not give it.
+    """Statistics of N vectors by dimension; an empty tuple where a source does not give one.
 
     std: of the population (divided by N). q01, q99: quantiles with linear interpolation, numpy's default.
     names: of the dimensions. grid: (Q + 1, D) quantiles at 0, 1/Q, ..., 1. untouched: dimensions that the source says

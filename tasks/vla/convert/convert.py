@@ -1,6 +1,6 @@
 """Recorded episodes of other layouts, written as a LeRobot dataset.
 
-One episode is in memory at a time, and its pictures are read one by one where the source allows it.
+One episode is in memory at a time, and its pictures are read one by one where the source allows that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .hdf5 import SUFFIXES, hdf5_episodes, is_readable, layout_of
 from .numpy_folders import is_numpy_folder, numpy_episodes
 from .options import ReadOptions
 from .rlds import rlds_episodes, rlds_folder
-from .source import Recorded, Recording, broken, natural
+from .source import Recorded, broken, natural
 
 LAYOUTS = (*HDF5, "numpy", "rlds")
 ALL = ReadOptions()
@@ -67,7 +67,14 @@ def convert(
                 try:
                     recording = found.read()
                     if writer is None:
-                        writer = _writer(folder, recording, video, robot_type)
+                        writer = LeRobotWriter(
+                            folder,
+                            fps=recording.episode.fps,
+                            robot_type=robot_type,
+                            video=video,
+                            action_names=recording.action_names,
+                            state_names=recording.state_names,
+                        )
                         cameras_there = list(recording.episode.images)
                     writer.add(recording.episode, found.where)
                 except DataError as error:
@@ -154,14 +161,3 @@ def recorded(path: Path, layout: str, options: ReadOptions) -> Iterator[Recorded
 def _hdf5_files(folder: Path) -> list[Path]:
     files = (f for f in folder.iterdir() if f.suffix in SUFFIXES and f.is_file() and not f.name.startswith("."))
     return sorted(files, key=lambda f: natural(f.name))
-
-
-def _writer(folder: Path, first: Recording, video: bool, robot_type: str | None) -> LeRobotWriter:
-    return LeRobotWriter(
-        folder,
-        fps=first.episode.fps,
-        robot_type=robot_type,
-        video=video,
-        action_names=first.action_names,
-        state_names=first.state_names,
-    )

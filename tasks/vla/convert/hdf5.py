@@ -18,16 +18,15 @@ Shape letters: N frames, D dimensions of an action, S of the state, H W pixels.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmdiff.errors import ConfigError, DataError, nearest, require
-from mmdiff.tasks.vla.data.episode import Episode
 
 from .options import ReadOptions
-from .source import Array, Frames, Recorded, Recording, decoded, guarded, joined, natural, stripped
+from .source import Array, Recorded, Recording, decoded, natural, reading, recording, stripped
 
 LAYOUTS = ("robomimic", "libero", "aloha")
 SUFFIXES = (".hdf5", ".h5")
@@ -74,7 +73,7 @@ def hdf5_episodes(path: Path, layout: str, options: ReadOptions) -> Iterator[Rec
     """
     if layout == "aloha":
         where = str(path)
-        yield Recorded(where, partial(guarded, where, partial(_aloha, path, options)))
+        yield Recorded(where, partial(_aloha, path, options))
         return
     file = _open(path)
     if not _is_group(file, "data"):
@@ -83,83 +82,65 @@ def hdf5_episodes(path: Path, layout: str, options: ReadOptions) -> Iterator[Rec
     names = sorted(data, key=natural) if options.subset is None else _subset(file, options.subset, path)
     for name in names:
         where = f"{path} episode {name}"
-        yield Recorded(where, partial(guarded, where, partial(_demo, data, name, layout, options, path)))
+        yield Recorded(where, partial(_demo, data, name, layout, options, path, where))
 
 
-def _demo(data: Any, name: str, layout: str, options: ReadOptions, path: Path) -> Recording:
-    where = f"{path} episode {name}"
+def _demo(data: Any, name: str, layout: str, options: ReadOptions, path: Path, where: str) -> Recording:
     demo = data.get(name)
     if not _is_group(demo) or not _is_group(demo, "obs"):
-        raise DataError(f"{where}: no group {name}/obs; from raw states, observations must first be extracted")
+        raise DataError(f"no group {name}/obs; from raw states, observations must first be extracted")
     obs = demo["obs"]
-    _check_cameras(obs, options, where)
-    cameras = options.pictures({stripped(k): k for k in obs if _is_raw(obs[k])}, obs, where)
-    return _recording(
+    _check_cameras(obs, options)
+    cameras = options.pictures({stripped(k): k for k in obs if _is_raw(obs[k])}, obs)
+    return recording(
         options,
         where,
         fps=options.fps_of(_number(_json(data, "env_args"), "env_kwargs", "control_freq"), str(path)),
-        words=options.instruction_of(_instruction(data, demo), str(path)),
-        actions=_columns(demo, options.action or ("actions",), "action", where),
-        state=_columns(obs, STATE[layout] if options.state is None else options.state, "state", where),
-        cameras={camera: obs[key] for camera, key in cameras.items()},
+        instruction=options.instruction_of(_instruction(data, demo), str(path)),
+        action=_columns(demo, options.action or ("actions",), "action"),
+        state=_columns(obs, STATE[layout] if options.state is None else options.state, "state"),
+        cameras={camera: _reader(obs[key], camera) for camera, key in cameras.items()},
     )
 
 
 def _aloha(path: Path, options: ReadOptions) -> Recording:
-    file, where = _open(path), str(path)
+    file, where = _file(path), str(path)
     if not _is_group(file, "observations"):
-        raise DataError(f"{where}: no group observations")
+        raise DataError("no group observations")
     seen = file["observations"]
     images = seen["images"] if _is_group(seen, "images") else {}
-    cameras = options.pictures({key: key for key in images}, images, where)
-    return _recording(
+    cameras = options.pictures({key: key for key in images}, images)
+    return recording(
         options,
         where,
         fps=options.fps_of(None, where),
-        words=options.instruction_of(None, where),
-        actions=_columns(file, options.action or ("action",), "action", where),
-        state=_columns(seen, STATE["aloha"] if options.state is None else options.state, "state", where),
-        cameras={camera: images[key] for camera, key in cameras.items()},
+        instruction=options.instruction_of(None, where),
+        action=_columns(file, options.action or ("action",), "action"),
+        state=_columns(seen, STATE["aloha"] if options.state is None else options.state, "state"),
+        cameras={camera: _reader(images[key], camera) for camera, key in cameras.items()},
     )
 
 
-def _recording(
-    options: ReadOptions,
-    where: str,
-    fps: float,
-    words: str,
-    actions: list[tuple[str, Array]],
-    state: list[tuple[str, Array]],
-    cameras: Mapping[str, Any],
-) -> Recording:
-    action_ND, action_names = joined(actions, "action", where)
-    state_NS, state_names = joined(state, "state", where) if state else (None, ())
-    images = {}
-    for camera, dataset in cameras.items():
-        read = _reader(dataset, f"{where}: camera {camera!r}")  # which refuses what has no length
-        images[camera] = Frames(len(dataset), read, options, where, camera)
-    return Recording(Episode(words, action_ND, state_NS, images, fps), action_names, state_names)
-
-
-def _columns(group: Any, keys: Sequence[str], what: str, where: str) -> list[tuple[str, Array]]:
+def _columns(group: Any, keys: Sequence[str], what: str) -> list[tuple[str, Array]]:
     for key in keys:
         if key not in group or _is_group(group[key]):
             known = [k for k in group if not _is_group(group[k]) and group[k].ndim <= 2]
-            raise DataError(f"{where}: {what}: no dataset {key!r}{nearest(key, known)}")
+            raise DataError(f"{what}: no dataset {key!r}{nearest(key, known)}")
     return [(key, group[key][()]) for key in keys]
 
 
-def _reader(dataset: Any, where: str) -> Callable[[int], Array]:
-    """From the number of a frame to its picture: out of raw pixels, or of the bytes of a picture file."""
+def _reader(dataset: Any, camera: str) -> tuple[int, Callable[[int], Array]]:
+    """Returns the number of pictures, and a reader of one: out of raw pixels, or of the bytes of a picture file."""
     if _is_group(dataset) or dataset.ndim == 0:
-        raise DataError(f"{where} is no dataset of frames")
+        raise DataError(f"camera {camera!r} is no dataset of frames")
     if _is_raw(dataset):
-        return _Blocks(dataset)
+        return len(dataset), _Blocks(dataset)
     # Padding may stay: decoders stop at a picture's own end. (The rows of `compress_len` stand in the order of the
     # recording's cameras, which the file does not name.)
     if dataset.ndim == 2 and dataset.dtype == "uint8" or dataset.ndim == 1 and dataset.dtype.kind in "OSV":
-        return lambda frame: decoded(dataset[frame].tobytes() if dataset.ndim == 2 else _bytes(dataset[frame]))
-    raise DataError(f"{where} is {dataset.dtype} {dataset.shape}, expected uint8 (N, H, W, 3) or the bytes of pictures")
+        return len(dataset), lambda n: decoded(dataset[n].tobytes() if dataset.ndim == 2 else _bytes(dataset[n]))
+    found = f"{dataset.dtype} {dataset.shape}"
+    raise DataError(f"camera {camera!r} is {found}, expected uint8 (N, H, W, 3) or the bytes of pictures")
 
 
 class _Blocks:
@@ -177,12 +158,12 @@ class _Blocks:
         return image
 
 
-def _check_cameras(obs: Any, options: ReadOptions, where: str) -> None:
-    """Refuses a dataset that is named like a camera and would otherwise be left out in silence."""
+def _check_cameras(obs: Any, options: ReadOptions) -> None:
+    """Raise DataError for a dataset that is named like a camera but holds no pictures."""
     for key in obs if options.cameras is None else ():
         if stripped(key) != key and not _is_raw(obs[key]):
             kind = "a group" if _is_group(obs[key]) else f"{obs[key].dtype} {obs[key].shape}"
-            raise DataError(f"{where}: camera {key!r} is {kind}, expected uint8 (N, H, W, 3)")
+            raise DataError(f"camera {key!r} is {kind}, expected uint8 (N, H, W, 3)")
 
 
 def _subset(file: Any, subset: str, path: Path) -> list[str]:
@@ -217,13 +198,18 @@ def _number(tree: Any, *keys: str) -> float | None:
 
 
 def _open(path: Path) -> Any:
-    """The file, open until nothing refers to it. Raises DataError."""
+    """Returns the file, open until nothing refers to it. Raises DataError, which names it."""
+    with reading(str(path)):
+        return _file(path)
+
+
+def _file(path: Path) -> Any:
     require("h5py", "vla")
     import h5py
 
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    return guarded(str(path), lambda: h5py.File(path, "r"))
+        raise DataError("no such file")
+    return h5py.File(path, "r")
 
 
 def _is_group(item: Any, name: str | None = None) -> bool:

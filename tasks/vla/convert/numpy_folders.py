@@ -14,7 +14,7 @@ Shape letters: N frames, D dimensions of an action, S of the state, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 
 from mmdiff.errors import DataError, nearest
-from mmdiff.tasks.vla.data.episode import Episode
 
 from .options import ReadOptions
-from .source import Array, Frames, Recorded, Recording, decoded, guarded, joined, natural
+from .source import Array, Recorded, Recording, decoded, natural, reading, recording
 
 ACTIONS = ("action", "actions")
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -42,7 +41,7 @@ def numpy_episodes(folder: Path, options: ReadOptions) -> Iterator[Recorded]:
     options.fps_of(None, str(folder))
     for entry in _entries(folder):
         where = f"{folder} episode {entry.name}"
-        yield Recorded(where, partial(guarded, where, partial(_read, entry, options, where)))
+        yield Recorded(where, partial(_read, entry, options, where))
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -56,35 +55,28 @@ def _has_actions(entry: Path) -> bool:
 
 
 def _read(entry: Path, options: ReadOptions, where: str) -> Recording:
-    parts: Mapping[str, Any] = _folder(entry, where) if entry.is_dir() else _archive(entry)
+    parts: Mapping[str, Any] = _folder(entry) if entry.is_dir() else _archive(entry)
     keys = options.action or [name for name in ACTIONS if name in parts][:1]
     if not keys:
-        raise DataError(f"{where}: no action{nearest('action', parts)}")
-    action_ND, action_names = joined(_columns(parts, keys, "action", where), "action", where)
+        raise DataError(f"no action{nearest('action', parts)}")
     state = options.state if options.state is not None else [name for name in ("state",) if name in parts]
-    state_NS, state_names = joined(_columns(parts, state, "state", where), "state", where) if state else (None, ())
+    action, states = (_columns(parts, names, what) for names, what in ((keys, "action"), (state, "state")))
     used = {*keys, *state, *ACTIONS, *OTHER}
     rest = {name: part for name, part in parts.items() if name not in used}
     found = {name: name for name, part in rest.items() if isinstance(part, list) or part.ndim == 4}
-    images = {}
-    for camera, key in options.pictures(found, parts, where).items():
-        part = parts[key]
-        if not _is_camera(part):
-            raise DataError(f"{where}: camera {camera!r} is {part.dtype} {part.shape}, expected uint8 (N, H, W, 3)")
-        files = isinstance(part, list)
-        images[camera] = Frames(len(part), partial(_decoded_file if files else _frame, part), options, where, camera)
+    cameras = {camera: _reader(parts[key], camera) for camera, key in options.pictures(found, parts).items()}
     words = options.instruction_of(_words(parts.get("instruction"), entry), where)
-    episode = Episode(words, action_ND, state_NS, images, options.fps_of(None, where))
-    return Recording(episode, action_names, state_names)
+    fps = options.fps_of(None, where)
+    return recording(options, where, fps=fps, instruction=words, action=action, state=states, cameras=cameras)
 
 
-def _folder(entry: Path, where: str) -> dict[str, Any]:
+def _folder(entry: Path) -> dict[str, Any]:
     """Name -> an array on disk, or the files of a camera."""
     parts: dict[str, Any] = {}
     for path in sorted(entry.iterdir(), key=lambda p: natural(p.name)):
         if path.suffix == ".npy":
-            load = partial(np.load, path, mmap_mode="r", allow_pickle=False)
-            part: Any = guarded(f"{where}: {path.name}", load)
+            with reading(path.name):
+                part: Any = np.load(path, mmap_mode="r", allow_pickle=False)
         elif path.is_dir() and not path.name.startswith("."):
             files = [f for f in path.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith(".")]
             part = sorted(files, key=lambda f: natural(f.name))
@@ -93,7 +85,7 @@ def _folder(entry: Path, where: str) -> dict[str, Any]:
         else:
             continue
         if path.stem in parts:
-            raise DataError(f"{where}: {path.stem!r} is there twice, as .npy and as a folder")
+            raise DataError(f"{path.stem!r} exists twice, as .npy and as a folder")
         parts[path.stem] = part
     return parts
 
@@ -103,10 +95,10 @@ def _archive(entry: Path) -> dict[str, Any]:
         return {name: archive[name] for name in archive.files}
 
 
-def _columns(parts: Mapping[str, Any], keys: Sequence[str], what: str, where: str) -> list[tuple[str, Array]]:
+def _columns(parts: Mapping[str, Any], keys: Sequence[str], what: str) -> list[tuple[str, Array]]:
     for key in keys:
         if not isinstance(parts.get(key), np.ndarray):
-            raise DataError(f"{where}: {what}: no array {key!r}{nearest(key, parts)}")
+            raise DataError(f"{what}: no array {key!r}{nearest(key, parts)}")
     return [(key, np.asarray(parts[key])) for key in keys]
 
 
@@ -120,13 +112,10 @@ def _words(stored: Any, entry: Path) -> str | None:
     return None
 
 
-def _is_camera(part: Any) -> bool:
-    return isinstance(part, list) or (part.dtype == np.uint8 and part.ndim == 4 and part.shape[3] == 3)
-
-
-def _frame(array: Array, index: int) -> Array:
-    return np.asarray(array[index])
-
-
-def _decoded_file(files: Sequence[Path], index: int) -> Array:
-    return decoded(files[index].read_bytes())
+def _reader(part: Any, camera: str) -> tuple[int, Callable[[int], Array]]:
+    """Returns the number of pictures, and a reader of one: out of an array, or of a list of files."""
+    if isinstance(part, list):
+        return len(part), lambda n: decoded(part[n].read_bytes())
+    if part.dtype != np.uint8 or part.ndim != 4 or part.shape[3] != 3:
+        raise DataError(f"camera {camera!r} is {part.dtype} {part.shape}, expected uint8 (N, H, W, 3)")
+    return len(part), lambda n: np.asarray(part[n])

@@ -64,12 +64,12 @@ class ReadOptions:
             raise ConfigError(f"instruction: {where} holds none; give one (--instruction)")
         return words
 
-    def pictures(self, found: Mapping[str, str], known: Iterable[str], where: str) -> dict[str, str]:
+    def pictures(self, found: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
         """Name -> key. found: what there is by default; known: every key there is. Raises DataError."""
         if self.cameras is None:
             return dict(found)
         known = set(known)
         for name, key in self.cameras.items():
             if key not in known:
-                raise DataError(f"{where}: camera {name}: no {key!r}{nearest(key, known)}")
+                raise DataError(f"camera {name}: no {key!r}{nearest(key, known)}")
         return dict(self.cameras)

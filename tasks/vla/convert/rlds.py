@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -29,10 +29,9 @@ from typing import Any
 import numpy as np
 
 from mmdiff.errors import ConfigError, DataError, nearest
-from mmdiff.tasks.vla.data.episode import Episode
 
 from .options import ReadOptions
-from .source import Array, Frames, Recorded, Recording, broken, decoded, guarded, joined, stripped
+from .source import Array, Recorded, Recording, broken, decoded, reading, recording, stripped
 from .tfrecord import example, records
 
 INSTRUCTIONS = ("language_instruction", "observation/natural_language_instruction", "observation/language_instruction")
@@ -77,7 +76,7 @@ def rlds_episodes(folder: Path, options: ReadOptions) -> Iterator[Recorded]:
             if isinstance(record, DataError):
                 yield broken(where, record)
             else:
-                yield Recorded(where, partial(guarded, where, partial(_read, record, features, keys, options, where)))
+                yield Recorded(where, partial(_read, record, features, keys, options, where))
         if count is not None and number + 1 < count:
             error = DataError(f"{shard}: {number + 1} records, dataset_info.json says {count}")
             yield broken(str(shard), error)
@@ -136,23 +135,35 @@ def _chosen(features: Mapping[str, Feature], options: ReadOptions, where: str) -
 def _read(record: bytes, features: Mapping[str, Feature], keys: _Keys, options: ReadOptions, where: str) -> Recording:
     values = example(record)
 
-    def column(key: str) -> Array:
-        return guarded(f"{where}: {key}", lambda: _numbers(values.get(f"steps/{key}", ()), features[key]))
+    def columns(names: Sequence[str]) -> list[tuple[str, Array]]:
+        found = []
+        for key in names:
+            with reading(key):
+                found.append((key, _numbers(values.get(f"steps/{key}", ()), features[key])))
+        return found
 
-    action_ND, action_names = joined([(key, column(key)) for key in keys.action], "action", where)
-    state_NS, state_names = None, tuple[str, ...]()
-    if keys.state:
-        state_NS, state_names = joined([(key, column(key)) for key in keys.state], "state", where)
-    images = {}
-    for camera, key in keys.cameras.items():
-        files = _bytes(values.get(f"steps/{key}", ()), f"{where}: {key}")
-        images[camera] = Frames(len(files), partial(_picture, files), options, where, camera)
+    def files(key: str) -> list[bytes]:
+        found = list(values.get(f"steps/{key}", ()))
+        if not all(isinstance(value, bytes) for value in found):
+            raise DataError(f"{key}: holds numbers, expected bytes")
+        return found
+
     words = None
     if options.instruction is None and keys.instruction is not None:
-        words = _words(_bytes(values.get(f"steps/{keys.instruction}", ()), f"{where}: {keys.instruction}"), where)
-    fps = options.fps_of(None, where)
-    episode = Episode(_worded(options, words, where), action_ND, state_NS, images, fps)
-    return Recording(episode, action_names, state_names)
+        words = _words(files(keys.instruction))
+    return recording(
+        options,
+        where,
+        fps=options.fps_of(None, where),
+        instruction=options.instruction_of(words, where),
+        action=columns(keys.action),
+        state=columns(keys.state),
+        cameras={camera: _reader(files(key)) for camera, key in keys.cameras.items()},
+    )
+
+
+def _reader(files: Sequence[bytes]) -> tuple[int, Callable[[int], Array]]:
+    return len(files), lambda n: decoded(files[n])
 
 
 def _numbers(values: Sequence[Any], feature: Feature) -> Array:
@@ -177,29 +188,14 @@ def _numbers(values: Sequence[Any], feature: Feature) -> Array:
     return flat.reshape(-1, *shape)
 
 
-def _bytes(values: Sequence[Any], where: str) -> list[bytes]:
-    files = list(values)
-    if not all(isinstance(value, bytes) for value in files):
-        raise DataError(f"{where}: holds numbers, expected bytes")
-    return files
-
-
-def _picture(files: Sequence[bytes], frame: int) -> Array:
-    return decoded(files[frame])
-
-
-def _words(steps: Sequence[bytes], where: str) -> str | None:
-    """The instruction of an episode, which every step repeats."""
+def _words(steps: Sequence[bytes]) -> str:
+    """Returns the instruction of an episode, which every step repeats."""
     texts = list(dict.fromkeys(step.decode("utf-8", errors="replace").strip() for step in steps))
     if len(texts) > 1:
-        raise DataError(f"{where}: the instruction changes from {texts[0]!r:.80} to {texts[1]!r:.80}; expected one")
-    return texts[0] if texts else None
-
-
-def _worded(options: ReadOptions, words: str | None, where: str) -> str:
-    if not words and options.instruction is None:  # some episodes of a data set have none: these are broken, not all
-        raise DataError(f"{where}: empty instruction")
-    return options.instruction_of(words, where)
+        raise DataError(f"the instruction changes from {texts[0]!r:.80} to {texts[1]!r:.80}; expected one")
+    if not any(texts):  # other episodes of the data set have one: this one is broken
+        raise DataError("empty instruction")
+    return texts[0]
 
 
 def _features(path: Path) -> dict[str, Feature]:

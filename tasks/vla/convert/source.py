@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from functools import partial
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
 from mmdiff.encoders.media.images import read_image
-from mmdiff.errors import DataError
-from mmdiff.tasks.vla.data.episode import Episode
+from mmdiff.errors import DataError, located
+from mmdiff.tasks.vla.data.episode import Episode, LazyFrames
 
 from .options import ReadOptions
 
 Array = np.ndarray[Any, Any]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,61 +36,70 @@ class Recording:
 
 @dataclass(frozen=True)
 class Recorded:
-    """An episode that has been found. `read()` raises DataError where it is broken."""
+    """An episode that has been found. where: its file and name, which begin every error about it."""
 
     where: str
-    read: Callable[[], Recording]
+    parse: Callable[[], Recording]
+
+    def read(self) -> Recording:
+        """Raises DataError where the episode is broken, ConfigError for an option that is missing."""
+        with reading(self.where):
+            return self.parse()
 
 
 def broken(where: str, error: DataError) -> Recorded:
-    """Stands for an episode that could not be found: its `read()` raises `error`."""
+    """Returns what stands for an episode that could not be found: its `read()` raises `error`, which names it."""
 
-    def read() -> Recording:
+    def parse() -> Recording:
         raise error
 
-    return Recorded(where, read)
+    return Recorded("", parse)
 
 
-class Frames(Sequence[Array]):
-    """N pictures, uint8 (H, W, 3), each read when it is used.
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Put `where` in front of a DataError, and make one of what a damaged file raises."""
+    with located(where):
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"cannot be read ({why})") from None
 
-    read: index -> uint8 (H, W, 3). Raises DataError that names the frame, for one that cannot be read.
+
+def recording(
+    options: ReadOptions,
+    where: str,
+    *,
+    fps: float,
+    instruction: str,
+    action: Sequence[tuple[str, Array]],
+    state: Sequence[tuple[str, Array]],
+    cameras: Mapping[str, tuple[int, Callable[[int], Array]]],
+) -> Recording:
+    """Returns the episode of named columns, see `joined`, and of cameras: how many pictures each has, and their reader.
+
+    where: begins errors about pictures, which are read later. Raises DataError for the columns.
     """
+    action_ND, action_names = joined(action, "action")
+    state_NS, state_names = joined(state, "state") if state else (None, ())
+    images = {
+        camera: LazyFrames(count, partial(_picture, read, options, where, camera))
+        for camera, (count, read) in cameras.items()
+    }
+    return Recording(Episode(instruction, action_ND, state_NS, images, fps), action_names, state_names)
 
-    def __init__(self, count: int, read: Callable[[int], Array], options: ReadOptions, where: str, camera: str) -> None:
-        self._count, self._read, self._options, self._where, self._camera = count, read, options, where, camera
 
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> Array: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Array]: ...
-    def __getitem__(self, index: int | slice) -> Array | list[Array]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._count))]
-        frame = range(self._count)[index]  # IndexError ends an iteration
-        where = f"{self._where} frame {frame}: camera {self._camera!r}"
-        image = guarded(where, lambda: self._read(frame))
+def _picture(read: Callable[[int], Array], options: ReadOptions, where: str, camera: str, frame: int) -> Array:
+    with reading(f"{where} frame {frame}: camera {camera!r}"):
+        image = read(frame)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise DataError(f"{where}: {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
-        if self._options.rotate:
-            image = image[::-1, ::-1]
-        if self._options.bgr:
-            image = image[..., ::-1]
-        return np.ascontiguousarray(image)
-
-
-def guarded(where: str, read: Callable[[], T]) -> T:
-    """What `read` gives; a damaged file becomes a DataError that begins with `where`."""
-    try:
-        return read()
-    except DataError as error:
-        message = str(error)
-        raise DataError(message if message.startswith(where) else f"{where}: {message}") from None
-    except (OSError, RuntimeError, ValueError, EOFError, BadZipFile, zlib.error) as error:
-        raise DataError(f"{where}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from None
+            raise DataError(f"{image.dtype} {image.shape}, expected uint8 (H, W, 3)")
+    if options.rotate:
+        image = image[::-1, ::-1]
+    if options.bgr:
+        image = image[..., ::-1]
+    return np.ascontiguousarray(image)
 
 
 def decoded(data: Any) -> Array:
@@ -97,7 +107,7 @@ def decoded(data: Any) -> Array:
     return np.asarray(read_image(bytes(data)))
 
 
-def joined(columns: Sequence[tuple[str, Array]], what: str, where: str) -> tuple[Array, tuple[str, ...]]:
+def joined(columns: Sequence[tuple[str, Array]], what: str) -> tuple[Array, tuple[str, ...]]:
     """Columns (N,) or (N, d) side by side, float32 (N, D), and a name for each. Raises DataError.
 
     what: "action" or "state". A single column takes its name from it, several from their keys.
@@ -106,11 +116,9 @@ def joined(columns: Sequence[tuple[str, Array]], what: str, where: str) -> tuple
     names: list[str] = []
     for key, column in columns:
         if column.dtype.kind not in "fiub" or column.ndim not in (1, 2):
-            raise DataError(f"{where}: {what} {key!r} is {column.dtype} {column.shape}, expected numbers (frames, D)")
+            raise DataError(f"{what} {key!r} is {column.dtype} {column.shape}, expected numbers (frames, D)")
         if len(column) != len(columns[0][1]):
-            raise DataError(
-                f"{where}: {what} {key!r} has {len(column)} frames, {columns[0][0]!r} has {len(columns[0][1])}"
-            )
+            raise DataError(f"{what} {key!r} has {len(column)} frames, {columns[0][0]!r} has {len(columns[0][1])}")
         part = column[:, None] if column.ndim == 1 else column
         prefix = what if len(columns) == 1 else key.rsplit("/", 1)[-1]
         names += [prefix] if column.ndim == 1 else [f"{prefix}.{i}" for i in range(part.shape[1])]

@@ -1,4 +1,6 @@
-"""Robot rows with their pictures moved and recoloured, and their states disturbed; actions and words stay.
+"""Augmentation of robot rows: pictures are moved and recoloured, states get noise; actions and instructions stay.
+
+    {"image": uint8 (H, W, 3), "state": [0.1, -0.2], "instruction": "open the drawer", "action": [[0.3, 0.0, 1.0], ...]}
 
 Shape letters: H W pixels, S entries of a state.
 """
@@ -22,13 +24,13 @@ LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601: how bright a colour look
 
 
 class Augmented:
-    """`copies` differing versions of every row: row i is a version of row i % n, the same whenever it is read.
+    """`copies` different versions of every row: row i is a version of row i % n, the same whenever it is read.
 
     shift: a picture is moved by up to so many pixels in either direction, and filled with its own edge (DrQ,
         arXiv 2004.13649: 4 of 84). Cameras are moved apart from each other.
     brightness, contrast, saturation: a factor drawn from 1 - x to 1 + x, one for all pictures of a row: of every value,
         of its distance from the mean grey of the picture, and from the grey of the pixel. In this order; clipped once.
-    state_noise: standard deviation of what is added to the state, in its own units; one number, or one an entry.
+    state_noise: standard deviation of the noise of the state, in its units; one number, or one per entry.
 
     Pictures come out as uint8 arrays (H, W, 3). Draws depend on (seed, i) alone. Raises ConfigError.
     """
@@ -89,7 +91,7 @@ class Augmented:
 
 
 def moved(picture: Picture, down: int, right: int) -> Picture:
-    """By whole pixels; what comes in is a repetition of the edge."""
+    """Returns the picture moved by whole pixels; its edge is repeated."""
     height, width = picture.shape[:2]
     y = (np.arange(height) - down).clip(0, height - 1)
     x = (np.arange(width) - right).clip(0, width - 1)
@@ -97,7 +99,7 @@ def moved(picture: Picture, down: int, right: int) -> Picture:
 
 
 def recoloured(picture: Picture, brightness: float = 1, contrast: float = 1, saturation: float = 1) -> Picture:
-    """By factors, 1 changes nothing."""
+    """Returns the picture with colours changed by factors; 1 changes nothing."""
     x = picture * np.float64(brightness)
     mean = (x @ LUMA).mean()
     x = mean + contrast * (x - mean)

@@ -23,7 +23,7 @@ OPEN = 32  # files that a process keeps open
 
 
 def read_rows(layout: Layout, action: str, state: str | None) -> dict[str, Array]:
-    """The columns of all rows, and where the episodes are in them.
+    """Returns the columns of all rows, and where the episodes are in them.
 
     "action" (N, D), "state" (N, S), "task", "time", "success" (N,); "start", "length", "row" (E,).
     """
@@ -68,7 +68,7 @@ def read_columns(file: Path, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def vectors(column: Any, file: Path, name: str, dims: int) -> Array:
-    """A column of lists, or of numbers where D is 1, to float32 (N, D). What is empty becomes NaN.
+    """Returns a column of lists, or of numbers where D is 1, as float32 (N, D). Empty entries become NaN.
 
     Raises DataError for a row whose list has another length, and for what is no list of numbers.
     """
@@ -102,7 +102,7 @@ def vectors(column: Any, file: Path, name: str, dims: int) -> Array:
 
 
 def numbers(column: Any, file: Path, name: str) -> Array:
-    """A column of whole or real numbers to an array (N,). Raises DataError for empty entries and other types."""
+    """Returns a column of numbers as an array (N,). Raises DataError for empty entries and other types."""
     if column.null_count:
         raise DataError(f"{file}: {name} has empty entries")
     values = np.asarray(column.to_numpy())

@@ -1,6 +1,6 @@
-"""LeRobotDatasets of v3.0, v2.1 and v2.0: episodes by number, and their frames as rows, each with its K next actions.
+r"""LeRobotDatasets of v3.0, v2.1 and v2.0: episodes by number, and their frames as rows, each with its K next actions.
 
-    {"image": b"\\x89PNG...", "state": float32 (S,), "instruction": "open the drawer", "action": float32 (K, D),
+    {"image": b"\x89PNG...", "state": float32 (S,), "instruction": "open the drawer", "action": float32 (K, D),
      "action_is_pad": bool (K,), "dataset": "bridge", "episode": 3, "frame": 41, "where": "bridge episode 3 frame 41"}
 
 Actions, states and indices are held in memory; pictures are read when they are used.

@@ -22,9 +22,9 @@ Frames = Sequence[Array] | Array
 class Episode:
     """One demonstration.
 
-    action: float32 (N, D) in robot units; `action[n]` is what was done after seeing frame n.
+    action: float32 (N, D) in robot units; `action[n]` was executed after frame n.
     state: float32 (N, S), or None where nothing was measured.
-    images: camera -> N pictures, uint8 (H, W, 3); any sequence, so that pictures may be read when they are used.
+    images: camera -> N pictures, uint8 (H, W, 3); any sequence, such as `LazyFrames`.
     """
 
     instruction: str
@@ -74,7 +74,7 @@ def check_episode(
     camera; a picture that is not uint8 (H, W, 3), or not of the size of the first.
 
     dims, state_dims: the D and S expected, 0: no state. cameras: those expected, with the shape of their pictures.
-    pictures: whether every picture is looked at, which decodes pictures that are in a file.
+    pictures: whether every picture is checked, which decodes those in files.
     """
     if not isinstance(episode.instruction, str):
         raise DataError(f"{where}: instruction is {episode.instruction!r:.60}, expected text")

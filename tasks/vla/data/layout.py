@@ -1,4 +1,4 @@
-"""What `meta/` of a LeRobotDataset holds: features, tasks, and where the frames of every episode are.
+"""The folder `meta/` of a LeRobotDataset: features, tasks, and where the frames of every episode are.
 
 v3.0 (many episodes per file):
     meta/info.json  meta/stats.json  meta/tasks.parquet  meta/episodes/chunk-000/file-000.parquet

@@ -18,7 +18,7 @@ from mmdiff.errors import DataError, require
 
 Array = np.ndarray[Any, Any]
 
-AHEAD = 16  # frames that are decoded rather than skipped by a seek
+AHEAD = 16  # frames that are decoded rather than skipped by seeking
 
 
 def read_frames(path: str | Path) -> Iterator[Array]:
@@ -111,7 +111,7 @@ class Video:
         except StopIteration:
             return False
         except av.error.FFmpegError as error:
-            raise DataError(f"{self.path}: damaged behind {max(self._time, 0):.3f} s ({error.strerror})") from None
+            raise DataError(f"{self.path}: damaged after {max(self._time, 0):.3f} s ({error.strerror})") from None
         if self._frame is None:
             self._landed = float(frame.time)
         self._frame, self._time = frame, float(frame.time)
@@ -155,13 +155,13 @@ class Video:
         self._time, self._landed = -1.0, 0.0
 
     def _leave(self) -> None:
-        """In a forked process: the handles are the other's, and freeing them would wait for its threads for ever."""
+        """Forget the handles in a forked process: freeing them would wait for threads of the parent."""
         _INHERITED.append((self._container, self._decoder, self._frame))
         self._forget()
 
 
 _OPEN: WeakSet[Video] = WeakSet()
-_INHERITED: list[Any] = []  # what a fork brought along; neither used nor freed
+_INHERITED: list[Any] = []  # handles of the parent process; neither used nor freed
 
 
 def _after_fork() -> None:

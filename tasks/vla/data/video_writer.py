@@ -16,7 +16,7 @@ from mmdiff.files import aside
 Array = np.ndarray[Any, Any]
 
 CODECS = ("libx264", "libopenh264", "mpeg4")
-"""Encoders of `write_mp4`, the first that is there is taken; all are shown by common players."""
+"""Encoders of `write_mp4`, the first that is there is taken; common players show all of them."""
 GIF_FPS = 50  # viewers show a frame of less than 2/100 s for 10/100 s
 
 
@@ -103,7 +103,7 @@ class VideoWriter:
         if self.codec == "mpeg4":
             stream.bit_rate = max(
                 400_000, round(height * width * self.fps)
-            )  # it has no constant quality; 1 bit a pixel
+            )  # it has no constant quality; 1 bit per pixel
         self._stream = stream
 
 

@@ -27,21 +27,21 @@ from .layout import DATA_PATH, EPISODES_PATH, PREFIX, VERSION, VIDEO_PATH
 from .video_writer import codec_of
 
 COUNTED = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-"""Columns that every data set has, in this order, behind its own."""
+"""Columns that every data set has, in this order, after its own."""
 
 
 class LeRobotWriter:
     """A LeRobotDataset, episode by episode.
 
-    All is written into a folder aside, which gets its name from `finish`; without it nothing stays behind. Used as a
-    context, it finishes at the end, or leaves nothing when something is raised.
+    All is written into a folder aside, which `finish` gives its name; without `finish` nothing is left. A context
+    finishes at its end, and leaves nothing after an error.
 
     fps, robot_type: as info.json has them. action_names, state_names: of the dimensions; empty: 0, 1, ...
     video: pictures go into one mp4 per camera and file, else each into its row, as `picture`.
     codec: an encoder of PyAV's for videos. data_mb, video_mb: the size at which the next file is begun.
     The features are those of the first episode: which cameras, sizes of pictures, D and S, whether success is known.
 
-    Raises ConfigError for a folder that is there, or for an argument.
+    Raises ConfigError for a folder that exists, or for an argument.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class LeRobotWriter:
         else:
             self.discard()
 
-    # What episodes must have in common
+    # What all episodes share
 
     def _check(self, episode: Episode, where: str) -> None:
         if self._cameras is None:

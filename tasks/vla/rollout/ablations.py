@@ -1,7 +1,7 @@
-"""What is withheld from a policy, or falsified, to see what it depends on: pictures, and its instruction.
+"""Ablations: rows without pictures, without an instruction, or with that of another task.
 
-An ablation changes a row before the policy sees it. Chance and the scripted expert are other policies, on the same
-layouts.
+An ablation changes a row before the policy sees it. Random actions and the scripted expert are other policies, on the
+same layouts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GREY = 128
 
 
 def without_image(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Every picture grey; a row of a policy that looks at none has none."""
+    """Returns the row with grey pictures; a row of a policy without cameras has none."""
     if "image" not in row:
         return row
     image = row["image"]
@@ -33,7 +33,7 @@ def without_language(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def instructions(spec: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, str]:
-    """Full name -> instruction of tasks, in order. Raises ConfigError for none, one named twice and unknown ones."""
+    """Returns full name -> instruction of tasks, in order. Raises ConfigError for none, and double or unknown ones."""
     if not tasks:
         raise ConfigError(f"tasks: none is named{nearest('', tasks_of(spec))}")
     instruction_of: dict[str, str] = {}
@@ -49,7 +49,7 @@ def instructions(spec: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, str
 def swaps(
     spec: Mapping[str, Any], instruction_of: Mapping[str, str], pairs: Mapping[str, str] | None
 ) -> dict[str, tuple[str, str]]:
-    """Task -> another task and its instruction: what `pairs` names, else the next one. Empty for a single task.
+    """Returns task -> another task and its instruction: the one in `pairs`, else the next. Empty for a single task.
 
     instruction_of: full name -> instruction. Raises ConfigError for a pair of one task, and a task not
     evaluated.

@@ -1,4 +1,4 @@
-"""The episodes of one policy and of its ablations, simulators open, group of tasks by group."""
+"""The episodes of one policy and of its ablations, one group of tasks after another in open simulators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .report import Film
 from .rollout import Edit, Rollout, rollout
 from .success import by_task, rates
 
-FILM_FPS = 20  # pictures a second of a film, about
+FILM_FPS = 20  # pictures per second of a film, about
 SHOWN = 160  # pixels of a GIF's side at least; small pictures are enlarged by a whole number
 
 Lanes = Mapping[str, Sequence[World]]
@@ -65,7 +65,7 @@ class EvalSetup:
 
 
 class ClosedLoop:
-    """Episodes of a policy and of its ablations, added to group of tasks by group."""
+    """The episodes of a policy and of its ablations, added to by each group of tasks."""
 
     def __init__(self, policy: Policy, setup: EvalSetup) -> None:
         self.policy, self.setup = policy, setup
@@ -100,7 +100,7 @@ class ClosedLoop:
         elif name == "expert":
             policy = ExpertPolicy()
         elif name == "swapped" and not self.setup.swapped:
-            return self._note("swapped: a single task has no other instruction to be given, `pairs` may name one")
+            return self._note("swapped: a single task has no other instruction; name one with `pairs`")
         else:
             edit = {"no_image": without_image, "no_language": without_language, "swapped": self._swap}[name]
         try:
@@ -112,7 +112,7 @@ class ClosedLoop:
         self.done.setdefault(name, []).extend(found)
 
     def film(self, lanes: Lanes, folder: Path, count: int, mp4: bool) -> None:
-        """Run chosen episodes of the full policy once more, with every picture."""
+        """Run chosen episodes of the full policy once more, and write their pictures as films."""
         chosen = {task: picked(of, count) for task, of in by_task(self.done["full"]).items() if task in lanes}
         for task, seeds in chosen.items():
             world = lanes[task][0]
@@ -122,7 +122,7 @@ class ClosedLoop:
                 name = Path("videos") / f"{task}_0" / f"{task}-seed{episode.seed}-{end}"
                 scale = -(-SHOWN // min(episode.frames[0].shape[:2]))
                 rate = world.fps / every
-                pause = episode.frames[-1:] * round(rate)  # the end is to be seen before it begins again
+                pause = episode.frames[-1:] * round(rate)  # the end stays visible before the film begins again
                 gif = write_gif(folder / f"{name}.gif", episode.frames + pause, rate, scale=scale)
                 files = [f"{name}.gif"]
                 if mp4:
@@ -134,7 +134,7 @@ class ClosedLoop:
                 )
 
     def add(self, other: ClosedLoop) -> None:
-        """What was run elsewhere."""
+        """Add what another process has run."""
         for name, episodes in other.done.items():
             self.done.setdefault(name, []).extend(episodes)
         self.films += other.films
@@ -162,7 +162,7 @@ class ClosedLoop:
         return {**rates(full), "ablations": ablations, **self.timed, **costs, "notes": self.notes}
 
     def _episodes(self, name: str, lanes: Lanes, policy: Policy, edit: Edit | None) -> list[Rollout]:
-        """Of every task, by seed; the simulators of a task share its seeds out."""
+        """Returns the episodes of every task, by seed; the seeds of a task are shared out among its simulators."""
         first, last = self.setup.seed, self.setup.seed + self.setup.episodes
         pairs = [(w, range(first + i, last, len(of))) for of in lanes.values() for i, w in enumerate(of)]
         with tqdm(total=len(lanes) * (last - first), desc=name, file=sys.stderr, leave=False) as bar:
@@ -194,8 +194,8 @@ def policy_of(session: Session | Policy, **sampler: Any) -> Policy:
 
 
 def timing(policy: Policy, world: World, setup: EvalSetup, n: int) -> dict[str, Any]:
-    """Milliseconds of a chunk when a single robot asks, and the rate at which it could act; the first call is not
-    counted."""
+    """Returns the milliseconds per chunk of a single row, and the actions per second that follow; the first call is
+    not counted."""
     row = row_of(world.reset(seed=setup.seed)[0], world.task_description)
     seconds = []
     for i in range(n + 1):
@@ -208,19 +208,19 @@ def timing(policy: Policy, world: World, setup: EvalSetup, n: int) -> dict[str, 
 
 
 def spent(policy: Policy) -> Any:
-    """(forwards, rows, seconds) so far, zeros of a policy that does not count."""
+    """Returns (forwards, rows, seconds) so far, zeros for a policy that does not count."""
     return np.array([getattr(policy, name, 0) for name in ("forwards", "rows", "seconds")], np.float64)
 
 
 def picked(episodes: Sequence[Rollout], count: int) -> list[int]:
-    """Seeds of the first `count` successes and the first `count` failures."""
+    """Returns the seeds of the first `count` successes and the first `count` failures."""
     groups = [[e.seed for e in episodes if e.success is success] for success in (True, False)]
     return [seed for seeds in groups for seed in seeds[:count]]
 
 
 @contextmanager
 def simulators(spec: Mapping[str, Any], tasks: Sequence[str], each: int) -> Iterator[Lanes]:
-    """`each` simulators of every task, closed in the end."""
+    """Yield `each` simulators per task; all are closed in the end."""
     lanes: dict[str, list[World]] = {}
     try:
         for task in tasks:

@@ -1,5 +1,5 @@
-"""A policy in closed loop: success by task with intervals, beside chance, the expert, and the policy when it is shown
-nothing, told nothing or told something else, all on the same layouts.
+"""Closed-loop evaluation: success by task with intervals, beside random actions, the scripted expert, and the policy
+without pictures, without an instruction or with another one, all on the same layouts.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ def evaluate_policy(
 
     session: a model with its task, `sampler` being fields of GenerationConfig for it; or any Policy.
     spec, tasks: see `make_world`.
-    out: a folder that is not there yet, for eval_info.json (lerobot's), figures.json, episodes.jsonl, report.html and
+    out: a folder that does not exist yet, for eval_info.json (lerobot's), figures.json, episodes.jsonl, report.html and
         videos/; None: one beside the model, named by what is evaluated. It is written aside and renamed.
     execute, inpaint, max_steps, batch: see `rollout`; execute, where it is None, is the task's own.
     ablations: of `ABLATIONS`. no_image: every picture is grey. no_language: the instruction is empty. swapped: it is
         that of another task, which `pairs` names (else the next one); success is judged on the task itself.
     others: further policies by name, that stand beside the ablations.
     videos: successes and failures per task that are filmed at most; 0: none. mp4: besides GIFs.
-    worlds: simulators open at once in a process, shared out among its tasks.
+    worlds: simulators open at once per process, shared out among its tasks.
     processes: the tasks are shared out among so many; the episodes are the same. A script that asks for more than one
-        needs `if __name__ == "__main__":`, for they are started afresh.
+        needs `if __name__ == "__main__":`, because they are spawned.
     latency: chunks that are generated one by one to time them; 0: not timed.
     title, notes, metrics: of the report; metrics is a run's metrics.jsonl, for its curves.
     Raises ConfigError for a folder that is there, names that are unknown and what `rollout` refuses.
@@ -145,7 +145,7 @@ class EvalWorker:
                 run.ablations(lanes)
                 for name, other in self.others.items():
                     run.other(name, other, lanes)
-        run.policy = None  # type: ignore[assignment]  # what comes back from a process need not hold the model
+        run.policy = None  # type: ignore[assignment]  # a process does not send the model back
         return run
 
 
@@ -160,7 +160,7 @@ def check(setup: EvalSetup) -> None:
 
 
 def home(session: Session[VLA] | Policy) -> Path:
-    """The folder of a session's run, or where the command runs."""
+    """Returns the folder of a session's run; the working directory for another policy."""
     if not isinstance(session, Session):
         return Path()
     folder = session.folder
@@ -171,7 +171,7 @@ def home(session: Session[VLA] | Policy) -> Path:
 
 @contextmanager
 def _written(out: Path) -> Iterator[Path]:
-    """A folder aside that becomes `out`, which must not be there, or be empty."""
+    """Yield a folder aside that becomes `out`, which must not exist, or be empty."""
     out = out.resolve()  # "." has no name
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already; choose another folder")
@@ -188,7 +188,7 @@ def _split(tasks: Sequence[str], size: int) -> list[Sequence[str]]:
 
 
 def _parts(tasks: Sequence[str], n: int) -> list[Sequence[str]]:
-    """In `n` parts that are about as long as each other."""
+    """Returns `n` parts of about the same length."""
     return [tasks[i::n] for i in range(n)]
 
 

@@ -1,7 +1,7 @@
-"""Who acts: a model, chance, or the simulator's scripted expert.
+"""Policies: a model, random actions, or the simulator's scripted expert.
 
-A row to be answered is what `row_of` makes of an observation. A rollout adds `index`, the number under which
-noise is drawn, and `world`, the simulator itself, which only the expert may look at.
+A row is what `row_of` makes of an observation. A rollout adds `index`, the number under which noise is drawn, and
+`world`, the simulator, which only the expert may use.
 
 Shape letters: K actions of a chunk, D dimensions of an action.
 """
@@ -27,7 +27,7 @@ Chunk = NDArray[np.float64]
 
 
 class Policy(Protocol):
-    """Gives chunks of actions.
+    """A policy predicts chunks of actions.
 
     chunk: K, actions per chunk. sees: whether it needs an observation; none is rendered for one that does not, and its
     rows hold the instruction only.
@@ -37,15 +37,15 @@ class Policy(Protocol):
     sees: bool
 
     def act(self, rows: Sequence[Row]) -> list[Chunk]:
-        """One chunk per row, in one batch. The other rows of the batch must not change the chunk of a row."""
+        """Returns one chunk per row, in one batch. A row's chunk must not depend on the other rows of the batch."""
         ...
 
 
 class ModelPolicy:
-    """A saved model. named: fields of GenerationConfig for every call (`steps=5`, `temperature=1.0`).
+    """The policy of a saved model. named: fields of GenerationConfig for every call (`steps=5`, `temperature=1.0`).
 
-    Noise is drawn under a row's `index`, so that the other rows of a batch change no draw; a row without one is
-    given the number of rows so far. calls, rows, forwards and seconds add up over calls.
+    Noise is drawn under a row's `index`, so that it does not depend on the other rows of a batch; without one, under
+    the number of rows so far. calls, rows, forwards and seconds are totals over calls.
     """
 
     sees = True
@@ -80,7 +80,7 @@ class ModelPolicy:
 
 
 class RandomPolicy:
-    """Actions spread evenly over a bounded action space (a Gymnasium Box), drawn by (seed, a row's `index`)."""
+    """Actions drawn uniformly from a bounded action space (a Gymnasium Box) by (seed, a row's `index`)."""
 
     chunk, sees = 1, False
 

@@ -1,7 +1,7 @@
 """Demonstrations of a world's scripted expert, as episodes or as a LeRobotDataset.
 
 The expert is disturbed while it works: on a share of the steps noise is added to what is executed, and its clean action
-is what is recorded. Demonstrations then show how to come back to the way from beside it (DART, Laskey et al. 2017).
+is what is recorded. Demonstrations then show how to return to the expert's path (DART, Laskey et al. 2017).
 
 Shape letters: N frames, D dimensions of an action, S of the state, H W pixels.
 """
@@ -31,7 +31,7 @@ Spec = Mapping[str, Any] | str
 
 
 class Attempt(NamedTuple):
-    """One layout of one task (its full name), tried once. steps: how many; success: whether the world reports it."""
+    """One attempt at a layout of a task (its full name). success: whether the simulator reports it."""
 
     task: str
     seed: int
@@ -56,11 +56,10 @@ def record(
     fails are left out: no other layout replaces them, so that all others stay unseen.
 
     noise: standard deviation of what is added to an executed action, in all but the last dimension (the gripper's).
-    share: of the steps that are disturbed. hold: a disturbance lasts so many steps; longer ones lead farther from the
-        way, and show how to come back from there.
-    extra: an episode ends with its extra-th successful step, so that it shows what to do once all is done.
-    processes: worlds that run side by side; the episodes are the same. A script that asks for more than one needs
-        `if __name__ == "__main__":`, for they are started afresh.
+    share: of the steps that are disturbed. hold: steps per disturbance; longer ones lead farther from the path.
+    extra: successful steps after which an episode ends, so that it shows what to do after success.
+    processes: simulators side by side; the episodes are the same. A script that asks for more than one needs
+        `if __name__ == "__main__":`, because they are spawned.
     log: called with every attempt, failures too.
     """
     for name, value in (("episodes", episodes), ("extra", extra), ("hold", hold), ("processes", processes)):
@@ -77,7 +76,7 @@ def record(
 
 
 def demonstrate(world: Any, seed: int, noise: float, share: float, extra: int, hold: int = 1) -> Episode:
-    """One episode of the expert, successful or not. What is drawn is a function of (task, seed)."""
+    """Returns an episode of the expert, successful or not. Its noise is a function of (task, seed)."""
     obs, _ = world.reset(seed=seed)
     disturbed = disturbances(world.task, seed, noise, share, world.action_space.shape[0], hold)
     actions, states = [], []
@@ -105,7 +104,7 @@ def demonstrate(world: Any, seed: int, noise: float, share: float, extra: int, h
 
 
 def disturbances(task: str, seed: int, noise: float, share: float, dims: int, hold: int = 1) -> Iterator[np.ndarray]:
-    """What is added to each executed action of an episode, (D,) float64; nothing to the last dimension, the gripper."""
+    """Yield the noise of each executed action of an episode, float64 (D,); 0 in the last dimension, the gripper."""
     rng = Generator(Philox(SeedSequence((zlib.crc32(task.encode()), seed))))
     while True:
         added_D = np.zeros(dims)
@@ -129,11 +128,11 @@ def record_dataset(
     hold: int = 1,
     processes: int = 1,
 ) -> dict[str, tuple[int, int]]:
-    """Write what `record` gives as a LeRobotDataset, and beside it, in `meta/world.json`, how it came about: the
-    world's `spec`, the (task, seed) of every episode and the disturbance. Returns successes and attempts by task.
+    """Write the episodes of `record` as a LeRobotDataset. Returns successes and attempts by task.
 
-    Raises ConfigError where the folder exists, DataError when the expert has succeeded in no layout of a task; what it
-    has done in other tasks is written all the same.
+    `meta/world.json` then holds the world's `spec`, the (task, seed) of every episode and the disturbance.
+    Raises ConfigError where the folder exists, DataError when the expert has succeeded in no layout of a task; the
+    episodes of the other tasks are written all the same.
     """
     from tqdm import tqdm
 
@@ -209,7 +208,7 @@ def _attempt(worlds: _Worlds, task: str, seed: int, how: tuple[float, float, int
 def _all(
     spec: Spec, layouts: Sequence[tuple[str, int]], how: tuple[float, float, int, int], processes: int
 ) -> Iterator[tuple[Attempt, Episode]]:
-    """Attempts in the order of `layouts`; a few more than there are processes are under way or wait to be taken."""
+    """Yield attempts in the order of `layouts`; at most twice as many as there are processes are pending."""
     if processes == 1:
         worlds = _Worlds(spec)
         try:

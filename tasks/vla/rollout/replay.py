@@ -1,8 +1,8 @@
-"""Recorded actions through the codec and back: what a policy with these tokens could at best do.
+"""Recorded actions through the codec and back: an upper limit for a policy with these tokens.
 
 The error of the round trip is measured on every frame. Where the data set names which simulator and which layouts it
 comes from (`meta/world.json`, written with recorded demonstrations), recorded and decoded actions are both executed
-there, so that what the tokens cost is known apart from what a policy has not learned.
+there, which separates the error of the tokens from that of a policy.
 
 Shape letters: N frames, D dimensions of an action, K actions of a chunk.
 """
@@ -33,14 +33,14 @@ from .rollout import Rollout
 from .success import rate
 
 Floats = NDArray[np.float64]
-NEAR = 1e-3  # in units of the state: a raw replay that ends farther away did not take the recorded course
+NEAR = 1e-3  # in units of the state: farther away, a raw replay did not repeat the recorded episode
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Where a data set comes from: the simulator, and (task, seed) of every episode.
+    """The origin of a data set: the simulator, and (task, seed) of every episode.
 
-    noise, share, hold: how the expert was disturbed, see `record`; what is recorded is its clean action.
+    noise, share, hold: how the expert was disturbed, see `record`; its clean actions are recorded.
     """
 
     spec: Mapping[str, Any]
@@ -52,7 +52,7 @@ class Recording:
 
 @dataclass
 class Errors:
-    """Of a round trip, added to episode by episode. mean, max: of each dimension, in robot units."""
+    """The errors of a round trip by dimension, in robot units, summed over episodes."""
 
     dims: int
     frames: int = 0
@@ -72,7 +72,7 @@ class Errors:
         self.clipped_D += ((raw_ND < low_D) | (raw_ND > high_D)).sum(0)
 
     def figures(self, names: Sequence[str]) -> dict[str, Any]:
-        """By the name of a dimension: `mean`, `max`, and `clipped`, the values outside what tokens can express."""
+        """Returns by dimension `mean`, `max`, and `clipped`, the number of values outside the range of the tokens."""
         columns = {"mean": self.total_D / max(1, self.frames), "max": self.max_D, "clipped": self.clipped_D}
         names = names or [str(d) for d in range(self.dims)]
         return {name: {key: of[d].item() for key, of in columns.items()} for d, name in enumerate(names)}
@@ -86,13 +86,13 @@ def replay(
     spec: Mapping[str, Any] | str | None = None,
     episodes: int | Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Figures of a LeRobot folder's actions, sent through the tokens of `task`.
+    """Returns figures of a LeRobot folder's actions after a round trip through the tokens of `task`.
 
     key: whose statistics of the task's. spec: the simulator, instead of the one the data set names.
     episodes: the first so many, or their numbers; None: all.
     `error`: see `Errors.figures`; `mae` is the mean over all of it, `clipped` the sum. `raw` and `codec`: success rates
-    of the recorded and the decoded actions at the recorded layouts; absent where those are not known, which `notes`
-    says. `drift`: how far from the recorded state the raw replay ends, at most; far off, it is another layout.
+    of the recorded and the decoded actions at the recorded layouts; absent, with a line in `notes`, where those are not
+    known. `drift`: the largest distance between the last states of raw replay and recording; 0 for the same layouts.
     Raises ConfigError and DataError.
     """
     from mmdiff.tasks.vla.data.dataset import LeRobot
@@ -104,10 +104,10 @@ def replay(
         raise ConfigError(f"episodes: {episodes!r}, expected some of 0..{len(data) - 1} of {dataset}")
     recording, notes = source(Path(dataset), len(data)), []
     if recording is None:
-        notes.append("nothing is simulated: the data set does not say of which simulator and layouts it is")
+        notes.append("nothing is simulated: the data set does not name its simulator and layouts")
     elif spec is None:
         if (name := recording.spec.get("name")) not in WORLDS:  # a data set may come from anyone
-            raise ConfigError(f"{dataset}: its simulator is {name!r}; name it (--world) if it is to be trusted")
+            raise ConfigError(f"{dataset}: its simulator is {name!r}; name it with --world if you trust it")
     else:
         spec = {"name": spec} if isinstance(spec, str) else dict(spec)
         recording = replace(recording, spec=spec)
@@ -152,7 +152,7 @@ def replay(
 
 
 def round_trip(raw_ND: Floats, normaliser: Normaliser, codec: ActionCodec, chunk: int) -> Floats:
-    """Chunk after chunk to codes and back. What the last chunk lacks is filled up with the last action."""
+    """Returns the actions after encoding and decoding by chunks; the last chunk is padded with the last action."""
     short = -len(raw_ND) % chunk
     full_ND = np.concatenate([raw_ND, np.repeat(raw_ND[-1:], short, 0)])
     dims = normaliser.dims
@@ -164,8 +164,9 @@ def round_trip(raw_ND: Floats, normaliser: Normaliser, codec: ActionCodec, chunk
 
 
 def execute(world: World, seed: int, actions_ND: Floats, episode: Episode) -> tuple[Rollout, float]:
-    """All actions at the layout of a seed, also those behind a success, and how far the state before the last of them
-    is from the recorded one, in its largest entry."""
+    """Execute all actions at the layout of a seed, also those after a success.
+
+    Returns the episode, and the largest difference between the state before the last action and the recorded one."""
     world.reset(seed=seed)
     run = Rollout(world.task, seed, actions_ND=actions_ND)
     far = 0.0
@@ -182,13 +183,13 @@ def execute(world: World, seed: int, actions_ND: Floats, episode: Episode) -> tu
 
 
 def disturbance(task: str, seed: int, recording: Recording, shape_ND: tuple[int, ...]) -> Floats:
-    """What `record` added to the expert's actions when it executed them, drawn once more."""
+    """Returns (N, D): the noise that `record` added to the expert's actions, drawn again."""
     n, dims = shape_ND
     return np.stack(list(islice(disturbances(task, seed, recording.noise, recording.share, dims, recording.hold), n)))
 
 
 def world_of(world: World | None, spec: Mapping[str, Any], task: str) -> World:
-    """The world of a task: the one that is open, if it is that."""
+    """Returns the world of a task: the open one where it is of this task, which is closed otherwise."""
     if world is not None and world.task == task:
         return world
     if world is not None:
@@ -198,7 +199,7 @@ def world_of(world: World | None, spec: Mapping[str, Any], task: str) -> World:
 
 
 def source(dataset: Path, episodes: int) -> Recording | None:
-    """What `meta/world.json` holds; None where there is none. Raises DataError for a file of another data set."""
+    """Returns the origin in `meta/world.json`; None where there is no such file. Raises DataError."""
     file = dataset / "meta" / "world.json"
     if not file.is_file():
         return None

@@ -1,4 +1,4 @@
-"""A page about a policy in closed loop: success by task and ablation with intervals, and films of episodes.
+"""The report on a policy in closed loop: success by task and ablation with intervals, and films of episodes.
 
 One file that needs nothing else: plots and GIFs are inside it.
 """
@@ -38,7 +38,7 @@ Rates = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Film:
-    """An episode to look at. files: relative to the page. gif: the bytes of the GIF, which go into the page."""
+    """A film of an episode. files: relative to the page. gif: the bytes of the GIF, which go into the page."""
 
     task: str
     instruction: str
@@ -64,7 +64,7 @@ def write_vla_report(
 
     figures: what `evaluate_policy` returns: the policy's rates with `by_task`, `ablations` with the rates of each, and
         costs. curves: a data URI, see `mmdiff.evaluation.report.curves`. plots: (heading, data URI).
-    tables: heading -> row -> column -> figure, for what else there is to compare.
+    tables: heading -> row -> column -> figure, further comparisons.
     """
     columns, rows = table(figures)
     return render(
@@ -90,8 +90,7 @@ def conditions(figures: Mapping[str, Any]) -> dict[str, Rates]:
 
 
 def table(figures: Mapping[str, Any]) -> tuple[list[str], dict[str, list[Rates | None]]]:
-    """Columns (`all`, then the tasks), and label -> rates of each; None where there are none. `all` of one task is left
-    out."""
+    """Returns the columns, `all` and the tasks (a single task alone), and label -> rates, None where there are none."""
     tasks = list(figures["by_task"])
     all_of = ["all"] if len(tasks) > 1 else []
     rows: dict[str, list[Rates | None]] = {}
@@ -101,7 +100,7 @@ def table(figures: Mapping[str, Any]) -> tuple[list[str], dict[str, list[Rates |
 
 
 def summary(figures: Mapping[str, Any]) -> str:
-    """The table as text, with a line on costs."""
+    """Returns the table as text, then costs and notes."""
     columns, rows = table(figures)
     shown = [[label, *(NONE if rates is None else with_interval(rates) for rates in of)] for label, of in rows.items()]
     lines = [text_table([["", *columns], *shown])]
@@ -118,18 +117,18 @@ def costs(figures: Mapping[str, Any]) -> dict[str, str]:
     out = {}
     if "latency_ms" in figures:
         latency = figures["latency_ms"]
-        out["latency of a chunk"] = f"{latency['p50']:.1f} ms (p50), {latency['p95']:.1f} ms (p95), one robot"
+        out["latency per chunk"] = f"{latency['p50']:.1f} ms (p50), {latency['p95']:.1f} ms (p95), one robot"
     if "control_hz" in figures:
         out["control frequency"] = f"{figures['control_hz']:.1f} actions per second, one robot"
     if "actions_per_second" in figures:
         out["throughput"] = f"{figures['actions_per_second']:.1f} actions per second of the policy's time, in batches"
     if "forwards_per_chunk" in figures:
-        out["forwards a chunk"] = f"{figures['forwards_per_chunk']:.1f}"
+        out["forwards per chunk"] = f"{figures['forwards_per_chunk']:.1f}"
     return out
 
 
 def bars(figures: Mapping[str, Any]) -> str:
-    """Success by task, a colour a condition, with intervals: a PNG data URI."""
+    """Plot success by task with intervals, one colour per condition. Returns the data URI of a PNG."""
     columns, rows = table(figures)
     figure = new_figure(min(16, max(6, 1.5 + 0.24 * len(columns) * (len(rows) + 1))), 3.6)
     axes = figure.subplots()

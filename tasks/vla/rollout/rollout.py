@@ -26,8 +26,8 @@ Edit = Callable[[Row], Row]
 class Rollout:
     """One episode. success: whether the simulator reported it at any step; the episode ends there.
 
-    chunks: chunks that the policy gave. actions_ND: what was executed. frames: the picture before the first step and
-    after every n-th, (H, W, 3) uint8, where they were kept.
+    chunks: how many the policy predicted. actions_ND: those executed. frames: the picture before the first step and
+    after every n-th, uint8 (H, W, 3), where they are kept.
     """
 
     task: str
@@ -54,16 +54,16 @@ def rollout(
     batch: int | None = None,
     done: Callable[[Rollout], None] | None = None,
 ) -> list[Rollout]:
-    """Episodes in the order of `worlds`, then of their seeds. An episode is a function of (task, seed, policy) and of
-    the arguments, not of what runs beside it.
+    """Returns episodes in the order of `worlds`, then of their seeds. An episode is a function of (task, seed, policy)
+    and of the arguments, not of other episodes.
 
-    seeds: one a world, or several that it runs one after the other.
-    execute: steps after which a world asks for a new chunk; None: the whole chunk.
-    inpaint: what is left of the last chunk is given as the beginning of the new one (`row["given"]`).
+    seeds: one per world, or several that it runs one after the other.
+    execute: actions of a chunk that are executed before the next chunk; None: all.
+    inpaint: the rest of a chunk is given as the beginning of the next one (`row["given"]`).
     max_steps: None: each world's own limit.
     edit: changes a row before the policy sees it, for ablations.
     frames: keep every n-th picture; 0: none.
-    batch: rows of one batch of the policy, at most; None: all that wait.
+    batch: the most rows per batch of the policy; None: no limit.
     done: called with every episode as it ends.
     Raises ConfigError when policy and simulator do not fit each other, or the policy's actions are not finite.
     """
@@ -90,7 +90,7 @@ def rollout(
 
 
 class _Lane:
-    """One simulator on its way through its seeds."""
+    """One simulator, which runs its seeds one after the other."""
 
     def __init__(self, world: World, seeds: Sequence[int], max_steps: int | None, every: int) -> None:
         self.world, self.every = world, every
@@ -137,7 +137,7 @@ class _Lane:
             raise ConfigError(f"{self.now.task} seed {self.now.seed} step {self.now.steps}: actions are not finite")
 
     def step(self) -> Rollout | None:
-        """Execute the next action; the episode, if it is over."""
+        """Execute the next action. Returns the episode if it has ended."""
         action_D = self.chunk[self.at]
         reward, terminated, truncated, info = self.world.advance(action_D.astype(np.float32))
         self.seen = None
@@ -162,7 +162,7 @@ class _Lane:
 
 
 def noise_index(task: str, seed: int, chunk: int) -> int:
-    """63 bits: a number for every chunk there may be, whatever shares its batch."""
+    """Returns the number, of 63 bits, under which the noise of a chunk is drawn, whatever shares its batch."""
     digest = hashlib.blake2b(f"{task} {seed} {chunk}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -16,9 +16,9 @@ LEVEL = 0.95
 
 
 def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """The score interval of a share (Wilson, JASA 1927): it stays in [0, 1] and has a width at 0 and 1.
+    """Returns the score interval of a share (Wilson, JASA 1927), which stays in [0, 1] and has a width at 0 and 1.
 
-    (0, 1) of no episodes.
+    It is (0, 1) for no episodes.
     """
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} episodes")
@@ -28,7 +28,7 @@ def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     share = successes / n
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    # at the ends the formula gives 0 and 1 but for rounding
+    # at the ends the formula gives 0 and 1 up to rounding
     return (0.0 if not successes else middle - half), (1.0 if successes == n else middle + half)
 
 
@@ -63,8 +63,8 @@ def eval_info(
     """What `lerobot-eval` writes (lerobot 0.4, src/lerobot/scripts/lerobot_eval.py, `eval_policy_all`), `pc_` in
     percent, and `intervals` besides, in percent too.
 
-    videos: task -> paths. groups: task -> (task_group, task_id); a task that is not named is a group of its own, as
-    lerobot has it for Meta-World's tasks.
+    videos: task -> paths. groups: task -> (task_group, task_id); other tasks are groups of their own, as in lerobot
+    for Meta-World.
     """
     per_task: list[dict[str, Any]] = []
     members: dict[str, list[Rollout]] = {}

@@ -1,4 +1,4 @@
-"""Pictures and arrays as JSON holds them, to numpy; what is wrong with one, in one line however large it is.
+"""Pictures and arrays in JSON, to numpy. An error is one line, however large the value.
 
 Shape letters: H W pixels.
 """
@@ -25,7 +25,7 @@ SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 50
 
 
 class BadRequest(DataError):
-    """A request that is not answered, and its status."""
+    """A request is refused. status: of HTTP."""
 
     def __init__(self, message: str, status: int = 422) -> None:
         super().__init__(message)
@@ -66,8 +66,8 @@ def to_numbers(value: Any, field: str, shape: tuple[int | None, ...]) -> np.ndar
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     if len(bad := np.argwhere(~np.isfinite(array))):
-        place = "".join(f"[{i}]" for i in bad[0])
-        raise BadRequest(f"{field}{place}: {array[tuple(bad[0])]}, expected a finite number")
+        index = "".join(f"[{i}]" for i in bad[0])
+        raise BadRequest(f"{field}{index}: {array[tuple(bad[0])]}, expected a finite number")
     return array
 
 

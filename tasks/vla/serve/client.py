@@ -23,11 +23,11 @@ from mmdiff.protocols import Row
 
 
 class ActClient:
-    """A policy (`mmdiff.tasks.vla.rollout.policies.Policy`) that asks a server, and answers as the server's model does.
+    """A policy (`mmdiff.tasks.vla.rollout.policies.Policy`) whose chunks a server's model predicts.
 
     url: `http://127.0.0.1:8777`. key: of the statistics, where the server has several. timeout: seconds per call.
     Noise is drawn under a row's `index`, else under the number of rows sent so far. calls, rows and forwards add up;
-    seconds are those of the whole exchange. Raises ConfigError where nobody answers, DataError for a row that the
+    seconds are those of the whole exchange. Raises ConfigError where no server answers, DataError for a row that the
     server refuses.
     """
 

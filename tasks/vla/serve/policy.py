@@ -1,4 +1,4 @@
-"""A policy that answers requests one at a time, and counts them. What it takes and gives is its `Contract`.
+"""A policy that answers requests one at a time, and counts them. Its inputs and outputs are its `Contract`.
 
 Shape letters: K actions of a chunk, D dimensions of an action.
 """
@@ -33,7 +33,7 @@ GONE = 499  # nginx's status for a client that has gone; nobody reads it
 
 
 def contract_of(task: Any, cameras: Sequence[str] | None = None) -> Contract:
-    """What a policy takes and gives. cameras: what its pictures are called, in order; the task knows how many.
+    """Returns the inputs and outputs of a policy. cameras: names of its pictures, in the policy's order.
 
     Raises ConfigError.
     """
@@ -68,7 +68,7 @@ class PolicyServer:
         self._thread = ThreadPoolExecutor(1, "policy", torch.set_num_threads, (torch.get_num_threads(),))
 
     async def act(self, body: bytes, request: Request) -> dict[str, Any]:
-        """The body of an answer. Raises BadRequest."""
+        """Returns the body of the response. Raises BadRequest."""
         if self.waiting >= MAX_WAITING:
             raise BadRequest(f"busy: {self.waiting} requests are waiting; come back later", 503)
         self.waiting += 1
@@ -113,7 +113,7 @@ class PolicyServer:
 
 
 def acting_by(task: VLA, key: str) -> VLA:
-    """The task with another choice of statistics."""
+    """Returns the task with another choice of statistics."""
     other = copy.copy(task)
     other.key = key
     return other

@@ -1,4 +1,4 @@
-"""The body of POST /act to a row that a policy answers; what is wrong with it, in one line with a status of HTTP.
+"""The body of POST /act, parsed to a row; an error is one line with a status of HTTP.
 
     {"image": "iVBORw0KGgo...", "instruction": "open the drawer", "state": [0.1, -0.2], "seed": 7}
 
@@ -29,12 +29,12 @@ SINGLE = ("full_image", "wrist_image", "left_wrist_image", "right_wrist_image") 
 
 @dataclass(frozen=True)
 class Contract:
-    """What a policy takes and gives.
+    """The inputs and outputs of a policy.
 
-    chunk, dims, state: K, D, S. S is 0 where the policy takes no state; one that is sent all the same is left aside, as
+    chunk, dims, state: K, D, S. S is 0 where the policy takes no state; one that is sent all the same is ignored, as
         every client of openvla-oft sends one, and so are pictures where the policy has no camera.
-    cameras: names in order. keys: of the statistics. key: the one that is meant where a request names none; None: it
-        must name one. names: of the D dimensions, or empty.
+    cameras: names in order. keys: of the statistics. key: the default of a request without one; None: there is none.
+        names: of the D dimensions, or empty.
     """
 
     chunk: int
@@ -71,15 +71,15 @@ WRONG = {
     "instruction": "is not a sentence",
     "unnorm_key": "is not a string",
     "seed": "is not a whole number from 0 to 2^63 - 1",
-    "string_unicode": "is no text of Unicode",  # half a letter, which no tokenizer takes
+    "string_unicode": "is no text of Unicode",  # a lone surrogate, which no tokenizer accepts
 }
 
 
 @dataclass(frozen=True)
 class ParsedRequest:
-    """A request that can be answered.
+    """A valid request.
 
-    row: as `mmdiff.tasks.vla.rollout.policies` hands it to a task. seed: noise is drawn under it, or None.
+    row: as `mmdiff.tasks.vla.rollout.policies` passes it to a task. seed: noise is drawn under it, or None.
     """
 
     row: dict[str, Any]
@@ -108,7 +108,7 @@ def read_request(body: bytes, contract: Contract) -> ParsedRequest:
 
 
 def _refusal(error: ValidationError) -> BadRequest:
-    """The first thing wrong, unknown fields before all others."""
+    """Returns the first error, unknown fields before all others."""
     found = error.errors(include_url=False)
     first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     name, kind = str(first["loc"][0]), first["type"]
@@ -146,7 +146,7 @@ def _pictures(asked: ActRequest, cameras: Sequence[str]) -> list[np.ndarray]:
 
 
 def _named(value: Any, field: str, cameras: Sequence[str]) -> list[tuple[str, Any]]:
-    """Pictures that one field holds, each under the name that a message calls it by."""
+    """Returns the pictures of one field, each with the name that error messages give it."""
     if isinstance(value, Mapping) and "__numpy__" not in value:
         for name in value:
             if name not in cameras:

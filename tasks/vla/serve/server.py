@@ -3,7 +3,7 @@
     POST /act      {"image": ..., "instruction": ..., "state": [...]}, see `request.py`
                    -> {"actions": K lists of D numbers in robot units, "names": of these D, "forwards", "seconds",
                        "execute", "seed"}
-    GET  /health   what the policy takes and gives, and how long it has been up
+    GET  /health   the policy's inputs and outputs, and its uptime in seconds
     GET  /metrics  requests, errors, p50 and p95 of the last thousand model calls
     anything else, and whatever goes wrong: {"error": one line} with a status of 4xx or 5xx
 
@@ -49,9 +49,9 @@ def make_app(
 ) -> FastAPI:
     """The application that answers with a session's policy.
 
-    cameras: what the pictures are called, in order. sampler: fields of GenerationConfig for every call.
-    execute: how many actions of a chunk a client should carry out before it sends the next request; it stands in
-        /health and beside every chunk, which is whole all the same (what is left of it may come back as `given`).
+    cameras: names of the pictures, in order. sampler: fields of GenerationConfig for every call.
+    execute: how many actions of a chunk a client should execute before it sends the next request; /health and every
+        response give it. Chunks are whole all the same (the rest of one may be sent back as `given`).
     Raises ConfigError, MissingExtra.
     """
     require("fastapi", "serve")
@@ -79,7 +79,7 @@ def make_app(
         except Exception:
             policy.failed += 1
             log.exception("POST /act failed")
-            return JSONResponse({"error": "internal error; the server's log says more"}, 500)
+            return JSONResponse({"error": "internal error; see the server's log"}, 500)
 
     async def health(request: Request) -> Any:
         return JSONResponse(

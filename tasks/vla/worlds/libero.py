@@ -7,7 +7,7 @@ LIBERO's documented interface, never yet against LIBERO itself.
 The protocol (experiments/robot/libero of openvla-oft):
 
 * five suites: libero_spatial, libero_object, libero_goal, libero_10 ("long") of 10 tasks, libero_90 of 90;
-* 50 initial states a task, one episode each; the simulator is seeded with 0, the policy with 7;
+* 50 initial states per task, one episode each; the simulator is seeded with 0, the policy with 7;
 * 10 steps of the action (0, 0, 0, 0, 0, 0, -1) before the policy acts, while objects fall into place;
 * 220, 280, 300, 520 and 400 steps at most, in the order above; success ends an episode;
 * pictures of 256 x 256, turned by 180 degrees, as those of the training data are; a policy that was trained on random

@@ -140,7 +140,7 @@ class MetaWorld(gymnasium.Env):
             self._env = ALL_V3_ENVIRONMENTS[self.task]()
         self._env._partially_observable = False  # as in the multi-task benchmarks: the experts see the goal
         vars(self._env).pop("sawyer_observation_space", None)  # cached for the other case
-        self._env._set_task_called = True  # what follows replaces a list of 50 layouts by one layout per seed
+        self._env._set_task_called = True  # the next line replaces a list of 50 layouts by one layout per seed
         self._env._freeze_rand_vec, self._env.seeded_rand_vec = False, True
         self._policy: Any = ENV_POLICY_MAP[self.task]
 

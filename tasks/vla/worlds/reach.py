@@ -78,17 +78,17 @@ class Reach(gymnasium.Env):
         """The layout of a seed; without one, a seed is drawn from the last."""
         super().reset(seed=seed)
         rng = np.random.default_rng(int(self.np_random.integers(2**31)) if seed is None else seed)
-        places: list[tuple[float, float]] = []
-        while len(places) < len(COLORS):
+        discs: list[tuple[float, float]] = []
+        while len(discs) < len(COLORS):
             x, y = rng.uniform(-EDGE, EDGE, 2)
-            if all((x - u) ** 2 + (y - v) ** 2 > (2 * DISC + TIP) ** 2 for u, v in places):
-                places.append((float(x), float(y)))
-        self._disc = dict(zip(COLORS, places, strict=True))
+            if all((x - u) ** 2 + (y - v) ** 2 > (2 * DISC + TIP) ** 2 for u, v in discs):
+                discs.append((float(x), float(y)))
+        self._disc = dict(zip(COLORS, discs, strict=True))
         self._x, self._y = (float(v) for v in rng.uniform(-0.9, 0.9, 2))
         self._closed, self._steps = False, 0
         self._table[:] = TABLE
-        for color, place in self._disc.items():
-            self._table[self._inside(*place, DISC)] = COLORS[color]
+        for color, disc in self._disc.items():
+            self._table[self._inside(*disc, DISC)] = COLORS[color]
         return self.observe(), {"is_success": False}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:

@@ -89,7 +89,7 @@ def test_objects_are_not_unpickled(tmp_path):
     [
         (lambda at: (at / "action.npy").unlink(), "episode 0: no action"),
         (lambda at: np.save(at / "front.npy", np.zeros((3, 4, 6, 3))), "camera 'front' is float64"),
-        (lambda at: np.save(at / "wrist.npy", pictures(3)), "'wrist' is there twice"),
+        (lambda at: np.save(at / "wrist.npy", pictures(3)), "'wrist' exists twice"),
         (lambda at: (at / "wrist" / "1.png").unlink(), "camera 'wrist' has 2 pictures, 3 actions"),
         (lambda at: (at / "wrist" / "1.png").write_bytes(b"x"), "frame 1: camera 'wrist'.*not a picture"),
         (lambda at: (at / "state.npy").write_bytes(b"\x93NUMPY"), "state.npy: cannot be read"),

@@ -156,7 +156,7 @@ def test_a_body_that_is_too_large(url: str) -> None:
 def test_a_fault_of_the_model_shows_nothing_of_the_inside(url: str, caplog: pytest.LogCaptureFixture) -> None:
     answer = ask(url, instruction="break")
     assert answer.status_code == 500
-    assert answer.json() == {"error": "internal error; the server's log says more"}
+    assert answer.json() == {"error": "internal error; see the server's log"}
     assert "secret" in caplog.text  # in the server's log
     assert ask(url).status_code == 200
 
