@@ -72,7 +72,8 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     with in_background(["train", "vla-demo-silent", *overrides, *(["--fresh"] if fresh else [])]):
         train(config, fresh=fresh)
     trained = time.perf_counter()
-    found = evaluated(config, run, RUNS / silent, fresh=fresh)
+    others = {SILENT: ComparisonPolicy(RUNS / silent, FAUCETS, without_language)}
+    found = evaluated(config, run, pairs=PAIRS, others=others, title="One policy, four tasks", notes=NOTES)
     figures = summary(found)
     figures["seconds"] = round(time.perf_counter() - start, 1)
     spent = {"recording": recorded - start, "training": trained - recorded, "acting": time.perf_counter() - trained}
@@ -106,8 +107,11 @@ def demonstrations(config: Config, *, fresh: bool) -> None:
     note.write_text(json.dumps(recorded))
 
 
-def evaluated(config: Config, run: Run, silent: Path, *, fresh: bool) -> dict[str, Any]:
-    """Returns figures of both policies on the same layouts; they are kept in runs/<name>/closed-loop."""
+def evaluated(config: Config, run: Run, **more: Any) -> dict[str, Any]:
+    """Returns figures of a run's policy on the unseen layouts; they are kept in runs/<name>/closed-loop.
+
+    more: further arguments of `evaluate_policy`.
+    """
     folder = run.folder / "closed-loop"
     if folder.exists():  # ours, and made again in minutes
         shutil.rmtree(folder)
@@ -119,12 +123,9 @@ def evaluated(config: Config, run: Run, silent: Path, *, fresh: bool) -> dict[st
         out=folder,
         episodes=EPISODES,
         seed=UNSEEN,
-        pairs=PAIRS,
-        others={SILENT: ComparisonPolicy(silent, FAUCETS, without_language)},
         processes=2,
-        title="One policy, four tasks",
-        notes=NOTES,
         metrics=run.metrics,
+        **more,
     )
 
 

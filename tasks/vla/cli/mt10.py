@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from typing import Any
 
 from mmdiff.config.settings import Config
 from mmdiff.runs.folder import RUNS, Run
-from mmdiff.session import load
-from mmdiff.tasks.vla.rollout.evaluate import evaluate_policy
-from mmdiff.tasks.vla.task import VLA
 from mmdiff.training.train import train
 
-from .demo import EPISODES, UNSEEN, demonstrations, simulator
+from .demo import demonstrations, evaluated
 
 NOTES = [
     "300 layouts of demonstrations by Meta-World's scripted experts, of which those that succeed within 200 steps are "
@@ -28,22 +24,7 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     run = Run(RUNS / str(config.name))
     demonstrations(config, fresh=fresh)
     train(config, fresh=fresh)
-    folder = run.folder / "closed-loop"
-    if folder.exists():
-        shutil.rmtree(folder)
-    spec, tasks = simulator(config)
-    found = evaluate_policy(
-        load(run.folder, task=VLA),
-        spec,
-        tasks,
-        out=folder,
-        episodes=EPISODES,
-        seed=UNSEEN,
-        processes=2,
-        title="One policy, ten tasks",
-        notes=NOTES,
-        metrics=run.metrics,
-    )
+    found = evaluated(config, run, title="One policy, ten tasks", notes=NOTES)
     figures = {
         "success": found["success"],
         "by_task": {task: of["success"] for task, of in found["by_task"].items()},

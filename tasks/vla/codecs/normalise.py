@@ -189,10 +189,10 @@ class Normaliser:
         scaled = np.where(span_D > 0, scaled.clip(-1, 1), 0.0)
         return np.where(self.binary_D, np.where(x > low_D + span_D / 2, 1.0, -1.0), scaled)
 
-    def clipped(self, raw: ArrayLike) -> int:
-        """How many values lie outside the range that is kept."""
-        x, (low_D, high_D) = self._checked(raw), self.range_2D
-        return int(((x < low_D) | (x > high_D)).sum())
+    def clipped(self, raw_ND: ArrayLike) -> NDArray[np.int64]:
+        """Returns by dimension, (D,), how many of N values lie outside the range that is kept."""
+        x_ND, (low_D, high_D) = self._checked(raw_ND), self.range_2D
+        return ((x_ND < low_D) | (x_ND > high_D)).sum(0)
 
     def inverse(self, x: ArrayLike) -> Floats:
         """(..., D) in [-1, 1] -> (..., D) in robot units; what lies outside [-1, 1] is clipped first."""

@@ -1,4 +1,4 @@
-"""Frames of a video file by their time, through PyAV. Frames are uint8 (H, W, 3).
+"""Frames of a video file by their time, or one after the other, through PyAV. Frames are uint8 (H, W, 3).
 
 A frame that is read by its time is the frame that a straight pass would show there: decoding starts at the keyframe
 before it.
@@ -21,17 +21,8 @@ Array = np.ndarray[Any, Any]
 AHEAD = 16  # frames that are decoded rather than skipped by seeking
 
 
-def read_frames(path: str | Path) -> Iterator[Array]:
-    """All frames of a video in the order in which they are shown. Raises DataError for what is no video, or damaged."""
-    video = Video(path)
-    try:
-        yield from video
-    finally:
-        video.close()
-
-
 class Video:
-    """A video file whose frames are read by time. Opened when it is used first, in each process for itself.
+    """A video file whose frames are read by time, or iterated over. Each process opens it when it uses it first.
 
     Not for several threads at once.
     """
@@ -56,16 +47,6 @@ class Video:
     @property
     def fps(self) -> float:
         return float(self._stream().average_rate or 0)
-
-    @property
-    def frames(self) -> int:
-        """How many, by the file's header; 0 where it gives none."""
-        return int(self._stream().frames)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        stream = self._stream()
-        return stream.height, stream.width, 3
 
     def at(self, seconds: float) -> Array:
         """The frame shown at `seconds`, which is the nearest, at most half a frame away. Raises DataError."""

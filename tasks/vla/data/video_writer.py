@@ -123,15 +123,12 @@ def codec_of(name: str | None = None) -> str:
     raise ConfigError(f"codec: {name!r} is no encoder of this build of PyAV{nearest(name, CODECS)}")
 
 
-def write_mp4(
-    path: str | Path, frames: Iterable[Array], fps: float, codec: str | None = None, *, overwrite: bool = False
-) -> Path:
+def write_mp4(path: str | Path, frames: Iterable[Array], fps: float, codec: str | None = None) -> Path:
     """Frames to an mp4 that browsers show. A row or column of odd number is repeated at the edge.
 
-    Written aside and renamed. Raises ConfigError for a file that is there already, unless `overwrite`; DataError for no
-    frames, or frames of several sizes.
+    Written aside and renamed. Raises ConfigError for a file that exists, DataError for no frames, or several sizes.
     """
-    path = _free(path, overwrite)
+    path = _free(path)
     with aside(path) as part:
         writer = VideoWriter(part, fps, codec, pad=True)
         try:
@@ -144,9 +141,7 @@ def write_mp4(
     return path
 
 
-def write_gif(
-    path: str | Path, frames: Iterable[Array], fps: float, *, scale: int = 1, overwrite: bool = False
-) -> Path:
+def write_gif(path: str | Path, frames: Iterable[Array], fps: float, *, scale: int = 1) -> Path:
     """Frames to an endless GIF that takes as long as the frames do at `fps`.
 
     A GIF counts hundredths of a second, and viewers show no more than 50 frames a second: of faster ones every second,
@@ -156,7 +151,7 @@ def write_gif(
     require("PIL", "vla")
     from PIL import Image
 
-    path = _free(path, overwrite)
+    path = _free(path)
     if not (math.isfinite(fps) and fps > 0):
         raise ConfigError(f"fps: {fps}, expected a number above 0")
     every = math.ceil(fps / GIF_FPS)
@@ -179,9 +174,9 @@ def _rate(fps: float) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
-def _free(path: str | Path, overwrite: bool) -> Path:
+def _free(path: str | Path) -> Path:
     path = Path(path)
-    if path.is_dir() or (path.exists() and not overwrite):
+    if path.exists():
         raise ConfigError(f"{path} is there already; choose another file")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

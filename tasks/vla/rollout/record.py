@@ -13,6 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from numpy.random import Generator, Philox, SeedSequence
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.files import write_text
 from mmdiff.tasks.vla.data.episode import Episode
-from mmdiff.tasks.vla.worlds.world import make_world
+from mmdiff.tasks.vla.worlds.world import OneWorld, make_world
 
 from .ablations import instructions
 
@@ -180,26 +181,7 @@ def record_dataset(
     return count
 
 
-# One world at a time, kept for as long as layouts of its task follow
-
-
-class _Worlds:
-    def __init__(self, spec: Spec) -> None:
-        self.spec, self.task, self.world = spec, "", None
-
-    def get(self, task: str) -> Any:
-        if task != self.task or self.world is None:
-            self.close()
-            self.world, self.task = make_world(self.spec, task), task
-        return self.world
-
-    def close(self) -> None:
-        world, self.world = self.world, None
-        if world is not None:
-            world.close()
-
-
-def _attempt(worlds: _Worlds, task: str, seed: int, how: tuple[float, float, int, int]) -> tuple[Attempt, Episode]:
+def _attempt(worlds: OneWorld, task: str, seed: int, how: tuple[float, float, int, int]) -> tuple[Attempt, Episode]:
     world = worlds.get(task)
     episode = demonstrate(world, seed, *how)
     return Attempt(world.task, seed, bool(episode.success), len(episode)), episode
@@ -210,12 +192,9 @@ def _all(
 ) -> Iterator[tuple[Attempt, Episode]]:
     """Yield attempts in the order of `layouts`; at most twice as many as there are processes are pending."""
     if processes == 1:
-        worlds = _Worlds(spec)
-        try:
+        with closing(OneWorld(spec)) as worlds:
             for task, seed in layouts:
                 yield _attempt(worlds, task, seed, how)
-        finally:
-            worlds.close()
         return
     # spawned: what a graphics library and threads hold does not survive a fork
     pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start, initargs=(spec,))
@@ -231,12 +210,12 @@ def _all(
         pool.shutdown(cancel_futures=True)
 
 
-_mine: _Worlds | None = None  # of a worker process
+_mine: OneWorld | None = None  # of a worker process
 
 
 def _start(spec: Spec) -> None:
     global _mine
-    _mine = _Worlds(spec)
+    _mine = OneWorld(spec)
 
 
 def _work(task: str, seed: int, how: tuple[float, float, int, int]) -> tuple[Attempt, Episode]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from mmdiff.tasks.vla.codecs.bins import ActionCodec
 from mmdiff.tasks.vla.codecs.normalise import Normaliser
 from mmdiff.tasks.vla.data.episode import Episode
 from mmdiff.tasks.vla.task import VLA
-from mmdiff.tasks.vla.worlds.world import WORLDS, World, make_world
+from mmdiff.tasks.vla.worlds.world import WORLDS, OneWorld, World
 
 from .record import disturbances
 from .rollout import Rollout
@@ -50,26 +51,19 @@ class Recording:
     hold: int = 1
 
 
-@dataclass
 class Errors:
     """The errors of a round trip by dimension, in robot units, summed over episodes."""
 
-    dims: int
-    frames: int = 0
-    total_D: Floats = field(default_factory=lambda: np.empty(0))
-    max_D: Floats = field(default_factory=lambda: np.empty(0))
-    clipped_D: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-
-    def __post_init__(self) -> None:
-        self.total_D, self.max_D, self.clipped_D = np.zeros(self.dims), np.zeros(self.dims), np.zeros(self.dims, int)
+    def __init__(self, dims: int) -> None:
+        self.dims, self.frames = dims, 0
+        self.total_D, self.max_D, self.clipped_D = np.zeros(dims), np.zeros(dims), np.zeros(dims, int)
 
     def add(self, raw_ND: Floats, back_ND: Floats, normaliser: Normaliser) -> None:
         away_ND = np.abs(raw_ND - back_ND)
-        low_D, high_D = normaliser.range_2D
         self.frames += len(raw_ND)
         self.total_D += away_ND.sum(0)
         self.max_D = np.maximum(self.max_D, away_ND.max(0))
-        self.clipped_D += ((raw_ND < low_D) | (raw_ND > high_D)).sum(0)
+        self.clipped_D += normaliser.clipped(raw_ND)
 
     def figures(self, names: Sequence[str]) -> dict[str, Any]:
         """Returns by dimension `mean`, `max`, and `clipped`, the number of values outside the range of the tokens."""
@@ -113,8 +107,8 @@ def replay(
         recording = replace(recording, spec=spec)
     errors = Errors(units.action.dims)
     done: dict[str, list[Rollout]] = {"raw": [], "codec": []}
-    drift, world = 0.0, None
-    try:
+    drift = 0.0
+    with closing(OneWorld(recording.spec if recording is not None else {})) as worlds:
         for number in tqdm(chosen, desc="replay", file=sys.stderr, leave=False):
             episode = data.episode(number)
             raw_ND = np.asarray(episode.action, np.float64)
@@ -126,16 +120,13 @@ def replay(
             if recording is None:
                 continue
             name, seed = recording.layouts[number]
-            world = world_of(world, recording.spec, name)
+            world = worlds.get(name)
             added_ND = disturbance(world.task, seed, recording, raw_ND.shape)
             for label, actions_ND in (("raw", raw_ND), ("codec", back_ND)):
                 run, far = execute(world, seed, actions_ND + added_ND, episode)
                 done[label].append(run)
                 drift = max(drift, far) if label == "raw" else drift
-    finally:
-        if world is not None:
-            world.close()
-    by_name = errors.figures(tuple(getattr(data, "action_names", ()) or ()))
+    by_name = errors.figures(data.action_names)
     figures: dict[str, Any] = {
         "episodes": len(chosen),
         "frames": errors.frames,
@@ -186,16 +177,6 @@ def disturbance(task: str, seed: int, recording: Recording, shape_ND: tuple[int,
     """Returns (N, D): the noise that `record` added to the expert's actions, drawn again."""
     n, dims = shape_ND
     return np.stack(list(islice(disturbances(task, seed, recording.noise, recording.share, dims, recording.hold), n)))
-
-
-def world_of(world: World | None, spec: Mapping[str, Any], task: str) -> World:
-    """Returns the world of a task: the open one where it is of this task, which is closed otherwise."""
-    if world is not None and world.task == task:
-        return world
-    if world is not None:
-        world.close()
-    found: World = make_world(spec, task)
-    return found
 
 
 def source(dataset: Path, episodes: int) -> Recording | None:

@@ -58,30 +58,24 @@ def eval_info(
     *,
     seconds: float,
     videos: Mapping[str, Sequence[str]] | None = None,
-    groups: Mapping[str, tuple[str, int]] | None = None,
 ) -> dict[str, Any]:
     """What `lerobot-eval` writes (lerobot 0.4, src/lerobot/scripts/lerobot_eval.py, `eval_policy_all`), `pc_` in
     percent, and `intervals` besides, in percent too.
 
-    videos: task -> paths. groups: task -> (task_group, task_id); other tasks are groups of their own, as in lerobot
-    for Meta-World.
+    videos: task -> paths. Each task is a group of its own, as in lerobot for Meta-World.
     """
     per_task: list[dict[str, Any]] = []
-    members: dict[str, list[Rollout]] = {}
-    paths: dict[str, list[str]] = {}
-    for task, of in by_task(episodes).items():
-        group, number = (groups or {}).get(task, (task, 0))
-        films = list((videos or {}).get(task, ()))
+    members = by_task(episodes)
+    paths = {task: list((videos or {}).get(task, ())) for task in members}
+    for task, of in members.items():
         metrics = {
             "sum_rewards": [e.sum_reward for e in of],
             "max_rewards": [e.max_reward for e in of],
             "successes": [e.success for e in of],
-            "video_paths": films,
+            "video_paths": paths[task],
         }
-        per_task.append({"task_group": group, "task_id": number, "metrics": metrics})
-        members.setdefault(group, []).extend(of)
-        paths.setdefault(group, []).extend(films)
-    per_group = {group: _aggregate(of, paths[group]) for group, of in members.items()}
+        per_task.append({"task_group": task, "task_id": 0, "metrics": metrics})
+    per_group = {task: _aggregate(of, paths[task]) for task, of in members.items()}
     overall = _aggregate(episodes, [path for films in paths.values() for path in films])
     times = {"eval_s": seconds, "eval_ep_s": seconds / max(1, len(episodes))}
     return {
@@ -91,7 +85,7 @@ def eval_info(
         "intervals": {
             "method": "wilson",
             "level": LEVEL,
-            "per_group": {group: _interval(of) for group, of in members.items()},
+            "per_group": {task: _interval(of) for task, of in members.items()},
             "overall": _interval(episodes),
         },
     }

@@ -18,6 +18,7 @@ import logging
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,14 +88,8 @@ def make_app(
                 "status": "ok",
                 "model": str(session.folder),
                 "task": type(session.task).__name__,
-                "chunk": contract.chunk,
+                **asdict(contract),
                 "execute": steps,
-                "dims": contract.dims,
-                "names": list(contract.names),
-                "state": contract.state,
-                "cameras": list(contract.cameras),
-                "key": contract.key,
-                "keys": list(contract.keys),
                 "max_body": max_body,
                 "uptime": policy.uptime(),
             }

@@ -64,6 +64,24 @@ def make_world(spec: Mapping[str, Any] | str, task: str) -> Any:
     return build({"target": _path(name), **options}, where="world", task=task)
 
 
+class OneWorld:
+    """The worlds of a simulator, one at a time: a world is closed when another task is requested."""
+
+    def __init__(self, spec: Mapping[str, Any] | str) -> None:
+        self.spec, self.task, self.world = spec, "", None
+
+    def get(self, task: str) -> Any:
+        if task != self.task or self.world is None:
+            self.close()
+            self.world, self.task = make_world(self.spec, task), task
+        return self.world
+
+    def close(self) -> None:
+        world, self.world = self.world, None
+        if world is not None:
+            world.close()
+
+
 def tasks_of(spec: Mapping[str, Any] | str) -> list[str]:
     """The tasks a world knows by name, those of a `tasks()` of its class; an empty list where it has none."""
     tasks = getattr(locate(_path(_split(spec)[0]), "world.name"), "tasks", None)

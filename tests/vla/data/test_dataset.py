@@ -17,7 +17,7 @@ from mmdiff.encoders.media.images import read_image
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.tasks.vla.data.dataset import TOY_ACTION, TOY_STATE, LeRobot, Steps
 from mmdiff.tasks.vla.data.episode import Episode, choose_episodes, noops
-from mmdiff.tasks.vla.data.video import read_frames
+from mmdiff.tasks.vla.data.video import Video
 from mmdiff.tasks.vla.data.video_writer import write_mp4
 from mmdiff.tasks.vla.data.writer import LeRobotWriter
 
@@ -48,7 +48,7 @@ def test_videos_come_back(filmed: Path) -> None:
     found = LeRobot(filmed)
     assert not list(filmed.glob("videos/*/*/file-001.mp4"))
     for camera in found.cameras:
-        straight = list(read_frames(filmed / f"videos/observation.images.{camera}/chunk-000/file-000.mp4"))
+        straight = list(Video(filmed / f"videos/observation.images.{camera}/chunk-000/file-000.mp4"))
         assert len(straight) == ROWS
         for i, wanted in enumerate(episodes()):
             for n in np.random.default_rng(i).permutation(len(wanted)).tolist():

@@ -143,6 +143,6 @@ def test_a_data_set_has_nothing_called(dataset: Path, episodes: list[Episode], t
     call = {"target": "os.system", "command": f"touch {there}"}
     for world in ({**kept["world"], "size": call}, {**kept["world"], **call}, {"name": "os.system", **call}):
         file.write_text(json.dumps({**kept, "world": world}))
-        with pytest.raises(ConfigError, match="`target` is no option|if it is to be trusted"):
+        with pytest.raises(ConfigError, match="`target` is no option|if you trust it"):
             replay(dataset, task(episodes))
     assert not there.exists()

@@ -35,9 +35,9 @@ def test_summary_as_text() -> None:
     assert re.split(r"\s{2,}", lines[1]) == ["policy", "0.38 [0.14, 0.69]", "0.75 [0.30, 0.95]", "0.00 [0.00, 0.49]"]
     assert re.split(r"\s{2,}", lines[2])[2] == "–"
     assert lines[3:] == [
-        "latency of a chunk: 12.3 ms (p50), 20.0 ms (p95), one robot",
+        "latency per chunk: 12.3 ms (p50), 20.0 ms (p95), one robot",
         "control frequency: 81.0 actions per second, one robot",
-        "forwards a chunk: 5.0",
+        "forwards per chunk: 5.0",
         "noted",
     ]
     assert costs({}) == {}

@@ -93,9 +93,3 @@ def test_eval_info_is_lerobots(tmp_path: Path) -> None:
     write_eval_info(tmp_path / "eval_info.json", info)
     assert json.loads((tmp_path / "eval_info.json").read_text()) == info
     assert [file.name for file in tmp_path.iterdir()] == ["eval_info.json"]
-
-
-def test_tasks_of_one_group() -> None:
-    info = eval_info(episodes(), seconds=1.0, groups={"b": ("suite", 3), "a": ("suite", 5)})
-    assert [(t["task_group"], t["task_id"]) for t in info["per_task"]] == [("suite", 3), ("suite", 5)]
-    assert set(info["per_group"]) == {"suite"} and info["per_group"]["suite"]["n_episodes"] == 4
