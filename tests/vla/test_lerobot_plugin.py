@@ -1,4 +1,4 @@
-"""The policy plug-in of lerobot: against lerobot where it is installed, else against tests/support/lerobot_stub.py."""
+"""The policy plug-in of lerobot: against lerobot where it is installed, else against tests/support/robots/lerobot_stub.py."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lerobot_stub
 import numpy as np
 import pytest
 import torch
 from paths import ROOT
+from robots import lerobot_stub
 from safetensors import safe_open
 
 from mmdiff.backbones import new_backbone

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from demos import write
+from robots.demos import write
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from demos import DATA, EPISODES, ROWS, replaced, rewrite, set_at
+from robots.demos import DATA, EPISODES, ROWS, replaced, rewrite, set_at
 
 from mmdiff.errors import DataError
 from mmdiff.tasks.vla.data.dataset import LeRobot, Steps

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from demos import LENGTHS, ROWS, episodes, write
+from robots.demos import LENGTHS, ROWS, episodes, write
 
 from mmdiff.encoders.media.images import read_image
 from mmdiff.errors import ConfigError, DataError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from demos import DATA, LENGTHS, ROWS, episodes
+from robots.demos import DATA, LENGTHS, ROWS, episodes
 
 from mmdiff.errors import ConfigError, DataError, UserError
 from mmdiff.tasks.vla.data.dataset import LeRobot, Steps

@@ -22,13 +22,13 @@ from mmdiff.session import Session
 @pytest.fixture(scope="session", autouse=True)
 def client_is_closed() -> Iterator[None]:
     yield
-    if "policy_server" in sys.modules:  # it needs packages without which these tests are skipped
-        sys.modules["policy_server"].HTTP.close()
+    if "robots.policy_server" in sys.modules:  # it needs packages without which these tests are skipped
+        sys.modules["robots.policy_server"].HTTP.close()
 
 
 @pytest.fixture(scope="session")
 def url() -> Iterator[str]:
-    from policy_server import StandIn, served
+    from robots.policy_server import StandIn, served
 
     with served(StandIn(), max_body=200_000) as address:
         yield address
@@ -37,7 +37,7 @@ def url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def real() -> Session:
     """A small model with random weights, whose task has statistics of two data sets."""
-    from policy_server import task
+    from robots.policy_server import task
 
     torch.manual_seed(0)
     words = word_tokenizer("reach the red blue disc open drawer".split())

@@ -17,7 +17,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 from PIL import Image  # noqa: E402
-from policy_server import PICTURE, STATE, StandIn, served, task, wanted  # noqa: E402
+from robots.policy_server import PICTURE, STATE, StandIn, served, task, wanted  # noqa: E402
 
 from mmdiff.tasks.vla.serve.client import ActClient  # noqa: E402
 

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
-from policy_server import HTTP, PICTURE, STATE, task  # noqa: E402
+from robots.policy_server import HTTP, PICTURE, STATE, task  # noqa: E402
 
 from mmdiff.tasks.vla.serve.arrays import BadRequest  # noqa: E402
 from mmdiff.tasks.vla.serve.client import encoded  # noqa: E402

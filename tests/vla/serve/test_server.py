@@ -24,7 +24,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 from PIL import Image  # noqa: E402
-from policy_server import HTTP, NAMES, PICTURE, STATE, StandIn, ask, numpy_json, served, task, until, wanted  # noqa: E402
+from robots.policy_server import HTTP, NAMES, PICTURE, STATE, StandIn, ask, numpy_json, served, task, until, wanted  # noqa: E402
 
 from mmdiff.tasks.vla.serve import server as serving  # noqa: E402
 from mmdiff.tasks.vla.serve.client import encoded  # noqa: E402
