@@ -1,7 +1,7 @@
 """`Backbone`: a stock transformers model that attends in both directions, with the facts diffusion needs of it.
 
-The one switch is `config.is_causal = False` (transformers >= 5.2): the model then builds bidirectional masks and tells
-every attention function so. The `is_causal` of the attention modules alone does neither once a row is padded.
+The one switch is `config.is_causal = False` (transformers >= 5.2): the model then builds bidirectional masks and calls
+every attention function with it. The `is_causal` of the attention modules alone does neither once a row is padded.
 
 Shape letters: R rows, L canvas length, D width, V rows of the embedding table.
 """
@@ -90,7 +90,7 @@ class Backbone(nn.Module):
 
     @property
     def caches(self) -> bool:
-        """Whether `hidden` takes a memory."""
+        """True where `hidden` takes a memory."""
         return find_family(self.family).CACHES
 
     def memory(self) -> Memory:
@@ -199,7 +199,7 @@ def check_bidirectional(backbone: Backbone) -> None:
 
 
 def _no_generate(*args: Any, **kwargs: Any) -> Any:
-    raise ConfigError("generate() of a causal LM writes nonsense with a diffusion model: use the mmdiff sampler")
+    raise ConfigError("generate() of a causal LM makes no sense for a diffusion model: use the mmdiff sampler")
 
 
 def _no_labels(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@
         of the mask and scales the others by 0.88 / (share that is not masked). At diffusion's mask rates that scale
         goes to infinity, so it is off here, and training adapts (as DSM did); `options: {token_dropout: true}` gives
         the published function, which is the right one for scoring with ESM-2 as it was trained.
-    DSM (arXiv 2506.08293): ESM-2 trained on by masked diffusion without token dropout, whatever its config.json says;
+    DSM (arXiv 2506.08293): ESM-2 trained on by masked diffusion without token dropout, whatever is in its config.json;
         logits capped at 30 tanh(logits / 30); the head's bias lies in `lm_head.decoder`; some files hold LoRA factors.
     DPLM (arXiv 2402.18567): masked diffusion with token dropout, which stays on.
 
@@ -185,7 +185,7 @@ def published_names(config: Any) -> dict[str, str]:
 
 
 def is_elsewhere(name: str) -> bool:
-    """Whether a tensor is of the contact head or pooler, or of positions that ESM-2's files hold without a use."""
+    """Returns whether a tensor is of the contact head, the pooler, or the unused positions of ESM-2's files."""
     return name.startswith(_ELSEWHERE) or name == "esm.embeddings.position_embeddings.weight"
 
 

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FAMILIES = {"llada": "llada", "llava_llada": "llada", "esm": "esm", "esm_diff": "esm", "dsm": "esm"}
-"""`model_type` in a config.json -> the file beside this one that knows it."""
+"""`model_type` in a config.json -> the module of its family in this folder."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What diffusion has to know of a backbone and its weights do not tell.
+    """What diffusion needs of a backbone and its weights do not hold.
 
     end_ids: ids that end an answer, EOS among them.
     shift: the logits of position p come from hidden state p - shift.
@@ -116,7 +116,7 @@ class Family(Protocol):
         ...
 
     def is_elsewhere(self, name: str) -> bool:
-        """Whether a tensor of a published file belongs to another part of a model (a vision tower, a projector)."""
+        """Returns whether a tensor of a published file is of another part of a model (a vision tower, a projector)."""
         ...
 
     def toy_options(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -154,7 +154,7 @@ class Family(Protocol):
 
 
 def find_family(name: str) -> Family:
-    """Returns the family of a `model_type`. Raises ConfigError for one that no file here knows."""
+    """Returns the family of a `model_type`. Raises ConfigError for one that `FAMILIES` lacks."""
     if name not in FAMILIES:
         raise ConfigError(f"model_type {name!r}: no backbone family of that name{nearest(name, FAMILIES)}")
     return cast(Family, import_module(f".{FAMILIES[name]}", __package__))

@@ -146,7 +146,7 @@ def published_config(config: Any, facts: Facts) -> dict[str, Any]:
 
 
 def published_names(config: Any) -> dict[str, str]:
-    """`model.transformer.blocks.3.attn_out.weight` -> `model.layers.3.self_attn.o_proj.weight`, for every tensor."""
+    """Returns `{"model.transformer.blocks.3.attn_out.weight": "model.layers.3.self_attn.o_proj.weight", ...}`."""
     names = {"model.transformer.wte.weight": "model.embed_tokens.weight"}
     for layer in range(config.num_hidden_layers):
         for theirs, llama in _LAYER.items():
@@ -175,7 +175,7 @@ def finished(model: Any) -> Any:
 
 
 def is_elsewhere(name: str) -> bool:
-    """Whether a tensor is of the vision tower or projector, which LLaDA-V's files hold too."""
+    """Returns whether a tensor is of the vision tower or projector, which LLaDA-V's files hold too."""
     return name.startswith(_VISION)
 
 

@@ -34,7 +34,7 @@ def rope_in_fp32(model: Any) -> None:
 
 
 def _ask_for_fp32(rotary: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (args[0][:0].float(), *args[1:])  # the first argument only tells the device and the dtype of cos and sin
+    return (args[0][:0].float(), *args[1:])  # of the first argument only device and dtype are used
 
 
 def _with_cast(attend: Callable[..., Any]) -> Callable[..., Any]:

@@ -57,7 +57,7 @@ class Batch:
 
 
 def real_NT(tokens: Sequence[int], features_NTE: Tensor) -> Tensor:
-    """bool (N, T), which features are not padding, when crop n has `tokens[n]` of them."""
+    """Returns bool (N, T), the features that are not padding, where crop n has `tokens[n]` of them."""
     count_N = torch.tensor(tokens, device=features_NTE.device)
     return torch.arange(features_NTE.shape[1], device=features_NTE.device) < count_N[:, None]
 

@@ -1,6 +1,6 @@
 """One id space: a text tokenizer, the ids diffusion needs, and reserved ranges (action bins, residues).
 
-All code asks a `Vocab` for ids; literal ids stand only where a tokenizer or a backbone family is defined.
+All ids in the code come from a `Vocab`; literal ids stand only where a tokenizer or a backbone family is defined.
 """
 
 from __future__ import annotations

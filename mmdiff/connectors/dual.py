@@ -1,4 +1,4 @@
-"""DIFFA's two adapters: what is said, as long as the sound, and how it sounds, in a fixed number of slots.
+"""DIFFA's two adapters: a semantic one, whose slots grow with the sound, and an acoustic one of a fixed number.
 
 Shape letters: N crops, T features per crop, E width in, D width out, M slots, Q queries, R learned prompts.
 """
@@ -125,9 +125,9 @@ LAYERS = "acoustic_connector.qformer.layer."
 
 
 def diffa_name(name: str) -> str | None:
-    """DIFFA's and DIFFA-2's names to ours; None for its `whisper_model` and `llm_model`.
+    """Returns our name of a tensor of DIFFA or DIFFA-2; None for its `whisper_model` and `llm_model`.
 
-    A tensor of an adapter under a name that is not known here stays as it is, and is refused for it.
+    An unknown name of an adapter's tensor is returned as it is, and refused by `take`.
     """
     if name.startswith(LAYERS):
         ours = layer_name(name.removeprefix(LAYERS), BERT)

@@ -78,7 +78,7 @@ class MLP(nn.Module):
 
 
 def llava_name(name: str) -> str | None:
-    """`model.mm_projector.2.bias` -> `layers.2.bias`; None: the tensor belongs to another part of that model."""
+    """Returns `layers.2.bias` for `model.mm_projector.2.bias`; None for a tensor of another part of that model."""
     found = re.fullmatch(r"(?:model\.)?mm_projector\.(\d+\.(?:weight|bias))", name)
     return None if found is None else f"layers.{found[1]}"
 

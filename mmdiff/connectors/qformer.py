@@ -258,7 +258,7 @@ WINDOW = {
 
 
 def layer_name(name: str, names: dict[str, str]) -> str | None:
-    """`0.attention.self.query.weight` -> `layers.0.self_attention.query.weight`; None for what a Q-Former lacks."""
+    """Returns `layers.0.self_attention.query.weight` for `0.attention.self.query.weight`; None where there is none."""
     number, _, rest = name.partition(".")
     for published, ours in names.items():
         if rest.startswith(f"{published}."):
@@ -267,10 +267,10 @@ def layer_name(name: str, names: dict[str, str]) -> str | None:
 
 
 def window_name(name: str) -> str | None:
-    """Translates names of SALMONN (`speech_Qformer`, `speech_llama_proj`) and Whisper-LLaDA (`adapter`, `linear_proj`).
+    """Returns our name of a tensor of SALMONN (`speech_Qformer`, ...) or Whisper-LLaDA (`adapter`, `linear_proj`).
 
-    None for all else: their encoder and language model, and BERT's word embeddings, feed-forward for text and head,
-    which speech does not run through.
+    Returns None for all else: their encoder and language model, and BERT's word embeddings, feed-forward for text and
+    head, which speech does not run through.
     """
     if found := re.fullmatch(r"(?:speech_Qformer|adapter)\.bert\.encoder\.layer\.(.*)", name):
         ours = layer_name(found[1], BLIP2)

@@ -1,4 +1,10 @@
-"""Evaluation of a run: predictions, their scores as one JSON object, and a page to look at."""
+"""Evaluation of a run: predictions, their scores as one JSON object, and a page.
+
+A record of a row, one line of `predictions-<set>.jsonl`:
+
+    {"question": "what colour?", "answer": "red", "row": 0, "prediction": "red", "forwards": 2,
+     "canvas": [["red", 1, 0.98]], "scores": {"exact_match": 1.0}}
+"""
 
 from __future__ import annotations
 
@@ -61,7 +67,7 @@ def batched(rows: Source, count: int, size: int, name: str) -> Iterator[tuple[in
 
 
 def mean_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean of each score, and of each score by kind of row."""
+    """Returns `n`, the mean of each score, these by kind of row, and the mean of `forwards`."""
     out: dict[str, Any] = {"n": len(records), **_mean(records)}
     kinds: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
@@ -82,7 +88,7 @@ def _mean(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _text(row: Row) -> dict[str, Any]:
-    """The fields of a row that can stand in a line of JSON."""
+    """Returns the fields of a row that can stand in a line of JSON."""
     return {key: value for key, value in row.items() if _plain(value)}
 
 
@@ -93,7 +99,7 @@ def _plain(value: Any) -> bool:
 def evaluate_run(folder: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Score a run on the sets its configuration names under `eval.data`; writes metrics.json, predictions, report.html.
 
-    overrides: as on the command line; `sampler.` and `task.` ones also change how the model answers.
+    overrides: as on the command line; `sampler.` and `task.` ones also change the predictions.
     """
     config = load_config(str(folder), overrides)
     sets = {name: node for name, node in config.eval.data.items() if node}
@@ -115,7 +121,7 @@ def evaluate_run(folder: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def session_overrides(overrides: Sequence[str]) -> list[str]:
-    """The overrides that change how a model answers: of `sampler` and `task`, or all of it (`task=dotted.Path`)."""
+    """Returns the overrides that change predictions: those of `sampler` and `task`."""
     return [word for word in overrides if word.partition("=")[0].partition(".")[0] in ("sampler", "task")]
 
 

@@ -38,18 +38,18 @@ def render(file: Path, package: str, template: str, **values: Any) -> Path:
 
 
 def columns_of(table: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The columns of all rows, in the order in which they come first."""
+    """Returns the columns of all rows, in the order in which they come first."""
     return list(dict.fromkeys(name for row in table.values() for name in row))
 
 
 def cells(table: Table, show: Callable[[Number], str]) -> tuple[list[str], dict[str, list[str]]]:
-    """The columns, and for each row the text of its cells: a figure as `show` gives it, a dash where there is none."""
+    """Returns the columns, and the text of each row's cells: a figure by `show`, a dash where there is none."""
     columns = columns_of(table)
     return columns, {label: [show(row.get(name, NONE)) for name in columns] for label, row in table.items()}
 
 
 def marked(table: Table, show: Callable[[Number], str]) -> tuple[list[str], dict[str, list[tuple[str, bool]]]]:
-    """As `cells`, with each text whether it is the lowest of its column; equal as shown, all of them are."""
+    """Returns what `cells` does, each text with whether it is (one of) the lowest of its column."""
     columns, shown = cells(table, show)
     lowest = []
     for name in columns:
@@ -61,7 +61,7 @@ def marked(table: Table, show: Callable[[Number], str]) -> tuple[list[str], dict
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as aligned text, the first column on the left and all others on the right."""
+    """Returns rows of cells as text, the first column aligned to the left and all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *rest in rows:
@@ -71,25 +71,25 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def evenly(items: Sequence[T], n: int) -> list[T]:
-    """At most n items, spread evenly over all."""
+    """Returns at most n items, spread evenly over all."""
     step = max(len(items) / n, 1) if n else 1
     return [items[int(i * step)] for i in range(min(n, len(items)))]
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """Bytes as a data URI. kind: their media type, such as `image/png`."""
+    """Returns bytes as a data URI. kind: their media type, such as `image/png`."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def image_uri(image: Any) -> str:
-    """A PIL image as the data URI of a PNG."""
+    """Returns a PIL image as the data URI of a PNG."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return data_uri(buffer.getvalue(), "image/png")
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, which no window shows."""
+    """Returns an empty figure, in inches, that no window shows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -99,12 +99,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as a PNG of 110 pixels per inch."""
+    """Returns a figure as a PNG of 110 pixels per inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
 
 
 def figure_uri(figure: Figure) -> str:
-    """A figure as the data URI of a PNG."""
+    """Returns a figure as the data URI of a PNG."""
     return data_uri(png(figure), "image/png")

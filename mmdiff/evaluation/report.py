@@ -41,7 +41,7 @@ def write_report(
 
 
 def example(row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page shows of a row and its record."""
+    """Returns what the page shows of a row and its record."""
     canvas = record["canvas"]
     return {
         "picture": picture(row.get("image")),
@@ -55,12 +55,12 @@ def example(row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]
 
 
 def is_right(scores: Mapping[str, float]) -> bool:
-    """Whether `exact_match` is 1 or, in a task without it, every score is: of error rates less would be better."""
+    """Returns whether `exact_match` is 1 or, in a task without it, every score is at least 1."""
     return all(value >= 1 for name, value in scores.items() if name == "exact_match" or "exact_match" not in scores)
 
 
 def picture(image: Any, *, side: int = 96) -> str | None:
-    """The picture of a row as a data URI; None where it is no path, PIL image or (H, W, 3) uint8 array.
+    """Returns the picture of a row as a data URI; None where it is no path, PIL image or (H, W, 3) uint8 array.
 
     side: the longer side in pixels. Of several pictures the first is taken.
     """
@@ -97,7 +97,7 @@ def curves(metrics: Path) -> str | None:
     figure = new_figure(10, 3.2)
     left, right = figure.subplots(1, 2)
     for i, stage in enumerate(dict.fromkeys(line["stage"] for line in losses)):
-        style: dict[str, Any] = {"label": stage, "color": f"C{i}"}  # one colour a stage on both sides
+        style: dict[str, Any] = {"label": stage, "color": f"C{i}"}  # one colour per stage on both sides
         of_stage = [line for line in losses if line["stage"] == stage]
         left.plot([line["step"] for line in of_stage], [line["loss"] for line in of_stage], linewidth=1, **style)
         by_rate = of_stage[-1].get("nll_by_rate")

@@ -4,7 +4,7 @@ The model is loaded once; the task, the sampler and the rows of a cell are built
 `runs/<name>/sweeps/<sweep>/`:
 
 cells.jsonl   what was evaluated, one line per cell and set, with all the settings that its figures depend on
-table.csv     the grid last asked for: one line per cell and set, one column per axis and figure
+table.csv     the grid of the last call: one line per cell and set, one column per axis and figure
 sweep.png     one figure over the grid
 sweep.html    table and plot in one file
 """
@@ -116,7 +116,7 @@ def read_axes(words: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def read_cells(file: Path) -> dict[str, dict[str, Any]]:
-    """The lines of cells.jsonl by their settings. A line that is not whole is left out, so its cell is run again."""
+    """Returns the lines of cells.jsonl by their settings. A line that is not whole is left out, and run again."""
     known = {}
     for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
         try:
@@ -162,7 +162,7 @@ def _grid(axes: Axes) -> Iterator[Cell]:
 
 
 def _points(folder: Path, cell: Cell, overrides: Sequence[str]) -> list[Point]:
-    """A cell on each set, its settings checked. Nothing is built: only `load` may call what a saved model names."""
+    """Returns the points of a cell, one per set, settings checked. Only `load` may build what a saved model names."""
     values = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in cell.items()]
     # `sampler.draft=...` before `sampler.draft.ratio=...`, which changes a field of it
     words = sorted([*overrides, *values], key=lambda word: word.partition("=")[0].count("."))
@@ -203,7 +203,7 @@ def _prepare(session: Session, points: Sequence[Point]) -> list[tuple[Point, Ses
 
 
 def _metric(metric: str | None, lines: Iterable[Mapping[str, Any]]) -> str:
-    """The figure that is plotted. Raises ConfigError where no line has it."""
+    """Returns the name of the figure that is plotted. Raises ConfigError where no line has it."""
     known = dict.fromkeys(k for line in lines for k, v in line["figures"].items() if isinstance(v, int | float))
     if metric is None:
         scores = [name for name in known if name not in NO_SCORES and not name.startswith("by_kind.")]

@@ -25,14 +25,14 @@ COLUMNS = 3  # panels beside each other
 
 
 def names(keys: Iterable[str]) -> dict[str, str]:
-    """The short name of each key: its last word (`sampler.draft.target`: `draft`), the key where two are alike."""
+    """Returns a short name per key: its last word (`sampler.draft.target`: `draft`), the key where two are alike."""
     keys = list(keys)
     last = [key.removesuffix(".target").rpartition(".")[2] for key in keys]
     return {key: word if last.count(word) == 1 else key for key, word in zip(keys, last, strict=True)}
 
 
 def shown(value: Any) -> str:
-    """A value in few letters; of a dotted path or node its last name, `Random(ratio=0.3)`."""
+    """Returns a value in few letters; of a dotted path or node its last name, `Random(ratio=0.3)`."""
     if isinstance(value, Mapping) and "target" in value:
         given = ", ".join(f"{name}={shown(inner)}" for name, inner in value.items() if name != "target")
         return shown(value["target"]) + (f"({given})" if given else "")
@@ -43,13 +43,13 @@ def shown(value: Any) -> str:
 
 
 def label(cell: Mapping[str, Any], axes: Axes) -> str:
-    """The values of a cell, or of some of its axes, in few letters; no two cells of the axes have the same."""
+    """Returns a label of a cell, or of some of its axes, in few letters; no two cells have the same."""
     key_names = names(axes)
     return " ".join(f"{key_names[key]}={_among(value, axes[key])}" for key, value in cell.items())
 
 
 def _among(value: Any, values: Sequence[Any]) -> str:
-    """A value as it is shown, or whole where another one would look the same."""
+    """Returns a value as `shown`, or whole where another of the axis would look the same."""
     text = shown(value)
     return text if sum(shown(other) == text for other in values) == 1 else json.dumps(value, ensure_ascii=False)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The module and all below it are in evaluation mode; afterwards each has the mode it had, also after an error."""
+    """Put a module and all below it into evaluation mode; afterwards, also after an error, each has its mode again."""
     trained = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -3,7 +3,8 @@
 Under `prefix_causal` attention the context, all positions that are not targets, attends to itself only. Its states are
 then the same at every denoising step and for every noised copy of a sample: one forward per generation, and one per
 sample and step of training, without approximation (as in dVLA and UD-VLA). With full attention, keeping the keys and
-values of the first step is the prefix cache of Fast-dLLM (arXiv 2505.22618), an approximation that must be asked for.
+values of the first step is the prefix cache of Fast-dLLM (arXiv 2505.22618), an approximation that
+`sampler.prefix_cache` turns on.
 
 Shape letters: B samples, L canvas length, R rows (copies of samples), n copies, C context positions, T target
 positions, N positions of either kind, D backbone width.

@@ -26,7 +26,7 @@ from mmdiff.protocols import Model
 
 from .terms import Term
 
-BINS = 10  # of mask rate, for the loss that people read
+BINS = 10  # of mask rate, for the loss in the log
 
 
 @dataclass
@@ -141,7 +141,7 @@ class Denoise:
         return out
 
     def _mask(self, index: list[int], target_BL: Bools, key: NoiseKey, copy: int) -> Masked:
-        """One copy: two uniforms decide the level, then one per target position, in the order of the positions."""
+        """Returns one masking. Two uniforms decide a row's level, then one per target position its order."""
         size_B = target_BL.sum(1)
         position_BL = np.zeros(target_BL.shape)
         level_B, coin_B = np.empty(len(index)), np.empty(len(index))

@@ -25,7 +25,7 @@ SETTINGS = ".settings.json"  # behind the name of a file: what its records depen
 class JsonlStore:
     """Records by the number of their row, in a file of lines {"row": number, **record}.
 
-    A last line that a kill cut short is dropped, and its row done again. One process at a time writes.
+    A last line that a kill cut short is dropped, so that its row is predicted again. One process at a time writes.
     file: None keeps the records in memory only. settings: what the records depend on; a file of other settings, or of
     another origin, is refused and left as it is. ordered: records come in the order of their rows, and only their
     number `count` is kept in memory, for inputs of any length; otherwise they come in any order, and `records` has
@@ -61,7 +61,7 @@ class JsonlStore:
         self.count += len(added)
 
     def read(self) -> Iterator[Record]:
-        """The records in the order of the file, one at a time."""
+        """Yields the records in the order of the file."""
         assert self.file is not None
         with open(self.file, encoding="utf-8") as handle:
             for line in handle:
@@ -70,7 +70,7 @@ class JsonlStore:
                 yield record
 
     def finish(self) -> list[Record]:
-        """All records of a store that is not `ordered`, in the order of their rows; the file has this order then."""
+        """Returns all records of a store that is not `ordered`, and rewrites the file, both in the order of rows."""
         self.records = dict(sorted(self.records.items()))
         if self.file is not None:
             self._write_all()
@@ -105,7 +105,7 @@ def cut_to_whole_lines(file: Path) -> int:
 
 
 def first_change(old: Any, new: Any, key: str = "") -> str | None:
-    """The first setting that differs, with both values: `sampler.steps (4, now 8)`; None where none does."""
+    """Returns the first setting that differs, with both values: `sampler.steps (4, now 8)`; None where none does."""
     if old == new:
         return None
     if any(isinstance(old, kind) and isinstance(new, kind) for kind in (Mapping, list)):
@@ -117,7 +117,7 @@ def first_change(old: Any, new: Any, key: str = "") -> str | None:
 
 @contextmanager
 def _opening(file: Path, settings: Mapping[str, Any]) -> Iterator[bool]:
-    """Whether the file is there, once it is known to be of these settings; else they are written down beside it."""
+    """Yields whether the file exists, after a check of its settings; those of a new file are written beside it."""
     if file.is_dir():
         raise ConfigError(f"{file}: a folder, expected a file of JSON lines")
     beside = file.with_name(file.name + SETTINGS)
@@ -148,7 +148,7 @@ def _parsed(line: str) -> Record | None:
 
 
 def _object(text: str) -> Record | None:
-    """The JSON object that a text is, None where it is none."""
+    """Returns the JSON object that a text is, None where it is none."""
     try:
         found = json.loads(text)
     except json.JSONDecodeError:

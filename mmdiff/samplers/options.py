@@ -30,5 +30,5 @@ def generation_config(config: GenerationConfig | None = None, **named: Any) -> G
         if not 0 < out.threshold <= 1:
             raise ConfigError(f"sampler.threshold={out.threshold}: expected a probability above 0 and up to 1")
         if out.remasking == "random" and out.select is None:
-            raise ConfigError("sampler.threshold: random scores say nothing of certainty; use remasking=low_confidence")
+            raise ConfigError("sampler.threshold: random scores are no confidence; use remasking=low_confidence")
     return out

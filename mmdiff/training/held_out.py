@@ -1,4 +1,4 @@
-"""The bound on a stage's held-out rows, with their own media and, to see whether these are used, with others'."""
+"""The bound on a stage's held-out rows: with their own media and, to measure whether these are used, with others'."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, rows: Source) 
     """Returns the bound on the stage's held-out rows, in nats per sample and per target position.
 
     The same rows always give the same figures. `bound_per_token_swapped` is the bound with each row's media exchanged
-    for its neighbour's: a model that does not look, or listen, has the same in both.
+    for its neighbour's: a model that does not use its media has the same in both.
     """
     stream = Stream([Component("eval", rows, task)], seed=0)
     nats, positions = {"own": 0.0, "swapped": 0.0}, {"own": 0, "swapped": 0}

@@ -64,7 +64,7 @@ class Stage:
             cache_bytes=config.train.sample_cache_mb << 20,
             toy=self.toy,
         )
-        # now, not after hours: rows that cannot be read are refused before the first step
+        # built here, so that rows that cannot be read are refused before the first step
         self.held_out = build(stage.eval, where=f"{where}.eval", toy=self.toy) if stage.eval and self.task else None
         on_cpu = not torch.cuda.is_available()  # one fused kernel, where torch's default is a loop over tensors
         self.optimizer = torch.optim.AdamW(

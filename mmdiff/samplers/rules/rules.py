@@ -30,7 +30,7 @@ class Rules:
 
     @property
     def rescore(self) -> bool:
-        """Whether committed tokens are scored again at every step, which a `revise` rule can ask for."""
+        """True where the `revise` rule needs committed tokens scored again at every step."""
         return bool(getattr(self.revise, "rescore", False))
 
 

@@ -26,16 +26,16 @@ class State:
 
     @property
     def rank_RL(self) -> Tensor:
-        """int64, how many target positions of the row lie before a position."""
+        """Returns int64, how many target positions of the row lie before a position."""
         return self.target_RL.cumsum(1) - self.target_RL.long()
 
     @property
     def progress_R(self) -> Tensor:
-        """float64, the share of the block's steps that are done with this one: 1 at the last."""
+        """Returns float64, the share of the block's steps that are done after this one: 1 at the last."""
         return (self.step_R.double() / self.steps_R.clamp(min=1)).clamp(max=1)
 
     def between(self, first: float, last: float) -> Tensor:
-        """float64 (R,): `first` at the first step of a block, `last` at its last, a straight line between them."""
+        """Returns float64 (R,): `first` at the first step of a block, `last` at its last, linear between them."""
         part_R = (self.step_R - 1).double() / (self.steps_R - 1).clamp(min=1)
         return first + (last - first) * part_R.clamp(max=1)
 
