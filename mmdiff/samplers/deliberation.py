@@ -1,8 +1,8 @@
 """Deliberation: some positions of a given draft are masked and predicted again, by the loop that fills an empty canvas.
 
 The draft is what the target positions hold: a first-pass transcript, say, filled up with EOS so that words can be
-added. A rule (`sampler.draft`) chooses which of its positions are masked, round after round; the loop fills them between
-rounds. Random, low-confidence and semi-autoregressive deliberation are those of Whisper-LLaDA (arXiv 2509.16622).
+added. A rule (`sampler.draft`) chooses which of its positions are masked, round after round; the loop fills them after
+each. Random, low-confidence and semi-autoregressive deliberation are those of Whisper-LLaDA (arXiv 2509.16622).
 
 Shape letters: B samples, L canvas length, R rows of one denoise call, P predicted positions, V vocabulary.
 """
