@@ -29,10 +29,10 @@ NAMES = [
     Rule(r"_?wanted_\w+|want_\w+", "masked_..."),
     Rule(r"only_[A-Z]+", "allowed_ids_..."),
     Rule(r"parent_[A-Z]+|rows_R", "row_R"),
-    Rule(r"_?places?(_[A-Z]+)?", "positions", (*CORE, "tasks/asr", "tasks/protein")),
-    Rule(r"opened(_[A-Z]+)?|open_[A-Z]+", "masked_...", (*CORE, "tasks/vqa", "tasks/asr", "tasks/protein")),
-    Rule(r"_?written(_[A-Z]+)?|Written", "committed_...", (*CORE, "tasks/vqa", "tasks/asr", "tasks/protein")),
-    Rule(r"_?told|_say", "log, summary_line", (*CORE, "tasks/vqa", "tasks/protein")),
+    Rule(r"_?places?(_[A-Z]+)?", "positions", (*CORE, "tasks/asr", "tasks/protein", "tasks/vla")),
+    Rule(r"opened(_[A-Z]+)?|open_[A-Z]+", "masked_..."),
+    Rule(r"_?written(_[A-Z]+)?|Written", "committed_..."),
+    Rule(r"_?told|_say", "log, summary_line", (*CORE, "tasks/vqa", "tasks/protein", "tasks/vla")),
     Rule(r"answering", "config_entries, prediction"),
     Rule(r"keep_read", "sample_cache_mb"),
     Rule(r"by_budget|make_room|_room", "token_budget, batch_by_tokens"),
@@ -41,7 +41,7 @@ NAMES = [
 UNITS = "nats|features|tokens|positions|steps|forwards|rows|layouts|letters|bytes|seconds"
 DOCSTRINGS = [
     Rule(r"(wanted|open) (places?|positions?)", "masked positions", (*CORE, "tasks/vqa", "tasks/asr", "tasks/vla")),
-    Rule(rf"({UNITS}) an? [a-z]+", "per", (*CORE, "tasks/vqa", "tasks/asr", "tasks/protein")),
+    Rule(rf"({UNITS}) an? [a-z]+", "per", (*CORE, "tasks/vqa", "tasks/asr", "tasks/protein", "tasks/vla")),
     Rule(r"(goes|go|going) on with", "resume"),
     Rule(r"(noisy|noised) views?", "noised copies"),
     Rule(r"budget of (places|positions)", "token budget"),

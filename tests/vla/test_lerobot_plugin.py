@@ -1,4 +1,4 @@
-"""The policy plug-in of lerobot: against lerobot where it is installed, else against tests/support/robots/lerobot_stub.py."""
+"""The policy plug-in of lerobot: against lerobot where it is installed, else against robots/lerobot_stub.py."""
 
 from __future__ import annotations
 

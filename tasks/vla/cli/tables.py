@@ -56,11 +56,9 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     home.folder.mkdir(parents=True, exist_ok=True)
     demonstrations(config, fresh=False)
     names = list(VARIANTS)
-    for pair in (names[i : i + 2] for i in range(0, len(names), 2)):
-        train_pair(config, pair, fresh=fresh)
-    acted: dict[str, dict[str, Any]] = {}
-    for name in names:
-        acted[name] = acting(config, name)
+    for first, second in zip(names[::2], names[1::2], strict=True):
+        train_pair(config, first, second, fresh=fresh)
+    acted = {name: acting(config, name) for name in names}
     tables = {heading: {row: acted[name] for row, name in rows.items()} for heading, rows in TABLES.items()}
     tables[DECODING] = {way: acting(config, BASE, way) for way in STRATEGIES}
     shown = {heading: {row: brief(of) for row, of in rows.items()} for heading, rows in tables.items()}
@@ -75,15 +73,11 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     return {"tables": shown, "seconds": round(time.perf_counter() - start, 1), "report": str(report)}
 
 
-def train_pair(config: Config, names: list[str], *, fresh: bool) -> None:
+def train_pair(config: Config, first: str, second: str, *, fresh: bool) -> None:
     """Train the first policy in this process, and the second beside it on the other core."""
-    first, *rest = [["vla-demo", *overrides(config, name)] for name in names]
     again = ["--fresh"] if fresh else []
-    if not rest:
-        train(load_config(first[0], first[1:]), fresh=fresh)
-        return
-    with in_background(["train", *rest[0], *again]):
-        train(load_config(first[0], first[1:]), fresh=fresh)
+    with in_background(["train", "vla-demo", *overrides(config, second), *again]):
+        train(load_config("vla-demo", overrides(config, first)), fresh=fresh)
 
 
 def overrides(config: Config, name: str) -> list[str]:

@@ -16,7 +16,6 @@ Shape letters: N frames, D dimensions of an action, S of the state, H W pixels.
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.tasks.vla.data.layout import read_json
 
 from .options import ReadOptions
 from .source import Array, Recorded, Recording, broken, decoded, reading, recording, stripped
@@ -200,7 +200,7 @@ def _words(steps: Sequence[bytes]) -> str:
 
 def _features(path: Path) -> dict[str, Feature]:
     """Path below `steps` -> feature. Raises DataError."""
-    tree = _json(path)
+    tree = read_json(path)
     steps = _inner(tree).get("steps", {}).get("sequence", {}).get("feature")
     if not isinstance(steps, dict):
         raise DataError(f"{path}: no `steps`, expected episodes as RLDS has them (TFDS 4.5 or later)")
@@ -229,7 +229,7 @@ def _inner(node: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shards(folder: Path, split: str) -> list[tuple[Path, int | None]]:
     """The files of a split in order, with how many records each should have. Raises ConfigError, DataError."""
-    info = _json(folder / "dataset_info.json") if (folder / "dataset_info.json").is_file() else {}
+    info = read_json(folder / "dataset_info.json") if (folder / "dataset_info.json").is_file() else {}
     if info.get("fileFormat", "tfrecord") != "tfrecord":
         raise DataError(f"{folder}: files of format {info['fileFormat']}, expected tfrecord")
     names = {path: match for path in folder.iterdir() if (match := re.search(_SHARD, path.name))}
@@ -249,13 +249,3 @@ def _shards(folder: Path, split: str) -> list[tuple[Path, int | None]]:
 
 
 _SHARD = r"^.+-(?P<split>[^-]+)\.tfrecord-(?P<shard>\d+)-of-(?P<of>\d+)$"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object")
-    return value

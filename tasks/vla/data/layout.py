@@ -88,7 +88,7 @@ def read_layout(path: str | Path) -> Layout:
         raise DataError(f"{folder}: no such folder, expected one of a LeRobotDataset")
     if not file.is_file():
         raise DataError(f"{folder}: no LeRobotDataset here (meta/info.json is missing)")
-    info = _json(file)
+    info = read_json(file)
     version = str(info.get("codebase_version"))
     major = version.lstrip("v").split(".")[0]
     if major == "1":
@@ -215,7 +215,8 @@ def inside(path: str, where: str) -> str:
     return path
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Returns the JSON object of a file. Raises DataError."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

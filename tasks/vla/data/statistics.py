@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.tasks.vla.codecs.normalise import Statistics
 
 from .dataset import LeRobot
+from .layout import read_json
 
 Entry = Mapping[str, Statistics]
 """{"action": ..., "state": ...}; without `state` where nothing is measured."""
@@ -79,12 +79,8 @@ def _at(path: Path) -> dict[str, Entry]:
         if path.is_dir():
             raise ConfigError(f"statistics: {path}: holds neither meta/info.json nor {OPENVLA}")
         raise NoStatistics(f"statistics: {path}: no such file")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        raise DataError(f"{file}: not JSON") from None
     folder = file.resolve().parent
-    return _entries(found, str(file), (folder.parent if folder.name == "meta" else folder).name or DEFAULT)
+    return _entries(read_json(file), str(file), (folder.parent if folder.name == "meta" else folder).name or DEFAULT)
 
 
 def _entries(found: Any, where: str, name: str) -> dict[str, Entry]:

@@ -96,7 +96,7 @@ def evaluate_policy(
         require("av", "vla")
     out = home(session) / setup.name() if out is None else Path(out)
     start = time.perf_counter()
-    with _written(out) as folder:
+    with _new_folder(out) as folder:
         worker = EvalWorker(session, setup, others or {}, folder, videos, mp4, worlds, latency)
         parts = _parts(list(instruction_of), min(processes, len(instruction_of)))
         if len(parts) == 1:
@@ -170,7 +170,7 @@ def home(session: Session[VLA] | Policy) -> Path:
 
 
 @contextmanager
-def _written(out: Path) -> Iterator[Path]:
+def _new_folder(out: Path) -> Iterator[Path]:
     """Yield a folder aside that becomes `out`, which must not exist, or be empty."""
     out = out.resolve()  # "." has no name
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

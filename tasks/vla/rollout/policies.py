@@ -54,10 +54,6 @@ class ModelPolicy:
         if not isinstance(session.task, VLA):
             raise ConfigError(f"{session.folder}: its task {type(session.task).__name__} gives no chunks of actions")
         self.session, self.named, self.chunk = session, named, session.task.chunk
-        self.reset()
-
-    def reset(self) -> None:
-        """Set the counts to nothing."""
         self.calls = self.rows = self.forwards = 0
         self.seconds = 0.0
 

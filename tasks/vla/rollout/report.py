@@ -66,7 +66,7 @@ def write_vla_report(
         costs. curves: a data URI, see `mmdiff.evaluation.report.curves`. plots: (heading, data URI).
     tables: heading -> row -> column -> figure, further comparisons.
     """
-    columns, rows = table(figures)
+    columns, rows = rates_table(figures)
     return render(
         file,
         "mmdiff.tasks.vla.rollout",
@@ -84,24 +84,19 @@ def write_vla_report(
     )
 
 
-def conditions(figures: Mapping[str, Any]) -> dict[str, Rates]:
-    """Name -> rates: the policy, then its ablations."""
-    return {"full": figures, **figures.get("ablations", {})}
-
-
-def table(figures: Mapping[str, Any]) -> tuple[list[str], dict[str, list[Rates | None]]]:
+def rates_table(figures: Mapping[str, Any]) -> tuple[list[str], dict[str, list[Rates | None]]]:
     """Returns the columns, `all` and the tasks (a single task alone), and label -> rates, None where there are none."""
     tasks = list(figures["by_task"])
     all_of = ["all"] if len(tasks) > 1 else []
     rows: dict[str, list[Rates | None]] = {}
-    for name, of in conditions(figures).items():
+    for name, of in {"full": figures, **figures.get("ablations", {})}.items():
         rows[LABELS.get(name, name)] = [of for _ in all_of] + [of["by_task"].get(task) for task in tasks]
     return [*all_of, *tasks], rows
 
 
 def summary(figures: Mapping[str, Any]) -> str:
     """Returns the table as text, then costs and notes."""
-    columns, rows = table(figures)
+    columns, rows = rates_table(figures)
     shown = [[label, *(NONE if rates is None else with_interval(rates) for rates in of)] for label, of in rows.items()]
     lines = [text_table([["", *columns], *shown])]
     lines += [f"{name}: {value}" for name, value in costs(figures).items()]
@@ -129,7 +124,7 @@ def costs(figures: Mapping[str, Any]) -> dict[str, str]:
 
 def bars(figures: Mapping[str, Any]) -> str:
     """Plot success by task with intervals, one colour per condition. Returns the data URI of a PNG."""
-    columns, rows = table(figures)
+    columns, rows = rates_table(figures)
     figure = new_figure(min(16, max(6, 1.5 + 0.24 * len(columns) * (len(rows) + 1))), 3.6)
     axes = figure.subplots()
     width = 0.84 / len(rows)

@@ -43,10 +43,6 @@ class ActClient:
         if not {"chunk", "execute"} <= set(self.health):
             raise ConfigError(f"{self.url}/health: the answer of another kind of server")
         self.chunk, self.execute = int(self.health["chunk"]), int(self.health["execute"])
-        self.reset()
-
-    def reset(self) -> None:
-        """Set the counts to nothing."""
         self.calls = self.rows = self.forwards = 0
         self.seconds = 0.0
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mmdiff.tasks.vla.rollout.report import Film, costs, summary, table, write_vla_report
+from mmdiff.tasks.vla.rollout.report import Film, costs, rates_table, summary, write_vla_report
 from mmdiff.tasks.vla.rollout.rollout import Rollout
 from mmdiff.tasks.vla.rollout.success import rates
 
@@ -20,12 +20,12 @@ def figures() -> dict[str, Any]:
 
 
 def test_table() -> None:
-    columns, rows = table(figures())
+    columns, rows = rates_table(figures())
     assert columns == ["all", "a<b", "c"] and list(rows) == ["policy", "another task's instruction"]
     assert [of and of["success"] for of in rows["policy"]] == [0.375, 0.75, 0.0]
     assert [of and of["success"] for of in rows["another task's instruction"]] == [0.25, None, 0.25]
     one = rates([Rollout("a", 0, True, 5)])
-    assert table(one) == (["a"], {"policy": [one["by_task"]["a"]]})
+    assert rates_table(one) == (["a"], {"policy": [one["by_task"]["a"]]})
 
 
 def test_summary_as_text() -> None:
