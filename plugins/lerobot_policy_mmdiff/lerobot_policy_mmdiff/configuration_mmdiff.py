@@ -17,15 +17,17 @@ MODEL = "mmdiff"  # the folder within a saved policy that describes its model
 @PreTrainedConfig.register_subclass("mmdiff_vla")
 @dataclass
 class MMDiffVLAConfig(PreTrainedConfig):
-    """run: a run of mmdiff, a model folder in it, or a saved policy: where a new policy takes model, task and weights
-        from. A saved policy has them in its own folder.
+    """The settings of a policy `mmdiff_vla`.
+
+    run: a run of mmdiff, a model folder in it, or a saved policy, from which a new policy takes model, task and
+        weights. A saved policy has them in its own folder.
     cameras: keys of the pictures in the model's order (`observation.images.front`); empty: the order of the features.
     statistics: "model": actions and states are normalised by the numbers the model was saved with. "dataset": by those
         of the data set it is made for, from then on. key: of the model's numbers, where it has several.
-    chunk_size: K; 0: the model's, which has no other. n_action_steps: how many of a chunk are executed before the model
-        is asked again; 0: all.
+    chunk_size: K; 0: the model's, the only one it can have. n_action_steps: actions of a chunk that are executed before
+        the next chunk; 0: all.
     sampler: fields of mmdiff's GenerationConfig, over those of the model (`{"steps": 5}`).
-    views: noisy copies of each sample in training. denominator: see mmdiff.objectives.denoise.
+    views: noised copies of each sample in training. denominator: see mmdiff.objectives.denoise.
     train: rules of mmdiff.model.params; empty: everything is trained.
     """
 
@@ -108,7 +110,7 @@ class MMDiffVLAConfig(PreTrainedConfig):
         return None
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Without what a policy's folder holds itself: the model, the numbers and the choice among them."""
+        """Save without the settings that a policy's folder replaces: run, statistics and key."""
         super(MMDiffVLAConfig, replace(self, run=None, statistics="model", key=None))._save_pretrained(save_directory)
 
 
@@ -129,4 +131,4 @@ def saved_chunk(run: str) -> int:
     task = read_config(where).get("task") or {}
     if task.get("target") != "mmdiff.tasks.vla.VLA":
         raise ValueError(f"run: {where} has the task {task.get('target')}, expected mmdiff.tasks.vla.VLA")
-    return int(task.get("chunk", 5))  # what VLA has where a configuration says nothing
+    return int(task.get("chunk", 5))  # the default of VLA

@@ -61,7 +61,7 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
         where = located(config.run)
         self.config = config
         self.described = read_config(where)
-        task, sampler = answering(self.described, config, dataset_stats, where)
+        task, sampler = saved_task(self.described, config, dataset_stats, where)
         if (where.parent / WEIGHTS).is_file() and not (where / WEIGHTS).is_file():  # a saved policy
             self.model = unfilled(where, self.described)
             load_safetensors(self, where.parent / WEIGHTS, strict=True)
@@ -78,7 +78,7 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
         self.reset()
 
     def check_features(self) -> None:
-        """Whether the robot that the configuration describes is the one that the model was made for."""
+        """Raise ValueError where the robot of the configuration does not fit the model."""
         task, config = self.session.task, self.config
         config.validate_features()
         if (action := config.action_feature) is not None and tuple(action.shape) != (task.dims,):
@@ -99,7 +99,7 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
     # Training
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        """The loss of masked denoising over the action tokens, and figures of it. Padded actions do not count."""
+        """Returns the loss of masked denoising over the action tokens, and its figures. Padded actions do not count."""
         rows, task, vocab = self.rows(batch), self.session.task, self.model.vocab
         samples = [read_media(task.sample(row, vocab), self.model.readers) for row in rows]
         key = NoiseKey(drawn(), stream="lerobot", batch=len(rows))
@@ -121,14 +121,14 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
-        """(B, K, D) in robot units, float32."""
-        rows = self.rows(batch, answered=False)
+        """Returns chunks of actions, float32 (B, K, D), in robot units."""
+        rows = self.rows(batch, with_actions=False)
         found = self.session.predict_many(rows, first=drawn() >> 8)
         return torch.tensor([one["prediction"] for one in found], dtype=torch.float32, device=self.model.device)
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
-        """(B, D): the next action; the model gives a chunk when all actions of the last are used up."""
+        """Returns (B, D), the next action; the model predicts a chunk when all actions of the last are executed."""
         self.eval()
         if not self._action_queue:
             chunk_BKD = self.predict_action_chunk(batch)
@@ -138,8 +138,8 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         self._action_queue: deque[Tensor] = deque()
 
-    def rows(self, batch: Mapping[str, Any], answered: bool = True) -> list[dict[str, Any]]:
-        """A batch of lerobot as rows of mmdiff. Raises ValueError that names what is missing."""
+    def rows(self, batch: Mapping[str, Any], with_actions: bool = True) -> list[dict[str, Any]]:
+        """Returns a batch of lerobot as rows of mmdiff. Raises ValueError, which names a field that is missing."""
         task = self.session.task
         instruction = batch.get("task")
         if instruction is None:
@@ -151,7 +151,7 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
             )
         needed = {name: name for name in cameras}
         needed |= {"state": "observation.state"} if task.state_dims else {}
-        needed |= {"action": "action"} if answered else {}
+        needed |= {"action": "action"} if with_actions else {}
         for name in needed.values():
             if batch.get(name) is None:
                 raise ValueError(f"{name}: missing in the batch, which has {', '.join(sorted(map(str, batch)))}")
@@ -159,12 +159,12 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
         texts = [instruction] if isinstance(instruction, str) else list(instruction)
         rows: list[dict[str, Any]] = [{"instruction": text} for text in texts]
         for i, row in enumerate(rows):
-            views = [pictures[name][i] for name in cameras]
-            row["image"] = views[0] if len(views) == 1 else views
+            seen = [pictures[name][i] for name in cameras]
+            row["image"] = seen[0] if len(seen) == 1 else seen
             for name in ("state", "action"):
                 if name in needed:
                     row[name] = batch[needed[name]][i].detach().cpu().float().numpy()
-            if answered and batch.get("action_is_pad") is not None:
+            if with_actions and batch.get("action_is_pad") is not None:
                 row["action_is_pad"] = batch["action_is_pad"][i].cpu().bool().numpy()
         return rows
 
@@ -179,7 +179,7 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
 
     @classmethod
     def _load_as_safetensor(cls, model: Any, *args: Any) -> Any:
-        """As it is: the weights of `config.run` were read, strictly, when the policy was made."""
+        """Returns the model unchanged: the weights of `config.run` were read, strictly, when the policy was made."""
         return model
 
     @classmethod
@@ -191,7 +191,7 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
         revision: str | None = None,
         **kwargs: Any,
     ) -> MMDiffVLAPolicy:
-        """Of a folder that `save_pretrained` wrote, or of a repository of one."""
+        """Returns the policy of a folder that `save_pretrained` wrote, or of a repository. Raises ValueError."""
         folder = Path(pretrained_name_or_path)
         if not folder.is_dir():
             from huggingface_hub import snapshot_download
@@ -207,11 +207,13 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
         return policy
 
 
-def answering(
+def saved_task(
     described: dict[str, Any], config: MMDiffVLAConfig, stats: Mapping[str, Mapping[str, Any]] | None, where: Path
 ) -> tuple[VLA, GenerationConfig]:
-    """Task and sampler that a saved model describes, with what the configuration says otherwise; `described["task"]` is
-    changed where other numbers are taken."""
+    """Returns the task and the sampler of a saved model, with the settings of the configuration.
+
+    `described["task"]` is changed where the configuration chooses other statistics. Raises ValueError and ConfigError.
+    """
     check_targets(described.get("task"), f"{where}: task", is_answering)
     check_targets(described.get("sampler"), f"{where}: sampler", is_ours)
     if config.statistics == "dataset":
@@ -229,7 +231,7 @@ def answering(
 
 
 def unfilled(folder: Path, config: Mapping[str, Any]) -> MMDiff:
-    """The model that a saved folder describes, with weights that are still to be read."""
+    """Returns the model of a saved folder, whose weights are still to be read."""
     for name in PARTS:
         check_targets(config[name], f"{folder}: {name}")
     backbone = backbone_from_folder(folder / "backbone", weights=False, **config["backbone"])
@@ -244,7 +246,7 @@ def unfilled(folder: Path, config: Mapping[str, Any]) -> MMDiff:
 
 
 def numbers(stats: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
-    """lerobot's statistics of a data set as plain numbers under mmdiff's names."""
+    """Returns lerobot's statistics of a data set as plain numbers under mmdiff's names. Raises ValueError."""
     if not stats or "action" not in stats:
         raise ValueError('statistics: "dataset", but there is no data set with statistics of its actions')
     names = {"action": "action", "observation.state": "state"}
@@ -256,7 +258,7 @@ def numbers(stats: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str
 
 
 def pixels(values: Tensor, name: str) -> np.ndarray:
-    """(B, 3, H, W) of floats in 0..1 or uint8, also with one step of history -> uint8 (B, H, W, 3)."""
+    """Returns uint8 (B, H, W, 3) of (B, 3, H, W) floats in 0..1 or uint8, also with one step of history."""
     if values.ndim == 5 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 4 or values.shape[1] not in (1, 3):
@@ -268,5 +270,5 @@ def pixels(values: Tensor, name: str) -> np.ndarray:
 
 
 def drawn() -> int:
-    """63 bits from torch's generator, whose state lerobot keeps with a checkpoint."""
+    """Returns 63 bits from torch's generator, whose state lerobot keeps with a checkpoint."""
     return int(torch.randint(2**63 - 1, ()))
