@@ -1,7 +1,7 @@
 """Amino acid sequences to ids and back, one byte per residue: lengths never change, and no tokenizer is called.
 
-transformers' ESM tokenizer takes a millisecond a sequence, makes one `<unk>` of any run of lower-case letters, and puts
-spaces between the letters it decodes; a table of 256 entries does neither.
+transformers' ESM tokenizer takes a millisecond per sequence, makes one `<unk>` of any run of lower-case letters, and
+puts spaces between the letters it decodes; a table of 256 entries does neither.
 
 Shape letters: N residues of a sequence.
 """
@@ -26,7 +26,7 @@ RARE = "UO"
 """Selenocysteine and pyrrolysine."""
 GAP = "-"
 OPEN = "_"
-"""A position that is still to be written, in sequences that people read."""
+"""A masked position, in sequences that people read."""
 RANGE = "residues"
 """The name under which a text backbone reserves ids for residues: `reserve: {residues: 26}` (see `LETTERS`)."""
 LETTERS = CANONICAL + "XBUZO-"
@@ -82,7 +82,7 @@ class Residues:
         return np.split(ids, np.cumsum([len(sequence) for sequence in sequences])[:-1]) if sequences else []
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
-        """One letter an id: `_` for the mask, `?` for what is no residue."""
+        """One letter per id: `_` for the mask, `?` for what is no residue."""
         return self._bytes[np.asarray(ids, dtype=np.int64)].tobytes().decode("ascii")
 
     def ranges(self, letters: Iterable[str]) -> tuple[tuple[int, int], ...]:
@@ -120,7 +120,7 @@ def _reserved(vocab: Vocab) -> dict[str, int]:
 
 
 def _tokens(vocab: Vocab) -> dict[str, int]:
-    """Single letters (and `-`, `.`) of an ESM tokenizer: one with a word a residue, and hardly anything else."""
+    """Single letters (and `-`, `.`) of an ESM tokenizer: one with a word per residue, and hardly anything else."""
     words = vocab.tokenizer.get_vocab()
     if len(words) > 256:  # a text tokenizer has letters too, and they are no residues
         return {}

@@ -18,13 +18,13 @@ from .residues import CANONICAL, OPEN, Residues
 
 
 class Protein:
-    """Rows `{sequence, target?, allow?, where?}` <-> canvases. A row's `sequence` may have open positions, `_`.
+    """Rows `{sequence, target?, allow?, where?}` <-> canvases. A row's `sequence` may have masked positions, `_`.
 
-    letters: what may be written. The 20 residues; with `-` an alignment is written column by column.
+    letters: what may be generated. The 20 residues; with `-` an alignment is generated column by column.
     learned: letters that are noised and scored in training, with the softmax over them; the others of a sequence (X, a
         gap) are context there. None: the same as `letters`. "all": every letter, with the softmax over the whole
         vocabulary, as DSM has it.
-    allow, of a row: for every position None or the letters that may be written there, out of `letters`.
+    allow, of a row: for every position None or the letters that may be generated there, out of `letters`.
     """
 
     def __init__(self, letters: str = CANONICAL, learned: str | None = None) -> None:
@@ -36,7 +36,7 @@ class Protein:
         self._known: tuple[Vocab, Residues] | None = None
 
     def residues(self, vocab: Vocab) -> Residues:
-        """The letters of a vocabulary. Raises ConfigError for one without residues, or without those to be written."""
+        """The letters of a vocabulary. Raises ConfigError where some of `letters` are missing."""
         if self._known is None or self._known[0] is not vocab:
             found = Residues(vocab)
             learned = "" if self.learned in (None, "all") else self.learned
@@ -55,11 +55,13 @@ class Protein:
         """Lay a whole sequence out: its residues among `letters` are targets, all others context.
 
         restrict: the softmax over a target runs over `letters`; False: over the whole vocabulary. Raises DataError for
-        a missing sequence, an open position, or a letter that has no id.
+        a missing sequence, a masked position, or a letter that has no id.
         """
         residues, sequence = self.residues(vocab), self._sequence(row)
         if OPEN in sequence:
-            raise DataError(f"{_where(row)}residue {sequence.index(OPEN) + 1} is open (`_`), expected a whole sequence")
+            raise DataError(
+                f"{_where(row)}residue {sequence.index(OPEN) + 1} is masked (`_`), expected a whole sequence"
+            )
         ids = self._ids(residues, sequence, row)
         allow = residues.ranges(letters) if restrict else None
         parts: list[Text | Target] = []
@@ -80,7 +82,7 @@ class Protein:
         return [*self._before(row, vocab), *parts, Text([vocab.eos_id])]
 
     def parse(self, ids: Sequence[int], vocab: Vocab) -> str:
-        """The sequence; `_` where a position is open."""
+        """The sequence; `_` where a position is masked."""
         return self.residues(vocab).decode(list(ids))
 
     def score(self, prediction: str, row: Row) -> dict[str, float]:
@@ -96,7 +98,7 @@ class Protein:
         return {"recovery": sum(prediction[i] == answer[i] for i in designed) / len(designed)}
 
     def _spans(self, row: Row, sequence: str) -> Iterator[tuple[str, int, int]]:
-        """(letters that may be written, start, end) of neighbours with the same; none for what is given."""
+        """(letters that may be generated, start, end) of neighbours with the same; none for what is given."""
         allow = row.get("allow")
         if allow is not None and len(allow) != len(sequence):
             raise DataError(f"{_where(row)}allow: {len(allow)} entries for {len(sequence)} positions")
@@ -125,7 +127,7 @@ class Protein:
             raise DataError(f"{_where(row)}target: {target!r}, expected residues")
         if OPEN in target:
             at = target.index(OPEN) + 1
-            raise DataError(f"{_where(row)}target: residue {at} is open (`_`), expected a whole sequence")
+            raise DataError(f"{_where(row)}target: residue {at} is masked (`_`), expected a whole sequence")
         ids = self._ids(self.residues(vocab), target, row, "target: ")
         return [Text([*start, *ids, vocab.eos_id])]
 

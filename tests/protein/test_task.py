@@ -110,7 +110,7 @@ def test_recovery_counts_designed_places() -> None:
     [
         ({}, "sequence: None, expected residues"),
         ({"sequence": ""}, "sequence: '', expected residues"),
-        ({"sequence": "MK_", "id": "p1"}, "p1: residue 3 is open"),
+        ({"sequence": "MK_", "id": "p1"}, "p1: residue 3 is masked"),
         ({"sequence": "MKj", "where": "x.fa record 2 (p1)"}, r"x.fa record 2 \(p1\): residue 3: 'j' is none of"),
         ({"sequence": "MK", "target": ""}, "target: '', expected residues"),
         ({"sequence": "MK", "target": "M1"}, "target: residue 2: '1' is none of"),
@@ -186,5 +186,5 @@ def test_backbones_are_told_from_runs_and_saved_models(tmp_path: Path, model: MM
 
 
 def test_an_open_place_of_a_target_is_named(vocab: Vocab) -> None:
-    with pytest.raises(DataError, match="target: residue 2 is open"):
+    with pytest.raises(DataError, match="target: residue 2 is masked"):
         Protein().prompt({"sequence": "__", "target": "M_K"}, vocab)

@@ -99,7 +99,7 @@ class NewSequences:
 
     Args:
         length: 100, 50-400, 50,60,70-80, or a FASTA file whose lengths are drawn.
-        template: residues and open positions, as in MKT___G[10-20]{ILV}AA.
+        template: residues and masked positions, as in MKT___G[10-20]{ILV}AA.
         prefix: first part of the ids.
         n: number of sequences.
     """
@@ -117,7 +117,7 @@ class NewSequences:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Infilling:
-    """Which residues of a given sequence are sampled. With none of these options: its open positions (_).
+    """Which residues of a given sequence are sampled. With none of these options: its masked positions (_).
 
     Args:
         open: residues that are sampled, as in 16-35,52-71.
@@ -157,7 +157,7 @@ class Binders:
     Args:
         target: residues, or a FASTA file whose first sequence is taken.
         length: length of the binders, 80, 60-90, or a FASTA file whose lengths are drawn.
-        template: residues and open positions, as for generate.
+        template: residues and masked positions, as for generate.
         binder: a known binder, residues or a FASTA file, of which a --share is sampled anew.
         share: this share of the residues of --binder.
         window: the drawn residues lie within a window of this length, put anywhere.

@@ -59,7 +59,7 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     `bayes_cross_entropy` of the exact posterior on the same positions. In nats per residue: `bound` and `entropy`, and
     `excess`, the mean of bound + log p of the same sequences; with standard errors `_se`. Of 1,000 generated sequences:
     `jsd1`, the Jensen-Shannon divergence of their composition from the chain's in bits, beside `jsd1_floor` of as many
-    natural ones and `jsd1_low_confidence` of the other order; `loglik_by_steps` a residue under the chain, beside
+    natural ones and `jsd1_low_confidence` of the other order; `loglik_by_steps` per residue under the chain, beside
     `loglik_natural` and `loglik_low_confidence`. Of 300 sequences sampled round nine given residues: `motif_kept`,
     whether all of these are as given, and `loglik_infilled`. `only_residues`: nothing but the 20 was sampled.
     `seconds`; `report`.
@@ -141,7 +141,7 @@ def percent(rate: float) -> str:
 
 
 def bound_and_entropy(session: Session, chain: Chain, natural: Sequence[str]) -> dict[str, float]:
-    """Nats a residue: `bound`, `entropy`, and `excess`, what the bound has over -log p of the same sequences."""
+    """In nats per residue: `bound`, `entropy`, and `excess`, what the bound has above -log p of the same sequences."""
     n, length = len(natural), len(natural[0])
     bound_N = np.array(bounds(session, [{"sequence": s} for s in natural], levels=LEVELS))
     excess_N = bound_N + chain.log_likelihood(natural) / length
@@ -175,7 +175,7 @@ def likeness(chain: Chain, sequences: Sequence[str]) -> dict[str, float]:
 
 
 def motif(sequence: str) -> str:
-    """The given positions of a sequence, all others open."""
+    """The given positions of a sequence, all others masked."""
     return "".join(letter if i in MOTIF else OPEN for i, letter in enumerate(sequence))
 
 

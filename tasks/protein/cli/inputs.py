@@ -102,6 +102,6 @@ def _source(path: str | Path) -> Any:
 
 
 def aligned_rows(session: Session[Protein], rows: Sequence[Row]) -> bool:
-    """Whether they are an alignment that the task writes column by column."""
+    """Whether they are an alignment that the task generates column by column."""
     lengths = {len(row["sequence"]) for row in rows}
     return GAP in session.task.letters and len(lengths) == 1

@@ -111,7 +111,7 @@ def _masked(
         made, landed = scaffold(sequence, ranges, span, rng, keep_gaps=infilling.keep_gaps)
         return made, "motif=" + ",".join(f"{low + 1}-{high}" for low, high in landed)
     if OPEN not in sequence:
-        raise DataError("no position is open (`_`); give --open, --keep, --share or --scaffold")
+        raise DataError("no position is masked (`_`); give --open, --keep, --share or --scaffold")
     return Design(sequence), ""
 
 

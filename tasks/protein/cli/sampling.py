@@ -42,7 +42,7 @@ def infill(
     policies: Policies = NO_POLICIES,
     sampling: Sampling = SAMPLING,
 ) -> Output:
-    """Sample parts of sequences: open positions (_), ranges, a random share; or put their motif in a new scaffold.
+    """Sample parts of sequences: masked positions (_), ranges, a random share; or put their motif in a new scaffold.
 
     Args:
         words: a file of sequences; settings as dotted.key=value: sampler.steps=20, task.letters=...

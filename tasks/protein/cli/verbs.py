@@ -192,7 +192,7 @@ def evaluate(
         limit: number of held-out sequences (all).
         aligned: the sequences are rows of an alignment; without it, the task decides.
         samples: number of sequences that are sampled.
-        motif: residues and open positions (_); its residues must stay.
+        motif: residues and masked positions (_); its residues must stay.
         seed: seed of the masks and samples.
         report: the page (RUN/protein/, or protein-FILE/; without a run: none).
     """

@@ -22,7 +22,7 @@ def suffix(path: str | Path) -> str:
     """The ending of a name without `.gz`, in lower case. Raises ConfigError for one that no file of sequences has."""
     ending = Path(re.sub(r"(?i)\.gz$", "", str(path))).suffix.lower()
     if ending not in FASTA + TABLES:
-        raise ConfigError(f"{path}: the ending {ending!r} says no format (known: {', '.join(FASTA + TABLES)}, .gz)")
+        raise ConfigError(f"{path}: no format has the ending {ending!r} (known: {', '.join(FASTA + TABLES)}, .gz)")
     return ending
 
 

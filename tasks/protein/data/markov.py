@@ -118,7 +118,7 @@ class Markov:
 
     Sets of different seeds have nothing in common but the chain.
 
-    open: with this share of the positions open, `_`, in `sequence`, and the whole sequence as the row's `answer`.
+    open: with this share of the positions masked, `_`, in `sequence`, and the whole sequence as the row's `answer`.
     """
 
     def __init__(self, n: int, seed: int, length: int = 32, open: float = 0.0) -> None:

@@ -1,6 +1,6 @@
 """Rows of whole sequences as questions: some residues masked (`_`), the whole sequence as the answer.
 
-`mmdiff eval` then counts how many residues are recovered; `mmdiff protein eval` says much more.
+`mmdiff eval` then counts how many residues are recovered; `mmdiff protein eval` reports more.
 """
 
 from __future__ import annotations

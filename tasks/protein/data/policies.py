@@ -29,7 +29,7 @@ class Policy:
     stop: '*' at the end. "strip"; "refuse". Elsewhere it is always an error.
     unknown: letters besides the 20. "keep": X, B, U, Z and O stay, J (which ESM has no id for) becomes X; "x": all of
         them become X; "refuse".
-    open: '_', a position that is still to be written. "keep"; "refuse".
+    open: '_', a masked position, which is to be generated. "keep"; "refuse".
     """
 
     lower: str = "upper"
@@ -111,7 +111,7 @@ def _fault(lines: Sequence[bytes], line: int, policy: Policy, what: str) -> str:
             elif letter in "-.":
                 why = "a gap, and gaps: refuse"
             elif letter == OPEN:
-                why = "an open position, expected residues"
+                why = "a masked position, expected residues"
             elif letter.isascii() and letter.islower() and policy.lower == "refuse":
                 why = "lower case, and lower: refuse"
             elif letter.isascii() and letter.isalpha():

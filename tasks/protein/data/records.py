@@ -6,10 +6,12 @@ MSDKIIHLTD
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+from mmdiff.errors import ConfigError
 from mmdiff.protocols import Row
 
 
@@ -56,3 +58,25 @@ def name_of(row: Row, number: int) -> str:
 def where_of(row: Row, number: int) -> str:
     """What errors call a row: its `where`, or its number, from 1, and its id."""
     return str(row.get("where") or f"record {number + 1} ({name_of(row, number)})")
+
+
+def pass_over(
+    lines: Iterable[Mapping[str, Any]],
+    rows: Iterator[tuple[int, Row]],
+    is_of: Callable[[Mapping[str, Any], Row, int], bool],
+    file: Path | None,
+) -> None:
+    """Pass over the rows whose records a file holds already. is_of: whether a record is that of a row and its number.
+
+    Raises ConfigError where the file holds the records of other rows.
+    """
+    for count, line in enumerate(lines):
+        if (found := next(rows, None)) is None:
+            raise ConfigError(f"{file} holds more records than the {count} of the input; choose another name")
+        number, row = found
+        if not is_of(line, row, number):
+            old, new = line.get("id"), name_of(row, number)
+            other = f"{old!r}, now {new!r}" if old != new else "another sequence"
+            raise ConfigError(
+                f"{file} was written for other records (record {number + 1} is {other}); choose another name"
+            )

@@ -1,12 +1,12 @@
-"""Whether a design depends on its target: the same binders sampled for wrong targets, and the bound under either."""
+"""Whether a design depends on its target: the same binders sampled for shuffled targets, and the bound under either."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from mmdiff.errors import ConfigError, DataError
+from mmdiff.errors import DataError
 from mmdiff.protocols import Row, Source
 from mmdiff.session import Session
 from mmdiff.tasks.protein.residues import permuted
@@ -21,7 +21,6 @@ def design_control(
     session: Session[Protein],
     rows: Iterable[Row] | Source,
     *,
-    control: Literal["shuffled", "other"] = "shuffled",
     seed: int = 0,
     out: Path | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -31,12 +30,12 @@ def design_control(
 
     Where the two sets are alike, the design does not depend on the target: compare `bounds` of the first under its own
     and under the wrong targets. out: the second goes beside it, to `<name>.control<suffix>`. named: as for `generate`.
-    Raises ConfigError, DataError.
+    Raises DataError.
     """
     own = list(each_row(rows))
-    wrong = control_rows(own, control, seed)
+    wrong = control_rows(own, seed)
     beside = None if out is None else control_file(out)
-    also = {**(settings or {}), "control": {"targets": control, "seed": seed}}
+    also = {**(settings or {}), "control": {"targets": "shuffled", "seed": seed}}
     return (
         generate(session, own, out=out, settings=settings, **named),
         generate(session, wrong, out=beside, settings=also, **named),
@@ -48,31 +47,18 @@ def control_file(out: Path) -> Path:
     return out.with_name(f"{out.stem}.control{out.suffix}")
 
 
-def control_rows(rows: Sequence[Row], control: Literal["shuffled", "other"] = "shuffled", seed: int = 0) -> list[Row]:
-    """The rows with wrong targets. "shuffled": the row's own residues in random order, by (seed, number of the row), so
-    that length and composition are the same. "other": the next row's target that is not the same, round the end.
-
-    Raises ConfigError for another word, DataError for a row without a target and where all have the same.
-    """
-    if control not in ("shuffled", "other"):
-        raise ConfigError(f"control: {control!r}, expected shuffled or other")
-    targets = [row.get("target") for row in rows]
-    for k, (row, target) in enumerate(zip(rows, targets, strict=True)):
-        if not isinstance(target, str) or not target:
-            raise DataError(f"{row.get('where', f'row {k}')}: target: {target!r}, expected residues for a control")
+def control_rows(rows: Sequence[Row], seed: int = 0) -> list[Row]:
+    """The rows with the residues of each target in random order, by (seed, number of the row), so that length and
+    composition are the same. Raises DataError for a row without a target, or with one that has no other order."""
     wrong = []
-    for k, target in enumerate(map(str, targets)):
-        if control == "shuffled":
-            if len(set(target)) == 1:
-                where = rows[k].get("where", f"row {k}")
-                raise DataError(f"{where}: target: one kind of residue, whose order cannot be shuffled; use other")
-            wrong.append(permuted(target, k, seed))
-        else:
-            others = (str(targets[(k + i) % len(targets)]) for i in range(1, len(targets)))
-            wrong.append(next((other for other in others if other != target), ""))
-            if not wrong[-1]:
-                raise DataError("control: all rows have the same target, so there is no other one; use shuffled")
-    return [{**row, "target": target} for row, target in zip(rows, wrong, strict=True)]
+    for k, row in enumerate(rows):
+        target, where = row.get("target"), row.get("where", f"row {k}")
+        if not isinstance(target, str) or not target:
+            raise DataError(f"{where}: target: {target!r}, expected residues for a control")
+        if len(set(target)) == 1:
+            raise DataError(f"{where}: target: one kind of residue, whose order cannot be shuffled")
+        wrong.append({**row, "target": permuted(target, k, seed)})
+    return wrong
 
 
 def bounds(

@@ -1,6 +1,6 @@
 """Sequences sampled for many rows of many lengths in one call, in the order of the rows, by any sampler setting.
 
-A row has open positions, `_`: `{"id": "a", "sequence": "MK__G", "allow": [None, None, "AC", None, None]}`.
+A row has masked positions, `_`: `{"id": "a", "sequence": "MK__G", "allow": [None, None, "AC", None, None]}`.
 
 A window of rows at a time is sorted by length and cut into batches of a token budget, so memory does not grow with the
 input. Noise is a function of a row's number or of its own `seed`, so neither batch nor window changes what is sampled.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -33,6 +33,7 @@ from mmdiff.protocols import Row, Source
 from mmdiff.runs.records import JsonlStore
 from mmdiff.samplers.options import generation_config
 from mmdiff.session import Session
+from mmdiff.tasks.protein.data.records import name_of, pass_over
 from mmdiff.tasks.protein.residues import OPEN
 from mmdiff.tasks.protein.session import digest
 from mmdiff.tasks.protein.task import Protein
@@ -60,7 +61,7 @@ def generate(
     trajectory: bool = False,
     **named: Any,
 ) -> Iterable[Record]:
-    """Sample the open positions of every row: a list of records, or, with `out`, an iterator over those of the file.
+    """Sample the masked positions of every row: a list of records, or, with `out`, an iterator over those of the file.
 
     rows: rows of the protein task, as they come; a record keeps `id` (else its number), `description` and `target`. A
         row that has a `seed` of its own is sampled the same wherever it stands, under the same `sampler.seed`.
@@ -80,13 +81,16 @@ def generate(
             raise ConfigError(f"{name}: {value!r}, expected a whole number of at least 1")
     sampler = generation_config(session.sampler, **named)
     if sampler.draft is not None:
-        raise ConfigError("sampler.draft: opens residues that are given, which here stay as they are; open them (`_`)")
+        raise ConfigError("sampler.draft: masks residues that are given, which here stay as they are; mask them (`_`)")
     log = None
     if out is not None:
         depends = {"sampler": asdict(sampler), "guard": guard and asdict(guard), "trajectory": trajectory}
         log = JsonlStore(out, {**(settings or {}), **depends, "model": digest(session.model)}, ordered=True)
     numbered = enumerate(each_row(rows))
-    done = 0 if log is None else _skip_done(log, numbered)
+    done = 0
+    if log is not None:
+        pass_over(log.read(), numbered, _is_of, out)
+        done = log.count
     found: list[Record] = []
     with tqdm(unit="rows", desc="generate", initial=done, file=sys.stderr, leave=False) as bar:
         while group := list(islice(numbered, window)):
@@ -173,7 +177,7 @@ def _sample_batch(
         steps = step_BL[b, position_L].tolist()
         logs = sure_BL[b, position_L & (step_BL[b] > 0)].double().clamp(min=1e-45).log()
         record: Record = {
-            "id": str(row.get("id", k)),
+            "id": name_of(row, k),
             "description": str(row.get("description", "")),
             "sequence": sequence,
             **({"target": row["target"]} if row.get("target") is not None else {}),
@@ -225,18 +229,12 @@ def each_row(rows: Iterable[Row] | Source) -> Iterable[Row]:
     return rows if isinstance(rows, Iterable) else (rows[i] for i in range(len(rows)))
 
 
-def _skip_done(log: JsonlStore, numbered: Iterator[tuple[int, Row]]) -> int:
-    """Pass over the rows that the file has. Raises ConfigError where they are others."""
-    for record in log.read():
-        k, row = next(numbered, (-1, {}))
-        if k < 0 or record.get("id") != str(row.get("id", k)) or not _is_of(record, row):
-            what = f"record {record.get('id')!r} is not among the first {log.count} rows as it was"
-            raise ConfigError(f"{log.file} was written for other rows ({what}); choose another file")
-    return log.count
-
-
-def _is_of(record: Record, row: Row) -> bool:
-    """Whether the record has what the row gives: its target, its length, and every residue that is not open."""
+def _is_of(record: Mapping[str, Any], row: Row, number: int) -> bool:
+    """Whether the record has what the row gives: id, target, length, and every residue that is not masked."""
     given = str(row.get("sequence", ""))
-    same = record.get("target") == row.get("target") and len(record["sequence"]) == len(given)
-    return same and all(b in (OPEN, a) for a, b in zip(record["sequence"], given, strict=True))
+    same = record.get("id") == name_of(row, number) and record.get("target") == row.get("target")
+    return (
+        same
+        and len(record["sequence"]) == len(given)
+        and all(b in (OPEN, a) for a, b in zip(record["sequence"], given, strict=True))
+    )

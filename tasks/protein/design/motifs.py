@@ -1,4 +1,4 @@
-"""What a person writes of a protein to be made: templates, ranges of residues, motifs, allowed letters, lengths.
+"""What is asked of a protein to be designed: templates, ranges of residues, motifs, allowed letters, lengths.
 
 All of it ends in a `Design`, whose fields are those of a row of the protein task. Positions are counted from 1 and
 ranges include both ends where a person writes or reads them; in Python they are half-open from 0, as slices are.
@@ -33,8 +33,11 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Design:
-    """sequence: residues that are fixed, `_` where a position is open. allow: for each position the letters that may be
-    written there, or None for whatever the task writes; None as a whole: no position is limited."""
+    """sequence: residues that are fixed, `_` where a position is masked.
+
+    allow: for each position the letters that may be generated there, or None for those of the task; None as a whole: no
+        position is limited.
+    """
 
     sequence: str
     allow: list[str | None] | None = None
@@ -58,11 +61,11 @@ EXPECTED = f"expected an upper-case residue, `_`, `#`, `{MASK}`, `[12]`, `[10-20
 
 
 def template(text: str, rng: Generator) -> Design:
-    """Read `MKT___G[10-20]{ILV}AA`: residues that are fixed, and open positions.
+    """Read `MKT___G[10-20]{ILV}AA`: residues that are fixed, and masked positions.
 
-    `_`, `#` and `<mask>` are one open position; `[12]` is twelve of them, `[10-20]` a number that is drawn, all numbers
-    from 10 to 20 equally likely; `{ILV}` is one open position for these letters only, `{^CM}` for all of the 20 but
-    these. Raises DataError that names the position in the text.
+    `_`, `#` and `<mask>` are one masked position; `[12]` is twelve of them, `[10-20]` a number that is drawn, all
+    numbers from 10 to 20 equally likely; `{ILV}` is one masked position for these letters only, `{^CM}` for all of the
+    20 but these. Raises DataError that names the position in the text.
     """
     if not text:
         raise DataError(f"template: it is empty, {EXPECTED}")
@@ -110,7 +113,7 @@ def _letters(text: str, but: bool, where: str) -> str:
         raise DataError(f"{where}: {unknown[0]!r} is no residue, expected some of {LETTERS}")
     left = set(CANONICAL) - given if but else given
     if not left:
-        raise DataError(f"{where}: no letter is left to be written")
+        raise DataError(f"{where}: no letter is left to be generated")
     return "".join(sorted(left))
 
 
@@ -160,7 +163,7 @@ def _residues(text: str, length: int) -> tuple[int, int]:
 
 
 def kept_ranges(sequence: str, ranges: Sequence[Span]) -> Design:
-    """Keep the residues in `ranges`; all other positions are open. Raises DataError for a range that is not there."""
+    """Keep the residues in `ranges`; all other positions are masked. Raises DataError for a range that is not there."""
     _check(ranges, len(sequence))
     return _masked(sequence, set(range(len(sequence))) - _positions(ranges))
 
@@ -184,7 +187,7 @@ def masked_share(sequence: str, share: float, rng: Generator, window: Span | int
 
     window: a stretch in which they lie, or the length of one that is put anywhere, all offsets equally likely (the
     template designs of DSM, arXiv 2506.08293: 1 to 90 % of a known binder or of a window of it). Positions that are
-    open already stay open and do not count. Raises DataError.
+    masked already stay masked and do not count. Raises DataError.
     """
     if not 0 < share <= 1:
         raise DataError(f"share: {share}, expected above 0 and up to 1")
@@ -197,7 +200,7 @@ def masked_share(sequence: str, share: float, rng: Generator, window: Span | int
     _check([(low, high)], len(sequence))
     positions = [i for i in range(low, high) if sequence[i] != OPEN]
     if not positions:
-        raise DataError(f"residues {low + 1}-{high}: all of them are open already")
+        raise DataError(f"residues {low + 1}-{high}: all of them are masked already")
     count = max(1, round(share * len(positions)))
     return _masked(sequence, set(rng.choice(positions, count, replace=False).tolist()))
 
@@ -205,13 +208,13 @@ def masked_share(sequence: str, share: float, rng: Generator, window: Span | int
 def scaffold(
     sequence: str, ranges: Sequence[Span], length: Span, rng: Generator, *, keep_gaps: bool = False
 ) -> tuple[Design, list[Span]]:
-    """The segments `ranges` of a motif in a new sequence, in the order given, all else open; and where each landed.
+    """The segments `ranges` of a motif in a new sequence, in the order given, all else masked; and where each landed.
 
     length: (least, most) residues of the new sequence, both included, all equally likely. (EvoDiff, arXiv 2309.15766,
         counts the residues that are added.) What the motif leaves over is shared out between the two ends and the gaps
         between segments, every way of doing so equally likely; any of them may be empty.
-    keep_gaps: segments stay as far from each other as they were, with open positions between, as EvoDiff has them; only
-        the two ends are then drawn.
+    keep_gaps: segments stay as far from each other as they were, with masked positions between, as EvoDiff has them;
+        only the two ends are then drawn.
     Raises DataError.
     """
     _check(ranges, len(sequence))
@@ -230,7 +233,7 @@ def scaffold(
     if least < motif:
         raise DataError(f"length: {least}-{most}, the motif alone takes {motif} positions")
     total = int(rng.integers(least, most + 1))
-    # stars and bars: blocks are the bars that stand among the open positions
+    # stars and bars: blocks are the bars that stand among the masked positions
     bars = np.sort(rng.choice(total - motif + len(blocks), len(blocks), replace=False)).tolist()
     out, starts, last = "", [], -1
     for bar, block in zip(bars, blocks, strict=True):
@@ -253,12 +256,12 @@ def _check(ranges: Sequence[Span], length: int) -> None:
 
 
 def allowed(design: Design, text: str = "", forbid: str = "") -> Design:
-    """Limits the open positions of a design further.
+    """Limits the masked positions of a design further.
 
-    text: `10:AVL,12-15:^C`, positions or ranges with the letters that may be written there, or those of the 20 that
-    may not. Several that cover a position all hold. forbid: letters that are written nowhere.
+    text: `10:AVL,12-15:^C`, positions or ranges with the letters that may be generated there, or those of the 20
+    that may not. Several that cover a position all hold. forbid: letters that are generated nowhere.
     What is fixed stays as it is, forbidden or not: these are rules of what is written.
-    Raises DataError for a rule that covers no open position, and for an open position that is left without a letter.
+    Raises DataError for a rule that covers no masked position, and for a masked position that is left without a letter.
     """
     sequence = design.sequence
     positions = [i for i, letter in enumerate(sequence) if letter == OPEN]
@@ -273,7 +276,7 @@ def allowed(design: Design, text: str = "", forbid: str = "") -> Design:
         first, last = _residues(where.strip(), len(sequence))
         covered = [i for i in positions if first <= i + 1 <= last]
         if not covered:
-            raise DataError(f"allow {item.strip()}: no position there is open")
+            raise DataError(f"allow {item.strip()}: no position there is masked")
         letters = letters.strip()
         left = set(_letters(letters.removeprefix("^"), letters.startswith("^"), f"allow {item.strip()}"))
         rules.append((covered, left - set(forbid), f"allow {item.strip()}"))

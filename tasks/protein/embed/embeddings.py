@@ -1,7 +1,7 @@
-"""Hidden states of a frozen model as embeddings, a vector per residue or a sequence, in a folder or in one file.
+"""Hidden states of a frozen model as embeddings, one vector per residue or per sequence, in a folder or in one file.
 
 Nothing is masked: the canvas is `<cls> sequence <eos>` as it stands (the published DSM code masks at random inside its
-forward, embeddings included). Only `_` in a sequence, an open position, is the mask.
+forward, embeddings included). Only `_` in a sequence, a masked position, is the mask.
 
 What the files hold: `files.py`.
 
@@ -29,7 +29,7 @@ from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
 from mmdiff.protocols import Row
 from mmdiff.session import Session
-from mmdiff.tasks.protein.data.records import Record, as_row, name_of, where_of
+from mmdiff.tasks.protein.data.records import Record, as_row, name_of, pass_over, where_of
 from mmdiff.tasks.protein.data.tables import positive
 from mmdiff.tasks.protein.residues import Residues
 from mmdiff.tasks.protein.session import digest
@@ -96,7 +96,7 @@ def embed(
     if single is not None and out.exists():
         return _finished(out, settings, numbered)
     with Folder(Path(f"{out}.parts") if single else out, settings) as folder:
-        _same(folder.lines(), numbered, folder.path)
+        pass_over(folder.lines(), numbered, _is_of, folder.path)
         with evaluating(model):
             _write_parts(model, numbered, folder, settings, tokens, window)
         found = {"records": folder.records, "width": model.backbone.dim * len(pool), "out": str(out)}
@@ -219,25 +219,15 @@ def _checked(
     return {"pool": list(pool), "layer": layer % (layers + 1), "dtype": dtype, "format": format}
 
 
-def _same(lines: Iterable[Line], records: Numbered, where: Path) -> None:
-    """Read the records that are done from `records`. Raises ConfigError where they are others."""
-    for number, line in enumerate(lines):
-        if (found := next(records, None)) is None:
-            raise ConfigError(f"{where} holds more records than the {number} of the input; choose another name")
-        now = _line(*found, line["part"])
-        if now != line:
-            same = "another sequence" if now["id"] == line["id"] else f"{line['id']!r}"
-            raise ConfigError(
-                f"{where} was written for other records (record {number + 1} is {same}, now {now['id']!r}); "
-                "choose another name"
-            )
+def _is_of(line: Mapping[str, Any], row: Row, number: int) -> bool:
+    return line == _line(number, row, line["part"])
 
 
 def _finished(out: Path, settings: Mapping[str, Any], records: Numbered) -> dict[str, Any]:
     """What `embed` returns of a file that is there already. Raises ConfigError unless it is just what was asked for."""
     there = Embeddings(out)
     unchanged(out, there.settings, settings)
-    _same(there.lines, records, out)
+    pass_over(there.lines, records, _is_of, out)
     if (more := next(records, None)) is not None:
         raise ConfigError(f"{out} is finished and ends before {where_of(more[1], more[0])}; choose another name")
     if Path(f"{out}.parts").is_dir():  # killed between the last two steps

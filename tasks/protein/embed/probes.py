@@ -233,7 +233,7 @@ def _fit(x_ND: Array, label_N: Array, penalty: float, kind: str) -> Predict:
         return lambda test_ND: np.full(len(test_ND), label_N[0])
     x_ND = x_ND.astype(np.float32)
     centre_D, scale_D = x_ND.mean(0, dtype=np.float64), x_ND.std(0, dtype=np.float64)
-    scale_D[scale_D <= 1e-6 * np.abs(centre_D)] = np.inf  # what does not vary, but by rounding, says nothing
+    scale_D[scale_D <= 1e-6 * np.abs(centre_D)] = np.inf  # what varies by rounding only is left out
 
     def scaled(x_ND: Array) -> Array:
         out: Array = (x_ND.astype(np.float32) - centre_D.astype(np.float32)) / scale_D.astype(np.float32)

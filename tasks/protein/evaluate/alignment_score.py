@@ -34,9 +34,9 @@ def aligner() -> Callable[[str, str], float]:
 
 
 def alignment_scores(natural: Sequence[str], predicted: Sequence[str]) -> list[float]:
-    """A score a pair, at most 1. Gaps of aligned sequences are taken out first; two empty sequences score 1.
+    """Returns a score per pair, at most 1. Gaps of aligned sequences are taken out first; two empty sequences score 1.
 
-    Raises DataError that names a sequence with anything but residues in it (spaces, open positions).
+    Raises DataError that names a sequence with anything but residues in it (spaces, masked positions).
     """
     f = aligner()
     out = []

@@ -44,7 +44,7 @@ def bound_per_residue(
     """Compute the bound on -log p per position (of aligned rows: per column), see `mmdiff.model.likelihood.bound`.
 
     Returns `nats`, its standard error `nats_se` over rows, `positions` (their number), and `perplexity`, e to the
-    power of `nats`. Raises DataError without rows, or without a residue that the model writes.
+    power of `nats`. Raises DataError without rows, or without a residue that the model generates.
     """
     if not len(rows):
         raise DataError("bound: no rows")
@@ -54,7 +54,7 @@ def bound_per_residue(
             found = bound(session.model, batch, levels=levels, seed=seed)
             nll_B[numbers], positions_B[numbers] = found.nll_B.numpy(), found.positions_B.numpy()
     if not positions_B.sum():
-        raise DataError("bound: no residue of these rows is one that the model writes")
+        raise DataError("bound: no residue of these rows is one that the model generates")
     nats = float(nll_B.sum() / positions_B.sum())
     left_B = nll_B - nats * positions_B
     spread = np.sqrt((left_B**2).sum() * len(rows) / (len(rows) - 1)) if len(rows) > 1 else np.nan
@@ -88,7 +88,7 @@ def evaluate_model(
     same of natural sequences), and `motif` (the share of its given positions that are as given, and of whole motifs).
 
     aligned: rows are of one length, with gaps; positions are columns then. samples: number of generated sequences, in
-    lengths drawn from the rows' own. motif: a template, `_` where it is open; None: of aligned rows, the consensus at
+    lengths drawn from the rows' own. motif: a template, `_` where it is masked; None: of aligned rows, the consensus at
     conserved columns, else none. generation: fields of `GenerationConfig` (steps, temperature, remasking, ...).
     Raises ConfigError and DataError.
     """
@@ -154,7 +154,7 @@ def kept(template: str, designs: Sequence[str]) -> dict[str, Any]:
 
 
 def _bound_baselines(found: Mapping[str, Any], train: Sequence[str] | None, test: Sequence[str]) -> dict[str, float]:
-    """Nats a position that composition alone gives the same rows, and columns; the profile knows the training rows."""
+    """In nats per position: what composition, and what the profile of the training rows, give the same rows."""
     letters = LETTERS if found["aligned"] else CANONICAL
     shares_K = background(test if train is None else train, letters)
     counts_K = np.array([sum(s.count(letter) for s in test) for letter in letters])

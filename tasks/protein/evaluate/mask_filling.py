@@ -251,7 +251,7 @@ def baselines(
             found["unigram"].add(true_P, np.full_like(true_P, single_K.argmax()), -np.log(single_K[true_P]))
             found["profile"].add(true_P, by_position.argmax(1).astype(np.int16), -np.log(by_position[at_P, true_P]))
             copied_P = code_TC[t][mask_C]
-            found["nearest"].add(true_P, np.where(copied_P < 0, len(CANONICAL), copied_P))  # X says nothing
+            found["nearest"].add(true_P, np.where(copied_P < 0, len(CANONICAL), copied_P))  # X is no guess
         for name, tally in found.items():
             if rate < 1 or name == "profile":
                 out[name][f"{rate:g}"] = tally.figures(nll=name != "nearest", columns=True)

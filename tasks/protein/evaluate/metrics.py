@@ -1,6 +1,6 @@
 """Figures of sets of sequences: composition, validity, conserved columns; and of filled-in residues.
 
-None of them says much without what stands beside it: natural sequences compared with natural ones, or a control.
+None of them is informative without a comparison: natural sequences compared with natural ones, or a control.
 Aligned sequences are rows of one length in upper case and `-`; for composition their gaps are taken out.
 
 Shape letters: S samples, T natural sequences, C columns, P positions, K letters or classes.
@@ -193,7 +193,7 @@ def conserved(
 
 
 def confusion(true_P: NDArray[Any], predicted_P: NDArray[Any], classes: int) -> Counts:
-    """(K, K) counts, a row a true class."""
+    """(K, K) counts, one row per true class."""
     return np.bincount(true_P.astype(np.int64) * classes + predicted_P, minlength=classes**2).reshape(classes, classes)
 
 
@@ -203,8 +203,10 @@ def classification(counts_KK: Counts) -> Mapping[str, float]:
     n = int(counts_KK.sum())
     if not n:
         return dict.fromkeys(("accuracy", "f1", "mcc"), float("nan"))
-    true_K, said_K, right_K = (x.astype(np.float64) for x in (counts_KK.sum(1), counts_KK.sum(0), counts_KK.diagonal()))
-    f1_K = 2 * right_K / np.maximum(true_K + said_K, 1)
-    spread = (n**2 - (said_K**2).sum()) * (n**2 - (true_K**2).sum())
-    mcc = (right_K.sum() * n - (true_K * said_K).sum()) / np.sqrt(spread) if spread > 0 else 0.0
+    true_K, predicted_K, right_K = (
+        x.astype(np.float64) for x in (counts_KK.sum(1), counts_KK.sum(0), counts_KK.diagonal())
+    )
+    f1_K = 2 * right_K / np.maximum(true_K + predicted_K, 1)
+    spread = (n**2 - (predicted_K**2).sum()) * (n**2 - (true_K**2).sum())
+    mcc = (right_K.sum() * n - (true_K * predicted_K).sum()) / np.sqrt(spread) if spread > 0 else 0.0
     return {"accuracy": float(right_K.sum() / n), "f1": float((f1_K * true_K).sum() / n), "mcc": float(mcc)}

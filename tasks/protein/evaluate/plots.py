@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MARKS = "os^Dvx"  # so that no line is told from another by its colour alone
+MARKS = "os^Dvx"  # so that lines differ by more than their colour
 
 Series = Mapping[str, Mapping[str, float]]
 """Name of a line -> {"0.15": value, ...}: a mask rate, or another number as text, and what stands there."""

@@ -176,7 +176,7 @@ def _baselines(measured: Scan, alignment: Sequence[str] | None) -> dict[str, lis
 def site_profile(alignment: Sequence[str], wild_type: str) -> Array:
     """(N, 20) shares of residues at each residue of the wild type; sites that the alignment has not: its composition.
 
-    The first row that, without its gaps, is the wild type or a stretch of it says which column is which residue; with
+    The first row that, without its gaps, is the wild type or a stretch of it assigns residues to columns; with
     no such row the columns have to be as many as the residues. Raises ConfigError.
     """
     share_CK = Profile(alignment).probabilities[:, [LETTERS.index(letter) for letter in CANONICAL]]

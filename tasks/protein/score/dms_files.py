@@ -1,5 +1,5 @@
 """Files of mutational scans: ProteinGym's (`mutant`, `mutated_sequence`, `DMS_score`), and DeepSequence's (`mutant`
-and a column an assay)."""
+and one column per assay)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MISSING = ("", "na", "nan", "null", "none")  # lower case
 
 @dataclass(frozen=True)
 class Scan:
-    """wild_type: its first residue has the number `offset`; `note` says where it comes from.
+    """wild_type: its first residue has the number `offset`; `note` is where it comes from.
 
     names, mutants: of the rows that mutate something, in the file's order. scores: their figures by column, NaN where
     there is none. rows: of the file. synonymous: rows that were left out since they mutate nothing.
@@ -45,7 +45,7 @@ def read_scan(
 ) -> Scan:
     """A scan from CSV, TSV or JSON lines, `.gz` too.
 
-    wild_type: None: what `mutated_sequence` says with the mutations taken back; without that column, the letters that
+    wild_type: None: that of `mutated_sequence` with the mutations taken back; without that column, the letters that
         the mutants themselves replace, if they cover every position from the first to the last.
     score_column: one or several; None: `DMS_score` where there is one, else every column of figures alone.
     offset: the number of the wild type's first residue. None: 1, or the first position that the mutants cover where

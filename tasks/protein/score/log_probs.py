@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from mmdiff.canvas.batch import to_device
 from mmdiff.canvas.sample import Target, Text
-from mmdiff.canvas.vocab import Vocab
 from mmdiff.data.collate import collate
 from mmdiff.data.token_budget import batch_by_tokens, token_budget
 from mmdiff.model import MMDiff
@@ -81,7 +80,8 @@ def pseudo_log_p(
 ) -> list[NDArray[np.float64]]:
     """(N,) of each canvas: log p of each residue given all others, NaN where it does not count."""
     mask_id = model.vocab.mask_id
-    column = _columns(model.vocab, letters)
+    id_of = Residues(model.vocab).id_of
+    column = {id_of[letter]: k for k, letter in enumerate(letters)}
     order = sorted(range(len(canvases)), key=lambda k: -len(canvases[k].ids_L))
     pairs = [(k, int(n)) for k in order for n in canvases[k].scored_N.nonzero()[0]]
 
@@ -94,7 +94,7 @@ def pseudo_log_p(
 
     out = [np.full(len(one.position_N), np.nan) for one in canvases]
     for (k, n), log_p_PK in zip(pairs, log_probs(model, queries(), letters, tokens=tokens), strict=True):
-        out[k][n] = log_p_PK[0, column[canvases[k].ids_L[canvases[k].position_N[n]]]]
+        out[k][n] = log_p_PK[0, column[int(canvases[k].ids_L[canvases[k].position_N[n]])]]
     return out
 
 
@@ -117,15 +117,6 @@ def log_probs(
             logits_PV = model.denoiser(batch)(batch.ids_BL, predict_BL, torch.arange(len(group), device=model.device))
         log_p_PK = logits_PV[:, id_K].log_softmax(-1).double().cpu().numpy()
         yield from np.split(log_p_PK, np.cumsum([len(query.position_P) for query in group])[:-1])
-
-
-def _columns(vocab: Vocab, letters: str) -> Ids:
-    """By id: the index of its letter in `letters`, -1 for all others."""
-    column = np.full(vocab.size, -1, dtype=np.int64)
-    id_of = Residues(vocab).id_of
-    for k, letter in enumerate(letters):
-        column[id_of[letter]] = k
-    return column
 
 
 def _grouped(queries: Iterable[Query], tokens: int) -> Iterator[list[Query]]:

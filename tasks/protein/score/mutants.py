@@ -1,10 +1,10 @@
-"""Mutants of a protein, each scored by how much likelier the model finds it than the wild type. Higher: fitter.
+"""Mutants of a protein, each scored by how much likelier it is under the model than the wild type. Higher: fitter.
 
 Every method is a difference of log p in nats, and 0 for the wild type. The softmax is over the 20 residues only, so
 that special tokens and X take no part in it; sites whose wild type is none of the 20 are context and cannot be mutated.
 
     wt_marginal        log p(new) - log p(old) at each site, from one forward of the wild type with nothing masked. Of
-                       masked language models: one trained by diffusion alone has never been asked about what it sees
+                       masked language models: one trained by diffusion alone never had to predict what it sees
     masked_marginal    the same with all sites of the mutant masked (one forward per set of sites), summed over sites
     chain              log p(mutated sites | the others) by the chain rule, less that of the wild type: all sites are
                        masked and revealed one after another; the mean over orders of revealing

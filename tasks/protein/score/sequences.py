@@ -1,6 +1,6 @@
 """How likely a model finds whole sequences: the bound on -log p, and pseudo-perplexity, one record per sequence.
 
-Both are of the residues that the task writes (`letters`), and their softmax is over these; other letters (X, B, ...)
+Both are of the residues that the task generates (`letters`), and their softmax is over these; other letters (X, B, ...)
 are context. In a row with a `target` they are those of its binder, given the target.
 
 Records are read and written a window at a time, so memory does not grow with the input.
@@ -27,7 +27,7 @@ from mmdiff.protocols import Row
 from mmdiff.runs.records import JsonlStore
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.records import Record as SequenceRecord
-from mmdiff.tasks.protein.data.records import as_row, name_of, where_of
+from mmdiff.tasks.protein.data.records import as_row, name_of, pass_over, where_of
 from mmdiff.tasks.protein.data.tables import positive
 from mmdiff.tasks.protein.residues import permuted
 from mmdiff.tasks.protein.session import digest
@@ -91,13 +91,12 @@ def score_sequences(
     own = {"methods": sorted(methods), "levels": levels, "per_residue": per_residue, "control": control, "seed": seed}
     depends = {**(settings or {}), **own, "letters": scoring.letters, "model": digest(session.model)}
     lines = JsonlStore(out, depends, ordered=True)
-    for number, line in enumerate(lines.read()):
-        if (found := next(rows, None)) is None:
-            raise ConfigError(f"{out} holds more records than the {number} of the input; choose another file")
-        i, row = found
-        if (line.get("id"), line.get("length")) != (name_of(row, i), len(row.get("sequence") or "")):
-            detail = f"record {i + 1} is {line.get('id')!r}, now {name_of(row, i)!r}"
-            raise ConfigError(f"{out} was written for other records ({detail}); choose another file")
+    pass_over(
+        lines.read(),
+        rows,
+        lambda line, row, i: (line.get("id"), line.get("length")) == (name_of(row, i), len(row.get("sequence") or "")),
+        out,
+    )
     with tqdm(initial=lines.count, unit=" sequences", desc="score", file=sys.stderr, leave=False) as bar:
         for scored in scoring.windows(rows):
             lines.add(scored)

@@ -138,7 +138,7 @@ def test_letters_that_stay_keep_the_length(write: Write) -> None:
         ({"gaps": "refuse"}, "M\n\n-K", "line 7, residue 2: '-' is a gap, and gaps: refuse"),
         ({"lower": "refuse"}, "Mk", "line 5, residue 2: 'k' is lower case, and lower: refuse"),
         ({"unknown": "refuse"}, "MkX", "line 5, residue 3: 'X' is none of ACDEFGHIKLMNPQRSTVWY, and unknown: refuse"),
-        ({}, "M_", "line 5, residue 2: '_' is an open position, expected residues"),
+        ({}, "M_", "line 5, residue 2: '_' is a masked position, expected residues"),
         ({"gaps": "drop"}, "M--1", "line 5, residue 4: '1' is no residue"),
         ({}, "", "line 5: no sequence"),
         ({}, "--*", "line 5: nothing is left of its sequence"),
@@ -316,7 +316,7 @@ def test_refused_tables(write: Write, text: str | bytes, name: str, said: str) -
 def test_endings(write: Write) -> None:
     assert [r.sequence for r in read_sequences(write(">a\nMk-\n", "x.A3M"))] == ["M-"]
     assert [r.sequence for r in read_sequences(write(">a\nMk-\n", "x.a3m.gz"), lower="upper", gaps="drop")] == ["MK"]
-    assert "the ending '.txt' says no format" in refusal(write(">a\nM", "x.txt"), UserError, read_sequences)
+    assert "no format has the ending '.txt'" in refusal(write(">a\nM", "x.txt"), UserError, read_sequences)
     assert "is no table" in refusal(write(">a\nM", "x.fa"), UserError, read_csv)
 
 

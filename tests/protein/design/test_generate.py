@@ -271,7 +271,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(session: Session, tmp_path
         with pytest.raises(ConfigError, match="written with another"):
             generate(session, rows(), out=file, **other)
     for others in (rows()[::-1], rows()[:4]):
-        with pytest.raises(ConfigError, match="written for other rows"):
+        with pytest.raises(ConfigError, match="written for other records|holds more records than the 4"):
             generate(session, others, out=file)
     assert file.read_bytes() == before
 
@@ -319,14 +319,8 @@ def test_wrong_targets() -> None:
         assert {**row, "target": own["target"]} == own
     assert wrong == control_rows(binders(), seed=1) != control_rows(binders(), seed=2)
     assert wrong[1]["target"] != wrong[2]["target"]  # by record
-    a, b, _ = (row["target"] for row in binders())
-    assert [row["target"] for row in control_rows(binders(), "other")] == [b, a, a]
-    with pytest.raises(DataError, match="all rows have the same target"):
-        control_rows(binders()[1:], "other")
     with pytest.raises(DataError, match="row 0: target: None"):
         control_rows([{"sequence": "__"}])
-    with pytest.raises(ConfigError, match="control: 'random'"):
-        control_rows(binders(), "random")  # type: ignore[arg-type]
 
 
 def test_a_control_differs_in_its_target_only(session: Session, tmp_path: Path) -> None:
@@ -361,12 +355,12 @@ def test_a_source_without_an_iterator(session: Session) -> None:
 
 
 def test_drafts_are_refused_since_they_rewrite_what_is_given(session: Session) -> None:
-    with pytest.raises(ConfigError, match="sampler.draft: opens residues that are given"):
+    with pytest.raises(ConfigError, match="sampler.draft: masks residues that are given"):
         generate(session, [{"sequence": "A_"}], draft={"target": "mmdiff.samplers.deliberation.MaskRandom"})
 
 
 def test_a_target_of_one_kind_of_residue_has_no_shuffled_control() -> None:
-    with pytest.raises(DataError, match="row 0: target: one kind of residue.*use other"):
+    with pytest.raises(DataError, match="row 0: target: one kind of residue, whose order cannot be shuffled"):
         control_rows([{"sequence": "_", "target": "AAAA"}])
 
 
@@ -377,6 +371,6 @@ def test_a_file_is_not_gone_on_with_for_rows_of_the_same_name(
     row = {"id": "a", "sequence": "A_A"}
     list(generate(session, [row], out=tmp_path / "x.jsonl"))
     before = (tmp_path / "x.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match="was written for other rows"):
+    with pytest.raises(ConfigError, match="was written for other records"):
         generate(session, [row | other], out=tmp_path / "x.jsonl")
     assert (tmp_path / "x.jsonl").read_bytes() == before

@@ -109,7 +109,7 @@ def test_a_share_is_opened_of_a_window_every_set_equally_likely() -> None:
     for share, window in [(0.0, None), (1.5, None), (0.5, 7), (0.5, (4, 9))]:
         with pytest.raises(UserError):
             masked_share("ACDEFG", share, rng(), window=window)
-    with pytest.raises(UserError, match="residues 1-2: all of them are open already"):
+    with pytest.raises(UserError, match="residues 1-2: all of them are masked already"):
         masked_share("__A", 0.5, rng(), window=(0, 2))
 
 
@@ -163,7 +163,7 @@ def test_allowed_letters_by_hand() -> None:
         ("2:C", "C", "allow 2:C: residue 2 is left without a letter"),
         ("2:A,2:V", "", "allow 2:V: residue 2 is left without a letter"),
         ("", CANONICAL, f"forbid {CANONICAL}: residue 2 is left without a letter"),
-        ("1:A", "", "allow 1:A: no position there is open"),
+        ("1:A", "", "allow 1:A: no position there is masked"),
         ("3-9:A", "", "residues 3-9: expected numbers from 1 to 3"),
         ("2", "", "allow '2': expected positions and letters"),
         ("2:a", "", "allow 2:a: 'a' is no residue"),

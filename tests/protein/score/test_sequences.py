@@ -226,7 +226,7 @@ def test_an_interrupted_run_goes_on(session: Session, tmp_path: Path, monkeypatc
     ):
         with pytest.raises(ConfigError, match=message):
             score_sequences(session, ROWS, out=file, **{**options, **other})
-    with pytest.raises(ConfigError, match=r"other records \(record 1 is 'a', now 'b'\); choose another file"):
+    with pytest.raises(ConfigError, match=r"other records \(record 1 is 'a', now 'b'\); choose another name"):
         score_sequences(session, ROWS[1:], out=file, **options)
     with pytest.raises(ConfigError, match="more records than the 2 of the input"):
         score_sequences(session, ROWS[:2], out=file, **options)
@@ -242,7 +242,7 @@ def test_an_interrupted_run_goes_on(session: Session, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"sequence": "AC_", "where": "f.fasta record 5 (z)"}, r"^f.fasta record 5 \(z\): residue 3 is open \(`_`\)"),
+        ({"sequence": "AC_", "where": "f.fasta record 5 (z)"}, r"^f.fasta record 5 \(z\): residue 3 is masked \(`_`\)"),
         ({"id": "z", "sequence": ""}, r"^record 5 \(z\): sequence: '', expected residues$"),
         ({"id": "z", "sequence": "AC*"}, r"^record 5 \(z\): residue 3: '\*' is none of"),
     ],
