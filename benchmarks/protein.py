@@ -1,21 +1,21 @@
 """What proteins cost against the plain way, in ratios of one run (one torch thread, CPU and wall seconds, medians).
 
-    generate  sequences of many lengths in one call of `designs.generate`, in batches of so many places, against a call
-              each. Noise is a row's own, so the sequences must be the same. On one core the gain is calls saved: it
+    generate  sequences of many lengths in one call of `generate`, in batches of so many positions, against a call per
+              sequence. Noise is a row's own, so the sequences must be the same. On one core the gain is calls saved: it
               falls as the model widens, and padding, its mask and larger tensors take some back.
     dsm       the same sequences by a plain reading of DSM's published procedure: batches in the order of the input,
-              padded to the longest, logits and float64 noise at every place for all 33 ids. First at equal steps; the
+              padded to the longest, logits and float64 noise at all positions for all 33 ids. First at equal steps; the
               ratio grows with the spread of lengths within a batch. Then at DSM's own count of steps, which divides
               the masks of the whole batch: forwards grow with the batch, while a row needs no more than it has masks.
-              Those seconds are forwards times the mean of a forward at equal steps. Two things are mended in the plain
-              code: it has the right attention mask, and draws no mask, which would cost it one forward more.
+              Those seconds are forwards times the mean of a forward at equal steps. Two things are put right in the
+              plain code: it has the right attention mask, and draws no mask, which would cost it one forward more.
     encode    sequences to ids by a table, against transformers' tokenizer. Grows with nothing: both go by residue.
     score     all single mutants of a protein by masked marginals, and its pseudo-perplexity: one masked canvas a
               forward, against many. A forward per mutant computes every site 19 times.
-    embed     means over residues, in batches of so many places, against batches of 32 in the order of the input. Ours
-              writes them to files, plain keeps them. Grows with the spread of lengths.
+    embed     means over residues, in batches of so many positions, against batches of 32 in the order of the input.
+              Ours writes them to files, plain keeps them. Grows with the spread of lengths.
 
-Times, places and logits depend on no weight, so weights are random. `places` are those of all forwards, padding
+Times, positions and logits depend on no weight, so weights are random. `positions` are those of all forwards, padding
 counted; `logits` the most that exist at one time.
 
 Run: python benchmarks/protein.py [--rows 256] [--steps 20] [--repeats 3]
@@ -100,10 +100,10 @@ def chains(n: int, seed: int = 1) -> list[str]:
 
 @dataclass
 class Work:
-    """Of a model, while it is watched. places: of all forwards, padding counted. logits: most in one call."""
+    """Of a model, while it is watched. positions: of all forwards, padding counted. logits: most in one call."""
 
     forwards: int = 0
-    places: int = 0
+    positions: int = 0
     logits: int = 0
 
 
@@ -113,7 +113,7 @@ def watched(model: MMDiff) -> Iterator[Work]:
 
     def body(module: Any, args: Any, named: dict[str, Any]) -> None:
         work.forwards += 1
-        work.places += named["inputs_embeds"].shape[:2].numel()
+        work.positions += named["inputs_embeds"].shape[:2].numel()
 
     def head(module: Any, args: tuple[Tensor]) -> None:
         work.logits = max(work.logits, args[0].shape[:-1].numel() * model.vocab.size)
@@ -161,34 +161,34 @@ def line(way: str, run: Run, base: Run, note: str = "", share: float = 1.0) -> N
 
 
 def work(run: Run) -> str:
-    return f"{run.work.forwards} forwards, {run.work.places / 1e3:.0f}k places"
+    return f"{run.work.forwards} forwards, {run.work.positions / 1e3:.0f}k positions"
 
 
 # Generation ----------------------------------------------------------------------------------------------------------
 
 
 def batching(model: Session, size: Size, repeats: int) -> None:
-    wanted = rows(size.rows)
+    prompts = rows(size.rows)
     sums = f"{size.rows} sequences of {SHORT}-{LONG} residues, {size.steps} steps"
     print(f"generate  {size}: {sums}", flush=True)
     call = partial(generate, model, guard=None, steps=size.steps)
-    ways: list[Callable[[], Any]] = [lambda: [record for row in wanted for record in call([row])]]
-    ways += [partial(call, wanted, tokens=tokens) for tokens in BUDGETS]
+    ways: list[Callable[[], Any]] = [lambda: [record for row in prompts for record in call([row])]]
+    ways += [partial(call, prompts, tokens=tokens) for tokens in BUDGETS]
     alone, *together = in_turn(model.model, repeats, *ways)
     line("a call each", alone, alone, work(alone))
     for tokens, run in zip(BUDGETS, together, strict=True):
         pairs = zip(alone.result, run.result, strict=True)
         equal = sum(a["sequence"] == b["sequence"] and a["steps"] == b["steps"] for a, b in pairs)
-        padding = 1 - alone.work.places / run.work.places
+        padding = 1 - alone.work.positions / run.work.positions
         note = f"{work(run)}, {padding:.1%} padding, {equal} of {size.rows} equal"
-        line(f"one call, batches of {tokens} places", run, alone, note)
+        line(f"one call, batches of {tokens} positions", run, alone, note)
 
 
 def published(model: Session, size: Size, repeats: int) -> None:
-    wanted = rows(size.plain_rows)
-    n = -(-len(wanted) // BATCH)
-    print(f"dsm       {size}: {len(wanted)} sequences, {n} batches of {BATCH}, {size.steps} steps", flush=True)
-    groups = [wanted[i : i + BATCH] for i in range(0, len(wanted), BATCH)]
+    prompts = rows(size.plain_rows)
+    n = -(-len(prompts) // BATCH)
+    print(f"dsm       {size}: {len(prompts)} sequences, {n} batches of {BATCH}, {size.steps} steps", flush=True)
+    groups = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
     ids = [[canvas(model, row) for row in group] for group in groups]
     sampler = {"guard": None, "steps": size.steps, "remasking": "low_confidence", "tokens": BUDGETS[0]}
     rng, no_mask = torch.Generator().manual_seed(0), [model.model.vocab.mask_id]
@@ -196,36 +196,37 @@ def published(model: Session, size: Size, repeats: int) -> None:
         model.model,
         repeats,
         lambda: [row for group in ids for row in dsm(model.model, group, size.steps, 1.0, rng, no_mask)],
-        lambda: generate(model, wanted, **sampler),
+        lambda: generate(model, prompts, **sampler),
     )
     v = model.model.vocab.size
     line("plain", plain, plain, f"{work(plain)}, logits and noise {plain.work.logits * 16 / 1e6:.2f} MB")
     most = ours.work.logits * 4 + (LONG + 2) * v * 8  # the noise of one row exists at a time
-    saved = f"places {plain.work.places / ours.work.places:.2f}x"
+    saved = f"positions {plain.work.positions / ours.work.positions:.2f}x"
     line(
-        f"ours, batches of {BUDGETS[0]} places",
+        f"ours, batches of {BUDGETS[0]} positions",
         ours,
         plain,
         f"{work(ours)}, logits and noise {most / 1e6:.2f} MB; {saved}",
     )
     steps = [published_steps([row.count(model.model.vocab.mask_id) for row in group]) for group in ids]
     share = plain.work.forwards / sum(steps)
-    places = sum(s * len(group) * max(map(len, group)) for s, group in zip(steps, ids, strict=True))
-    apart = f"{sum(steps)} forwards, {places / 1e3:.0f}k places: {places / ours.work.places:.0f}x ours; seconds scaled"
+    positions = sum(s * len(group) * max(map(len, group)) for s, group in zip(steps, ids, strict=True))
+    ratio = f"{positions / ours.work.positions:.0f}x ours"
+    apart = f"{sum(steps)} forwards, {positions / 1e3:.0f}k positions: {ratio}; seconds scaled"
     line(f"plain, masks of a batch // {DIVISOR} steps", plain, plain, apart, share)
-    agreement(model, wanted[:8], ids[0][:8], {**sampler, "temperature": 0.0})
+    agreement(model, prompts[:8], ids[0][:8], {**sampler, "temperature": 0.0})
 
 
-def agreement(model: Session, wanted: Sequence[Row], ids: Sequence[Sequence[int]], greedy: dict[str, Any]) -> None:
-    """At temperature 0 both must write the same; in float64, so that rounding does not decide between near equals."""
+def agreement(model: Session, prompts: Sequence[Row], ids: Sequence[Sequence[int]], greedy: dict[str, Any]) -> None:
+    """At temperature 0 both must give the same; in float64, so that rounding does not decide between near equals."""
     vocab = model.model.vocab
     banned = [i for i in range(vocab.size) if i not in Residues(vocab).encode(CANONICAL)]
     model.model.double()
     with redirect_stderr(io.StringIO()):
-        ours = [record["sequence"] for record in generate(model, wanted, **greedy)]
+        ours = [record["sequence"] for record in generate(model, prompts, **greedy)]
     plain = dsm(model.model, ids, greedy["steps"], 0.0, torch.Generator(), banned)
     model.model.float()
-    equal = sum(model.task.parse(row[1:-1], vocab) == told for row, told in zip(plain, ours, strict=True))
+    equal = sum(model.task.parse(row[1:-1], vocab) == sequence for row, sequence in zip(plain, ours, strict=True))
     print(f"  at temperature 0, plain kept to the 20 residues: {equal} of {len(ours)} sequences equal", flush=True)
 
 
@@ -243,8 +244,8 @@ def dsm(
     model: MMDiff, canvases: Sequence[Sequence[int]], steps: int, temperature: float, rng: torch.Generator,
     banned: Sequence[int] = (),
 ) -> list[list[int]]:  # fmt: skip
-    """One batch by the published procedure (arXiv 2506.08293): in every step logits and noise of all places, and of
-    each row the most probable of its even share. banned: ids that are not written; none in the published code."""
+    """One batch by the published procedure (arXiv 2506.08293): in every step logits and noise of all positions, and of
+    each row the most probable of its even share. banned: ids that are not committed; none in the published code."""
     mask_id, longest = model.vocab.mask_id, max(map(len, canvases))
     ids_BL = torch.tensor([[*row, *[model.vocab.pad_id] * (longest - len(row))] for row in canvases])
     attend_BL = torch.tensor([[i < len(row) for i in range(longest)] for row in canvases])
@@ -311,8 +312,8 @@ def scoring(model: Session, size: Size, repeats: int) -> None:
     )
     share = len(some) / len(mutants)
     base = Run(run[0].cpu / share, run[0].wall / share, run[0].work, None)
-    told = dict(zip(mutants, run[2].result, strict=True))
-    apart = max(abs(told[name] - score) for name, score in zip(some, run[0].result, strict=True))
+    scored = dict(zip(mutants, run[2].result, strict=True))
+    apart = max(abs(scored[name] - score) for name, score in zip(some, run[0].result, strict=True))
     note = f"{len(mutants)} forwards; {len(some)} measured, seconds scaled"
     line("marginals, a forward per mutant", base, base, note)
     line("a forward per site", run[1], base, work(run[1]))
@@ -353,14 +354,14 @@ def embedding(model: Session, size: Size, repeats: int) -> None:
             model.model, repeats, lambda: fixed(model.model, sequences), *(partial(ours, tokens) for tokens in BUDGETS)
         )
         real = sum(map(len, sequences)) + 2 * len(sequences)
-        padding = 1 - real / plain.work.places
+        padding = 1 - real / plain.work.positions
         line(f"batches of {BATCH} in the order given", plain, plain, f"{work(plain)}, {padding:.1%} padding")
         for tokens, run in zip(BUDGETS, budgets, strict=True):
             there = Embeddings(run.result)
             vectors = torch.stack([torch.as_tensor(there[i]) for i in range(len(there))])
             apart = (vectors - plain.result).abs().max()
-            note = f"{work(run)}, {1 - real / run.work.places:.1%} padding, within {apart:.0e}"
-            line(f"batches of {tokens} places", run, plain, note)
+            note = f"{work(run)}, {1 - real / run.work.positions:.1%} padding, within {apart:.0e}"
+            line(f"batches of {tokens} positions", run, plain, note)
 
 
 def main() -> None:

@@ -2,12 +2,13 @@
 
     python benchmarks/vla.py [--width 256] [--layers 4] [--context 256] [--chunk 5] [--dims 7] [--steps 10]
 
-acting: a chunk written in `steps` steps, the context's keys and values kept (`prefix_causal`) against all places at
-    every step. The plain step grows with context + chunk, the kept one with the chunk; both give the same tokens.
+acting: a chunk generated in `steps` steps, with the context's keys and values kept (`prefix_causal`), against all
+    positions at every step. The plain step grows with context + chunk, the kept one with the chunk; both give the same
+    tokens.
 training: four noised copies of a sample behind one context in one row, against four whole rows. The plain cost grows
     with copies x (context + chunk), ours with context + copies x chunk; both give the same loss.
-head: the loss of masked places over the 32 rows of the action tokens, against all rows of the vocabulary with what may
-    not stand there masked. The plain cost grows with the vocabulary; both give the same loss.
+head: the loss of masked positions over the 32 rows of the action tokens, against all rows of the vocabulary with the
+    ids that are not allowed there masked. The plain cost grows with the vocabulary; both give the same loss.
 Medians of CPU seconds on one torch thread.
 """
 
@@ -33,7 +34,7 @@ from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.model import MMDiff
-from mmdiff.objectives.denoise import Denoise
+from mmdiff.objectives.denoise import Denoise, NoisedBatch
 
 COPIES = 4
 
@@ -51,7 +52,7 @@ def main() -> None:
     batch = canvases(model, args, filled=False)
     plain = replace_attention(model)
 
-    def write(kept: bool) -> torch.Tensor:
+    def generate(kept: bool) -> torch.Tensor:
         denoise = (model if kept else plain).denoiser(batch)
         ids_BL = batch.ids_BL.clone()
         for step in range(args.steps):
@@ -65,8 +66,8 @@ def main() -> None:
             ids_BL[row_P[first_P], position_P[first_P]] = found_P[first_P]
         return ids_BL
 
-    assert torch.equal(write(True), write(False)), "the kept context writes other tokens"
-    show("acting, one chunk", args.repeat, lambda: write(False), lambda: write(True))
+    assert torch.equal(generate(True), generate(False)), "the kept context gives other tokens"
+    show("acting, one chunk", args.repeat, lambda: generate(False), lambda: generate(True))
 
     train = canvases(model, args, filled=True)
     objective = Denoise(denominator="each", copies=COPIES)
@@ -85,29 +86,19 @@ def main() -> None:
     wide = canvases(large, args, filled=True)
     one = Denoise(denominator="each")
     sliced = one.plan(wide, NoiseKey(0, 0, "bench"), large.vocab)
-    masked = replace(sliced, batch=replace(wide, allowed_ids_N=None))
-    places, allow = sliced.masked_RL.nonzero(as_tuple=True), wide.allow_BL
+    whole = replace(sliced, batch=replace(wide, allowed_ids_N=None))
     h_RLD = torch.randn(*wide.ids_BL.shape, args.width, requires_grad=True)
-    assert allow is not None
 
-    def head(of: Any) -> float:
-        allowed_ids_N = of.batch.allowed_ids_N
+    def head(noised: NoisedBatch) -> float:
         large.zero_grad()
         h_RLD.grad = None
-        nll_P, _ = large.score(
-            h_RLD,
-            *places,
-            wide.ids_BL[places],
-            None if allowed_ids_N is not None else allow[places],
-            wide.allow_KV,
-            allowed_ids_N,
-        )
+        nll_P, _ = large.score(h_RLD, noised.batch, noised.masked_RL)
         nll_P.sum().backward()
         return float(nll_P.sum().detach())
 
-    assert abs(head(sliced) - head(masked)) < 1e-2, "the sliced head gives another loss"
-    show(f"head, {args.vocab} rows", args.repeat, lambda: head(masked), lambda: head(sliced))
-    logits = len(places[0]) * 4 / 1e6
+    assert abs(head(sliced) - head(whole)) < 1e-2, "the sliced head gives another loss"
+    show(f"head, {args.vocab} rows", args.repeat, lambda: head(whole), lambda: head(sliced))
+    logits = int(sliced.masked_RL.sum()) * 4 / 1e6
     print(f"{'logits of a step':22} plain {logits * args.vocab:8.2f} MB   ours {logits * 32:8.4f} MB")
 
 

@@ -36,8 +36,8 @@ def test_plain_and_ours_agree_at_temperature_0(model: Any, steps: int) -> None:
 def test_plain_writes_every_mask_and_keeps_what_is_given(model: Any) -> None:
     canvases = [canvas(model, row) for row in rows()] * 8
     mask_id = model.model.vocab.mask_id
-    written = dsm(model.model, canvases, 4, 1.0, torch.Generator().manual_seed(0), [mask_id])
-    for before, after in zip(canvases, written, strict=True):
+    filled = dsm(model.model, canvases, 4, 1.0, torch.Generator().manual_seed(0), [mask_id])
+    for before, after in zip(canvases, filled, strict=True):
         assert len(before) == len(after) and mask_id not in after
         assert all(b == a for b, a in zip(before, after, strict=True) if b != mask_id)
 
@@ -48,14 +48,14 @@ def test_published_steps_count_the_masks_of_the_batch() -> None:
     assert published_steps([5], 10) == 1
 
 
-def test_forwards_and_places_are_counted(model: Any) -> None:
+def test_forwards_and_positions_are_counted(model: Any) -> None:
     canvases = [canvas(model, row) for row in rows()]
     banned = list(range(4)) + [model.model.vocab.mask_id]  # a drawn mask would take a forward more
     with watched(model.model) as work:
         dsm(model.model, canvases, 3, 1.0, torch.Generator().manual_seed(0), banned)
     longest = max(map(len, canvases))
     size = len(canvases) * longest
-    assert (work.forwards, work.places, work.logits) == (3, 3 * size, size * model.model.vocab.size)
+    assert (work.forwards, work.positions, work.logits) == (3, 3 * size, size * model.model.vocab.size)
     with watched(model.model) as work:
         generate(model, [{"sequence": OPEN * 6}] * 2, guard=None, steps=3)
-    assert (work.forwards, work.places, work.logits) == (3, 3 * 2 * 8, 2 * 6 * model.model.vocab.size)
+    assert (work.forwards, work.positions, work.logits) == (3, 3 * 2 * 8, 2 * 6 * model.model.vocab.size)
