@@ -15,14 +15,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmdiff.canvas.sample import Media, Part, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.errors import ConfigError, located, nearest
+from mmdiff.config.schema import as_annotated
+from mmdiff.errors import ConfigError, located
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.rows import RowError
 from mmdiff.tasks.dialogue.templates import literal
@@ -34,13 +35,6 @@ from .data.statistics import NoStatistics, choose, read_statistics, to_json
 
 State = Literal["encoder", "tokens", "none"]
 ACTION, STATE = "action", "state"  # reserved ranges of the vocabulary; `state` is a kind of media too
-EXPECTED = {
-    "prompt": "text",
-    "binary": "a list of dimensions",
-    "world": "a mapping, {name: metaworld, ...}",
-    "execute": "a whole number",
-    "key": "text",
-}
 SLOTS = re.compile("(<image>|<state>)")
 
 
@@ -85,28 +79,28 @@ class VLA:
         world: Mapping[str, Any] | None = None,
         execute: int | None = None,
     ) -> None:
-        for name, value, least in (("chunk", chunk, 1), ("state_bins", state_bins, 2), ("cameras", cameras, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"task.{name}: {value!r} is not a whole number of at least {least}")
-        settings: dict[str, tuple[Any, Any]] = {
-            "prompt": (prompt, str),
-            "binary": (binary, list | tuple),
-            "world": (world, Mapping | None),
-            "execute": (execute, int | None),
-            "key": (key, str | None),
-        }
-        for name, (setting, kinds) in settings.items():
-            if isinstance(setting, bool) or not isinstance(setting, kinds):
-                raise ConfigError(f"task.{name}: {setting!r:.60} is not {EXPECTED[name]}")
+        for name, kind, setting in (
+            ("chunk", int, chunk),
+            ("normalise", Mode, normalise),
+            ("binary", list[Any], binary),
+            ("key", str | None, key),
+            ("state", State, state),
+            ("state_bins", int, state_bins),
+            ("cameras", int, cameras),
+            ("prompt", str, prompt),
+            ("world", dict[str, Any] | None, world),
+            ("execute", int | None, execute),
+        ):
+            as_annotated(kind, setting, f"task.{name}")
+        for name, number, least in (("chunk", chunk, 1), ("state_bins", state_bins, 2), ("cameras", cameras, 0)):
+            if number < least:
+                raise ConfigError(f"task.{name}: {number} is not a whole number of at least {least}")
         if codec is not None and not callable(getattr(codec, "bind", None)):
             raise ConfigError(
                 f"task.codec: {codec!r:.60}, expected {{target: mmdiff.tasks.vla.codecs.bins.UniformBins, ...}}"
             )
         if execute is not None and not 1 <= execute <= chunk:
             raise ConfigError(f"task.execute: {execute}, expected 1 to {chunk}, the actions of a chunk")
-        for name, given, known in (("state", state, get_args(State)), ("normalise", normalise, get_args(Mode))):
-            if given not in known:
-                raise ConfigError(f"task.{name}: no {given!r}{nearest(str(given), known)}")
         slots = {"{instruction}": 1, "<image>": int(cameras > 0), "<state>": int(state != "none")}
         prompt = prompt if state != "none" else prompt.replace("<state>", "")
         for slot, times in slots.items():

@@ -187,7 +187,7 @@ def test_a_wrong_row_says_where_it_is(name: str) -> None:
 
 BAD = {
     "chunk": ({"chunk": 0}, "task.chunk: 0"),
-    "state": ({"state": "token"}, "task.state: no 'token'.*\"tokens\""),
+    "state": ({"state": "token"}, "task.state: 'token' is not one of.*\"tokens\""),
     "mode": ({"normalise": "quantiles"}, "task.normalise"),
     "prompt": ({"prompt": "<image><state>"}, "has {instruction} 0 times"),
     "images": ({"prompt": "{instruction}<state>"}, "has <image> 0 times"),
