@@ -90,9 +90,7 @@ class OpenCLIP(nn.Module):
             config=config,
             weights=None,
             image_size=side,
-            mean=list(self.spec.mean),
-            std=list(self.spec.std),
-            interpolation=self.spec.interpolation,
+            **self.spec.colours(),
         )
 
     @classmethod

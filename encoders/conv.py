@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from mmdiff.canvas.sample import Item
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
-from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
+from mmdiff.model.pretrained import fill_own
 
 from .media.images import ImageSpec, read_item
 
@@ -47,9 +47,7 @@ class ConvTower(nn.Module):
         self.positions_TE = nn.Parameter(torch.randn(self.tokens, width) * 0.02)
         self.checkpointed = False
         if weights is not None:
-            files = tensor_files(weights)
-            tensor_names(files)
-            fill(self, read_tensors(files), weights)
+            fill_own(self, weights)
             self.node["weights"] = None
 
     @classmethod

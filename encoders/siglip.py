@@ -16,10 +16,10 @@ from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.sample import Item
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest
-from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
+from mmdiff.model.pretrained import fill, tensors_around
 
 from .media.images import CLIP_MEAN, CLIP_STD, HALF, ImageSpec, Interpolation, ResizeMode, read_item
-from .media.towers import check_layer, resized_positions
+from .media.towers import check_layer, checkpoint_layers, resized_positions
 
 FIELDS = (
     "hidden_size",
@@ -91,7 +91,7 @@ class Siglip(nn.Module):
         if not norm:
             tower.post_layernorm = nn.Identity()
         if weights is not None:
-            tensors = _tensors(weights)
+            tensors = tensors_around(weights, FIRST, "vision tower")  # also under the longer paths of LLaVA
             if TABLE in tensors:
                 tensors[TABLE] = resized_positions(tensors[TABLE], (side, side), self.prefix)
             fill(tower, tensors, weights, _all_names(config))
@@ -103,9 +103,7 @@ class Siglip(nn.Module):
         self.node.update(
             config=config,
             weights=None,
-            mean=list(self.spec.mean),
-            std=list(self.spec.std),
-            interpolation=self.spec.interpolation,
+            **self.spec.colours(),
         )
 
     @classmethod
@@ -132,12 +130,7 @@ class Siglip(nn.Module):
         return cast(Tensor, self.norm(h_NTE))
 
     def gradient_checkpointing(self, on: bool) -> None:
-        renamed = hasattr(self.tower, "activation_checkpointing_enable")  # later in transformers 5; the old name warns
-        name = "activation_checkpointing" if renamed else "gradient_checkpointing"
-        if on:
-            getattr(self.tower, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
-        else:
-            getattr(self.tower, f"{name}_disable")()
+        checkpoint_layers(self.tower, on)
 
 
 def _family(config: Mapping[str, Any]) -> str:
@@ -189,15 +182,6 @@ def _all_names(config: Mapping[str, Any]) -> set[str]:
     with torch.device("meta"):
         whole = model(model.config_class(**{key: config[key] for key in FIELDS}))
     return {*whole.state_dict(), "embeddings.position_ids"}
-
-
-def _tensors(weights: str) -> dict[str, Tensor]:
-    """The tower's tensors, whatever stands before their names: nothing, `vision_model.`, LLaVA's longer paths."""
-    files = tensor_files(weights)
-    prefixes = [name.removesuffix(FIRST) for name in tensor_names(files) if name.endswith(FIRST)]
-    if len(prefixes) != 1:
-        raise ConfigError(f"{weights}: holds {len(prefixes)} tensors {FIRST!r}, expected one vision tower")
-    return read_tensors(files, prefixes[0])
 
 
 def _pictures(weights: str | None) -> dict[str, Any]:

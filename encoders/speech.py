@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from mmdiff.canvas.sample import Item
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
-from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
+from mmdiff.model.pretrained import fill_own
 
 from .media.audio import read_waveform, windows
 from .media.mel import LogMel
@@ -68,24 +68,13 @@ class SpeechConv(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.checkpointed = False
         if weights is not None:
-            files = tensor_files(weights)
-            tensor_names(files)
-            fill(self, read_tensors(files), weights)
+            fill_own(self, weights)
             self.node["weights"] = None
 
     @classmethod
-    def toy(
-        cls,
-        mels: int = 80,
-        width: int = 128,
-        layers: int = 2,
-        heads: int = 4,
-        seconds: float = 30.0,
-        dropout: float = 0.0,
-        *,
-        weights: str | None = None,
-    ) -> SpeechConv:
-        return cls(mels, 32, min(layers, 1), 2, seconds, dropout)
+    def toy(cls, *, layers: int = 2, **given: Any) -> SpeechConv:
+        """The same at a width of 32, with one layer at most."""
+        return cls(**{**given, "width": 32, "layers": min(layers, 1), "heads": 2, "weights": None})
 
     def read(self, data: object) -> Item:
         """A path or an array with its rate (see `read_waveform`) -> log-mel windows. Raises DataError."""

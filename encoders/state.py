@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from mmdiff.canvas.sample import Item
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
+from mmdiff.model.pretrained import fill_own
 
 
 @saveable
@@ -38,15 +38,11 @@ class StateMLP(nn.Module):
         self.layers = nn.Sequential(nn.Linear(dims, hidden), nn.GELU(), nn.Linear(hidden, tokens * width))
         self.checkpointed = self.any_length = False
         if weights is not None:
-            files = tensor_files(weights)
-            tensor_names(files)
-            fill(self, read_tensors(files), weights)
+            fill_own(self, weights)
             self.node["weights"] = None
 
     @classmethod
-    def toy(
-        cls, dims: int, width: int = 128, hidden: int = 128, tokens: int = 1, *, weights: str | None = None
-    ) -> StateMLP:
+    def toy(cls, dims: int, width: int = 128, hidden: int = 128, tokens: int = 1, **outside: Any) -> StateMLP:
         made = cls(dims, min(width, 32), min(hidden, 32), tokens)
         made.any_length = True  # rows of a check are drawn, without knowing of this encoder
         return made

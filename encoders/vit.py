@@ -83,9 +83,7 @@ class TimmViT(nn.Module):
             config=config,
             weights=None,
             image_size=list(size),
-            mean=list(self.spec.mean),
-            std=list(self.spec.std),
-            interpolation=self.spec.interpolation,
+            **self.spec.colours(),
         )
 
     @classmethod

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmdiff.backbones.weights import read_json
 from mmdiff.errors import ConfigError
-from mmdiff.model.pretrained import read_tensors, tensor_files, tensor_names
+from mmdiff.model.pretrained import tensor_files, tensors_around
 
 THEIRS = {
     "extractor_conv_bias": "conv_bias",
@@ -73,11 +73,8 @@ def published_normalize(weights: str) -> bool | None:
 
 def published_tensors(weights: str, relative: bool) -> dict[str, Tensor]:
     """The tensors under torchaudio's names, whatever stands before theirs: nothing, `wav2vec2.`, `hubert.`."""
-    files = tensor_files(weights)
-    prefixes = [name.removesuffix(FIRST) for name in tensor_names(files) if name.endswith(FIRST)]
-    if len(prefixes) != 1:
-        raise ConfigError(f"{weights}: holds {len(prefixes)} tensors {FIRST!r}, expected one speech model")
-    tensors = {_renamed(name): value for name, value in read_tensors(files, prefixes[0]).items()}
+    found = tensors_around(weights, FIRST, "speech model")
+    tensors = {_renamed(name): value for name, value in found.items()}
     return _joined(tensors) if relative else tensors
 
 

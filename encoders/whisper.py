@@ -17,10 +17,11 @@ from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.sample import Item
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest
-from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
+from mmdiff.model.pretrained import fill, tensors_around
 
 from .media.audio import read_waveform, windows
 from .media.mel import LogMel, filled
+from .media.towers import checkpoint_layers
 
 RATE, STRIDE = 16000, 320  # Hz, samples a token: a hop of 160, and a convolution of stride 2
 
@@ -107,10 +108,10 @@ class Whisper(nn.Module):
         name: str | None = None,
         *,
         config: Mapping[str, Any] | None = None,
-        weights: str | None = None,
         layers: int | Sequence[int] = -1,
         seconds: float | None = None,
         trim: bool = True,
+        **outside: Any,
     ) -> Whisper:
         """As many layers side by side, and as many tokens per second; the depth is as small as that allows."""
         if name is not None or config is not None:
@@ -137,12 +138,7 @@ class Whisper(nn.Module):
         return torch.cat([out.hidden_states[i] for i in self.layers], dim=2) if several else features_NTE
 
     def gradient_checkpointing(self, on: bool) -> None:
-        renamed = hasattr(self.tower, "activation_checkpointing_enable")  # later in transformers 5; the old name warns
-        name = "activation_checkpointing" if renamed else "gradient_checkpointing"
-        if on:
-            getattr(self.tower, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
-        else:
-            getattr(self.tower, f"{name}_disable")()
+        checkpoint_layers(self.tower, on)
 
 
 def hidden_states(layers: int | Sequence[int], depth: int) -> list[int]:
@@ -231,11 +227,7 @@ def _create(facts: Mapping[str, Any]) -> Any:
 
 def _copy(tower: nn.Module, weights: str, facts: Mapping[str, Any]) -> None:
     """Weights of the encoder, whatever stands before their names: `model.encoder.`, `encoder.`, nothing."""
-    files = tensor_files(weights)
-    prefixes = [name.removesuffix(FIRST) for name in tensor_names(files) if name.endswith(FIRST)]
-    if len(prefixes) != 1:
-        raise ConfigError(f"{weights}: holds {len(prefixes)} tensors {FIRST!r}, expected one encoder")
-    tensors = read_tensors(files, prefixes[0])
+    tensors = tensors_around(weights, FIRST, "encoder")
     if TABLE in tensors and len(tensors[TABLE]) == facts["max_source_positions"]:
         tensors[TABLE] = tensors[TABLE][: tower.state_dict()[TABLE].shape[0]]
     with torch.device("meta"):

@@ -62,6 +62,10 @@ class ImageSpec:
             if value not in known:
                 raise ConfigError(f"{name}: {value!r} is unknown{nearest(str(value), known)}")
 
+    def colours(self) -> dict[str, Any]:
+        """Returns the arguments of a tower that otherwise come from its checkpoint."""
+        return {"mean": list(self.mean), "std": list(self.std), "interpolation": self.interpolation}
+
 
 def read_item(data: object, spec: ImageSpec) -> Item:
     """One crop: values (1, 3, H, W), layout (original height, original width)."""

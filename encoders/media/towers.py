@@ -32,6 +32,16 @@ def prune(tower: Any, layer: int, norm: bool) -> list[int]:
     return kept
 
 
+def checkpoint_layers(tower: Any, on: bool) -> None:
+    """Turn gradient checkpointing of a transformers model on or off."""
+    renamed = hasattr(tower, "activation_checkpointing_enable")  # later in transformers 5; the old name warns
+    name = "activation_checkpointing" if renamed else "gradient_checkpointing"
+    if on:
+        getattr(tower, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
+    else:
+        getattr(tower, f"{name}_disable")()
+
+
 def feature_map(
     forward: Callable[[Any, Tensor], Tensor], tower: nn.Module, size: tuple[int, int]
 ) -> tuple[int, int, int]:

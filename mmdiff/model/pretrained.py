@@ -56,6 +56,25 @@ def read_tensors(files: Iterable[Path], prefix: str = "") -> dict[str, Tensor]:
     return found
 
 
+def tensors_around(weights: str, name: str, model: str) -> dict[str, Tensor]:
+    """Returns the tensors of the one model in `weights` that has a tensor `name`, whatever prefix is in front of it.
+
+    model: what it is called in errors. Raises ConfigError where there is none, or more than one.
+    """
+    files = tensor_files(weights)
+    prefixes = [found.removesuffix(name) for found in tensor_names(files) if found.endswith(name)]
+    if len(prefixes) != 1:
+        raise ConfigError(f"{weights}: holds {len(prefixes)} tensors {name!r}, expected one {model}")
+    return read_tensors(files, prefixes[0])
+
+
+def fill_own(module: nn.Module, weights: str) -> None:
+    """Copy a file of a module's own names into it. Raises ConfigError as `fill` does."""
+    files = tensor_files(weights)
+    tensor_names(files)  # raises where a file is damaged
+    fill(module, read_tensors(files), weights)
+
+
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str, spare: Iterable[str] = ()) -> None:
     """Copy `tensors` into `module`, cast to its dtype.
 

@@ -1,4 +1,4 @@
-"""How the published audio systems write a dialogue on a canvas, by the protocol of `templates.py`."""
+"""How the published audio systems lay out a dialogue on a canvas, by the protocol of `templates.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mmdiff.canvas.sample import Media, Part, Target, Text
 from mmdiff.canvas.vocab import Vocab
 
-from .templates import joined, literal, special
+from .templates import answer_header, special, turn
 from .turns import Content
 
 DIFFA_SYSTEM = "You are a helpful voice assistant."
@@ -17,9 +17,10 @@ class DIFFAChat:
     """The dialogue format of DIFFA (arXiv 2507.18452, github.com/NKU-HLT/DIFFA): every sound is announced by
     "This is the audio:", what is asked follows it. White space around what is asked is dropped.
 
-    Two options give the released canvas. Both are slips, that cost places and teach nothing, so they are off here:
-    marker: "<audio>", the place of the sound in the wording, stays there as text, behind the sound. Released weights
-        expect it.
+    Two options give the released canvas. Both are slips of the released code that only cost positions, so they are off
+    here:
+    marker: "<audio>", which marks the position of the sound in the wording, stays there as text, behind the sound.
+        Released weights expect it.
     learn_header: the header of an answer is masked and trained like the answer when training, although it is given when
         generating.
     system: None leaves the system turn out.
@@ -34,14 +35,12 @@ class DIFFAChat:
         return special("<|eot_id|>", vocab)
 
     def canvas(self, turns: Sequence[tuple[Content, Text | Target]], vocab: Vocab, *, train: bool) -> list[Part]:
-        learnt = self.learn_header and train
         parts: list[Part] = [Text([special("<|startoftext|>", vocab)])]
         if self.system is not None:
-            parts += _turn("system", [self.system], vocab)
+            parts += turn("system", [self.system], vocab)
+        header = answer_header(vocab, Target if self.learn_header and train else Text)
         for content, answer in turns:
-            parts += _turn("user", self._announced(content), vocab)
-            header = _header("assistant", vocab)
-            parts += [Target(header) if learnt else Text(header), answer]
+            parts += [*turn("user", self._announced(content), vocab), *header, answer]
         return parts
 
     def _announced(self, content: Content) -> Content:
@@ -70,23 +69,6 @@ class WhisperLLaDAChat:
         parts: list[Part] = [Text([special("<|startoftext|>", vocab)])]
         for content, answer in turns:
             asked = [piece.strip() for piece in content if isinstance(piece, str)]
-            parts += _turn("user", [" ".join(asked)], vocab)
-            parts += [Text(_header("assistant", vocab)), *(p for p in content if isinstance(p, Media)), answer]
+            parts += turn("user", [" ".join(asked)], vocab)
+            parts += [*answer_header(vocab), *(p for p in content if isinstance(p, Media)), answer]
         return parts
-
-
-def _turn(role: str, content: Content, vocab: Vocab) -> list[Part]:
-    """A whole turn, from its header to its end. What is said is encoded with the line breaks in front of it, as it is
-    in the written-out string."""
-    pieces = joined(["\n\n", *content])
-    said = [piece if isinstance(piece, Media) else Text(literal(piece, vocab)) for piece in pieces]
-    return [Text(_marks(role, vocab)), *said, Text([special("<|eot_id|>", vocab)])]
-
-
-def _marks(role: str, vocab: Vocab) -> list[int]:
-    return [special("<|start_header_id|>", vocab), *literal(role, vocab), special("<|end_header_id|>", vocab)]
-
-
-def _header(role: str, vocab: Vocab) -> list[int]:
-    """The header in front of an answer, with its line breaks."""
-    return [*_marks(role, vocab), *literal("\n\n", vocab)]

@@ -1,4 +1,4 @@
-"""How a dialogue is written on a canvas: what stands around the questions, and which id ends an answer."""
+"""How a dialogue is laid out on a canvas: what stands around the questions, and which id ends an answer."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ LLADA_V_SYSTEM = (
 
 
 class Template(Protocol):
+    """The format of a dialogue."""
+
     def end(self, vocab: Vocab) -> int:
-        """The id that ends an answer."""
+        """Returns the id that ends an answer."""
         ...
 
     def canvas(self, turns: Sequence[tuple[Content, Text | Target]], vocab: Vocab, *, train: bool) -> list[Part]:
-        """The whole sample. The answers are laid down as they are, their end id among them."""
+        """Returns the whole sample. The answers are on it as they are given, with their end id."""
         ...
 
 
@@ -49,7 +51,7 @@ class LLaDAChat:
     system: None leaves the system turn out. LLaDA-MedV has its own text.
     suffix: put behind every user turn; the last LLaDA-V stage was trained with " /think" and " /no_think".
     structural: train on the tokens that LLaDA-V's labels hold besides the answers: the headers of assistant turns, and
-        every begin, header and end-of-turn token of the dialogue. They tell the model nothing; for parity.
+        every begin, header and end-of-turn token of the dialogue. They carry no information; for parity.
 
     Raises ConfigError when the tokenizer lacks one of the tokens.
     """
@@ -62,29 +64,42 @@ class LLaDAChat:
 
     def canvas(self, turns: Sequence[tuple[Content, Text | Target]], vocab: Vocab, *, train: bool) -> list[Part]:
         kind = Target if self.structural and train else Text
-
-        def mark(token: str) -> Part:
-            return kind([special(token, vocab)])
-
-        def header(role: str) -> list[Part]:
-            name = (kind if role == "assistant" else Text)(literal(role, vocab))
-            return [mark("<|start_header_id|>"), name, mark("<|end_header_id|>")]
-
-        def said(content: Content) -> list[Part]:
-            texts = joined(["\n\n", *content])
-            return [piece if isinstance(piece, Media) else Text(literal(piece, vocab)) for piece in texts]
-
-        parts: list[Part] = [mark("<|startoftext|>")]
+        parts: list[Part] = [kind([special("<|startoftext|>", vocab)])]
         if self.system is not None:
-            parts += [*header("system"), *said([self.system]), mark("<|eot_id|>")]
+            parts += turn("system", [self.system], vocab, kind)
         for content, answer in turns:
-            parts += [*header("user"), *said([*content, self.suffix]), mark("<|eot_id|>")]
-            parts += [*header("assistant"), kind(literal("\n\n", vocab)), answer]
+            parts += [*turn("user", [*content, self.suffix], vocab, kind), *answer_header(vocab, kind), answer]
         return parts
 
 
+Kind = type[Text] | type[Target]
+
+
+def turn(role: str, content: Content, vocab: Vocab, kind: Kind = Text) -> list[Part]:
+    """Returns a whole turn of LLaDA's format, from its header to its end. kind: what its structural tokens become.
+
+    Its text is encoded with the line breaks in front of it, as it is in the written-out string.
+    """
+    pieces = joined(["\n\n", *content])
+    said = [piece if isinstance(piece, Media) else Text(literal(piece, vocab)) for piece in pieces]
+    return [*_header(role, vocab, kind), *said, kind([special("<|eot_id|>", vocab)])]
+
+
+def answer_header(vocab: Vocab, kind: Kind = Text) -> list[Part]:
+    """Returns the header in front of an answer, with its line breaks; all of it is of `kind`."""
+    return [*_header("assistant", vocab, kind), kind(literal("\n\n", vocab))]
+
+
+def _header(role: str, vocab: Vocab, kind: Kind) -> list[Part]:
+    start, end = (kind([special(token, vocab)]) for token in ("<|start_header_id|>", "<|end_header_id|>"))
+    return [start, (kind if role == "assistant" else Text)(literal(role, vocab)), end]
+
+
 def joined(content: Content) -> Content:
-    """Neighbouring texts as one: a tokenizer may merge across the seam, as it would in the written-out string."""
+    """Returns the content with neighbouring texts as one.
+
+    A tokenizer may merge across the seam, as it does in the written-out string.
+    """
     out: list[str | Media] = []
     for piece in content:
         if isinstance(piece, str) and out and isinstance(out[-1], str):
@@ -95,7 +110,7 @@ def joined(content: Content) -> Content:
 
 
 def special(token: str, vocab: Vocab) -> int:
-    """The id of a special token. Raises ConfigError when the tokenizer does not have it."""
+    """Returns the id of a special token. Raises ConfigError when the tokenizer does not have it."""
     tokenizer = vocab.tokenizer
     found = tokenizer.convert_tokens_to_ids(token)
     if found is None or found == tokenizer.unk_token_id:
@@ -104,7 +119,7 @@ def special(token: str, vocab: Vocab) -> int:
 
 
 def literal(text: str, vocab: Vocab) -> list[int]:
-    """Ids of what a person wrote: a special token that is spelled out stays text.
+    """Returns the ids of a text from a person: a special token that is spelled out stays text.
 
     Raises DataError for a word that the tokenizer does not know, or can only read as a special token (tokenizers of
     whole words; those of bytes know all).

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from toy import MARKS, chat_vocab, flat
 
 from mmdiff.canvas.sample import Media, Part, Target
 from mmdiff.canvas.vocab import Vocab
@@ -13,47 +14,21 @@ from mmdiff.tasks.dialogue.audio_templates import DIFFA_SYSTEM, DIFFAChat, Whisp
 from mmdiff.tasks.vqa import scenes
 from mmdiff.tasks.vqa.task import VQA
 
-MARKS = "<|startoftext|> <|endoftext|> <|mdm_mask|> <|start_header_id|> <|end_header_id|> <|eot_id|>".split()
 SAID = "Who is speaking, and how?"
 ROW = {"audio": "clip.wav", "question": SAID, "answer": "An old man."}
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    """Byte-level BPE with LLaDA's special tokens, that merges as much of the templates' wording as it can."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    text = [DIFFA_SYSTEM, "user assistant system", "\n\nThis is the audio: <audio>. Who", "\n\nTranscribe the audio:"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=MARKS, initial_alphabet=alphabet, show_progress=False, min_frequency=2
-    )
-    core.train_from_iterator(text * 5, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<|startoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        mask_token="<|mdm_mask|>",
+def vocab() -> Vocab:
+    return chat_vocab(
+        [DIFFA_SYSTEM, "user assistant system", "\n\nThis is the audio: <audio>. Who", "\n\nTranscribe the audio:"],
+        size=500,
     )
 
 
 @pytest.fixture(scope="module")
-def vocab(tokenizer: Any) -> Vocab:
-    eos, mask = tokenizer.eos_token_id, tokenizer.mask_token_id
-    return Vocab(tokenizer, len(tokenizer), mask_id=mask, eos_id=eos, pad_id=eos, slot_id=mask, end_ids=(eos,))
-
-
-def flat(parts: Any) -> list[Any]:
-    """Ids in order, sounds as what they hold."""
-    out: list[Any] = []
-    for part in parts:
-        out += [part.data] if isinstance(part, Media) else list(part.ids or [])
-    return out
+def tokenizer(vocab: Vocab) -> Any:
+    return vocab.tokenizer
 
 
 def chat(*turns: tuple[str, str], header: bool = False) -> str:
@@ -85,17 +60,17 @@ def released(tokenizer: Any, asked: str, answer: str | None) -> tuple[list[Any],
 
 
 def test_diffa_as_released(vocab: Vocab, tokenizer: Any) -> None:
-    """The canvas, and which of its places are masked when training."""
+    """The canvas, and which of its positions are masked when training."""
     task = VQA(template=DIFFAChat(marker=True, learn_header=True))
     parts = list(task.sample(ROW, vocab))
     canvas, given = released(tokenizer, SAID, "An old man.")
     assert flat(parts) == canvas
     assert flat(part for part in parts if isinstance(part, Target)) == canvas[given:]
     assert tokenizer.decode(canvas[given:]).startswith("<|start_header_id|>assistant")
-    *prompt, place = task.prompt(ROW, vocab)
+    *prompt, answer = task.prompt(ROW, vocab)
     canvas, given = released(tokenizer, SAID, None)
     assert flat(prompt) == canvas and given == len(canvas)
-    assert place == Target(length=128) and not [part for part in prompt if isinstance(part, Target)]
+    assert answer == Target(length=128) and not [part for part in prompt if isinstance(part, Target)]
 
 
 def test_diffa_with_neither_slip(vocab: Vocab, tokenizer: Any) -> None:
@@ -112,7 +87,7 @@ def test_diffa_with_neither_slip(vocab: Vocab, tokenizer: Any) -> None:
     assert flat(task.prompt(ROW, vocab)) == flat(parts[:-1])  # what is given is the same
     options = [DIFFAChat(marker=m, learn_header=h) for m in (False, True) for h in (False, True)]
     lengths = [len(flat(VQA(template=template).sample(ROW, vocab))) for template in options]
-    assert lengths[0] == lengths[1] < lengths[2] == lengths[3]  # a learnt header takes no place, a marker does
+    assert lengths[0] == lengths[1] < lengths[2] == lengths[3]  # a learnt header takes no position, a marker does
 
 
 def test_diffa_of_several_turns_and_sounds(vocab: Vocab, tokenizer: Any) -> None:

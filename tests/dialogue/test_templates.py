@@ -5,57 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from toy import MARKS, chat_vocab, flat
 
-from mmdiff.canvas.sample import Media, Part, Target, Text
+from mmdiff.canvas.sample import Media, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.tasks.dialogue.templates import LLADA_V_SYSTEM, LLaDAChat, Plain, literal
 from mmdiff.tasks.vqa import scenes
 from mmdiff.tasks.vqa.task import VQA
 
-MARKS = "<|startoftext|> <|endoftext|> <|mdm_mask|> <|start_header_id|> <|end_header_id|> <|eot_id|>".split()
-
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    """Byte-level BPE with LLaDA's special tokens, trained on enough text that it merges."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    text = [LLADA_V_SYSTEM, "user assistant system", "\n\nwhat is at the top left", "is it red or green\n\n"] * 5
-    trainer = trainers.BpeTrainer(
-        vocab_size=450, special_tokens=MARKS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    core.train_from_iterator(text, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<|startoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        mask_token="<|mdm_mask|>",
+def vocab() -> Vocab:
+    return chat_vocab(
+        [LLADA_V_SYSTEM, "user assistant system", "\n\nwhat is at the top left", "is it red or green\n\n"], size=450
     )
 
 
 @pytest.fixture(scope="module")
-def vocab(tokenizer: Any) -> Vocab:
-    eos, mask = tokenizer.eos_token_id, tokenizer.mask_token_id
-    return Vocab(tokenizer, len(tokenizer), mask_id=mask, eos_id=eos, pad_id=eos, slot_id=mask, end_ids=(eos,))
+def tokenizer(vocab: Vocab) -> Any:
+    return vocab.tokenizer
 
 
 def words_vocab() -> Vocab:
     made = scenes.tokenizer()
     return Vocab(made, len(made), mask_id=2, eos_id=1, pad_id=0, slot_id=2)
-
-
-def flat(parts: list[Part]) -> list[Any]:
-    """Ids in order, pictures as what they hold."""
-    out: list[Any] = []
-    for part in parts:
-        out += [part.data] if isinstance(part, Media) else list(part.ids or [])
-    return out
 
 
 def written(text: str, pictures: list[str], tokenizer: Any) -> list[Any]:
@@ -83,9 +57,9 @@ def test_llada_chat_is_the_written_out_dialogue(vocab: Vocab, tokenizer: Any) ->
     task = VQA(template=LLaDAChat())
     text = f"{HEAD}{USER}<image>\nwhat is at the top left<|eot_id|>{ASSISTANT}"
     assert flat(list(task.sample(row, vocab))) == written(f"{text}a red cat<|eot_id|>", ["cat.jpg"], tokenizer)
-    *prompt, place = task.prompt(row, vocab)
+    *prompt, answer = task.prompt(row, vocab)
     assert flat(prompt) == written(text, ["cat.jpg"], tokenizer)
-    assert place == Target(length=128)
+    assert answer == Target(length=128)
 
 
 def test_llada_chat_of_several_turns_and_pictures(vocab: Vocab, tokenizer: Any) -> None:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from published_towers import (
+    CLIP,
+    LIBRARIES,
+    SMALL,
+    VIT,
+    Published,
+    clip,
+    open_clip_vit,
+    pixels_for,
+    shaken,
+    siglip,
+    timm_vit,
+)
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,149 +36,6 @@ from mmdiff.errors import ConfigError
 
 pytestmark = pytest.mark.needs("timm", "open_clip", "PIL")
 
-SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 4}
-SMALL = {**SIZE, "image_size": 30, "patch_size": 7}  # 4 x 4 patches, and 2 pixels that none covers
-VIT = {"img_size": 28, "patch_size": 7, "embed_dim": 32, "num_heads": 2, "depth": 4}
-CLIP = {"image_size": 28, "patch_size": 7, "width": 32, "head_width": 16, "layers": 4}
-
-
-@dataclass
-class Published:
-    """A checkpoint as its library writes it, with the library's own full model beside it."""
-
-    folder: Path
-    encoder: Callable[..., Any]
-    reference: Callable[[Tensor, int, bool], Tensor]  # pixels, layer, norm -> (N, T, E)
-    side: int
-
-
-def shaken(model: Any) -> Any:
-    """Weights as training leaves them: no norm or bias is still at its first value."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model.eval()
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content))
-
-
-def hooked(model: nn.Module, block: nn.Module, pixels: Tensor) -> Tensor:
-    """What `block` puts out while the full model runs."""
-    seen: list[Tensor] = []
-    handle = block.register_forward_hook(lambda _module, _given, out: seen.append(out))
-    with torch.no_grad():
-        model(pixels)
-    handle.remove()
-    return seen[0]
-
-
-def timm_vit(folder: Path, name: str = "vit_tiny_patch16_224", **more: Any) -> Published:
-    import timm
-
-    arguments = {**VIT, **more}
-    model = shaken(timm.create_model(name, num_classes=5, **arguments))
-    save_file(model.state_dict(), folder / "model.safetensors")
-    facts = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "interpolation": "bilinear", "crop_pct": 0.9}
-    config = {"architecture": name, "num_classes": 5, "model_args": arguments, "pretrained_cfg": facts}
-    write_json(folder / "config.json", config)
-
-    def reference(pixels: Tensor, layer: int, norm: bool) -> Tensor:
-        h_NTE = hooked(model, model.blocks[layer], pixels)[:, model.num_prefix_tokens :]
-        return model.norm(h_NTE) if norm else h_NTE
-
-    return Published(folder, TimmViT, reference, 28)
-
-
-def timm_registers(folder: Path) -> Published:
-    return timm_vit(folder, "vit_small_patch14_reg4_dinov2")
-
-
-def timm_siglip(folder: Path) -> Published:
-    return timm_vit(folder, "vit_base_patch16_siglip_224")
-
-
-def timm_cnn(folder: Path) -> Published:
-    import timm
-
-    arguments = {"depths": [1, 1, 2, 1], "dims": [8, 12, 16, 24]}
-    model = shaken(timm.create_model("convnext_atto", num_classes=5, **arguments))
-    save_file(model.state_dict(), folder / "model.safetensors")
-    write_json(folder / "config.json", {"architecture": "convnext_atto", "num_classes": 5, "model_args": arguments})
-
-    def reference(pixels: Tensor, layer: int, norm: bool) -> Tensor:
-        return hooked(model, model.stages[layer], pixels).flatten(2).transpose(1, 2)
-
-    return Published(folder, lambda **kw: TimmViT(image_size=64, **kw), reference, 64)
-
-
-def open_clip_model(folder: Path, vision: dict[str, Any]) -> tuple[Published, Any]:
-    import open_clip
-
-    config = {"embed_dim": 16, "vision_cfg": vision}
-    text = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 2, "layers": 1}
-    model = shaken(open_clip.CLIP(text_cfg=text, **config))
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    facts = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "interpolation": "bicubic", "resize_mode": "shortest"}
-    write_json(folder / "open_clip_config.json", {"model_cfg": {**config, "text_cfg": text}, "preprocess_cfg": facts})
-    return Published(folder, OpenCLIP, lambda *_: torch.empty(0), vision["image_size"]), model.visual
-
-
-def open_clip_vit(folder: Path) -> Published:
-    published, visual = open_clip_model(folder, CLIP)
-
-    def reference(pixels: Tensor, layer: int, norm: bool) -> Tensor:
-        h_NTE = hooked(visual, visual.transformer.resblocks[layer], pixels)[:, 1:]
-        return visual.ln_post(h_NTE) if norm else h_NTE
-
-    published.reference = reference
-    return published
-
-
-def open_clip_timm(folder: Path) -> Published:
-    """A trunk of timm, whose own pictures are of 160 pixels, in a model for 32."""
-    vision = {"image_size": 32, "timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear"}
-    published, visual = open_clip_model(folder, vision)
-    visual.set_input_size(32)
-
-    def reference(pixels: Tensor, layer: int, norm: bool) -> Tensor:
-        h_NTE = hooked(visual, visual.trunk.blocks[layer], pixels)[:, 1:]
-        return visual.trunk.norm(h_NTE) if norm else h_NTE
-
-    published.reference = reference
-    return published
-
-
-def hf_tower(folder: Path, family: str) -> Published:
-    from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
-
-    model: Any
-    if family == "siglip":
-        model = shaken(SiglipVisionModel(SiglipVisionConfig(**SMALL)))
-    else:
-        model = shaken(CLIPVisionModel(CLIPVisionConfig(**SMALL)))
-    model.save_pretrained(folder)
-    write_json(folder / "preprocessor_config.json", {"image_mean": [0.5] * 3, "image_std": [0.4] * 3, "resample": 2})
-
-    def reference(pixels: Tensor, layer: int, norm: bool) -> Tensor:
-        with torch.no_grad():
-            h_NTE = model(pixel_values=pixels, output_hidden_states=True).hidden_states[layer]
-        return (model.post_layernorm(h_NTE) if norm else h_NTE)[:, 1 if family == "clip" else 0 :]
-
-    return Published(folder, Siglip, reference, 30)
-
-
-def siglip(folder: Path) -> Published:
-    return hf_tower(folder, "siglip")
-
-
-def clip(folder: Path) -> Published:
-    return hf_tower(folder, "clip")
-
-
-LIBRARIES = [timm_vit, timm_registers, timm_siglip, timm_cnn, open_clip_vit, open_clip_timm, siglip, clip]
 TOYS = [ConvTower, TimmViT, OpenCLIP, Siglip]
 
 
@@ -175,11 +43,6 @@ TOYS = [ConvTower, TimmViT, OpenCLIP, Siglip]
 def published(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Published:
     result: Published = request.param(tmp_path_factory.mktemp("weights"))
     return result
-
-
-def pixels_for(published: Published) -> Tensor:
-    torch.manual_seed(1)
-    return torch.randn(2, 3, published.side, published.side)
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -280,30 +143,6 @@ def test_one_picture_the_same_pixels() -> None:
     assert all(torch.equal(item.values, items[0].values) and item.layout == (37, 61) for item in items)
 
 
-def test_colours_of_the_family() -> None:
-    clip_mean = (0.48145466, 0.4578275, 0.40821073)
-    assert Siglip(SMALL).spec.mean == (0.5, 0.5, 0.5)
-    assert Siglip({**SMALL, "model_type": "clip_vision_model"}).spec.mean == clip_mean
-    assert OpenCLIP(config={"embed_dim": 16, "vision_cfg": CLIP}).spec.mean == clip_mean
-    with torch.device("meta"):
-        assert OpenCLIP("ViT-B-16-SigLIP").spec.mean == (0.5, 0.5, 0.5)
-        assert OpenCLIP("ViT-B-32").spec.mean == clip_mean
-
-
-def test_colours_of_the_checkpoint(tmp_path: Path) -> None:
-    for i, make in enumerate((timm_vit, open_clip_vit, siglip)):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        made = make(folder)
-        spec = made.encoder(weights=str(folder)).spec
-        wanted = ((0.5,) * 3, (0.4,) * 3) if make is siglip else ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
-        assert (spec.mean, spec.std) == wanted
-        assert spec.interpolation == ("bicubic" if make is open_clip_vit else "bilinear")
-        assert spec.resize_mode == "squash"
-        own = made.encoder(weights=str(folder), mean=[0.0] * 3, std=[1.0] * 3, interpolation="bicubic").spec
-        assert (own.mean, own.std, own.interpolation) == ((0.0,) * 3, (1.0,) * 3, "bicubic")
-
-
 def test_one_tower_in_two_libraries(tmp_path: Path) -> None:
     """SigLIP's weights, moved from transformers to timm by name, give the same numbers, at other sizes too."""
     siglip_config = {**SMALL, "image_size": 28, "num_hidden_layers": 3}
@@ -345,77 +184,6 @@ def test_llada_vs_tower() -> None:
     embedding = 3 * 14 * 14 * 1152 + 1152 + 729 * 1152
     assert sum(p.numel() for p in tower.parameters()) == 26 * block + embedding == 397_745_440
     assert (tower.width, tower.tokens, tower.grid, tower.spec.size) == (1152, 729, (27, 27), (384, 384))
-
-
-def test_layer_minus_two_is_the_tower_without_its_last_block(tmp_path: Path) -> None:
-    """LLaDA-V deletes the block; its checkpoint still holds `post_layernorm`, which nothing uses."""
-    whole = siglip(tmp_path)
-    encoder = Siglip(weights=str(tmp_path))
-    kept = {f"model.vision_tower.vision_tower.vision_model.{n}": t for n, t in published_names(tmp_path).items()}
-    kept = {name: tensor for name, tensor in kept.items() if "layers.3." not in name and ".head." not in name}
-    assert any("post_layernorm" in name for name in kept)
-    save_file({**kept, "model.norm.weight": torch.ones(2)}, tmp_path / "vlm.safetensors")
-    again = Siglip(SMALL, weights=str(tmp_path / "vlm.safetensors"))
-    pixels = pixels_for(whole)
-    assert torch.equal(again(pixels), encoder(pixels))
-
-
-def published_names(folder: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return {name.removeprefix("vision_model."): t for name, t in load_file(folder / "model.safetensors").items()}
-
-
-@pytest.mark.parametrize("layout", ["tower, old names", "tower, new names", "text and vision", "shards"])
-@pytest.mark.parametrize("family", ["siglip", "clip"])
-def test_layouts_of_transformers(family: str, layout: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
-
-    made = hf_tower(tmp_path, family)
-    names = published_names(tmp_path)
-    text = {**SIZE, "vocab_size": 8, "max_position_embeddings": 4, "projection_size": 32, "eos_token_id": 2}
-    whole: Any
-    if layout == "tower, new names":
-        save_file(names, tmp_path / "model.safetensors")
-    elif layout == "tower, old names":
-        names["embeddings.position_ids"] = torch.arange(16)
-        save_file({f"vision_model.{name}": t for name, t in names.items()}, tmp_path / "model.safetensors")
-    else:
-        if family == "siglip":
-            whole = SiglipModel(SiglipConfig(text_config=text, vision_config=SMALL))
-        else:
-            whole = CLIPModel(CLIPConfig(text_config=text, vision_config=SMALL, projection_dim=8))
-        whole.vision_model.load_state_dict(names)
-        (tmp_path / "model.safetensors").unlink()
-        whole.save_pretrained(tmp_path, **({"max_shard_size": "40KB"} if layout == "shards" else {}))
-        assert (tmp_path / "model.safetensors").is_file() == (layout != "shards")
-    capfd.readouterr()
-    encoder = Siglip(weights=str(tmp_path))
-    assert capfd.readouterr() == ("", "")
-    pixels = pixels_for(made)
-    assert torch.allclose(encoder(pixels), made.reference(pixels, -2, False), atol=1e-6)
-
-
-@pytest.mark.parametrize("layout", ["file", "tower alone", "half precision"])
-def test_layouts_of_open_clip(layout: str, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    made = open_clip_vit(tmp_path)
-    file = tmp_path / "open_clip_model.safetensors"
-    tensors = load_file(file)
-    weights, config = str(tmp_path), None
-    if layout == "half precision":
-        save_file({name: tensor.half() for name, tensor in tensors.items()}, file)
-    else:
-        if layout == "tower alone":
-            mine = {n.removeprefix("visual."): t for n, t in tensors.items() if n.startswith("visual.")}
-            save_file(mine, file)
-        weights, config = str(file), {"embed_dim": 16, "vision_cfg": CLIP}
-    encoder = OpenCLIP(config=config, weights=weights)
-    pixels = pixels_for(made)
-    close = 1e-2 if layout == "half precision" else 1e-6
-    assert torch.allclose(encoder(pixels), made.reference(pixels, -2, False), atol=close)
-    assert encoder.tower.conv1.weight.dtype == torch.float32
 
 
 def test_position_tables_are_resized_as_the_libraries_do() -> None:
@@ -486,57 +254,6 @@ def test_conv_tower_from_a_file(tmp_path: Path) -> None:
 def test_bad_layers(kind: Any, layer: Any) -> None:
     with pytest.raises(ConfigError, match=f"layer: {layer}"):
         build({**kind.toy().node, "layer": layer})
-
-
-def spoil(folder: Path, what: str) -> Path:
-    """Damage the weights in a folder. Returns what to load."""
-    from safetensors.torch import load_file
-
-    (file,) = folder.glob("*.safetensors")
-    tensors = load_file(file)
-    first = ("blocks.0.norm1.weight", "visual.transformer.resblocks.0.ln_1.weight", "layers.0.layer_norm1.weight")
-    name = next(name for name in tensors if name.endswith(first))
-    if what == "missing":
-        del tensors[name]
-    elif what == "unexpected":
-        tensors[f"{name}_too"] = torch.zeros(1)
-    elif what == "shape":
-        tensors[name] = torch.zeros(7)
-    save_file(tensors, file)
-    if what == "damaged":
-        file.write_bytes(file.read_bytes()[:-10])
-    if what == "pickled":
-        torch.save(tensors, file.with_name("pytorch_model.bin"))
-        file.unlink()
-    if what == "pickled file":
-        torch.save(tensors, folder / "tower.pt")
-        return folder / "tower.pt"
-    return folder / "nowhere" if what == "nowhere" else folder
-
-
-BAD = {
-    "missing": "1 missing tensors: ",
-    "unexpected": "unexpected tensor ",
-    "shape": r"has shape \(7,\), expected \(32,\)",
-    "damaged": "not a safetensors file",
-    "pickled": "pickled",
-    "pickled file": "only .safetensors is read",
-    "nowhere": "nowhere",
-}
-
-
-@pytest.mark.parametrize("what", BAD)
-@pytest.mark.parametrize("make", [timm_vit, open_clip_vit, siglip])
-def test_bad_weights(make: Any, what: str, tmp_path: Path) -> None:
-    made = make(tmp_path)
-    config: dict[str, Any] = {
-        TimmViT: {"name": "vit_tiny_patch16_224", "config": VIT},
-        OpenCLIP: {"config": {"embed_dim": 16, "vision_cfg": CLIP}},
-        Siglip: {"config": SMALL},
-    }[made.encoder]  # type: ignore[index]
-    with pytest.raises(ConfigError, match=BAD[what]) as caught:
-        made.encoder(**config, weights=str(spoil(tmp_path, what)))
-    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize(

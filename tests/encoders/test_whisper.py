@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from published_towers import shaken
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from toy import backbone
@@ -30,15 +31,6 @@ IDS = {
     "begin_suppress_tokens": None,
 }
 EVERY_LAYER = [-4, -3, -2, -1, 0, 1, 2, 3, [0, 1, 2, 3], [3, 1], [-1, 2, 0], [1], [0]]
-
-
-def shaken(model: Any) -> Any:
-    """Weights as training leaves them: no norm or bias is still at its first value."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model.eval()
 
 
 def published(folder: Path, seconds: int = 2, mels: int = 80, head: bool = True, **more: Any) -> Any:

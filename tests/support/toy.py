@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmdiff.backbones import Backbone, new_backbone
 from mmdiff.canvas.batch import MediaBatch
-from mmdiff.canvas.sample import Item, Media, Sample, Target, Text
+from mmdiff.canvas.sample import Item, Media, Part, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.config.saveable import saveable
 from mmdiff.config.settings import Config, ModelConfig, StageConfig, TrainConfig
@@ -125,3 +125,40 @@ def config(name: str = "toy", *, image: bool = True, **train: Any) -> Config:
             **{"stages": stages or {"only": first}, "save_every": 2, "log_every": 1, "tensorboard": False, **train}
         ),
     )
+
+
+MARKS = "<|startoftext|> <|endoftext|> <|mdm_mask|> <|start_header_id|> <|end_header_id|> <|eot_id|>".split()
+
+
+def chat_vocab(text: Sequence[str], size: int) -> Vocab:
+    """Byte-level BPE with LLaDA's special tokens, trained on enough of `text` that it merges."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        [*text] * 5,
+        trainers.BpeTrainer(
+            vocab_size=size, special_tokens=MARKS, initial_alphabet=alphabet, show_progress=False, min_frequency=2
+        ),
+    )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        mask_token="<|mdm_mask|>",
+    )
+    eos, mask = made.eos_token_id, made.mask_token_id
+    return Vocab(made, len(made), mask_id=mask, eos_id=eos, pad_id=eos, slot_id=mask, end_ids=(eos,))
+
+
+def flat(parts: Iterable[Part]) -> list[Any]:
+    """Ids in order, media as what they hold."""
+    out: list[Any] = []
+    for part in parts:
+        out += [part.data] if isinstance(part, Media) else list(part.ids or [])
+    return out

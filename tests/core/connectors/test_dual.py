@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from sounds import CROP, check_lengths, filled, media
+from spoken import CROP, check_lengths, filled, media
 from torch import Tensor, nn
 from torch.nn import functional as F
 from toy import backbone

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from sounds import CROP, check_lengths, filled, media
+from spoken import CROP, check_lengths, filled, media
 from torch import Tensor, nn
 
 from mmdiff.config import build
