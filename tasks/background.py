@@ -13,7 +13,7 @@ from mmdiff.errors import UserError
 
 @contextmanager
 def in_background(arguments: list[str]) -> Iterator[None]:
-    """Run an mmdiff command on the other core meanwhile, without its progress. Raises UserError with its last line."""
+    """Run an mmdiff command while the block runs, without its progress. Raises UserError with its last line."""
     with tempfile.TemporaryFile("w+") as log:
         command = [sys.executable, "-m", "mmdiff", *arguments]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)

@@ -24,12 +24,12 @@ MAX_KERNEL = 1 << 24  # numbers of a resampling kernel; 44100 -> 16000 Hz needs 
 
 
 def read_waveform(data: object, rate: int = 16000) -> Waveform:
-    """(samples,) at `rate` Hz; channels are averaged.
+    """Returns the samples (samples,) at `rate` Hz; channels are averaged.
 
     data: a path (WAV, FLAC, OGG, MP3); a mapping {"path": ...}; or one of Hugging Face's form, {"array": floats
         (samples,) or (samples, channels), "sampling_rate": Hz}. Either mapping may have "start" and "end", in seconds:
-        only that part is read (MP3 is decoded from its beginning). Without "end", or with -1 as in Kaldi, it goes on
-        to the last sample.
+        only that part is read (MP3 is decoded from its beginning). Without "end", or with -1 as in Kaldi, it ends at
+        the last sample.
     Raises DataError that names the file: missing, not sound, damaged, empty, not finite, a segment outside it.
     """
     fields, name = _fields(data)
@@ -50,7 +50,7 @@ def read_waveform(data: object, rate: int = 16000) -> Waveform:
 
 
 def duration(data: object) -> float:
-    """Seconds that `read_waveform` would read. Of a file only the header is looked at. Raises DataError as it does."""
+    """Returns the seconds that `read_waveform` would read, of a file by its header. Raises DataError as it does."""
     fields, name = _fields(data)
     if "array" in fields:
         frames, rate = len(_array(fields["array"], name)), _rate(fields.get("sampling_rate"), name)
@@ -62,12 +62,12 @@ def duration(data: object) -> float:
 
 
 def windows(wave: Waveform, seconds: float, rate: int = 16000) -> list[Waveform]:
-    """Consecutive pieces of `seconds`; the last one is shorter, and nothing is cut off."""
+    """Returns consecutive pieces of `seconds`; the last one may be shorter, and nothing is cut off."""
     return list(wave.split(round(seconds * rate)))
 
 
 def _fields(data: object) -> tuple[Mapping[str, Any], str]:
-    """The mapping that `data` is or stands for, and what errors call it."""
+    """Returns the mapping that `data` is or stands for, and its name in errors."""
     if isinstance(data, str | Path):
         return {"path": data}, str(data)
     if not isinstance(data, Mapping):
@@ -97,7 +97,7 @@ def _rate(rate: Any, name: str) -> int:
 
 
 def _part(fields: Mapping[str, Any], frames: int, rate: int, name: str) -> tuple[int, int]:
-    """First sample and the one behind the last, in a sound of `frames`."""
+    """Returns the first sample and the one behind the last, in a sound of `frames`."""
     if frames == 0:
         raise DataError(f"{name}: holds no samples")
     start, end = fields.get("start"), fields.get("end")
@@ -150,13 +150,13 @@ def _resampled(wave: Waveform, source: int, rate: int, name: str) -> Waveform:
     common = math.gcd(source, rate)
     if source * rate // common**2 > MAX_KERNEL:
         raise DataError(f"{name}: {source} Hz has no simple ratio to {rate} Hz, so it cannot be resampled")
-    resampled: Waveform = _resampler(source, rate)(wave)
+    resampled: Waveform = resampler(source, rate)(wave)
     return resampled
 
 
 @lru_cache(maxsize=16)
-def _resampler(source: int, rate: int) -> Any:
-    """Kept, for making the kernel takes longer than using it."""
+def resampler(source: int, rate: int) -> Any:
+    """Returns a module that resamples. It is kept, for making its kernel takes longer than using it."""
     require("torchaudio", "audio")
     from torchaudio.transforms import Resample
 
@@ -164,7 +164,7 @@ def _resampler(source: int, rate: int) -> Any:
 
 
 def write_tones(folder: Path, ending: str, name: str = "tone{}", rate: int = 16000) -> list[tuple[Path, str]]:
-    """Four small files, and what each "says": a pitch for every digit, 0.3 s long."""
+    """Write four small files. Returns their paths and transcripts: each digit is a tone of 0.3 s."""
     require("soundfile", "audio")
     import soundfile
 

@@ -1,11 +1,11 @@
-"""`mmdiff demo asr`: a weak recogniser hears, a diffusion model mends, and controls show that it listens."""
+"""`mmdiff demo asr`: a diffusion model corrects a weak recogniser, and controls show that it uses the sound."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,40 +43,43 @@ STRATEGIES: Mapping[str, dict[str, Any]] = {
 }
 NOTES = [
     "Commands spoken by espeak-ng: 49 voices in training, 28 others in the last column; noise of 5 dB in the second. "
-    "The first pass is what the encoder heard by CTC early in its training. The diffusion model writes from nothing "
-    "(standalone), or is given the first pass as a draft, masks a part of it again, and predicts that anew.",
+    "The first pass is the encoder's CTC transcript early in its training. The diffusion model transcribes from "
+    "nothing (standalone), or is given the first pass as a draft, masks a part of it again, and predicts that anew.",
     "The best strategy is chosen on a development set. Text only: the same strategy in a model that was trained alike "
     "without sound. Shuffled: each draft with the sound of another row.",
 ]
 
 
 def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
-    """Train (or take what is trained), mend the first pass by every strategy, write the report.
+    """Train (or load what is trained), correct the first pass by every strategy, write the report.
 
     Returns word error rates in percent: `first_pass`, `standalone`, `deliberation` (the `best` strategy on the
-    development set), `text_only`, `shuffled_audio`, `encoder_ctc` (what the finished encoder hears, beside them), each
-    {clean, noisy, heldout_voice}; `strategies`, all of them; `reduction`, relative, of the best; `forwards` an
-    utterance and `rtf` by way on the clean set; `seconds`; `report`.
+    development set), `text_only`, `shuffled_audio`, `encoder_ctc` (by the head of the finished encoder), each {clean,
+    noisy, heldout_voice}; `strategies`, all of them; `reduction`, relative, of the best; `forwards` per utterance and
+    `rtf` by strategy on the clean set; `seconds`; `report`.
     """
     start = time.perf_counter()
     main, first, text = trained(config, fresh=fresh)
     torch.set_num_threads(min(4, os.cpu_count() or 1))  # training left the other cores to data and control
     session, weak = load(main.folder, "task.draft=true", task=ASR), load(first.folder, task=ASR)
-    rows = {name: heard(weak, build(node["rows"], where=name)) for name, node in config.eval.data.items()}
+    rows = {name: with_first_pass(weak, build(node["rows"], where=name)) for name, node in config.eval.data.items()}
     ways = {**STANDALONE, **STRATEGIES}
-    choice = {way: wer(session, answered(session, rows[DEVELOPMENT], STRATEGIES[way])) for way in STRATEGIES}
+    choice = {way: wer(session, transcribed(session, rows[DEVELOPMENT], STRATEGIES[way])) for way in STRATEGIES}
     best = min(choice, key=lambda way: choice[way])
-    records = {way: {name: answered(session, rows[name], draft) for name in SETS} for way, draft in ways.items()}
-    deaf = load(text.folder, "task.draft=true", task=ASR)
+    records = {way: {name: transcribed(session, rows[name], draft) for name in SETS} for way, draft in ways.items()}
+    text_only = load(text.folder, "task.draft=true", task=ASR)
     controls = {
-        "text_only": {name: answered(deaf, Without(rows[name], ["audio"]), STRATEGIES[best]) for name in SETS},
-        "shuffled_audio": {name: answered(session, exchanged(rows[name]), STRATEGIES[best]) for name in SETS},
+        "text_only": {name: transcribed(text_only, Without(rows[name], ["audio"]), STRATEGIES[best]) for name in SETS},
+        "shuffled_audio": {
+            name: transcribed(session, Shuffled(rows[name], 5, ["audio", "duration"]), STRATEGIES[best])
+            for name in SETS
+        },
     }
-    one_by_one = answered(session, rows["clean"], None, block_length=1)
+    one_by_one = transcribed(session, rows["clean"], None, block_length=1)
     rates = {way: {name: wer(session, of[name]) for name in SETS} for way, of in {**records, **controls}.items()}
-    said = {name: [row["text"] for row in rows[name]] for name in SETS}
-    before = {name: errors(said[name], [row["hypothesis"] for row in rows[name]]) for name in SETS}
-    ctc = {name: errors(said[name], first_pass(session.model, rows[name])) for name in SETS}
+    texts = {name: [row["text"] for row in rows[name]] for name in SETS}
+    before = {name: errors(texts[name], [row["hypothesis"] for row in rows[name]]) for name in SETS}
+    ctc = {name: errors(texts[name], first_pass(session.model, rows[name])) for name in SETS}
     speed = {way: rtf(of["clean"]) for way, of in records.items()} | {"left to right": rtf(one_by_one)}
     out: dict[str, Any] = {
         "first_pass": before,
@@ -93,7 +96,7 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     }
     table = {"first pass (CTC)": before, **{way: rates[way] for way in ways}}
     table |= {"text only": rates["text_only"], "shuffled sound": rates["shuffled_audio"]}
-    shown = {f"{best}, {name}": looked_at(session, rows[name], records[best][name]) for name in SETS}
+    shown = {f"{best}, {name}": shown_of(session, rows[name], records[best][name]) for name in SETS}
     report = write_asr_report(
         main.folder / "report.html",
         title="Deliberation by masked diffusion",
@@ -109,8 +112,10 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
 
 
 def trained(config: Config, *, fresh: bool) -> tuple[Run, Run, Run]:
-    """The runs of the model, of its encoder after the stage `first`, and of the model without sound; each is trained
-    where it is not yet."""
+    """Returns the runs of the model, of its encoder after the stage `first`, and of the model without sound.
+
+    Each is trained unless it is already.
+    """
     stages = dict(config.train.stages)
     for source in (stages["tune"].data, stages["tune"].eval, *(node["rows"] for node in config.eval.data.values())):
         prepare(build(source, where="rows"))
@@ -126,40 +131,36 @@ def trained(config: Config, *, fresh: bool) -> tuple[Run, Run, Run]:
     return Run(RUNS / name), Run(RUNS / str(first.name)), Run(RUNS / f"{name}-text")
 
 
-def heard(weak: Session[ASR], rows: Source) -> list[dict[str, Any]]:
-    """The rows with what the early encoder hears in them."""
+def with_first_pass(weak: Session[ASR], rows: Source) -> list[dict[str, Any]]:
+    """Returns the rows with the CTC transcript of the early encoder as their hypothesis."""
     every = [rows[i] for i in range(len(rows))]
     return [{**row, "hypothesis": text} for row, text in zip(every, first_pass(weak.model, every), strict=True)]
 
 
-def exchanged(rows: Source) -> Source:
-    return Shuffled(rows, 5, fields=["audio", "duration"])
-
-
-def answered(session: Session[ASR], rows: Source, draft: Mapping[str, Any] | None, **named: Any) -> list[Record]:
-    """Records of a strategy; without one, of writing from nothing."""
+def transcribed(session: Session[ASR], rows: Source, draft: Mapping[str, Any] | None, **named: Any) -> list[Record]:
+    """Returns the records of a strategy, or without a draft those of transcripts from nothing."""
     if draft is None:
         rows = Without(rows, ["hypothesis"])
     return transcribe(session, rows, draft=draft, **named)
 
 
 def wer(session: Session[ASR], records: list[Record]) -> float:
-    pairs = [session.task.pair(r, r["pred_text"]) for r in records]
-    return errors([text for text, _ in pairs], [said for _, said in pairs])
+    return errors(*zip(*(session.task.pair(r, r["pred_text"]) for r in records), strict=True))
 
 
-def looked_at(session: Session[ASR], rows: list[dict[str, Any]], records: list[Record]) -> list[Example]:
-    """Twelve utterances for the report, spread over the set."""
+def shown_of(session: Session[ASR], rows: list[dict[str, Any]], records: list[Record]) -> list[Example]:
+    """Returns twelve utterances for the report, spread over the set."""
     numbered = [{"index": i, **record} for i, record in enumerate(records)]
     return [example(session.task, rows[r["index"]], r, session.model.vocab) for r in evenly(numbered, 12)]
 
 
-def errors(said: list[str], heard: list[str]) -> float:
-    return round(100 * corpus([word_errors(*pair) for pair in zip(said, heard, strict=True)])["wer"], 2)
+def errors(texts: Sequence[str], predictions: Sequence[str]) -> float:
+    """Returns the word error rate of a set in percent."""
+    return round(100 * corpus([word_errors(*pair) for pair in zip(texts, predictions, strict=True)])["wer"], 2)
 
 
 def print_table(table: Mapping[str, Mapping[str, float]], best: str, speed: Mapping[str, Mapping[str, float]]) -> None:
-    """The table on stderr: word error rates in percent, forwards per utterance, seconds of work per second of sound."""
+    """Print word error rates in percent, forwards per utterance and real-time factors on stderr."""
     print(f"{'':28}{''.join(f'{name:>15}' for name in SETS)}{'forwards':>10}{'rtf':>9}", file=sys.stderr)
     for way, of_sets in table.items():
         line = f"{way + (' *' if way == best else ''):28}" + "".join(f"{of_sets[name]:15.2f}" for name in SETS)

@@ -46,11 +46,12 @@ class Errors:
 
 
 def word_errors(reference: str, hypothesis: str) -> Errors:
+    """Returns the errors of words."""
     return _errors(_by_words(reference, hypothesis))
 
 
 def char_errors(reference: str, hypothesis: str) -> Errors:
-    """The same for characters; a space between words counts as one of them."""
+    """Returns the errors of characters; a space between words counts as one of them."""
     require("jiwer", "audio")
     import jiwer
 
@@ -58,7 +59,7 @@ def char_errors(reference: str, hypothesis: str) -> Errors:
 
 
 def align(reference: str, hypothesis: str) -> list[tuple[Op, str | None, str | None]]:
-    """(operation, word of the reference, word of the hypothesis), in order. None: a side that has no word there."""
+    """Returns (operation, word of the reference, word of the hypothesis), in order; None for a side without a word."""
     out = _by_words(reference, hypothesis)
     expected, said = out.references[0], out.hypotheses[0]
     pairs: list[tuple[Op, str | None, str | None]] = []
@@ -71,7 +72,7 @@ def align(reference: str, hypothesis: str) -> list[tuple[Op, str | None, str | N
 
 
 def corpus(errors: Iterable[Errors]) -> dict[str, float]:
-    """`wer`: all errors over all reference words, not the mean of utterances' rates; and the counts behind it.
+    """Returns `wer`, all errors over all reference words (not the mean of utterances' rates), and its counts.
 
     Of character errors, `wer` is the CER and `words` counts characters.
     """
@@ -88,7 +89,7 @@ def corpus(errors: Iterable[Errors]) -> dict[str, float]:
 
 
 def bootstrap(errors: Sequence[Errors], n: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the corpus rate: percentiles over `n` drawings of utterances with replacement.
+    """Returns the 95 % interval of the corpus rate: percentiles over `n` drawings of utterances with replacement.
 
     Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation" (ICASSP 2004).
     """
@@ -100,7 +101,7 @@ def bootstrap(errors: Sequence[Errors], n: int = 1000, seed: int = 0) -> tuple[f
 def paired_bootstrap(
     first: Sequence[Errors], second: Sequence[Errors], n: int = 1000, seed: int = 0
 ) -> dict[str, float]:
-    """How much `second` differs from `first`, the same utterances in the same order, each drawing shared by both.
+    """Returns how `second` differs from `first`: the same utterances in the same order, each drawing shared by both.
 
     `difference`: rate of the second minus rate of the first, below 0 where the second is better; `low`, `high`: its
     95 % interval; `improved`: the share of drawings in which the second makes fewer errors (Bisani and Ney 2004, their
@@ -122,12 +123,14 @@ def paired_bootstrap(
 
 
 def basic(text: str) -> str:
-    """Whisper's normaliser for any language: lower case, no bracketed words, no symbols and punctuation."""
+    """Returns the text by Whisper's normaliser for any language: lower case, no brackets, symbols and punctuation."""
     return _whisper_basic()(text).strip()
 
 
 def english(text: str) -> str:
-    """Whisper's normaliser for English (Radford et al. 2022, appendix C): contractions, spelling, numbers.
+    """Returns the text by Whisper's normaliser for English: contractions, spelling, numbers.
+
+    Radford et al. 2022, appendix C.
 
     A trap: spoken digits are joined, "nine nine three" -> "993", "twenty twenty four" -> "2024", and "double five" is
     "55". A string of digits is then one word, all of it right or all of it wrong. Score such tasks with "basic" or
@@ -149,7 +152,10 @@ NORMALISERS: Mapping[str, Callable[[str], str]] = {
 
 
 def normaliser(name: str) -> Callable[[str], str]:
-    """Raises ConfigError for an unknown name, MissingExtra for a package that is not installed."""
+    """Returns a normaliser by name.
+
+    Raises ConfigError for an unknown name, MissingExtra for a package that is not installed.
+    """
     if name not in NORMALISERS:
         raise ConfigError(f"normalise: no normaliser {name!r}{nearest(str(name), NORMALISERS)}")
     NORMALISERS[name]("")  # a missing package raises now, not at the first score

@@ -38,22 +38,22 @@ LAST = 0.96  # share of the clip
 SECOND = 55  # CSS pixels at least, so that its words can be read
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)  # seconds between them
 
-Outcome = Literal["mended", "worse", "wrong", "right"]
-OUTCOMES: Mapping[Outcome, str] = {"mended": "mended", "worse": "made worse", "wrong": "wrong", "right": "right"}
+Outcome = Literal["corrected", "worse", "wrong", "right"]
+OUTCOMES: Mapping[Outcome, str] = {"corrected": "corrected", "worse": "made worse", "wrong": "wrong", "right": "right"}
 
-Cell = tuple[str, str | None]  # operation, and what was said; an empty operation where a transcript adds no words
+Cell = tuple[str, str | None]  # operation and word; an empty operation where a transcript adds no words
 NOTHING: Cell = ("", None)
 
 
 @dataclass(frozen=True)
 class Example:
-    """An utterance and what was made of it.
+    """An utterance and its transcripts.
 
     audio: as `read_waveform` takes it; None where there was none.
     text, first_pass, prediction: as errors are counted, so cased and normalised. first_pass: None where there was none.
     canvas: (token, step, probability) of each target position, in order; step 0: left as it was.
-    draft: of each of these positions the token that stood there before, None if it was empty.
-    words: when they were said, if known.
+    draft: the token of each of these positions before generation; None for a masked position.
+    words: with their times, where these are known.
     """
 
     audio: Any
@@ -75,7 +75,9 @@ def write_asr_report(
     curves: str | None = None,
     plots: Sequence[tuple[str, str]] = (),
 ) -> Path:
-    """table: row -> column -> figure, less is better; text stands there as it is and is never the best of its column.
+    """Write the page. Returns its file.
+
+    table: row -> column -> figure, less is better; text is shown as it is and is never the best of its column.
 
     examples: heading -> utterances. curves: a data URI, see `mmdiff.evaluation.report.curves`. plots: (heading, data
     URI). Raises DataError for sound that cannot be read.
@@ -99,7 +101,7 @@ def write_asr_report(
 
 
 def marked(table: Table) -> tuple[list[str], dict[str, list[tuple[str, bool]]]]:
-    """Columns, and row -> (figure as shown, whether it is the lowest) of each column; a dash where there is none."""
+    """Returns columns, and row -> (figure as shown, whether it is the lowest) of each column; a dash for no figure."""
     return marked_by(table, percent)
 
 
@@ -139,13 +141,13 @@ def card(example: Example) -> dict[str, Any]:
 def outcome(before: int | None, after: int) -> Outcome:
     if before is None or before == after:
         return "wrong" if after else "right"
-    return "mended" if after < before else "worse"
+    return "corrected" if after < before else "worse"
 
 
 def side_by_side(reference: str, said: Sequence[str]) -> Iterator[tuple[str | None, list[Cell]]]:
-    """Columns that put one reference and several transcripts below each other.
+    """Yields columns that put one reference and several transcripts below each other.
 
-    Each is the word of the reference, None where some transcript adds words, and the cell of each transcript.
+    Each is a word of the reference, or None where some transcript adds words, and the cell of each transcript.
     """
     cells = [_cells(reference, text) for text in said]
     words = reference.split()
@@ -155,7 +157,7 @@ def side_by_side(reference: str, said: Sequence[str]) -> Iterator[tuple[str | No
 
 
 def _cells(reference: str, said: str) -> dict[tuple[int, bool], Cell]:
-    """(i, True) -> operation at word i of the reference and what was said; (i, False) -> words added before it."""
+    """Returns (i, True) -> operation and word at word i of the reference; (i, False) -> words added before it."""
     out: dict[tuple[int, bool], Cell] = {}
     i = 0
     for op, _, word in align(reference, said):
@@ -169,7 +171,7 @@ def _cells(reference: str, said: str) -> dict[tuple[int, bool], Cell]:
 
 
 def boxes_of(canvas: Sequence[tuple[str, int, float]], draft: Sequence[str | None]) -> list[dict[str, Any]]:
-    """What happened at each position: kept, confirmed (masked, and the same again), changed, or filled (was empty)."""
+    """Returns the state of each position: kept, confirmed (masked, then the same), changed, or filled (no draft)."""
     out = []
     for i, ((token, step, confidence), was) in enumerate(zip(canvas, draft, strict=True)):
         state = "kept" if not step else "filled" if was is None else "confirmed" if token == was else "changed"
@@ -180,7 +182,7 @@ def boxes_of(canvas: Sequence[tuple[str, int, float]], draft: Sequence[str | Non
 
 
 def spectrogram(wave_S: Tensor) -> str:
-    """Log-mel power as a PNG data URI: low frequencies at the bottom, the clip from edge to edge, 80 dB of range."""
+    """Returns log-mel power as a PNG data URI: low frequencies at the bottom, the whole clip, 80 dB of range."""
     from matplotlib import colormaps
     from PIL import Image
 
@@ -192,7 +194,7 @@ def spectrogram(wave_S: Tensor) -> str:
 
 
 def sound(wave_S: Tensor) -> str:
-    """A WAV data URI, 16 bit; what is beyond full scale is clipped."""
+    """Returns a WAV data URI, 16 bit; samples beyond full scale are clipped."""
     require("soundfile", "audio")
     import soundfile
 
@@ -202,14 +204,14 @@ def sound(wave_S: Tensor) -> str:
 
 
 def ticks(seconds: float) -> list[tuple[str, float]]:
-    """(label, share of the clip): round numbers of seconds, ten at most, none so late that its label would not fit."""
+    """Returns (label, share of the clip): round numbers of seconds, ten at most, with space for each label."""
     apart = next((tick for tick in TICKS if seconds / tick < 10), math.ceil(seconds / 10))
     shares = [(f"{i * apart:g}", i * apart / seconds) for i in range(10)]
     return [(label, share) for label, share in shares if share <= LAST]
 
 
 def _first(one: Mapping[str, Any]) -> tuple[int, int]:
-    """What was changed first, and of that what was changed most."""
+    """The key by which changed utterances come first, and of them those that changed most."""
     before = one["after"] if one["before"] is None else one["before"]
     return list(OUTCOMES).index(one["outcome"]), -abs(before.total - one["after"].total)
 

@@ -1,5 +1,7 @@
-"""The n-best lists of a recogniser, each hypothesis weighed by how likely the model finds it, into a file that an
-interrupted run resumes."""
+"""The n-best lists of a recogniser, ranked by its scores and the likelihood that the model gives each hypothesis.
+
+{"audio": "a.wav", "nbest": [{"text": "turn lift", "score": -1.0}, {"text": "turn left", "score": -1.5}]}
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def rescored(
     settings: Mapping[str, Any] | None = None,
     weight: float = 1.0,
 ) -> list[Record]:
-    """The best hypothesis of each row's `nbest` (see `mmdiff.tasks.asr.data.hypotheses`) by `score - weight * nll`.
+    """Returns a record of each row, whose prediction is the best of its `nbest` by `score - weight * nll`.
 
     Records: `id`, `text` (the reference, if there is one), `first_pass` (the recogniser's best), `pred_text`, and
     `nbest`, the best first: {index in the row's list, text, nll in nats, score, total}. Hypotheses without scores are
@@ -52,7 +54,7 @@ def rescored(
 
 
 def _nbest(row: Row, i: int) -> tuple[list[str], list[float] | None]:
-    """The hypotheses and their scores; None where none of them has one."""
+    """Returns the hypotheses and their scores; None in place of scores where no hypothesis has one."""
     nbest, where = row.get("nbest"), row.get("where", f"row {i}")
     if not nbest:
         raise DataError(f"{where}: no nbest, a list of hypotheses")

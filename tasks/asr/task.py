@@ -1,10 +1,10 @@
-"""Speech recognition and deliberation: a clip of sound, and the words that were said in it.
+"""Speech recognition and deliberation: a clip of sound, and its transcript.
 
 mmdiff asr transcribe runs/demo-asr clip.wav
 
     {"audio": "clip.wav", "text": "turn left", "hypothesis": "turn lift"}
 
-`text` is what was said, `hypothesis` what a first pass heard; `audio` may be {"array": ..., "sampling_rate": 16000}.
+`text` is the transcript, `hypothesis` that of a first pass; `audio` may be {"array": ..., "sampling_rate": 16000}.
 A row's `audio` may be left out where a model is to work from text alone.
 """
 
@@ -27,7 +27,9 @@ Case = Literal["keep", "upper", "lower"]
 
 
 class ASR:
-    """Rows to canvases and back. With `draft`, a row's `hypothesis` is on the canvas (`mmdiff.samplers.deliberation`).
+    """The task of rows with sound and a transcript, which a model generates.
+
+    With `draft`, a row's `hypothesis` is on the canvas, for the sampler to improve (`mmdiff.samplers.deliberation`).
 
     answer_length: positions of every transcript, filled up with EOS, when training and when generating from nothing.
         None: as many as the words and an end id take when training, `max_new_tokens` when generating.
@@ -35,7 +37,7 @@ class ASR:
         be added: a canvas of the draft's length can only replace them. What is then left of `answer_length` is EOS that
         stays, for the model to see a canvas of the size it was trained on.
     draft: whether hypotheses are used; else everything is generated from nothing, whatever rows have.
-    instruction: what is asked of the model.
+    instruction: a text behind the sound, such as "Transcribe the audio:".
     case: of transcripts and hypotheses. normalise: what WER and CER are counted after, see `mmdiff.tasks.asr.metrics`.
     media: the kind of the sound, the name of the encoder in `model.encoders`.
     """
@@ -72,7 +74,10 @@ class ASR:
         self.normalise, self._normalised = normalise, normaliser(normalise)
 
     def sample(self, row: Row, vocab: Vocab) -> Sample:
-        """Raises DataError for a missing transcript, one too long for `answer_length`, and words without an id."""
+        """Returns the canvas with the transcript.
+
+        Raises DataError for a missing transcript, one too long for `answer_length`, and words without an id.
+        """
         with located(row.get("where")):
             ids = [*self._ids(row, "text", vocab), self.template.end(vocab)]
             positions = self.answer_length or len(ids)
@@ -84,7 +89,7 @@ class ASR:
             return self._canvas(row, Target(ids), vocab, train=True)
 
     def prompt(self, row: Row, vocab: Vocab) -> Sample:
-        """Masked positions, or the draft. Raises DataError for a draft with words without an id."""
+        """Returns a canvas with masked positions, or with the draft. Raises DataError for unknown words of a draft."""
         with located(row.get("where")):
             target, fill = Target(length=self.answer_length or self.max_new_tokens), 0
             if self.draft and row.get("hypothesis") is not None:
@@ -95,25 +100,25 @@ class ASR:
             return [*self._canvas(row, target, vocab, train=False), *([Text([vocab.eos_id] * fill)] if fill else [])]
 
     def parse(self, ids: Sequence[int], vocab: Vocab) -> str:
-        """End ids are left out wherever they stand: amid a draft they take the position of a word."""
+        """Returns the text. End ids are left out at every position: amid a draft they take the position of a word."""
         ends = {vocab.eos_id, self.template.end(vocab), *vocab.end_ids}
         return vocab.decode([i for i in ids if int(i) not in ends]).strip()
 
     def score(self, prediction: str, row: Row) -> dict[str, float]:
-        """WER and CER of one utterance, in errors per reference word and character, and whether it has none."""
+        """Returns WER and CER of one utterance, in errors per reference word and character, and whether it has none."""
         pair = self.pair(row, prediction)
         wer, cer = word_errors(*pair).rate, char_errors(*pair).rate
         return {"wer": wer, "cer": cer, "exact_match": float(wer == 0)}
 
     def score_all(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Corpus figures: errors are summed, then divided by the reference words, with a 95 % bootstrap interval."""
+        """Returns corpus figures: all errors over all reference words, with a 95 % bootstrap interval."""
         words = [word_errors(*self.pair(record, record["prediction"])) for record in records]
         chars = [char_errors(*self.pair(record, record["prediction"])) for record in records]
         low, high = bootstrap(words)
         return {**corpus(words), "wer_low": low, "wer_high": high, "cer": corpus(chars)["wer"]}
 
     def pair(self, row: Row, prediction: str) -> tuple[str, str]:
-        """The row's transcript and a prediction, cased and normalised alike: what errors are counted between."""
+        """Returns the row's transcript and a prediction, cased and normalised alike, for counting errors."""
         with located(row.get("where")):
             return self._normalised(self._text(row, "text")), self._normalised(self._cased(prediction))
 

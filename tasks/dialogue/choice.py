@@ -37,7 +37,7 @@ Normalise = Literal["sum", "token"]
 
 @dataclass(frozen=True)
 class Choice:
-    """nll: the figure of each option, in nats. ties: the options that are as good as the best; the first is chosen."""
+    """The chosen option. nll: that of each option, in nats. ties: options as good as the best; the first is chosen."""
 
     index: int
     prediction: str
@@ -47,7 +47,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """total: score - weight * nll. index: its number in the list that was given."""
+    """A ranked hypothesis. total: score - weight * nll. index: its number in the given list."""
 
     index: int
     text: str
@@ -67,12 +67,12 @@ def nll(
     seed: int = 0,
     batch_size: int = 16,
 ) -> list[float]:
-    """The -log p(answer | the rest of the row) of each row, in nats: `mmdiff.model.likelihood.bound`.
+    """Returns -log p(answer | the rest of the row) of each row, in nats: `mmdiff.model.likelihood.bound`.
 
-    It is taken on the training canvas. normalise: "sum" is of the whole answer with what the task puts behind it (an
-        end id, EOS up to `answer_length`); "token" is that divided by its positions.
-    levels: numbers of masked positions that are scored; an answer of more than `levels` positions is scored at a sample
-        of them.
+    It is computed on the training canvas.
+    normalise: "sum" is of the whole answer with what the task puts behind it (an end id, EOS up to `answer_length`);
+        "token" is that divided by its positions.
+    levels: how many numbers of masked positions are scored; of an answer with more positions, a sample of them.
     samples: masks that are drawn per number, the mean is taken. All rows are masked by the same noise, so a figure does
         not depend on which rows stand beside it, and answers of one length are compared under the same masks.
     batch_size: rows per forward. Media that several rows share are encoded once per batch.
@@ -97,11 +97,11 @@ def nll(
 def choose(
     session: Session, row: Row, options: Sequence[str], *, field: str = "answer", margin: float = 0.0, **estimate: Any
 ) -> Choice:
-    """The likeliest of several answers to a row.
+    """Returns the likeliest of several answers to a row.
 
     field: of the row that holds the answer ("text" in speech recognition). In a dialogue it is the last answer.
     margin: options within so many nats of the best are ties; of ties the first is chosen.
-    estimate: as in `nll`. Raises DataError for an empty list, and for options that the task refuses.
+    estimate: the keywords of `nll`. Raises DataError for an empty list, and for options that the task refuses.
     """
     costs = _costs(session, row, options, field, "options", estimate)
     ties = _best([-cost for cost in costs], margin)
@@ -119,12 +119,12 @@ def rescore(
     margin: float = 0.0,
     **estimate: Any,
 ) -> list[Hypothesis]:
-    """The hypotheses of another recogniser by `score - weight * nll`, the best first.
+    """Returns the hypotheses of another recogniser, ranked by `score - weight * nll`, the best first.
 
     scores: the recogniser's own log-probabilities in nats, the higher the better; None: zeros.
     margin: hypotheses within so many nats of the best keep the order in which they were given.
-    estimate: as in `nll`. Raises DataError for an empty list, scores of another length or not finite, and hypotheses
-    that the task refuses.
+    estimate: the keywords of `nll`. Raises DataError for an empty list, scores of another length or not finite, and
+    hypotheses that the task refuses.
     """
     given = [0.0] * len(nbest) if scores is None else [float(score) for score in scores]
     if len(given) != len(nbest):
@@ -140,7 +140,7 @@ def rescore(
 
 
 class MultipleChoice:
-    """A task for `mmdiff eval`, whose rows have `audio` or `image`, and the right one of their options as `answer`:
+    """A task for `mmdiff eval`, whose rows have `audio` or `image`, options, and the right option as `answer`:
 
         {"audio": "clip.wav", "question": "Who speaks?", "options": ["a child", "an old man"], "answer": "a child"}
 
@@ -202,18 +202,18 @@ def _right(row: Row) -> int:
 
 
 def _letters(row: Row, vocab: Vocab) -> list[int]:
-    """One id per letter. Raises ConfigError when the tokenizer has no single one."""
+    """Returns one id per letter. Raises ConfigError for a letter that takes several ids."""
     found = [literal(letter, vocab) for letter in LETTERS[: len(_options(row))]]
     for letter, ids in zip(LETTERS, found, strict=False):
         if len(ids) != 1:
-            raise ConfigError(f"task: the tokenizer writes {letter!r} in {len(ids)} ids, expected one")
+            raise ConfigError(f"task: {letter!r} takes {len(ids)} ids of the tokenizer, expected one")
     return [ids[0] for ids in found]
 
 
 def _costs(
     session: Session, row: Row, texts: Sequence[str], field: str, what: str, estimate: dict[str, Any]
 ) -> list[float]:
-    """The nll of each text; equal texts have equal figures."""
+    """Returns the nll of each text; equal texts have equal figures."""
     if not texts or isinstance(texts, str):
         raise DataError(f"{what}: {texts!r:.60}, expected a list of at least one text")
     different = list(dict.fromkeys(texts))
@@ -231,7 +231,7 @@ def _answered(row: Row, field: str, text: str) -> Row:
 
 
 def _best(values: Sequence[float], margin: float) -> list[int]:
-    """The numbers of all values within `margin` of the highest, in order."""
+    """Returns the indices of all values within `margin` of the highest, in order."""
     if not margin >= 0:
         raise ConfigError(f"margin: {margin}, expected 0 or more nats")
     return [i for i, value in enumerate(values) if value >= max(values) - margin]
@@ -239,8 +239,10 @@ def _best(values: Sequence[float], margin: float) -> list[int]:
 
 @torch.no_grad()
 def _batch(model: MMDiff, task: Task, rows: Sequence[Row]) -> Batch:
-    """The training canvases of rows, under one index: it is that of their noise. Media that rows share, as one path or
-    one object, are read and encoded once."""
+    """Returns the training canvases of rows, all under one index, so that they have the same noise.
+
+    Media that rows share, as one path or one object, are read and encoded once.
+    """
     readers, samples = model.readers, []
     read: dict[Any, tuple[object, Item]] = {}  # the data is kept, for no other object may take its id meanwhile
     for row in rows:

@@ -1,7 +1,9 @@
-"""Is the picture used at all? The same rows with another picture, a blank one or none, and the best answer without.
+"""Controls of whether a model uses the picture: the same rows with another picture, a grey one or none.
 
-Each wraps any source of rows; a model that scores as well on these as on the rows themselves does not look. `Shuffled`
-and `Without` do for sound, and for any other field of a row.
+    {"image": the picture of another row, "question": "What is it?", "answer": "a cat"}
+
+Each wraps any source of rows. A model that scores as well on these as on the rows themselves does not use the picture.
+`Shuffled` and `Without` also serve for sound, and for any other field of a row.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from .turns import SLOT
 
 
 class Shuffled:
-    """Every question with the picture of another row, never its own; each picture is used once.
+    """The rows, each with the picture of another row; each picture is used once.
 
     The rows should have the same number of pictures.
-    fields: what comes from the other row, together: `[audio, duration]` for sound.
+    fields: the fields that come from the other row, together: `[audio, duration]` for sound.
     """
 
     def __init__(self, rows: Source, seed: int, fields: Sequence[str] = ("image",)) -> None:
@@ -43,7 +45,7 @@ class Shuffled:
 
 
 class Blank:
-    """Every picture in plain grey, of its own size."""
+    """The rows with a plain grey picture of the same size in place of each picture."""
 
     def __init__(self, rows: Source) -> None:
         self.rows = rows
@@ -71,7 +73,7 @@ def _grey(picture: Any) -> Any:
 
 
 class Without:
-    """Rows without some of their fields: `[audio, duration]` for a model that does not hear."""
+    """The rows without some of their fields: `[audio, duration]` for a model without sound."""
 
     def __init__(self, rows: Source, fields: Sequence[str]) -> None:
         self.rows, self.fields = rows, frozenset(fields)
@@ -84,7 +86,7 @@ class Without:
 
 
 class Fixed:
-    """Rows with the same value in some of their fields: `{instruction: ""}` for a robot that is told nothing."""
+    """The rows with the same value in some of their fields: `{instruction: ""}` for a robot without instructions."""
 
     def __init__(self, rows: Source, fields: Mapping[str, Any]) -> None:
         self.rows, self.fields = rows, dict(fields)
@@ -97,7 +99,7 @@ class Fixed:
 
 
 class WithoutImage:
-    """Language only: no picture, and no `<image>` where one stood."""
+    """The rows without their pictures, and without `<image>` in their texts."""
 
     def __init__(self, rows: Source) -> None:
         self.rows = rows
@@ -122,9 +124,9 @@ def _unslotted(text: str) -> str:
 
 
 def majority(rows: Source) -> Callable[[str], str]:
-    """The best guess without a picture: question -> its most frequent answer in `rows`.
+    """Returns the best guess without a picture: a function of a question to its most frequent answer in `rows`.
 
-    A question that `rows` do not have gets the most frequent answer of all. `rows` have one answer each.
+    A question that is not in `rows` gets the most frequent answer of all. Each of the `rows` has one answer.
     """
     by_question: dict[str, Counter[str]] = defaultdict(Counter)
     overall: Counter[str] = Counter()

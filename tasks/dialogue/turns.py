@@ -1,11 +1,11 @@
-"""What a row of questions and answers says, in either of its two forms:
+"""The turns of a row of questions and answers, in either of its two forms:
 
     {"image": picture or list of them, "question": "What is it?", "answer": "a cat" or list of accepted ones}
     {"image": ..., "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", ...}]}
 
-`image` may be left out. `<image>` in a human turn is the place of a picture, in the order of `image`; a `question`
-without any has its pictures in front. `audio` and `<audio>` are the same for sounds, `protein` and `<protein>` for
-proteins (sequences); a row may have all of them.
+`image` may be left out. `<image>` in a human turn marks the position of a picture, in the order of `image`; a
+`question` without any has its pictures in front. `audio` and `<audio>` are the same for sounds, `protein` and
+`<protein>` for proteins (sequences); a row may have all of them.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from mmdiff.protocols import Row
 from .rows import RowError
 
 NOUNS = {"image": "picture", "audio": "sound", "protein": "protein"}
-"""Field of a row -> what one of its media is called."""
+"""Field of a row -> the noun for one of its media in errors."""
 SLOT = "<image>"
 SLOTS = re.compile("<(image|audio|protein)>")
 Content = Sequence[str | Media]
-"""What a person says in one turn: text and media in order."""
+"""The content of a human turn: text and media in order."""
 Turns = list[tuple[Content, str | None]]
-"""(what is asked, what is answered); the last may wait for its answer."""
+"""(question, answer); the last answer may be missing."""
 
 
 def media_of(row: Row, field: str) -> list[Any]:
-    """The pictures (`image`), sounds (`audio`) or proteins (`protein`) of a row."""
+    """Returns the pictures (`image`), sounds (`audio`) or proteins (`protein`) of a row."""
     found = row.get(field)
     if found is None:
         return []
@@ -40,7 +40,9 @@ def media_of(row: Row, field: str) -> list[Any]:
 
 
 def read_turns(row: Row, kind: str = "image") -> Turns:
-    """The turns of a row. kind: of the `Media` its pictures become; other media have their field's. Raises RowError.
+    """Returns the turns of a row. Raises RowError.
+
+    kind: that of the `Media` of pictures; the kind of other media is their field.
 
     As LLaDA-V does, the only picture, sound or protein of a turn is moved to its front, with a line break behind it;
     several stay where their slots are.
@@ -64,7 +66,7 @@ def read_turns(row: Row, kind: str = "image") -> Turns:
 
 
 def answers(row: Row) -> list[str]:
-    """The accepted answers to the last question, the one to train on first; empty when the row has none."""
+    """Returns the accepted answers to the last question, the one to train on first; empty when the row has none."""
     if row.get("answer") is not None or "conversations" not in row:
         return accepted(row.get("answer"))
     last = _pairs(row["conversations"])[-1][1]
@@ -72,7 +74,7 @@ def answers(row: Row) -> list[str]:
 
 
 def accepted(answer: Any) -> list[str]:
-    """All accepted answers, the most frequent first (the earliest of equally frequent ones). Raises RowError."""
+    """Returns all accepted answers, the most frequent first (of equally frequent ones the first). Raises RowError."""
     if answer is None:
         return []
     every = [answer] if isinstance(answer, str) else answer
@@ -120,7 +122,7 @@ def _text(fields: Mapping[str, Any], name: str, where: str = "") -> str:
 
 
 def _content(text: str, rest: Mapping[str, Iterator[Media]]) -> Content:
-    """rest: the media that no slot has taken yet, by field."""
+    """Returns the content of a human turn. rest: the media that no slot has taken yet, by field."""
     pieces = SLOTS.split(text.strip())  # text, field, text, field, ..., text
     texts, media = pieces[::2], [next(rest[field]) for field in pieces[1::2]]
     if len(media) <= 1:

@@ -1,6 +1,6 @@
 """Questions about pictures or sounds with a trained run: the likeliest of several answers.
 
-An answer in the model's own words is what `mmdiff generate` gives.
+`mmdiff generate` gives a prediction in the model's own words.
 """
 
 from __future__ import annotations

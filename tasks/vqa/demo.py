@@ -1,4 +1,4 @@
-"""`mmdiff demo vqa`: train, answer unseen pictures, and show that the answers come from the pictures."""
+"""`mmdiff demo vqa`: train, answer questions about unseen pictures, and show that the pictures are used."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ LINES = {
 NOTES = [
     "Pictures of 24 x 24 pixels with one to four objects, and compositional questions about them. A tower was trained "
     "to read out each quarter of a picture, then connector and backbone were aligned and tuned by masked diffusion.",
-    "If answers came from the wording of the questions alone, the figures for shuffled and blank pictures and for the "
-    "model without pictures would be as high as the first.",
+    "If predictions came from the wording of the questions alone, the figures for shuffled and blank pictures and for "
+    "the model without pictures would be as high as the first.",
 ]
 
 
 def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
-    """Train both models, side by side (or take them, when these runs are finished), evaluate, write the report.
+    """Train both models side by side (or load them, when these runs are finished), evaluate, write the report.
 
     Returns exact-match accuracies `overall`, `heldout`, `shuffled`, `blank`, `language_only`, the `seconds` that this
     call took, and the `report`.
@@ -59,7 +59,7 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
             shown[name] = [(rows[r["row"]], r) for r in evenly(records, config.eval.examples)]
     accuracy = {name: results[name]["exact_match"] for name in LINES if name in results}
     report = write_report(
-        run, title="Answers written by unmasking", results={"accuracy": accuracy}, examples=shown, notes=NOTES
+        run, title="Answers by unmasking", results={"accuracy": accuracy}, examples=shown, notes=NOTES
     )
     seconds = round(time.perf_counter() - start, 1)
     run.finish({"eval": results, **accuracy, "seconds": seconds})

@@ -68,7 +68,7 @@ class LlavaJSON(CheckedRows):
 
 
 def write_scenes(folder: Path, dialogues: int = 4) -> None:
-    """`rows.json` and its pictures: a small file in this format, of scenes."""
+    """Write `rows.json` and its pictures: a small file in this format, of scenes."""
     require("PIL", "vision")
     from PIL import Image
 
@@ -85,7 +85,7 @@ def write_scenes(folder: Path, dialogues: int = 4) -> None:
 
 
 def write_clips(folder: Path) -> None:
-    """`rows.json` and its sounds: tones, and what each says, in both forms by turns."""
+    """Write `rows.json` and its sounds: tones and their transcripts, in both forms by turns."""
     from mmdiff.encoders.media.audio import write_tones
 
     rows: list[dict[str, Any]] = []
@@ -101,7 +101,7 @@ def _turn(who: str, text: str) -> dict[str, str]:
 
 
 def _checked(raw: Any, where: str, folders: Mapping[str, Path]) -> Row:
-    """The row as it is handed out. folders: of the media, by field. Raises RowError."""
+    """Returns the row of the source. folders: of the media, by field. Raises RowError."""
     if isinstance(raw, RowError):
         raise raw
     if not isinstance(raw, dict):
@@ -129,7 +129,7 @@ def _readable(row: Row, faults: Mapping[str, Future[str | None]]) -> Row:
 
 
 def _picture_fault(path: str) -> str | None:
-    """Why a picture cannot be decoded."""
+    """Returns why a picture cannot be decoded, or None."""
     require("PIL", "vision")
     from PIL import Image
 
@@ -142,7 +142,7 @@ def _picture_fault(path: str) -> str | None:
 
 
 def _sound_fault(path: str) -> str | None:
-    """Why a sound has no length."""
+    """Returns why a sound has no duration, or None."""
     from mmdiff.encoders.media.audio import duration
 
     try:

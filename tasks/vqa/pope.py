@@ -1,4 +1,4 @@
-"""POPE: how often a model says that things are in a picture which are not (Li et al. 2023, arXiv 2305.10355).
+"""POPE: how often a model affirms objects that are not in the picture (Li et al. 2023, arXiv 2305.10355).
 
 {"image": "cat.jpg", "question": "Is there a dog in the image?", "answer": "no"}
 """
@@ -11,7 +11,7 @@ from mmdiff.errors import DataError
 
 
 def says_yes(prediction: str) -> bool:
-    """Whether a prediction counts as yes: everything does whose first sentence has none of the words No, no and not.
+    """Whether a prediction counts as yes: its first sentence has none of the words No, no and not.
 
     This is the rule of the published tool: the text up to the first period, without commas, split at spaces.
     """
@@ -20,7 +20,7 @@ def says_yes(prediction: str) -> bool:
 
 
 def pope(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Figures over a whole set: `accuracy`, `precision`, `recall` and `f1` of yes, and `yes_share` of the predictions.
+    """Returns figures of a set: `accuracy`, `precision`, `recall` and `f1` of yes, `yes_share` of the predictions.
 
     A figure whose denominator is 0 is 0. Raises DataError for an empty set and a reference other than yes and no.
     """

@@ -22,7 +22,7 @@ from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.errors import ConfigError
 from mmdiff.protocols import Row
 
-GRID, CELL = 2, 12  # cells a side, pixels a cell
+GRID, CELL = 2, 12  # cells per side, pixels per cell
 COLORS = {
     "red": (220, 40, 40),
     "green": (40, 180, 60),
@@ -66,25 +66,25 @@ Asked = tuple[str, str]  # a question and its answer
 
 
 def words() -> list[str]:
-    """The closed vocabulary of all questions and answers."""
+    """Returns the closed vocabulary of all questions and answers, sorted."""
     question = "what color is the shape object how many objects are there a where at".split()
     places = " ".join(PLACES).split()
     return sorted({*question, "yes", "no", "nothing", *COLORS, *INSIDE, *places, *NUMBERS})
 
 
 def tokenizer() -> Any:
-    """A transformers tokenizer over `words()`."""
+    """Returns a transformers tokenizer over `words()`."""
     return word_tokenizer(words())
 
 
 def draw_scene(rng: Generator, low: int = 1) -> Scene:
-    """`low` to four things in different cells; colours and shapes may repeat."""
+    """Returns `low` to four things in different cells; colours and shapes may repeat."""
     cells = rng.permutation(GRID * GRID)[: rng.integers(low, GRID * GRID + 1)]
     return tuple(Thing(*PAIRS[rng.integers(len(PAIRS))], int(cell)) for cell in cells)
 
 
 def render(scene: Scene, rng: Generator) -> np.ndarray:
-    """uint8 (H, W, 3). Grey level, sizes, places within the cell, shades and pixel noise are random."""
+    """Returns uint8 (H, W, 3). Grey level, sizes, positions in the cell, shades and pixel noise are random."""
     image_HW3 = np.full((GRID * CELL, GRID * CELL, 3), rng.uniform(90, 130))
     middle = np.arange(CELL) + 0.5
     for thing in scene:
@@ -130,7 +130,7 @@ def ask_exist_yes(scene: Scene, rng: Generator, named: Pairs) -> Asked | None:
 
 
 def ask_exist_no(scene: Scene, rng: Generator, named: Pairs) -> Asked | None:
-    """Half of them, where it can be, name a colour and a shape that are both there, but on different things."""
+    """Half of the questions, where possible, name a colour and a shape that are there, but of different things."""
     pairs, colors, shapes = zip(*((t.pair, t.color, t.shape) for t in scene), strict=True)
     absent = [pair for pair in named if pair not in pairs]
     near = [p for p in absent if p[0] in colors or p[1] in shapes]
@@ -173,7 +173,7 @@ KINDS: Mapping[str, tuple[Ask, ...]] = {  # more than one: equally often, whatev
 # Sources of rows: {"image": uint8 (H, W, 3), "question", "answer", "kind", "objects": the things of the scene}
 
 
-KEPT = 1 << 15  # rows of a source that are kept once rendered, some 3 kB each
+KEPT = 1 << 15  # rows of a source that stay in memory once rendered, some 3 kB each
 
 
 class Scenes:
@@ -211,7 +211,7 @@ class Scenes:
 
 
 class SceneCells:
-    """The words of every cell, for the pre-training of a tower: no question, the answer is "red cross" a cell.
+    """The words of every cell, for the pre-training of a tower: no question, the answer is "red cross" per cell.
 
     grid: features per side of the tower, 2 or a multiple; each feature, in reading order, is given the two words of the
     cell it lies in ("nothing nothing" for an empty one). Scenes have two to four things.
@@ -220,7 +220,7 @@ class SceneCells:
     def __init__(self, n: int, seed: int, grid: int = GRID) -> None:
         _check(n, seed)
         if grid < GRID or grid % GRID:
-            raise ConfigError(f"grid: {grid} is not a multiple of {GRID}, the cells a side")
+            raise ConfigError(f"grid: {grid} is not a multiple of {GRID}, the cells per side")
         self.n, self.seed, self.grid = n, seed, grid
         self._rows: dict[int, Row] = {}
 

@@ -1,5 +1,7 @@
 """Questions about pictures or sounds, in one turn or many, also about neither.
 
+    {"image": "photo.jpg", "question": "What is on the table?", "answer": "a vase"}
+
 mmdiff generate runs/vqa image=photo.jpg question="What is on the table?"
 """
 
@@ -26,7 +28,7 @@ METRICS = (*ONE_REFERENCE, *MANY_REFERENCES, *OF_SETS)
 
 
 class VQA:
-    """Rows as in `mmdiff.tasks.dialogue.turns` to canvases and back. All answers of a dialogue are noised together.
+    """The task of rows as in `mmdiff.tasks.dialogue.turns`. All answers of a dialogue are noised together.
 
     answer_length: positions of every answer, filled up with EOS; the end id is left out where an answer takes them all.
         None: as many as the answer and its end id take, and `max_new_tokens` when generating.
@@ -56,18 +58,21 @@ class VQA:
             if name not in METRICS:
                 raise ConfigError(f"task.metrics: no metric {name!r}{nearest(name, METRICS)}")
         if {"anls", "rouge_l"} & set(self.metrics):
-            require("rapidfuzz", "vision")  # a missing package is said now, not at the first score
+            require("rapidfuzz", "vision")  # a missing package raises now, not at the first score
         self.answer_length, self.max_new_tokens, self.media = answer_length, max_new_tokens, media
         self.template = Plain() if template is None else template
 
     def sample(self, row: Row, vocab: Vocab) -> Sample:
-        """Raises DataError when an answer is missing, too long for `answer_length`, or not in the vocabulary."""
+        """Returns the canvas with the answers.
+
+        Raises DataError when an answer is missing, too long for `answer_length`, or not in the vocabulary.
+        """
         with located(row.get("where")):
             turns = [(content, Target(self._ids(answer, vocab))) for content, answer in read_turns(row, self.media)]
             return self.template.canvas(turns, vocab, train=True)
 
     def prompt(self, row: Row, vocab: Vocab) -> Sample:
-        """The last answer is masked positions; earlier ones are given."""
+        """Returns the canvas with masked positions for the last answer; earlier answers are given."""
         with located(row.get("where")):
             *before, (question, _) = read_turns(row, self.media)
             given = [(content, Text(self._ids(answer, vocab))) for content, answer in before]
@@ -90,7 +95,7 @@ class VQA:
         return vocab.decode(vocab.until_end(ids[: ids.index(end)] if end in ids else ids)).strip()
 
     def score(self, prediction: str, row: Row) -> dict[str, float]:
-        """The scores of one prediction by those metrics that are of single answers. Raises RowError without answer."""
+        """Returns the scores of one prediction by the metrics of single answers. Raises RowError without an answer."""
         references = answers(row)
         if not references:
             raise RowError("no answer", "a row without one cannot be scored")
@@ -104,7 +109,7 @@ class VQA:
         return scores
 
     def score_all(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The figures of the whole set by those metrics that are of sets. Raises RowError without answer."""
+        """Returns the figures of the whole set by the metrics of sets. Raises RowError without an answer."""
         names = [name for name in self.metrics if name in OF_SETS]
         if not names:
             return {}

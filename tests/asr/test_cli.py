@@ -133,7 +133,7 @@ def test_an_interrupted_command_goes_on(call: Call, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("file", ["heard.txt", "heard.jsonl"])
-def test_drafts_of_a_file_are_mended(file: str, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+def test_drafts_of_a_file_are_corrected(file: str, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["deliberate", "run", "--manifest", "m.jsonl", "--hypotheses", file]
     records = call(*words)["records"]
     assert [r["first_pass"] for r in records] == HEARD

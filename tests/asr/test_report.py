@@ -94,7 +94,7 @@ def test_nothing_is_fetched_from_elsewhere(tmp_path: Path) -> None:
 
 
 def test_outcomes() -> None:
-    assert [outcome(2, 1), outcome(1, 2), outcome(1, 1), outcome(0, 0)] == ["mended", "worse", "wrong", "right"]
+    assert [outcome(2, 1), outcome(1, 2), outcome(1, 1), outcome(0, 0)] == ["corrected", "worse", "wrong", "right"]
     assert [outcome(None, 1), outcome(None, 0)] == ["wrong", "right"]
 
 
@@ -108,11 +108,11 @@ def test_changed_examples_come_first(tmp_path: Path) -> None:
     ]
     found = page(tmp_path, *rows)
     cards = [str(attributes["class"]).split()[-1] for attributes, _ in found.find("div", "card")]
-    assert cards == ["mended", "mended", "worse", "wrong", "right"]
+    assert cards == ["corrected", "corrected", "worse", "wrong", "right"]
     said = [text for _, text in found.find("span", "said")]
-    assert said == "i j g h e f c d a b".split()  # of the mended, two errors come before one
+    assert said == "i j g h e f c d a b".split()  # of the corrected, two errors come before one
     filters = [(attributes["value"], attributes.get("type")) for attributes, _ in found.find("input")]
-    assert [value for value, kind in filters if kind == "checkbox"] == ["mended", "worse", "wrong", "right"]
+    assert [value for value, kind in filters if kind == "checkbox"] == ["corrected", "worse", "wrong", "right"]
 
 
 # Words
@@ -150,7 +150,7 @@ def test_writing_from_nothing_has_no_first_pass(tmp_path: Path) -> None:
     found = page(tmp_path, example("a b", None, "a x"))
     names = [text for _, text in found.find("span")]
     assert "reference" in names and "result" in names and "first pass" not in names
-    assert not found.find("span", "was") and [text for _, text in found.find("span", "fixed")] == ["mended"]
+    assert not found.find("span", "was") and [text for _, text in found.find("span", "fixed")] == ["corrected"]
 
 
 # The canvas

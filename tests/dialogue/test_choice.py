@@ -325,5 +325,5 @@ def test_a_letter_must_be_one_id() -> None:
             return {"input_ids": [4, 5]}
 
     vocab = Vocab(Split(), 10, mask_id=2, eos_id=1, pad_id=0, slot_id=2)
-    with pytest.raises(ConfigError, match="the tokenizer writes 'A' in 2 ids, expected one"):
+    with pytest.raises(ConfigError, match="'A' takes 2 ids of the tokenizer, expected one"):
         MultipleChoice().sample(ASKED, vocab)

@@ -1,14 +1,14 @@
-"""Spoken commands: a speech recognition problem that needs no files, said by espeak-ng (`espeak.py`).
+"""Spoken commands: a speech recognition problem that needs no files, synthesised by espeak-ng (`espeak.py`).
 
     {"audio": {"array": ..., "sampling_rate": 16000}, "text": "set a timer for ten hours", "voice": "en-us+m1", ...}
 
-A command is three to eight words of a closed vocabulary of 63: digit strings, calls, timers, switches and moves. What
-is said cannot be guessed from the grammar: most words are digits and numbers, and fourteen sounds like forty. It is
-said by many voices at many speeds and pitches; the held-out variants of a voice are never heard in training. Noise is
-added at a given signal-to-noise ratio. Every row is a pure function of (seed, index).
+A command is three to eight words of a closed vocabulary of 63: digit strings, calls, timers, switches and moves. Its
+words cannot be guessed from the grammar: most are digits and numbers, and fourteen sounds like forty. Commands are
+spoken by many voices at many speeds and pitches; the held-out variants of a voice are not in the training rows. Noise
+is added at a given signal-to-noise ratio. Every row is a pure function of (seed, index).
 
-Speaking is the cost, some 5 ms per utterance. What was said is kept in memory as 16-bit samples (58 kB per
-utterance), or read from a file that `prepare` writes. The words are those of `grammar.py`.
+Synthesis is the cost, some 5 ms per utterance. Utterances are kept in memory as 16-bit samples (58 kB per utterance),
+or read from a file that `prepare` writes. The words are those of `grammar.py`.
 
 Shape letters: S samples in time, U utterances.
 """
@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +28,8 @@ import torch
 from numpy.random import Generator, Philox, SeedSequence
 from tqdm import tqdm
 
-from mmdiff.errors import ConfigError, DataError, nearest, require
+from mmdiff.encoders.media.audio import resampler
+from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.files import aside
 from mmdiff.protocols import Row
 
@@ -44,13 +44,13 @@ VARIANTS = {"train": ("", "+m1", "+m3", "+m7", "+f1", "+f2", "+f4"), "heldout": 
 VOICES = {of: tuple(accent + variant for accent in ACCENTS for variant in VARIANTS[of]) for of in VARIANTS}
 SPEEDS, PITCHES = (130, 230), (20, 80)  # words per minute; espeak-ng's 0 ... 99
 
-ALONE = 200  # utterances that are said sooner than processes are started
+ALONE = 200  # utterances that are synthesised sooner than processes are started
 TEMPI = (0.9, 0.95, 1.0, 1.05, 1.1)  # of takes after the first: rates whose ratio to 16 kHz is of small numbers
 QUIETER = 10.0  # dB at most, of takes after the first
 
 
 class Utterance(NamedTuple):
-    """All that a synthesiser is given."""
+    """All arguments of the synthesiser, and the kind of the command."""
 
     text: str
     kind: str
@@ -60,19 +60,19 @@ class Utterance(NamedTuple):
 
 
 class Commands:
-    """Commands that are spoken: n utterances, of each `takes` recordings.
+    """Spoken commands: n utterances, and `takes` recordings of each.
 
     A row: {"audio": {"array": float32 (S,) within -1 ... 1, "sampling_rate": 16000}, "text", "id", "kind", "voice",
     "rate", "pitch", "snr": dB or None, "noise": its name or None, "duration": seconds}.
 
-    voices: "train", or "heldout" for variants that training does not hear.
-    snr: None for speech without noise, a ratio in dB, or a range [low, high] that each row draws from.
+    voices: "train", or "heldout" for variants that are not in the training rows.
+    snr: None for speech without noise, a ratio in dB, or a range [low, high] from which each row draws.
     clean: the share of rows that stay without noise, whatever `snr` is.
     noise: names of noises, equally often: "white", "pink", "babble" (three other utterances).
     takes: rows of an utterance: i, i + n, i + 2n, ... Each has fresh noise; takes after the first are also up to 10%
         slower or faster (with their pitch), and up to 10 dB quieter.
-    store: a folder where `prepare` has written the utterances, or may do. Rows are the same with it and without.
-    sound: False leaves "audio" out, unspoken; texts are the same.
+    store: a folder where `prepare` has written the utterances, or may write them. Rows are the same without it.
+    sound: False leaves "audio" out, and nothing is synthesised; texts are the same.
     """
 
     kinds: Sequence[str] = ("digits", "digits", "call", "timer", "turn", "move")
@@ -127,12 +127,12 @@ class Commands:
         return {**row, **self._recorded(i, take)} if self.sound else row
 
     def length(self, index: int) -> float:
-        """About how long a row is, without having it said: characters over words per minute."""
+        """Returns about how long a row is, without its synthesis: characters over words per minute."""
         said = self.utterance(index % self.n)
         return len(said.text) / said.rate
 
     def utterance(self, i: int) -> Utterance:
-        """What is said in row i of the first n."""
+        """Returns the utterance of row i of the first n."""
         rng = self._rng("said", i)
         kind = pick(self.kinds, rng)
         text = " ".join(KINDS[kind](rng))
@@ -140,7 +140,7 @@ class Commands:
         return Utterance(text, kind, pick(VOICES[self.voices], rng), speed, pitch)
 
     def spoken(self, i: int) -> np.ndarray:
-        """int16 (S,): utterance i without noise, at 16 kHz."""
+        """Returns int16 (S,): utterance i without noise, at 16 kHz."""
         said = self.utterance(i)
         if self._kept is not None and (samples_S := self._kept.read(i, said)) is not None:
             return samples_S
@@ -179,14 +179,13 @@ class Digits(Commands):
     kinds = ("few",)
 
 
-# Utterances in a file: "samples" int16 of all, one after the other, "ends" int64 (U,), and what each said as "marks"
+# Utterances in a file: "samples" int16 of all, one after the other, "ends" int64 (U,), and checksums as "marks"
 
 
 def prepare(rows: Commands, processes: int = 2) -> Path | None:
-    """Say all utterances of `rows`, by several processes, and write them to its store. Nothing to do without one, or
-    when they are there already.
+    """Synthesise all utterances of `rows` in several processes, and write them to its store, unless they are there.
 
-    Returns the file. It serves the first n of a larger set, and sets of whatever snr and takes.
+    Returns the file, or None without a store. It also serves the first n of a larger set, and any snr and takes.
     """
     file = rows.file
     if file is None or not rows.sound:
@@ -199,7 +198,7 @@ def prepare(rows: Commands, processes: int = 2) -> Path | None:
         if rows.n <= ALONE:
             spoken = [_at_rate(*_say(said)) for said in all_said]
         else:
-            with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # they load espeak.py, and so no torch
+            with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # they load espeak.py, without torch
                 raw = pool.map(espeak.say, texts, voices, rates, pitches, chunksize=16)
                 spoken = [_at_rate(*one) for one in tqdm(raw, "speaking", rows.n, leave=False)]
         ends_U = np.cumsum([len(samples_S) for samples_S in spoken])
@@ -212,7 +211,7 @@ def prepare(rows: Commands, processes: int = 2) -> Path | None:
 
 
 class _Kept:
-    """A written file, opened for every read: it costs little, and goes to other processes."""
+    """The file of a store, opened for every read: that costs little, and the object can be sent to other processes."""
 
     def __init__(self, file: Path) -> None:
         from safetensors import SafetensorError
@@ -222,14 +221,14 @@ class _Kept:
             with self._open() as kept:
                 self.ends_U, self.marks_U = kept.get_tensor("ends"), kept.get_tensor("marks")
         except SafetensorError as error:
-            raise DataError(f"{file}: is damaged ({error}); without it the utterances are spoken again") from None
+            raise DataError(f"{file}: is damaged ({error}); without it the utterances are synthesised again") from None
 
     def holds(self, all_said: Sequence[Utterance]) -> bool:
         marks = [_mark(said) for said in all_said]
         return marks == self.marks_U[: len(marks)].tolist()
 
     def read(self, i: int, said: Utterance) -> np.ndarray | None:
-        """int16 (S,), or None when the file is of other utterances."""
+        """Returns int16 (S,), or None when the file is of other utterances."""
         if i >= len(self.ends_U) or self.marks_U[i] != _mark(said):
             return None
         with self._open() as kept:
@@ -261,15 +260,8 @@ def resample(wave_S: np.ndarray, rate: int, to: int) -> np.ndarray:
     size = len(wave_S)
     whole_S = np.zeros(math.ceil(size / rate) * rate, dtype=np.float32)  # seconds: a new length costs a new kernel
     whole_S[:size] = wave_S
-    return _resampler(rate, to)(torch.from_numpy(whole_S)).numpy()[: math.ceil(size * to / rate)]
-
-
-@cache
-def _resampler(rate: int, to: int) -> torch.nn.Module:
-    require("torchaudio", "audio")
-    from torchaudio.transforms import Resample
-
-    return Resample(rate, to)
+    resampled_S: np.ndarray = resampler(rate, to)(torch.from_numpy(whole_S)).numpy()
+    return resampled_S[: math.ceil(size * to / rate)]
 
 
 def _range(snr: float | Sequence[float]) -> tuple[float, float]:

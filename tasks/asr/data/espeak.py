@@ -1,7 +1,7 @@
 """Speech of the espeak-ng synthesiser, from the package `espeakng_loader`: no audio device, no files, no network.
 
-What is said depends on the arguments alone. espeak-ng keeps much between calls (flutter, where a wave stood), and
-nothing of its interface puts all of that back. So its library is loaded anew for every call, which costs half a
+The sound depends on the arguments alone. espeak-ng keeps much state between calls (flutter, the phase of a wave), and
+no function of its interface resets all of it. So its library is loaded anew for every call, which costs half a
 millisecond.
 """
 
@@ -27,17 +27,18 @@ UTF8, CHARACTER = 1, 1
 RATE, PITCH = 1, 3
 
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-_one_at_a_time = Lock()  # the library has one state a process
+_one_at_a_time = Lock()  # the library has one state per process
 
 
 def say(text: str, voice: str = "en-us", rate: int = 175, pitch: int = 50) -> tuple[np.ndarray, int]:
-    """`text` as speech: int16 samples (n,), and how many of them make a second (22,050).
+    """Returns `text` as speech: int16 samples (n,), and how many of them make a second (22,050).
 
-    The same arguments give the same samples, whatever was said before and in whatever process.
+    The same arguments give the same samples, whatever the calls before and in whatever process.
 
     voice: one of `voices()`, or with one of `variants()`: "en-us", "en-gb-scotland+f3".
     rate: words per minute, 80 to 450; pitch: 0 to 99.
-    Raises ConfigError for a voice, rate or pitch that is not there, DataError when nothing is heard, MissingExtra.
+    Raises ConfigError for a voice, rate or pitch that does not exist, DataError for a text without any sound, and
+    MissingExtra.
     """
     name = _identifier(voice)
     for what, value, (low, high) in (("rate", rate, RATES), ("pitch", pitch, PITCHES)):
@@ -67,13 +68,13 @@ def say(text: str, voice: str = "en-us", rate: int = 175, pitch: int = 50) -> tu
 
 
 def voices() -> tuple[str, ...]:
-    """The voices, by language: "en-us", "de", ..."""
+    """Returns the voices, by language: "en-us", "de", ..."""
     return tuple(_voices())
 
 
 @cache
 def variants() -> tuple[str, ...]:
-    """What may follow a voice and a "+": "f3", "m2", "croak", ..."""
+    """Returns what may follow a voice and a "+": "f3", "m2", "croak", ..."""
     files = sorted((_data() / "voices" / "!v").iterdir())
     # "klatt 6" draws from the random numbers of the C library, whose state is not espeak-ng's own.
     return tuple(file.name for file in files if "klatt 6" not in file.read_text(errors="replace"))
@@ -81,14 +82,14 @@ def variants() -> tuple[str, ...]:
 
 @cache
 def version() -> str:
-    """Of the package. Another one may say the same text in another way."""
+    """Returns the version of the package. Another one may speak the same text in another way."""
     require("espeakng_loader", "audio")
     return metadata.version("espeakng_loader")
 
 
 @cache
 def _voices() -> dict[str, str]:
-    """Language -> espeak-ng's own name, the path of its file."""
+    """Returns espeak-ng's own name of each language, the path of its file."""
     found: dict[str, str] = {}
     root = _data() / "lang"
     for file in sorted(path for path in root.rglob("*") if path.is_file()):
@@ -116,7 +117,7 @@ def _data() -> Path:
 
 @contextmanager
 def _library() -> Iterator[tuple[ctypes.CDLL, int]]:
-    """The library in its first state, and its sampling rate."""
+    """Yields the library in its first state, and its sampling rate."""
     import espeakng_loader
 
     library = ctypes.CDLL(espeakng_loader.get_library_path())

@@ -2,7 +2,7 @@
 
     "set a timer for forty two minutes"
 
-Each kind of command draws a list of words.
+Each kind of command draws a list of words from its own random numbers.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ STATES = ("on", "off")
 
 
 def words() -> list[str]:
-    """The closed vocabulary."""
+    """Returns the closed vocabulary, sorted."""
     names = (*DIGITS, *TEENS, *TENS, *ROOMS, *DEVICES, *COLORS, *WAYS, *UNITS, *STATES)
     return sorted({*names, *"call set a timer for turn the at move box steps".split()})
 
 
 def tokenizer() -> Any:
-    """A transformers tokenizer over `words()`, and "transcribe", which a model may be asked to do."""
+    """Returns a transformers tokenizer over `words()` and "transcribe", a word of instructions."""
     return word_tokenizer([*words(), "transcribe"])
 
 
@@ -41,7 +41,7 @@ def pick(choices: Sequence[Any], rng: Generator) -> Any:
 
 
 def number(rng: Generator) -> list[str]:
-    """One to ninety nine. Bare teens and bare tens, which are easily taken for each other, come equally often."""
+    """Returns one to ninety nine. Bare teens and bare tens, which sound alike, are equally frequent."""
     share = rng.random()
     if share < 0.2:
         return [pick(DIGITS, rng)]

@@ -1,4 +1,4 @@
-"""What a first pass heard, of any recogniser, joined to rows by id or by order.
+"""Hypotheses of a first pass, by any recogniser, joined to rows by id or by order.
 
     {"id": "a", "hypothesis": "turn lift", "nbest": [["turn lift", -1.0], ["turn left", -1.5]]}
 
@@ -6,7 +6,7 @@ Files, by ending: `.trn` is `text (id)` per line (sclite); `.json` and `.jsonl` 
 hypothesis per line, with its id in front (Kaldi) or not. `layout` names it where the ending does not.
 
 A hypothesis in JSON is a text, or {"id": ..., "hypothesis": ..., "nbest": [...]}. Of the fields `hypothesis`,
-`pred_text` (NeMo) and `text` the first that is there is read: beside one of the others, `text` is the reference. An
+`pred_text` (NeMo) and `text` the first that is present is read: beside one of the others, `text` is the reference. An
 entry of `nbest` is a text, a [text, score], or {"text": ..., "score": ...}; the best comes first, and is the hypothesis
 where no field gives one.
 """
@@ -60,7 +60,7 @@ class WithHypotheses:
 
     @classmethod
     def toy(cls, rows: Source, path: str, layout: str | None = None, subset: bool = False) -> WithHypotheses:
-        """A file, written and read back, of a recogniser that makes no errors."""
+        """A file, written and read back, of a recogniser without errors."""
         with TemporaryDirectory() as folder:
             file = Path(folder) / "heard.jsonl"
             lines = [json.dumps({"hypothesis": rows[i]["text"]}) for i in range(len(rows))]
@@ -71,10 +71,10 @@ class WithHypotheses:
 def read_hypotheses(
     path: str, layout: str | None = None, ids: Collection[str] | None = None
 ) -> dict[str, Heard] | list[Heard]:
-    """By id where the file has ids, else in its order.
+    """Returns the hypotheses by id where the file has ids, else in its order.
 
     layout: "lines" (a blank line is an empty hypothesis), "ids" (`id text`), "trn", "json" (a list, a mapping of ids,
-        or one object a line). None: by the ending; a text file is "ids" if most of its lines begin with one of `ids`.
+        or one object per line). None: by the ending; a text file is "ids" if most of its lines begin with one of `ids`.
     Raises ConfigError for the layout; DataError naming file and line.
     """
     if layout is not None and layout not in LAYOUTS:
@@ -102,7 +102,7 @@ def read_hypotheses(
 
 
 def heard_in(fields: Mapping[str, Any], names: Sequence[str] = FIELDS) -> dict[str, Any]:
-    """`hypothesis` and `nbest` of an object; empty when it has neither. Raises RowError for what is not text."""
+    """Returns `hypothesis` and `nbest` of an object, or {} when it has neither. Raises RowError for other types."""
     nbest = fields.get("nbest")
     if nbest is not None and not isinstance(nbest, list):
         raise RowError("nbest is not a list", f"{nbest!r:.60}")
@@ -168,7 +168,7 @@ def _heard(where: str, fields: Mapping[str, Any]) -> Heard:
 
 
 def _entry(one: Any) -> dict[str, Any]:
-    """One hypothesis of several. Raises RowError."""
+    """Returns one hypothesis of several as {"text", "score"}. Raises RowError."""
     if isinstance(one, dict):
         text, score = one.get("text"), one.get("score")
     else:
@@ -181,14 +181,14 @@ def _entry(one: Any) -> dict[str, Any]:
 def _by_id(ids: Sequence[Any], heard: Mapping[str, Heard], path: str, subset: bool) -> list[Heard]:
     if None in ids:
         raise DataError(f"{path}: has ids, and row {list(ids).index(None)} has none to join it by")
-    wanted = [str(id) for id in ids]
-    missing = [id for id in wanted if id not in heard]
-    surplus = [] if subset else sorted(heard.keys() - set(wanted))
-    faults = [f"no hypothesis for {len(missing)} of {len(wanted)} rows ({_named(missing)})"] if missing else []
+    names = [str(id) for id in ids]
+    missing = [id for id in names if id not in heard]
+    surplus = [] if subset else sorted(heard.keys() - set(names))
+    faults = [f"no hypothesis for {len(missing)} of {len(names)} rows ({_named(missing)})"] if missing else []
     faults += [f"{len(surplus)} ids that no row has ({_named(surplus)})"] if surplus else []
     if faults:
         raise DataError(f"{path}: {', '.join(faults)}")
-    return [heard[id] for id in wanted]
+    return [heard[id] for id in names]
 
 
 def _by_order(ids: Sequence[Any], heard: Sequence[Heard], path: str) -> list[Heard]:

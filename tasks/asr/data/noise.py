@@ -24,7 +24,7 @@ def pink(size: int, rng: Generator, others: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def babble(size: int, rng: Generator, others: Sequence[np.ndarray]) -> np.ndarray:
-    """Other utterances at once, equally loud, each from a random offset on, repeated."""
+    """Returns the sum of other utterances, equally loud, each from a random offset on, repeated."""
     out_S = np.zeros(size, dtype=np.float32)
     for other in others:
         other_S = other.astype(np.float32)
@@ -38,6 +38,6 @@ SPEAKERS = 3  # of a babble
 
 
 def mix(speech_S: np.ndarray, noise_S: np.ndarray, snr: float) -> np.ndarray:
-    """Their sum. snr: power of the speech over that of the noise, both over the whole length, dB."""
+    """Returns their sum. snr: power of the speech over that of the noise, both over the whole length, dB."""
     power = np.mean(speech_S.astype(np.float64) ** 2) / np.mean(noise_S.astype(np.float64) ** 2)
     return speech_S + noise_S * np.float32(np.sqrt(power / 10 ** (snr / 10)))
