@@ -40,7 +40,7 @@ NAMES = [
 ]
 UNITS = "nats|features|tokens|positions|steps|forwards|rows|layouts|letters|bytes|seconds"
 DOCSTRINGS = [
-    Rule(r"(wanted|open) (places?|positions?)", "masked positions", (*CORE, "tasks/vqa", "tasks/asr", "tasks/vla")),
+    Rule(r"(wanted|open) (places?|positions?)", "masked positions"),
     Rule(rf"({UNITS}) an? [a-z]+", "per", (*CORE, "tasks/vqa", "tasks/asr", "tasks/protein", "tasks/vla")),
     Rule(r"(goes|go|going) on with", "resume"),
     Rule(r"(noisy|noised) views?", "noised copies"),

@@ -27,7 +27,7 @@ from mmdiff.tasks.protein.design.generate import generate
 from mmdiff.tasks.protein.evaluate.mask_filling import RATES, batches, hidden
 from mmdiff.tasks.protein.evaluate.metrics import composition, jensen_shannon, kmers
 from mmdiff.tasks.protein.evaluate.plots import composition_plot, lines, mask_filling_plot
-from mmdiff.tasks.protein.evaluate.report import GeneratedSequence, write_protein_report
+from mmdiff.tasks.protein.evaluate.report import GeneratedSequence, Table, tables_text, write_protein_report
 from mmdiff.tasks.protein.residues import CANONICAL, OPEN
 from mmdiff.training.train import train
 
@@ -47,6 +47,10 @@ NOTES = [
     "do not see each other. One position per step in random order draws from the model's own distribution; the order "
     "of confidence does not: its sequences are likelier than natural ones, and made of few kinds of residues.",
 ]
+
+NATS = "log-likelihood per residue, nats"
+LABELS = {str(steps): f"{steps} step{'s' * (steps > 1)}, random order" for steps in STEPS}
+LABELS |= {SURE: f"{FULL} steps, order of confidence", "natural": "natural sequences"}
 
 Records = Sequence[Mapping[str, Any]]
 """Records of `design.generate.generate`."""
@@ -92,10 +96,11 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
         "motif_kept": all(motif(one["sequence"]) == motif(s) for one, s in zip(infilled, natural, strict=False)),
         "only_residues": all(set(one["sequence"]) <= set(CANONICAL) for of in [*made.values(), infilled] for one in of),
     }
-    report = page(main, out, found, made, infilled)
+    figures = tables(out, found, len(infilled))
+    report = page(main, out, figures, made, infilled)
     out["seconds"] = round(time.perf_counter() - start, 1)
     main.finish(out)
-    log_figures(out)
+    log(tables_text(figures))
     return {**out, "report": str(report)}
 
 
@@ -182,20 +187,13 @@ def motif(sequence: str) -> str:
 # What people read
 
 
-def page(
-    main: Run,
-    out: Mapping[str, Any],
-    found: Mapping[str, Mapping[str, float]],
-    made: Mapping[str, Records],
-    infilled: Records,
-) -> Path:
-    chain = family()
-    label = {str(steps): f"{steps} step{'s' * (steps > 1)}, random order" for steps in STEPS}
-    label |= {SURE: f"{FULL} steps, order of confidence", "natural": "natural sequences"}
+def tables(
+    out: Mapping[str, Any], found: Mapping[str, Mapping[str, float]], infilled: int
+) -> dict[str, dict[str, dict[str, float | str]]]:
+    """Heading -> row -> column -> figure."""
     columns = {"accuracy": "accuracy", "bayes": "Bayes accuracy"}
     columns |= {"cross_entropy": "nats per residue", "bayes_cross_entropy": "Bayes nats per residue"}
-    nats = "log-likelihood per residue, nats"
-    figures: dict[str, dict[str, dict[str, float | str]]] = {
+    return {
         "Hidden residues": {
             f"{rate} % hidden": {name: out[key][rate] for key, name in columns.items()} for rate in out["accuracy"]
         },
@@ -204,15 +202,26 @@ def page(
             for name in ("bound", "entropy", "excess")
         },
         "Generated sequences": {
-            label[way]: {nats: of["loglik"], "divergence of composition, bits": of["jsd1"]} for way, of in found.items()
+            LABELS[way]: {NATS: of["loglik"], "divergence of composition, bits": of["jsd1"]}
+            for way, of in found.items()
         },
         "Sampled round nine given residues": {
-            f"{len(infilled)} sequences": {
+            f"{infilled} sequences": {
                 "all nine kept": str(out["motif_kept"]).lower(),
-                nats: out["loglik_infilled"],
+                NATS: out["loglik_infilled"],
             }
         },
     }
+
+
+def page(
+    main: Run,
+    out: Mapping[str, Any],
+    figures: Mapping[str, Table],
+    made: Mapping[str, Records],
+    infilled: Records,
+) -> Path:
+    chain = family()
     by_rate = {
         name: {
             str(float(rate) / 100): {"accuracy": out[accuracy][rate], "nll": out[nll][rate]} for rate in out[accuracy]
@@ -222,15 +231,15 @@ def page(
     generated = out["loglik_by_steps"]
     likelihood = {"generated": generated, "natural": dict.fromkeys(generated, out["loglik_natural"])}
     shares = {"chain": dict(zip(chain.letters, chain.initial_K.tolist(), strict=True))}
-    shares |= {label[way]: composition([one["sequence"] for one in made[way]]) for way in (FULL, SURE)}
-    examples = {label[way]: shown(chain, made[way]) for way in (FULL, "4", SURE)}
+    shares |= {LABELS[way]: composition([one["sequence"] for one in made[way]]) for way in (FULL, SURE)}
+    examples = {LABELS[way]: shown(chain, made[way]) for way in (FULL, "4", SURE)}
     return write_protein_report(
         main.folder / "report.html",
         title="Protein sequences by masked diffusion, held against exact answers",
         figures=figures,
         plots=[
             ("Hidden residues", mask_filling_plot(by_rate)),
-            ("Likelihood by number of steps", lines({nats: likelihood}, x="steps", log=True)),
+            ("Likelihood by number of steps", lines({NATS: likelihood}, x="steps", log=True)),
             ("Composition", composition_plot(shares)),
         ],
         examples={**examples, "Round nine given residues": shown(chain, infilled)},
@@ -250,21 +259,3 @@ def shown(chain: Chain, made: Records) -> list[GeneratedSequence]:
         )
         for one in evenly([dict(one) for one in made], 8)
     ]
-
-
-def log_figures(out: Mapping[str, Any]) -> None:
-    """Log what was found."""
-    log(f"{'hidden':>8}{'accuracy':>10}{'Bayes':>8}{'nats':>8}{'Bayes':>8}")
-    for rate in out["accuracy"]:
-        values = [out[name][rate] for name in ("accuracy", "bayes", "cross_entropy", "bayes_cross_entropy")]
-        log(f"{rate + ' %':>8}{values[0]:10.3f}{values[1]:8.3f}{values[2]:8.3f}{values[3]:8.3f}")
-    by_steps = ", ".join(f"{value:.2f} in {steps}" for steps, value in out["loglik_by_steps"].items())
-    for line in (
-        f"-log p per residue: bound {out['bound']:.3f} +- {out['bound_se']:.3f} nats, entropy {out['entropy']:.3f}; "
-        f"excess {out['excess']:.4f} +- {out['excess_se']:.4f}",
-        f"log-likelihood per generated residue: {by_steps} steps; natural {out['loglik_natural']:.2f}",
-        f"divergence of composition: {out['jsd1']:.5f} bits; natural {out['jsd1_floor']:.5f}, "
-        f"by order of confidence {out['jsd1_low_confidence']:.3f}",
-        f"motif kept: {out['motif_kept']}; only residues: {out['only_residues']}",
-    ):
-        log(line)

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff.evaluation.page import text_table
 from mmdiff.tasks.protein.residues import OPEN
 
 from .metrics import ungapped
 from .plots import composition_plot, conserved_plot, identity_plot, kmer_plot, length_plot, mask_filling_plot
-from .report import Figure, GeneratedSequence, Table, shown, write_protein_report
+from .report import Figure, GeneratedSequence, Table, tables_text, write_protein_report
 
 PAGE_ONLY = ("f1", "mcc", "column_accuracy", "column_nll")  # tables that the text leaves out
 SHOWN = 24  # generated sequences of a page
@@ -158,14 +157,7 @@ def tables_of(found: Mapping[str, Any]) -> dict[str, Table]:
 def evaluation_text(found: Mapping[str, Any], page: Path | None = None) -> str:
     """Plain text of what `evaluate_model` found. page: where the report is."""
     known = f", {found['train']} of training" if found.get("train") else ""
-    lines = [f"{found['n']} held-out sequences{known}, {found['generation']['n']} generated"]
+    head = f"{found['n']} held-out sequences{known}, {found['generation']['n']} generated"
     left_out = [GUESSES[key] for key in PAGE_ONLY]
-    for heading, table in tables_of(found).items():
-        if table and heading not in left_out:
-            columns, rows = shown(table)
-            lines += ["", text_table([[heading, *columns], *([_short(label), *row] for label, row in rows.items())])]
-    return "\n".join([*lines, *([] if page is None else ["", f"report: {page}"])])
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= 60 else f"{label[:60]}..."
+    tables = {heading: table for heading, table in tables_of(found).items() if heading not in left_out}
+    return "\n\n".join([head, tables_text(tables), *([] if page is None else [f"report: {page}"])])

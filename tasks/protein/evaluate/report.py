@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.evaluation.page import Number as Figure
-from mmdiff.evaluation.page import Table, cells, render
+from mmdiff.evaluation.page import Table, cells, render, text_table
 
 BLOCK = 10  # residues between two numbers of a sequence
 
@@ -58,6 +58,21 @@ def write_protein_report(
 def shown(table: Table) -> tuple[list[str], dict[str, list[str]]]:
     """Columns, and row -> figure as shown of each; a dash where there is none."""
     return cells(table, number)
+
+
+def tables_text(figures: Mapping[str, Table]) -> str:
+    """The tables of a page as plain text, those without rows left out."""
+    paragraphs = []
+    for heading, table in figures.items():
+        if table:
+            columns, rows = shown(table)
+            lines = [[_short(label), *row] for label, row in rows.items()]
+            paragraphs.append(text_table([[heading, *columns], *lines]))
+    return "\n\n".join(paragraphs)
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 60 else f"{label[:60]}..."
 
 
 def number(figure: Figure) -> str:
