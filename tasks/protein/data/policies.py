@@ -45,7 +45,7 @@ class Policy:
 
 
 def policy_of(words: Mapping[str, str]) -> Policy:
-    """Raises ConfigError for names and words that are unknown."""
+    """The policy of named words. Raises ConfigError for names and words that are unknown."""
     for name in words.keys() - WORDS.keys():
         raise ConfigError(f"no policy {name!r}{nearest(name, WORDS)}")
     return Policy(**words)

@@ -21,7 +21,7 @@ from mmdiff.tasks.dialogue.turns import SLOTS, answers, media_of, read_turns
 
 
 class ProteinQuestions:
-    """The rows of one file, for `VQA`. Every one must have an answer and the proteins it speaks of.
+    """The rows of one file, for `VQA`. Every row must have an answer and the proteins of its question.
 
     path: the file. limit: read the first rows only. max_length: residues of a protein; None: the encoder decides when
         it meets a longer one.

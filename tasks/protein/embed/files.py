@@ -151,7 +151,7 @@ class Folder:
         self._parts += 1
 
     def remove(self) -> None:
-        """What was written here, and the folder if that was all."""
+        """Remove what was written here, and the folder if that was all."""
         for file in [*self.path.glob(f"part-*.{self.suffix}"), *map(self.path.joinpath, (INDEX, SETTINGS, ".lock"))]:
             file.unlink(missing_ok=True)
         try:
@@ -239,7 +239,7 @@ class Arrays:
 
 
 def open_arrays(file: Path) -> Arrays:
-    """Raises ConfigError for a file that is damaged or something else."""
+    """Open a file of arrays. Raises ConfigError for a file that is damaged or something else."""
     import zipfile
 
     from safetensors import SafetensorError
@@ -256,6 +256,6 @@ def _array(x: Tensor) -> NDArray[Any]:
 
 
 def unchanged(where: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises ConfigError that names the first setting that differs."""
+    """Compare settings. Raises ConfigError that names the first one that differs."""
     if change := first_change(old, json.loads(json.dumps(new))):
         raise ConfigError(f"{where} was written with another {change}; choose another name")

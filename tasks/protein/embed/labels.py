@@ -57,7 +57,7 @@ class Labels:
 
 
 def read_labels(path: str | Path) -> Labels:
-    """Raises DataError that names file, line and id: an id that comes again, a label or column that is missing."""
+    """Read labels. Raises DataError that names file, line and id: a repeated id, a missing label or column."""
     by_residue = not str(path).lower().removesuffix(".gz").endswith((".csv", ".tsv"))
     label: dict[str, str] = {}
     group: dict[str, str] = {}

@@ -40,7 +40,9 @@ def write_protein_report(
     notes: Sequence[str] = (),
     curves: str | None = None,
 ) -> Path:
-    """figures: heading -> row -> column -> figure; text stands there as it is. plots: (heading, data URI), see
+    """Write the page.
+
+    figures: heading -> row -> column -> figure; text stands there as it is. plots: (heading, data URI), see
     `plots.py`. examples: heading -> sequences. curves: a data URI, see `mmdiff.evaluation.report.curves`."""
     return render(
         file,

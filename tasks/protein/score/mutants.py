@@ -75,7 +75,7 @@ def parse_mutant(text: str, sequence: str, offset: int = 1) -> list[Mutation]:
 
 
 def spelled(text: str) -> list[Mutation]:
-    """As `parse_mutant`, with `at` the number that is written, and no sequence to compare with."""
+    """As `parse_mutant`, with `at` the number in the text, and no sequence to compare with."""
     if text.strip() in WILD_TYPE:
         return []
     out = []
