@@ -100,7 +100,7 @@ def test_padding_that_is_a_document_of_its_own_stays_finite() -> None:
 
 
 @torch.no_grad()
-def test_places_may_stand_in_any_order() -> None:
+def test_positions_may_stand_in_any_order() -> None:
     """Attention in both directions knows order from positions only."""
     backbone, row, order = small(), ids(1, 7), torch.tensor([3, 0, 6, 2, 5, 1, 4])
     close(hidden(backbone, row[:, order], None, order[None]), hidden(backbone, row)[:, order])
@@ -115,7 +115,7 @@ def test_packed_rows_under_flash_attention_are_refused() -> None:
 
 
 @torch.no_grad()
-def test_every_place_sees_every_other() -> None:
+def test_every_position_sees_every_other() -> None:
     backbone, before = small(), ids(1, 6)
     for changed in range(6):
         after = before.clone()

@@ -194,8 +194,8 @@ def test_layers_are_transformers_hidden_states(tmp_path: Path) -> None:
     close(ours[-1], backbone.hidden(backbone.embed(ids_RL, attend_RL), attend_RL), attend_RL)
 
 
-def test_a_canvas_is_scored_by_the_whole_head_on_wanted_places_only() -> None:
-    """`MMDiff.denoiser` runs dense, norm, decoder, bias and cap on what is wanted."""
+def test_a_canvas_is_scored_by_the_whole_head_on_predicted_positions_only() -> None:
+    """`MMDiff.denoiser` runs dense, norm, decoder, bias and cap on the predicted positions."""
     backbone = small(options={"logit_cap": 2.0})
     samples = [[Text([CLS]), Target([5, MASK, 7, MASK]), Text([EOS])], [Text([CLS]), Target([MASK]), Text([EOS])]]
     batch = collate(samples, backbone.vocab, side="left")

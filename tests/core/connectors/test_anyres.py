@@ -181,7 +181,7 @@ def test_tiles_delegate() -> None:
     assert torch.equal(again(item.values), tiles(item.values)) and again.max_tiles == 4
 
 
-def test_every_place_of_a_picture_reaches_its_slot() -> None:
+def test_every_position_of_a_picture_reaches_its_slot() -> None:
     """The features of a tile are its pixels' mean colours; the packed map then shows the picture, row by row."""
 
     class Colours(nn.Module):

@@ -29,7 +29,7 @@ def draw(levels: Levels, rows: int, length: int, seed: int = 0) -> Masked:
 
 
 def losses(drawn: Masked) -> Array:
-    """The loss a place of rows whose cross-entropy is 1 nat everywhere."""
+    """The loss per position of rows whose cross-entropy is 1 nat everywhere."""
     return drawn.masked_BL.mean(1) * drawn.weight_B
 
 
@@ -52,7 +52,7 @@ def test_mask_rate_rises_from_0_to_1(schedule: Schedule) -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("length", [1, 4, 7])
-def test_every_schedule_weighs_a_set_of_masked_places_the_same(schedule: Schedule, length: int) -> None:
+def test_every_schedule_weighs_a_set_of_masked_positions_the_same(schedule: Schedule, length: int) -> None:
     """integral of w(t) m^k (1 - m)^(L - k) dt = (k-1)! (L-k)! / L!."""
     x, weight = np.polynomial.legendre.leggauss(80)
     t, weight = (x + 1) / 2, weight / 2
@@ -117,7 +117,7 @@ def test_exact_count_enumerated() -> None:
         assert len(sets) == comb(4, k) and (times == 24 / comb(4, k)).all()
 
 
-def test_exact_count_has_no_spread_where_all_places_cost_the_same() -> None:
+def test_exact_count_has_no_spread_where_all_positions_cost_the_same() -> None:
     np.testing.assert_allclose(losses(draw(ExactCount(), 1000, 5)), 1)
 
 

@@ -36,7 +36,7 @@ def picture(seed: int) -> np.ndarray:
 
 
 def rows(*pictures: int | None) -> list[Sample]:
-    """A picture (or none), a word, three open positions."""
+    """A picture (or none), a word, three masked positions."""
     return [
         [*([] if seed is None else [Media("image", picture(seed))]), Text([4]), Target([5, 6, 7])] for seed in pictures
     ]
@@ -89,7 +89,7 @@ def test_another_picture_moves_its_own_row_only() -> None:
     m = model()
     before, after = hidden(m, lay(m, rows(1, 2, 3))), hidden(m, lay(m, rows(1, 9, 3)))
     assert torch.equal(before[[0, 2]], after[[0, 2]])
-    assert ((before[1] - after[1]).abs().amax(-1) > 1e-3).all()  # every place of the row
+    assert ((before[1] - after[1]).abs().amax(-1) > 1e-3).all()  # every position of the row
 
 
 def test_exchanged_pictures_exchange_rows() -> None:
@@ -186,17 +186,17 @@ def test_shifted_logits(shift: int) -> None:
     batch = lay(m, [[Target([5, 6, 7, 8])]])
     with torch.no_grad():
         logits_LV = m.backbone(batch.ids_BL)[0]
-        from_place = [max(position - shift, 0) for position in range(4)]
+        from_position = [max(position - shift, 0) for position in range(4)]
         scores = m.score(hidden(m, batch), batch, batch.target_BL)
-    expected = -logits_LV[from_place].log_softmax(-1)[torch.arange(4), batch.ids_BL[0]]
+    expected = -logits_LV[from_position].log_softmax(-1)[torch.arange(4), batch.ids_BL[0]]
     torch.testing.assert_close(scores.nll_P, expected)
     predict_RL = torch.tensor([[True, False, True, True]])
     drawn = m.denoiser(batch)(batch.ids_BL, predict_RL, torch.tensor([0]))
-    torch.testing.assert_close(drawn.clone(), logits_LV[from_place][[0, 2, 3]])
+    torch.testing.assert_close(drawn.clone(), logits_LV[from_position][[0, 2, 3]])
 
 
 @torch.no_grad()
-def test_the_denoiser_gives_the_logits_of_wanted_places_row_by_row() -> None:
+def test_the_denoiser_gives_the_logits_of_predicted_positions_row_by_row() -> None:
     m = model()
     batch = lay(m, rows(1, 2, 3))
     row_R = torch.tensor([2, 0])

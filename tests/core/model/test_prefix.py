@@ -33,7 +33,7 @@ def model(prefix_causal: bool = True, image: bool = True) -> MMDiff:
 
 
 def batch_of(m: MMDiff, side: str = "right") -> Batch:
-    """Unequal context and target; the second row writes in two spans, the third has an empty target position."""
+    """Unequal context and target; the second row has two spans, the third has an empty target position."""
     image = Media("image", torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(3)))
     samples: list[Sample] = [
         [image, Text([4, 5, 6]), Target([7, 8])],
@@ -47,7 +47,7 @@ def hidden(m: MMDiff, batch: Batch, ids_RL: Tensor, copies: int = 1) -> Tensor:
     return m.hidden(ids_RL, batch, m.encode(batch.media), torch.arange(len(batch)).repeat(copies))
 
 
-def test_places_are_moved_to_the_left() -> None:
+def test_positions_are_moved_to_the_left() -> None:
     mask_BL = torch.tensor([[False, True, False, True], [False, False, True, False]])
     positions = Positions.of(mask_BL)
     assert positions.at_BN.tolist() == [[1, 3], [2, 4]] and positions.real_BN.tolist() == [[True, True], [True, False]]
@@ -160,7 +160,7 @@ def test_it_is_saved(tmp_path) -> None:  # type: ignore[no-untyped-def]
     assert not MMDiff.from_pretrained(tmp_path / "n").prefix_causal
 
 
-def test_encoders_run_every_place() -> None:
+def test_encoders_run_every_position() -> None:
     esm = new_backbone(family="esm", tokenizer=esm_tokenizer(), hidden_size=16, layers=1, heads=2, max_length=32)
     m = MMDiff(esm, prefix_causal=True).eval()
     batch = collate([[Text([0, 5]), Target([6, 7])]], m.vocab)

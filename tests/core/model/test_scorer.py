@@ -74,7 +74,7 @@ def test_losses_of_bfloat16_states_are_fp32() -> None:
     assert cross_entropy(head.bfloat16(), h_PD.bfloat16(), label_P, chunk=5).nll_P.dtype == torch.float32
 
 
-def test_no_places_at_all() -> None:
+def test_no_positions_at_all() -> None:
     head, h_PD, label_P, _, _ = inputs()
     scores = cross_entropy(head, h_PD[:0], label_P[:0], chunk=5)
     assert scores.nll_P.shape == scores.correct_P.shape == (0,)

@@ -450,7 +450,7 @@ def test_what_is_replaced_depends_on_the_sample_and_view_alone() -> None:
     assert torch.equal(alone[0], whole[1, :width]) and torch.equal(alone[1], whole[4, :width])
 
 
-def test_replacements_stay_within_what_a_place_may_hold() -> None:
+def test_replacements_stay_within_what_a_position_may_hold() -> None:
     m = model()
     samples: list[Sample] = [[Text([4]), Target([5, 6] * 20, allow=((5, 7),))] for _ in range(20)]
     batch = collate(samples, m.vocab)

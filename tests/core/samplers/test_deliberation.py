@@ -1,4 +1,4 @@
-"""Deliberation: which positions of a draft are opened, what is counted, and that a perfect denoiser mends it."""
+"""Deliberation: which positions of a draft are remasked, what is counted, and that a perfect denoiser corrects it."""
 
 from __future__ import annotations
 
@@ -86,10 +86,10 @@ def test_low_confidence_opens_what_the_model_would_not_have_said() -> None:
     oracle = Oracle(batch, ["b e c d - -", "a b c"])
     out = run(oracle, batch, "low", ratio=0.34)
     assert texts(out) == ["b e c d - -", "a b c"]
-    opened = [(s[t] > 0).tolist() for s, t in zip(out.step_BL, out.target_BL, strict=True)]
-    assert opened[0] == [True, True, False, False, False, False]  # floor(2.04) = 2: the wrong word, then the leftmost
-    assert opened[1] == [True, False, False]
-    # one probe and one forward a position that was opened
+    remasked = [(s[t] > 0).tolist() for s, t in zip(out.step_BL, out.target_BL, strict=True)]
+    assert remasked[0] == [True, True, False, False, False, False]  # floor(2.04) = 2: the wrong word, then the leftmost
+    assert remasked[1] == [True, False, False]
+    # one probe and one forward per masked position
     assert out.forwards_B.tolist() == [3, 2] and out.calls == 2
     assert out.step_BL[0][out.target_BL[0]].tolist() == [2, 3, 0, 0, 0, 0]
     kept = out.confidence_BL[0][out.target_BL[0]][2:]
@@ -100,7 +100,7 @@ def test_low_confidence_opens_what_the_model_would_not_have_said() -> None:
 def test_probes_see_what_they_say(probe: str, fill: int, forwards: int) -> None:
     batch = canvas(["b c d e", "b c"])
     oracle = Oracle(batch, ["b c d e", "b c"])
-    out = run(oracle, batch, "low", ratio=0.01, probe=probe)  # floor(0.04) = 0: nothing is opened
+    out = run(oracle, batch, "low", ratio=0.01, probe=probe)  # floor(0.04) = 0: nothing is remasked
     assert texts(out) == ["b c d e", "b c"] and out.calls == 0
     assert out.forwards_B.tolist() == [forwards, min(forwards, 2)]
     given = batch.ids_BL
@@ -113,7 +113,7 @@ def test_probes_see_what_they_say(probe: str, fill: int, forwards: int) -> None:
             assert torch.equal(changed, batch.target_BL[rows])
 
 
-def test_probing_with_one_place_out_uses_the_other_words() -> None:
+def test_probing_with_one_position_out_uses_the_other_words() -> None:
     """A denoiser that copies its left neighbour: what leave-one-out finds likely depends on the draft."""
 
     def copies(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
@@ -123,19 +123,19 @@ def test_probing_with_one_place_out_uses_the_other_words() -> None:
     batch = canvas(["b b c c"])  # behind "a": only the second b and the second c are copies
     ones = torch.ones(batch.ids_BL.shape)
     draft = Draft(copies, batch, VOCAB, 0, batch.target_BL, torch.zeros(1, dtype=torch.int64), ones)
-    (opened,) = MaskLeastConfident(0.5, "leave_one_out")(draft)
-    assert opened[0].tolist() == [False, True, False, True, False]
+    (remasked,) = MaskLeastConfident(0.5, "leave_one_out")(draft)
+    assert remasked[0].tolist() == [False, True, False, True, False]
 
 
-def test_random_places_depend_on_the_sample_alone() -> None:
+def test_random_positions_depend_on_the_sample_alone() -> None:
     drafts = ["b c d e f g h i j k", "b c d e f", "b c d e f g h i j k"]
     batch = canvas(drafts)
     out = run(Oracle(batch, drafts), batch, "random", ratio=0.3)
-    opened = [(s[t] > 0).tolist() for s, t in zip(out.step_BL, out.target_BL, strict=True)]
-    assert [sum(o) for o in opened] == [3, 1, 3] and opened[0] != opened[2]
+    remasked = [(s[t] > 0).tolist() for s, t in zip(out.step_BL, out.target_BL, strict=True)]
+    assert [sum(o) for o in remasked] == [3, 1, 3] and remasked[0] != remasked[2]
     alone = canvas(drafts[2:], index=[2])
     again = run(Oracle(alone, drafts[2:]), alone, "random", ratio=0.3)
-    assert (again.step_BL[0][again.target_BL[0]] > 0).tolist() == opened[2]
+    assert (again.step_BL[0][again.target_BL[0]] > 0).tolist() == remasked[2]
     counts = np.zeros(10)
     many = canvas(drafts[:1] * 400)
     counts = (run(Oracle(many, drafts[:1] * 400), many, "random", ratio=0.3).step_BL[:, 1:] > 0).float().mean(0)
@@ -163,7 +163,7 @@ def test_an_end_amid_a_draft_takes_one_word_out_and_no_more() -> None:
     assert texts(out) == ["b - c d"]
 
 
-def test_empty_places_of_a_draft_are_written_too() -> None:
+def test_empty_positions_of_a_draft_are_filled_too() -> None:
     samples = [[Text(ids("a")), Target([*ids("b c"), 2, 2])]]
     batch = collate(samples, VOCAB, side="left")
     out = run(Oracle(batch, ["b c d e"]), batch, "low", ratio=0.5)
@@ -187,7 +187,7 @@ def test_a_batch_is_its_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("node", "says"),
+    ("node", "message"),
     [
         ({"target": "mmdiff.samplers.deliberation.MaskLeastConfident", "ratio": 0}, "above 0"),
         ({"target": "mmdiff.samplers.deliberation.MaskLeastConfident", "probe": "masked"}, 'did you mean "mask"'),
@@ -195,7 +195,7 @@ def test_a_batch_is_its_rows() -> None:
         ({"target": "mmdiff.samplers.deliberation.MaskRandom", "share": 0.3}, "share"),
     ],
 )
-def test_bad_rules_are_named(node: Any, says: str) -> None:
+def test_bad_rules_are_named(node: Any, message: str) -> None:
     batch = canvas(["b c"])
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         rewrite(Oracle(batch, ["b c"]), batch, VOCAB, GenerationConfig(draft=node))

@@ -64,7 +64,7 @@ class Toy:
 
 
 def actions(*rows: list[int | None], spans: int = 1) -> Batch:
-    """Rows of codes; None is open. Each row behind a word of its own, in `spans` targets."""
+    """Rows of codes; None is masked. Each row behind a word of its own, in `spans` targets."""
     samples: list[Sample] = []
     for row in rows:
         ids = [MASK if i is None else i for i in row]
@@ -75,7 +75,7 @@ def actions(*rows: list[int | None], spans: int = 1) -> Batch:
 
 
 def steps(out: Generation, size: int, row: int = 0) -> list[list[int]]:
-    """The step at which each token of each group was written."""
+    """The step at which each token of each group was committed."""
     return out.step_BL[row][out.target_BL[row]].view(-1, size).tolist()
 
 
@@ -101,7 +101,7 @@ def test_follows_the_step_table(named: dict[str, Any]) -> None:
     out = run(batch, Hierarchical(size=4, iterations=2), SURE, **named)
     assert steps(out, 4) == [[6, 5, 5, 6], [1, 2, 1, 2], [4, 3, 4, 3]]
     assert out.targets() == [[n % CODES for n in range(12)]] and out.calls == 6
-    # the confidence is that of the step at which a position was written
+    # the confidence is that of the step at which a position was committed
     want = [SURE[s - 1][n] for n, s in enumerate(out.step_BL[0][out.target_BL[0]].tolist())]
     assert out.confidence_BL[0][out.target_BL[0]].tolist() == pytest.approx(want, abs=1e-6)
 
@@ -154,7 +154,7 @@ def test_given_tokens_weigh_one_and_count_as_kept() -> None:
 
 
 def test_groups_go_on_over_spans() -> None:
-    """What lies between target positions is no place of a group."""
+    """What lies between target positions is in no group."""
     whole, parts = actions([None] * 12), actions([None] * 12, spans=5)
     named: dict[str, Any] = dict(select=Hierarchical(4, 2))
     a = sample(Toy(whole), whole, VOCAB, GenerationConfig(**named))
@@ -186,8 +186,8 @@ def test_a_group_written_in_part_goes_on_after_another_was_opened_again() -> Non
 
 
 def plainly(sure: list[list[float]], row: list[int | None], size: int, iterations: int) -> list[int]:
-    """The step at which each position is written: loops, nothing else."""
-    step_N = [0 if i is None else -1 for i in row]  # 0: open, -1: given
+    """The step at which each position is committed: loops, nothing else."""
+    step_N = [0 if i is None else -1 for i in row]  # 0: masked, -1: given
     step, current = 0, None
     while 0 in step_N:
         p_N = sure[step]
@@ -261,7 +261,7 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_places_and_blocks_that_groups_do_not_divide_are_refused() -> None:
+def test_positions_and_blocks_that_groups_do_not_divide_are_refused() -> None:
     batch = actions([None] * 8, [None] * 7)
     with pytest.raises(ConfigError, match="groups of 4 do not divide the 7 positions"):
         sample(Toy(batch), batch, VOCAB, GenerationConfig(select=Hierarchical(4)))

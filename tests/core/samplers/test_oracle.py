@@ -35,7 +35,7 @@ def chain() -> Tensor:
 
 
 def marginals(p_S: Tensor, ids_RL: Tensor) -> Tensor:
-    """p(word at position | written words), (R, L, WORDS)."""
+    """p(word at position | given words), (R, L, WORDS)."""
     agrees_RS = ((ids_RL[:, None] == MASK) | (ids_RL[:, None] == SEQUENCES_SL)).all(-1)
     p_RS = agrees_RS * p_S
     words_SLV = torch.nn.functional.one_hot(SEQUENCES_SL, WORDS).double()
@@ -52,7 +52,7 @@ def exact(p_S: Tensor) -> Any:
 
 
 def law(ids_BL: Tensor) -> Tensor:
-    """How often each sequence was written."""
+    """How often each sequence was sampled."""
     number_B = (ids_BL * WORDS ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
     return torch.bincount(number_B, minlength=len(SEQUENCES_SL)).double() / len(ids_BL)
 
@@ -72,36 +72,36 @@ def canvas(ids: list[int], rows: int = ROWS) -> Batch:
     return collate([[Target(ids)]] * rows, VOCAB)
 
 
-def written(p_S: Tensor, ids: list[int] | None = None, rows: int = ROWS, **named: Any) -> Tensor:
+def sampled(p_S: Tensor, ids: list[int] | None = None, rows: int = ROWS, **named: Any) -> Tensor:
     config = generation_config(temperature=1.0, early_stop=False, **named)
     return law(sample(exact(p_S), canvas(ids or [MASK] * LENGTH, rows), VOCAB, config).ids_BL)
 
 
 @pytest.mark.parametrize("rows", [ROWS, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_one_place_a_step_in_random_order_samples_the_joint(rows: int) -> None:
+def test_one_position_per_step_in_random_order_samples_the_joint(rows: int) -> None:
     p_S = chain()
-    assert distance(p_S, written(p_S, rows=rows, remasking="random")) < floor(p_S, rows)
+    assert distance(p_S, sampled(p_S, rows=rows, remasking="random")) < floor(p_S, rows)
 
 
 def test_all_at_once_samples_the_product_of_marginals() -> None:
     p_S = chain()
     one_LV = marginals(p_S, torch.full((1, LENGTH), MASK))[0]
     product_S = one_LV[torch.arange(LENGTH), SEQUENCES_SL].prod(1)
-    q_S = written(p_S, steps=1)
+    q_S = sampled(p_S, steps=1)
     assert distance(product_S, q_S) < floor(product_S)
     assert distance(p_S, q_S) > 0.3
 
 
-def test_blocks_of_one_place_sample_the_joint_left_to_right() -> None:
+def test_blocks_of_one_position_sample_the_joint_left_to_right() -> None:
     p_S = chain()
-    assert distance(p_S, written(p_S, block_length=1)) < floor(p_S)
+    assert distance(p_S, sampled(p_S, block_length=1)) < floor(p_S)
 
 
 def test_given_words_condition_the_others() -> None:
     p_S = chain()
     given_S = p_S * (SEQUENCES_SL[:, 1] == 2) * (SEQUENCES_SL[:, 3] == 0)
     given_S /= given_S.sum()
-    assert distance(given_S, written(p_S, [MASK, 2, MASK, 0], remasking="random")) < floor(given_S)
+    assert distance(given_S, sampled(p_S, [MASK, 2, MASK, 0], remasking="random")) < floor(given_S)
 
 
 def test_temperature_draws_from_the_tempered_marginal() -> None:
@@ -116,4 +116,4 @@ def test_temperature_draws_from_the_tempered_marginal() -> None:
 def test_low_confidence_order_does_not_sample_the_joint() -> None:
     """The order depends on the drawn words: known of the published rule, and why `random` is there."""
     p_S = chain()
-    assert distance(p_S, written(p_S)) > 3 * floor(p_S)
+    assert distance(p_S, sampled(p_S)) > 3 * floor(p_S)

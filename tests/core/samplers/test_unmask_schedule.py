@@ -1,4 +1,4 @@
-"""How many positions a step writes, at which temperature, and how free their order is: numbers known in closed form."""
+"""How many positions a step commits, at which temperature and in how free an order: numbers known in closed form."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def write(samples: list[Sample], index: list[int] | None = None, **named: Any) -
 
 
 def counts(out: Generation, row: int = 0) -> list[int]:
-    """Positions written at each step of a row."""
+    """Positions committed at each step of a row."""
     step_N = out.step_BL[row][out.target_BL[row]]
     return torch.bincount(step_N[step_N > 0] - 1).tolist()
 
@@ -99,12 +99,12 @@ def test_cosine_is_the_formula_and_writes_one_a_step_at_least(positions: int, st
 def test_each_block_has_a_cosine_of_its_own_and_counts_what_it_began_with() -> None:
     given = [MASK] * 8 + [MASK, 1, MASK, 2, MASK, MASK, MASK, MASK]
     out = write([[Target(given)]], steps=8, block_length=8, schedule="cosine")
-    # 8 cos(pi s/8): 7.4 5.7 3.1; six open positions: 5.5 4.2 2.3
+    # 8 cos(pi s/8): 7.4 5.7 3.1; six masked positions: 5.5 4.2 2.3
     assert counts(out) == [1, 2, 2, 3, 1, 1, 2, 2]
 
 
-def test_places_that_were_opened_again_count_as_open() -> None:
-    """Three of the four written come back at step 2: what stays masked follows the schedule again at step 3."""
+def test_positions_that_were_remasked_count_as_masked() -> None:
+    """Three of the four committed are masked again at step 2: the schedule holds again at step 3."""
     at = state([3], [4])
     assert cosine(torch.tensor([11 + 3]), torch.tensor([16]), at).tolist() == [8]
     assert linear(torch.tensor([11 + 3]), torch.tensor([16]), at).tolist() == [7]
@@ -165,7 +165,7 @@ def test_a_temperature_that_ends_where_it_began_is_constant() -> None:
 # The order ------------------------------------------------------------------------------------------------------------
 
 
-def test_noise_on_the_order_draws_places_by_their_confidence() -> None:
+def test_noise_on_the_order_draws_positions_by_their_confidence() -> None:
     """log p + c Gumbel has its maximum at a position with probability p^(1/c) / sum; c falls to 0 at the last step."""
     rows = 4_000
     p_N = torch.tensor([0.5, *[0.05] * 10])
