@@ -1,4 +1,4 @@
-"""Robots: record and convert demonstrations, look at and replay them, and let a run act, here or as a server.
+"""Robots: record and convert demonstrations, describe and replay them, and run a policy, here or as a server.
 
 May import: the core, commands, tasks.background, tasks.vla. Nothing imports this room.
 """

@@ -18,7 +18,7 @@ from mmdiff.errors import DataError, require
 def records(path: Path) -> Iterator[bytes | DataError]:
     """The records of a file, one in memory at a time; instead of a damaged one, the error that it causes.
 
-    Behind a damaged length nothing can be found, so the file ends there; behind damaged data it goes on.
+    After a damaged length no record can be found, so the file ends there; after damaged data the next record follows.
     """
     try:
         with open(path, "rb") as file:
@@ -30,7 +30,7 @@ def records(path: Path) -> Iterator[bytes | DataError]:
                     return
                 length, check = struct.unpack("<QI", head)
                 if masked_crc32c(head[:8]) != check:
-                    yield DataError(f"{where}: damaged length, or no TFRecord file; nothing behind it can be read")
+                    yield DataError(f"{where}: damaged length, or no TFRecord file; nothing after it can be read")
                     return
                 body = file.read(length + 4)
                 if len(body) < length + 4:

@@ -31,7 +31,7 @@ class Video:
     _decoder: Any
     _frame: Any
     _time: float  # of the frame that was decoded last
-    _landed: float  # of the first one behind a seek
+    _landed: float  # of the first frame after a seek
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -75,7 +75,7 @@ class Video:
         self._forget()
 
     def _until(self, seconds: float, half: float) -> Array | None:
-        """Decode up to the frame at `seconds`. None: there is none, or decoding began behind it."""
+        """Decode up to the frame at `seconds`. None: there is none, or decoding began after it."""
         while self._frame is None or self._time < seconds - half:
             if not self._advance():
                 return None
@@ -103,7 +103,7 @@ class Video:
 
         self._frame, self._time, self._landed = None, -1.0, 0.0
         try:
-            # one tick early: rounding must not land behind the frame
+            # one tick early: rounding must not lead past the frame
             self._container.seek(max(round(seconds / stream.time_base) - 1, 0), stream=stream, backward=True)
         except av.error.FFmpegError as error:
             raise DataError(f"{self.path}: cannot be searched for {seconds:.3f} s ({error.strerror})") from None

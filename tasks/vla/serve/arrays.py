@@ -92,7 +92,7 @@ def to_array(value: Any, field: str, expected: str = PICTURE) -> np.ndarray:
         return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="))
     if not isinstance(value, list):
         raise BadRequest(f"{field}: {short(value)}, expected {expected}")
-    if (stray := _stray(value)) is not _NONE:  # also lest numpy give every entry the size of the longest text
+    if (stray := _stray(value)) is not _NONE:  # numpy would give every entry the size of the longest text
         raise BadRequest(f"{field}: holds {short(stray)}, expected {expected}")
     try:
         array = np.array(value)

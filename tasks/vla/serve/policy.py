@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mmdiff.session import Session
 
 MAX_WAITING = 64  # requests; the next one is refused
-GONE = 499  # nginx's status for a client that has gone; nobody reads it
+GONE = 499  # nginx's status for a client that has disconnected, and does not read it
 
 
 def contract_of(task: Any, cameras: Sequence[str] | None = None) -> Contract:

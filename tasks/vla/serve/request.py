@@ -94,17 +94,17 @@ def read_request(body: bytes, contract: Contract) -> ParsedRequest:
             raise BadRequest("encoded: expected a string of JSON, and no field beside it")
         payload = _object(payload["encoded"], "encoded")
     try:
-        asked = ActRequest.model_validate(payload)
+        parsed = ActRequest.model_validate(payload)
     except ValidationError as error:
         raise _refusal(error) from None
-    pictures = _pictures(asked, contract.cameras) if contract.cameras else []
-    row: dict[str, Any] = {"image": pictures[0] if len(pictures) == 1 else pictures, "instruction": asked.instruction}
+    pictures = _pictures(parsed, contract.cameras) if contract.cameras else []
+    row: dict[str, Any] = {"image": pictures[0] if len(pictures) == 1 else pictures, "instruction": parsed.instruction}
     if contract.state:
-        row["state"] = to_numbers(asked.state, "state", (contract.state,))
-    if (given_nD := _given(asked.given, contract)) is not None:
+        row["state"] = to_numbers(parsed.state, "state", (contract.state,))
+    if (given_nD := _given(parsed.given, contract)) is not None:
         row["given"] = given_nD
-    row["dataset"] = _key(asked.unnorm_key, contract)
-    return ParsedRequest(row, asked.seed)
+    row["dataset"] = _key(parsed.unnorm_key, contract)
+    return ParsedRequest(row, parsed.seed)
 
 
 def _refusal(error: ValidationError) -> BadRequest:
@@ -129,9 +129,9 @@ def _object(text: str | bytes, field: str) -> dict[str, Any]:
     return found
 
 
-def _pictures(asked: ActRequest, cameras: Sequence[str]) -> list[np.ndarray]:
+def _pictures(parsed: ActRequest, cameras: Sequence[str]) -> list[np.ndarray]:
     """uint8 (H, W, 3) of each camera."""
-    sent = {name: value for name in ("image", "images", *SINGLE) if (value := getattr(asked, name)) is not None}
+    sent = {name: value for name in ("image", "images", *SINGLE) if (value := getattr(parsed, name)) is not None}
     single = [name for name in SINGLE if name in sent]
     ways = [name for name in sent if name not in single] + single[:1]
     expected = f"{len(cameras)} ({', '.join(cameras)})"

@@ -1,4 +1,4 @@
-"""A trained policy behind HTTP, in the manner of openvla-oft's deploy.py.
+"""A trained policy behind HTTP, with the interface of openvla-oft's deploy.py.
 
     POST /act      {"image": ..., "instruction": ..., "state": [...]}, see `request.py`
                    -> {"actions": K lists of D numbers in robot units, "names": of these D, "forwards", "seconds",
@@ -7,8 +7,8 @@
     GET  /metrics  requests, errors, p50 and p95 of the last thousand model calls
     anything else, and whatever goes wrong: {"error": one line} with a status of 4xx or 5xx
 
-The model answers one request at a time, in the order they come; a request whose client has gone meanwhile is dropped.
-There is no authentication: whoever reaches the port can ask.
+The model answers one request at a time, in order; a request whose client has disconnected meanwhile is dropped.
+There is no authentication: every client that reaches the port is served.
 """
 
 from __future__ import annotations

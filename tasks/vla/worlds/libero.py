@@ -1,6 +1,6 @@
 """LIBERO (Liu et al. 2023) behind the interface of `worlds`, under the protocol that OpenVLA and its successors report.
 
-Assets are the user's: `pip install hf-libero`, and a first `import libero.libero`, which asks where things shall lie
+Assets are the user's: `pip install hf-libero`, and a first `import libero.libero`, which asks for folders
 and writes `config.yaml` (in `$LIBERO_CONFIG_PATH`, or `~/.libero`). This adapter is tested against a stand-in of
 LIBERO's documented interface, never yet against LIBERO itself.
 
@@ -132,7 +132,7 @@ class Libero(gymnasium.Env):
         return self.observe(), reward, terminated, truncated, info
 
     def advance(self, action: Any) -> Step:
-        """LIBERO renders every step, so that this saves next to nothing."""
+        """`step` without the observation. LIBERO renders every step, so that this saves little time."""
         self._begun()
         raw, reward, done, info = self._env.step(self.to_simulator(action).tolist())
         self._raw = raw
@@ -218,7 +218,7 @@ def _config_file() -> Path:
 
 
 def _package(name: str) -> Any:
-    """A module of LIBERO, which would ask a question on the terminal where its config.yaml is missing."""
+    """Returns a module of LIBERO. Without its config.yaml LIBERO would ask a question on the terminal: ConfigError."""
     if find_spec("libero") is None:
         raise MissingExtra("libero is not installed: pip install hf-libero")
     if not _config_file().is_file():

@@ -1,4 +1,4 @@
-"""Simulated worlds behind one interface, Gymnasium's: what a task is called, what a policy sees, when it has succeeded.
+"""Simulated worlds behind one interface, Gymnasium's: names of tasks, observations, success.
 
 A world is named by a mapping, `{name: metaworld, size: 64}`: `name` is one of `WORLDS` or the dotted path of a class,
 everything else goes to its constructor.
@@ -16,7 +16,7 @@ import numpy as np
 from mmdiff.config import build, locate
 from mmdiff.errors import ConfigError, nearest
 
-if TYPE_CHECKING:  # torch, which a process that only simulates has no use for
+if TYPE_CHECKING:  # torch, which a process that only simulates does not need
     from mmdiff.protocols import Row
 
 WORLDS = {
