@@ -28,13 +28,13 @@ NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers
 
 @saveable
 class OpenCLIP(nn.Module):
-    """Features of one layer: (N, 3, H, W) -> (N, T, E), without the class token.
+    """An encoder that gives the features of one layer: (N, 3, H, W) -> (N, T, E), without the class token.
 
-    name: of an open_clip model, `ViT-L-14`; left out, the `open_clip_config.json` of `weights` says the architecture.
+    name: of an open_clip model, `ViT-L-14`; left out, the architecture is that of `open_clip_config.json` in `weights`.
     config: the architecture as open_clip writes it, {embed_dim, vision_cfg, quick_gelu}, in place of a name.
     weights: a folder as open_clip publishes them, or a safetensors file, of the whole model or its visual tower.
     layer: -1 is the last block, -2 the one before it; those above are dropped. norm: whether the last norm is applied.
-    image_size: side of the pictures the tower sees; the position table is resized to it.
+    image_size: side of the pictures, in pixels; the position table is resized to it.
     mean, std, interpolation: default to those of the checkpoint, then to SigLIP's or CLIP's.
     Raises ConfigError for what does not exist or does not fit.
     """
@@ -126,7 +126,7 @@ class OpenCLIP(nn.Module):
 def _architecture(
     name: str | None, config: Mapping[str, Any] | None, weights: str | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The architecture of the visual tower, and what a checkpoint says of its pictures."""
+    """Returns the architecture of the visual tower, and how a checkpoint was trained to see pictures."""
     import open_clip
 
     published: dict[str, Any] = {}

@@ -21,7 +21,9 @@ from .media.images import ImageSpec, read_item
 
 @saveable
 class ConvTower(nn.Module):
-    """(N, 3, size, size) -> (N, (size / cell)^2, width), with a learned table of positions.
+    """An encoder of small pictures: (N, 3, size, size) -> (N, (size / cell)^2, width).
+
+    It has a learned table of positions.
 
     size, cell: in pixels; a cell is a multiple of 4, and `size` one of the cell.
     weights: a safetensors file of this tower's own names. Raises ConfigError.

@@ -1,6 +1,6 @@
-"""ESM-2 (Lin et al., 2023) as an encoder: a protein goes in as its sequence, and a feature a residue comes out.
+"""ESM-2 (Lin et al., 2023) as an encoder: a protein goes in as its sequence, and one feature per residue comes out.
 
-It is the model of `mmdiff.backbones.esm` without its head, read and not written. DSM and DPLM are of that architecture.
+It is the model of `mmdiff.backbones.esm` without its head. DSM and DPLM are of that architecture.
 
 Shape letters: N proteins, T residues, L positions of ESM's own canvas (T + 2), E width.
 """
@@ -24,7 +24,7 @@ from mmdiff.errors import ConfigError, DataError
 from .media.towers import check_layer
 
 LETTERS = "".join(token for token in TOKENS if len(token) == 1 and token.isalpha())
-"""What a protein may be made of: the 20 residues, X, B, Z, U and O."""
+"""The letters of a sequence: the 20 residues, X, B, Z, U and O."""
 SHOWN = "".join(sorted(LETTERS))
 
 EXPECTED = {
@@ -33,20 +33,20 @@ EXPECTED = {
     "emb_layer_norm_before": False,
     "layer_norm_eps": 1e-5,
 }
-"""What all published sizes share, so that four numbers say how to make one again."""
+"""The settings that all published sizes share, so that four numbers determine a model."""
 
 
 @saveable
 class Esm(nn.Module):
-    """Ids of residues (N, T) -> (N, T, E); `<cls>` and `<eos>` stand around them inside, and have no feature.
+    """An encoder: ids of residues (N, T) -> (N, T, E); inside, `<cls>` and `<eos>` enclose them, without a feature.
 
     weights: a folder or hub id as published (`facebook/esm2_t33_650M_UR50D`, ...), of ESM-2, DSM or DPLM.
     hidden_size, layers, heads, intermediate_size: of a new one with random weights, where there are no `weights`;
         intermediate_size is four times as wide unless it is given.
     layer: -1 is the last layer, after the final norm, -2 the one before it, without a norm, as in transformers'
         `hidden_states`; those above are dropped.
-    token_dropout: whether embeddings are scaled by 0.88, as ESM-2's were in training where a residue was masked here
-        and there. None: as the weights were trained: yes for ESM-2 and DPLM, no for DSM.
+    token_dropout: whether embeddings are scaled by 0.88, as ESM-2's were in training, where some residues were
+        masked. None: as the weights were trained: yes for ESM-2 and DPLM, no for DSM.
     max_length: residues of a protein. crop: of a longer one the first are read; otherwise it is an error.
     Raises ConfigError for what does not exist or does not fit.
     """
@@ -87,7 +87,7 @@ class Esm(nn.Module):
         }
         if config.num_hidden_layers + layer < 0:
             raise ConfigError(f"layer: {layer} lies below the first of {config.num_hidden_layers} layers")
-        made.model.lm_head = None  # nothing is written
+        made.model.lm_head = None  # an encoder predicts no tokens
         if layer < -1:
             del made.model.esm.encoder.layer[layer + 1 :]
             made.model.esm.encoder.emb_layer_norm_after = None  # it belongs to the last layer
@@ -121,7 +121,7 @@ class Esm(nn.Module):
         return Item(ids_1T, lengths=(len(sequence),), tokens=(len(sequence),))
 
     def forward(self, values_NT: Tensor, length_N: Tensor | None = None) -> Tensor:
-        """values_NT: ids as any type of number; what lies behind `length_N` is not looked at, nor is its feature."""
+        """Returns features (N, T, E). values_NT: ids as any type of number; those behind `length_N` are ignored."""
         n, t = values_NT.shape
         if length_N is None:
             length_N = torch.full((n,), t, device=values_NT.device)
@@ -140,8 +140,11 @@ class Esm(nn.Module):
 
 
 def residues(data: object, max_length: int | None = None) -> str:
-    """The sequence that `data` is or holds. Raises DataError for anything else, a letter that ESM has no id for (named
-    by its position, counted from 1), no residue at all, and more than `max_length`."""
+    """Returns the sequence that `data` is or holds.
+
+    Raises DataError for anything else, a letter that ESM has no id for (named by its position, counted from 1), no
+    residue at all, and more than `max_length`.
+    """
     sequence = data.get("sequence") if isinstance(data, Mapping) else data
     if not isinstance(sequence, str):
         raise DataError(f"protein: {data!r:.60} is no sequence, expected a text of residues")

@@ -39,7 +39,7 @@ FIRST, TABLE = "embeddings.patch_embedding.weight", "embeddings.position_embeddi
 
 @saveable
 class Siglip(nn.Module):
-    """Features of one layer: (N, 3, H, W) -> (N, T, E), without the class token.
+    """An encoder that gives the features of one layer: (N, 3, H, W) -> (N, T, E), without the class token.
 
     LLaDA-V's tower is `google/siglip2-so400m-patch14-384` with layer=-2 and norm=False: 729 tokens of width 1152.
 
@@ -47,7 +47,7 @@ class Siglip(nn.Module):
         left out, the one of `weights` is read.
     weights: a folder with `config.json`, of the tower alone or of a model that holds it, or a safetensors file.
     layer: -1 is the last block, -2 the one before it; those above are dropped. norm: whether the last norm is applied.
-    image_size: side of the pictures the tower sees; the position table is resized to it.
+    image_size: side of the pictures, in pixels; the position table is resized to it.
     mean, std, interpolation: default to the `preprocessor_config.json` of `weights`, then to the family's.
     Raises ConfigError for what does not exist or does not fit.
     """
@@ -143,7 +143,7 @@ def _family(config: Mapping[str, Any]) -> str:
 
 
 def _architecture(config: Mapping[str, Any] | None, weights: str | None) -> dict[str, Any]:
-    """The facts that make the tower, and no others."""
+    """Returns the fields of the configuration that determine the tower."""
     if config is not None:
         for key in config:
             if key not in (*FIELDS, "model_type"):
@@ -177,7 +177,7 @@ def _create(config: Mapping[str, Any]) -> Any:
 
 
 def _all_names(config: Mapping[str, Any]) -> set[str]:
-    """Names of every tensor a published tower may have: layers that are dropped, the head, a buffer of old versions."""
+    """Returns the names of all tensors a published tower may have, those of dropped layers and the head included."""
     model = _class(config["model_type"])
     with torch.device("meta"):
         whole = model(model.config_class(**{key: config[key] for key in FIELDS}))
@@ -185,7 +185,7 @@ def _all_names(config: Mapping[str, Any]) -> set[str]:
 
 
 def _pictures(weights: str | None) -> dict[str, Any]:
-    """What `preprocessor_config.json` says of colours and of the resize filter."""
+    """Returns the colours and the resize filter of `preprocessor_config.json`, or {}."""
     if weights is None or not (Path(weights) / "preprocessor_config.json").is_file():
         return {}
     content = read_json(Path(weights) / "preprocessor_config.json")

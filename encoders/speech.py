@@ -23,16 +23,16 @@ from mmdiff.model.pretrained import fill_own
 from .media.audio import read_waveform, windows
 from .media.mel import LogMel
 
-RATE = 16_000  # samples a second
+RATE = 16_000  # samples per second
 
 
 @saveable
 class SpeechConv(nn.Module):
-    """Log-mel frames (N, mels, T) -> (N, ceil(T / 8), width): 80 ms a token, 0.53 M parameters as it stands.
+    """An encoder: log-mel frames (N, mels, T) -> (N, ceil(T / 8), width), 80 ms per token; 0.53 M parameters.
 
     seconds: longest window; a longer recording is cut into windows that follow each other, one crop each.
     weights: a safetensors file of this tower's own names. Raises ConfigError.
-    What fills a crop up changes nothing: it is set to zero before every convolution, and never attended.
+    Padding of a crop changes nothing: it is set to zero before every convolution, and never attended.
     """
 
     node: dict[str, Any]  # set by @saveable
@@ -128,17 +128,17 @@ class Block(nn.Module):
 
 
 def tokens_of(frames: int) -> int:
-    """Tokens after three convolutions of kernel 3, stride 2 and padding 1."""
+    """Returns the tokens after three convolutions of kernel 3, stride 2 and padding 1."""
     return -(-frames // 8)
 
 
 def zeroed_behind(x_NCT: Tensor, length_N: Tensor) -> Tensor:
-    """Zeros behind the end of each crop: a convolution then sees there what it sees behind the last crop's end."""
+    """Returns crops with zeros behind their ends, as a convolution sees them behind the end of the longest crop."""
     return x_NCT.masked_fill(torch.arange(x_NCT.shape[2], device=x_NCT.device) >= length_N[:, None, None], 0.0)
 
 
 def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
-    """(length, width): sines, then cosines, of geometric wavelengths from 2 pi to 20000 pi (arXiv:1706.03762, 3.5)."""
+    """Returns (length, width): sines, then cosines, of wavelengths from 2 pi to 20000 pi (arXiv:1706.03762, 3.5)."""
     rate_E = torch.exp(torch.arange(width // 2, device=device) * (-math.log(10_000) / (width // 2)))
     angle_TE = torch.arange(length, device=device)[:, None] * rate_E
     return torch.cat([angle_TE.sin(), angle_TE.cos()], 1)

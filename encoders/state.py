@@ -20,7 +20,7 @@ from mmdiff.model.pretrained import fill_own
 
 @saveable
 class StateMLP(nn.Module):
-    """(N, dims) -> (N, tokens, width), with one hidden layer. Vectors come normalised, to [-1, 1] say.
+    """An encoder: (N, dims) -> (N, tokens, width), with one hidden layer, of normalised vectors, to [-1, 1] say.
 
     weights: a safetensors file of this module's own names. Raises ConfigError.
     """
@@ -44,11 +44,11 @@ class StateMLP(nn.Module):
     @classmethod
     def toy(cls, dims: int, width: int = 128, hidden: int = 128, tokens: int = 1, **outside: Any) -> StateMLP:
         made = cls(dims, min(width, 32), min(hidden, 32), tokens)
-        made.any_length = True  # rows of a check are drawn, without knowing of this encoder
+        made.any_length = True  # the rows of a check are drawn without regard to this encoder
         return made
 
     def read(self, data: object) -> Item:
-        """One crop: values (1, dims) float32, of a list, an array or a tensor. Raises DataError."""
+        """Returns one crop: values (1, dims) float32, of a list, an array or a tensor. Raises DataError."""
         try:
             values = data.detach().cpu().double().numpy() if isinstance(data, Tensor) else np.asarray(data, np.float64)
         except (TypeError, ValueError):

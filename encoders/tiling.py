@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @saveable
 class Tiles(nn.Module):
-    """Reads a picture as 1 + rows * columns crops: the whole of it, then the tiles of a canvas, row by row.
+    """An encoder that reads a picture as 1 + rows * columns crops: the whole, then the tiles of a canvas, row by row.
 
     The canvas is the one of at most `grid` x `grid` tiles that shows most of the picture; the picture is put on its
     middle, on black (LLaVA-OneVision, arXiv 2408.03326; LLaDA-V has grid=6).
@@ -37,7 +37,7 @@ class Tiles(nn.Module):
         super().__init__()
         spec = getattr(encoder, "spec", None)
         if not isinstance(spec, ImageSpec) or spec.size[0] != spec.size[1]:
-            raise ConfigError(f"encoder: {type(encoder).__name__} sees no square pictures, which can be tiled")
+            raise ConfigError(f"encoder: {type(encoder).__name__} does not take square pictures, which can be tiled")
         if grid < 1 or (max_tiles is not None and max_tiles < 1):
             raise ConfigError(f"grid: {grid}, max_tiles: {max_tiles}; expected whole numbers above 0")
         self.encoder = encoder

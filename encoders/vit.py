@@ -23,14 +23,14 @@ from .media.towers import feature_map, prune
 
 @saveable
 class TimmViT(nn.Module):
-    """Features of one layer: (N, 3, H, W) -> (N, T, E), without class and register tokens.
+    """An encoder that gives the features of one layer: (N, 3, H, W) -> (N, T, E), without class and register tokens.
 
-    name: of a timm architecture, `vit_so400m_patch14_siglip_378`; left out, the `config.json` of `weights` says it.
+    name: of a timm architecture, `vit_so400m_patch14_siglip_378`; left out, that of `config.json` in `weights`.
     config: arguments of that architecture (`embed_dim`, `patch_size`, ...), over its own.
     weights: a folder as timm publishes them, or a safetensors file; None makes random ones.
     layer: -1 is the last block (or stage, in a convolutional network), -2 the one before it; those above are dropped.
     norm: whether the tower's last norm is applied.
-    image_size: of the pictures the tower sees, a side or (H, W); position tables are resized to it.
+    image_size: of the pictures, in pixels: a side or (H, W); position tables are resized to it.
     mean, std, interpolation: default to those of the checkpoint, then to those of the architecture.
     Raises ConfigError for what does not exist or does not fit.
     """

@@ -1,7 +1,7 @@
 """wav2vec 2.0, HuBERT and WavLM: raw waveforms to features, by torchaudio's models (2.11 or later).
 
 Papers: wav2vec 2.0 arXiv:2006.11477, XLS-R 2111.09296, HuBERT 2106.07447, WavLM 2110.13900.
-Shape letters: N crops (windows of sound), S samples, T tokens (about 50 a second), E width.
+Shape letters: N crops (windows of sound), S samples, T tokens (about 50 per second), E width.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .media.audio import read_waveform, windows
 from .media.towers import check_layer
 from .wav2vec_published import published_config, published_normalize, published_tensors
 
-RATE = 16_000  # samples a second
+RATE = 16_000  # samples per second
 CONVS = [[512, 10, 5], *[[512, 3, 2]] * 4, *[[512, 2, 2]] * 2]  # channels, kernel, stride
 EVERY = {"extractor_conv_layer_config": CONVS, "encoder_pos_conv_kernel": 128, "encoder_pos_conv_groups": 16}
 POST = {**EVERY, "extractor_mode": "group_norm", "extractor_conv_bias": False, "encoder_layer_norm_first": False}
@@ -67,9 +67,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # under the names of torchaudio's 
 
 @saveable
 class Wav2Vec2(nn.Module):
-    """Features of one transformer layer: (N, S) samples at 16 kHz -> (N, T, E), one token for every 20 ms.
+    """An encoder that gives the features of one transformer layer: (N, S) samples at 16 kHz -> (N, T, E).
 
-    architecture: a name of `ARCHITECTURES`; left out, the `config.json` of `weights` says it.
+    A token is 20 ms.
+
+    architecture: a name of `ARCHITECTURES`; left out, that of `config.json` in `weights`.
     config: arguments of torchaudio's `wav2vec2_model` or `wavlm_model` over those (`encoder_num_layers`, ...); its
         dropouts are 0 unless they are given here.
     weights: a folder as Hugging Face publishes them (Wav2Vec2Model, HubertModel, WavLMModel, or one of these under a
@@ -82,7 +84,7 @@ class Wav2Vec2(nn.Module):
     seconds: longest window; a longer recording is cut into windows that follow each other, one crop each.
     Raises ConfigError for what does not exist or does not fit.
 
-    What fills a crop up changes nothing. Base models normalise each channel of their first convolution over time, so
+    Padding of a crop changes nothing. Base models normalise each channel of their first convolution over time, so
     that the convolutions run on one crop after the other; the transformer runs on the batch.
     """
 
@@ -197,21 +199,21 @@ class Wav2Vec2(nn.Module):
 
 
 def _tokens(samples: int, convs: list[tuple[int, int]]) -> int:
-    """What convolutions (kernel, stride) without padding make of that many samples."""
+    """Returns the tokens that convolutions (kernel, stride) without padding make of that many samples."""
     for kernel, stride in convs:
         samples = (samples - kernel) // stride + 1
     return samples
 
 
 def _samples(tokens: int, convs: list[tuple[int, int]]) -> int:
-    """The fewest samples that make that many tokens."""
+    """Returns the fewest samples that make that many tokens."""
     for kernel, stride in reversed(convs):
         tokens = (tokens - 1) * stride + kernel
     return tokens
 
 
 def _arguments(architecture: str | None, config: Mapping[str, Any] | None, weights: str | None) -> dict[str, Any]:
-    """The complete arguments of the model, from the weights' own `config.json`, the name, and what goes over them."""
+    """Returns all arguments of the model: those of the weights' `config.json` or the name, and `config` over them."""
     if architecture is not None and architecture not in ARCHITECTURES:
         known = nearest(architecture, ARCHITECTURES)
         raise ConfigError(f"architecture: {architecture!r} is not one of torchaudio's{known}")
@@ -245,6 +247,6 @@ def _create(config: Mapping[str, Any]) -> Any:
 
 
 def _names(config: Mapping[str, Any]) -> set[str]:
-    """Names of every tensor of the model, of layers that are dropped too."""
+    """Returns the names of every tensor of the model, of layers that are dropped too."""
     with torch.device("meta"):
         return set(_create(config).state_dict())

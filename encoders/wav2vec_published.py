@@ -1,4 +1,4 @@
-"""Folders of wav2vec 2.0, HuBERT and WavLM as Hugging Face publishes them, in the words of torchaudio's models."""
+"""Folders of wav2vec 2.0, HuBERT and WavLM as Hugging Face publishes them, under the names of torchaudio's models."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ FIRST = "feature_projection.projection.weight"
 
 
 def published_config(weights: str) -> dict[str, Any] | None:
-    """Arguments of torchaudio's models as `config.json` says them; None without one.
+    """Returns the arguments of torchaudio's models for `config.json`; None without that file.
 
-    Raises ConfigError for what those models are not.
+    Raises ConfigError for settings that those models do not have.
     """
-    tensor_files(weights)  # says what is missing
+    tensor_files(weights)  # raises for missing files
     where = Path(weights) / "config.json"
     if not where.is_file():
         return None
@@ -66,13 +66,13 @@ def published_config(weights: str) -> dict[str, Any] | None:
 
 
 def published_normalize(weights: str) -> bool | None:
-    """Whether recordings are normalised, as `preprocessor_config.json` says it; None where it does not."""
+    """Returns `do_normalize` of `preprocessor_config.json`, whether recordings are normalised; None without it."""
     file = Path(weights) / "preprocessor_config.json"
     return read_json(file).get("do_normalize") if file.is_file() else None
 
 
 def published_tensors(weights: str, relative: bool) -> dict[str, Tensor]:
-    """The tensors under torchaudio's names, whatever stands before theirs: nothing, `wav2vec2.`, `hubert.`."""
+    """Returns the tensors under torchaudio's names, whatever the prefix: none, `wav2vec2.`, `hubert.`."""
     found = tensors_around(weights, FIRST, "speech model")
     tensors = {_renamed(name): value for name, value in found.items()}
     return _joined(tensors) if relative else tensors
@@ -87,7 +87,7 @@ def _renamed(name: str) -> str:
 
 
 def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Query, key and value of WavLM's attention as the one matrix of `nn.MultiheadAttention`."""
+    """Returns tensors with query, key and value of WavLM's attention as the one matrix of `nn.MultiheadAttention`."""
     joined = dict(tensors)
     for name in tensors:
         if name.endswith((".attention.q_proj.weight", ".attention.q_proj.bias")):

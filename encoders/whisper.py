@@ -1,6 +1,7 @@
 """The encoder of Whisper (Radford et al., 2022, arXiv 2212.04356), as transformers has it (5.2 or later).
 
-Shape letters: N crops (windows of sound), C mel channels, F mel frames (100 a second), T tokens (50 a second), E width.
+Shape letters: N crops (windows of sound), C mel channels, F mel frames (100 per second), T tokens (50 per
+second), E width.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .media.audio import read_waveform, windows
 from .media.mel import LogMel, filled
 from .media.towers import checkpoint_layers
 
-RATE, STRIDE = 16000, 320  # Hz, samples a token: a hop of 160, and a convolution of stride 2
+RATE, STRIDE = 16000, 320  # Hz, samples per token: a hop of 160, and a convolution of stride 2
 
 FIELDS = (
     "num_mel_bins",
@@ -53,7 +54,7 @@ FIRST, TABLE = "conv1.weight", "embed_positions.weight"
 
 @saveable
 class Whisper(nn.Module):
-    """Log-mel frames (N, C, F) -> (N, T, E): 50 features per second, T = 1500 for the window of 30 s.
+    """An encoder: log-mel frames (N, C, F) -> (N, T, E), 50 features per second, T = 1500 for the window of 30 s.
 
     Whisper-LLaDA is name="large-v3", trim=False; DIFFA is name="small", layers=[2, 5, 8, 11, -1].
 
@@ -129,7 +130,7 @@ class Whisper(nn.Module):
         return Item(values_NCF, lengths=tuple(map(len, mels)), tokens=tuple(tokens))
 
     def forward(self, values_NCF: Tensor, length_N: Tensor | None = None) -> Tensor:
-        """(N, T, E) of whole windows; length_N: the frames of each crop, silence comes behind them."""
+        """Returns (N, T, E) of whole windows. length_N: the frames of each crop, with silence behind them."""
         if length_N is None:
             length_N = torch.full((len(values_NCF),), values_NCF.shape[2], device=values_NCF.device)
         several = len(self.layers) > 1
@@ -142,7 +143,7 @@ class Whisper(nn.Module):
 
 
 def hidden_states(layers: int | Sequence[int], depth: int) -> list[int]:
-    """Indices 0 .. depth of `hidden_states`. Raises ConfigError for one that is not there, or there twice."""
+    """Returns indices 0 .. depth of `hidden_states`. Raises ConfigError for one that is not there, or there twice."""
     given: list[Any] = list(layers) if isinstance(layers, list | tuple) else [layers]
     for index in given:
         if isinstance(index, bool) or not isinstance(index, int) or not -depth - 1 <= index <= depth:
@@ -154,7 +155,7 @@ def hidden_states(layers: int | Sequence[int], depth: int) -> list[int]:
 
 
 def _architecture(name: str | None, config: Mapping[str, Any] | None, weights: str | None) -> dict[str, Any]:
-    """The facts that make the encoder, and no others."""
+    """Returns the fields of the configuration that determine the encoder."""
     config = config or {}
     for key in config:
         if key not in FIELDS:
@@ -208,7 +209,7 @@ def _check_features(file: Path, mels: int) -> None:
 
 
 def _positions(seconds: float | None, positions: int) -> int:
-    """Positions of the table that a window takes."""
+    """Returns how many positions of the table a window takes."""
     if seconds is None:
         return positions
     exact = seconds * RATE / STRIDE if isinstance(seconds, int | float) else 0
@@ -226,7 +227,7 @@ def _create(facts: Mapping[str, Any]) -> Any:
 
 
 def _copy(tower: nn.Module, weights: str, facts: Mapping[str, Any]) -> None:
-    """Weights of the encoder, whatever stands before their names: `model.encoder.`, `encoder.`, nothing."""
+    """Copy the weights of the encoder, whatever their prefix: `model.encoder.`, `encoder.`, none."""
     tensors = tensors_around(weights, FIRST, "encoder")
     if TABLE in tensors and len(tensors[TABLE]) == facts["max_source_positions"]:
         tensors[TABLE] = tensors[TABLE][: tower.state_dict()[TABLE].shape[0]]

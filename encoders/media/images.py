@@ -34,7 +34,7 @@ MAX_PIXELS = 1 << 26  # 8192 x 8192; a larger picture is refused before it is de
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What a tower wants to see.
+    """The pictures that a tower takes.
 
     size: (H, W). mean, std: of each colour, with values in 0..1.
     resize_mode: "squash" to the size; "pad" to its aspect ratio first, with the mean colour (LLaVA); "crop" the centre
@@ -68,7 +68,7 @@ class ImageSpec:
 
 
 def read_item(data: object, spec: ImageSpec) -> Item:
-    """One crop: values (1, 3, H, W), layout (original height, original width)."""
+    """Returns one crop: values (1, 3, H, W), layout (original height, original width)."""
     if isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape == (*spec.size, 3):
         return Item(_scaled(data, spec)[None], spec.size)  # as below, where nothing is to be decoded or resized
     image = read_image(data)
@@ -76,11 +76,11 @@ def read_item(data: object, spec: ImageSpec) -> Item:
 
 
 def read_image(source: object) -> Image:
-    """An upright 8-bit RGB picture.
+    """Returns an upright 8-bit RGB picture.
 
     source: a path, the bytes of a file, a PIL image, an array (H, W[, 1|3|4]) or a tensor ([1|3|4,] H, W). Whole
         numbers are 0..255 (uint8) or 0..65535 (uint16), floats 0..1.
-    Transparent positions show white. Raises DataError that names the file, for what is missing, damaged or too large.
+    Transparent pixels become white. Raises DataError that names the file, for what is missing, damaged or too large.
     """
     require("PIL", "vision")
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -112,7 +112,7 @@ def read_image(source: object) -> Image:
 
 
 def pixels(image: Image, spec: ImageSpec) -> Tensor:
-    """An RGB picture to (3, H, W) float32."""
+    """Returns an RGB picture as (3, H, W) float32."""
     height, width = spec.size
     w, h = image.size
     if spec.resize_mode == "pad":
@@ -153,7 +153,7 @@ def _rgb(image: Image, name: str) -> Image:
     from PIL import Image
 
     if image.mode == "F":
-        raise DataError(f"{name}: 32-bit float pixels, whose white is unknown; expected 8 or 16 bits a colour")
+        raise DataError(f"{name}: 32-bit float pixels, whose white is unknown; expected 8 or 16 bits per colour")
     if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip everything above 255
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray((grey / 257).round().astype(np.uint8)).convert("RGB")

@@ -17,7 +17,7 @@ SILENCE = -1.5  # the feature of FLOOR: (log10 + 4) / 4
 
 
 class LogMel:
-    """A waveform (samples,) to (C, T) float32: the frames of a clip of `seconds` that see any of its sound.
+    """Maps a waveform (samples,) to (C, T) float32: the frames of a clip of `seconds` that see any of its sound.
 
     Whisper fills a clip up with silence before it computes features. The same numbers come out here without those of
     the silence: all behind these T frames have `pad_value`. Frame t sees the samples from 160 t - 199 to 160 t + 199,
@@ -44,7 +44,7 @@ class LogMel:
         self.window = torch.hann_window(n_fft, device="cpu")  # a model may be made under another default device
 
     def frames(self, samples: int) -> int:
-        """T of a waveform. The first weight of a periodic Hann window is 0."""
+        """Returns T of a waveform. The first weight of a periodic Hann window is 0."""
         seen = (samples - 1 + self.n_fft // 2 - 1) // self.hop + 1
         return min(seen, max(samples, self.samples) // self.hop)
 
@@ -59,12 +59,12 @@ class LogMel:
 
     @staticmethod
     def pad_value(mel_CT: Tensor) -> Tensor:
-        """() what Whisper has for silence in the clip with these features; its floor follows the loudest point."""
+        """Returns () the feature of silence in the clip with these features; it depends on the loudest point."""
         return (mel_CT.max() - RANGE / 4).clamp(min=SILENCE)
 
 
 def filled(mel_NCT: Tensor, length_N: Tensor, frames: int) -> Tensor:
-    """(N, C, frames): `LogMel.pad_value` of each crop behind its own `length_N` frames, whatever was there."""
+    """Returns (N, C, frames) with `LogMel.pad_value` of each crop behind its own `length_N` frames."""
     mel_NCT = F.pad(mel_NCT, (0, frames - mel_NCT.shape[2]))
     padding_N1T = (torch.arange(frames, device=mel_NCT.device) >= length_N[:, None])[:, None]
     peak_N11 = mel_NCT.masked_fill(padding_N1T, -torch.inf).amax((1, 2), keepdim=True)

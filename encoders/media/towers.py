@@ -23,7 +23,7 @@ def check_layer(layer: int) -> None:
 
 
 def prune(tower: Any, layer: int, norm: bool) -> list[int]:
-    """Drop what lies above a block of a timm or open_clip tower. Returns the index it then answers to."""
+    """Drop the layers above a block of a timm or open_clip tower. Returns the index of that block afterwards."""
     check_layer(layer)
     try:
         kept: list[int] = tower.prune_intermediate_layers([layer], prune_norm=not norm, prune_head=True)
@@ -45,7 +45,7 @@ def checkpoint_layers(tower: Any, on: bool) -> None:
 def feature_map(
     forward: Callable[[Any, Tensor], Tensor], tower: nn.Module, size: tuple[int, int]
 ) -> tuple[int, int, int]:
-    """(E, grid height, grid width) of a tower for pictures of `size`; nothing is computed, for it runs on meta tensors.
+    """Returns (E, grid height, grid width) of a tower for pictures of `size`; it runs on meta tensors.
 
     forward: a tower and pixels (1, 3, H, W) to features (1, E, grid height, grid width).
     """
@@ -60,7 +60,7 @@ def feature_map(
 
 
 def resized_positions(table_PE: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
-    """A learned table of a square grid, after `prefix` rows that are no positions, for another grid (bicubic)."""
+    """Returns a learned table of a square grid, after `prefix` rows of no position, for another grid (bicubic)."""
     head_E, positions_PE = table_PE[:prefix], table_PE[prefix:].float()
     side = round(len(positions_PE) ** 0.5)
     if side * side != len(positions_PE):
