@@ -50,7 +50,7 @@ def control_file(out: Path) -> Path:
 def control_rows(rows: Sequence[Row], seed: int = 0) -> list[Row]:
     """The rows with the residues of each target in random order, by (seed, number of the row), so that length and
     composition are the same. Raises DataError for a row without a target, or with one that has no other order."""
-    wrong = []
+    wrong: list[Row] = []
     for k, row in enumerate(rows):
         target, where = row.get("target"), row.get("where", f"row {k}")
         if not isinstance(target, str) or not target:
