@@ -18,12 +18,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmdiff.errors import ConfigError, nearest
+from mmdiff.files import SUMS, regular
 
 from .moved import renewed
+from .nodes import flatten
+from .parts import check_parts, import_from_here, trusted
 from .schema import as_annotated, expand, join
 from .settings import Config, GenerationConfig
 
 RUN_FILE = "config.yaml"  # the resolved configuration in a run's folder
+YAML_BYTES = 4 * 1024**2
+RUN_SIGNS = ("checkpoints", "metrics.jsonl", "model", SUMS)  # what lies beside it, and not beside a person's own
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
@@ -33,16 +38,19 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     overrides: `dotted.key=value`, the value in YAML. `null` takes a part or a stage out; where a node stands, a dotted
         path alone is short for `{target: path}`; items of a list are addressed by number.
 
+    A configuration that a person wrote may name whatever can be imported. The one in a run's folder is trusted if this
+    user's training wrote it; else it may name declared parts only (mmdiff.config.parts).
+
     A file lies over its `base` key by key. A node that names another target than its base replaces it whole, for the
     arguments of one class mean nothing to another. Raises ConfigError.
     """
-    tree, stem = _read(name, Path(), ())
+    tree, stem = _read(name, Path(), (), own=True)
     given: dict[str, Any] = {}
     for override in overrides:
         _set(given, override)
     if "base" in given:
         raise ConfigError("base: only a file can have one, write its settings over another configuration instead")
-    merged = _merge(tree, renewed(expand(Config, given)))
+    merged = _merge(tree, renewed(_expanded(given)))
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except OmegaConfBaseException as error:
@@ -66,6 +74,14 @@ def task_and_sampler(task: Any, sampler: Mapping[str, Any], overrides: Sequence[
             raise ConfigError(f"{key}: a saved model takes settings of `task` and `sampler`{near}")
     tree = _merge(renewed({"task": task, "sampler": dict(sampler)}), renewed(given))
     return tree["task"], as_annotated(GenerationConfig, tree["sampler"], "sampler")
+
+
+def sampler_nodes(sampler: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the rules that sampler settings name, as nodes, whatever form they were written in."""
+    nodes = {key: sampler[key] for key in ("select", "revise", "draft") if sampler.get(key) is not None}
+    if isinstance(score := sampler.get("remasking"), str) and "." in score:
+        nodes["remasking"] = score
+    return {key: {"target": node} if isinstance(node, str) else node for key, node in nodes.items()}
 
 
 def parsed(override: str) -> tuple[str, Any]:
@@ -94,15 +110,19 @@ def to_yaml(config: Config) -> str:
 # Files
 
 
-def _read(name: str, folder: Path, readers: tuple[str, ...]) -> tuple[dict[str, Any], str]:
-    """Returns the tree of a file laid over its bases, and the file's stem. folder: where relative paths start."""
+def _read(name: str, folder: Path, readers: tuple[str, ...], *, own: bool) -> tuple[dict[str, Any], str]:
+    """Returns the tree of a file laid over its bases, and the file's stem.
+
+    folder: where relative paths start. own: whether the file that names this one is this user's.
+    """
+    shipped = False
     if name.endswith(".yaml"):
         path = folder / name
         stem = path.stem
     elif name in packaged():
         path = Path(str(files("mmdiff.configs") / f"{name}.yaml"))
-        stem = name
-    elif (folder / name / RUN_FILE).is_file():
+        stem, shipped = name, True
+    elif (folder / name / RUN_FILE).exists():
         path = folder / name / RUN_FILE
         stem = (folder / name).resolve().name
     else:
@@ -112,22 +132,55 @@ def _read(name: str, folder: Path, readers: tuple[str, ...]) -> tuple[dict[str, 
     if key in readers:
         raise ConfigError(f"base: goes round in a circle: {' -> '.join([*readers, key])}")
     try:
+        regular(path, YAML_BYTES)
         tree = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")), resolve=False)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({_line(error)})") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: not YAML: {_line(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds a {type(tree).__name__}, expected a mapping")
-    tree = renewed(expand(Config, tree))
+    tree = renewed(_expanded(tree))
+    if not shipped:
+        in_run = path.name == RUN_FILE and any((path.parent / sign).exists() for sign in RUN_SIGNS)
+        own = trusted(path) if in_run else own
+        if own:
+            import_from_here(path)
+        else:
+            _check_foreign(tree, str(path))
     base = tree.pop("base", None)
     if base is None:
         return tree, stem
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: {base!r} is not a string")
-    below, _ = _read(base, path.parent, (*readers, key))
+    below, _ = _read(base, path.parent, (*readers, key), own=own)
     below.pop("name", None)  # two configurations must not write into one run
     return _merge(below, tree), stem
+
+
+def _expanded(tree: dict[str, Any]) -> dict[str, Any]:
+    """Returns the tree with a node for every dotted path that stands where one belongs, those of mixtures included."""
+    tree = expand(Config, tree)
+    stages = tree["train"].get("stages") if isinstance(tree.get("train"), dict) else None
+    for stage in stages.values() if isinstance(stages, dict) else ():
+        data = stage.get("data") if isinstance(stage, dict) else None
+        for entry in data.values() if isinstance(data, dict) and "target" not in data else ():
+            for key in ("rows", "task") if isinstance(entry, dict) else ():
+                if isinstance(entry.get(key), str):
+                    entry[key] = {"target": entry[key]}
+    return tree
+
+
+def _check_foreign(tree: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for a tree from elsewhere that names anything but declared parts, or could when resolved."""
+    for key, value in flatten(tree).items():
+        if isinstance(value, str) and "${" in value:
+            raise ConfigError(f"{where}: {key}: {value[:80]!r} is an interpolation, which no run's configuration has")
+    check_parts(tree, where)
+    if isinstance(sampler := tree.get("sampler"), Mapping):
+        check_parts(sampler_nodes(sampler), where, "sampler")
 
 
 def _set(tree: dict[str, Any], override: str) -> None:

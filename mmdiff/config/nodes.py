@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from importlib import import_module
@@ -23,7 +24,7 @@ RUN_TIME = {"model.connectors": {"width_in", "width_out"}, "model.heads": {"widt
 def build(node: Any, /, *, where: str = "", toy: bool = False, **run_time: Any) -> Any:
     """Returns the object of a node `{target: dotted.path, **arguments}`, after those of nodes among its arguments.
 
-    node: a string is short for a target without arguments.
+    node: files may write a dotted path alone where a node belongs; `load_config` makes it a node, here it is refused.
     where: the dotted key of the node, named by errors.
     toy: call `target.toy(...)` instead, with the same arguments, of every target that has it.
     run_time: arguments that no file can know (widths, say); the node must not give them too.
@@ -31,8 +32,6 @@ def build(node: Any, /, *, where: str = "", toy: bool = False, **run_time: Any) 
     Raises ConfigError, before the target is called, for a target that is not there, and for arguments that are unknown
     or missing; MissingExtra when the target's module needs a package that is not installed.
     """
-    if isinstance(node, str):
-        node = {"target": node}
     if not isinstance(node, Mapping) or "target" not in node:
         raise ConfigError(f"{at(where)}{node!r} is not a node, expected {{target: dotted.path, ...}}")
     return _build(node, where, toy, run_time)
@@ -55,11 +54,14 @@ def check_nodes(config: Config) -> None:
     check(asdict(config), "")
 
 
-def locate(target: Any, where: str = "") -> Callable[..., Any]:
-    """Returns what a dotted path names: a class, a function, or a class method. Raises as `build` does."""
+def locate(target: Any, where: str = "", *, importing: bool = True) -> Callable[..., Any]:
+    """Returns what a dotted path names: a class, a function, or a class method. Raises as `build` does.
+
+    importing: False imports no module but those of mmdiff; others are found if they are imported already.
+    """
     if not isinstance(target, str) or "." not in target or not all(part.isidentifier() for part in target.split(".")):
         raise ConfigError(f"{at(where)}{target!r} is not a dotted path")
-    module, names = _module(today(target), where)
+    module, names = _module(today(target), where, importing)
     found: Any = module
     path = module.__name__
     for name in names:
@@ -113,16 +115,25 @@ def _check_arguments(
             raise ConfigError(f'{at(where)}{target} needs "{name}"')
 
 
-def _module(target: str, where: str) -> tuple[ModuleType, list[str]]:
+def _module(target: str, where: str, importing: bool) -> tuple[ModuleType, list[str]]:
     """Returns the longest part of a dotted path that is a module, and the names after it."""
     parts = target.split(".")
     for n in range(len(parts) - 1, 0, -1):
         path = ".".join(parts[:n])
+        if not importing and parts[0] != "mmdiff":
+            if path in sys.modules:
+                return sys.modules[path], parts[n:]
+            continue
         try:
             return import_module(path), parts[n:]
         except ModuleNotFoundError as error:
             if error.name is None or not f"{path}.".startswith(f"{error.name}."):  # the module is there, and needs it
                 raise MissingExtra(f"{at(where)}{path} needs {error.name}, which is not installed") from error
+    if not importing:
+        raise ConfigError(
+            f"{at(where)}{target} is not made to be part of a model; it was not imported (a folder that you trust loads "
+            "with --trust)"
+        )
     raise ConfigError(f"{at(where)}{target}: there is no module {parts[0]!r}")
 
 

@@ -11,11 +11,13 @@ import functools
 import inspect
 from typing import Any, TypeVar
 
+from .parts import part
+
 T = TypeVar("T", bound=type)
 
 
 def saveable(cls: T) -> T:
-    """Decorates a class: `self.node` then holds the dotted path and the arguments that an instance was made with.
+    """Declares a part that can be saved: `self.node` then holds the dotted path and the arguments that an instance was made with.
 
     An argument that is saveable itself is stored as its node. `self.node` is set before `__init__` runs, which may
     change it.
@@ -34,7 +36,7 @@ def saveable(cls: T) -> T:
 
     cls.__init__ = __init__  # type: ignore[misc]
     cls.made_saveable = True  # type: ignore[attr-defined]
-    return cls
+    return part(cls)
 
 
 def is_saveable(found: object) -> bool:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mmdiff.canvas.batch import MediaBatch
 from mmdiff.canvas.sample import Item
-from mmdiff.config import build
+from mmdiff.config import build_part
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 
@@ -91,7 +91,7 @@ class AnyRes(nn.Module):
         if max_tiles < 1:
             raise ConfigError(f"max_tiles: {max_tiles} is not above 0")
         if isinstance(inner, str):
-            inner = build(inner, where="inner", width_in=width_in, width_out=width_out)
+            inner = build_part({"target": inner}, where="inner", width_in=width_in, width_out=width_out)
         self.inner = inner
         self.max_tiles = max_tiles
         self.image_newline = nn.Parameter(torch.randn(width_out) / sqrt(width_out))

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from mmdiff.canvas.batch import MediaBatch, packed, real_NT
 from mmdiff.canvas.sample import Item
-from mmdiff.config import build, locate
-from mmdiff.config.saveable import is_saveable, saveable
+from mmdiff.config import build_part
+from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 
 from .merge import check_whole
@@ -124,10 +124,8 @@ class LayerMix(nn.Module):
         if width_in % layers:
             raise ConfigError(f"layers: {layers} do not make {width_in} features, check the layers of the encoder")
         if isinstance(inner, str):
-            if not is_saveable(locate(inner, "inner")):  # it may come from a saved folder
-                raise ConfigError(f"inner: {inner} is not made to be part of a model")
             node = {**(settings or {}), "target": inner}
-            inner = build(node, where="settings", width_in=width_in // layers, width_out=width_out)
+            inner = build_part(node, where="inner", width_in=width_in // layers, width_out=width_out)
         elif settings is not None:
             raise ConfigError(f"settings: inner is made already, expected the dotted path of one: {inner!r}")
         self.mix_K = nn.Parameter(torch.zeros(layers))

@@ -1,10 +1,10 @@
 """A model as a folder: enough to load, generate and go on training, without any path it came from.
 
     config.json            every part's target and arguments, LoRA adapters, task and sampler (what `load` needs);
-                           a target is called only if it is a saveable class: a folder from elsewhere cannot name
-                           `os.system`
+                           a folder from elsewhere may name declared parts only, see mmdiff.config.parts
     backbone/              the architecture and the tokenizer, as transformers writes them
     model.safetensors      all weights, or several files and model.safetensors.index.json
+    SHA256SUMS             of all these files, signed, see mmdiff.files.sums
 
 Folders are written aside and renamed, so one that is there is whole.
 """
@@ -12,7 +12,7 @@ Folders are written aside and renamed, so one that is there is whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmdiff.config import locate
-from mmdiff.config.saveable import is_saveable
+from mmdiff.config import check_parts, sampler_nodes, trusted
 from mmdiff.errors import ConfigError, nearest
-from mmdiff.files import aside, link
+from mmdiff.files import aside, link, read_json, write_sums
 from mmdiff.protocols import Model
 
 FORMAT = 1
@@ -45,6 +44,7 @@ def save_model(
         raise ConfigError(f"{folder} is there already and not empty; nothing was overwritten")
     with aside(folder) as part:
         write_model(model, part, extra=extra, frozen=frozen)
+        write_sums(part)
 
 
 def write_model(
@@ -94,14 +94,16 @@ def weights(model: Model) -> dict[str, Tensor]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Returns the checked config.json of a saved model. Raises ConfigError that names the file and the field."""
+    """Returns the checked config.json of a saved model, every part in it as a node `{target: ..., **arguments}`.
+
+    A node that names anything but a declared part is refused, unless this user's mmdiff wrote the file: it is neither
+    imported nor called. Raises ConfigError that names the file and the field.
+    """
     file = folder / "config.json"
-    if not file.is_file():
-        raise ConfigError(f"{folder}: no saved model here (config.json is missing)")
     try:
-        config: dict[str, Any] = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{file}: not JSON ({error})") from None
+        config = read_json(file)
+    except FileNotFoundError:
+        raise ConfigError(f"{folder}: no saved model here (config.json is missing)") from None
     if not isinstance(config, dict) or config.get("mmdiff_format") != FORMAT:
         found = config.get("mmdiff_format") if isinstance(config, dict) else config
         raise ConfigError(f"{file}: mmdiff_format is {found!r}, expected {FORMAT}")
@@ -111,22 +113,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     for name in config["backbone"]:
         if name not in BACKBONE_FIELDS:
             raise ConfigError(f"{file}: backbone.{name}: no such field{nearest(name, BACKBONE_FIELDS)}")
+    for name in PARTS:
+        config[name] = {kind: _node(node, f"{file}: {name}.{kind}") for kind, node in config[name].items()}
+    if config.get("task") is not None:
+        config["task"] = _node(config["task"], f"{file}: task")
+    if not isinstance(config.get("sampler", {}), dict):
+        raise ConfigError(f"{file}: sampler is {config['sampler']!r}, expected a mapping")
+    if not trusted(file):
+        check_parts(config, str(file))
+        check_parts(sampler_nodes(config.get("sampler") or {}), f"{file}: sampler")
     return config
 
 
-def check_targets(node: Any, where: str, allowed: Callable[[Any], bool] = is_saveable) -> None:
-    """Raise ConfigError for a node that names anything but a class that is `allowed`, here or in its arguments.
-
-    A saved folder may come from anyone; what it names is looked up (its module is imported) but not called.
-    """
-    if isinstance(node, Mapping):
-        if "target" in node and not allowed(locate(node["target"], where)):
-            raise ConfigError(f"{where}: {node['target']} is not made to be part of a model; it was not called")
-        for name, inner in node.items():
-            check_targets(inner, f"{where}.{name}", allowed)
-    elif isinstance(node, list):
-        for inner in node:
-            check_targets(inner, where, allowed)
+def _node(node: Any, where: str) -> dict[str, Any]:
+    if isinstance(node, str):
+        node = {"target": node}
+    if not isinstance(node, dict) or "target" not in node:
+        raise ConfigError(f"{where}: {node!r} is not a node, expected {{target: dotted.path, ...}}")
+    return node
 
 
 def load_weights(model: Model, folder: Path) -> None:
@@ -163,11 +167,11 @@ def load_weights(model: Model, folder: Path) -> None:
 def weight_files(folder: Path) -> list[str]:
     """Returns the names of the weight files of a saved model, from its index if it has one."""
     index = folder / INDEX
-    if not index.is_file():
-        return ["model.safetensors"]
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except FileNotFoundError:
+        return ["model.safetensors"]
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{index}: not an index of weights ({error!r})") from None
     return [Path(name).name for name in names]  # of this folder, whatever the index says
 

@@ -1,7 +1,4 @@
-"""Files and folders that are whole or not there: written aside, made durable, renamed.
-
-May import: errors.
-"""
+"""Files and folders that are whole or not there: written aside, made durable, renamed."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from .errors import ConfigError
+from mmdiff.errors import ConfigError
 
 
 def write_text(file: Path, text: str) -> None:

@@ -1,0 +1,101 @@
+"""Declared parts, `@part`: what a folder that somebody else wrote may name. See docs/security.md.
+
+A saved model and the configuration in a run's folder name classes and functions by dotted path. The user's own
+configuration may name anything that can be imported; a folder whose signature is not this user's may name declared
+parts only, whatever stands in it, and nothing else is imported or called.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmdiff.errors import ConfigError
+from mmdiff.files import signed
+
+from .nodes import build, locate
+from .schema import join
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+_trusting: ContextVar[bool] = ContextVar("trusting", default=False)
+
+
+def part(found: T) -> T:
+    """Declares a class or function: a saved folder may name it, from anyone, with any arguments.
+
+    So calling it must do no more than make an object: write nothing, start nothing, import nothing that an argument
+    names. A subclass is declared on its own.
+    """
+    found.declared_part = True  # type: ignore[attr-defined]
+    return found
+
+
+def is_part(found: object) -> bool:
+    """Whether a class or function is declared itself; inheriting from a declared class is not enough."""
+    return bool(getattr(found, "__dict__", {}).get("declared_part")) and callable(found)
+
+
+@contextmanager
+def trusting(on: bool = True) -> Iterator[None]:
+    """Within it, every folder is trusted as if this user had written it (`--trust`)."""
+    token = _trusting.set(on or _trusting.get())
+    try:
+        yield
+    finally:
+        _trusting.reset(token)
+
+
+def trusted(file: Path) -> bool:
+    """Whether what a file names may be called: this user's mmdiff wrote it and it is unchanged, or `trusting` is on.
+
+    Of a trusted file below the working folder, modules of the working folder may be imported too.
+    """
+    if not (_trusting.get() or signed(file)):
+        return False
+    import_from_here(file)
+    return True
+
+
+def import_from_here(file: Path) -> None:
+    """Let modules of the working folder be imported, after all others, if a file of this user lies in or below it."""
+    here = Path.cwd()
+    if file.resolve().is_relative_to(here) and str(here) not in sys.path and os.access(here, os.X_OK):
+        sys.path.append(str(here))
+
+
+def build_part(node: Mapping[str, Any], *, where: str, **run_time: Any) -> Any:
+    """Returns the object of a node that a part builds itself, from an argument that a saved folder may hold.
+
+    It may name declared parts only, whoever wrote it. Raises ConfigError.
+    """
+    check_parts(node, where)
+    return build(node, where=where, **run_time)
+
+
+def check_parts(tree: Any, where: str, key: str = "") -> None:
+    """Raise ConfigError for a node, at any depth of a tree, that names anything but a declared part.
+
+    Nothing is called, and nothing is imported but modules of mmdiff.
+    where: the file, named by errors. key: of the tree in it.
+    """
+    if isinstance(tree, Mapping):
+        if "target" in tree:
+            found = locate(tree["target"], f"{where}: {join(key, 'target')}", importing=False)
+            if not is_part(found):
+                raise ConfigError(
+                    f"{where}: {join(key, 'target')}: {tree['target']} is not made to be part of a model; it was not "
+                    "called (a class of yours is declared by @mmdiff.part, a folder that you trust loads with --trust)"
+                )
+        for name, inner in tree.items():
+            check_parts(inner, where, join(key, name))
+    elif isinstance(tree, list | tuple):
+        for i, inner in enumerate(tree):
+            check_parts(inner, where, join(key, i))
+    elif isinstance(tree, str) and "${" in tree:  # resolved files have none, and it could become a node
+        raise ConfigError(f"{where}: {key}: {tree[:80]!r} is an interpolation, which a folder from elsewhere cannot have")

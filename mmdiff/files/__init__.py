@@ -1,0 +1,27 @@
+"""Files: written whole or not at all (`whole.py`), with checksums (`sums.py`), read within bounds (`reading.py`).
+
+May import: nothing. Must not import torch.
+"""
+
+from .reading import read_json, regular
+from .sums import SUMS, check_sums, damaged, digest, signed, write_sums
+from .whole import aside, commit, link, lock, part_of, remove, sync, write_text
+
+__all__ = [
+    "SUMS",
+    "aside",
+    "check_sums",
+    "commit",
+    "damaged",
+    "digest",
+    "link",
+    "lock",
+    "part_of",
+    "read_json",
+    "regular",
+    "remove",
+    "signed",
+    "sync",
+    "write_sums",
+    "write_text",
+]

@@ -1,0 +1,49 @@
+"""Reads small files of people one does not know: only regular files, of a bounded size and depth.
+
+A link to /dev/zero never ends, a FIFO waits for ever, and JSON that is nested deeply enough ends the interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from mmdiff.errors import ConfigError
+
+JSON_BYTES = 64 * 1024**2
+"""Most bytes of a JSON file that is read whole; the tokenizer.json of a large vocabulary has about 20 MB."""
+
+
+def regular(file: Path, at_most: int | None = None) -> int:
+    """Returns the size in bytes of a regular file, or of one that a link leads to.
+
+    Raises ConfigError for devices, pipes, sockets, folders, and files of more than `at_most` bytes; FileNotFoundError
+    where there is nothing.
+    """
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # a link that leads to itself, a name that is too long, a folder without permission
+        raise ConfigError(f"{str(file)[:200]}: cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a device or pipe"
+        raise ConfigError(f"{file}: is {kind}, expected a file")
+    if at_most is not None and found.st_size > at_most:
+        raise ConfigError(f"{file}: has {found.st_size:,} bytes, expected at most {at_most:,}")
+    return found.st_size
+
+
+def read_json(file: Path, at_most: int = JSON_BYTES) -> Any:
+    """Returns the content of a JSON file. Raises ConfigError that names the file; FileNotFoundError where it is not."""
+    regular(file, at_most)
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ConfigError(f"{file}: is nested too deeply") from None
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are of this kind
+        raise ConfigError(f"{file}: not JSON ({error})") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
