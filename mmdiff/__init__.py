@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from .commands.check import check as check
     from .config import build as build
     from .config import load_config as load_config
+    from .config import trusting as trusting
     from .config.settings import Config as Config
     from .config.settings import GenerationConfig as GenerationConfig
     from .data.collate import collate as collate
     from .errors import UserError as UserError
     from .evaluation.evaluate import evaluate as evaluate
     from .model import MMDiff as MMDiff
+    from .parts import part as part
     from .session import load as load
     from .training.train import train as train
 
@@ -39,12 +41,13 @@ _HOMES = {
     **dict.fromkeys(["Item", "Media", "Sample", "Target", "Text"], "canvas.sample"),
     "Vocab": "canvas.vocab",
     "check": "commands.check",
-    **dict.fromkeys(["build", "load_config"], "config"),
+    **dict.fromkeys(["build", "load_config", "trusting"], "config"),
     **dict.fromkeys(["Config", "GenerationConfig"], "config.settings"),
     "collate": "data.collate",
     "UserError": "errors",
     "evaluate": "evaluation.evaluate",
     "MMDiff": "model",
+    "part": "parts",
     "load": "session",
     "train": "training.train",
 }

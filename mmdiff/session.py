@@ -74,9 +74,7 @@ def canvas_of(out: Generation, row: int, model: MMDiff) -> list[tuple[str, int, 
 def load(folder: str | Path, *overrides: str, trust: bool = False) -> Session[Task]: ...
 @overload
 def load(folder: str | Path, *overrides: str, task: type[T], trust: bool = False) -> Session[T]: ...
-def load(
-    folder: str | Path, *overrides: str, task: type[Any] | None = None, trust: bool = False
-) -> Session[Any]:
+def load(folder: str | Path, *overrides: str, task: type[Any] | None = None, trust: bool = False) -> Session[Any]:
     """Load the session of a run (`runs/x`), a checkpoint in it, or a saved model folder.
 
     overrides: `sampler.steps=4` and `task.metrics=[...]`, as on the command line.
@@ -87,17 +85,17 @@ def load(
     """
     where = find_model(Path(folder))
     with trusting(trust):
-        return _load(where, overrides, task)
+        return _load(where, overrides, task, str(folder))
 
 
-def _load(where: Path, overrides: Sequence[str], task: type[Any] | None) -> Session[Any]:
+def _load(where: Path, overrides: Sequence[str], task: type[Any] | None, name: str) -> Session[Any]:
     config = read_config(where)
     if not config.get("task"):
         raise ConfigError(f"{where}: the model was saved without a task; use MMDiff.from_pretrained")
     node, sampler = task_and_sampler(config["task"], config.get("sampler") or {}, overrides)
     found = build(node, where="task")
     if task is not None and not isinstance(found, task):
-        raise ConfigError(f"{where}: its task is {dotted(type(found))}, expected {dotted(task)}")
+        raise ConfigError(f"{name}: its task is {dotted(type(found))}, expected {dotted(task)}")
     for method in METHODS:
         if not callable(getattr(found, method, None)):
             raise ConfigError(f"{where}: {dotted(type(found))} is no task, it has no method `{method}`")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
+import tempfile
 from importlib.util import find_spec
 
 import pytest
 import torch
 
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="mmdiff-tests-")  # the key of signatures is not this user's
 torch.set_num_threads(1)  # small tensors: more threads wait for each other, and for other tests
 
 

@@ -2,8 +2,7 @@
 
     ESM-2 (Lin et al., 2023): a masked language model, of 15 % masked residues. Its "token dropout" zeroes the embedding
         of the mask and scales the others by 0.88 / (share that is not masked). At diffusion's mask rates that scale
-        goes to infinity, so it is off here, and training adapts (as DSM did); `options: {token_dropout: true}` gives
-        the published function, which is the right one for scoring with ESM-2 as it was trained.
+        goes to infinity, so it is off here, as in DSM; `options: {token_dropout: true}` is for scoring as published.
     DSM (arXiv 2506.08293): ESM-2 trained on by masked diffusion without token dropout, whatever is in its config.json;
         logits capped at 30 tanh(logits / 30); the head's bias lies in `lm_head.decoder`; some files hold LoRA factors.
     DPLM (arXiv 2402.18567): masked diffusion with token dropout, which stays on.
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.parts import part
 
 from .family import Facts, Sizes, checked_mask_id, required, token_id, transformers_config
 from .published import ESM, ESM_COMMON, ESM_SIZES
@@ -258,6 +258,7 @@ def head(model: Any, h: Tensor, ids_K: Tensor | None = None) -> Tensor:
 # Tokenizer ------------------------------------------------------------------------------------------------------------
 
 
+@part
 def tokenizer() -> Any:
     """Returns transformers' `EsmTokenizer` with the 33 tokens of ESM-2.
 

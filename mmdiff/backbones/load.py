@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import ConfigError, nearest
+from mmdiff.parts import part
 
 from .backbone import Backbone, check_bidirectional
+from .bounds import bounded_by, check_files, check_layers
 from .family import FAMILIES, Facts, Family, Sizes, find_family
 from .reserve import grow, padded_rows, reserve_ranges, reserved_ids
 from .rope import rope_in_fp32 as use_rope_in_fp32
-from .weights import read_json, read_weights, tensor_names
+from .weights import read_json, read_weights, tensor_names, weight_files
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no code, no pickles
 
 
+@part
 def load_backbone(
     path: str | Path,
     *,
@@ -70,7 +74,9 @@ def backbone_from_folder(
     Whoever fills the weights in later calls `check_bidirectional` afterwards.
     """
     folder = Path(folder)
+    check_files(folder)
     raw = read_json(folder / "config.json")
+    check_layers(raw, folder / "config.json")
     name = str(raw.get("model_type"))
     own = find_family(name)
     if raw.get("quantization_config") is not None:
@@ -81,7 +87,8 @@ def backbone_from_folder(
     reserve = raw.get("reserve") if reserve is None else reserve
     grows = weights and own.GROWS and len(tokenizer) + reserved_ids(reserve) > config.vocab_size
     first = None if grows else reserve
-    backbone = _build(name, config, facts, tokenizer, dtype, attention, rope_in_fp32, first, initialise=False)
+    with bounded_by(weight_files(folder), folder) if weights else nullcontext():
+        backbone = _build(name, config, facts, tokenizer, dtype, attention, rope_in_fp32, first, initialise=False)
     if weights:
         read_weights(
             backbone.model, folder, own.published_names(config), own.is_elsewhere, lora_alpha=raw.get("lora_alpha")
@@ -92,6 +99,7 @@ def backbone_from_folder(
     return backbone
 
 
+@part
 def new_backbone(
     *,
     tokenizer: Any,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from mmdiff.errors import ConfigError, nearest
+from mmdiff.files import read_json as read_any
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "F16", "BF16")
+NAMES = {torch.int64: ("I64",), torch.int32: ("I32",), torch.uint8: ("U8",), torch.bool: ("BOOL",)}
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -31,7 +33,8 @@ def read_weights(
     is_elsewhere: names that belong to another part of a model and are left alone.
     lora_alpha: of the LoRA factors that a folder may hold beside a weight (`x.base_layer.weight`,
         `x.lora_A.default.weight`, `x.lora_B.default.weight`, as peft names them); W + alpha / r B A is what is read.
-    Raises ConfigError, before anything is read, for missing, unexpected, misshapen or non-float tensors.
+    Raises ConfigError, before anything is read, for missing, unexpected, misshapen or non-float tensors; then for
+    numbers that are not finite.
     """
     from safetensors import safe_open
 
@@ -59,12 +62,7 @@ def read_weights(
                         hint = nearest(name, [*published, *wanted])
                         raise ConfigError(f"{path}: unexpected tensor {name!r}{hint}")
                     continue
-                header = file.get_slice(name)
-                if tuple(header.get_shape()) != tuple(wanted[ours].shape):
-                    found_here = f"{tuple(header.get_shape())}, config.json wants {tuple(wanted[ours].shape)}"
-                    raise ConfigError(f"{path}: tensor {name!r} has shape {found_here}")
-                if header.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                    raise ConfigError(f"{path}: tensor {name!r} holds {header.get_dtype()}, expected plain floats")
+                check_header(file.get_slice(name), wanted[ours], f"{path}: {name}")
                 if ours in found and ours in required:
                     raise ConfigError(
                         f"{path}: {name!r} and {found[ours][1]!r} are both {ours!r}, expected one of them"
@@ -88,7 +86,9 @@ def read_weights(
         with safe_open(path, "pt") as file, torch.no_grad():
             for ours, (home, name) in found.items():
                 if home == path:
-                    wanted[ours].copy_(file.get_tensor(name))
+                    value = file.get_tensor(name)
+                    check_finite(value, f"{path}: {name}")
+                    wanted[ours].copy_(value)
     for ours, pair in factors.items():
         a_RI, b_OR = (_tensor(*pair[which]).float() for which in "AB")
         with torch.no_grad():  # the sum in fp32, rounded once
@@ -141,14 +141,33 @@ def weight_files(folder: Path) -> list[Path]:
     raise ConfigError(f"{folder}: holds neither {SINGLE} nor {INDEX}")
 
 
+def check_header(header: Any, expected: Tensor, where: str) -> None:
+    """Raise ConfigError for a tensor of a safetensors file of another shape or kind of number than a model's.
+
+    Floats of any width may stand for each other, other kinds for themselves only: a cast would change them silently.
+    """
+    shape, dtype = tuple(header.get_shape()), header.get_dtype()
+    if shape != tuple(expected.shape):
+        raise ConfigError(f"{where} has shape {shape}, expected {tuple(expected.shape)}")
+    if dtype not in (FLOATS if expected.is_floating_point() else NAMES.get(expected.dtype, ())):
+        kind = "plain floats" if expected.is_floating_point() else str(expected.dtype).removeprefix("torch.")
+        raise ConfigError(f"{where} holds {dtype}, expected {kind}")
+
+
+def check_finite(value: Tensor, where: str, *, infinite: bool = False) -> None:
+    """Raise ConfigError for a tensor with NaN, or infinity unless that is allowed (a mask may hold it)."""
+    if value.numel() and value.is_floating_point():
+        least, most = torch.aminmax(value)  # NaN goes through both; no copy is made
+        if bool(least.isnan()) or not (infinite or (bool(least.isfinite()) and bool(most.isfinite()))):
+            raise ConfigError(f"{where} holds numbers that are not finite")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ConfigError that names the file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_any(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected an object, found {type(content).__name__}")
     return content

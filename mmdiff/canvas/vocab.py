@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmdiff.errors import ConfigError, nearest
+from mmdiff.parts import part
 
 KNOWN = 1 << 16  # encoded texts kept; a tokenizer call costs 70 microseconds, and questions come again every epoch
 
@@ -75,6 +76,7 @@ class Vocab:
         return self.ranges[name]
 
 
+@part
 def word_tokenizer(words: Sequence[str]) -> Any:
     """Returns a transformers tokenizer of whole lower-case words, for the small tasks that come with the package.
 

@@ -32,6 +32,7 @@ from cyclopts import App, CycloptsError, Parameter, UnknownOptionError, UnusedCl
 from cyclopts.validators import Number
 
 from mmdiff import __version__
+from mmdiff.config import trusting
 from mmdiff.errors import UserError, nearest
 
 Output = tuple[Mapping[str, Any], str]
@@ -69,9 +70,10 @@ def parse(argv: Sequence[str], core: Mapping[str, Verb]) -> tuple[Callable[[], O
     if name not in verbs:
         raise UserError(f'no verb "{name}"{nearest(name, {*verbs, *tasks})}')
     given = words[: words.index("--")] if "--" in words else words
-    as_json = "--json" in given
-    if as_json:
-        words.remove("--json")
+    as_json, trust = "--json" in given, "--trust" in given
+    for flag in ("--json", "--trust"):
+        if flag in given:
+            words.remove(flag)
     app = _app(f"{prog} {name}", verbs[name])
     if {"--help", "-h"} & set(given):
         app.help_print([])
@@ -81,19 +83,25 @@ def parse(argv: Sequence[str], core: Mapping[str, Verb]) -> tuple[Callable[[], O
     except (UnknownOptionError, UnusedCliTokensError) as error:
         unknown = error.token.value if isinstance(error, UnknownOptionError) else (error.unused_tokens or [""])[0]
         names = [name for argument in app.assemble_argument_collection() for name in argument.names]
-        options = ["--json", *(name for name in names if name.startswith("-"))]
+        options = ["--json", "--trust", *(name for name in names if name.startswith("-"))]
         near = nearest(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
         raise UserError(f"unknown argument {unknown!r}{near}") from None
     except CycloptsError as error:
         raise UserError(" ".join(str(error).split())) from None
-    return lambda: command(*bound.args, **bound.kwargs), as_json
+
+    def call() -> Output:
+        with trusting(trust):
+            return command(*bound.args, **bound.kwargs)  # type: ignore[no-any-return]
+
+    return call, as_json
 
 
 def _app(prog: str, verb: Verb) -> App:
     app = App(
         name=prog,
         help_format="plaintext",
-        help_epilogue="--json prints the result as one JSON object on the last line.",
+        help_epilogue="--json prints the result as one JSON object on the last line.\n--trust lets a folder that "
+        "somebody else wrote name any code that can be imported (docs/security.md).",
         help_flags=(),
         version_flags=(),
         default_parameter=Parameter(negative=()),

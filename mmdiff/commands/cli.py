@@ -18,7 +18,7 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
-from mmdiff.errors import ConfigError, UserError
+from mmdiff.errors import ConfigError, UserError, nearest
 
 from .arguments import Output, Verb, parse, row_of
 from .terminal import loading_logged, log, silence_other_packages
@@ -159,8 +159,11 @@ def demo(name: str, /, *words: str, fresh: bool = False) -> Output:
         words: settings as dotted.key=value, the value in YAML.
         fresh: start again instead of resuming.
     """
-    from mmdiff.config import load_config, locate
+    from mmdiff.config import load_config, locate, packaged
 
+    if f"{name}-demo" not in packaged():
+        demos = [found.removesuffix("-demo") for found in packaged() if found.endswith("-demo")]
+        raise UserError(f'no demonstration "{name}"{nearest(name, demos)}')
     resolved = load_config(f"{name}-demo", words)
     if resolved.demo is None:
         raise ConfigError(f"demo: {name}-demo does not say what to run, expected a dotted path")

@@ -1,14 +1,15 @@
 """Configurations: files to dataclasses (`load.py`), their nodes to objects (`nodes.py`), what saved
-folders may name (`parts.py`), classes that can be saved (`saveable.py`).
+folders may name (`gate.py`), classes that can be saved (`saveable.py`).
 
 May import: nothing. Must not import torch: `mmdiff config` does not wait for it.
 """
 
+from .gate import build_part, check_parts, trusted, trusting
 from .load import load_config, packaged, parsed, sampler_nodes, task_and_sampler, to_yaml
-from .nodes import build, check_nodes, flatten, locate
-from .parts import build_part, check_parts, part, trusted, trusting
+from .nodes import as_node, build, check_nodes, flatten, locate
 
 __all__ = [
+    "as_node",
     "build",
     "build_part",
     "check_nodes",
@@ -18,7 +19,6 @@ __all__ = [
     "locate",
     "packaged",
     "parsed",
-    "part",
     "sampler_nodes",
     "to_yaml",
     "task_and_sampler",

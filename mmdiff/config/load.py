@@ -20,9 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.files import SUMS, regular
 
+from .gate import check_parts, import_from_here, trusted
 from .moved import renewed
-from .nodes import flatten
-from .parts import check_parts, import_from_here, trusted
+from .nodes import as_node, flatten
 from .schema import as_annotated, expand, join
 from .settings import Config, GenerationConfig
 
@@ -72,6 +72,8 @@ def task_and_sampler(task: Any, sampler: Mapping[str, Any], overrides: Sequence[
         if key not in ("task", "sampler"):
             near = nearest(key, ("task", "sampler"))
             raise ConfigError(f"{key}: a saved model takes settings of `task` and `sampler`{near}")
+    if "task" in given:
+        given["task"] = as_node(given["task"])
     tree = _merge(renewed({"task": task, "sampler": dict(sampler)}), renewed(given))
     return tree["task"], as_annotated(GenerationConfig, tree["sampler"], "sampler")
 
@@ -81,7 +83,7 @@ def sampler_nodes(sampler: Mapping[str, Any]) -> dict[str, Any]:
     nodes = {key: sampler[key] for key in ("select", "revise", "draft") if sampler.get(key) is not None}
     if isinstance(score := sampler.get("remasking"), str) and "." in score:
         nodes["remasking"] = score
-    return {key: {"target": node} if isinstance(node, str) else node for key, node in nodes.items()}
+    return {key: as_node(node) for key, node in nodes.items()}
 
 
 def parsed(override: str) -> tuple[str, Any]:
@@ -168,8 +170,8 @@ def _expanded(tree: dict[str, Any]) -> dict[str, Any]:
         data = stage.get("data") if isinstance(stage, dict) else None
         for entry in data.values() if isinstance(data, dict) and "target" not in data else ():
             for key in ("rows", "task") if isinstance(entry, dict) else ():
-                if isinstance(entry.get(key), str):
-                    entry[key] = {"target": entry[key]}
+                if key in entry:
+                    entry[key] = as_node(entry[key])
     return tree
 
 

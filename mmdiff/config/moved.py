@@ -13,6 +13,7 @@ MOVED = {  # below `mmdiff.`; modules, and classes of a module that was split
     "encoders.action": "tasks.vla.codecs.bins",
     "encoders.fast": "tasks.vla.codecs.fast",
     "encoders.statistics": "tasks.vla.codecs.normalise",
+    "heads": "objectives.heads",
     "samplers.drafts": "samplers.deliberation",
     "samplers.drafts.LowConfidence": "samplers.deliberation.MaskLeastConfident",
     "samplers.drafts.Random": "samplers.deliberation.MaskRandom",

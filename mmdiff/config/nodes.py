@@ -21,6 +21,9 @@ RUN_TIME = {"model.connectors": {"width_in", "width_out"}, "model.heads": {"widt
 """Arguments that no file gives, for the model knows them when it builds those nodes."""
 
 
+NOT_A_PART = "is not made to be part of a model; it was not called (a folder that you trust loads with --trust)"
+
+
 def build(node: Any, /, *, where: str = "", toy: bool = False, **run_time: Any) -> Any:
     """Returns the object of a node `{target: dotted.path, **arguments}`, after those of nodes among its arguments.
 
@@ -35,6 +38,11 @@ def build(node: Any, /, *, where: str = "", toy: bool = False, **run_time: Any) 
     if not isinstance(node, Mapping) or "target" not in node:
         raise ConfigError(f"{at(where)}{node!r} is not a node, expected {{target: dotted.path, ...}}")
     return _build(node, where, toy, run_time)
+
+
+def as_node(value: Any) -> Any:
+    """Returns a dotted path as a node without arguments, and all else as it is."""
+    return {"target": value} if isinstance(value, str) else value
 
 
 def check_nodes(config: Config) -> None:
@@ -130,10 +138,7 @@ def _module(target: str, where: str, importing: bool) -> tuple[ModuleType, list[
             if error.name is None or not f"{path}.".startswith(f"{error.name}."):  # the module is there, and needs it
                 raise MissingExtra(f"{at(where)}{path} needs {error.name}, which is not installed") from error
     if not importing:
-        raise ConfigError(
-            f"{at(where)}{target} is not made to be part of a model; it was not imported (a folder that you trust loads "
-            "with --trust)"
-        )
+        raise ConfigError(f"{at(where)}{target} {NOT_A_PART}")
     raise ConfigError(f"{at(where)}{target}: there is no module {parts[0]!r}")
 
 

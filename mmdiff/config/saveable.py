@@ -11,13 +11,13 @@ import functools
 import inspect
 from typing import Any, TypeVar
 
-from .parts import part
+from mmdiff.parts import part
 
 T = TypeVar("T", bound=type)
 
 
 def saveable(cls: T) -> T:
-    """Declares a part that can be saved: `self.node` then holds the dotted path and the arguments that an instance was made with.
+    """Declares a part that can be saved: `self.node` holds the dotted path and the arguments an instance was made with.
 
     An argument that is saveable itself is stored as its node. `self.node` is set before `__init__` runs, which may
     change it.

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmdiff.errors import ConfigError
+from mmdiff.parts import part
 
 from .schedule import Array, Linear, Schedule
 
@@ -43,6 +44,7 @@ class Levels(Protocol):
         ...
 
 
+@part
 @dataclass(frozen=True)
 class Bernoulli:
     """Masks each position with probability mask_rate(t), t = (1 - eps) u + eps, at weight(t) (LLaDA GUIDELINES.md).
@@ -64,6 +66,7 @@ class Bernoulli:
         return Masked((position_BL < rate_B[:, None]) & target_BL, self.schedule.weight(t_B), rate_B)
 
 
+@part
 @dataclass(frozen=True)
 class ExactCount:
     """Masks k positions of n, k uniform in 1..n, at weight n / k.

@@ -7,6 +7,7 @@ T features per crop, E encoder width, M slots of one kind in the batch, P masked
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 
 from mmdiff.backbones import Backbone
 from mmdiff.backbones.backbone import check_bidirectional
+from mmdiff.backbones.bounds import bounded_by
 from mmdiff.backbones.load import backbone_from_folder
 from mmdiff.canvas.batch import Batch, MediaBatch, real_NT, to_device
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config import build
+from mmdiff.config import build, trusting
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.errors import ConfigError
+from mmdiff.files import check_sums
 from mmdiff.protocols import Denoise
 from mmdiff.samplers.deliberation import rewrite
 from mmdiff.samplers.loop import sample
@@ -29,10 +32,10 @@ from mmdiff.samplers.result import Generation
 
 from .evaluating import evaluating
 from .media_reader import MediaReader
-from .params import add_adapters
+from .params import add_adapters, read_adapters
 from .prefix import Prefix, hidden_copies
 from .prompt import prompt_canvas
-from .saving import PARTS, check_targets, load_weights, read_config, save_model
+from .saving import PARTS, load_weights, read_config, save_model, weight_files
 from .scorer import Scores, score
 
 T = TypeVar("T")
@@ -250,24 +253,41 @@ class MMDiff(nn.Module):
         save_model(self, Path(folder))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: str | None = None) -> MMDiff:
-        """Returns the model of a saved folder. dtype: of the backbone ("float32", "bfloat16"); None: as it was saved.
+    def from_pretrained(
+        cls, folder: str | Path, *, dtype: str | None = None, weights: bool = True, trust: bool = False
+    ) -> MMDiff:
+        """Returns the model of a saved folder.
 
-        Raises ConfigError for missing, unexpected or misshapen weights, by name.
+        dtype: of the backbone ("float32", "bfloat16"); None: as it was saved.
+        weights: False leaves the numbers as they are made; whoever fills them in calls `check_bidirectional` then.
+        trust: call whatever the folder names. Without it, a folder that this user did not write may name declared
+            parts only (docs/security.md).
+        Raises ConfigError for a file that is not as its checksum has it, for a folder that asks for more memory than
+        its weights need, and for missing, unexpected or misshapen weights, by name.
         """
         folder = Path(folder)
-        config = read_config(folder)
-        for name in PARTS:
-            check_targets(config[name], f"{folder}: {name}")
-        made = config["backbone"] | ({"dtype": dtype} if dtype else {})
-        backbone = backbone_from_folder(folder / "backbone", weights=False, **made)
-        parts: dict[str, dict[str, nn.Module]] = {
-            name: {kind: build(node, where=f"{folder}: {name}.{kind}") for kind, node in config[name].items()}
-            for name in PARTS
-        }
-        model = cls(backbone, **parts, prefix_causal=config.get("prefix_causal") is True)  # type: ignore[arg-type]
-        for adapter in config["adapters"]:
-            add_adapters(model, adapter)
-        load_weights(model, folder)
-        check_bidirectional(backbone)
+        with trusting(trust):
+            config = read_config(folder)
+            if weights:
+                check_sums(folder)
+            made = config["backbone"] | ({"dtype": dtype} if dtype else {})
+            with bounded_by(weight_files(folder), folder) if weights else nullcontext():
+                backbone = backbone_from_folder(folder / "backbone", weights=False, **made)
+                parts = {
+                    name: {kind: _part(node, f"{folder}: {name}.{kind}") for kind, node in config[name].items()}
+                    for name in PARTS
+                }
+                model = cls(backbone, **parts, prefix_causal=config.get("prefix_causal") is True)  # type: ignore[arg-type]
+                for adapter in read_adapters(config["adapters"], f"{folder}: adapters"):
+                    add_adapters(model, adapter)
+        if weights:
+            load_weights(model, folder)
+            check_bidirectional(backbone)
         return model.eval()
+
+
+def _part(node: dict[str, Any], where: str) -> nn.Module:
+    made = build(node, where=where)
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"{where}: {node['target']} is no part of a model")
+    return made

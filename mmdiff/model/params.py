@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
+import regex
 from torch import nn
 
 from mmdiff.errors import ConfigError, nearest
@@ -60,6 +61,21 @@ def read_rules(nodes: Sequence[Any], where: str = "params") -> list[Rule]:
     return rules
 
 
+def read_adapters(nodes: Sequence[Any], where: str) -> list[dict[str, Any]]:
+    """Returns the adapters of a saved model. Raises ConfigError for unknown keys and wrong types."""
+    for i, node in enumerate(nodes):
+        at = f"{where}[{i}]"
+        if not isinstance(node, dict) or not isinstance(node.get("part"), str):
+            names = ", ".join(f.name for f in fields(Lora))
+            raise ConfigError(f"{at}: {node!r} is no adapter, expected {{part, {names}}}")
+        values = {key: value for key, value in node.items() if key != "part"}
+        missing = {f.name for f in fields(Lora)} - values.keys()
+        if missing:
+            raise ConfigError(f"{at}: `{min(missing)}` is missing")
+        _checked(values, Lora, at)
+    return list(nodes)
+
+
 NUMBER = {"lr", "weight_decay", "alpha", "dropout"}
 
 
@@ -74,6 +90,8 @@ def _checked(node: Any, kind: type, at: str) -> dict[str, Any]:
             raise ConfigError(f"{at}.{key}: {value!r} is not a number")
         if key == "train" and not isinstance(value, bool):
             raise ConfigError(f"{at}.train: {value!r} is not true or false")
+        if key in ("modules", "match") and not isinstance(value, str):
+            raise ConfigError(f"{at}.{key}: {value!r} is not a string")
         if key == "r" and (not isinstance(value, int) or value < 1):
             raise ConfigError(f"{at}.r: {value!r} is not a whole number above 0")
     return node
@@ -143,15 +161,19 @@ def add_adapters(model: Model, config: dict[str, Any]) -> None:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    part, modules = config["part"], re.compile(rf"(.*\.)?({config['modules']})")
+    part = config["part"]
+    try:
+        modules = regex.compile(rf"(.*\.)?({config['modules']})")
+    except regex.error as error:
+        raise ConfigError(f"params: lora.modules {config['modules']!r} is no regular expression: {error}") from None
     if any(old["part"] == part for old in model.adapters):
         raise ConfigError(f"params: {part} has adapters of another shape already: {model.adapters}")
     rule = Rule(part)
-    targets = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and rule.covers(f"{name}.weight") and modules.fullmatch(name)
-    ]
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and rule.covers(f"{n}.weight")]
+    try:  # nested repetition can take for ever, and a saved folder may be anyone's
+        targets = [name for name in linear if modules.fullmatch(name, timeout=0.2)]
+    except TimeoutError:
+        raise ConfigError(f"params: lora.modules {config['modules']!r} takes too long to match a name") from None
     if not targets:
         raise ConfigError(f"params: lora.modules {config['modules']!r} matches no linear layer of {part}")
     lora = LoraConfig(

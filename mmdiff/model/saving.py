@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmdiff.config import check_parts, sampler_nodes, trusted
+from mmdiff.backbones.weights import check_finite, check_header
+from mmdiff.config import as_node, check_parts, sampler_nodes, trusted
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.files import aside, link, read_json, write_sums
 from mmdiff.protocols import Model
@@ -126,54 +127,53 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _node(node: Any, where: str) -> dict[str, Any]:
-    if isinstance(node, str):
-        node = {"target": node}
+    node = as_node(node)
     if not isinstance(node, dict) or "target" not in node:
         raise ConfigError(f"{where}: {node!r} is not a node, expected {{target: dotted.path, ...}}")
-    return node
+    return dict(node)
 
 
 def load_weights(model: Model, folder: Path) -> None:
     """Copy every tensor of the folder into `model`, in place, one tensor at a time.
 
-    Raises ConfigError for files that cannot be read, and for missing, unexpected and misshapen tensors.
+    Raises ConfigError for files that cannot be read, for tensors that are missing, unexpected, misshapen, of another
+    kind of number, and for numbers that are not finite; what was copied before stays.
     """
-    names = weight_files(folder)
     state = model.state_dict()
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     missing = set(state)
     unexpected: list[str] = []
     with torch.no_grad():
-        for name in names:
+        for path in weight_files(folder):
             try:
-                with safe_open(folder / name, "pt") as file:
+                with safe_open(path, "pt") as file:
                     for key in file.keys():
                         if key not in state:
                             unexpected.append(key)
                             continue
+                        check_header(file.get_slice(key), state[key], f"{path}: {key}")
                         value = file.get_tensor(key)
-                        if value.shape != state[key].shape:
-                            shapes = f"shape {tuple(value.shape)}, expected {tuple(state[key].shape)}"
-                            raise ConfigError(f"{folder / name}: {key} has {shapes}")
+                        check_finite(value, f"{path}: {key}", infinite=key not in parameters)
                         state[key].copy_(value)
                         missing.discard(key)
             except (SafetensorError, FileNotFoundError) as error:
-                raise ConfigError(f"{folder / name}: not a readable safetensors file ({error})") from None
+                raise ConfigError(f"{path}: not a readable safetensors file ({error})") from None
     copied = {state[key].data_ptr() for key in state if key not in missing}
     missing = {key for key in missing if state[key].data_ptr() not in copied}  # tied weights are saved once
     if missing or unexpected:
         raise ConfigError(f"{folder}: weights do not fit: missing {_some(missing)}, unexpected {_some(unexpected)}")
 
 
-def weight_files(folder: Path) -> list[str]:
-    """Returns the names of the weight files of a saved model, from its index if it has one."""
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the weight files of a saved model, from its index if it has one."""
     index = folder / INDEX
     try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
+        names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
     except FileNotFoundError:
-        return ["model.safetensors"]
+        return [folder / "model.safetensors"]
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{index}: not an index of weights ({error!r})") from None
-    return [Path(name).name for name in names]  # of this folder, whatever the index says
+    return [folder / Path(name).name for name in names]  # of this folder, whatever the index says
 
 
 def _some(names: Any) -> str:

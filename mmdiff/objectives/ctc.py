@@ -20,6 +20,7 @@ from mmdiff.canvas.batch import Batch, MediaBatch, packed
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
+from mmdiff.parts import part
 from mmdiff.protocols import Model
 
 from .terms import Term
@@ -35,11 +36,12 @@ class Labels:
     counts: dict[str, float]
 
 
+@part
 @dataclass(frozen=True)
 class CTC:
     """The CTC loss of a sample's labels, in nats per label.
 
-    kind: the media whose encoder and head are trained; the head maps E to the vocabulary (`mmdiff.heads.WordHead`).
+    kind: the media whose encoder and head are trained; the head maps E to the vocabulary (`WordHead`).
 
     The labels are a sample's target ids without end ids; the mask id, which no label has, is the blank. A sample has
     one item of `kind`, else DataError is raised. A label sequence that does not fit into its features adds no loss; the

@@ -22,6 +22,7 @@ from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mask_rates import Bools, ExactCount, Levels, Masked
 from mmdiff.errors import ConfigError, nearest
+from mmdiff.parts import part
 from mmdiff.protocols import Model
 
 from .terms import Term
@@ -86,6 +87,7 @@ DENOMINATORS: dict[str, Denominator] = {
 }
 
 
+@part
 @dataclass(frozen=True)
 class Denoise:
     """The weighted cross-entropy of masked positions.

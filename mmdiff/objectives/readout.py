@@ -17,6 +17,7 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import DataError
+from mmdiff.parts import part
 from mmdiff.protocols import Model
 
 from .terms import Term
@@ -31,11 +32,12 @@ class Words:
     counts: dict[str, float]
 
 
+@part
 @dataclass(frozen=True)
 class Readout:
     """The cross-entropy of words, in nats per word.
 
-    kind: the media whose encoder and head are trained; the head maps E to words * V (`mmdiff.heads.WordHead`).
+    kind: the media whose encoder and head are trained; the head maps E to words * V (`WordHead`).
     words: per feature. A sample has one crop of `kind` and T * words target ids, feature by feature, else DataError is
         raised.
     """

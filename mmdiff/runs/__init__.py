@@ -1,4 +1,4 @@
 """What a run leaves on disk: its folder, its checkpoints, and files of records that an interrupted command resumes.
 
-May import: config, model.
+May import: backbones, config, model.
 """

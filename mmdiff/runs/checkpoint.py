@@ -11,19 +11,20 @@ Weights that the stage does not train are written once a stage and linked into e
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mmdiff.backbones.weights import check_finite, check_header
 from mmdiff.errors import ConfigError
-from mmdiff.files import aside, part_of, remove
+from mmdiff.files import aside, damaged, digest, part_of, read_json, remove, write_sums, write_text
 from mmdiff.model import MMDiff
 from mmdiff.model.saving import weights, write_model
 
@@ -48,6 +49,23 @@ def save_frozen(model: MMDiff, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with aside(file) as part:
         save_file({n: t for n, t in weights(model).items() if n in frozen}, part, metadata={"format": "pt"})
+    write_text(_digest_of(file), digest(file))
+
+
+def frozen_is_whole(file: Path) -> bool:
+    """Whether the file of frozen weights is there, as it was written."""
+    beside = _digest_of(file)
+    return file.is_file() and beside.is_file() and beside.read_text() == digest(file)
+
+
+def remove_frozen(folder: Path) -> None:
+    """Remove the frozen weights that checkpoints were linked to; the checkpoints keep theirs."""
+    for file in [*folder.glob("frozen-*.safetensors"), *folder.glob("frozen-*.sha256")]:
+        file.unlink(missing_ok=True)
+
+
+def _digest_of(file: Path) -> Path:
+    return file.with_suffix(".sha256")
 
 
 def save_checkpoint(
@@ -68,6 +86,7 @@ def save_checkpoint(
         write_model(model, part, extra=extra, frozen=frozen)
         save_file(moments(optimizer) if optimizer is not None else {}, part / "optimizer.safetensors")
         (part / "trainer.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
+        write_sums(part, known={"frozen.safetensors": _digest_of(frozen).read_text()})
     prune(folder, keep)
 
 
@@ -82,11 +101,34 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if (p / "trainer.json").is_file())
 
 
+def last_whole(folder: Path, log: Callable[[str], None]) -> Path | None:
+    """Returns the newest checkpoint whose files are as they were written, None where there is no checkpoint.
+
+    Damaged ones that are newer are moved aside, and named by `log`. Raises ConfigError where all are damaged.
+    """
+    wrong: dict[Path, str] = {}
+    for newest in reversed(checkpoints_in(folder)):
+        if (found := damaged(newest)) is None:
+            break
+        wrong[newest] = found
+    else:
+        if wrong:
+            first = next(iter(wrong.values()))
+            raise ConfigError(f"{first}; no checkpoint before it is whole either: start again with --fresh")
+        return None
+    for checkpoint, found in wrong.items():
+        hidden = checkpoint.with_name(f"damaged-{checkpoint.name}")
+        remove(hidden)
+        checkpoint.rename(hidden)
+        log(f"{found}; moved to {hidden.name}, resuming from {newest.name}")
+    return newest
+
+
 def read_progress(folder: Path) -> Progress:
     """The progress that a checkpoint has. Raises ConfigError."""
     try:
-        return Progress(**json.loads((folder / "trainer.json").read_text()))
-    except (OSError, TypeError, json.JSONDecodeError) as error:
+        return Progress(**read_json(folder / "trainer.json"))
+    except (OSError, TypeError) as error:
         raise ConfigError(f"{folder / 'trainer.json'}: not a checkpoint of this version ({error})") from None
 
 
@@ -101,18 +143,35 @@ def moments(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_moments(optimizer: Optimizer, file: Path) -> None:
-    """Put saved moments in place. Raises ConfigError when they are of other parameters."""
-    with safe_open(file, "pt") as saved:
-        keys = set(saved.keys())
-        for group in optimizer.param_groups:
-            for name, parameter in zip(group["names"], group["params"], strict=True):
-                state = {}
-                for key in ("step", "exp_avg", "exp_avg_sq"):
-                    if f"{key}:{name}" in keys:
-                        value = saved.get_tensor(f"{key}:{name}")
-                        state[key] = value if key == "step" else value.to(parameter.device)
-                        keys.discard(f"{key}:{name}")
-                if state:
-                    optimizer.state[parameter] = state
-    if keys:
-        raise ConfigError(f"{file}: moments of {sorted(keys)[0].partition(':')[2]}, which this stage does not train")
+    """Put saved moments in place.
+
+    Raises ConfigError for a file that cannot be read, and for moments of other parameters, of another shape or kind of
+    number, of a part of a parameter's only, or not finite: AdamW's fused kernel would read beyond them.
+    """
+    wanted: dict[str, tuple[Tensor, str, Tensor]] = {}  # key in the file -> parameter, key in the state, its like
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            likes = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+            wanted |= {f"{key}:{name}": (parameter, key, like) for key, like in likes.items()}
+    states: dict[Tensor, dict[str, Tensor]] = {}
+    try:
+        with safe_open(file, "pt") as saved:
+            for stored in saved.keys():
+                if stored not in wanted:
+                    _, _, name = stored.partition(":")
+                    raise ConfigError(f"{file}: moments of {name or stored}, which this stage does not train")
+                parameter, key, like = wanted[stored]
+                check_header(saved.get_slice(stored), like, f"{file}: {stored}")
+                value = saved.get_tensor(stored)
+                check_finite(value, f"{file}: {stored}")
+                if value.dtype != like.dtype:
+                    raise ConfigError(f"{file}: {stored} holds {value.dtype}, expected {like.dtype}")
+                if key != "exp_avg" and bool((value < 0).any()):
+                    raise ConfigError(f"{file}: {stored} is negative")
+                states.setdefault(parameter, {})[key] = value if key == "step" else value.to(parameter.device)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ConfigError(f"{file}: not a readable safetensors file ({error})") from None
+    for stored, (parameter, key, _) in wanted.items():
+        if parameter in states and key not in states[parameter]:  # one that never had a gradient has none of the three
+            raise ConfigError(f"{file}: {stored} is missing")
+    optimizer.state.update(states)

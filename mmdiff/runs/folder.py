@@ -1,6 +1,7 @@
 """A run's folder: `runs/<name>/` with its configuration, metrics, checkpoints, the finished model, the report.
 
 config.yaml      resolved, as it was when the run began
+SHA256SUMS       its checksum, signed: what this user's training wrote is trusted, see docs/security.md
 metrics.jsonl    one JSON object a line, by step
 tensorboard/     the same figures
 checkpoints/     see mmdiff.runs.checkpoint
@@ -17,10 +18,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from mmdiff.config import flatten, load_config, to_yaml
+from mmdiff.config import flatten, load_config, to_yaml, trusting
 from mmdiff.config.settings import Config
 from mmdiff.errors import ConfigError
-from mmdiff.files import lock, remove, write_text
+from mmdiff.files import lock, read_json, remove, write_sums, write_text
 
 RUNS = Path("runs")
 
@@ -42,7 +43,7 @@ class Run:
         file = self.folder / "metrics.json"
         if not (self.model / "config.json").is_file() or not file.is_file():
             return None
-        result: dict[str, Any] = json.loads(file.read_text())
+        result: dict[str, Any] = read_json(file)
         return result
 
     def lock(self) -> None:
@@ -96,7 +97,8 @@ def open_run(config: Config, *, fresh: bool = False) -> Run:
         folder.rename(folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
     begun = any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "model"))
     if (folder / "config.yaml").is_file() and begun:
-        old, new = flatten(asdict(load_config(str(folder)))), flatten(asdict(config))
+        with trusting():  # it is compared, and nothing of it is called
+            old, new = flatten(asdict(load_config(str(folder)))), flatten(asdict(config))
         changed = [k for k in [*old, *(k for k in new if k not in old)] if old.get(k) != new.get(k)]
         if changed:
             key = changed[0]
@@ -109,6 +111,7 @@ def open_run(config: Config, *, fresh: bool = False) -> Run:
     else:  # new, or what was refused before its first step
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", to_yaml(replace(config)))
+    write_sums(folder, ["config.yaml"])  # this user asks for just this configuration
     return Run(folder)
 
 

@@ -21,6 +21,7 @@ from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, nearest
+from mmdiff.parts import part
 from mmdiff.protocols import Denoise
 
 from .loop import sample
@@ -53,6 +54,7 @@ class DraftRule(Protocol):
         ...
 
 
+@part
 @dataclass(frozen=True)
 class MaskRandom:
     """Masks floor(ratio * n) of a row's n draft positions, at random."""
@@ -72,6 +74,7 @@ class MaskRandom:
         yield lowest(score_BL.to(draft.position_BL.device), draft.position_BL, self.ratio)
 
 
+@part
 @dataclass(frozen=True)
 class MaskLeastConfident:
     """Masks the floor(ratio * n) of a row's n draft positions whose tokens the model, without them, finds least likely.
@@ -94,6 +97,7 @@ class MaskLeastConfident:
         yield lowest(draft.confidence_BL, draft.position_BL, self.ratio)
 
 
+@part
 @dataclass(frozen=True)
 class MaskChunks:
     """Masks round(1 / ratio) chunks of the draft from left to right, each whole while all others are visible.

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mmdiff.canvas.batch import Batch, to_device
-from mmdiff.config import build
+from mmdiff.config import as_node, build
 from mmdiff.config.settings import Config, StageConfig
 from mmdiff.data.stream import Batches, Component, Stream, samples_of
 from mmdiff.diffusion.keys import NoiseKey
@@ -28,7 +28,7 @@ from mmdiff.errors import ConfigError, UserError, nearest
 from mmdiff.model import MMDiff
 from mmdiff.model.features import FeatureCache, fingerprint
 from mmdiff.protocols import Objective, Task
-from mmdiff.runs.checkpoint import Progress, save_checkpoint, save_frozen
+from mmdiff.runs.checkpoint import Progress, frozen_is_whole, remove_frozen, save_checkpoint, save_frozen
 from mmdiff.runs.folder import Run
 
 from .held_out import UNUSED, evaluate_bound
@@ -78,7 +78,7 @@ class Stage:
         progress, stage = self.progress, self.stage
         if progress.stage != self.name:
             progress.stage, progress.stage_step = self.name, 0
-        if self.accelerator.is_main_process and (progress.stage_step == 0 or not self.frozen.is_file()):
+        if self.accelerator.is_main_process and (progress.stage_step == 0 or not frozen_is_whole(self.frozen)):
             save_frozen(self.model, self.frozen)
         self._checkpointing()
         wrapped, optimizer = self.accelerator.prepare(self.model, self.optimizer)
@@ -209,7 +209,7 @@ class Stage:
                 keep=self.settings.keep,
             )
             if last:
-                self.frozen.unlink(missing_ok=True)
+                remove_frozen(self.run.checkpoints)
         self.accelerator.wait_for_everyone()
 
 
@@ -241,8 +241,8 @@ def make_stream(
                 raise ConfigError(f"{at}.{key}: no such field{nearest(key, ('rows', 'task', 'weight'))}")
         if not (isinstance(entry, dict) and "rows" in entry):
             raise ConfigError(f"{at}: expected {{rows: node, task: node, weight: number}}")
-        rows = build(entry["rows"], where=f"{at}.rows", toy=toy)
-        own = build(entry["task"], where=f"{at}.task", toy=toy) if entry.get("task") else task
+        rows = build(as_node(entry["rows"]), where=f"{at}.rows", toy=toy)
+        own = build(as_node(entry["task"]), where=f"{at}.task", toy=toy) if entry.get("task") else task
         if own is None:
             raise ConfigError(f"{at}: no task, neither here nor at the top of the configuration")
         components.append(Component(name, rows, own, float(entry.get("weight", 1.0))))

@@ -18,7 +18,7 @@ from mmdiff.model import build_model
 from mmdiff.model.params import add_adapters, apply_rules, read_rules, rules_table
 from mmdiff.model.saving import load_weights, read_config, save_model
 from mmdiff.protocols import Task
-from mmdiff.runs.checkpoint import Progress, checkpoints_in, load_moments, prune, read_progress
+from mmdiff.runs.checkpoint import Progress, last_whole, load_moments, prune, read_progress, remove_frozen
 from mmdiff.runs.folder import Run, open_run
 
 from .stage import Stage, config_entries
@@ -57,7 +57,8 @@ def fit(
     torch.manual_seed(settings.seed)
     task: Task | None = build(config.task, where="task", toy=toy) if config.task else None
     model = build_model(config.model, toy=toy, logit_chunk=settings.logit_chunk)
-    last = max(checkpoints_in(run.checkpoints), default=None)
+    with accelerator.main_process_first():
+        last = last_whole(run.checkpoints, lambda line: tqdm.write(f"warning: {line}", file=sys.stderr))
     progress = read_progress(last) if last else Progress()
     if last:
         for adapter in read_config(last)["adapters"]:
@@ -89,8 +90,7 @@ def fit(
         if not run.model.exists():
             save_model(model, run.model, extra=config_entries(config, task))
         prune(run.checkpoints, settings.keep)  # a kill may have come before the last stage did so
-        for frozen in run.checkpoints.glob("frozen-*.safetensors"):
-            frozen.unlink()
+        remove_frozen(run.checkpoints)
         run.finish(result)
     accelerator.wait_for_everyone()
     return result

@@ -19,6 +19,7 @@ from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
 from mmdiff.objectives.ctc import collapse, emissions
+from mmdiff.parts import part
 from mmdiff.protocols import Row, Source
 from mmdiff.session import load
 
@@ -66,6 +67,7 @@ def first_pass(model: MMDiff, rows: Sequence[Row] | Source, *, kind: str = "audi
     return out
 
 
+@part
 class FirstPass:
     """Rows with the transcript of a run's CTC head as their `hypothesis`; all are transcribed once, at the beginning.
 

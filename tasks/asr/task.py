@@ -17,6 +17,7 @@ from typing import Any, Literal
 from mmdiff.canvas.sample import Media, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import ConfigError, DataError, located, nearest
+from mmdiff.parts import part
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.templates import Plain, Template, literal
 from mmdiff.tasks.dialogue.turns import Content
@@ -26,6 +27,7 @@ from .metrics import bootstrap, char_errors, corpus, normaliser, word_errors
 Case = Literal["keep", "upper", "lower"]
 
 
+@part
 class ASR:
     """The task of rows with sound and a transcript, which a model generates.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mmdiff.canvas.sample import Media, Part, Target, Text
 from mmdiff.canvas.vocab import Vocab
+from mmdiff.parts import part
 
 from .templates import answer_header, special, turn
 from .turns import Content
@@ -13,6 +14,7 @@ from .turns import Content
 DIFFA_SYSTEM = "You are a helpful voice assistant."
 
 
+@part
 class DIFFAChat:
     """The dialogue format of DIFFA (arXiv 2507.18452, github.com/NKU-HLT/DIFFA): every sound is announced by
     "This is the audio:", what is asked follows it. White space around what is asked is dropped.
@@ -53,6 +55,7 @@ class DIFFAChat:
         return out[:-1] if out and out[-1] == " " else out
 
 
+@part
 class WhisperLLaDAChat:
     """The canvas of Whisper-LLaDA (arXiv 2509.16622, github.com/liuzhan22/Diffusion-ASR): LLaDA's chat template over
     what is asked ("Transcribe the audio:"), no system turn, and the sound behind the header of the answer.

@@ -24,6 +24,7 @@ from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
 from mmdiff.model.features import subset
 from mmdiff.model.likelihood import bound
+from mmdiff.parts import part
 from mmdiff.protocols import Row, Task
 from mmdiff.session import Session
 
@@ -139,6 +140,7 @@ def rescore(
     return [Hypothesis(i, nbest[i], costs[i], given[i], total[i]) for i in [*ties, *rest]]
 
 
+@part
 class MultipleChoice:
     """A task for `mmdiff eval`, whose rows have `audio` or `image`, options, and the right option as `answer`:
 
@@ -247,17 +249,17 @@ def _batch(model: MMDiff, task: Task, rows: Sequence[Row]) -> Batch:
     read: dict[Any, tuple[object, Item]] = {}  # the data is kept, for no other object may take its id meanwhile
     for row in rows:
         sample: list[Any] = []
-        for part in task.sample(row, model.vocab):
-            if isinstance(part, Media) and part.kind in readers:
-                key = part.kind, part.data if isinstance(part.data, str) else id(part.data)
+        for piece in task.sample(row, model.vocab):
+            if isinstance(piece, Media) and piece.kind in readers:
+                key = piece.kind, piece.data if isinstance(piece.data, str) else id(piece.data)
                 if key not in read:
-                    read[key] = part.data, readers[part.kind].read(part.data)
-                part = Media(part.kind, read[key][1])
-            sample.append(part)
+                    read[key] = piece.data, readers[piece.kind].read(piece.data)
+                piece = Media(piece.kind, read[key][1])
+            sample.append(piece)
         samples.append(sample)
     batch = collate(samples, model.vocab, readers, index=[0] * len(rows))
     for kind, group in batch.media.items():
-        order = [id(part.data) for s in samples for part in s if isinstance(part, Media) and part.kind == kind]
+        order = [id(piece.data) for s in samples for piece in s if isinstance(piece, Media) and piece.kind == kind]
         different = list(dict.fromkeys(order))
         chosen = [order.index(key) for key in different]
         features_NTE = model.features(kind, to_device(subset(group, chosen), model.device))

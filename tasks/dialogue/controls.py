@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from mmdiff.errors import ConfigError, require
+from mmdiff.parts import part
 from mmdiff.protocols import Row, Source
 
 from .turns import SLOT
 
 
+@part
 class Shuffled:
     """The rows, each with the picture of another row; each picture is used once.
 
@@ -44,6 +46,7 @@ class Shuffled:
         return {**self.rows[i], **{name: other[name] for name in self.fields}}
 
 
+@part
 class Blank:
     """The rows with a plain grey picture of the same size in place of each picture."""
 
@@ -72,6 +75,7 @@ def _grey(picture: Any) -> Any:
         return Image.new("RGB", image.size, (128, 128, 128))
 
 
+@part
 class Without:
     """The rows without some of their fields: `[audio, duration]` for a model without sound."""
 
@@ -85,6 +89,7 @@ class Without:
         return {name: value for name, value in self.rows[index].items() if name not in self.fields}
 
 
+@part
 class Fixed:
     """The rows with the same value in some of their fields: `{instruction: ""}` for a robot without instructions."""
 
@@ -98,6 +103,7 @@ class Fixed:
         return {**self.rows[index], **self.fields}
 
 
+@part
 class WithoutImage:
     """The rows without their pictures, and without `<image>` in their texts."""
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from mmdiff.canvas.sample import Media, Part, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.parts import part
 
 from .turns import Content
 
@@ -30,6 +31,7 @@ class Template(Protocol):
         ...
 
 
+@part
 class Plain:
     """Pictures, question and answer, and nothing else; ends in EOS. White space around texts is dropped."""
 
@@ -45,6 +47,7 @@ class Plain:
         return parts
 
 
+@part
 class LLaDAChat:
     """The dialogue format of LLaDA-8B-Instruct and LLaDA-V (github.com/ML-GSAI/LLaDA-V, template llava_llada).
 

@@ -12,11 +12,13 @@ from itertools import groupby
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import ConfigError, DataError, located
+from mmdiff.parts import part
 from mmdiff.protocols import Row
 
 from .residues import CANONICAL, OPEN, Residues
 
 
+@part
 class Protein:
     """Rows `{sequence, target?, allow?, where?}` <-> canvases. A row's `sequence` may have masked positions, `_`.
 

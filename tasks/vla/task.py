@@ -24,6 +24,7 @@ from mmdiff.canvas.sample import Media, Part, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.schema import as_annotated
 from mmdiff.errors import ConfigError, located
+from mmdiff.parts import part
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.rows import RowError
 from mmdiff.tasks.dialogue.templates import literal
@@ -46,6 +47,7 @@ class Units(NamedTuple):
     codec: ActionCodec
 
 
+@part
 class VLA:
     """The task: rows with `image`, `instruction`, `action` and maybe `state`, `action_is_pad`, `given`, `dataset`.
 

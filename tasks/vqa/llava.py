@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.errors import DataError, require
+from mmdiff.parts import part
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.rows import CheckedRows, Entry, RowError, file_under, folder_at, read_json
 from mmdiff.tasks.dialogue.turns import NOUNS, SLOT, SLOTS, answers, media_of, read_turns
@@ -23,6 +24,7 @@ from mmdiff.tasks.dialogue.turns import NOUNS, SLOT, SLOTS, answers, media_of, r
 from .scenes import SceneCaptions
 
 
+@part
 @dataclass(eq=False)
 class LlavaJSON(CheckedRows):
     """The rows of one file. Every row must have a question, end in an answer, and have the media that it speaks of.

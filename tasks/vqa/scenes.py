@@ -20,6 +20,7 @@ from numpy.random import Generator, Philox, SeedSequence
 
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.errors import ConfigError
+from mmdiff.parts import part
 from mmdiff.protocols import Row
 
 GRID, CELL = 2, 12  # cells per side, pixels per cell
@@ -72,6 +73,7 @@ def words() -> list[str]:
     return sorted({*question, "yes", "no", "nothing", *COLORS, *INSIDE, *places, *NUMBERS})
 
 
+@part
 def tokenizer() -> Any:
     """Returns a transformers tokenizer over `words()`."""
     return word_tokenizer(words())
@@ -176,6 +178,7 @@ KINDS: Mapping[str, tuple[Ask, ...]] = {  # more than one: equally often, whatev
 KEPT = 1 << 15  # rows of a source that stay in memory once rendered, some 3 kB each
 
 
+@part
 class Scenes:
     """Questions of all six kinds, or with `heldout` those of `exist` and `where` that name a held-out conjunction.
 
@@ -210,6 +213,7 @@ class Scenes:
         return {**picture, "question": question, "answer": answer, "kind": kind, "objects": scene}
 
 
+@part
 class SceneCells:
     """The words of every cell, for the pre-training of a tower: no question, the answer is "red cross" per cell.
 
@@ -245,6 +249,7 @@ class SceneCells:
         return self._rows[i]
 
 
+@part
 class SceneCaptions:
     """ "what is at the top left": four rows per scene, one per cell, empty cells too. To align a connector."""
 

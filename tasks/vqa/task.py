@@ -13,6 +13,7 @@ from typing import Any
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import ConfigError, DataError, located, nearest, require
+from mmdiff.parts import part
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.rows import RowError
 from mmdiff.tasks.dialogue.templates import Plain, Template, literal
@@ -27,6 +28,7 @@ MANY_REFERENCES = ("vqa_accuracy", "anls")
 METRICS = (*ONE_REFERENCE, *MANY_REFERENCES, *OF_SETS)
 
 
+@part
 class VQA:
     """The task of rows as in `mmdiff.tasks.dialogue.turns`. All answers of a dialogue are noised together.
 

@@ -111,7 +111,12 @@ def circles(graph: Graph) -> list[list[str]]:
     return found
 
 
-LEAVES = ("mmdiff.errors", "mmdiff.files", "mmdiff.lazy")  # any room may import these
+LEAVES = ("mmdiff.errors", "mmdiff.files", "mmdiff.lazy", "mmdiff.parts")  # any room may import these
+
+
+def leaf(name: str) -> bool:
+    """Whether a module is one of `LEAVES`, or lies in one."""
+    return any(name == one or name.startswith(f"{one}.") for one in LEAVES)
 
 
 def may_import(docstring: str) -> list[str] | None:
@@ -136,7 +141,7 @@ def imports_of(package: str, graph: Graph) -> set[str]:
         name for name in graph if package == (name if files[name].name == "__init__.py" else name.rpartition(".")[0])
     ]
     found = {target for name in own for target in graph[name]}
-    return {target for target in found if not f"{target}.".startswith(f"{package}.") and target not in LEAVES}
+    return {target for target in found if not f"{target}.".startswith(f"{package}.") and not leaf(target)}
 
 
 def arrows(graph: Graph) -> int:

@@ -17,9 +17,9 @@ from mmdiff.canvas.sample import Item
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.connectors.merge import FrameStack
 from mmdiff.encoders.speech import SpeechConv
-from mmdiff.heads import WordHead
 from mmdiff.model import MMDiff
 from mmdiff.model.saving import save_model
+from mmdiff.objectives.heads import WordHead
 
 WORDS = [*"zero one two three four five six seven eight nine call transcribe".split()]
 VOCAB = Vocab(tokenizer=word_tokenizer(WORDS), size=20, mask_id=2, eos_id=1, pad_id=0, slot_id=2)

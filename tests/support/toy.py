@@ -15,14 +15,17 @@ from mmdiff.canvas.sample import Item, Media, Part, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.config.saveable import saveable
 from mmdiff.config.settings import Config, ModelConfig, StageConfig, TrainConfig
+from mmdiff.parts import part
 
 WORDS = ["where", "north", "east", "south", "west"]
 
 
+@part
 def backbone(width: int = 32, layers: int = 2) -> Backbone:
     return new_backbone(tokenizer=word_tokenizer(WORDS), hidden_size=width, layers=layers, heads=2)
 
 
+@part
 class Corners:
     """Rows; `length` answers repeat the word that often."""
 
@@ -41,6 +44,7 @@ class Corners:
         return {"image": image, "question": "where", "answer": answer, "kind": WORDS[1 + corner]}
 
 
+@part
 class Where:
     """The task; image=False leaves the picture out."""
 

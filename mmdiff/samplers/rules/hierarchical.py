@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from mmdiff.errors import ConfigError
+from mmdiff.parts import part
 
 from .select import order
 from .state import Proposal, State
 
 
+@part
 @dataclass(frozen=True)
 class Hierarchical:
     """LLaDA-VLA's action-structured decoding (arXiv 2509.06932): the surest group first, in it the surest positions.

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from mmdiff.errors import ConfigError
+from mmdiff.parts import part
 
 from .select import Quota
 from .state import Committed, Proposal
 
 
+@part
 @dataclass(frozen=True)
 class RandomTopK:
     """Selects the row's quota by log p + temperature * (1 - s/T) * Gumbel noise, at step s of T.
@@ -39,6 +41,7 @@ class RandomTopK:
         return Quota()(noisy_P, proposal)
 
 
+@part
 @dataclass(frozen=True)
 class Remask:
     """Masks a committed token again when the model, which now sees it, no longer finds it likely (arXiv 2508.20072).

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmdiff.parts import part
+
 from .state import Committed
 
 
+@part
 class RunningConfidence:
     """Keeps the positions with the highest confidence ever recorded, masks the others again (RCR, arXiv 2508.13148).
 

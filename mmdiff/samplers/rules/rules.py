@@ -50,6 +50,6 @@ def rules_of(config: GenerationConfig) -> Rules:
 
 def build_rule(node: Any) -> Any:
     """Returns the rule of a configuration's node; a rule that was made in Python is returned as it is."""
-    from mmdiff.config import build
+    from mmdiff.config import as_node, build
 
-    return node if callable(node) else build(node)
+    return node if callable(node) else build(as_node(node))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmdiff.parts import part
+
 from .state import Proposal
 
 
+@part
 class LowConfidence:
     """The score is the probability of the proposed token: the least confident stay masked (LLaDA, arXiv 2502.09992).
 
@@ -19,6 +22,7 @@ class LowConfidence:
         return proposal.confidence_P
 
 
+@part
 class Random:
     """The score is a random number: positions are committed in random order."""
 
@@ -26,6 +30,7 @@ class Random:
         return torch.cat(list(proposal.noise.rows("order")))
 
 
+@part
 class Margin:
     """The score is the probability of the best token minus that of the second best (arXiv 2502.06768)."""
 
@@ -34,6 +39,7 @@ class Margin:
         return top_P2[:, 0] - top_P2[:, 1]
 
 
+@part
 class NegativeEntropy:
     """The score is the sum of p log p, in nats: 0 where the model is certain, negative elsewhere (Dream)."""
 

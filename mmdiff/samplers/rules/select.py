@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmdiff.parts import part
+
 from .state import Proposal
 
 
@@ -20,6 +22,7 @@ def order(score_P: Tensor, row_P: Tensor) -> Tensor:
     return rank_P - first_P
 
 
+@part
 class Quota:
     """Selects as many positions as the schedule gives the row at this step, those with the highest scores (LLaDA)."""
 
@@ -27,6 +30,7 @@ class Quota:
         return order(score_P, proposal.row_P) < proposal.quota_R[proposal.row_P]
 
 
+@part
 @dataclass(frozen=True)
 class Threshold:
     """Selects every position whose score reaches the threshold, and always the best (Fast-dLLM, arXiv 2505.22618)."""
@@ -37,6 +41,7 @@ class Threshold:
         return (score_P >= self.threshold) | (order(score_P, proposal.row_P) == 0)
 
 
+@part
 @dataclass(frozen=True)
 class Factor:
     """Selects the n best positions while the n-th scores at least 1 - factor / (n + 1); always the best (Fast-dLLM).
@@ -51,6 +56,7 @@ class Factor:
         return (score_P >= 1 - self.factor / (rank_P + 2)) | (rank_P == 0)
 
 
+@part
 class Everything:
     """Selects all positions; `RunningConfidence` masks some of them again."""
 

@@ -22,18 +22,18 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from safetensors.torch import load_model as load_safetensors
 from torch import Tensor
 
-from mmdiff.backbones.load import backbone_from_folder
+from mmdiff.backbones.bounds import bounded_by
 from mmdiff.canvas.batch import to_device
-from mmdiff.config import build, task_and_sampler
+from mmdiff.config import build, check_parts, sampler_nodes, task_and_sampler
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
 from mmdiff.data.stream import read_media
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.model import MMDiff
-from mmdiff.model.params import add_adapters, apply_rules, read_rules
-from mmdiff.model.saving import PARTS, check_targets, read_config
+from mmdiff.model.params import apply_rules, read_rules
+from mmdiff.model.saving import read_config
 from mmdiff.objectives.denoise import Denoise
-from mmdiff.session import Session, is_answering, is_ours
+from mmdiff.session import Session
 from mmdiff.tasks.vla.task import VLA
 
 from .configuration_mmdiff import MODEL, MMDiffVLAConfig, located
@@ -63,7 +63,8 @@ class MMDiffVLAPolicy(PreTrainedPolicy):
         self.described = read_config(where)
         task, sampler = saved_task(self.described, config, dataset_stats, where)
         if (where.parent / WEIGHTS).is_file() and not (where / WEIGHTS).is_file():  # a saved policy
-            self.model = unfilled(where, self.described)
+            with bounded_by([where.parent / WEIGHTS], where):
+                self.model = MMDiff.from_pretrained(where, weights=False)
             load_safetensors(self, where.parent / WEIGHTS, strict=True)
         else:
             self.model = MMDiff.from_pretrained(where)
@@ -214,35 +215,17 @@ def saved_task(
 
     `described["task"]` is changed where the configuration chooses other statistics. Raises ValueError and ConfigError.
     """
-    check_targets(described.get("task"), f"{where}: task", is_answering)
-    check_targets(described.get("sampler"), f"{where}: sampler", is_ours)
     if config.statistics == "dataset":
         described["task"] = {**described["task"], "statistics": {KEY: numbers(stats)}, "key": KEY}
     elif config.key is not None:
         described["task"] = {**described["task"], "key": config.key}
     settings = {**(described.get("sampler") or {}), **config.sampler}
-    if "." in (rule := settings.get("remasking") or ""):
-        check_targets({"target": rule}, f"{where}: sampler.remasking", is_ours)
+    check_parts(sampler_nodes(settings), f"{where}: sampler")  # the policy's own config.json may be a stranger's
     node, sampler = task_and_sampler(described.get("task"), settings, ())
     task = build(node, where="task") if node else None
     if not isinstance(task, VLA):
         raise ValueError(f"run: {where} has the task {type(task).__name__}, expected mmdiff.tasks.vla.VLA")
     return task, sampler
-
-
-def unfilled(folder: Path, config: Mapping[str, Any]) -> MMDiff:
-    """Returns the model of a saved folder, whose weights are still to be read."""
-    for name in PARTS:
-        check_targets(config[name], f"{folder}: {name}")
-    backbone = backbone_from_folder(folder / "backbone", weights=False, **config["backbone"])
-    parts = {
-        name: {kind: build(node, where=f"{folder}: {name}.{kind}") for kind, node in config[name].items()}
-        for name in PARTS
-    }
-    model = MMDiff(backbone, **parts, prefix_causal=config.get("prefix_causal") is True)
-    for adapter in config["adapters"]:
-        add_adapters(model, adapter)
-    return model.eval()
 
 
 def numbers(stats: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:

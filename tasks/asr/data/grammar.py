@@ -13,6 +13,7 @@ from typing import Any
 from numpy.random import Generator
 
 from mmdiff.canvas.vocab import word_tokenizer
+from mmdiff.parts import part
 
 DIGITS = tuple("zero one two three four five six seven eight nine".split())
 TEENS = tuple("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split())
@@ -31,6 +32,7 @@ def words() -> list[str]:
     return sorted({*names, *"call set a timer for turn the at move box steps".split()})
 
 
+@part
 def tokenizer() -> Any:
     """Returns a transformers tokenizer over `words()` and "transcribe", a word of instructions."""
     return word_tokenizer([*words(), "transcribe"])

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmdiff.errors import ConfigError, DataError, located, nearest
+from mmdiff.parts import part
 from mmdiff.protocols import Row, Source
 from mmdiff.tasks.dialogue.rows import RowError, begin_with, read_json, read_lines
 
@@ -33,6 +34,7 @@ Heard = Mapping[str, Any]
 """`hypothesis`, `where` (file and line), and where the file has them `nbest`, a list of {"text": ..., "score": ...}."""
 
 
+@part
 class WithHypotheses:
     """Rows with the `hypothesis`, and the `nbest` list, that a file has for them.
 

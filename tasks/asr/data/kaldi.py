@@ -19,11 +19,13 @@ from typing import Any
 
 from mmdiff.encoders.media.audio import write_tones
 from mmdiff.errors import DataError, nearest
+from mmdiff.parts import part
 from mmdiff.tasks.dialogue.rows import Entry, Make, RowError, file_under, folder_at
 
 from .utterances import SpeechRows, id_lines
 
 
+@part
 @dataclass(eq=False)
 class KaldiDir(SpeechRows):
     """A Kaldi data folder: `wav.scp` and `text`, and `segments` and `utt2spk` where they are there.

@@ -16,11 +16,13 @@ from typing import Any
 
 from mmdiff.encoders.media.audio import write_tones
 from mmdiff.errors import DataError, nearest
+from mmdiff.parts import part
 from mmdiff.tasks.dialogue.rows import Entry, RowError, file_under, folder_at
 
 from .utterances import SpeechRows, id_lines
 
 
+@part
 @dataclass(eq=False)
 class LibriSpeech(SpeechRows):
     """The folders of LibriSpeech as they are: `root/split/speaker/chapter/*.flac`, and the chapter's `*.trans.txt`.

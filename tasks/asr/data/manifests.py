@@ -18,6 +18,7 @@ from typing import Any
 from mmdiff.data.token_budget import batch_by_tokens
 from mmdiff.encoders.media.audio import write_tones
 from mmdiff.errors import DataError, nearest
+from mmdiff.parts import part
 from mmdiff.protocols import Source
 from mmdiff.tasks.dialogue.rows import Entry, RowError, file_under, folder_at, read_json
 
@@ -25,6 +26,7 @@ from .hypotheses import heard_in
 from .utterances import SpeechRows
 
 
+@part
 @dataclass(eq=False)
 class Manifest(SpeechRows):
     """A JSON object per line (a JSON list will do), as NeMo and others write them.

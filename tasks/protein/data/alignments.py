@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.parts import part
 from mmdiff.protocols import Row
 from mmdiff.tasks.protein.residues import CANONICAL, GAP, codes
 
@@ -95,6 +96,7 @@ class Profile:
         return ["".join(LETTERS[i] for i in row_C) for row_C in drawn_NC]
 
 
+@part
 class Family:
     """The members of a family, similar ones kept on one side of the split: rows {"id", "description", "sequence",
     "where"}, held in memory.

@@ -23,6 +23,7 @@ import numpy as np
 
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.parts import part
 from mmdiff.protocols import Row
 
 from .files import TABLES, is_packed, reading, suffix, writing
@@ -89,6 +90,7 @@ def write_fasta(
     return count
 
 
+@part
 class Fasta:
     """The records of a FASTA or A3M file by number: rows {"id", "description", "sequence", "where"}.
 

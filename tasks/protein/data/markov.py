@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
+from mmdiff.parts import part
 from mmdiff.protocols import Row
 from mmdiff.tasks.protein.residues import OPEN, codes
 
@@ -113,6 +114,7 @@ def family() -> Chain:
     return Chain(0.98 * rows_KK + 0.02 / size)
 
 
+@part
 class Markov:
     """n rows {"id", "sequence"} of `family()`: each a function of (seed, index, length), drawn when it is asked for.
 

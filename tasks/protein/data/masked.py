@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError
+from mmdiff.parts import part
 from mmdiff.protocols import Row, Source
 from mmdiff.tasks.protein.residues import CANONICAL, OPEN
 
 
+@part
 class Masked:
     """The rows of another source with a `share` of the residues masked, at least one, and the sequence as `answer`.
 

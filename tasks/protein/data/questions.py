@@ -15,11 +15,13 @@ from typing import Any
 
 from mmdiff.encoders.protein import residues
 from mmdiff.errors import ConfigError, DataError, located
+from mmdiff.parts import part
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.rows import RowError, read_json
 from mmdiff.tasks.dialogue.turns import SLOTS, answers, media_of, read_turns
 
 
+@part
 class ProteinQuestions:
     """The rows of one file, for `VQA`. Every row must have an answer and the proteins of its question.
 

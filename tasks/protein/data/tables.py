@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TextIO, cast
 
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.parts import part
 from mmdiff.protocols import Row
 from mmdiff.tasks.protein.residues import CANONICAL
 
@@ -57,6 +58,7 @@ def write_table(path: str | Path, rows: Iterable[Row], *, overwrite: bool = Fals
             writer.writerow([row[name] for name in columns])
 
 
+@part
 class Pairs:
     """Pairs of chains from CSV, TSV or JSON lines: rows {"id", "target", "sequence", "where"}, held in memory.
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mmdiff.encoders.media.images import read_image
 from mmdiff.errors import ConfigError, DataError
+from mmdiff.parts import part
 from mmdiff.protocols import Row, Source
 
 Picture = NDArray[np.uint8]
@@ -23,6 +24,7 @@ Picture = NDArray[np.uint8]
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601: how bright a colour looks
 
 
+@part
 class Augmented:
     """`copies` different versions of every row: row i is a version of row i % n, the same whenever it is read.
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmdiff.errors import ConfigError, DataError, located, nearest
+from mmdiff.parts import part
 from mmdiff.protocols import Row
 
 from .columns import CACHE, EncodedPictures, read_rows
@@ -165,6 +166,7 @@ class LeRobot:
         return self._videos[file]
 
 
+@part
 class Steps:
     """The frames of a LeRobotDataset as rows, each with the K actions from this frame on; a row is shown above.
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.errors import ConfigError, nearest, require
+from mmdiff.parts import part
 
 from .rendering import import_mujoco, new_renderer, quiet
 from .world import Step, clipped_action
@@ -88,6 +89,7 @@ UPSIDE_DOWN = ("corner2",)
 Cameras = str | Sequence[str] | Mapping[str, Any]
 
 
+@part
 def tokenizer() -> Any:
     """A transformers tokenizer for small backbones: the words of all 50 instructions, in alphabetical order."""
     return word_tokenizer(sorted({word for text in TASKS.values() for word in text.lower().split()}))

@@ -256,8 +256,8 @@ def test_wrong_tensors_are_named(tmp_path: Path) -> None:
     refused(r"1 missing tensors: model\.transformer\.blocks\.1\.up_proj\.weight", blocks__1__up_proj=None)
     refused(r"blocks\.0\.q_prj\.weight.*did you mean.*blocks\.0\.q_proj", blocks__0__q_prj=torch.ones(D, D))
     refused(r"blocks\.3\.ff_norm", blocks__3__ff_norm=torch.ones(D))
-    refused(r"wte\.weight' has shape \(299, 48\), config.json wants \(300, 48\)", wte=torch.ones(V - 1, D))
-    refused(r"wte\.weight' holds I8", wte=torch.ones(V, D, dtype=torch.int8))
+    refused(r"wte\.weight has shape \(299, 48\), expected \(300, 48\)", wte=torch.ones(V - 1, D))
+    refused(r"wte\.weight holds I8", wte=torch.ones(V, D, dtype=torch.int8))
 
 
 def test_pickles_code_and_broken_files_are_refused(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_ls_names_every_packaged_configuration(capsys: pytest.CaptureFixture[str
         (["--json", "ls"], "unknown argument '--json'"),
         (["generate", "runs/x", "question"], "'question' is not key=value"),
         (["generate", "runs/x", "state:=[1"], "state: '[1' is not JSON"),
-        (["demo", "no-such"], 'no configuration, .yaml file or run folder "no-such-demo"'),
+        (["demo", "no-such"], 'no demonstration "no-such" (known: asr, protein'),
     ],
 )
 def test_refusals(words: list[str], message: str, small: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -329,6 +329,8 @@ def test_demo_runs_what_its_configuration_names(
     (tmp_path / "mine-demo").mkdir()
     file = tmp_path / "mine-demo" / "config.yaml"
     monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo", "mine"]) == 2 and "no demonstration" in capsys.readouterr().err  # of any folder
+    monkeypatch.setattr("mmdiff.config.packaged", lambda: ["mine-demo"])
     file.write_text(f"name: mine\ndemo: {__name__}.play\n")
     assert cli.main(["demo", "mine", "--fresh", "train.seed=4", "--json"]) == 0
     assert last_object(capsys.readouterr().out) == {"name": "mine", "fresh": True, "seed": 4}

@@ -269,7 +269,8 @@ def test_build_makes_inner_nodes_first() -> None:
         "plain": {"deep": Words([])},
         "text": f"{HERE}.Words",
     }
-    assert build(f"{HERE}.anything") == {}
+    with pytest.raises(ConfigError, match="is not a node"):
+        build(f"{HERE}.anything")
 
 
 def test_build_passes_what_is_known_at_run_time() -> None:

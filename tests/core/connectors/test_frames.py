@@ -160,7 +160,7 @@ def test_bad_settings(settings: dict[str, Any], wanted: str) -> None:
     ("settings", "wanted"),
     [
         ({"layers": 3}, "layers: 3 do not make 8 features"),
-        ({"layers": 2, "inner": "os.getcwd"}, "inner: os.getcwd is not made to be part of a model"),
+        ({"layers": 2, "inner": "os.getcwd"}, "inner: target: os.getcwd is not made to be part of a model"),
         ({"layers": 2, "inner": "mmdiff.connectors.mlp.MPL"}, 'did you mean "MLP"'),
         ({"layers": 2, "settings": {"hiden": 3}}, 'did you mean "hidden"'),
         ({"layers": 2, "inner": MLP(4, 6), "settings": {"hidden": 3}}, "settings: inner is made already"),

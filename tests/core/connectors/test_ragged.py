@@ -20,11 +20,11 @@ from mmdiff.connectors.mlp import MLP
 from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import DataError
-from mmdiff.heads import WordHead
 from mmdiff.model import MMDiff
 from mmdiff.model.features import FeatureCache, fingerprint
 from mmdiff.model.likelihood import bound
 from mmdiff.objectives.ctc import CTC, collapse, emissions
+from mmdiff.objectives.heads import WordHead
 from mmdiff.training.held_out import UNUSED, evaluate_bound, swapped
 
 

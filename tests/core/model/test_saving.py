@@ -19,6 +19,7 @@ from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.config.saveable import is_saveable
 from mmdiff.data.stream import canvases
 from mmdiff.errors import ConfigError
+from mmdiff.files import write_sums
 from mmdiff.model import MMDiff
 from mmdiff.model.params import apply_rules, read_rules
 from mmdiff.model.saving import save_model
@@ -92,6 +93,7 @@ def change(saved: Path, **tensors: Tensor | None) -> None:
 )
 def test_weights_that_do_not_fit_are_named(saved: Path, tensors: dict[str, Any], message: str) -> None:
     change(saved, **tensors)
+    write_sums(saved)
     with pytest.raises(ConfigError) as error:
         MMDiff.from_pretrained(saved)
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -100,6 +102,16 @@ def test_weights_that_do_not_fit_are_named(saved: Path, tensors: dict[str, Any],
 def cut(saved: Path) -> None:
     file = saved / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
+
+
+def uncounted(harm: Any) -> Any:
+    """The harm done to a folder that never had checksums, such as one of version 0.1."""
+
+    def change(saved: Path) -> None:
+        harm(saved)
+        (saved / "SHA256SUMS").unlink()
+
+    return change
 
 
 def configured(**changes: Any) -> Any:
@@ -113,8 +125,10 @@ def configured(**changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (cut, "model.safetensors: not a readable safetensors file"),
-        (lambda saved: (saved / "model.safetensors").unlink(), "model.safetensors: not a readable safetensors file"),
+        (cut, "model.safetensors: is damaged or was changed"),
+        (lambda saved: (saved / "model.safetensors").unlink(), "model.safetensors: is missing"),
+        (uncounted(cut), "model.safetensors: not a safetensors file"),
+        (uncounted(lambda saved: (saved / "model.safetensors").unlink()), "model.safetensors: not a safetensors file"),
         (lambda saved: (saved / "config.json").unlink(), "no saved model here (config.json is missing)"),
         (lambda saved: (saved / "config.json").write_text("{"), "config.json: not JSON"),
         (lambda saved: (saved / "config.json").write_text("[]"), "mmdiff_format is [], expected 1"),

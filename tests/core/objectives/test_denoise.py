@@ -24,9 +24,9 @@ from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mask_rates import Bernoulli, ExactCount, Levels, Masked
 from mmdiff.diffusion.schedule import Array, Cosine
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.heads import WordHead
 from mmdiff.model import MMDiff
 from mmdiff.objectives.denoise import Denoise, NoisedBatch, by_level
+from mmdiff.objectives.heads import WordHead
 from mmdiff.objectives.readout import Readout
 
 KEY = NoiseKey(7, step=2, stream="s", batch=4)

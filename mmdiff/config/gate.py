@@ -1,4 +1,4 @@
-"""Declared parts, `@part`: what a folder that somebody else wrote may name. See docs/security.md.
+"""The gate for what saved folders name: declared parts (`@mmdiff.part`) or trust. See docs/security.md.
 
 A saved model and the configuration in a run's folder name classes and functions by dotted path. The user's own
 configuration may name anything that can be imported; a folder whose signature is not this user's may name declared
@@ -9,36 +9,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mmdiff.errors import ConfigError
 from mmdiff.files import signed
+from mmdiff.parts import is_part
 
-from .nodes import build, locate
+from .nodes import NOT_A_PART, build, locate
 from .schema import join
 
-T = TypeVar("T", bound=Callable[..., Any])
-
 _trusting: ContextVar[bool] = ContextVar("trusting", default=False)
-
-
-def part(found: T) -> T:
-    """Declares a class or function: a saved folder may name it, from anyone, with any arguments.
-
-    So calling it must do no more than make an object: write nothing, start nothing, import nothing that an argument
-    names. A subclass is declared on its own.
-    """
-    found.declared_part = True  # type: ignore[attr-defined]
-    return found
-
-
-def is_part(found: object) -> bool:
-    """Whether a class or function is declared itself; inheriting from a declared class is not enough."""
-    return bool(getattr(found, "__dict__", {}).get("declared_part")) and callable(found)
 
 
 @contextmanager
@@ -88,14 +72,9 @@ def check_parts(tree: Any, where: str, key: str = "") -> None:
         if "target" in tree:
             found = locate(tree["target"], f"{where}: {join(key, 'target')}", importing=False)
             if not is_part(found):
-                raise ConfigError(
-                    f"{where}: {join(key, 'target')}: {tree['target']} is not made to be part of a model; it was not "
-                    "called (a class of yours is declared by @mmdiff.part, a folder that you trust loads with --trust)"
-                )
+                raise ConfigError(f"{where}: {join(key, 'target')}: {tree['target']} {NOT_A_PART}")
         for name, inner in tree.items():
             check_parts(inner, where, join(key, name))
     elif isinstance(tree, list | tuple):
         for i, inner in enumerate(tree):
             check_parts(inner, where, join(key, i))
-    elif isinstance(tree, str) and "${" in tree:  # resolved files have none, and it could become a node
-        raise ConfigError(f"{where}: {key}: {tree[:80]!r} is an interpolation, which a folder from elsewhere cannot have")
