@@ -16,7 +16,7 @@ from mmdiff.runs.checkpoint import checkpoints_in
 from mmdiff.runs.folder import RUNS
 from mmdiff.samplers.result import Generation
 
-from .config import build, task_and_sampler, trusting
+from .config import build_saved, task_and_sampler, trusting
 from .errors import ConfigError, nearest
 from .model import MMDiff
 from .protocols import Row, Task
@@ -93,7 +93,7 @@ def _load(where: Path, overrides: Sequence[str], task: type[Any] | None, name: s
     if not config.get("task"):
         raise ConfigError(f"{where}: the model was saved without a task; use MMDiff.from_pretrained")
     node, sampler = task_and_sampler(config["task"], config.get("sampler") or {}, overrides)
-    found = build(node, where="task")
+    found = build_saved(node, "task")
     if task is not None and not isinstance(found, task):
         raise ConfigError(f"{name}: its task is {dotted(type(found))}, expected {dotted(task)}")
     for method in METHODS:

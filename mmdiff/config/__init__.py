@@ -4,7 +4,7 @@ folders may name (`gate.py`), classes that can be saved (`saveable.py`).
 May import: nothing. Must not import torch: `mmdiff config` does not wait for it.
 """
 
-from .gate import build_part, check_parts, trusted, trusting
+from .gate import build_part, build_saved, check_parts, trusted, trusting
 from .load import load_config, packaged, parsed, sampler_nodes, task_and_sampler, to_yaml
 from .nodes import as_node, build, check_nodes, flatten, locate
 
@@ -12,6 +12,7 @@ __all__ = [
     "as_node",
     "build",
     "build_part",
+    "build_saved",
     "check_nodes",
     "check_parts",
     "flatten",

@@ -62,6 +62,15 @@ def build_part(node: Mapping[str, Any], *, where: str, **run_time: Any) -> Any:
     return build(node, where=where, **run_time)
 
 
+def build_saved(node: Mapping[str, Any], where: str) -> Any:
+    """Returns the object of a node of a saved folder. Raises ConfigError for arguments it cannot be made of, too."""
+    try:
+        return build(node, where=where)
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{where}: {node['target']} cannot be made of its arguments: {cause}") from error
+
+
 def check_parts(tree: Any, where: str, key: str = "") -> None:
     """Raise ConfigError for a node, at any depth of a tree, that names anything but a declared part.
 

@@ -86,7 +86,8 @@ def damaged(folder: Path) -> str | None:
         if ".." in Path(name).parts or not (folder / name).is_file():
             return f"{folder / name}: is missing, {SUMS} lists it"
         if digest(folder / name) != expected:
-            return f"{folder / name}: is damaged or was changed, its SHA-256 is not that of {SUMS}"
+            changed = f"is damaged or was changed, its SHA-256 is not that of {SUMS} (if it was you, remove its line)"
+            return f"{folder / name}: {changed}"
     return None
 
 

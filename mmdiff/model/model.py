@@ -20,7 +20,7 @@ from mmdiff.backbones.bounds import bounded_by
 from mmdiff.backbones.load import backbone_from_folder
 from mmdiff.canvas.batch import Batch, MediaBatch, real_NT, to_device
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config import build, trusting
+from mmdiff.config import build_saved, trusting
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.errors import ConfigError
 from mmdiff.files import check_sums
@@ -287,7 +287,7 @@ class MMDiff(nn.Module):
 
 
 def _part(node: dict[str, Any], where: str) -> nn.Module:
-    made = build(node, where=where)
+    made = build_saved(node, where)
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{where}: {node['target']} is no part of a model")
     return made
