@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mmdiff.errors import DataError
+
+LONGEST = 2**17
+"""Most positions of one answer: longer ones come of a slip, and would fill the memory before a model could refuse."""
 Ranges = tuple[tuple[int, int], ...]
 """Half-open id ranges, ((low, high), ...): the ids a target position may hold."""
 
@@ -41,6 +45,10 @@ class Target:
     ids: Sequence[int] | None = None
     length: int = 0
     allow: Ranges | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.length <= LONGEST:
+            raise DataError(f"an answer of {self.length} positions, expected 0..{LONGEST}")
 
 
 Part = Text | Media | Target

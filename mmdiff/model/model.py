@@ -22,7 +22,7 @@ from mmdiff.canvas.batch import Batch, MediaBatch, real_NT, to_device
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config import build_saved, trusting
 from mmdiff.config.settings import GenerationConfig
-from mmdiff.errors import ConfigError
+from mmdiff.errors import ConfigError, DataError
 from mmdiff.files import check_sums
 from mmdiff.protocols import Denoise
 from mmdiff.samplers.deliberation import rewrite
@@ -39,6 +39,9 @@ from .saving import PARTS, load_weights, read_config, save_model, weight_files
 from .scorer import Scores, score
 
 T = TypeVar("T")
+
+BEYOND = 8
+"""A canvas may be so many times as long as the canvases that its backbone was trained on."""
 
 
 class MMDiff(nn.Module):
@@ -158,6 +161,9 @@ class MMDiff(nn.Module):
         self, ids_RL: Tensor, features: Mapping[str, Tensor], slots: Mapping[str, Tensor], attend_RL: Tensor | None
     ) -> Tensor:
         """Returns embeddings (R, L, D). slots: kind -> int64 (R, L), which feature stands there; -1: the id."""
+        most = BEYOND * self.backbone.facts.max_length
+        if ids_RL.shape[1] > most:
+            raise DataError(f"a canvas of {ids_RL.shape[1]} positions, expected at most {most} of this backbone")
         x_RLD = self.backbone.embed(ids_RL, attend_RL)
         for kind, features_MD in features.items():
             slot_RL = slots[kind]
