@@ -1,8 +1,9 @@
 """A frozen encoder's features on disk: each item goes through the encoder once, whatever the number of epochs.
 
 There is one SQLite file per run (transactions survive a kill). The key of an item is the hash of its numbers and of the
-encoder's weights, so a changed encoder, size or picture never finds an old feature. The file grows with the number of
-different items: T * E * 4 bytes per crop in fp32.
+encoder's weights, so a changed encoder, size or picture never finds an old feature; a checksum beside it shows damage,
+and what is damaged is computed again. The file grows with the number of different items: T * E * 4 bytes per crop in
+fp32.
 
 Shape letters: N crops, T features per crop, E encoder width.
 """
@@ -12,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +28,8 @@ from mmdiff.canvas.batch import Batch, MediaBatch, to_device
 
 from . import MMDiff
 
+COLUMNS = {"key": "BLOB PRIMARY KEY", "shape": "TEXT", "dtype": "TEXT", "data": "BLOB", "crc": "INTEGER"}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")}
 MEMORY = 512 << 20  # bytes of features kept in memory as well
 
 
@@ -33,10 +38,14 @@ class FeatureCache:
 
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(file, timeout=60)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        columns = "key BLOB PRIMARY KEY, shape TEXT, dtype TEXT, data BLOB"
-        self._db.execute(f"CREATE TABLE IF NOT EXISTS features ({columns})")
+        try:
+            self._db = _connect(file)
+        except sqlite3.DatabaseError as error:
+            _warn(f"{file}: is damaged ({error}), its features are computed again")
+            for part in (file, file.with_name(f"{file.name}-wal"), file.with_name(f"{file.name}-shm")):
+                part.unlink(missing_ok=True)
+            self._db = _connect(file)
+        self._file = file
         self._memory: dict[bytes, Tensor] = {}
         self._used = 0
         self.hits = self.misses = 0
@@ -75,18 +84,25 @@ class FeatureCache:
     def _get(self, key: bytes) -> Tensor | None:
         if key in self._memory:
             return self._memory[key]
-        row = self._db.execute("SELECT shape, dtype, data FROM features WHERE key = ?", (key,)).fetchone()
-        if row is None:
+        try:
+            row = self._db.execute("SELECT shape, dtype, data, crc FROM features WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                return None
+            shape, dtype, data, crc = row
+            if zlib.crc32(data) != crc:
+                raise ValueError
+            feature = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(DTYPES[dtype]).view(json.loads(shape))
+        except (sqlite3.DatabaseError, ValueError, TypeError, KeyError, RuntimeError):
+            _warn(f"{self._file}: a feature is damaged, it is computed again")
             return None
-        dtype = getattr(torch, row[1])
-        feature = torch.frombuffer(bytearray(row[2]), dtype=torch.uint8).view(dtype).view(json.loads(row[0]))
         self._remember(key, feature)
         return feature
 
     def _put(self, key: bytes, feature: Tensor) -> None:
         data = feature.contiguous().view(torch.uint8).numpy().tobytes()
-        values = (key, json.dumps(list(feature.shape)), str(feature.dtype).removeprefix("torch."), data)
-        self._db.execute("INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?)", values)
+        dtype = str(feature.dtype).removeprefix("torch.")
+        values = (key, json.dumps(list(feature.shape)), dtype, data, zlib.crc32(data))
+        self._db.execute("INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?, ?)", values)
         self._remember(key, feature)
 
     def _remember(self, key: bytes, feature: Tensor) -> None:
@@ -97,6 +113,19 @@ class FeatureCache:
 
     def close(self) -> None:
         self._db.close()
+
+
+def _connect(file: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(file, timeout=60)
+    db.execute("PRAGMA journal_mode=WAL")
+    if [row[1] for row in db.execute("PRAGMA table_info(features)")] not in ([], list(COLUMNS)):
+        db.execute("DROP TABLE features")  # of version 0.1, without checksums
+    db.execute(f"CREATE TABLE IF NOT EXISTS features ({', '.join(f'{k} {v}' for k, v in COLUMNS.items())})")
+    return db
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
 
 
 def items(group: MediaBatch) -> list[Tensor]:
@@ -126,5 +155,5 @@ def fingerprint(encoder: nn.Module) -> bytes:
     digest = hashlib.sha256(json.dumps(getattr(encoder, "node", {}), sort_keys=True, default=str).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,35 @@ def test_training_with_the_cache_equals_training_without(tmp_path: Path, monkeyp
     off, on_ = (load_file(f"runs/{name}/model/model.safetensors") for name in ("off", "on"))
     assert max(float((off[k] - on_[k]).abs().max()) for k in off) < 1e-6
     assert Path("runs/on/features.sqlite").is_file() and not Path("runs/off/features.sqlite").exists()
+
+
+def test_damaged_features_are_computed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    m, file = model(), tmp_path / "features.sqlite"
+    prints = {"image": fingerprint(m.encoders["image"])}
+    batch = batches(m)[[0, 1, 2, 3]]
+    cache = FeatureCache(file)
+    once = cache.fill(m, batch, prints).media["image"].features_NTE
+    cache.close()
+    db = sqlite3.connect(file)
+    key, data = db.execute("SELECT key, data FROM features").fetchone()
+    db.execute("UPDATE features SET data = ? WHERE key = ?", (data[:-1] + bytes([data[-1] ^ 1]), key))
+    db.commit()
+    db.close()
+    cache = FeatureCache(file)
+    again = cache.fill(m, batch, prints).media["image"].features_NTE
+    assert (cache.misses, cache.hits) == (1, 3) and once is not None and again is not None and torch.equal(once, again)
+    assert "a feature is damaged" in capsys.readouterr().err
+    cache.close()
+    file.write_bytes(b"no database" * 1000)
+    cache = FeatureCache(file)
+    again = cache.fill(m, batch, prints).media["image"].features_NTE
+    assert cache.misses == 4 and again is not None and torch.equal(once, again)
+    assert "features.sqlite: is damaged" in capsys.readouterr().err
+
+
+def test_a_tower_with_batch_norm_has_a_fingerprint() -> None:
+    """Its count of batches is a whole number without an axis."""
+    tower = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    before = fingerprint(tower)
+    tower[1].num_batches_tracked += 1
+    assert fingerprint(tower) != before

@@ -76,6 +76,7 @@ def adapter(modules: str, r: int = 2) -> Callable[[Path], None]:
     return changed("config.json", adapters=[node])
 
 
+LARGE = "larger model than the weights"
 HARMS = {
     "a backbone's config.json that never ends": (replaced("backbone/config.json", zeros), "a device or pipe"),
     "a backbone's config.json that is a pipe": (replaced("backbone/config.json", os.mkfifo), "a device or pipe"),
@@ -86,11 +87,14 @@ HARMS = {
     "checksums that are a pipe": (replaced("SHA256SUMS", os.mkfifo), "a device or pipe"),
     "a link to itself": (replaced("config.json", lambda p: p.symlink_to(p)), "cannot be read"),
     "300,000 layers": (changed("backbone/config.json", num_hidden_layers=300_000), "expected at most 4096"),
-    "4,000 layers": (changed("backbone/config.json", num_hidden_layers=4000), "larger model than the weights"),
-    "a wide backbone": (changed("backbone/config.json", hidden_size=65536, head_dim=32768), "larger model than the weights"),
-    "a large table": (changed("backbone/config.json", vocab_size=2**40), "larger model than the weights"),
-    "200,000 words": (words, "larger model than the weights"),
-    "adapters of a large rank": (adapter(".*proj", r=10**8), "larger model than the weights"),
+    "4,000 layers": (changed("backbone/config.json", num_hidden_layers=4000), LARGE),
+    "a wide backbone": (
+        changed("backbone/config.json", hidden_size=65536, head_dim=32768),
+        "larger model than the weights",
+    ),
+    "a large table": (changed("backbone/config.json", vocab_size=2**40), LARGE),
+    "200,000 words": (words, LARGE),
+    "adapters of a large rank": (adapter(".*proj", r=10**8), LARGE),
     "nested repetition": (adapter("(([a-z_.]+)*)*!"), "takes too long|matches no linear layer"),
     "no expression": (adapter("(["), "no regular expression"),
     "nested JSON": (replaced("config.json", nested), "mmdiff_format|nested too deeply"),
