@@ -148,6 +148,7 @@ def test_a_saved_policy_names_no_simulator_of_its_own(home: Path, capsys: pytest
     config = json.loads((folder / "config.json").read_text())
     config["task"]["world"] = {"name": "os.mkdir", "tasks": ["called"]}
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "SHA256SUMS").unlink()
     assert "--world: name a simulator" in said(capsys, "vla", "eval", str(folder), code=2)
     assert not (home / "called").exists()
     shutil.rmtree(folder)
