@@ -154,15 +154,17 @@ def new_backbone(
 def toy_backbone(
     path: str | Path,
     *,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    rope_in_fp32: bool = True,
     reserve: Mapping[str, int] | None = None,
     options: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
-    **settings: Any,
 ) -> Backbone:
     """Returns the family of `path` at toy width with random weights (`load_backbone.toy`); only a config.json is read.
 
     Its tokenizer encodes any text byte by byte and has the family's special tokens. A hub id that no family lists is
-    taken for a LLaDA. settings: `dtype`, `attention` and `rope_in_fp32`, as in `load_backbone`.
+    taken for a LLaDA. Arguments are those of `load_backbone`.
     """
     here = Path(path) / "config.json"
     listed = (found[str(path)] for found in map(_published, FAMILIES) if str(path) in found)
@@ -177,9 +179,11 @@ def toy_backbone(
         layers=2,
         heads=4,
         vocab_size=padded_rows(len(tokenizer) + reserved_ids(reserve)),
+        dtype=dtype,
+        attention=attention,
+        rope_in_fp32=rope_in_fp32,
         reserve=reserve,
         options={**own.toy_options(raw), **(options or {})},
-        **settings,
     )
 
 

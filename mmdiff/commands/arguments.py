@@ -91,7 +91,7 @@ def parse(argv: Sequence[str], core: Mapping[str, Verb]) -> tuple[Callable[[], O
 
     def call() -> Output:
         with trusting(trust):
-            return command(*bound.args, **bound.kwargs)  # type: ignore[no-any-return]
+            return command(*bound.args, **bound.kwargs)
 
     return call, as_json
 

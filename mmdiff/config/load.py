@@ -162,7 +162,7 @@ def _read(name: str, folder: Path, readers: tuple[str, ...], *, own: bool) -> tu
     return _merge(below, tree), stem
 
 
-def _expanded(tree: dict[str, Any]) -> dict[str, Any]:
+def _expanded(tree: dict[Any, Any]) -> dict[str, Any]:
     """Returns the tree with a node for every dotted path that stands where one belongs, those of mixtures included."""
     tree = expand(Config, tree)
     stages = tree["train"].get("stages") if isinstance(tree.get("train"), dict) else None

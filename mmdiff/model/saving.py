@@ -140,7 +140,7 @@ def load_weights(model: Model, folder: Path) -> None:
     kind of number, and for numbers that are not finite; what was copied before stays.
     """
     state = model.state_dict()
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    parameters = {name for name, _ in model.named_parameters()}
     missing = set(state)
     unexpected: list[str] = []
     with torch.no_grad():

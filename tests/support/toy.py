@@ -163,6 +163,6 @@ def chat_vocab(text: Sequence[str], size: int) -> Vocab:
 def flat(parts: Iterable[Part]) -> list[Any]:
     """Ids in order, media as what they hold."""
     out: list[Any] = []
-    for part in parts:
-        out += [part.data] if isinstance(part, Media) else list(part.ids or [])
+    for piece in parts:
+        out += [piece.data] if isinstance(piece, Media) else list(piece.ids or [])
     return out
