@@ -5,12 +5,13 @@ May import: nothing. Must not import torch.
 
 from .reading import read_json, regular
 from .sums import SUMS, check_sums, damaged, digest, signed, write_sums
-from .whole import aside, commit, link, lock, part_of, remove, sync, write_text
+from .whole import aside, clear, commit, link, lock, part_of, remove, sync, write_text
 
 __all__ = [
     "SUMS",
     "aside",
     "check_sums",
+    "clear",
     "commit",
     "damaged",
     "digest",

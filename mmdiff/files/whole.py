@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import TextIO
 
 from mmdiff.errors import ConfigError
+
+PART = re.compile(r"\.(\d+)@(.*)\.part-")  # the process and the machine that write under such a name
 
 
 def write_text(file: Path, text: str) -> None:
@@ -24,10 +27,11 @@ def aside(path: Path) -> Iterator[Path]:
     """Yield a name beside `path`, with the same ending, to write a file or make a folder under.
 
     What was written is made durable and then gets the name `path` in one step, in place of a file or an empty folder;
-    after an error it is removed. What a killed process leaves matches `.*.part-*`.
+    after an error it is removed. What a killed process left of `path` is removed first.
     """
     part = part_of(path)
     remove(part)
+    clear(path.parent, path.name)
     try:
         yield part
         commit(part, path)
@@ -37,7 +41,32 @@ def aside(path: Path) -> Iterator[Path]:
 
 def part_of(path: Path) -> Path:
     """The name beside `path` under which this process writes it."""
-    return path.with_name(f".{os.getpid()}.part-{path.name}")
+    return path.with_name(f".{os.getpid()}@{os.uname().nodename}.part-{path.name}")
+
+
+def clear(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes of this machine left half written in a folder.
+
+    What belongs to a process that lives, or to another machine, stays. name: only parts of the file of this name.
+    """
+    try:
+        found = [entry for entry in os.listdir(folder) if name is None or entry.endswith(f".part-{name}")]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in found:
+        of = PART.match(entry)
+        if of and of[2] == os.uname().nodename and not _lives(int(of[1])):
+            remove(folder / entry)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def commit(part: Path, path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from mmdiff.config import flatten, load_config, to_yaml, trusting
 from mmdiff.config.settings import Config
 from mmdiff.errors import ConfigError
-from mmdiff.files import lock, read_json, remove, write_sums, write_text
+from mmdiff.files import clear, lock, read_json, write_sums, write_text
 
 RUNS = Path("runs")
 
@@ -49,8 +49,8 @@ class Run:
     def lock(self) -> None:
         """Keep other processes out, and remove what a killed one left half written. Raises ConfigError."""
         self._lock = lock(self.folder / ".lock", f"{self.folder}: another process is training this run")
-        for part in [*self.folder.glob(".*.part-*"), *self.checkpoints.glob(".*.part-*")]:
-            remove(part)
+        for folder in (self.folder, self.checkpoints):
+            clear(folder)
 
     def begin_log(self, step: int, *, tensorboard: bool) -> None:
         """Go on with the metrics of a run that stands at `step`: lines that are later are dropped, they come again."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
+import kills
 import pytest
 
-from mmdiff.files import aside, remove, write_text
+from mmdiff.files import aside, clear, part_of, remove, write_text
 
 
 def test_a_file_gets_its_name_when_it_is_whole_and_keeps_its_ending_meanwhile(tmp_path: Path) -> None:
@@ -46,3 +50,73 @@ def test_removing_what_is_not_there(tmp_path: Path) -> None:
     remove(tmp_path / "file" / "none")
     remove(tmp_path / "file")
     assert not list(tmp_path.iterdir())
+
+
+# Kills
+
+
+def write() -> None:
+    write_text(Path("a"), "1")
+    with aside(Path("b")) as part:
+        part.mkdir()
+        (part / "x").write_text("2")
+        (part / "y").write_text(json.dumps({"seconds": os.getpid()}))
+
+
+def once() -> None:
+    if not Path("b").exists():
+        write()
+
+
+def test_what_is_written_aside_heals_after_a_kill_at_every_change(tmp_path: Path) -> None:
+    assert kills.everywhere(once, tmp_path) == 9  # a: opened, empty, moved; b: made, two files, moved
+
+
+def carelessly() -> None:
+    if not Path("a").exists():
+        Path("a").write_text("1")
+
+
+def with_litter() -> None:
+    Path(f".{os.getpid()}.part-a").write_text("1")
+    os.rename(f".{os.getpid()}.part-a", "a")
+
+
+def strict() -> None:
+    if Path("a").exists():
+        raise SystemExit(2)
+    Path("a").mkdir()
+    Path("a/b").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (carelessly, r"after a kill at change 2, empty of a, other content: \['a'\]"),
+        (with_litter, r"a kill at change 2, empty of .*, leaves \['.\d+.part-a'\]"),
+        (strict, r"after a kill at change 2, os.mkdir of a/b: exit code 1"),
+    ],
+)
+def test_the_harness_sees_what_does_not_heal(call: Callable[[], None], message: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=message):
+        kills.everywhere(call, tmp_path)
+
+
+def test_a_command_line_is_killed_as_well(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="changes no file"):
+        kills.everywhere(["ls"], tmp_path)
+
+
+def test_parts_of_a_live_process_and_of_another_machine_stay(tmp_path: Path) -> None:
+    live = part_of(tmp_path / "a").name
+    dead = live.replace(str(os.getpid()), "4194305")  # Linux has no process of such a number
+    elsewhere = dead.replace(os.uname().nodename, "elsewhere")
+    parent = live.replace(str(os.getpid()), str(os.getppid()))
+    for name in (dead, elsewhere, parent, live, f"{dead}b", "a"):
+        (tmp_path / name).touch()
+    clear(tmp_path, "a")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([elsewhere, parent, live, f"{dead}b", "a"])
+    clear(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([elsewhere, parent, live, "a"])
+    clear(tmp_path / "nothing")
+    clear(tmp_path / "a")
