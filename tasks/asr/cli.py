@@ -183,6 +183,8 @@ def evaluate(
         standalone: count the errors without drafts too.
         report: an HTML page of figures and examples.
     """
+    from mmdiff.runs.records import writable
+
     from .records import figures
     from .report import page
 
@@ -200,7 +202,8 @@ def evaluate(
         alone = work.transcribed(work.session(), decoding, beside="standalone")
         found["standalone"] = figures(session.task, [{**r, "first_pass": None} for r in alone])
     if page_file:
-        found["report"] = str(page(page_file, session.task, work.rows, records, session.model.vocab, found))
+        with writable(page_file):
+            found["report"] = str(page(page_file, session.task, work.rows, records, session.model.vocab, found))
     return table({**found, **work.named})
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from mmdiff.errors import ConfigError, DataError, located
 from mmdiff.protocols import Row, Source
-from mmdiff.runs.records import JsonlStore
+from mmdiff.runs.records import JsonlStore, short
 from mmdiff.session import Session
 
 from .metrics import bootstrap, corpus, paired_bootstrap, word_errors
@@ -41,9 +41,8 @@ def open_store(out: Path | None, session: Session[ASR], rows: Source, settings: 
     store = JsonlStore(out, {**settings, "model": {"folder": str(session.folder), "saved": made.isoformat()}})
     for i, record in store.records.items():
         if i >= len(rows) or record.get("id") != identity(rows[i], i):
-            raise ConfigError(
-                f"{out} was written for other rows (row {i} is {record.get('id')!r}); choose another file"
-            )
+            other = f"row {i} is {short(repr(record.get('id')))}"
+            raise ConfigError(f"{short(out)} was written for other rows ({other}); choose another file")
     return store
 
 

@@ -14,6 +14,7 @@ from mmdiff.commands.arguments import Output
 from mmdiff.commands.cli import log, table
 from mmdiff.errors import ConfigError, UserError
 from mmdiff.files import aside
+from mmdiff.runs.records import short, writable
 from mmdiff.tasks.protein.data.fasta import write_fasta
 from mmdiff.tasks.protein.data.files import FASTA, TABLES, is_packed, reading, suffix
 from mmdiff.tasks.protein.data.records import Record
@@ -22,6 +23,7 @@ from mmdiff.tasks.protein.data.tables import write_table
 FIGURES = ("id", "description", "sequence", "target", "length", "designed", "forwards", "confidence", "attempts")
 """What a table has of a sampled sequence, besides `guard`."""
 WIDTH = 60  # letters per line of FASTA
+LONGEST_NAME = 120  # bytes of the name of a file: half of what disks allow, for the names it has meanwhile
 
 Row = Mapping[str, Any]
 
@@ -56,7 +58,7 @@ class Results:
         """
         if self.file is None or self.lines is None or self.file == self.lines:
             return {} if self.file is None else {"out": str(self.file)}
-        with aside(self.file) as part:
+        with writable(self.file), aside(self.file) as part:
             if self.ending in FASTA:
                 write_fasta(part, map(_headed, self._read()), WIDTH, overwrite=True)
             elif self.ending == ".jsonl":
@@ -85,8 +87,10 @@ class Results:
 
     def _read(self) -> Iterator[dict[str, Any]]:
         assert self.lines is not None
-        with open(self.lines, encoding="utf-8") as handle:
-            yield from map(json.loads, handle)
+        with open(self.lines, encoding="utf-8", newline="\n") as handle:
+            for record in map(json.loads, handle):
+                record.pop("settings", None)
+                yield record
 
 
 def out_file(option: str, path: str | None) -> Path | None:
@@ -94,15 +98,17 @@ def out_file(option: str, path: str | None) -> Path | None:
     if path is None:
         return None
     named = Path(path)
-    if not path or named.is_dir():
-        raise UserError(f"{option}: {path!r} is not the name of a file")
+    if len(os.fsencode(named.name)) > LONGEST_NAME:
+        raise UserError(f"{option}: {short(path)}: a name of more than {LONGEST_NAME} bytes")
     try:
+        if not path or named.is_dir():
+            raise UserError(f"{option}: {short(repr(path))} is not the name of a file")
         above = next(folder for folder in named.parents if folder.exists())
     except OSError as error:
-        raise UserError(f"{option}: {path} cannot be written ({error.strerror})") from None
+        raise UserError(f"{option}: {short(path)} cannot be written ({error.strerror})") from None
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         why = f"{above} is read-only" if above.is_dir() else f"{above} is a file"
-        raise UserError(f"{option}: {path} cannot be written ({why})")
+        raise UserError(f"{option}: {short(path)} cannot be written ({why})")
     return named
 
 
@@ -125,7 +131,7 @@ def make_folder(option: str, file: Path | None) -> None:
         with TemporaryFile(dir=file.parent):
             pass
     except OSError as error:
-        raise UserError(f"{option}: {file} cannot be written ({error.strerror})") from None
+        raise UserError(f"{option}: {short(file)} cannot be written ({error.strerror})") from None
 
 
 def _ending(option: str, file: Path, endings: tuple[str, ...]) -> str:
@@ -134,7 +140,7 @@ def _ending(option: str, file: Path, endings: tuple[str, ...]) -> str:
     except ConfigError:
         ending = ""
     if ending not in endings:
-        raise UserError(f"{option}: {file}, expected a name ending in {', '.join(endings)}, or these with .gz")
+        raise UserError(f"{option}: {short(file)}, expected a name ending in {', '.join(endings)}, or these with .gz")
     return ending
 
 

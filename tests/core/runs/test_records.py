@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,13 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "new" / "out.jsonl"
 
 
+MARK = hashlib.sha256((json.dumps(SETTINGS, indent=2, sort_keys=True) + "\n").encode()).hexdigest()[:12]
+
+
 def lines(file: Path) -> list[Any]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    found = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    assert all(list(line)[:2] == ["row", "settings"] and line.pop("settings") == MARK for line in found)
+    return found
 
 
 def test_records_are_added_and_come_back_in_the_order_of_their_rows(file: Path) -> None:
