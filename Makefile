@@ -4,9 +4,12 @@ BIN := .venv/bin
 READY := .venv/ready
 
 # More threads than free cores make small models slower, not faster.
-test slow lint typecheck: export OMP_NUM_THREADS = 1
+test slow fuzz lint typecheck: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test slow bench vla-mt10 vla-tables lint typecheck clean
+NUMBER ?= 2000
+SEED ?= 0
+
+.PHONY: demo test slow fuzz bench vla-mt10 vla-tables lint typecheck clean
 
 demo: $(READY)
 	$(BIN)/mmdiff demo vqa
@@ -17,6 +20,10 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# Mutations of everything that the product reads, as in `make fuzz NUMBER=500 SEED=3`.
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --number $(NUMBER) --seed $(SEED)
 
 bench: $(READY)
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

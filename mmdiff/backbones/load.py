@@ -276,7 +276,7 @@ def _tokenizer(folder: Path, own: Family) -> Any:
         raise ConfigError(f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); pass tokenizer=")
     try:  # a blank configuration: transformers would look for the model_type of the folder's among its own
         return AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig(), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers and tokenizers raise bare ones, of any file that is not as they wrote it
         raise ConfigError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 

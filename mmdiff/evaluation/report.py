@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,18 @@ def picture(image: Any, *, side: int = 96) -> str | None:
     return image_uri(image)
 
 
+def _losses(metrics: Path) -> Iterator[dict[str, Any]]:
+    """Yields the lines with a loss; one that a kill cut short, or that is damaged, is left out."""
+    for raw in metrics.read_bytes().split(b"\n"):
+        try:
+            line = json.loads(raw)
+            if line.get("loss") is not None and math.isfinite(line["step"]) and math.isfinite(line["loss"]):
+                rates = [value and float(value) for value in line.get("nll_by_rate") or []]
+                yield {**line, "stage": str(line["stage"]), "nll_by_rate": rates}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+
+
 def curves(metrics: Path) -> str | None:
     """Plot the loss by step, and cross-entropy by mask rate at the end of each stage, one colour per stage.
 
@@ -90,8 +103,7 @@ def curves(metrics: Path) -> str | None:
     """
     if not metrics.is_file():
         return None
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    losses = [line for line in lines if line.get("loss") is not None]
+    losses = list(_losses(metrics))
     if not losses:
         return None
     figure = new_figure(10, 3.2)

@@ -15,7 +15,7 @@ import json
 import sqlite3
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,14 +38,11 @@ class FeatureCache:
 
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
+        self._file = file
         try:
             self._db = _connect(file)
         except sqlite3.DatabaseError as error:
-            _warn(f"{file}: is damaged ({error}), its features are computed again")
-            for part in (file, file.with_name(f"{file.name}-wal"), file.with_name(f"{file.name}-shm")):
-                part.unlink(missing_ok=True)
-            self._db = _connect(file)
-        self._file = file
+            self._renew(error)
         self._memory: dict[bytes, Tensor] = {}
         self._used = 0
         self.hits = self.misses = 0
@@ -75,8 +72,12 @@ class FeatureCache:
                 features = model.features(kind, to_device(subset(group, absent), model.device)).cpu()
             for i, feature in zip(absent, features.split([group.crops[i] for i in absent]), strict=True):
                 found[keys[i]] = feature[:, : max(tokens[i])]
-                self._put(keys[i], found[keys[i]])
-            self._db.commit()
+                self._remember(keys[i], found[keys[i]])
+            try:
+                self._write({keys[i]: found[keys[i]] for i in absent})
+            except sqlite3.DatabaseError as error:
+                self._renew(error)
+                self._write({keys[i]: found[keys[i]] for i in absent})
         most = max(found[key].shape[1] for key in keys)
         padded = [F.pad(found[key], (0, 0, 0, most - found[key].shape[1])) for key in keys]
         return replace(group, features_NTE=torch.cat(padded))
@@ -98,12 +99,22 @@ class FeatureCache:
         self._remember(key, feature)
         return feature
 
-    def _put(self, key: bytes, feature: Tensor) -> None:
-        data = feature.contiguous().view(torch.uint8).numpy().tobytes()
-        dtype = str(feature.dtype).removeprefix("torch.")
-        values = (key, json.dumps(list(feature.shape)), dtype, data, zlib.crc32(data))
-        self._db.execute("INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?, ?)", values)
-        self._remember(key, feature)
+    def _write(self, features: Mapping[bytes, Tensor]) -> None:
+        for key, feature in features.items():
+            data = feature.contiguous().view(torch.uint8).numpy().tobytes()
+            dtype = str(feature.dtype).removeprefix("torch.")
+            values = (key, json.dumps(list(feature.shape)), dtype, data, zlib.crc32(data))
+            self._db.execute("INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?, ?)", values)
+        self._db.commit()
+
+    def _renew(self, error: sqlite3.DatabaseError) -> None:
+        """Begin with an empty file in the place of a damaged one. A lock or a full disk is no damage, and is raised."""
+        if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
+            raise error
+        _warn(f"{self._file}: is damaged ({error}), its features are computed again")
+        for end in ("", "-wal", "-shm"):
+            self._file.with_name(self._file.name + end).unlink(missing_ok=True)
+        self._db = _connect(self._file)
 
     def _remember(self, key: bytes, feature: Tensor) -> None:
         size = feature.numel() * feature.element_size()

@@ -55,7 +55,7 @@ def save_frozen(model: MMDiff, file: Path) -> None:
 def frozen_is_whole(file: Path) -> bool:
     """Whether the file of frozen weights is there, as it was written."""
     beside = _digest_of(file)
-    return file.is_file() and beside.is_file() and beside.read_text() == digest(file)
+    return file.is_file() and beside.is_file() and beside.read_bytes() == digest(file).encode()
 
 
 def remove_frozen(folder: Path) -> None:

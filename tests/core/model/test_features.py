@@ -62,7 +62,7 @@ def test_another_tower_never_meets_old_features(tmp_path: Path) -> None:
 def test_numbers_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     feature = torch.randn(2, 3, 5).to(dtype)
     first = FeatureCache(tmp_path / "f.sqlite")
-    first._put(b"key", feature)
+    first._write({b"key": feature})
     first._db.commit()
     first.close()
     back = FeatureCache(tmp_path / "f.sqlite")._get(b"key")
