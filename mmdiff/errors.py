@@ -5,6 +5,7 @@ The command line prints them without a traceback and leaves with exit code 2; ev
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -47,6 +48,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f' (did you mean "{close[0]}"?)'
     return f" (known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''})" if names else ""
+
+
+def shown(value: object, most: int = 80) -> str:
+    """Returns a value for an error line: one line, its middle left out where it is long (no path, but a whole file)."""
+    text = str(value)
+    folder, name = os.path.split(text)
+    if len(text) > most and (len(name) > most or len(text) > 4095 or not os.path.isdir(folder)):
+        text = f"{text[: most // 2]}...{text[-(most // 2 - 3) :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def require(package: str, extra: str) -> None:

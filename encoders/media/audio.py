@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -13,13 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdiff.errors import DataError, nearest, require
+from mmdiff.errors import DataError, nearest, require, shown
+from mmdiff.files import unreadable
+
+from .lengths import claimed, pieces
 
 Waveform = Tensor
 
 FIELDS = ("path", "array", "sampling_rate", "start", "end")
 OVERSHOOT = 0.5  # seconds a segment may end behind its file: Kaldi's extract-segments takes as much for rounding
 MAX_SAMPLES = 1 << 40  # soundfile gives 2^63 - 1 for FLAC that was written to a pipe
+RATE_RANGE = (1000, 768_000)  # Hz
+MAX_CHANNELS = 64
+MAX_SECONDS = 2 * 3600  # that are read at once
+BLOCK = 1 << 20  # samples that are resampled together
+DECODED = 1 << 24  # numbers that are decoded together
 MAX_KERNEL = 1 << 24  # numbers of a resampling kernel; 44100 -> 16000 Hz needs 75 thousand
 
 
@@ -37,13 +46,15 @@ def read_waveform(data: object, rate: int = 16000) -> Waveform:
         array = _array(fields["array"], name)
         source_rate = _rate(fields.get("sampling_rate"), name)
         first, last = _part(fields, len(array), source_rate, name)
-        sound = array[first:last]
+        _check_seconds((last - first) / source_rate, name)
+        sound = _mono(array[first:last]).astype(np.float32)
     else:
-        with _opened(name) as file:
-            source_rate = file.samplerate
-            first, last = _part(fields, file.frames, source_rate, name)
-            sound = _decoded(file, first, last - first, name)
-    wave = torch.from_numpy(sound.mean(axis=1, dtype=np.float32) if sound.ndim == 2 else sound.astype(np.float32))
+        with _opened(name, thorough=True) as (files, frames):
+            source_rate = files[0].samplerate
+            first, last = _part(fields, frames, source_rate, name)
+            _check_seconds((last - first) / source_rate, name)
+            sound = _decoded(files, first, last - first, name)
+    wave = torch.from_numpy(sound)
     if not bool(wave.isfinite().all()):
         raise DataError(f"{name}: holds samples that are not finite numbers")
     return _resampled(wave, source_rate, rate, name)
@@ -55,8 +66,8 @@ def duration(data: object) -> float:
     if "array" in fields:
         frames, rate = len(_array(fields["array"], name)), _rate(fields.get("sampling_rate"), name)
     else:
-        with _opened(name) as file:
-            frames, rate = file.frames, file.samplerate
+        with _opened(name) as (files, frames):
+            rate = files[0].samplerate
     first, last = _part(fields, frames, rate, name)
     return (last - first) / rate
 
@@ -93,6 +104,9 @@ def _array(array: Any, name: str) -> np.ndarray[Any, Any]:
 def _rate(rate: Any, name: str) -> int:
     if isinstance(rate, bool) or not isinstance(rate, Integral) or rate <= 0:
         raise DataError(f"{name}: sampling_rate: {rate!r} is not a whole number of Hz above 0")
+    low, high = RATE_RANGE
+    if not low <= rate <= high:
+        raise DataError(f"{name}: a sampling rate of {rate} Hz, expected {low} to {high}")
     return int(rate)
 
 
@@ -111,37 +125,83 @@ def _part(fields: Mapping[str, Any], frames: int, rate: int, name: str) -> tuple
     return first, min(last, frames)
 
 
-def _opened(name: str) -> Any:
+@contextmanager
+def _opened(name: str, *, thorough: bool = False) -> Iterator[tuple[list[Any], int]]:
+    """Yields the sounds of a file, mostly one, and their samples in all. thorough: see `pieces`."""
     require("soundfile", "audio")
     import soundfile
 
-    path = Path(name)
-    if not path.is_file():
-        raise DataError(f"{name}: a folder, expected a sound file" if path.is_dir() else f"{name}: no such file")
+    if fault := unreadable(name):
+        raise DataError(f"{shown(name)}: {'a folder, expected a sound file' if fault == 'a folder' else fault}")
+    files: list[Any] = []
     try:
-        file = soundfile.SoundFile(name)
+        for source in pieces(Path(name), thorough=thorough) or [name]:
+            files.append(soundfile.SoundFile(source))
+        frames = sum(file.frames for file in files)
+        if any(file.frames > MAX_SAMPLES for file in files):
+            raise DataError(f"{name}: its header does not say how long it is (a stream); write the file anew")
+        if len({file.samplerate for file in files}) > 1:
+            raise DataError(f"{name}: its sampling rate changes within the file")
+        _rate(files[0].samplerate, name)
+        if (channels := max(file.channels for file in files)) > MAX_CHANNELS:
+            raise DataError(f"{name}: {channels} channels, expected at most {MAX_CHANNELS}")
+        yield files, claimed(Path(name), frames) if files[0].format == "WAV" else frames
     except (soundfile.SoundFileError, TypeError):  # TypeError: headerless formats, known by their ending
         raise DataError(f"{name}: not a sound file, expected WAV, FLAC, OGG or MP3") from None
-    if file.frames > MAX_SAMPLES:
-        file.close()
-        raise DataError(f"{name}: its header does not say how long it is (a stream); write the file anew")
-    return file
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror or error})") from None
+    finally:
+        for file in files:
+            file.close()
 
 
-def _decoded(file: Any, first: int, count: int, name: str) -> np.ndarray[Any, Any]:
-    """(count, channels)"""
+def _decoded(files: list[Any], first: int, count: int, name: str) -> np.ndarray[Any, Any]:
+    """float32 (count,): samples of sounds that follow each other, channels averaged, read block by block."""
     import soundfile
 
+    blocks, left = [np.zeros(0, dtype=np.float32)], count
     try:
-        # MP3: a seek lands where the decoder lacks bits of earlier frames, and distorts as much as 0.2 s of sound
-        skipped = first if file.format == "MP3" else 0
-        file.seek(first - skipped)
-        sound: np.ndarray[Any, Any] = file.read(skipped + count, dtype="float32", always_2d=True)[skipped:]
+        for file in files:
+            if first >= file.frames and file is not files[-1]:
+                first -= file.frames
+                continue
+            # MP3: a seek lands where the decoder lacks bits of earlier frames, and distorts as much as 0.2 s of sound;
+            # soundfile seeks after every read
+            if file.format == "MP3":
+                block = file.read(first + left, dtype="float32", always_2d=True)[first:]
+                blocks.append(_mono(block))
+                left, first = left - len(block), 0
+                continue
+            skipped = 0 if file.seekable() else first
+            if first > skipped:
+                file.seek(first)
+            first = 0
+            while left:
+                size = min(DECODED // file.channels, skipped or left)
+                block = file.read(size, dtype="float32", always_2d=True)
+                if skipped:
+                    skipped -= size
+                else:
+                    blocks.append(_mono(block))
+                    left -= len(block)
+                if len(block) < size:
+                    break
     except soundfile.SoundFileError as error:
         raise DataError(f"{name}: damaged sound file ({' '.join(str(error).split())})") from None
-    if len(sound) < count:
-        raise DataError(f"{name}: damaged sound file, {len(sound)} of {count} samples can be read")
-    return sound
+    if left:
+        raise DataError(f"{name}: damaged sound file, {count - left} of {count} samples can be read")
+    return np.concatenate(blocks)
+
+
+def _mono(sound: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return sound.mean(axis=1, dtype=np.float32) if sound.ndim == 2 else sound
+
+
+def _check_seconds(seconds: float, name: str) -> None:
+    if seconds > MAX_SECONDS:
+        raise DataError(
+            f"{name}: {seconds:g} s of sound, expected at most {MAX_SECONDS}; `start` and `end` read a part"
+        )
 
 
 def _resampled(wave: Waveform, source: int, rate: int, name: str) -> Waveform:
@@ -150,8 +210,20 @@ def _resampled(wave: Waveform, source: int, rate: int, name: str) -> Waveform:
     common = math.gcd(source, rate)
     if source * rate // common**2 > MAX_KERNEL:
         raise DataError(f"{name}: {source} Hz has no simple ratio to {rate} Hz, so it cannot be resampled")
-    resampled: Waveform = resampler(source, rate)(wave)
-    return resampled
+    module = resampler(source, rate)
+    if len(wave) <= BLOCK:
+        resampled: Waveform = module(wave)
+        return resampled
+    # the same block by block: the filter sees `width` samples to both sides, and memory grows with a block only
+    source, rate = source // common, rate // common
+    step, beside = BLOCK // source * source, -(-(module.width + source) // source) * source
+    out = []
+    for begin in range(0, len(wave), step):
+        low = max(0, begin - beside)
+        part = module(wave[low : begin + step + beside])
+        skip = (begin - low) // source * rate
+        out.append(part[skip : skip + step // source * rate])
+    return torch.cat(out)[: -(-len(wave) * rate // source)]
 
 
 @lru_cache(maxsize=16)

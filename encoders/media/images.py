@@ -6,6 +6,8 @@ Shape letters: H height, W width.
 from __future__ import annotations
 
 import io
+import math
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,8 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas.sample import Item
-from mmdiff.errors import ConfigError, DataError, nearest, require
+from mmdiff.errors import ConfigError, DataError, nearest, require, shown
+from mmdiff.files import unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,6 +33,8 @@ CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 
 MAX_PIXELS = 1 << 26  # 8192 x 8192; a larger picture is refused before it is decoded
+EMPTY_PIXELS = 1 << 24  # with more, a file has at least a byte for 200 pixels, as even a plain colour has in JPEG
+PROGRAMS = ("EPS", "WMF", "EMF")  # PIL starts another program to draw them
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ def read_image(source: object) -> Image:
     if isinstance(source, np.ndarray | Tensor):
         source = _from_array(source)
     name = _name(source)
+    if isinstance(source, str | Path) and (fault := unreadable(source)):
+        raise DataError(f"{name}: {'a folder, expected a picture' if fault == 'a folder' else fault}")
     try:
         if isinstance(source, bytes | bytearray | memoryview):
             source = io.BytesIO(source)
@@ -96,19 +103,19 @@ def read_image(source: object) -> Image:
         with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as image:
             if 0 in image.size or image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{name}: {image.width} x {image.height} pixels, expected 1 to {MAX_PIXELS} in all")
+            if image.width * image.height > max(EMPTY_PIXELS, 200 * _size(source)):
+                raise DataError(f"{name}: {image.width} x {image.height} pixels in {_size(source)} bytes, a trap")
+            if getattr(image, "format", None) in PROGRAMS:
+                raise DataError(f"{name}: {image.format} is a program that draws, expected JPEG, PNG, WebP, ...")
             image.load()
             return _rgb(ImageOps.exif_transpose(image), name)
     except DataError:
         raise
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{name}: no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{name}: a folder, expected a picture") from None
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         what = "not a picture" if isinstance(error, UnidentifiedImageError) else "too large"
         raise DataError(f"{name}: {what}") from None
     except Exception as error:  # damaged files make decoders raise nearly anything: OSError, SyntaxError, struct.error
-        raise DataError(f"{name}: damaged picture ({' '.join(str(error).split())})") from None
+        raise DataError(f"{name}: damaged picture ({' '.join(str(error).split()):.200})") from None
 
 
 def pixels(image: Image, spec: ImageSpec) -> Tensor:
@@ -193,9 +200,16 @@ def _from_array(array: np.ndarray[Any, Any] | Tensor) -> Image:
     return Image.fromarray(np.ascontiguousarray(values[..., 0] if values.shape[2] == 1 else values))
 
 
+def _size(source: object) -> float:
+    """Returns the bytes of a file; without end for a picture that is decoded already."""
+    if isinstance(source, io.BytesIO):
+        return source.getbuffer().nbytes
+    return os.path.getsize(source) if isinstance(source, str | Path) else math.inf
+
+
 def _name(source: object) -> str:
     if isinstance(source, str | Path):
-        return str(source)
+        return shown(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return f"picture of {len(source)} bytes"
     return str(getattr(source, "filename", "") or type(source).__name__)

@@ -3,7 +3,7 @@
 May import: nothing. Must not import torch.
 """
 
-from .reading import read_json, regular
+from .reading import read_json, regular, unreadable
 from .sums import SUMS, check_sums, damaged, digest, signed, write_sums
 from .whole import aside, clear, commit, link, lock, part_of, remove, sync, write_text
 
@@ -23,6 +23,7 @@ __all__ = [
     "remove",
     "signed",
     "sync",
+    "unreadable",
     "write_sums",
     "write_text",
 ]

@@ -5,7 +5,9 @@ A link to /dev/zero never ends, a FIFO waits for ever, and JSON that is nested d
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,24 @@ def regular(file: Path, at_most: int | None = None) -> int:
     if at_most is not None and found.st_size > at_most:
         raise ConfigError(f"{file}: has {found.st_size:,} bytes, expected at most {at_most:,}")
     return found.st_size
+
+
+def unreadable(path: str | Path) -> str | None:
+    """Returns why a path from a row cannot be opened, in a few words without the path; None for a regular file.
+
+    It may be anything but a path, such as a whole file in base64.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "no such file"
+    except ValueError:  # a zero byte, or what cannot be a file's name
+        return "not a path"
+    except OSError as error:
+        return (
+            f"not a path of {len(str(path))} characters" if error.errno == errno.ENAMETOOLONG else str(error.strerror)
+        )
+    return None if stat.S_ISREG(mode) else "a folder" if stat.S_ISDIR(mode) else "a device or pipe, expected a file"
 
 
 def read_json(file: Path, at_most: int = JSON_BYTES) -> Any:
