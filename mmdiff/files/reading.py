@@ -60,7 +60,7 @@ def read_json(file: Path, at_most: int = JSON_BYTES) -> Any:
     """Returns the content of a JSON file. Raises ConfigError that names the file; FileNotFoundError where it is not."""
     regular(file, at_most)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
     except RecursionError:
         raise ConfigError(f"{file}: is nested too deeply") from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are of this kind

@@ -77,11 +77,12 @@ def convert(
 
 
 def data(dataset: Dataset, /) -> Output:
-    """Describe a LeRobot data set, and check all of its numbers."""
+    """Describe a LeRobot data set; check all of its numbers, and that the frames of videos are those of the rows."""
     from mmdiff.tasks.vla.data.dataset import LeRobot
 
     found = LeRobot(dataset)
     found.check()
+    found.check_videos()
     return table(
         {
             "episodes": len(found),

@@ -146,6 +146,7 @@ def serve(
     port: int = 8777,
     camera: list[str] | None = None,
     execute: int | None = None,
+    token_file: Path | None = None,
 ) -> Output:
     """Answer POST /act with a run, until Ctrl-C.
 
@@ -155,8 +156,9 @@ def serve(
         port: the port to listen at; 0: a free one.
         camera: a camera's name, in the policy's order; may be given again.
         execute: actions of a chunk that a robot should execute (default: all).
+        token_file: a file with the token that requests must bear (default: MMDIFF_VLA_TOKEN of the environment).
     """
     from mmdiff.tasks.vla.serve.server import serve as answer
 
-    answer(run, *words, host=host, port=port, cameras=camera, execute=execute)
+    answer(run, *words, host=host, port=port, cameras=camera, execute=execute, token_file=token_file)
     return {}, ""

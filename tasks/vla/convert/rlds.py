@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from mmdiff.errors import ConfigError, DataError, nearest
-from mmdiff.tasks.vla.data.layout import read_json
+from mmdiff.tasks.vla.data.reading import read_json
 
 from .options import ReadOptions
 from .source import Array, Recorded, Recording, broken, decoded, reading, recording, stripped

@@ -14,11 +14,13 @@ import numpy as np
 
 from mmdiff.errors import DataError, nearest
 
-from .layout import Layout, Location, inside, reading
+from .layout import Layout, Location
+from .reading import check_regular, inside, open_parquet, read_group, reading
 
 Array = np.ndarray[Any, Any]
 CACHE = 256 << 20  # bytes of encoded pictures that a process keeps
 SUCCESS = "next.success"
+PICTURE_BYTES = 1 << 28  # of an encoded picture in a file of its own
 OPEN = 32  # files that a process keeps open
 
 
@@ -55,14 +57,8 @@ def read_rows(layout: Layout, action: str, state: str | None) -> dict[str, Array
 
 def read_columns(file: Path, columns: Sequence[str]) -> dict[str, Any]:
     """Columns of a parquet file as pyarrow arrays. Raises DataError for what is missing or damaged."""
-    import pyarrow.parquet as pq
-
+    parquet = open_parquet(file, columns, memory_map=True)
     with reading(file):
-        parquet = pq.ParquetFile(file, memory_map=True)
-        there = parquet.schema_arrow.names
-        for name in columns:
-            if name not in there:
-                raise DataError(f"{file}: no column {name!r}{nearest(name, there)}")
         table = parquet.read(list(columns), use_threads=False)
     return {name: table.column(name) for name in columns}
 
@@ -152,9 +148,11 @@ class EncodedPictures:
             raise DataError(f"{where} holds no picture")
         inside(path, where)
         try:
+            check_regular(self.folder / path, PICTURE_BYTES)
             return (self.folder / path).read_bytes()
-        except OSError as error:
-            raise DataError(f"{where} is the file {path!r}, which cannot be read ({error.strerror})") from None
+        except (DataError, OSError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise DataError(f"{where} is the file {path!r}, which cannot be read ({why})") from None
 
     def _group(self, file: str, column: str, group: int) -> tuple[Any, Any, int]:
         key = (file, column, group)
@@ -162,11 +160,10 @@ class EncodedPictures:
             self._groups.move_to_end(key)
             return self._groups[key]
         parquet, _ = self._file(file)
-        with reading(self.folder / file):
-            there = parquet.schema_arrow.names
-            if column not in there:
-                raise DataError(f"{self.folder / file}: no column {column!r}{nearest(column, there)}")
-            array = parquet.read_row_group(group, [column], use_threads=False).column(column).combine_chunks()
+        there = parquet.schema_arrow.names
+        if column not in there:
+            raise DataError(f"{self.folder / file}: no column {column!r}{nearest(column, there)}")
+        array = read_group(parquet, self.folder / file, group, column)
         import pyarrow as pa
 
         if isinstance(array, pa.ChunkedArray):  # more than 2 GB
@@ -189,10 +186,7 @@ class EncodedPictures:
         if file in self._files:
             self._files.move_to_end(file)
             return self._files[file]
-        import pyarrow.parquet as pq
-
-        with reading(self.folder / file):
-            parquet = pq.ParquetFile(self.folder / file, memory_map=True)
+        parquet = open_parquet(self.folder / file, [], memory_map=True)
         sizes = [parquet.metadata.row_group(n).num_rows for n in range(parquet.metadata.num_row_groups)]
         self._files[file] = parquet, np.cumsum([0, *sizes[:-1]])
         if len(self._files) > OPEN:

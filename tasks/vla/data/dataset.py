@@ -10,7 +10,6 @@ Shape letters: N frames, M rows, D dimensions of an action, S of the state, K ac
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,9 +25,8 @@ from mmdiff.protocols import Row
 from .columns import CACHE, EncodedPictures, read_rows
 from .episode import Array, Episode, LazyFrames, check_finite, choose_episodes, noops
 from .layout import read_layout
-from .video import Video
+from .video import Videos, check_times
 
-VIDEOS = 16  # videos that a process keeps open
 TOY_ACTION, TOY_STATE = 7, 4
 """D and S of the data that `Steps.toy` draws: an arm's action, and Meta-World's state."""
 
@@ -63,7 +61,11 @@ class LeRobot:
         self.row_E = found.pop("row")  # the row of its file that an episode begins with
         self._columns = found
         self._pictures = EncodedPictures(self.path, cache)
-        self._videos: OrderedDict[str, Video] = OrderedDict()
+        clips: dict[str, list[tuple[int, int, float]]] = {}
+        for place in self.layout.episodes:
+            for clip in place.clips.values():
+                clips.setdefault(clip.file, []).append((place.number, place.length, clip.start))
+        self._videos = Videos(self.path, self.fps, clips)
 
     def __len__(self) -> int:
         """Episodes."""
@@ -84,7 +86,8 @@ class LeRobot:
         return self._columns.get("state")
 
     def check(self, episodes: Sequence[int] | None = None) -> None:
-        """Raise DataError, which names episode and frame, where an action or a state is not finite. None: all."""
+        """Raise DataError, which names episode and frame, where an action or a state is not finite, or the timestamps
+        by which pictures are found in videos are not frame_index / fps. None: all."""
         for what, names in (("action", self.action_names), ("state", self.state_names)):
             values_ND = self._columns.get(what)
             if values_ND is None or (episodes is None and np.isfinite(values_ND).all()):
@@ -92,6 +95,15 @@ class LeRobot:
             for e in range(len(self)) if episodes is None else episodes:
                 start = self.start_E[e]
                 check_finite(values_ND[start : start + self.length_E[e]], self.where(e), what, names)
+        for e in range(len(self)) if episodes is None else episodes:
+            if self.layout.episodes[e].clips:
+                file = self.path / self.layout.episodes[e].file
+                check_times(self._columns["time"][self.rows(e)], self.fps, f"{file}: episode {e}")
+
+    def check_videos(self) -> None:
+        """Read all videos, without decoding them. Raises DataError, which names the file, where the frames are not
+        those of the episodes; `picture` checks the index of a video that it opens."""
+        self._videos.check()
 
     def where(self, episode: int, frame: int | None = None) -> str:
         return f"{self.path} episode {episode}" + ("" if frame is None else f" frame {frame}")
@@ -132,7 +144,9 @@ class LeRobot:
             clip = location.clips.get(key)
             if clip is None:
                 return self._pictures.at(location.file, key, int(self.row_E[episode]) + frame)
-            return self._video(clip.file).at(clip.start + float(self._columns["time"][self.start_E[episode] + frame]))
+            return self._videos.open(clip.file).at(
+                clip.start + float(self._columns["time"][self.start_E[episode] + frame])
+            )
 
     def _decoded(self, camera: str, episode: int, frame: int) -> Array:
         found = self.picture(camera, episode, frame)
@@ -147,23 +161,11 @@ class LeRobot:
         """Where its frames are in `actions()` and `states()`."""
         return slice(int(self.start_E[episode]), int(self.start_E[episode] + self.length_E[episode]))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_videos": OrderedDict()}
-
     def _key(self, camera: str) -> str:
         key = self._keys.get(camera, camera)
         if key not in self._keys.values():
             raise DataError(f"{self.path}: no camera {camera!r}{nearest(camera, self._keys)}")
         return key
-
-    def _video(self, file: str) -> Video:
-        if file in self._videos:
-            self._videos.move_to_end(file)
-        else:
-            self._videos[file] = Video(self.path / file)
-            if len(self._videos) > VIDEOS:
-                self._videos.popitem(last=False)[1].close()
-        return self._videos[file]
 
 
 @part

@@ -12,16 +12,16 @@ The paths stand as templates in info.json. Source: huggingface/lerobot, `lerobot
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmdiff.errors import DataError, nearest, require
+
+from .reading import inside, json_lines, open_parquet, read_json, read_texts, reading
 
 VERSION = "v3.0"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -86,7 +86,7 @@ def read_layout(path: str | Path) -> Layout:
     file = folder / "meta" / "info.json"
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder, expected one of a LeRobotDataset")
-    if not file.is_file():
+    if not file.exists():
         raise DataError(f"{folder}: no LeRobotDataset here (meta/info.json is missing)")
     info = read_json(file)
     version = str(info.get("codebase_version"))
@@ -122,30 +122,20 @@ def read_layout(path: str | Path) -> Layout:
     return Layout(folder, float(info["fps"]), info["features"], tasks, tuple(episodes))
 
 
-@contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """What pyarrow raises about `file` becomes one line. Raises DataError."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file") from None
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: damaged or cut off ({' '.join(str(error).split()):.120})") from None
-
-
 def _v3(folder: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[Location]]:
-    import pyarrow.parquet as pq
-
     file = folder / "meta" / "tasks.parquet"
+    parquet = open_parquet(file, read_dictionary=["task"])
+    there = parquet.schema_arrow.names
+    text = [name for name in there if name != "task_index"]
+    if "task_index" not in there or not text:
+        raise DataError(f"{file}: columns {', '.join(there)[:200]}, expected task_index and task")
+    named = "task" if "task" in text else text[0]
     with reading(file):
-        table = pq.read_table(file, use_threads=False)
-    text = [name for name in table.column_names if name != "task_index"]
-    if "task_index" not in table.column_names or not text:
-        raise DataError(f"{file}: columns {', '.join(table.column_names)}, expected task_index and task")
-    names = table.column("task" if "task" in text else text[0]).to_pylist()
-    tasks = dict(zip(table.column("task_index").to_pylist(), map(str, names), strict=True))
+        numbers = parquet.read(["task_index"], use_threads=False).column("task_index").to_pylist()
+    tasks = {}
+    for number, words in zip(numbers, read_texts(parquet, file, named), strict=True):
+        _check_row({"task_index": number, "task": words}, str(file))
+        tasks[number] = words
 
     videos = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
     columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
@@ -155,17 +145,11 @@ def _v3(folder: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[Loc
         raise DataError(f"{folder}: no files meta/episodes/chunk-*/file-*.parquet")
     locations = []
     for file in files:
+        parquet = open_parquet(file, columns)
         with reading(file):
-            parquet = pq.ParquetFile(file)
-            there = parquet.schema_arrow.names
-            for name in columns:
-                if name not in there:
-                    raise DataError(f"{file}: no column {name!r}{nearest(name, there)}")
             rows = parquet.read(columns, use_threads=False).to_pylist()
         for row in rows:
-            for name, value in row.items():
-                if value is None:
-                    raise DataError(f"{file}: {name} of episode {row['episode_index']} is empty")
+            _check_row(row, f"{file} episode {row['episode_index']!r:.20}")
             clips = {}
             for key in videos:
                 numbers = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
@@ -178,21 +162,37 @@ def _v3(folder: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[Loc
 
 
 def _v2(folder: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[Location]]:
-    tasks = {row["task_index"]: row["task"] for row in _lines(folder / "meta" / "tasks.jsonl", "task_index", "task")}
+    tasks = {}
+    for where, row in json_lines(folder / "meta" / "tasks.jsonl", "task_index", "task"):
+        _check_row({name: row[name] for name in ("task_index", "task")}, where)
+        tasks[row["task_index"]] = row["task"]
     videos = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
     locations = []
     chunk = info.get("chunks_size") or 1000
     if type(chunk) is not int or chunk < 1:
         raise DataError(f"{folder}/meta/info.json: chunks_size is {chunk!r:.60}, expected a whole number above 0")
-    for row in _lines(folder / "meta" / "episodes.jsonl", "episode_index", "length"):
+    for where, row in json_lines(folder / "meta" / "episodes.jsonl", "episode_index", "length"):
         number = row["episode_index"]
-        if type(number) is not int or type(row["length"]) is not int:
-            raise DataError(f"{folder}/meta/episodes.jsonl: {str(row):.80}: episode_index and length are whole numbers")
-        where = {"episode_chunk": number // chunk, "episode_index": number}
-        clips = {key: Clip(_path(folder, info, "video_path", video_key=key, **where), 0.0) for key in videos}
-        file = _path(folder, info, "data_path", **where)
+        _check_row({name: row[name] for name in ("episode_index", "length")}, where)
+        of = {"episode_chunk": number // chunk, "episode_index": number}
+        clips = {key: Clip(_path(folder, info, "video_path", video_key=key, **of), 0.0) for key in videos}
+        file = _path(folder, info, "data_path", **of)
         locations.append(Location(number, row["length"], file, clips))
     return tasks, locations
+
+
+def _check_row(row: Mapping[str, Any], where: str) -> None:
+    """Raise DataError for an entry of `meta/` that is not what its name says: text, seconds, or a whole number."""
+    for name, value in row.items():
+        if name == "task":
+            right, expected = isinstance(value, str), "text"
+        elif name.endswith("_timestamp"):
+            right = type(value) in (int, float) and 0 <= value < math.inf
+            expected = "seconds, a number from 0 on"
+        else:
+            right, expected = type(value) is int and 0 <= value < 1 << 62, "a whole number from 0 on"
+        if not right:
+            raise DataError(f"{where}: {name} is {'empty' if value is None else f'{value!r:.60}'}, expected {expected}")
 
 
 def _path(folder: Path, info: Mapping[str, Any], name: str, **values: Any) -> str:
@@ -206,41 +206,6 @@ def _path(folder: Path, info: Mapping[str, Any], name: str, **values: Any) -> st
         fields = ", ".join(values)
         raise DataError(f"{folder}/meta/info.json: {name} is {template!r:.80}, expected a path with {fields}") from None
     return inside(path, f"{folder}/meta/info.json: {name}")
-
-
-def inside(path: str, where: str) -> str:
-    """Raises DataError for a path that leaves the folder of its data set: that may come from anyone."""
-    if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise DataError(f"{where}: {path!r:.120} leads out of the data set's folder")
-    return path
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Returns the JSON object of a file. Raises DataError."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{file}: not JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{file}: not a JSON object")
-    return found
-
-
-def _lines(file: Path, *fields: str) -> Iterator[dict[str, Any]]:
-    if not file.is_file():
-        raise DataError(f"{file}: no such file")
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                raise DataError(f"{file} line {number}: not JSON") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{file} line {number}: {row!r:.60}, expected a JSON object")
-            for name in fields:
-                if name not in row:
-                    raise DataError(f"{file} line {number}: no {name!r}{nearest(name, row)}")
-            yield row
 
 
 def _depth(feature: Mapping[str, Any]) -> bool:

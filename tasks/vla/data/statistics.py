@@ -10,7 +10,7 @@ from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.tasks.vla.codecs.normalise import Statistics
 
 from .dataset import LeRobot
-from .layout import read_json
+from .reading import read_json
 
 Entry = Mapping[str, Statistics]
 """{"action": ..., "state": ...}; without `state` where nothing is measured."""

@@ -1,24 +1,34 @@
 """Frames of a video file by their time, or one after the other, through PyAV. Frames are uint8 (H, W, 3).
 
 A frame that is read by its time is the frame that a straight pass would show there: decoding starts at the keyframe
-before it.
+before it. `check_times` and `check_clips` hold that this frame is the one that belongs to a row.
+
+Shape letters: N frames of an episode, F of a video, H W pixels.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import numpy as np
 
+from mmdiff.encoders.media.images import MAX_PIXELS
 from mmdiff.errors import DataError, require
+
+from .reading import check_regular
 
 Array = np.ndarray[Any, Any]
 
 AHEAD = 16  # frames that are decoded rather than skipped by seeking
+VIDEOS = 16  # videos that a process keeps open
+NEAR = 0.25  # of a frame: how far a time may be from frame_index / fps
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg"
+"""FFmpeg's names of the containers that are read. Others, such as playlists, name files and addresses elsewhere."""
 
 
 class Video:
@@ -69,6 +79,30 @@ class Video:
         while self._advance():
             yield self._frame.to_ndarray(format="rgb24")
 
+    def times(self, every_packet: bool = False) -> Array:
+        """The times at which its frames are shown, float64 (F,), in order; nothing is decoded. Raises DataError.
+
+        every_packet: reads the whole file, where otherwise its index is enough if it has one.
+        """
+        import av
+
+        stream = self._stream()
+        entries = stream.index_entries
+        if not every_packet and len(entries) and len(entries) >= stream.frames > 0:
+            ticks_F = np.sort(np.array([entry.timestamp for entry in entries], np.float64))
+            ticks_F += (stream.start_time or 0) - ticks_F[0]  # an index holds the times at which frames are decoded
+        else:
+            try:
+                self._container.seek(0, stream=stream, backward=True)
+                found = [packet.pts for packet in self._container.demux(stream) if packet.size]
+            except av.error.FFmpegError as error:
+                raise DataError(f"{self.path}: damaged ({error.strerror})") from None
+            self._seek(stream, -1.0)
+            if None in found:
+                raise DataError(f"{self.path}: frame {found.index(None)} has no time")
+            ticks_F = np.sort(np.array(found, np.float64))
+        return ticks_F * float(stream.time_base)
+
     def close(self) -> None:
         if self._container is not None:
             self._container.close()
@@ -115,16 +149,20 @@ class Video:
         require("av", "vla")
         import av
 
+        check_regular(self.path)
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
         try:
-            container = av.open(str(self.path), "r")
-        except av.error.FileNotFoundError:
-            raise DataError(f"{self.path}: no such file") from None
+            container = av.open(str(self.path), "r", options=options)
         except (av.error.FFmpegError, OSError) as error:
             raise DataError(f"{self.path}: not a video, or cut off ({error.strerror})") from None
         if not container.streams.video:
             container.close()
             raise DataError(f"{self.path}: holds no pictures")
         stream = container.streams.video[0]
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > MAX_PIXELS:
+            container.close()
+            raise DataError(f"{self.path}: {width} x {height} pixels, expected 1 to {MAX_PIXELS} in all")
         stream.codec_context.thread_count = 1  # data processes are many already
         self._container = container
         _OPEN.add(self)
@@ -139,6 +177,83 @@ class Video:
         """Forget the handles in a forked process: freeing them would wait for threads of the parent."""
         _INHERITED.append((self._container, self._decoder, self._frame))
         self._forget()
+
+
+class Videos:
+    """The videos of a folder, of which the last ones stay open; each process opens its own.
+
+    clips: by file, (number, frames, start in seconds) of all episodes in it, see `check_clips`.
+    """
+
+    def __init__(self, folder: Path, fps: float, clips: Mapping[str, Sequence[tuple[int, int, float]]]) -> None:
+        self.folder, self.fps, self.clips = folder, fps, clips
+        self._open: OrderedDict[str, Video] = OrderedDict()
+        self._checked: set[str] = set()
+
+    def open(self, file: str) -> Video:
+        """Raises DataError where the index of the file is not that of its episodes."""
+        if file in self._open:
+            self._open.move_to_end(file)
+            return self._open[file]
+        video = Video(self.folder / file)
+        if file not in self._checked:
+            check_clips(video, self.fps, self.clips[file])
+            self._checked.add(file)
+        self._open[file] = video
+        if len(self._open) > VIDEOS:
+            self._open.popitem(last=False)[1].close()
+        return video
+
+    def check(self) -> None:
+        """Read all files whole, without decoding them, for `check_clips`."""
+        for file, clips in self.clips.items():
+            video = Video(self.folder / file)
+            check_clips(video, self.fps, clips, every_packet=True)
+            video.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+
+def check_times(time_N: Array, fps: float, where: str) -> None:
+    """Raise DataError, by frame, where the timestamps of an episode are not frame_index / fps.
+
+    By them the pictures of a video are found: under others, actions are paired with pictures of another moment.
+    """
+    right_N = np.arange(len(time_N)) / fps
+    wrong = np.flatnonzero(~(np.abs(time_N.astype(np.float64) - right_N) <= NEAR / fps))
+    if len(wrong):
+        n = int(wrong[0])
+        expected = f"expected frame_index / fps, {right_N[n]:g} s (fps is {fps:g})"
+        raise DataError(f"{where} frame {n}: timestamp is {time_N[n]:g} s, {expected}")
+
+
+def check_clips(video: Video, fps: float, clips: Sequence[tuple[int, int, float]], every_packet: bool = False) -> None:
+    """Raise DataError where the frames of a video are not those of its episodes.
+
+    Frame n has to be shown at n / fps, and each episode has frames of its own. clips: (number, frames, start in
+    seconds) of all episodes in it. every_packet: see `Video.times`.
+    """
+    time_F = video.times(every_packet)
+    wrong = np.flatnonzero(~(np.abs(time_F - np.arange(len(time_F)) / fps) <= NEAR / fps))
+    if len(wrong):
+        n = int(wrong[0])
+        expected = f"expected {n / fps:.3f} s at {fps:g} frames per second"
+        raise DataError(f"{video.path}: frame {n} is shown at {time_F[n]:.3f} s, {expected}")
+    end, before, gaps = 0, -1, False
+    for number, length, start in sorted(clips, key=lambda clip: clip[2]):
+        first = round(start * fps)
+        where = f"{video.path}: episode {number} begins at {start:.3f} s"
+        if abs(start * fps - first) > NEAR:
+            raise DataError(f"{where}, between two frames")
+        if first < end:
+            raise DataError(f"{where}, within episode {before}, which ends at {end / fps:.3f} s")
+        if first + length > len(time_F):
+            raise DataError(f"{where} and has {length} frames, the video ends after {len(time_F) / fps:.3f} s")
+        gaps = gaps or first > end
+        end, before = first + length, number
+    if not gaps and end < len(time_F):
+        raise DataError(f"{video.path}: holds {len(time_F)} frames, its episodes have {end}")
 
 
 _OPEN: WeakSet[Video] = WeakSet()

@@ -76,8 +76,9 @@ def to_array(value: Any, field: str, expected: str = PICTURE) -> np.ndarray:
     if isinstance(value, Mapping):
         if set(value) != NUMPY:
             raise BadRequest(f"{field}: an object of {short(sorted(value))}, expected {expected}")
+        name = value["dtype"]
         try:
-            dtype = np.dtype(str(value["dtype"]))
+            dtype = np.dtype(name if isinstance(name, str) and len(name) <= 16 else object)
         except (TypeError, ValueError, SyntaxError):
             dtype = np.dtype(object)
         shape = value["shape"]

@@ -67,7 +67,7 @@ class PolicyServer:
         # a new thread would compute with another number of threads than this one, and so with other rounding
         self._thread = ThreadPoolExecutor(1, "policy", torch.set_num_threads, (torch.get_num_threads(),))
 
-    async def act(self, body: bytes, request: Request) -> dict[str, Any]:
+    async def act(self, body: bytes | bytearray, request: Request) -> dict[str, Any]:
         """Returns the body of the response. Raises BadRequest."""
         if self.waiting >= MAX_WAITING:
             raise BadRequest(f"busy: {self.waiting} requests are waiting; come back later", 503)
@@ -80,7 +80,7 @@ class PolicyServer:
         finally:
             self.waiting -= 1
 
-    def _answer(self, body: bytes) -> dict[str, Any]:
+    def _answer(self, body: bytes | bytearray) -> dict[str, Any]:
         sent = read_request(body, self.contract)
         began = time.perf_counter()
         first = self.answered if sent.seed is None else sent.seed

@@ -8,12 +8,12 @@
     anything else, and whatever goes wrong: {"error": one line} with a status of 4xx or 5xx
 
 The model answers one request at a time, in order; a request whose client has disconnected meanwhile is dropped.
-There is no authentication: every client that reaches the port is served.
+Requests have a size, a time and a number (`guard.py`). With a token, only clients that bear it are served; without one,
+every client that reaches the port is.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import socket
 import sys
@@ -26,17 +26,20 @@ from mmdiff.errors import ConfigError, require
 from mmdiff.tasks.vla.task import VLA
 
 from .arrays import BadRequest
+from .guard import CLOSE, TOKEN, Bodies, Gate, Limits, is_local, protocol, read_token
 from .policy import GONE, PolicyServer, contract_of
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
     from starlette.requests import Request
 
     from mmdiff.session import Session
 
 PORT = 8777  # openvla-oft's
-MAX_BODY = 32 << 20  # bytes; a 1280 x 720 picture in nested lists takes about 11 MB
+LIMITS = Limits()
 HINT = 'POST /act {"image": base64 of a PNG or JPEG, "instruction": "open the drawer", "state": [...]}; GET /health'
+UNREAD = (408, 413, 415, 503)  # statuses of requests whose client may be sending still
 log = logging.getLogger(__name__)
 
 
@@ -45,14 +48,17 @@ def make_app(
     *,
     cameras: Sequence[str] | None = None,
     execute: int | None = None,
-    max_body: int = MAX_BODY,
+    limits: Limits = LIMITS,
     sampler: Mapping[str, Any] | None = None,
+    token: str | None = None,
+    local: bool = False,
 ) -> FastAPI:
     """The application that answers with a session's policy.
 
     cameras: names of the pictures, in order. sampler: fields of GenerationConfig for every call.
     execute: how many actions of a chunk a client should execute before it sends the next request; /health and every
         response give it. Chunks are whole all the same (the rest of one may be sent back as `given`).
+    token, local: see `Gate`.
     Raises ConfigError, MissingExtra.
     """
     require("fastapi", "serve")
@@ -64,17 +70,17 @@ def make_app(
     contract = contract_of(session.task, cameras)
     if execute is not None and not 1 <= execute <= contract.chunk:
         raise ConfigError(f"execute: {execute} is not 1 to {contract.chunk}, the actions of a chunk")
-    policy = PolicyServer(session, contract, sampler or {})
+    policy, bodies = PolicyServer(session, contract, sampler or {}), Bodies(limits)
     steps = execute or session.task.execute or contract.chunk
     app = FastAPI(title="mmdiff policy", docs_url=None, redoc_url=None, openapi_url=None)
 
     async def act(request: Request) -> Any:
         try:
-            body = await _body(request, max_body)
-            return JSONResponse({**await policy.act(body, request), "execute": steps})
+            async with bodies.read(request) as body:
+                return JSONResponse({**await policy.act(body, request), "execute": steps})
         except BadRequest as error:
             policy.refused += 1
-            return JSONResponse({"error": _line(error)}, error.status)
+            return JSONResponse({"error": _line(error)}, error.status, CLOSE if error.status in UNREAD else None)
         except ClientDisconnect:
             return JSONResponse({"error": "client: gone"}, GONE)
         except Exception:
@@ -90,7 +96,7 @@ def make_app(
                 "task": type(session.task).__name__,
                 **asdict(contract),
                 "execute": steps,
-                "max_body": max_body,
+                "max_body": limits.body,
                 "uptime": policy.uptime(),
             }
         )
@@ -103,7 +109,7 @@ def make_app(
 
     async def problem(request: Request, error: Exception) -> Any:
         assert isinstance(error, HTTPException)
-        where = f"{request.method} {request.url.path}"
+        where = f"{request.method} {request.url.path}"[:80]
         return JSONResponse({"error": f"{where}: {error.detail}; {HINT}"}, error.status_code, error.headers)
 
     app.add_route("/act", act, ["POST"])
@@ -111,29 +117,9 @@ def make_app(
     app.add_route("/metrics", metrics, ["GET"])
     app.add_route("/", hint, ["GET"])
     app.add_exception_handler(HTTPException, problem)  # no such path, no such method
+    app.add_middleware(Gate, bodies=bodies, token=token, local=local)  # type: ignore[arg-type]
     app.state.policy = policy
     return app
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    """The body of a request of JSON. One that is too large is read to a bound and thrown away, so that its client, who
-    is still sending, gets to see the answer."""
-    kind = request.headers.get("content-type", "")
-    if kind.split(";")[0].strip().lower() != "application/json":
-        raise BadRequest(f"content-type: {kind or 'missing'}, expected application/json", 415)
-    kept: list[bytes] = []
-    size = 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size <= limit:
-            kept.append(piece)
-        else:
-            kept.clear()
-        if size > 4 * limit:
-            break
-    if size > limit:
-        raise BadRequest(f"body: more than {limit} bytes; send pictures as base64 of JPEG or PNG files", 413)
-    return b"".join(kept)
 
 
 def _line(error: Exception) -> str:
@@ -147,11 +133,12 @@ def serve(
     port: int = PORT,
     cameras: Sequence[str] | None = None,
     execute: int | None = None,
-    max_body: int = MAX_BODY,
+    limits: Limits = LIMITS,
+    token_file: str | Path | None = None,
 ) -> None:
     """Serve a run until Ctrl-C. port 0 takes a free one; the address is printed once requests are answered.
 
-    Raises ConfigError for a port that is taken, MissingExtra.
+    token_file: see `read_token`. Raises ConfigError for a port that is taken, MissingExtra.
     """
     require("fastapi", "serve")
     require("uvicorn", "serve")
@@ -159,19 +146,19 @@ def serve(
 
     from mmdiff.session import load
 
+    token = read_token(token_file)
     listening = listen(host, port)  # before the model is loaded, which may take minutes
     try:
         session = load(run, *overrides, task=VLA)
-        app = make_app(session, cameras=cameras, execute=execute, max_body=max_body)
-        if not is_local(host):
+        local = is_local(host)
+        app = make_app(session, cameras=cameras, execute=execute, limits=limits, token=token, local=local)
+        if not local and token is None:
             print(
-                f"warning: {host} is reached from other machines, and there is no authentication",
+                f"warning: {host} is reached from other machines, and there is no authentication (set {TOKEN})",
                 file=sys.stderr,
                 flush=True,
             )
-        server = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=10, ws="none")
-        )
+        server = uvicorn.Server(settings(app, limits))
         name = f"[{host}]" if ":" in host else host
         print(f"{session.folder}: http://{name}:{listening.getsockname()[1]}/act", file=sys.stderr, flush=True)
         try:
@@ -180,6 +167,23 @@ def serve(
             print("mmdiff: stopped", file=sys.stderr, flush=True)
     finally:
         listening.close()
+
+
+def settings(app: FastAPI, limits: Limits = LIMITS) -> uvicorn.Config:
+    """Returns uvicorn's settings for an application."""
+    import uvicorn
+
+    connection: Any = protocol(limits)
+    return uvicorn.Config(
+        app,
+        http=connection,
+        ws="none",
+        lifespan="off",
+        log_level="error",  # a request that is none is refused, which is no news
+        timeout_graceful_shutdown=10,
+        timeout_keep_alive=max(1, round(limits.head / 2)),
+        h11_max_incomplete_event_size=1 << 16,
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -193,11 +197,3 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"host: {host} is not an address of this machine") from None
     except OSError as error:
         raise ConfigError(f"port: {host}:{port} cannot be listened at ({error.strerror or error})") from None
-
-
-def is_local(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

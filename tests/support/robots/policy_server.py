@@ -17,7 +17,7 @@ import uvicorn
 from mmdiff.errors import DataError
 from mmdiff.tasks.vla.codecs.normalise import Statistics
 from mmdiff.tasks.vla.serve.client import encoded
-from mmdiff.tasks.vla.serve.server import listen, make_app
+from mmdiff.tasks.vla.serve.server import LIMITS, listen, make_app, settings
 from mmdiff.tasks.vla.task import VLA
 
 NAMES = ("x", "y", "grip")
@@ -75,8 +75,7 @@ class StandIn:
 def served(session: Any, **options: Any) -> Iterator[str]:
     """The address of a real server in a thread."""
     listening = listen("127.0.0.1", 0)
-    app = make_app(session, **options)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(settings(make_app(session, **options), options.get("limits", LIMITS)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     until(lambda: server.started)

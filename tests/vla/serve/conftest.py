@@ -30,7 +30,9 @@ def client_is_closed() -> Iterator[None]:
 def url() -> Iterator[str]:
     from robots.policy_server import StandIn, served
 
-    with served(StandIn(), max_body=200_000) as address:
+    from mmdiff.tasks.vla.serve.guard import Limits
+
+    with served(StandIn(), limits=Limits(body=200_000)) as address:
         yield address
 
 

@@ -28,8 +28,9 @@ from robots.policy_server import HTTP, NAMES, PICTURE, STATE, StandIn, ask, nump
 
 from mmdiff.tasks.vla.serve import server as serving  # noqa: E402
 from mmdiff.tasks.vla.serve.client import encoded  # noqa: E402
+from mmdiff.tasks.vla.serve.guard import is_local  # noqa: E402
 from mmdiff.tasks.vla.serve.policy import contract_of  # noqa: E402
-from mmdiff.tasks.vla.serve.server import is_local, listen, make_app, serve  # noqa: E402
+from mmdiff.tasks.vla.serve.server import listen, make_app, serve  # noqa: E402
 
 
 def test_an_answer(url: str) -> None:
@@ -177,7 +178,7 @@ def test_health_and_metrics() -> None:
             "cameras": ["image"],
             "key": "arm",
             "keys": ["arm"],
-            "max_body": serving.MAX_BODY,
+            "max_body": serving.LIMITS.body,
         }
         assert HTTP.get(f"{url}/metrics").json()["seconds_p95"] is None
         assert ask(url).json()["execute"] == 2 and len(ask(url).json()["actions"]) == 4
@@ -316,5 +317,8 @@ def _ctrl_c(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     thread.join()
     assert found["actions"] == wanted()
     said.append(capfd.readouterr().err)
-    assert "warning: 0.0.0.0 is reached from other machines, and there is no authentication" in "".join(said)
+    assert (
+        "warning: 0.0.0.0 is reached from other machines, and there is no authentication (set MMDIFF_VLA_TOKEN)"
+        in "".join(said)
+    )
     assert "mmdiff: stopped" in "".join(said) and "Traceback" not in "".join(said)
