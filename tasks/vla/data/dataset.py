@@ -62,9 +62,9 @@ class LeRobot:
         self._columns = found
         self._pictures = EncodedPictures(self.path, cache)
         clips: dict[str, list[tuple[int, int, float]]] = {}
-        for place in self.layout.episodes:
-            for clip in place.clips.values():
-                clips.setdefault(clip.file, []).append((place.number, place.length, clip.start))
+        for location in self.layout.episodes:
+            for clip in location.clips.values():
+                clips.setdefault(clip.file, []).append((location.number, location.length, clip.start))
         self._videos = Videos(self.path, self.fps, clips)
 
     def __len__(self) -> int:
