@@ -41,7 +41,8 @@ class Source(Protocol):
 class Task(Protocol):
     """How a row becomes a canvas, and how a finished canvas becomes a prediction.
 
-    A task has two optional methods:
+    `fields`, an optional attribute, names the fields of a row that the task reads: others are refused, so that none is
+    misspelt and left out (`mmdiff.data.fields`). A task also has two optional methods:
 
     `score_all(records) -> dict[str, Any]` returns figures of a whole set that are not means over rows, as the word
     error rate of a corpus is. A record is what `mmdiff.evaluation.evaluate` makes of a row: its plain fields,

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, overload
 import torch
 
 from mmdiff.config.settings import GenerationConfig
+from mmdiff.data.fields import check_row
 from mmdiff.data.stream import canvases
 from mmdiff.model.saving import read_config
 from mmdiff.runs.checkpoint import checkpoints_in
@@ -40,7 +41,9 @@ class Session(Generic[T]):
 
         `prediction` is what the task makes of the generated ids, `forwards` the number of forward passes, `canvas` the
         (token, step, confidence) triples of `canvas_of`. named: fields of GenerationConfig for this call.
+        Raises DataError for a field that the task does not read (`mmdiff.data.fields`).
         """
+        check_row(row, getattr(self.task, "fields", None), strict=True)
         return self.predict_many([row], **named)[0]
 
     def predict_many(

@@ -116,7 +116,7 @@ def _part(fields: Mapping[str, Any], frames: int, rate: int, name: str) -> tuple
         raise DataError(f"{name}: holds no samples")
     start, end = fields.get("start"), fields.get("end")
     for key, value in (("start", start), ("end", end)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not abs(value) < 1e9):
             raise DataError(f"{name}: {key}: {value!r} is not a number of seconds")
     start, end = start or 0, frames / rate if end is None or end == -1 else end
     first, last = round(start * rate), round(end * rate)

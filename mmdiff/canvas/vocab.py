@@ -5,14 +5,15 @@ All ids in the code come from a `Vocab`; literal ids stand only where a tokenize
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
-from mmdiff.errors import ConfigError, nearest
+from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.parts import part
 
 KNOWN = 1 << 16  # encoded texts kept; a tokenizer call costs 70 microseconds, and questions come again every epoch
@@ -37,6 +38,7 @@ class Vocab:
     end_ids: tuple[int, ...] = ()
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     _known: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)  # texts that were encoded
+    _named: set[str] = field(default_factory=set, repr=False, compare=False)  # unknown words that were warned of
 
     @cached_property
     def text_ids(self) -> np.ndarray:
@@ -45,11 +47,23 @@ class Vocab:
         return np.setdiff1d(np.arange(len(self.tokenizer)), list(special))
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of `text`, no special tokens added. A special token that it spells out is that token."""
+        """Returns the ids of `text`, no special tokens added. A special token that it spells out is that token.
+
+        A word that the tokenizer does not know is named on stderr, once. Raises DataError for text with half a
+        character (a lone surrogate).
+        """
         if text not in self._known:
             if len(self._known) >= KNOWN:
                 self._known.clear()
-            self._known[text] = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            check_text(text)
+            ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            for word in unknown_words(text, ids, self.tokenizer):
+                if word not in self._named:
+                    self._named.add(word)
+                    near = nearest(word.lower(), self.tokenizer.get_vocab())
+                    near = near if "did you mean" in near else ""
+                    print(f"the tokenizer does not know the word {word!r:.60}{near}", file=sys.stderr)
+            self._known[text] = ids
         return list(self._known[text])
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
@@ -74,6 +88,47 @@ class Vocab:
         if name not in self.ranges:
             raise ConfigError(f"vocabulary range {name!r} is not reserved{nearest(name, self.ranges)}")
         return self.ranges[name]
+
+
+def check_text(text: str) -> None:
+    """Raise DataError for text with a lone surrogate: half a character, which tokenizers and files cannot take."""
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 20) : error.start + 20]
+        raise DataError(f"a lone surrogate, which is no character, at {error.start} of {around!a}") from None
+
+
+def unknown_words(text: str, ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """Returns the words of a text that its ids do not hold: those for which an unknown token stands, or none at all.
+
+    Tokenizers of bytes know all words. A word that is the unknown token itself is known.
+    """
+    unknown, drops = _unknown(tokenizer)
+    if not drops and unknown.isdisjoint(ids):
+        return []
+    out = []
+    for word in dict.fromkeys(text.split()):
+        pieces = list(word) if drops else [word]
+        of_pieces = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
+        if not all(of_pieces) or (not unknown.isdisjoint(i for ids in of_pieces for i in ids) and word not in UNKNOWN):
+            out.append(word)
+    return out
+
+
+UNKNOWN = ("<unk>", "[UNK]")
+
+
+@lru_cache(maxsize=64)
+def _unknown(tokenizer: Any) -> tuple[frozenset[int], bool]:
+    """Returns the ids of unknown tokens, declared or not, and whether characters that are unknown are dropped."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    name = getattr(getattr(backend, "model", None), "unk_token", None)  # which transformers may not know of
+    unknown = {getattr(tokenizer, "unk_token_id", None), backend.token_to_id(name) if name else None}
+    others = {None, *(getattr(tokenizer, f"{role}_token_id", None) for role in ("eos", "bos", "pad"))}
+    return frozenset(i for i in unknown - others if i is not None), not tokenizer("\ue123", add_special_tokens=False)[
+        "input_ids"
+    ]
 
 
 @part

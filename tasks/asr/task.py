@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from mmdiff.canvas.sample import Media, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
+from mmdiff.data.fields import check_row
 from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.parts import part
 from mmdiff.protocols import Row
@@ -43,6 +44,8 @@ class ASR:
     case: of transcripts and hypotheses. normalise: what WER and CER are counted after, see `mmdiff.tasks.asr.metrics`.
     media: the kind of the sound, the name of the encoder in `model.encoders`.
     """
+
+    fields = ("audio", "text", "hypothesis", "nbest", "duration")
 
     def __init__(
         self,
@@ -81,6 +84,7 @@ class ASR:
         Raises DataError for a missing transcript, one too long for `answer_length`, and words without an id.
         """
         with located(row.get("where")):
+            check_row(row, self.fields)
             ids = [*self._ids(row, "text", vocab), self.template.end(vocab)]
             positions = self.answer_length or len(ids)
             if len(ids) - 1 > positions:
@@ -93,6 +97,7 @@ class ASR:
     def prompt(self, row: Row, vocab: Vocab) -> Sample:
         """Returns a canvas with masked positions, or with the draft. Raises DataError for unknown words of a draft."""
         with located(row.get("where")):
+            check_row(row, self.fields)
             target, fill = Target(length=self.answer_length or self.max_new_tokens), 0
             if self.draft and row.get("hypothesis") is not None:
                 ids = self._ids(row, "hypothesis", vocab)

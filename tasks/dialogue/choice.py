@@ -19,6 +19,7 @@ from mmdiff.canvas.batch import Batch, to_device
 from mmdiff.canvas.sample import Item, Media, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.data.collate import collate
+from mmdiff.data.fields import check_row
 from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
@@ -154,6 +155,8 @@ class MultipleChoice:
         are of kind `audio`.
     """
 
+    fields = ("image", "audio", "protein", "question", "options", "answer")
+
     def __init__(
         self, template: Template | None = None, instruction: str = "Answer with one letter.", media: str = "image"
     ) -> None:
@@ -176,6 +179,7 @@ class MultipleChoice:
             return {"accuracy": float(prediction.upper() == LETTERS[_right(row)])}
 
     def _canvas(self, row: Row, answer: int, vocab: Vocab, *, train: bool) -> Sample:
+        check_row(row, self.fields)
         question = row.get("question")
         if not isinstance(question, str):
             raise RowError("no question", f"question: {question!r:.60}")
@@ -218,6 +222,10 @@ def _costs(
     """Returns the nll of each text; equal texts have equal figures."""
     if not texts or isinstance(texts, str):
         raise DataError(f"{what}: {texts!r:.60}, expected a list of at least one text")
+    for text in texts:
+        if not isinstance(text, str):
+            raise DataError(f"{what}: {text!r:.60} is not text")
+    check_row(row, getattr(session.task, "fields", None), strict=True)
     different = list(dict.fromkeys(texts))
     rows = [_answered(row, field, text) for text in different]
     cost = dict(zip(different, nll(session.model, session.task, rows, **estimate), strict=True))

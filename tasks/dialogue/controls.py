@@ -9,16 +9,17 @@ Each wraps any source of rows. A model that scores as well on these as on the ro
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mmdiff.errors import ConfigError, require
+from mmdiff.data.fields import EXTRA
+from mmdiff.errors import ConfigError, DataError, nearest, require
 from mmdiff.parts import part
 from mmdiff.protocols import Row, Source
 
-from .turns import SLOT
+from .turns import NOUNS, SLOT
 
 
 @part
@@ -42,8 +43,13 @@ class Shuffled:
 
     def __getitem__(self, index: int) -> Row:
         i = range(len(self))[index]
-        other = self.rows[int(self._other[i])]
-        return {**self.rows[i], **{name: other[name] for name in self.fields}}
+        row, other = self.rows[i], self.rows[int(self._other[i])]
+        for name in self.fields:
+            for found in (row, other):
+                if name not in found:
+                    where = found.get("where", f"row {i if found is row else int(self._other[i])}")
+                    raise DataError(f"{where}: no field {name!r} to shuffle{nearest(name, map(str, found))}")
+        return {**row, **{name: other[name] for name in self.fields}}
 
 
 @part
@@ -58,7 +64,26 @@ class Blank:
 
     def __getitem__(self, index: int) -> Row:
         row = self.rows[index]
+        _check_pictures(row, "Blank")
         return {**row, "image": _grey(row["image"])} if row.get("image") is not None else row
+
+
+def _check_pictures(row: Row, control: str) -> None:
+    """Raise DataError for a row with other media than pictures only: a control of pictures changes nothing there."""
+    others = [name for name in NOUNS if row.get(name) is not None]
+    if others and "image" not in others:
+        instead = f'Without(fields=["{others[0]}"]) or Shuffled(fields=["{others[0]}"])'
+        raise DataError(
+            f"{row.get('where', 'a row')}: {control} is of pictures, this row has {others[0]}; use {instead}"
+        )
+
+
+def _check_named(fields: Iterable[str], row: Row) -> None:
+    """Raise DataError for a field that a row does not have, while it has one of nearly that name."""
+    for name in fields:
+        near = nearest(name, map(str, row.keys() - EXTRA - set(fields)))
+        if name not in row and "did you mean" in near:
+            raise DataError(f"{row.get('where', 'rows')}: no field {name!r}{near}")
 
 
 def _grey(picture: Any) -> Any:
@@ -86,7 +111,9 @@ class Without:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Row:
-        return {name: value for name, value in self.rows[index].items() if name not in self.fields}
+        row = self.rows[index]
+        _check_named(self.fields, row)
+        return {name: value for name, value in row.items() if name not in self.fields}
 
 
 @part
@@ -100,7 +127,9 @@ class Fixed:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Row:
-        return {**self.rows[index], **self.fields}
+        row = self.rows[index]
+        _check_named(self.fields, row)
+        return {**row, **self.fields}
 
 
 @part
@@ -114,6 +143,7 @@ class WithoutImage:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Row:
+        _check_pictures(self.rows[index], "WithoutImage")
         row = {name: value for name, value in self.rows[index].items() if name != "image"}
         if "question" in row:
             row["question"] = _unslotted(row["question"])

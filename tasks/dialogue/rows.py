@@ -19,8 +19,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.data.fields import fault_of
+from mmdiff.errors import ConfigError, DataError, nearest, shown
+from mmdiff.files import unreadable
 from mmdiff.protocols import Row
+
+BYTES = 8 * 1024**3
+"""Most bytes of a file of rows, which is read whole."""
 
 
 class RowError(DataError):
@@ -50,6 +55,12 @@ def read_json(path: Path) -> list[tuple[str, Any]]:
     except json.JSONDecodeError as error:
         if text.lstrip().startswith("["):
             raise DataError(f"{path} line {error.lineno}: not JSON ({error.msg})") from None
+    except RecursionError:
+        if "\n" not in text.strip():
+            raise DataError(f"{path}: is nested too deeply") from None
+    except ValueError as error:  # a number of more digits than Python reads
+        if text.lstrip().startswith("["):
+            raise DataError(f"{path}: not JSON ({error})") from None
     else:
         if isinstance(whole, list):
             return [(f"{path} row {i}", value) for i, value in enumerate(whole)]
@@ -59,19 +70,26 @@ def read_json(path: Path) -> list[tuple[str, Any]]:
         if line:
             try:
                 rows.append((where, json.loads(line)))
+            except RecursionError:
+                rows.append((where, RowError("nested too deeply")))
             except json.JSONDecodeError as error:
                 detail = f"{error.msg} at column {error.colno}; expected a list, or one object per line"
                 rows.append((where, RowError("not JSON", detail)))
+            except ValueError as error:
+                rows.append((where, RowError("not JSON", str(error))))
     return rows
 
 
 def _content(path: Path) -> str:
+    if fault := unreadable(path):
+        there = fault == "no such file"
+        near = nearest(path.name, [p.name for p in path.parent.glob("*")]) if there else ""
+        fault = f"no such file{near if 'did you mean' in near else ''}" if there else f"cannot be read ({fault})"
+        raise DataError(f"{shown(path)}: {fault}")
+    if path.stat().st_size > BYTES:
+        raise DataError(f"{path}: has {path.stat().st_size:,} bytes, expected at most {BYTES:,}")
     try:
         return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        there = [p.name for p in path.parent.glob("*")]
-        near = nearest(path.name, there)
-        raise DataError(f"{path}: no such file{near if 'did you mean' in near else ''}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}") from None
     except OSError as error:
@@ -184,16 +202,36 @@ def file_under(root: Path, given: Any, field: str, noun: str) -> str:
     """
     if not isinstance(given, str) or not given:
         raise RowError(f"{field} is not a path", f"{given!r:.60}")
+    if "\0" in given:
+        raise RowError(f"{field} is not a path", f"{given!a:.60}")
     if not os.path.isabs(given) and os.path.normpath(given).split(os.sep)[0] == os.pardir:
-        raise RowError(f"{noun} outside the folder", f"{given!r} leads out of {root}")
+        raise RowError(f"{noun} outside the folder", f"{shown(given)!r} leads out of {root}")
     path = root / given
-    if not path.is_file():
-        raise RowError(f"missing {noun}", str(path))
+    fault = unreadable(path)
+    if fault == "no such file":
+        raise RowError(f"missing {noun}", shown(path))
+    if fault:
+        raise RowError(f"{field} is not a {noun}", f"{shown(path)}: {fault}")
     return str(path)
+
+
+def an_object(value: Any) -> dict[str, Any]:
+    """Returns a value of `read_json` that is an object. Raises RowError for all else."""
+    if isinstance(value, RowError):
+        raise value
+    if not isinstance(value, dict):
+        raise RowError("not a JSON object", f"{value!r:.60}")
+    return value
+
+
+def check_fields(row: Row, fields: Collection[str]) -> None:
+    """Raise RowError for a field that looks like one that the row lacks, and for text that is none."""
+    if fault := fault_of(row, fields):
+        raise RowError(*fault)
 
 
 def folder_at(argument: str, path: Path) -> Path:
     """Returns `path`. Raises DataError unless it is a folder."""
-    if not path.is_dir():
-        raise DataError(f"{argument}: {path} is not a folder")
+    if unreadable(path) != "a folder":
+        raise DataError(f"{argument}: {shown(path)} is not a folder")
     return path

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from mmdiff.canvas.sample import Media, Part, Target, Text
-from mmdiff.canvas.vocab import Vocab
+from mmdiff.canvas.vocab import Vocab, check_text, unknown_words
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.parts import part
 
@@ -132,11 +132,15 @@ def literal(text: str, vocab: Vocab) -> list[int]:
 
 @lru_cache(maxsize=1 << 16)  # a call costs 35 microseconds, and the same questions come again every epoch
 def _encode(text: str, tokenizer: Any) -> tuple[int, ...]:
+    check_text(text)
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     if not set(ids).isdisjoint(tokenizer.all_special_ids):
         if len(words := text.split()) > 1:
             for word in words:  # one of them raises, and names itself
                 _encode(word, tokenizer)
         known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-        raise DataError(f"the tokenizer does not know the word {text!r}{nearest(text.lower(), known)}")
+        raise DataError(f"the tokenizer does not know the word {text!r:.60}{nearest(text.lower(), known)}")
+    if words := unknown_words(text, ids, tokenizer):
+        known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+        raise DataError(f"the tokenizer does not know the word {words[0]!r:.60}{nearest(words[0].lower(), known)}")
     return tuple(ids)

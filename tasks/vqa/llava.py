@@ -18,10 +18,20 @@ from typing import Any
 from mmdiff.errors import DataError, require
 from mmdiff.parts import part
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.rows import CheckedRows, Entry, RowError, file_under, folder_at, read_json
+from mmdiff.tasks.dialogue.rows import (
+    CheckedRows,
+    Entry,
+    RowError,
+    an_object,
+    check_fields,
+    file_under,
+    folder_at,
+    read_json,
+)
 from mmdiff.tasks.dialogue.turns import NOUNS, SLOT, SLOTS, answers, media_of, read_turns
 
 from .scenes import SceneCaptions
+from .task import VQA
 
 
 @part
@@ -104,14 +114,11 @@ def _turn(who: str, text: str) -> dict[str, str]:
 
 def _checked(raw: Any, where: str, folders: Mapping[str, Path]) -> Row:
     """Returns the row of the source. folders: of the media, by field. Raises RowError."""
-    if isinstance(raw, RowError):
-        raise raw
-    if not isinstance(raw, dict):
-        raise RowError("not a JSON object", f"{raw!r:.60}")
-    turns = read_turns(raw)
+    turns = read_turns(an_object(raw))
     accepted = answers(raw)
     if turns[-1][1] is None or not accepted:
         raise RowError("no answer")
+    check_fields(raw, VQA.fields)
     row = {name: value for name, value in raw.items() if name not in folders} | {"where": where}
     for field, folder in folders.items():
         if paths := [file_under(folder, one, field, NOUNS[field]) for one in media_of(raw, field)]:

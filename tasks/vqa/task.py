@@ -12,6 +12,7 @@ from typing import Any
 
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
+from mmdiff.data.fields import check_row
 from mmdiff.errors import ConfigError, DataError, located, nearest, require
 from mmdiff.parts import part
 from mmdiff.protocols import Row
@@ -44,6 +45,8 @@ class VQA:
     media: the kind of the pictures, the name of the encoder in `model.encoders`; sounds are of kind `audio`.
     """
 
+    fields = ("image", "audio", "protein", "question", "answer", "conversations", "answer_type")
+
     def __init__(
         self,
         answer_length: int | None = None,
@@ -71,12 +74,14 @@ class VQA:
         """
         with located(row.get("where")):
             turns = [(content, Target(self._ids(answer, vocab))) for content, answer in read_turns(row, self.media)]
+            check_row(row, self.fields)
             return self.template.canvas(turns, vocab, train=True)
 
     def prompt(self, row: Row, vocab: Vocab) -> Sample:
         """Returns the canvas with masked positions for the last answer; earlier answers are given."""
         with located(row.get("where")):
             *before, (question, _) = read_turns(row, self.media)
+            check_row(row, self.fields)
             given = [(content, Text(self._ids(answer, vocab))) for content, answer in before]
             last = (question, Target(length=self.answer_length or self.max_new_tokens))
             return self.template.canvas([*given, last], vocab, train=False)

@@ -102,6 +102,11 @@ def test_places_of_half_a_minute(full: dict[str, tuple[MMDiff, int]]) -> None:
     with torch.device("meta"):
         connector = build(as_published.model.connectors["audio"], width_in=1280, width_out=4096)
     assert connector.slots(1500, item) == 352
+    for name, keep_tail, expected in (("audio-diffa-align", True, 13), ("audio-diffa-align", False, 12)):
+        node = load_config(name, [f"model.connectors.audio.semantic.keep_tail={keep_tail}".lower()]).model.connectors
+        with torch.device("meta"):
+            connector = build(node["audio"], width_in=768, width_out=4096)
+        assert connector.slots(49, item) == 20 + expected
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -141,6 +146,8 @@ def test_the_second_stage_of_diffa_goes_on_from_the_first(tmp_path: Path) -> Non
         ("asr-whisper-llada", "model.encoders.audio.trim=false"),
         ("audio-diffa", "model.connectors.audio.weights=null"),
         ("audio-diffa", "task.template.learn_header=true"),
+        ("audio-diffa", "model.connectors.audio.semantic.keep_tail=false"),
+        ("audio-diffa-align", "model.connectors.audio.semantic.keep_tail=false"),
         ("audio-diffa", "task.max_new_tokens=16"),
         ("audio-diffa", "sampler.early_stop=false"),
         (

@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mmdiff.data.fields import text_fault
 from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.parts import part
 from mmdiff.protocols import Row, Source
@@ -118,6 +119,8 @@ def heard_in(fields: Mapping[str, Any], names: Sequence[str] = FIELDS) -> dict[s
         return {}
     if not isinstance(text, str):
         raise RowError(f"{name} is not text", f"{text!r:.60}")
+    if fault := text_fault([text, *(entry["text"] for entry in entries)]):
+        raise RowError(*fault)
     return {"hypothesis": text.strip()} | ({"nbest": entries} if entries else {})
 
 
@@ -176,6 +179,8 @@ def _entry(one: Any) -> dict[str, Any]:
     else:
         text, score = one if isinstance(one, list) and len(one) == 2 else (one, None)
     if not isinstance(text, str) or isinstance(score, bool) or not isinstance(score, int | float | None):
+        raise RowError("nbest entry is not text and score", f"{one!r:.60}")
+    if score is not None and not -1e300 < score < 1e300:
         raise RowError("nbest entry is not text and score", f"{one!r:.60}")
     return {"text": text.strip()} | ({} if score is None else {"score": float(score)})
 

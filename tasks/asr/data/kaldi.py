@@ -11,8 +11,9 @@ Arguments that all sources of speech share are described in `mmdiff.tasks.asr.da
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from mmdiff.encoders.media.audio import write_tones
 from mmdiff.errors import DataError, nearest
 from mmdiff.parts import part
+from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.rows import Entry, Make, RowError, file_under, folder_at
 
 from .utterances import SpeechRows, id_lines
@@ -38,6 +40,7 @@ class KaldiDir(SpeechRows):
 
     path: str
     audio_root: str | None = None
+    _lines: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # file and line of each sound, by id
 
     def origin(self) -> str:
         return self.path
@@ -60,15 +63,22 @@ class KaldiDir(SpeechRows):
             recordings = _by_id(folder / "wav.scp")
             utterances = list(id_lines(folder / "segments"))
             for where, id, rest in utterances:
+                self._lines[id] = where
                 yield where, partial(row, id, partial(_segment, rest, recordings, root))
         else:
             utterances = list(id_lines(folder / "wav.scp"))
             for where, id, rest in utterances:
+                self._lines[id] = where
                 yield where, partial(row, id, partial(_recording, rest, root))
         known = {id for _, id, _ in utterances}
         for id, (where, _) in text.items():
             if id not in known:
                 yield where, partial(_without_audio, id)
+
+    def verified(self, pool: Executor, rows: Sequence[Row]) -> Iterable[Entry]:
+        """As all speech; a sound that cannot be read is the fault of `segments` or `wav.scp`, not that of `text`."""
+        for row, (_, make) in zip(rows, super().verified(pool, rows), strict=True):
+            yield self._lines[row["id"]], make
 
     @classmethod
     def toy_files(cls, folder: Path, **arguments: Any) -> dict[str, Any]:
@@ -113,7 +123,11 @@ def _segment(rest: str, recordings: Mapping[str, tuple[str, str]], root: Path) -
         raise RowError("not a segment", f"{rest!r:.60}, start and end are seconds") from None
     if not (0 <= start < end < math.inf or (0 <= start < math.inf and end == -1)):
         raise RowError("not a segment", f"from {start:g} to {end:g} s")
-    path = _recording(recordings[recording][1], root)["audio"]
+    at, extended = recordings[recording]
+    try:
+        path = _recording(extended, root)["audio"]
+    except RowError as error:
+        raise RowError(error.reason, f"{at}: {str(error).removeprefix(error.reason + ': ')}") from None
     if end == -1:
         return {"audio": {"path": path, "start": start}}
     return {"audio": {"path": path, "start": start, "end": end}, "duration": end - start}

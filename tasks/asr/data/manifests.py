@@ -8,7 +8,6 @@ Arguments that all sources of speech share are described in `mmdiff.tasks.asr.da
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +19,12 @@ from mmdiff.encoders.media.audio import write_tones
 from mmdiff.errors import DataError, nearest
 from mmdiff.parts import part
 from mmdiff.protocols import Source
-from mmdiff.tasks.dialogue.rows import Entry, RowError, file_under, folder_at, read_json
+from mmdiff.tasks.dialogue.rows import Entry, RowError, an_object, check_fields, file_under, folder_at, read_json
 
 from .hypotheses import heard_in
 from .utterances import SpeechRows
+
+LONGEST = 1e9  # seconds
 
 
 @part
@@ -78,11 +79,7 @@ def by_duration(rows: Source, seconds: float) -> list[list[int]]:
 
 
 def _manifest_row(raw: Any, root: Path, empty: bool) -> dict[str, Any]:
-    if isinstance(raw, RowError):
-        raise raw
-    if not isinstance(raw, dict):
-        raise RowError("not a JSON object", f"{raw!r:.60}")
-    given = next((name for name in ("audio", "audio_filepath") if name in raw), None)
+    given = next((name for name in ("audio", "audio_filepath") if name in an_object(raw)), None)
     if given is None:
         raise RowError("no audio", nearest("audio_filepath", raw).strip())
     path = file_under(root, raw[given], "audio", "audio")
@@ -93,6 +90,11 @@ def _manifest_row(raw: Any, root: Path, empty: bool) -> dict[str, Any]:
     start, length = _seconds(raw, "offset"), _seconds(raw, "duration")
     if length == 0:
         raise RowError("zero length", f"duration: {length:g}")
+    renamed = {"audio_filepath": "audio", "pred_text": "hypothesis"}
+    check_fields(
+        {renamed.get(name, name): value for name, value in raw.items()},
+        ("audio", "text", "offset", "duration", "hypothesis", "nbest"),
+    )
     audio: str | dict[str, Any] = path
     if start is not None:
         audio = {"path": path, "start": start} | ({} if length is None else {"end": start + length})
@@ -111,6 +113,6 @@ def _seconds(raw: Mapping[str, Any], name: str) -> float | None:
     value = raw.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LONGEST:
         raise RowError(f"{name} is not a number of seconds", f"{value!r:.60}")
     return float(value)

@@ -244,7 +244,7 @@ KALDI_BAD: list[tuple[str, dict[str, str], str, str]] = [
     ("audio is not a path", {"wav_scp": "r1 a.wav\nr2\n"}, "wav.scp line 2", "''$"),
     ("audio outside the folder", {"wav_scp": "r1 a.wav\nr2 ../b.flac\n"}, "wav.scp line 2", "leads out of"),
     ("duplicate id", {"wav_scp": "r1 a.wav\nr2 b.flac\nr1 b.flac\n"}, "wav.scp line 3", "'r1' is that of .*line 1"),
-    ("unreadable audio", {"wav_scp": "r1 a.wav\nr2 text.wav\n"}, "text line 2", "text.wav: not a sound file"),
+    ("unreadable audio", {"wav_scp": "r1 a.wav\nr2 text.wav\n"}, "wav.scp line 2", "text.wav: not a sound file"),
     ("missing transcript", {"text": "r1 CALL ONE\n"}, "wav.scp line 2", "'r2' is not in .*text$"),
     ("empty text", {"text": "r1 CALL ONE\nr2\n"}, "wav.scp line 2", "of 'r2'; `empty` allows it$"),
     ("no audio", {"text": "r1 ONE\nr2 TWO\nr3 THREE\n"}, "text line 3", "'r3' has a transcript, and is neither"),
@@ -255,8 +255,9 @@ KALDI_BAD: list[tuple[str, dict[str, str], str, str]] = [
     ("not a segment", {"segments": "r1 r1 0 1\nr2 r2 1 1\n"}, "segments line 2", "from 1 to 1 s$"),
     ("not a segment", {"segments": "r1 r1 0 1\nr2 r2 -1 1\n"}, "segments line 2", "from -1 to 1 s$"),
     ("not a segment", {"segments": "r1 r1 0 1\nr2 r2 nan 1\n"}, "segments line 2", "from nan to 1 s$"),
-    ("unreadable audio", {"segments": "r1 r1 0 1\nr2 r2 3 4\n"}, "text line 2", "b.flac: no segment from 3 to 4 s"),
-    ("pipe in wav.scp", {"segments": "r1 r1 0 1\nr2 r2 0 1\n", "wav_scp": "r1 a.wav\nr2 x|"}, "segments line 2", "x"),
+    ("unreadable audio", {"segments": "r1 r1 0 1\nr2 r2 3 4\n"}, "segments line 2", "b.flac: no segment from 3 to 4 s"),
+    ("pipe in wav.scp", {"segments": "r1 r1 0 1\nr2 r2 0 1\n", "wav_scp": "r1 a.wav\nr2 x|"}, "segments line 2",
+     "wav.scp line 2: 'x"),
 ]  # fmt: skip
 
 
