@@ -153,6 +153,32 @@ def test_the_switch_of_the_modules_alone_fails_on_a_padded_row() -> None:
         check_bidirectional(backbone)
 
 
+@pytest.mark.parametrize(
+    ("rows", "row", "name"), [(1, 0, "a whole row"), (2, 0, "a padded row"), (2, 1, "a padded row")]
+)
+def test_one_blind_row_of_any_kind_is_enough(rows: int, row: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention that is causal in one row only, of whole rows or of padded ones, is found there."""
+    backbone = small()
+    check_bidirectional(backbone)
+    hidden, calls = backbone.hidden, []
+    padded: list[list[list[bool]]] = []
+
+    def blind(x_RLD: Tensor, attend_RL: Tensor | None = None) -> Tensor:
+        h_RLD = hidden(x_RLD, attend_RL)
+        calls.append(len(x_RLD))
+        padded.extend([] if attend_RL is None else [attend_RL.tolist()])
+        if len(x_RLD) == rows:
+            h_RLD = h_RLD.clone()
+            h_RLD[row, :-1] = 0.0
+        return h_RLD
+
+    monkeypatch.setattr(backbone, "hidden", blind)
+    with pytest.raises(ConfigError, match=f"the first position of {name} does not see the last one"):
+        check_bidirectional(backbone)
+    assert calls == [1, 1, 2, 2][: 2 * rows]
+    assert all(p == [[False, True, True], [True, True, False]] for p in padded), "padding on either side"
+
+
 def test_a_saved_causal_configuration_is_refused(tmp_path: Path) -> None:
     small().save_pretrained(tmp_path)
     config = tmp_path / "config.json"

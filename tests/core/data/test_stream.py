@@ -10,6 +10,7 @@ import torch
 import toy
 
 from mmdiff.data.stream import CHUNK, OVERHEAD, Batches, Component, Stream, canvases, samples_of
+from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model import MediaReader, MMDiff
 
@@ -138,6 +139,20 @@ def test_buckets_deal_out_the_same_rows_in_batches_of_one_length() -> None:
     firsts = {tuple(rows_of(sorted_, window * 32, 8)) for window in range(6)}
     shortest = {tuple(sorted(rows_of(sorted_, w * 32, 32), key=part[0].rows.length)[:8]) for w in range(6)}  # type: ignore[attr-defined]
     assert firsts != shortest, "which batch comes first is drawn"
+
+
+def test_the_dealing_of_a_window_in_closed_form() -> None:
+    """Ties in length keep the order of the stream; window n is dealt in the order of its own draws."""
+    part = [Component("", Lengths(12), toy.Where())]
+    part[0].rows.length = lambda i: float(i % 2)  # type: ignore[attr-defined]
+    sorted_ = Stream(part, seed=4, batch=2, bucket=3)
+    for window in range(4):
+        places = range(6 * window, 6 * window + 6)
+        odd = {n: sorted_.locate(n)[1] % 2 for n in places}
+        in_order = [n for parity in (0, 1) for n in places if odd[n] == parity]
+        draws = NoiseKey(4, stream="order").fold("bucket").uniform(window, 3)
+        ranks = sorted(range(3), key=lambda b: draws[b])
+        assert [sorted_._bucketed(n) for n in places] == [n for b in ranks for n in in_order[2 * b : 2 * b + 2]]
 
 
 def test_a_place_in_a_bucket_does_not_depend_on_what_was_asked_before() -> None:

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import spoken
 import torch
 import toy
 from safetensors.torch import load_file
 
 from mmdiff import train
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.sample import Media, Target
+from mmdiff.data.collate import collate
 from mmdiff.data.stream import Batches, Component, Stream
 from mmdiff.model import MMDiff
 from mmdiff.model.features import FeatureCache, fingerprint
@@ -109,3 +113,30 @@ def test_a_tower_with_batch_norm_has_a_fingerprint() -> None:
     before = fingerprint(tower)
     tower[1].num_batches_tracked += 1
     assert fingerprint(tower) != before
+
+
+def test_short_clips_are_padded_to_the_longest_of_a_batch(tmp_path: Path) -> None:
+    """Features behind the end of a clip are zeros, whether they come from the file or from the encoder."""
+    m = spoken.model(head=False)
+    apply_rules(m, read_rules(RULES), lr=0.1, weight_decay=0.0)
+    m.eval()
+    prints = {"audio": fingerprint(m.encoders["audio"])}
+    reader = m.readers["audio"]
+    clips = [reader.read(spoken.row(seconds)["audio"]) for seconds in (0.4, 1.1)]
+    cache = FeatureCache(tmp_path / "f.sqlite")
+
+    def batch(chosen: list[int]) -> Batch:
+        samples = [[Media("audio", clips[i]), Target([4, 5])] for i in chosen]
+        return collate(samples, m.vocab, m.readers)
+
+    cache.fill(m, batch([1]), prints)
+    both = cache.fill(m, batch([0, 1]), prints).media["audio"]
+    cache.fill(m, batch([1, 0]), prints)
+    assert (cache.hits, cache.misses) == (3, 2) and both.features_NTE is not None and both.tokens is not None
+    short, long = both.tokens
+    assert both.features_NTE.shape[1] == long > short
+    assert not both.features_NTE[0, short:].any() and both.features_NTE[0, :short].any(1).all()
+    alone = FeatureCache(tmp_path / "f.sqlite").fill(m, batch([0]), prints).media["audio"].features_NTE
+    assert alone is not None and alone.shape[1] == short, "no feature keeps the length of the batch it was made in"
+    expected = m.features("audio", batch([0, 1]).media["audio"])
+    torch.testing.assert_close(both.features_NTE, expected, atol=1e-4, rtol=0)

@@ -25,7 +25,7 @@ from mmdiff.diffusion.mask_rates import Bernoulli, ExactCount, Levels, Masked
 from mmdiff.diffusion.schedule import Array, Cosine
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model import MMDiff
-from mmdiff.objectives.denoise import Denoise, NoisedBatch, by_level
+from mmdiff.objectives.denoise import Denoise, NoisedBatch, by_level, replaced
 from mmdiff.objectives.heads import WordHead
 from mmdiff.objectives.readout import Readout
 
@@ -437,6 +437,22 @@ def test_corruption_replaces_visible_target_words_only_and_labels_stay() -> None
     assert float(changed.sum() / free.sum()) == pytest.approx(0.15 * (1 - kept), abs=0.02)
     rates = (changed.sum(1) / free.sum(1).clamp(min=1))[free.sum(1) > 15]
     assert rates.min() < 0.03 and rates.max() > 0.22, "some rows are nearly clean, some are not"
+
+
+def test_the_share_of_a_row_is_drawn_and_each_position_compared_with_it() -> None:
+    """A visible position is replaced where its draw is below 2 * share * u, u being the row's draw."""
+    m = model()
+    batch = collate(words(*[30] * 40), m.vocab)
+    share = 0.3
+    clean = Denoise(levels=ExactCount()).plan(batch, KEY, m.vocab)
+    ids = replaced(clean, KEY, share, m.vocab)
+    for r in range(len(batch)):
+        free = (batch.target_BL[r] & (clean.ids_RL[r] != m.vocab.mask_id)).nonzero().squeeze(1).tolist()
+        u, *draws = KEY.uniform(int(batch.index_B[r]), 1 + 2 * len(free), 0).tolist()
+        for i, position in enumerate(free):
+            word = m.vocab.text_ids[int(draws[2 * i + 1] * len(m.vocab.text_ids))]
+            expected = int(word) if draws[2 * i] < 2 * share * u else int(clean.ids_RL[r, position])
+            assert int(ids[r, position]) == expected
 
 
 def test_what_is_replaced_depends_on_the_sample_and_view_alone() -> None:

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from mmdiff import train
 from mmdiff.config.settings import Config
+from mmdiff.data.stream import Component, Stream
 from mmdiff.errors import ConfigError
 from mmdiff.files import damaged, digest, read_json, write_sums
 from mmdiff.model import MMDiff
+from mmdiff.runs.checkpoint import load_moments, moments
 from mmdiff.training.stage import Stage
 
 STAGE = {"steps": 7, "params": [{"match": "encoders", "train": False}, {"match": "*"}]}
@@ -190,3 +192,27 @@ def test_a_copied_folder_is_as_good(cut: Path, tmp_path: Path) -> None:
     shutil.copytree(cut, tmp_path / "copy")
     assert damaged(tmp_path / "copy") is None and MMDiff.from_pretrained(tmp_path / "copy")
     assert read_json(tmp_path / "copy" / "trainer.json")["step"] == 4
+
+
+def test_names_and_parameters_of_a_group_belong_together() -> None:
+    """A name too few would give every moment after it to the wrong parameter."""
+    tensors = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    optimizer = torch.optim.AdamW([{"params": tensors, "names": ["a"]}])
+    for p in tensors:
+        p.grad = torch.ones(2)
+    optimizer.step()
+    with pytest.raises(ValueError, match="zip"):
+        moments(optimizer)
+    with pytest.raises(ValueError, match="zip"):
+        load_moments(optimizer, Path("any"))
+
+
+def test_tokens_are_the_positions_attended_in_all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ragged rows, in two micro-batches per step: a picture takes 4 slots, a question 1, an answer its words."""
+    monkeypatch.chdir(tmp_path)
+    rows = {"target": "toy.Corners", "n": 6, "lengths": [1, 2, 5]}
+    run = toy.config("t", stage={"steps": 3, "batch_size": 2, "accumulate": 2, "data": rows})
+    found = train(run)
+    order = Stream([Component("", toy.Corners(6, lengths=[1, 2, 5]), toy.Where())], seed=0)
+    words = [len(toy.Corners(6, lengths=[1, 2, 5])[order.locate(n)[1]]["answer"].split()) for n in range(12)]
+    assert found["tokens"] == sum(4 + 1 + n for n in words) and len(set(words)) == 3
