@@ -34,12 +34,10 @@ from mmdiff.tasks.protein.data.tables import positive
 from mmdiff.tasks.protein.residues import Residues
 from mmdiff.tasks.protein.session import digest
 
-from .files import Embeddings, Folder, Line, merge, unchanged
+from .files import DTYPES, FORMATS, Embeddings, Line
+from .folder import Folder, discard, merge, unchanged
 
 __all__ = ["Embeddings", "embed"]
-
-FORMATS = ("safetensors", "npz")
-DTYPES = ("float32", "float16", "bfloat16")
 
 POOLS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda x_ND: x_ND.mean(0),
@@ -120,7 +118,7 @@ def _numbered(records: Iterable[Record | Row]) -> Numbered:
 
 
 def _line(number: int, row: Row, part: str) -> Line:
-    digest = hashlib.sha256(row["sequence"].encode()).hexdigest()[:16]
+    digest = hashlib.sha256(row["sequence"].encode("utf-8", "surrogatepass")).hexdigest()[:16]
     named = {"id": name_of(row, number), "description": str(row.get("description") or "")}
     return {**named, "length": len(row["sequence"]), "part": part, "key": str(number), "digest": digest}
 
@@ -220,7 +218,8 @@ def _checked(
 
 
 def _is_of(line: Mapping[str, Any], row: Row, number: int) -> bool:
-    return line == _line(number, row, line["part"])
+    own = _line(number, row, line["part"])
+    return all(line.get(name) == value for name, value in own.items())
 
 
 def _finished(out: Path, settings: Mapping[str, Any], records: Numbered) -> dict[str, Any]:
@@ -230,7 +229,6 @@ def _finished(out: Path, settings: Mapping[str, Any], records: Numbered) -> dict
     pass_over(there.lines, records, _is_of, out)
     if (more := next(records, None)) is not None:
         raise ConfigError(f"{out} is finished and ends before {where_of(more[1], more[0])}; choose another name")
-    if Path(f"{out}.parts").is_dir():  # killed between the last two steps
-        with Folder(Path(f"{out}.parts"), settings) as folder:
-            folder.remove()
+    if Path(f"{out}.parts").is_dir():  # killed within the last step
+        discard(Path(f"{out}.parts"))
     return {"records": len(there), "width": settings["model"]["dim"] * len(settings["pool"]), "out": str(out)}

@@ -1,26 +1,30 @@
-"""The files that `embeddings.py` writes, and their reader.
+"""The files that `embeddings.py` writes (`folder.py`), and their reader.
 
 A folder holds
 
     settings.json             what the numbers depend on: pools, layer, dtype, format, and the model by its weights
     part-00000.safetensors    the embeddings of a window of records, by key; or .npz
-    index.jsonl               a line per record: id, description, length, part, key, digest of the sequence
+    index.jsonl               a line per record: id, description, length, part, key, digest of the sequence and of the
+                              part
 
 A part is written aside, made durable and renamed, then indexed, so an interrupted call resumes with the window after
 the last whole part. Ids may come again; the key is the record's number in the input.
 
 A single file holds `embeddings` (n, D), or (all residues, D) with `offsets` (n + 1,), and `index` and `settings` as
-UTF-8 in arrays of bytes.
+UTF-8 in arrays of bytes, and `digest`, the SHA-256 of all of these.
+
+Before an embedding is handed out, its shape, kind of number and checksum are those that settings and index say. A
+folder may come from anyone: nothing in it is executed, and no name in it leads out of it.
 
 Shape letters: D width, N residues of a sequence, n records.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby, islice
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +34,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.files import aside, lock, remove, write_text
-from mmdiff.runs.records import append_lines, first_change
+from mmdiff.files import digest, read_json, regular
+from mmdiff.runs.records import short
+
+from .arrays import Arrays, open_arrays
 
 INDEX, SETTINGS = "index.jsonl", "settings.json"
+FORMATS = ("safetensors", "npz")
+DTYPES = ("float32", "float16", "bfloat16")
+PART = re.compile(r"part-\d{5,9}\.(safetensors|npz)")
+DIGITS = 16  # of the checksum of a part
+LONGEST = 1 << 24  # bytes of a line of the index
+LARGEST = {"index": 1 << 30, "settings": 1 << 20}  # bytes in a single file
+ROWS = 4096  # that are added to a checksum at a time
 
 Line = dict[str, Any]
 """A line of the index."""
@@ -52,24 +65,39 @@ class Embeddings:
         self.offsets: NDArray[np.int64] | None = None
         self._merged: Arrays | None = None
         self._part: tuple[str, Arrays | None] = ("", None)
+        self._verified: set[str] = set()
         try:
             if self.path.is_dir():
-                self.settings = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
-                with open(self.path / INDEX, "rb") as file:
-                    self.lines = [json.loads(raw) for raw in islice(file, _whole(self.path)[0])]
+                self.settings = _checked_settings(read_json(self.path / SETTINGS))
+                self.lines = list(index_of(self.path, whole(self.path)[0]))
             else:
                 self._merged = open_arrays(self.path)
-                if missing := {"embeddings", "index", "settings"} - set(self._merged.keys()):
-                    raise KeyError(*missing)
-                self.settings = json.loads(self._merged("settings").tobytes())
-                self.lines = [json.loads(raw) for raw in self._merged("index").tobytes().splitlines()]
-                if self.settings["pool"] == ["residue"]:
-                    self.offsets = self._merged("offsets")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self.path}: no embeddings that this command wrote ({error!r})") from None
+                self._open_merged(self._merged)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            why = short(" ".join(repr(error).split()))
+            raise ConfigError(f"{short(self.path)}: no embeddings that this command wrote ({why})") from None
         self.ids = [line["id"] for line in self.lines]
         self.descriptions = [line["description"] for line in self.lines]
         self.lengths = [line["length"] for line in self.lines]
+
+    def _open_merged(self, merged: Arrays) -> None:
+        if missing := {"embeddings", *LARGEST} - merged.facts.keys():
+            raise KeyError(*missing)
+        for name, most in LARGEST.items():
+            (shape, kind) = merged.facts[name]
+            if kind != "uint8" or len(shape) != 1 or shape[0] > most:
+                raise ValueError(f"{name}: {kind} of shape {shape}")
+        self.settings = _checked_settings(json.loads(merged("settings").tobytes()))
+        self.lines = [checked_line(raw) for raw in merged("index").tobytes().split(b"\n")[:-1]]
+        lengths = [line["length"] for line in self.lines]
+        by_residue = self.settings["pool"] == ["residue"]
+        rows = sum(lengths) if by_residue else len(lengths)
+        merged.expect("embeddings", (rows, width_of(self.settings)), self.settings["dtype"])
+        if by_residue:
+            merged.expect("offsets", (len(lengths) + 1,), "int64")
+            self.offsets = merged("offsets")
+            if self.offsets.tolist() != np.cumsum([0, *lengths]).tolist():
+                raise ValueError("offsets: not those of the lengths in the index")
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -79,14 +107,36 @@ class Embeddings:
             raise IndexError(f"record {i} of {len(self)}")
         i %= len(self)
         if self._merged is None:
-            name = self.lines[i]["part"]
-            if self._part[0] != name:
-                self._part = (name, open_arrays(self.path / name))
-            assert self._part[1] is not None
-            return self._part[1](self.lines[i]["key"])
+            line = self.lines[i]
+            part = self._opened(line)
+            shape = (line["length"],) if self.settings["pool"] == ["residue"] else ()
+            part.expect(line["key"], (*shape, width_of(self.settings)), self.settings["dtype"])
+            return part(line["key"])
+        self._verify(self._merged)
         if self.offsets is not None:
             return self._merged.rows("embeddings", int(self.offsets[i]), int(self.offsets[i + 1]))
         return self._merged.rows("embeddings", i, i + 1)[0]
+
+    def _opened(self, line: Line) -> Arrays:
+        """The part of a record, after a check of its checksum."""
+        name = line["part"]
+        if self._part[0] != name:
+            file = self.path / name
+            self._part = (name, opened(file))
+            if name not in self._verified and line.get("part_digest") not in (None, digest(file)[:DIGITS]):
+                raise ConfigError(f"{short(file)}: is damaged or was changed, its SHA-256 is not that of {INDEX}")
+            self._verified.add(name)
+        assert self._part[1] is not None
+        return self._part[1]
+
+    def _verify(self, merged: Arrays) -> None:
+        """Check the checksum of a single file, once."""
+        if "digest" in merged.facts and not self._verified:
+            merged.expect("digest", (32,), "uint8")
+            sizes = {name: shape[0] for name, (shape, _) in merged.facts.items() if name != "digest"}
+            if merged("digest").tobytes() != digest_of(merged.rows_of, sizes):
+                raise ConfigError(f"{short(self.path)}: is damaged or was changed, its SHA-256 is another")
+        self._verified.add("embeddings")
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         return (self[i] for i in range(len(self)))
@@ -97,165 +147,75 @@ class Embeddings:
             raise ConfigError(f"{self.path}: embeddings by residue cannot be stacked; embed with a pool such as mean")
         if not len(self):
             raise DataError(f"{self.path}: no embeddings")
-        return np.stack(list(self)) if self._merged is None else self._merged("embeddings")
+        if self._merged is None:
+            return np.stack(list(self))
+        self._verify(self._merged)
+        return self._merged("embeddings")
 
 
-class Folder:
-    """A folder of parts, locked while it is written. `next`: the name of the part that `add` writes."""
-
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path = path
-        self.suffix = settings["format"]
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"{path}: a file, expected a folder, or a name that ends in .safetensors or .npz")
-        made = path / SETTINGS
-        if path.is_dir() and not made.is_file() and any(not x.name.startswith(".") for x in path.iterdir()):
-            raise ConfigError(f"{path} is there already and holds no embeddings; choose another folder")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(path / ".lock", f"{path}: another process is writing embeddings here")
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
-        try:
-            if made.is_file():
-                unchanged(path, json.loads(made.read_text(encoding="utf-8")), settings)
-            else:
-                write_text(made, json.dumps(settings, indent=2) + "\n")
-            for left in [*path.glob(".*.part-*"), *path.glob(".*.aside")]:  # of a killed process, the latter of 0.1
-                remove(left)
-            self.records, self._parts, size = _whole(path)
-            (path / INDEX).touch()
-            os.truncate(path / INDEX, size)
-        except (ValueError, KeyError):
-            raise ConfigError(f"{path}: {SETTINGS} or {INDEX} is damaged; choose another folder") from None
-
-    def __enter__(self) -> Folder:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._lock.close()
-
-    @property
-    def next(self) -> str:
-        return f"part-{self._parts:05d}.{self.suffix}"
-
-    def lines(self) -> Iterator[Line]:
-        with open(self.path / INDEX, "rb") as file:
-            yield from map(json.loads, file)
-
-    def add(self, lines: Sequence[Line], values: Sequence[Tensor]) -> None:
-        tensors = {line["key"]: x.contiguous() for line, x in zip(lines, values, strict=True)}
-        _save(tensors, self.path / self.next)
-        append_lines(self.path / INDEX, lines)
-        self.records += len(lines)
-        self._parts += 1
-
-    def remove(self) -> None:
-        """Remove what was written here, and the folder if that was all."""
-        for file in [*self.path.glob(f"part-*.{self.suffix}"), *map(self.path.joinpath, (INDEX, SETTINGS, ".lock"))]:
-            file.unlink(missing_ok=True)
-        try:
-            self.path.rmdir()
-        except OSError:  # something else lies in it
-            pass
+def index_of(folder: Path, records: int | None = None) -> Iterator[Line]:
+    """Yields so many lines of the index, None: all that are whole. Raises ValueError for what is none."""
+    file = folder / INDEX
+    if records == 0 or not file.exists():
+        return
+    regular(file)
+    with open(file, "rb") as handle:
+        for number, raw in enumerate(iter(lambda: handle.readline(LONGEST), b"")):
+            if number == records or not raw.endswith(b"\n"):
+                if len(raw) == LONGEST:
+                    raise ValueError(f"line {number + 1} is longer than {LONGEST:,} bytes")
+                return
+            yield {**checked_line(raw), "bytes": len(raw)} if records is None else checked_line(raw)
 
 
-def _whole(folder: Path) -> tuple[int, int, int]:
+def whole(folder: Path) -> tuple[int, int, int]:
     """(records, parts, bytes of the index), without the last part where its lines were not all written."""
     part, before, now = "", (0, 0, 0), (0, 0, 0)
-    if not (folder / INDEX).is_file():
-        return now
-    with open(folder / INDEX, "rb") as file:
-        for raw in file:
-            if not raw.endswith(b"\n"):
-                break
-            records, parts, size = now
-            if (name := json.loads(raw)["part"]) != part:
-                part, before, parts = name, now, parts + 1
-                if not (folder / part).is_file():
-                    raise ConfigError(f"{folder / part} is missing, and {INDEX} names it; choose another folder")
-            now = (records + 1, parts, size + len(raw))
-    return now if not part or len(open_arrays(folder / part).keys()) == now[0] - before[0] else before
+    for line in index_of(folder):
+        records, parts, size = now
+        if (name := line["part"]) != part:
+            part, before, parts = name, now, parts + 1
+            if not (folder / part).exists():
+                raise ConfigError(f"{short(folder / part)} is missing, and {INDEX} names it; choose another folder")
+        now = (records + 1, parts, size + line["bytes"])
+    return now if not part or len(open_arrays(folder / part).facts) == now[0] - before[0] else before
 
 
-def merge(folder: Folder, out: Path, settings: Mapping[str, Any]) -> None:
-    lines = list(folder.lines())
-    by_residue = settings["pool"] == ["residue"]
-    offsets = np.cumsum([0, *(line["length"] if by_residue else 1 for line in lines)])
-    width = settings["model"]["dim"] * len(settings["pool"])
-    values = torch.empty(int(offsets[-1]), width, dtype=getattr(torch, settings["dtype"]))
-    for name, group in groupby(enumerate(lines), key=lambda numbered: numbered[1]["part"]):
-        part = open_arrays(folder.path / name)
-        for i, line in group:
-            values[offsets[i] : offsets[i + 1]] = part.tensor(line["key"])
-    index = "".join(json.dumps(line) + "\n" for line in lines)
-    texts = {"index": index.encode(), "settings": json.dumps(settings).encode()}
-    tensors = {"embeddings": values}
-    tensors |= {name: torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy()) for name, text in texts.items()}
-    if by_residue:
-        tensors["offsets"] = torch.from_numpy(offsets)
-    _save(tensors, out)
-
-
-def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    with aside(file) as part:
-        if file.suffix == ".npz":
-            np.savez(part, **{name: x.numpy() for name, x in tensors.items()})  # type: ignore[arg-type]
-        else:
-            from safetensors.torch import save_file
-
-            save_file(tensors, part)
-
-
-class Arrays:
-    """Tensors of a file by name, each read when it is asked for; rows of one are read alone in a safetensors file."""
-
-    def __init__(self, file: Path) -> None:
-        self._npz: Any = None
-        self._known: dict[str, NDArray[Any]] = {}  # numpy reads a whole array of an .npz: those asked rows of stay
-        if file.suffix == ".npz":
-            self._npz = np.load(file, allow_pickle=False)
-        else:
-            from safetensors import safe_open
-
-            self._tensors = safe_open(file, "pt")
-
-    def keys(self) -> list[str]:
-        return list(self._npz.files if self._npz is not None else self._tensors.keys())
-
-    def tensor(self, key: str) -> Tensor:
-        value: Tensor = torch.from_numpy(self._npz[key]) if self._npz is not None else self._tensors.get_tensor(key)
-        return value
-
-    def __call__(self, key: str) -> NDArray[Any]:
-        return _array(self.tensor(key))
-
-    def rows(self, key: str, low: int, high: int) -> NDArray[Any]:
-        if self._npz is None:
-            return _array(self._tensors.get_slice(key)[low:high])
-        if key not in self._known:
-            self._known[key] = self._npz[key]
-        return self._known[key][low:high]
-
-
-def open_arrays(file: Path) -> Arrays:
-    """Open a file of arrays. Raises ConfigError for a file that is damaged or something else."""
-    import zipfile
-
-    from safetensors import SafetensorError
-
+def opened(file: Path) -> Arrays:
     try:
-        return Arrays(file)
-    except (SafetensorError, zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise ConfigError(f"{file}: not a readable file of arrays ({' '.join(str(error).split())[:100]})") from None
+        return open_arrays(file)
+    except FileNotFoundError:
+        raise ConfigError(f"{short(file)} is missing, and {INDEX} names it") from None
 
 
-def _array(x: Tensor) -> NDArray[Any]:
-    out: NDArray[Any] = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
-    return out
+def checked_line(raw: bytes) -> Line:
+    """A line of the index. Raises ValueError, KeyError for what is none, names that lead out of the folder too."""
+    line = json.loads(raw)
+    kinds = {"id": str, "description": str, "length": int, "part": str, "key": str}
+    if not isinstance(line, dict) or any(type(line[name]) is not kind for name, kind in kinds.items()):
+        raise ValueError(f"{raw[:60]!r} is no line of an index")
+    if not PART.fullmatch(line["part"]) or line["length"] < 1:
+        raise ValueError(f"part {short(line['part'], 60)!r} or length {line['length']} in {INDEX}")
+    return line
 
 
-def unchanged(where: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Compare settings. Raises ConfigError that names the first one that differs."""
-    if change := first_change(old, json.loads(json.dumps(new))):
-        raise ConfigError(f"{where} was written with another {change}; choose another name")
+def _checked_settings(found: Any) -> dict[str, Any]:
+    """Settings as `embed` writes them. Raises ValueError, KeyError, TypeError for others."""
+    pool, dim = found["pool"], found["model"]["dim"]
+    right = isinstance(pool, list) and pool and all(isinstance(name, str) for name in pool)
+    if not right or type(dim) is not int or dim < 1 or found["dtype"] not in DTYPES or found["format"] not in FORMATS:
+        raise ValueError(f"settings {short(json.dumps(found))}")
+    return dict(found)
+
+
+def width_of(settings: Mapping[str, Any]) -> int:
+    return int(settings["model"]["dim"] * len(settings["pool"]))
+
+
+def digest_of(rows: Callable[[str, int, int], Tensor], sizes: Mapping[str, int]) -> bytes:
+    """SHA-256 of arrays in the order of their names, some rows at a time. rows: (name, first, end) -> rows of one."""
+    sha = hashlib.sha256()
+    for name in sorted(sizes):
+        for low in range(0, sizes[name], ROWS):
+            sha.update(rows(name, low, low + ROWS).contiguous().view(torch.uint8).numpy().tobytes())
+    return sha.digest()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import kills
 import numpy as np
 import pytest
 import torch
@@ -141,6 +142,17 @@ def test_a_killed_call_goes_on_with_the_next_window(
     grown = [*given, *rows([4, 4, 4, 4], seed=1)]
     embed(model, grown, cut, **how)
     assert len(Embeddings(cut)) == 11 and Embeddings(cut)[-1].shape[-1] == WIDTH
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("out", "changes"), [("e", 15), ("e.safetensors", 22)])
+def test_a_kill_at_every_change_heals(model: MMDiff, tmp_path: Path, out: str, changes: int) -> None:
+    assert kills.everywhere(lambda: embed(model, rows([3, 2, 4]), Path(out), window=2), tmp_path) == changes
+
+
+def test_a_kill_while_the_parts_of_a_file_are_removed_heals(model: MMDiff, tmp_path: Path) -> None:
+    """The file is there by then."""
+    kills.everywhere(lambda: embed(model, rows([1]), Path("e.safetensors")), tmp_path, first=14)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "npz"])
