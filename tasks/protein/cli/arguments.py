@@ -17,6 +17,7 @@ from cyclopts.validators import Number
 
 from mmdiff.commands.arguments import AtLeast0, AtLeast1, overrides_of
 from mmdiff.errors import UserError
+from mmdiff.runs.records import short
 
 
 def _one_word(type_: Any, value: str) -> None:
@@ -232,10 +233,14 @@ def file_or_none(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     """The file of sequences among the words, if there is one, and the settings."""
     files, overrides = overrides_of(words)
     for text in files:
-        if "=" in text and not Path(text).exists():
-            raise UserError(f"{text!r}: expected a setting by its dotted key, as in sampler.steps=20")
+        try:
+            is_there = Path(text).exists()
+        except OSError as error:
+            raise UserError(f"{short(text, 60)}: {error.strerror}, expected a file of sequences") from None
+        if "=" in text and not is_there:
+            raise UserError(f"{short(repr(text), 60)}: expected a setting by its dotted key, as in sampler.steps=20")
     if len(files) > 1:
-        raise UserError(f"give one file of sequences, not {' and '.join(files)}")
+        raise UserError(f"give one file of sequences, not {short(' and '.join(files))}")
     return Path(files[0]) if files else None, overrides
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmdiff.config import build, load_config
 from mmdiff.errors import DataError, UserError, nearest
+from mmdiff.files import digest
 from mmdiff.protocols import Row
+from mmdiff.runs.records import short
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.fasta import Fasta, Pairs, read_sequences
 from mmdiff.tasks.protein.data.files import FASTA, TABLES, suffix
@@ -45,18 +46,23 @@ def first_sequence(option: str, text: str) -> str:
 def content(path: Path) -> dict[str, str]:
     """Name and content of a file, as settings that results depend on: edited in place, it is another file."""
     try:
-        with open(path, "rb") as file:
-            return {"file": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()[:16]}
+        return {"file": str(path), "sha256": digest(path)[:16]}
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
+        raise DataError(f"{short(path)}: {error.strerror}") from None
 
 
 def sequences_of(path: str, ids: Sequence[str]) -> list[str]:
     """The sequences of a file in the order of `ids`. Raises DataError for one that is not there."""
-    known = {record.id: record.sequence for record in read_sequences(path)}
+    known: dict[str, str] = {}
+    twice: dict[str, str] = {}
+    for record in read_sequences(path):
+        if known.setdefault(record.id, record.sequence) != record.sequence:
+            twice.setdefault(record.id, record.where)
     for name in ids:
         if name not in known:
-            raise DataError(f"{path}: no sequence of the id {name!r}{nearest(name, known)}")
+            raise DataError(f"{path}: no sequence of the id {short(repr(name), 60)}{short(nearest(name, known))}")
+        if name in twice:
+            raise DataError(f"{twice[name]}: the id of another sequence too, and embeddings of that id are asked for")
     return [known[name] for name in ids]
 
 

@@ -3,8 +3,8 @@
     >seq1/1-6
     MK-tAYIA      -> match columns M K - A Y I A, the insertion t dropped
 
-An alignment is A3M, or FASTA as Pfam writes it (`.afa`): upper case and '-' are match columns, lower case and '.' are
-insertions, which are dropped.
+An alignment is A3M, ColabFold's too, or FASTA as Pfam writes it (`.afa`): upper case and '-' are match columns, lower
+case and '.' are insertions, which are dropped. Or it is Stockholm (`stockholm.py`), known by its first line.
 
 Shape letters: N rows, C match columns, 21 the residues in the order of `CANONICAL` and the gap.
 """
@@ -31,6 +31,7 @@ from .clustering import clusters, near
 from .clustering import identity as identity
 from .fasta import read_a3m, read_fasta, write_fasta
 from .records import Record
+from .stockholm import is_stockholm, read_stockholm
 from .tables import drawn, positive
 
 LETTERS = CANONICAL + GAP
@@ -52,7 +53,7 @@ class Alignment:
 
 
 def read_alignment(path: str | Path, max_gaps: float = 1.0, distinct: bool = False) -> Alignment:
-    """The match columns of an A3M or `.afa` file (`.gz` too).
+    """The match columns of an A3M, `.afa` or Stockholm file (`.gz` too).
 
     max_gaps: rows with a larger share of gaps are dropped. distinct: of rows that are the same only the first is kept.
     Raises DataError for a row with another number of match columns than the first, and when no row is left.
@@ -136,7 +137,7 @@ class Family:
             raise ConfigError(f"test_share: {test_share}, expected a share between 0 and 1")
         columns = aligned or _has_gaps(path)
         records, self.dropped = _kept(
-            _aligned(path) if columns else read_fasta(path),
+            _aligned(path) if columns else _residues(path),
             path,
             max_gaps=max_gaps,
             distinct=True,
@@ -162,7 +163,7 @@ class Family:
                     raise DataError(f"{path}: every test row has a training row at identity {identity}")
             self._rows, self.clusters = [self._rows[i] for i in chosen], self.clusters[chosen]
         if columns and not aligned:
-            residues = {record.where: record.sequence for record in read_fasta(path)}
+            residues = {record.where: record.sequence for record in _residues(path)}
             self._rows = [{**row, "sequence": residues[row["where"]]} for row in self._rows]
         if max_length is not None:
             short = [len(row["sequence"]) <= max_length for row in self._rows]
@@ -209,7 +210,7 @@ def background(sequences: Sequence[str], letters: str = CANONICAL) -> NDArray[np
 
 def _aligned(path: str | Path) -> Iterator[Record]:
     first: Record | None = None
-    for record in read_a3m(path):
+    for record in read_stockholm(path, gaps="keep") if is_stockholm(path) else read_a3m(path):
         first = first or record
         if len(record.sequence) != len(first.sequence):
             raise DataError(
@@ -252,8 +253,12 @@ def _kept(
     return kept, {reason: count for reason, count in dropped.items() if count}
 
 
+def _residues(path: str | Path) -> Iterator[Record]:
+    return read_stockholm(path) if is_stockholm(path) else read_fasta(path)
+
+
 def _has_gaps(path: str | Path) -> bool:
-    return any(GAP in record.sequence for record in read_fasta(path, gaps="keep"))
+    return is_stockholm(path) or any(GAP in record.sequence for record in read_fasta(path, gaps="keep"))
 
 
 def _held_out(cluster_N: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:

@@ -6,6 +6,8 @@
 What stands in a sequence besides residues is dealt with by named policies (`Policy`). White space is never part of a
 sequence. Everything else that is not a residue is an error that names file, record, id, line and position; positions
 count what the file has, gaps and lower case included.
+
+An A3M may come from ColabFold: its first line tells lengths ("#103\t1"), and alignments may be joined by zero bytes.
 """
 
 from __future__ import annotations
@@ -25,14 +27,15 @@ from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.parts import part
 from mmdiff.protocols import Row
+from mmdiff.runs.records import short
 
-from .files import TABLES, is_packed, reading, suffix, writing
+from .files import BOM, LONGEST, STOCKHOLM, TABLES, is_packed, lines, reading, suffix, writing
 from .policies import WHITE, Policy, cleaned, policy_of
 from .records import Record, as_record
+from .stockholm import read_stockholm
 from .tables import Pairs as Pairs
 from .tables import drawn, positive, read_csv
 
-BOM = b"\xef\xbb\xbf"
 A3M = {"lower": "drop", "gaps": "keep"}
 """The policies of match columns: insertions are dropped, gaps kept."""
 
@@ -48,15 +51,21 @@ def read_fasta(path: str | Path, *, unique: bool = False, **policy: str) -> Iter
 
 
 def read_a3m(path: str | Path, **policy: str) -> Iterator[Record]:
-    """`read_fasta` of match columns: lower case and '.' dropped, '-' kept, unless `policy` sets something else."""
-    return _read_fasta(path, policy_of({**A3M, **policy}), unique=False)
+    """`read_fasta` of match columns: lower case and '.' dropped, '-' kept, unless `policy` sets something else.
+
+    Of alignments that are joined in one file, all must be of the same query. Raises DataError.
+    """
+    return _read_fasta(path, policy_of({**A3M, **policy}), unique=False, a3m=True)
 
 
 def read_sequences(
     path: str | Path, column: str = "sequence", id_column: str | None = None, **policy: str
 ) -> Iterator[Record]:
-    """`read_fasta`, `read_a3m` or `read_csv`, by the ending of the name. Raises ConfigError for other endings."""
+    """`read_fasta`, `read_a3m`, `read_stockholm` or `read_csv`, by the ending of the name. Raises ConfigError for other
+    endings."""
     ending = suffix(path)
+    if ending in STOCKHOLM:
+        return read_stockholm(path, **policy)
     if ending in TABLES:
         return read_csv(path, column, id_column, **policy)
     return _read_fasta(path, policy_of({**(A3M if ending == ".a3m" else {}), **policy}), unique=False)
@@ -146,6 +155,7 @@ class Fasta:
         if not 0 <= index < len(self):
             raise IndexError(index)
         header, _, body = self._text(index).partition(b"\n")
+        body = body.partition(b"\0")[0]  # behind it begins another alignment
         if not header.startswith(b">"):
             raise DataError(f"{self.path}: changed since it was first read (record {index + 1})")
         block = Block(index + 1, 0, 0, 0, header, [body])
@@ -204,50 +214,75 @@ class Block(NamedTuple):
     end: int
     header: bytes
     lines: list[bytes]
+    begins: bool = False  # an alignment behind another one
 
     def named(self, path: str | Path) -> tuple[str, str]:
         """(id, description). Raises DataError for a header without an id."""
         id, description = split_header(decoded(self.header[1:], path, self.line))
         if not id:
-            raise DataError(f"{path} record {self.number}, line {self.line}: no id after '>'")
+            raise DataError(f"{short(path)} record {self.number}, line {self.line}: no id after '>'")
         return id, description
 
 
-def blocks(path: str | Path) -> Iterator[Block]:
-    """The records of a FASTA file as they stand. Raises DataError."""
-    number = first = start = at = 0
+def blocks(path: str | Path, a3m: bool = False) -> Iterator[Block]:
+    """The records of a FASTA file as they stand. a3m: whatever its name says. Raises DataError."""
+    number = first = start = at = size = 0
     header: bytes | None = None
-    lines: list[bytes] = []
-    with reading(path) as file:
-        for line, text in enumerate(file, 1):
+    body: list[bytes] = []
+    joined = begins = False  # behind a zero byte; of the record at hand
+    a3m = a3m or re.search(r"(?i)\.a3m(\.gz)?$", str(path)) is not None
+    with reading(path, nulls=a3m) as file:
+        for line, piece, text in _pieces(lines(file, path), a3m):
             if line == 1 and text.startswith(BOM):
                 text, at = text[len(BOM) :], len(BOM)
+            joined = joined or piece > 0
+            at += piece > 0
+            size += len(text)
             if text.startswith(b">"):
                 if header is not None:
-                    yield Block(number, first, start, at, header, lines)
-                number, first, start, header, lines = number + 1, line, at, text, []
-            elif header is not None:
-                lines.append(text)
+                    yield Block(number, first, start, at, header, body, begins)
+                number, first, start, header, body = number + 1, line, at, text, []
+                begins, joined, size = joined, False, len(text)
+            elif a3m and text.startswith(b"#") and (joined or header is None):
+                pass
+            elif header is not None and not joined:
+                body.append(text)
             elif text.translate(None, WHITE):
                 shown = f"{decoded(text, path, line).strip()!r:.40}"
                 tables = f"tables end in {', '.join(TABLES)}"
-                raise DataError(f"{path} line {line}: {shown} before the first '>' ({tables})")
+                before = "behind a zero byte, expected '>'" if joined else f"before the first '>' ({tables})"
+                raise DataError(f"{short(path)} line {line}: {shown} {before}")
+            if size > LONGEST:
+                raise DataError(f"{short(path)} record {number}, line {line}: more than {LONGEST:,} letters")
             at += len(text)
     if header is None:
-        raise DataError(f"{path}: no records")
-    yield Block(number, first, start, at, header, lines)
+        raise DataError(f"{short(path)}: no records")
+    yield Block(number, first, start, at, header, body, begins)
+
+
+def _pieces(texts: Iterable[bytes], a3m: bool) -> Iterator[tuple[int, int, bytes]]:
+    """(line, number of the piece in its line, text): of an A3M, lines are cut at zero bytes."""
+    for line, text in enumerate(texts, 1):
+        if not a3m or b"\0" not in text:
+            yield line, 0, text
+        else:
+            yield from ((line, i, piece) for i, piece in enumerate(text.split(b"\0")))
 
 
 def _of_block(block: Block, path: str | Path, policy: Policy) -> Record:
     id, description = block.named(path)
-    where = f"{path} record {block.number} ({id})"
+    where = f"{short(path)} record {block.number} ({short(id, 60)})"
     return Record(id, description, cleaned(block.lines, block.line + 1, where, policy), where)
 
 
-def _read_fasta(path: str | Path, policy: Policy, unique: bool) -> Iterator[Record]:
+def _read_fasta(path: str | Path, policy: Policy, unique: bool, a3m: bool = False) -> Iterator[Record]:
     seen: dict[str, int] = {}
-    for block in blocks(path):
+    query: str | None = None
+    for block in blocks(path, a3m):
         record = _of_block(block, path, policy)
+        query = query or record.sequence
+        if a3m and block.begins and record.sequence != query:
+            raise DataError(f"{record.where}, line {block.line}: an alignment of another query begins; expected one")
         if unique and seen.setdefault(record.id, block.number) != block.number:
             raise DataError(f"{record.where}, line {block.line}: duplicate id, that of record {seen[record.id]} too")
         yield record
@@ -258,4 +293,4 @@ def decoded(text: bytes, path: str | Path, line: int) -> str:
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} line {line}: byte {text[error.start]:#04x} is not UTF-8") from None
+        raise DataError(f"{short(path)} line {line}: byte {text[error.start]:#04x} is not UTF-8") from None

@@ -20,9 +20,10 @@ from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.parts import part
 from mmdiff.protocols import Row
+from mmdiff.runs.records import short
 from mmdiff.tasks.protein.residues import CANONICAL
 
-from .files import TABLES, reading, suffix, writing
+from .files import TABLES, lines, reading, suffix, writing
 from .policies import Policy, cleaned, policy_of
 from .records import Record
 
@@ -145,7 +146,7 @@ def entries(path: str | Path, columns: Sequence[str]) -> Iterator[Entry]:
     """The rows of a table, which must have `columns`. Raises DataError; ConfigError for the ending of the name."""
     ending = suffix(path)
     if ending not in TABLES:
-        raise ConfigError(f"{path}: {ending} is no table (known: {', '.join(TABLES)}, .gz)")
+        raise ConfigError(f"{short(path)}: {ending} is no table (known: {', '.join(TABLES)}, .gz)")
     number = 0
     with reading(path) as raw, io.TextIOWrapper(cast(Any, raw), encoding="utf-8-sig", newline="") as file:
         if ending == ".jsonl":
@@ -161,13 +162,13 @@ def entries(path: str | Path, columns: Sequence[str]) -> Iterator[Entry]:
 def _demand(columns: Sequence[str], there: Iterable[str], where: str) -> None:
     for name in columns:
         if name not in there:
-            raise DataError(f"{where}: no column {name!r}{nearest(name, there)}")
+            raise DataError(f"{where}: no column {short(repr(name), 60)}{short(nearest(name, there))}")
 
 
 def _lines(
     file: TextIO, path: str | Path, columns: Sequence[str], delimiter: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    reader = csv.reader(lines(file, path), delimiter=delimiter, strict=True)
     names: list[str] | None = None
     try:
         for cells in reader:
@@ -176,7 +177,7 @@ def _lines(
             if names is None:
                 names = [name.strip() for name in cells]
                 if double := [name for name in names if names.count(name) > 1]:
-                    raise DataError(f"{path} line {reader.line_num}: two columns {double[0]!r}")
+                    raise DataError(f"{path} line {reader.line_num}: two columns {short(repr(double[0]), 60)}")
                 _demand(columns, names, f"{path} line {reader.line_num}")
             elif len(cells) != len(names):
                 raise DataError(f"{path} line {reader.line_num}: {len(cells)} cells, expected {len(names)}")
@@ -187,13 +188,20 @@ def _lines(
 
 
 def _json_lines(file: TextIO, path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, text in enumerate(file, 1):
+    for line, text in enumerate(lines(file, path), 1):
         if text.isspace():
             continue
         try:
             found = json.loads(text)
+            if "\\u" in text:  # an escape may be half a pair of surrogates, which is no letter
+                json.dumps(found, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
             raise DataError(f"{path} line {line}: not JSON ({error.msg})") from None
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise DataError(f"{path} line {line}: {half!r} is half a pair of surrogates, expected text") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path} line {line}: not JSON ({error})") from None
         if not isinstance(found, dict):
             raise DataError(f"{path} line {line}: {found!r:.40} is not a JSON object")
         _demand(columns, found, f"{path} line {line}")
@@ -204,7 +212,7 @@ def _named(path: str | Path, entry: Entry, id_column: str | None) -> tuple[str, 
     """(id, where)."""
     id = entry.cells.get(id_column or "id")
     id = str(entry.number) if id is None or id == "" else str(id)
-    return id, f"{path} record {entry.number} ({id})"
+    return id, f"{path} record {entry.number} ({short(id, 60)})"
 
 
 def _cell(entry: Entry, column: str, where: str, policy: Policy, what: str = "") -> str:

@@ -122,7 +122,7 @@ class Embeddings:
         name = line["part"]
         if self._part[0] != name:
             file = self.path / name
-            self._part = (name, opened(file))
+            self._part = (name, part_arrays(file))
             if name not in self._verified and line.get("part_digest") not in (None, digest(file)[:DIGITS]):
                 raise ConfigError(f"{short(file)}: is damaged or was changed, its SHA-256 is not that of {INDEX}")
             self._verified.add(name)
@@ -181,7 +181,7 @@ def whole(folder: Path) -> tuple[int, int, int]:
     return now if not part or len(open_arrays(folder / part).facts) == now[0] - before[0] else before
 
 
-def opened(file: Path) -> Arrays:
+def part_arrays(file: Path) -> Arrays:
     try:
         return open_arrays(file)
     except FileNotFoundError:

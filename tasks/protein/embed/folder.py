@@ -22,7 +22,7 @@ from mmdiff.files import digest, lock, read_json, remove, write_text
 from mmdiff.runs.records import append_lines, first_change, short, writable
 
 from .arrays import save
-from .files import DIGITS, INDEX, PART, SETTINGS, Line, digest_of, index_of, opened, whole, width_of
+from .files import DIGITS, INDEX, PART, SETTINGS, Line, digest_of, index_of, part_arrays, whole, width_of
 
 
 class Folder:
@@ -116,7 +116,7 @@ def merge(folder: Folder, out: Path, settings: Mapping[str, Any]) -> None:
     width = width_of(settings)
     values = torch.empty(int(offsets[-1]), width, dtype=getattr(torch, settings["dtype"]))
     for name, group in groupby(enumerate(lines), key=lambda numbered: numbered[1]["part"]):
-        part = opened(folder.path / name)
+        part = part_arrays(folder.path / name)
         for i, line in group:
             rows = int(offsets[i + 1] - offsets[i])
             part.expect(line["key"], (rows, width) if by_residue else (width,), settings["dtype"])

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.runs.records import short
 from mmdiff.tasks.protein.data.fasta import blocks, decoded
 from mmdiff.tasks.protein.data.tables import entries
 
@@ -50,7 +51,8 @@ class Labels:
         labels, groups = [], []
         for i, name in enumerate(ids):
             if name not in self.label:
-                raise DataError(f"{self.path}: no label for record {i + 1}, {name!r}{nearest(name, self.label)}")
+                near = nearest(name, self.label)
+                raise DataError(f"{self.path}: no label for record {i + 1}, {short(repr(name), 60)}{short(near)}")
             labels.append(self.label[name])
             groups.append(self.group.get(name, name))
         return labels, groups
@@ -63,9 +65,9 @@ def read_labels(path: str | Path) -> Labels:
     group: dict[str, str] = {}
     for line, name, value, of_group in _residues(path) if by_residue else _table(path):
         if name in label:
-            raise DataError(f"{path} line {line}: {name!r} has a label already")
+            raise DataError(f"{path} line {line}: {short(repr(name), 60)} has a label already")
         if not value:
-            raise DataError(f"{path} line {line}: {name!r} has no label")
+            raise DataError(f"{path} line {line}: {short(repr(name), 60)} has no label")
         label[name] = value
         if of_group is not None:
             group[name] = of_group
@@ -83,7 +85,7 @@ def _residues(path: str | Path) -> Iterator[Found]:
 
 def _table(path: str | Path) -> Iterator[Found]:
     for entry in entries(path, ("id", "label")):
-        row = {name: cell.strip() for name, cell in entry.cells.items()}
+        row = {name: str(cell).strip() for name, cell in entry.cells.items()}
         if row.get("group") == "":
             raise DataError(f"{path} line {entry.line}: {row['id']!r} has no group")
         yield entry.line, row["id"], row["label"], row.get("group")
@@ -95,6 +97,9 @@ def label_array(labels: Sequence[Any], kind: str) -> tuple[NDArray[Any], str]:
         raise ConfigError(f"kind: {kind!r} is none{nearest(kind, KINDS)}")
     numbers = [_number(label) for label in labels]
     if kind == "auto":
+        for i, label in enumerate(labels):
+            if numbers[i] is None and _is_float(label):
+                raise DataError(f"label {i + 1}: {label!r}, expected a finite number, or a name")
         real = [x for x in numbers if x is not None]
         is_measured = any(x != round(x) for x in real) or len(set(real)) > CLASSES
         kind = "regression" if real and len(real) == len(numbers) and is_measured else "classification"
@@ -102,13 +107,17 @@ def label_array(labels: Sequence[Any], kind: str) -> tuple[NDArray[Any], str]:
         return np.array([str(label) for label in labels]), kind
     for i, (label, number) in enumerate(zip(labels, numbers, strict=True)):
         if number is None:
-            raise DataError(f"label {i + 1}: {label!r} is not a number, as regression needs")
+            raise DataError(f"label {i + 1}: {short(repr(label), 60)} is not a number, as regression needs")
     return np.array(numbers, dtype=np.float64), kind
 
 
 def _number(label: Any) -> float | None:
+    return float(label) if _is_float(label) and np.isfinite(float(label)) else None
+
+
+def _is_float(label: Any) -> bool:
     try:
-        value = float(label)
-    except (TypeError, ValueError):
-        return None
-    return value if np.isfinite(value) else None
+        float(label)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True

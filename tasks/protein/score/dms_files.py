@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.errors import ConfigError, DataError, located, nearest
+from mmdiff.runs.records import short
 from mmdiff.tasks.protein.data.tables import entries
 
 from .mutants import Mutation, parse_mutant, spelled
@@ -155,7 +156,7 @@ def _columns(
 def _figure(path: str | Path, line: int, name: str, cells: Mapping[str, Any]) -> float:
     number = _number(cells.get(name))
     if number is None:
-        raise DataError(f"{path} line {line}: {name}: {cells.get(name)!r}, expected a number or nothing")
+        raise DataError(f"{path} line {line}: {name}: {short(repr(cells.get(name)), 60)}, expected a number or nothing")
     return number
 
 
@@ -165,6 +166,6 @@ def _number(cell: Any) -> float | None:
         return math.nan
     try:
         number = float(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else math.nan
+    return number if math.isfinite(number) else None
