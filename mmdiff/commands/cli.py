@@ -21,23 +21,31 @@ from typing import Any
 from mmdiff.errors import ConfigError, UserError, nearest
 
 from .arguments import Output, Verb, parse, row_of
+from .ending import Signals, Stopped, one_line_errors, speaks
 from .terminal import loading_logged, log, silence_other_packages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 done, 2 a mistake in what was asked for, 130 interrupted."""
+    """Run one command. Returns the exit code: 0 done, 2 a mistake in what was asked for or a file that cannot be read
+    or written, 130 interrupted, 143 terminated."""
     words = sys.argv[1:] if argv is None else list(argv)
     silence_other_packages()
-    try:
-        with nullcontext() if {"--help", "-h"} & set(words) else loading_logged(words):
-            call, as_json = parse(words, VERBS)
-            result, text = call()
-    except UserError as error:
-        print(f"mmdiff: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mmdiff: interrupted", file=sys.stderr)
-        return 130
+    with Signals(whole_process=argv is None) as signals:
+        try:
+            with nullcontext() if {"--help", "-h"} & set(words) else loading_logged(words), one_line_errors():
+                call, as_json = parse(words, VERBS)
+                result, text = call()
+            if signals.received:
+                raise Stopped
+        except BaseException as error:
+            if signals.received or isinstance(error, KeyboardInterrupt):  # whatever became of it on its way
+                signals.say()
+                return signals.code
+            if not isinstance(error, UserError):
+                raise
+            if speaks():
+                print(f"mmdiff: error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
     if os.environ.get("RANK", "0") == "0":  # under torchrun every process gets here
         try:
             print(json.dumps(without_nan(result), default=str) if as_json else text, flush=True)

@@ -5,7 +5,7 @@ May import: nothing. Must not import torch.
 
 from .reading import read_json, regular, unreadable
 from .sums import SUMS, check_sums, damaged, digest, signed, write_sums
-from .whole import aside, clear, commit, link, lock, part_of, remove, sync, write_text
+from .whole import aside, clear, commit, link, lock, named, part_of, remove, sync, unlock, write_text
 
 __all__ = [
     "SUMS",
@@ -17,6 +17,7 @@ __all__ = [
     "digest",
     "link",
     "lock",
+    "named",
     "part_of",
     "read_json",
     "regular",
@@ -24,6 +25,7 @@ __all__ = [
     "signed",
     "sync",
     "unreadable",
+    "unlock",
     "write_sums",
     "write_text",
 ]

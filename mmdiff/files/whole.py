@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -33,8 +34,9 @@ def aside(path: Path) -> Iterator[Path]:
     remove(part)
     clear(path.parent, path.name)
     try:
-        yield part
-        commit(part, path)
+        with named(path):
+            yield part
+            commit(part, path)
     finally:
         remove(part)
 
@@ -97,14 +99,40 @@ def link(source: Path, target: Path) -> None:
 
 def lock(file: Path, busy: str) -> TextIO:
     """Keep other processes out for as long as the file that is returned is open. Raises ConfigError(busy)."""
-    handle = open(file, "a")
+    while True:
+        handle = open(file, "a")
+        try:
+            # not `flock`: data processes would inherit that one, and outlive a killed run by some seconds
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise OSError(error.errno, f"cannot be locked ({error.strerror})", str(file)) from None
+            raise ConfigError(busy) from None
+        if file.exists() and os.path.samestat(os.fstat(handle.fileno()), os.stat(file)):
+            return handle
+        handle.close()  # who held it has taken the file away meanwhile
+
+
+def unlock(handle: TextIO) -> None:
+    """Take a lock's file away, and let other processes in."""
+    Path(handle.name).unlink(missing_ok=True)
+    handle.close()
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Give an error of the system that names no file the name `path`: a full disk is told of when writing, without."""
     try:
-        # not `flock`: data processes would inherit that one, and outlive a killed run by some seconds
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.close()
-        raise ConfigError(busy) from None
-    return handle
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    except Exception as error:  # of a library in another language, whose errors are of its own kind
+        if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
 def sync(file: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Progress:
     scaler: dict[str, Any] = field(default_factory=dict)  # of fp16's loss scale
     stages_done: list[str] = field(default_factory=list)
     loss: dict[str, float] = field(default_factory=dict)  # of the last logged steps of each stage
+    samples: dict[str, int] = field(default_factory=dict)  # of a step of each stage, over all processes
 
 
 def save_frozen(model: MMDiff, file: Path) -> None:
@@ -130,6 +132,14 @@ def read_progress(folder: Path) -> Progress:
         return Progress(**read_json(folder / "trainer.json"))
     except (OSError, TypeError) as error:
         raise ConfigError(f"{folder / 'trainer.json'}: not a checkpoint of this version ({error})") from None
+
+
+def samples_of_steps(folder: Path) -> dict[str, int]:
+    """Returns how many samples a step of each stage has, by the newest checkpoint in a folder that says so."""
+    for checkpoint in reversed(checkpoints_in(folder)):
+        with suppress(ConfigError):
+            return read_progress(checkpoint).samples
+    return {}
 
 
 def moments(optimizer: Optimizer) -> dict[str, Tensor]:

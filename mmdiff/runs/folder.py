@@ -1,6 +1,6 @@
 """A run's folder: `runs/<name>/` with its configuration, metrics, checkpoints, the finished model, the report.
 
-config.yaml      resolved, as it was when the run began
+config.yaml      resolved, as the run last trained by it
 SHA256SUMS       its checksum, signed: what this user's training wrote is trusted, see docs/security.md
 metrics.jsonl    one JSON object a line, by step
 tensorboard/     the same figures
@@ -11,19 +11,24 @@ metrics.json     the result, once there is one
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from mmdiff.config import flatten, load_config, to_yaml, trusting
+from mmdiff.config import load_config, to_yaml, trusting
+from mmdiff.config.load import RUN_FILE
 from mmdiff.config.settings import Config
 from mmdiff.errors import ConfigError
-from mmdiff.files import clear, lock, read_json, write_sums, write_text
+from mmdiff.files import clear, lock, named, read_json, unlock, write_sums, write_text
+
+from .changes import changed
+from .checkpoint import checkpoints_in, samples_of_steps
 
 RUNS = Path("runs")
+LONGEST = 200  # bytes of a run's name: most file systems take 255, and other names are made of it
 
 
 class Run:
@@ -46,9 +51,19 @@ class Run:
         result: dict[str, Any] = read_json(file)
         return result
 
+    @property
+    def begun(self) -> bool:
+        """Whether the run took a step that is to be seen: a line of metrics, a checkpoint, a model."""
+        logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        return logged or bool(checkpoints_in(self.checkpoints)) or self.model.exists()
+
     def lock(self) -> None:
-        """Keep other processes out, and remove what a killed one left half written. Raises ConfigError."""
-        self._lock = lock(self.folder / ".lock", f"{self.folder}: another process is training this run")
+        """Keep other processes out, and remove what a killed one left half written. Raises ConfigError.
+
+        The lock lies beside the folder, so it stays where it is when the folder is moved.
+        """
+        beside = self.folder.with_name(f".{self.folder.name}.lock")
+        self._lock = lock(beside, f"{self.folder}: another process is training this run")
         for folder in (self.folder, self.checkpoints):
             clear(folder)
 
@@ -62,9 +77,14 @@ class Run:
 
             self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
+    def has_bound(self, step: int) -> bool:
+        """Whether the metrics have the bound on held-out rows at a step."""
+        lines = self.metrics.read_text(errors="replace").splitlines() if self.metrics.is_file() else []
+        return any("bound_per_sample" in line and _step(line) == step for line in lines)
+
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Append the figures of a step to metrics.jsonl and to TensorBoard."""
-        with open(self.metrics, "a") as file:
+        with named(self.metrics), open(self.metrics, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if self._board is not None:
             for name, value in values.items():
@@ -73,46 +93,87 @@ class Run:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write metrics.json; what was there under other names is kept."""
-        merged = {**(self.result or {}), **result}
-        write_text(self.folder / "metrics.json", json.dumps(merged, indent=2) + "\n")
+        self.write_result({**(self.result or {}), **result})
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write metrics.json, in place of one that is there."""
+        write_text(self.folder / "metrics.json", json.dumps(result, indent=2) + "\n")
 
     def close(self) -> None:
         """Let other processes train in this folder."""
         if self._board is not None:
             self._board.close()
         if self._lock is not None:
-            self._lock.close()
+            unlock(self._lock)
+            self._lock = None
 
 
-def open_run(config: Config, *, fresh: bool = False) -> Run:
-    """Make or find the folder of a configuration's run.
+def open_run(config: Config, *, fresh: bool = False, world: int = 1) -> Run:
+    """Make or find the folder of a configuration's run, locked: another process is refused before anything is moved.
 
-    fresh: a folder that is there is moved aside. Raises ConfigError for one of another configuration: nothing is
-    overwritten.
+    fresh: a folder that is there is moved aside. world: processes that train. Raises ConfigError for a folder of
+    another configuration: nothing is overwritten; settings that change no training may be others (mmdiff.runs.changes).
     """
-    folder = RUNS / str(config.name)
-    if Path(str(config.name)).is_absolute() or ".." in Path(str(config.name)).parts:
-        raise ConfigError(f"name: {config.name!r} is not a name below {RUNS}/")
-    if fresh and folder.exists():
-        folder.rename(folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
-    begun = any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "model"))
-    if (folder / "config.yaml").is_file() and begun:
+    run = Run(RUNS / run_name(config))
+    RUNS.mkdir(parents=True, exist_ok=True)
+    run.lock()
+    try:
+        if fresh and run.folder.exists():
+            _move_aside(run.folder)
+        _prepare(run, config, world)
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def run_name(config: Config) -> str:
+    """Returns the name of a configuration's run. Raises ConfigError for what is no plain name of a folder."""
+    name = config.name
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"name: {name!r} is not a name below {RUNS}/")
+    odd = next((c for c in name if c == "/" or not c.isprintable()), None)
+    if odd is not None:
+        reason = f"{odd!r} stands in it"
+    elif name.startswith("."):
+        reason = "it starts with a dot"
+    elif len(name.encode()) > LONGEST:
+        reason = f"it has {len(name.encode())} bytes, expected at most {LONGEST}"
+    else:
+        return name
+    raise ConfigError(f"name: {name[:80]!r} is not a name below {RUNS}/: {reason}")
+
+
+def _move_aside(folder: Path) -> None:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for count in itertools.count():
+        target = folder.with_name(f"{folder.name}.{stamp}{f'-{count}' if count else ''}")
+        if not target.exists():
+            folder.rename(target)
+            return
+
+
+def _prepare(run: Run, config: Config, world: int) -> None:
+    """Check what the folder holds, and write the configuration that training goes on with."""
+    folder = run.folder
+    if folder.is_symlink() and not folder.exists() or folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is there and is no folder: choose name=..., or --fresh")
+    new = to_yaml(config)
+    if (folder / RUN_FILE).is_file() and run.begun:
         with trusting():  # it is compared, and nothing of it is called
-            old, new = flatten(asdict(load_config(str(folder)))), flatten(asdict(config))
-        changed = [k for k in [*old, *(k for k in new if k not in old)] if old.get(k) != new.get(k)]
-        if changed:
-            key = changed[0]
+            old = load_config(str(folder))
+        wrong = changed(old, config, samples_of_steps(run.checkpoints), world)
+        if wrong:
             raise ConfigError(
-                f"{folder} holds a run of another configuration ({key} was {old.get(key)!r}, is {new.get(key)!r}"
-                f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}): choose name=..., or --fresh"
+                f"{folder} holds a run of another configuration ({wrong[0]}"
+                f"{f', and {len(wrong) - 1} more' if len(wrong) > 1 else ''}): choose name=..., or --fresh"
             )
-    elif folder.exists() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+    elif folder.exists() and {p.name for p in folder.iterdir()} - {".lock"} and not (folder / RUN_FILE).is_file():
         raise ConfigError(f"{folder} is there and holds no run: choose name=..., or --fresh")
-    else:  # new, or what was refused before its first step
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", to_yaml(replace(config)))
-    write_sums(folder, ["config.yaml"])  # this user asks for just this configuration
-    return Run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / RUN_FILE).is_file() or (folder / RUN_FILE).read_text(encoding="utf-8") != new:
+        write_text(folder / RUN_FILE, new)
+    write_sums(folder, [RUN_FILE])  # this user asks for just this configuration
 
 
 def _step(line: str) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mmdiff.canvas.sample import Media, Sample
+from mmdiff.config import build
 from mmdiff.config.settings import StageConfig
 from mmdiff.data.collate import collate
-from mmdiff.data.stream import Component, Stream
+from mmdiff.data.stream import Component, Stream, row_name
+from mmdiff.errors import DataError, located
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
 from mmdiff.model.likelihood import bound
+from mmdiff.model.model import BEYOND
 from mmdiff.protocols import Source, Task
+from mmdiff.runs.checkpoint import Progress
 
 UNUSED = 0.01  # media whose exchange costs less than this share of the bound are reported as hardly used
 
@@ -39,6 +43,32 @@ def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, rows: Source) 
     if nats["swapped"]:
         figures["bound_per_token_swapped"] = nats["swapped"] / max(positions["swapped"], 1)
     return figures
+
+
+def held_out_rows(
+    model: MMDiff, task: Task, stages: Mapping[str, StageConfig], progress: Progress, *, toy: bool = False
+) -> dict[str, Source]:
+    """Returns the held-out rows of the stages that are left, by stage. Each row has been read once.
+
+    Raises ConfigError for rows that cannot be built, DataError for one that cannot be read or is too long: at the
+    beginning of a run, not hours later, behind a stage's last step.
+    """
+    found, most = {}, BEYOND * model.backbone.facts.max_length
+    for name, stage in stages.items():
+        if stage.eval is None or (name in progress.stages_done and name != progress.stage):
+            continue
+        where = f"train.stages.{name}.eval"
+        rows: Source = build(stage.eval, where=where, toy=toy)
+        with located(where):
+            stream = Stream([Component("", rows, task)], seed=0)
+            for n in range(len(rows)):
+                sample, _ = stream.sample(n, model.vocab, model.readers)
+                with located(row_name("", stream.locate(n)[1])):
+                    batch = collate([sample], model.vocab, model.readers, padding=stage.padding)
+                    if batch.ids_BL.shape[1] > most:
+                        raise DataError(f"a canvas of {batch.ids_BL.shape[1]} positions, expected at most {most}")
+        found[name] = rows
+    return found
 
 
 def swapped(samples: Sequence[Sample]) -> list[Sample]:

@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from mmdiff.canvas.batch import Batch, to_device
 from mmdiff.config import as_node, build
-from mmdiff.config.settings import Config, StageConfig
+from mmdiff.config.settings import Config, StageConfig, TrainConfig
 from mmdiff.data.stream import Batches, Component, Stream, samples_of
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, UserError, nearest
 from mmdiff.model import MMDiff
 from mmdiff.model.features import FeatureCache, fingerprint
-from mmdiff.protocols import Objective, Task
+from mmdiff.protocols import Objective, Source, Task
 from mmdiff.runs.checkpoint import Progress, frozen_is_whole, remove_frozen, save_checkpoint, save_frozen
 from mmdiff.runs.folder import Run
 
@@ -38,7 +38,11 @@ from .optim import lr_factor
 
 @dataclass
 class Stage:
-    """One stage while it runs. groups: what AdamW trains, see `mmdiff.model.params`."""
+    """One stage while it runs.
+
+    groups: what AdamW trains, see `mmdiff.model.params`. held_out: the rows of `eval`; None: there are none, or another
+    process evaluates. pending: whether the bound is due where training stands, before the next step.
+    """
 
     name: str
     stage: StageConfig
@@ -51,6 +55,8 @@ class Stage:
     progress: Progress
     toy: bool
     progress_bar: bool
+    held_out: Source | None = None
+    pending: bool = False
 
     def __post_init__(self) -> None:
         stage, config, where = self.stage, self.config, f"train.stages.{self.name}"
@@ -64,8 +70,6 @@ class Stage:
             cache_bytes=config.train.sample_cache_mb << 20,
             toy=self.toy,
         )
-        # built here, so that rows that cannot be read are refused before the first step
-        self.held_out = build(stage.eval, where=f"{where}.eval", toy=self.toy) if stage.eval and self.task else None
         on_cpu = not torch.cuda.is_available()  # one fused kernel, where torch's default is a loop over tensors
         self.optimizer = torch.optim.AdamW(
             self.groups, lr=stage.lr, betas=config.train.betas, fused=True if on_cpu else None
@@ -78,7 +82,8 @@ class Stage:
         progress, stage = self.progress, self.stage
         if progress.stage != self.name:
             progress.stage, progress.stage_step = self.name, 0
-        if self.accelerator.is_main_process and (progress.stage_step == 0 or not frozen_is_whole(self.frozen)):
+        fresh = progress.stage_step == 0 or not frozen_is_whole(self.frozen)
+        if self.accelerator.is_main_process and fresh and progress.stage_step < stage.steps:
             save_frozen(self.model, self.frozen)
         self._checkpointing()
         wrapped, optimizer = self.accelerator.prepare(self.model, self.optimizer)
@@ -90,6 +95,8 @@ class Stage:
         meters, mark = Meters(), time.perf_counter()
         hidden = not (self.progress_bar and self.accelerator.is_main_process)
         bar = tqdm(total=stage.steps, initial=progress.stage_step, desc=self.name, disable=hidden, mininterval=0.5)
+        if self.pending:
+            self._evaluate()
         while progress.stage_step < stage.steps:
             window = [next(batches) for _ in range(stage.accumulate)]
             if self.cache is not None:
@@ -110,11 +117,10 @@ class Stage:
                     lr = stage.lr * lr_factor(progress.stage_step - 1, stage)
                     self.run.log(progress.step, {"stage": self.name, "lr": lr, **figures})
             bar.update()
-            every = self.settings.eval_every
-            if self.held_out is not None and (last or (every and progress.step % every == 0)):
-                self._evaluate()
             if save:
                 self._save(last)
+            if is_due(stage, self.settings, progress):  # behind the checkpoint: an error here costs no step
+                self._evaluate()
         bar.close()
         self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
         self.accelerator.free_memory()  # the next stage's gradients are not this optimizer's to unscale
@@ -202,7 +208,7 @@ class Stage:
             save_checkpoint(
                 self.run.checkpoints,
                 self.model,
-                None if last else self.optimizer,
+                None if last and self.name != list(self.settings.stages)[-1] else self.optimizer,
                 progress,
                 extra=config_entries(self.config, self.task),
                 frozen=self.frozen,
@@ -211,6 +217,13 @@ class Stage:
             if last:
                 remove_frozen(self.run.checkpoints)
         self.accelerator.wait_for_everyone()
+
+
+def is_due(stage: StageConfig, settings: TrainConfig, progress: Progress) -> bool:
+    """Whether the bound on a stage's held-out rows belongs to the step where training stands."""
+    every = settings.eval_every
+    due = progress.stage_step == stage.steps or bool(every and progress.step and progress.step % every == 0)
+    return stage.eval is not None and due
 
 
 def config_entries(config: Config, task: Task | None) -> dict[str, Any]:

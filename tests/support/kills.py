@@ -6,7 +6,8 @@
 The call is made in a forked process whose working folder is new, below `tmp_path`; what it writes there is watched. It
 is killed (SIGKILL) before the n-th change: an opening for writing, a name given, moved or taken away. An opening counts
 twice, the second time when the file is there and empty. Then the same call is made again: it must end well, and leave
-the files of a call that was never disturbed, and no others.
+the files of a call that was never disturbed, and no others. What a call imports should be imported before: each process
+would do so again.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def _killed(call: Call, folder: Path, prepare: Callable[[], Any] | None, n: int)
 
 
 def _child(call: Call, folder: Path, prepare: Callable[[], Any] | None, n: int) -> tuple[int, str, str]:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     said, report = (folder.with_name(f"{folder.name}.{ending}") for ending in ("said", "report"))
     report.write_text("0")
     child = FORK.Process(target=_live, args=(call, folder, prepare, n, said, report))

@@ -8,10 +8,8 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import toy
-from accelerate.state import AcceleratorState, GradientState
+from ranks import in_processes
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -232,40 +230,6 @@ def test_held_out_rows_that_cannot_be_read_stop_a_run_before_its_first_step() ->
     with pytest.raises(ConfigError, match="train.stages.only.eval"):
         train(replace(config, train=replace(config.train, stages={"only": stage})))
     assert not list(Path("runs/bad/checkpoints").glob("step-*"))
-
-
-def one_of(world: int, rank: int, port: int, config: Config) -> None:
-    os.environ |= {
-        "WORLD_SIZE": str(world),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    sys.stderr = open(f"rank{rank}.log", "w")
-    try:
-        train(config)
-        torch.distributed.barrier()  # the first rank holds the store that the others still talk to
-        torch.distributed.destroy_process_group()
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        raise
-
-
-def in_processes(world: int, config: Config) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = [FORK.Process(target=one_of, args=(world, rank, port, config)) for rank in range(world)]
-    for child in children:
-        child.start()
-    for rank, child in enumerate(children):
-        child.join(60)
-        assert child.exitcode == 0, Path(f"rank{rank}.log").read_text()[-3000:]
 
 
 @pytest.mark.parametrize("denominator", ["tokens", "sequences"])

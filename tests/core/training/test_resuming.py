@@ -1,0 +1,222 @@
+"""Going on with a run: after a kill at every change, longer, with other settings, in another number of processes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import kills
+import pytest
+import torch
+import toy
+from ranks import in_processes
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mmdiff import train
+from mmdiff.config import load_config
+from mmdiff.config.settings import Config
+from mmdiff.errors import ConfigError, DataError
+from mmdiff.files import read_json
+from mmdiff.training import held_out, stage
+from mmdiff.training.stage import Stage
+
+HELD_OUT = {"target": "toy.Corners", "n": 3, "seed": 2}
+FROZEN_TOWER = [{"match": "encoders", "train": False}, {"match": "*"}]
+
+
+class Cut(Exception):
+    """The run ends here."""
+
+
+class Broken(toy.Corners):
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 2:
+            raise DataError("no picture")
+        return super().__getitem__(index)
+
+
+class Limited(toy.Where):
+    """A task that refuses a word."""
+
+    def sample(self, row: Any, vocab: Any) -> Any:
+        if len(row["answer"].split()) == 3:
+            raise DataError("answer: 'abc' is not a word of this model")
+        return super().sample(row, vocab)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def weights(run: str) -> dict[str, Tensor]:
+    return load_file(f"runs/{run}/model/model.safetensors")
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def lines(run: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in Path(f"runs/{run}/metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in found]
+
+
+def small(name: str = "toy", **more: Any) -> Config:
+    fields = {"steps": 3, "batch_size": 2, "eval": HELD_OUT, "params": FROZEN_TOWER, **more.pop("stage", {})}
+    return toy.config(name, stage=fields, **more)
+
+
+def cut_at(step: int, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train so many steps of a run."""
+    original, calls = Stage._step, [0]
+
+    def counted(self: Stage, *args: Any) -> None:
+        calls[0] += 1
+        if calls[0] > step:
+            raise Cut
+        original(self, *args)
+
+    with monkeypatch.context() as m:
+        m.setattr(Stage, "_step", counted)
+        with pytest.raises(Cut):
+            train(config)
+
+
+# Kills
+
+
+def test_training_heals_after_a_kill(tmp_path: Path) -> None:
+    """A few of the kills; all of them are below."""
+    train(small("imports"))  # once, and not in each process
+    changes = kills.everywhere(lambda: train(small()), tmp_path / "kills", first=17, every=33)
+    assert changes > 80
+
+
+@pytest.mark.slow
+def test_training_heals_after_a_kill_at_every_change(tmp_path: Path) -> None:
+    train(small("imports"))
+    config = small(stage={"cache_features": True})
+    kills.everywhere(lambda: train(config), tmp_path / "kills", ignore=["*.sqlite"])
+
+
+@pytest.mark.slow
+def test_longer_training_heals_after_a_kill_at_every_change(tmp_path: Path) -> None:
+    train(small("imports"))
+    longer = small(stage={"steps": 5})
+    kills.everywhere(lambda: train(longer), tmp_path / "kills", prepare=lambda: train(small()))
+
+
+# Held-out rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "task", "message"),
+    [
+        ({"target": f"{__name__}.Broken", "n": 3}, {}, r"row 2: no picture"),
+        (
+            {"target": "toy.Corners", "n": 3, "lengths": [2, 40000]},
+            {},
+            r"row 1: a canvas of 40005 positions, expected at most 32768",
+        ),
+        (
+            {"target": "toy.Corners", "n": 3, "lengths": [2, 2, 3]},
+            {"target": f"{__name__}.Limited"},
+            r"row 2: answer: 'abc' is not a word of this model",
+        ),
+        ({"target": "toy.Corners", "n": 0}, {}, r"no rows"),
+    ],
+)
+def test_held_out_rows_are_checked_before_the_first_step(
+    rows: dict[str, Any], task: dict[str, Any], message: str
+) -> None:
+    config = small(stage={"eval": rows})
+    config = replace(config, task=task or config.task)
+    with pytest.raises(DataError, match=f"^train.stages.only.eval: .*{message}"):
+        train(config)
+    assert not Path("runs/toy/metrics.jsonl").exists()
+    train(small())  # nothing was begun: the name is free
+    assert len(lines("toy")) == 4
+
+
+def test_held_out_rows_of_a_later_stage_are_checked_at_the_start() -> None:
+    first = small().train.stages["only"]
+    broken = replace(first, eval={"target": f"{__name__}.Broken", "n": 3})
+    with pytest.raises(DataError, match="^train.stages.second.eval: row 2: no picture"):
+        train(toy.config(stages={"first": first, "second": broken}))
+    assert not Path("runs/toy/metrics.jsonl").exists()
+
+
+def test_an_error_of_the_evaluation_costs_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> dict[str, float]:
+        raise DataError("gone meanwhile")
+
+    monkeypatch.setattr(stage, "evaluate_bound", fails)
+    with pytest.raises(DataError, match="gone meanwhile"):
+        train(small())
+    assert read_json(Path("runs/toy/checkpoints/step-00000003/trainer.json"))["stage_step"] == 3
+    monkeypatch.setattr(stage, "evaluate_bound", held_out.evaluate_bound)
+    with monkeypatch.context() as m:
+        m.setattr(Stage, "_step", None)  # no step is left
+        train(small())
+    train(small("whole"))
+    assert lines("toy") == lines("whole") and "bound_per_sample" in lines("toy")[-1]
+
+
+# Other settings
+
+
+def test_other_settings_of_what_is_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_at(2, small(save_every=1, log_every=1), monkeypatch)
+    train(small(save_every=2, log_every=2, keep=1, threads=1, stage={"eval": {**HELD_OUT, "n": 2}}))
+    train(small("whole"))
+    assert same(weights("toy"), weights("whole"))
+    assert load_config("runs/toy").train.keep == 1
+
+
+def test_a_finished_run_goes_on_to_more_steps() -> None:
+    flat = {"lr_schedule": "constant", "warmup": 0.0}
+    train(small(stage=flat))
+    shorter = weights("toy")
+    metrics = Path("runs/toy/metrics.json")
+    metrics.write_text(json.dumps({**read_json(metrics), "eval": {"a": {"exact": 1.0}}}))
+    assert train(small(stage=flat))["eval"]  # finished: nothing is done
+    result = train(small(stage=flat | {"steps": 6}))
+    whole = train(small("whole", stage=flat | {"steps": 6}))
+    assert same(weights("toy"), weights("whole")) and not same(weights("toy"), shorter)
+    assert {**result, "seconds_training": 0, "run": ""} == {**whole, "seconds_training": 0, "run": ""}
+    assert read_json(metrics) == result  # figures of the shorter model are not those of this one
+    assert [line["step"] for line in lines("toy")] == [1, 2, 3, 3, 4, 5, 6, 6]
+    assert not [p for p in Path("runs").rglob("*") if ".part-" in p.name or p.name.startswith("frozen-")]
+    with pytest.raises(ConfigError, match="steps was 6, is 3"):
+        train(small(stage=flat))
+
+
+# Other processes
+
+
+def test_the_batch_is_kept_by_more_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step has four samples: two processes take two each."""
+    fields = {"batch_size": 2, "accumulate": 2, "lr": 1e-4, "steps": 3}
+    config = small("kept", save_every=1, stage=fields)
+    train(replace(config, name="whole"))
+    cut_at(1, config, monkeypatch)
+    in_processes(2, config)
+    assert "stage only: accumulate is 1, to keep the run's 4 samples" in Path("rank0.log").read_text()
+    assert "accumulate is" not in Path("rank1.log").read_text()
+    a, b = weights("whole"), weights("kept")
+    assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-6
+    assert [line["step"] for line in lines("kept")] == [line["step"] for line in lines("whole")]
+    with pytest.raises(ConfigError, match="accumulate was 2, is 3"):
+        train(small("kept", save_every=1, stage=fields | {"accumulate": 3}))
+
+
+def test_another_division_of_the_batch_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_at(1, small("kept", save_every=1, stage={"batch_size": 4, "lr": 1e-4}), monkeypatch)
+    train(small("kept", save_every=1, stage={"batch_size": 2, "accumulate": 2, "lr": 1e-4}))
+    train(small("whole", stage={"batch_size": 4, "lr": 1e-4}))
+    a, b = weights("whole"), weights("kept")
+    assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-6
