@@ -19,7 +19,7 @@ FREE = re.compile(
 
 
 def changed(old: Config, new: Config, batches: Mapping[str, int], world: int) -> list[str]:
-    """Returns what bars `new` from going on with a run of `old`, as `key was X, is Y`, the first first.
+    """Returns what bars `new` from resuming a run of `old`, as `key was X, is Y`, the first first.
 
     batches: samples of a step by stage, as the run has them; none where it has no checkpoint. world: processes now.
     Another division of a step's samples is no change, nor are more steps of the last stage.
@@ -37,7 +37,7 @@ def changed(old: Config, new: Config, batches: Mapping[str, int], world: int) ->
             size = with_new.batch_size * with_new.accumulate * world
             if size == batches[stage] and not (field == "batch_size" and with_new.bucket):
                 continue
-        elif key == f"train.stages.{last}.steps" and isinstance(was, int) and now > was:
+        elif key == f"train.stages.{last}.steps" and isinstance(was, int) and isinstance(now, int) and now > was:
             continue
         out.append(f"{key} was {was!r}, is {now!r}")
     return out

@@ -154,7 +154,7 @@ def _move_aside(folder: Path) -> None:
 
 
 def _prepare(run: Run, config: Config, world: int) -> None:
-    """Check what the folder holds, and write the configuration that training goes on with."""
+    """Check what the folder holds, and write the configuration that it resumes by."""
     folder = run.folder
     if folder.is_symlink() and not folder.exists() or folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is there and is no folder: choose name=..., or --fresh")

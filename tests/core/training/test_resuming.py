@@ -11,7 +11,6 @@ import kills
 import pytest
 import torch
 import toy
-from ranks import in_processes
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -204,7 +203,7 @@ def test_the_batch_is_kept_by_more_processes(monkeypatch: pytest.MonkeyPatch) ->
     config = small("kept", save_every=1, stage=fields)
     train(replace(config, name="whole"))
     cut_at(1, config, monkeypatch)
-    in_processes(2, config)
+    toy.in_processes(2, config)
     assert "stage only: accumulate is 1, to keep the run's 4 samples" in Path("rank0.log").read_text()
     assert "accumulate is" not in Path("rank1.log").read_text()
     a, b = weights("whole"), weights("kept")

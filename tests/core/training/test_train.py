@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import torch
 import toy
-from ranks import in_processes
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -236,7 +235,7 @@ def test_held_out_rows_that_cannot_be_read_stop_a_run_before_its_first_step() ->
 def test_two_processes_equal_one(denominator: str) -> None:
     objective = EXACT | {"denominator": denominator}
     train(split("one", objective, 8, 1))
-    in_processes(2, split("two", objective, 2, 2))
+    toy.in_processes(2, split("two", objective, 2, 2))
     first = [load_file(f"runs/{run}/checkpoints/step-00000001/optimizer.safetensors") for run in ("one", "two")]
     assert apart(*first) < 1e-7 and apart(weights("one"), weights("two")) < 1e-6
     for a, b in zip(lines("one"), lines("two"), strict=True):
