@@ -32,7 +32,8 @@ from mmdiff.tasks.dialogue.turns import media_of
 
 from .codecs.bins import ActionCodec, UniformBins, to_bins
 from .codecs.normalise import Mode, Normaliser
-from .data.statistics import NoStatistics, choose, read_statistics, to_json
+from .data.episode import MOST_ACTIONS
+from .data.statistics import NoStatistics, choose, read_statistics, to_json, warn_of_rare
 
 State = Literal["encoder", "tokens", "none"]
 ACTION, STATE = "action", "state"  # reserved ranges of the vocabulary; `state` is a kind of media too
@@ -94,9 +95,13 @@ class VLA:
             ("execute", int | None, execute),
         ):
             as_annotated(kind, setting, f"task.{name}")
-        for name, number, least in (("chunk", chunk, 1), ("state_bins", state_bins, 2), ("cameras", cameras, 0)):
-            if number < least:
-                raise ConfigError(f"task.{name}: {number} is not a whole number of at least {least}")
+        for name, number, least, most in (
+            ("chunk", chunk, 1, MOST_ACTIONS),
+            ("state_bins", state_bins, 2, 1 << 20),
+            ("cameras", cameras, 0, 64),
+        ):
+            if not least <= number <= most:
+                raise ConfigError(f"task.{name}: {number} is not a whole number of at least {least}, at most {most}")
         if codec is not None and not callable(getattr(codec, "bind", None)):
             raise ConfigError(
                 f"task.codec: {codec!r:.60}, expected {{target: mmdiff.tasks.vla.codecs.bins.UniformBins, ...}}"
@@ -122,6 +127,7 @@ class VLA:
                 raise ConfigError(f"task.state: {state}, but the statistics of {name} have no state; expected none")
             self._units[name] = Units(action, measured, self.codec.bind(entry["action"], action))
             self._units[name].codec.tokens(chunk, action.dims)  # raises for a codec that does not fit the chunk
+        warn_of_rare(statistics, {name: units.action for name, units in self._units.items()})
         shapes = {(u.action.dims, u.state.dims if u.state else 0) for u in self._units.values()}
         if len(shapes) > 1:
             raise ConfigError(f"task.statistics: (actions, states) of {sorted(shapes)} dimensions, expected all alike")

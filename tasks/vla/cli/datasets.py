@@ -78,11 +78,16 @@ def convert(
 
 def data(dataset: Dataset, /) -> Output:
     """Describe a LeRobot data set; check all of its numbers, and that the frames of videos are those of the rows."""
+    from mmdiff.commands.terminal import log
+    from mmdiff.tasks.vla.codecs.normalise import Normaliser, Statistics
     from mmdiff.tasks.vla.data.dataset import LeRobot
 
     found = LeRobot(dataset)
     found.check()
     found.check_videos()
+    rare = Normaliser(Statistics.of(found.actions(), found.action_names)).lost()
+    for line in rare:
+        log(f"warning: actions: {line}")
     return table(
         {
             "episodes": len(found),
@@ -92,6 +97,7 @@ def data(dataset: Dataset, /) -> Output:
             "action": list(found.action_names or ()) or found.actions().shape[1],
             "state": list(found.state_names or ()) or (0 if (s := found.states()) is None else s.shape[1]),
             "instructions": list(found.tasks),
+            **({"rare": rare} if rare else {}),
         }
     )
 

@@ -8,6 +8,7 @@ instructions, for comparison.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 from mmdiff.config.settings import Config
 from mmdiff.errors import ConfigError
+from mmdiff.files import part_of, remove
 from mmdiff.runs.folder import RUNS, Run
 from mmdiff.session import load
 from mmdiff.tasks.background import in_background
@@ -102,9 +104,11 @@ def demonstrations(config: Config, *, fresh: bool) -> None:
             raise ConfigError(f"{folder} exists, but was not recorded by this demonstration; move it away")
         if not fresh:
             return
-        shutil.rmtree(folder)
-    record_dataset(folder, spec, tasks, DEMONSTRATIONS, seed=1000, processes=2, **DISTURBED)  # type: ignore[arg-type]
-    note.write_text(json.dumps(recorded))
+        old = part_of(folder.resolve())  # under that name the rest is removed at the next start, if this one is killed
+        os.replace(folder, old)
+        remove(old)
+    more: dict[str, Any] = {**DISTURBED, "notes": {note.name: recorded}}
+    record_dataset(folder, spec, tasks, DEMONSTRATIONS, seed=1000, processes=2, **more)
 
 
 def evaluated(config: Config, run: Run, **more: Any) -> dict[str, Any]:

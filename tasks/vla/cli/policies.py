@@ -101,7 +101,9 @@ def evaluate(
         title=f"{run} in closed loop",
         **decoding(strategy, session.task),
     )
-    return table(figures)
+    shown = {name: figures[name] for name in ("success", "success_low", "success_high", "successes", "n")}
+    shown["ablations"] = {name: of["success"] for name, of in figures["ablations"].items()}
+    return figures, table({**shown, "report": figures["report"]})[1]  # costs and settings are in the report
 
 
 def act(

@@ -16,11 +16,17 @@ from numpy.typing import ArrayLike
 
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, DataError
+from mmdiff.files import read_json, write_text
 
 from .bins import Bools, Codes, Floats, checked_chunk, checked_codes, dct
 from .normalise import Normaliser, Statistics
 
 FIRST = 0xF0000  # the character of coefficient -radius, in a plane for private use
+RADIUS, MOST, LONGEST = (
+    30_000,
+    1 << 20,
+    1 << 22,
+)  # of coefficients, of codes and tokens, and of what all codes stand for
 FIELDS = ("scale", "radius", "merges", "max_tokens")
 
 
@@ -90,12 +96,13 @@ class FAST:
         return cls(table, max_tokens)
 
     def save(self, path: str | Path) -> None:
-        """The table as JSON. Raises ConfigError for a file that is there."""
+        """The table as JSON. Raises ConfigError for a file that is there, or cannot be written."""
+        if Path(path).exists():
+            raise ConfigError(f"{path}: exists")
         try:
-            with open(path, "x", encoding="utf-8") as file:
-                json.dump({**self.table, "max_tokens": self.max_tokens}, file)
-        except FileExistsError:
-            raise ConfigError(f"{path}: exists") from None
+            write_text(Path(path), json.dumps({**self.table, "max_tokens": self.max_tokens}))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
 
     def bind(self, statistics: Statistics, normaliser: Normaliser) -> FAST:
         return self
@@ -161,12 +168,15 @@ def _text(numbers: Iterable[int]) -> str:
 def _parts(symbols: int, merges: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """What each code stands for. Two merges may make the same sequence, which is one code. Raises ConfigError."""
     parts: list[tuple[int, ...]] = [(i,) for i in range(symbols)]
-    known = set(parts)
+    known, length = set(parts), symbols
     for i, pair in enumerate(merges):
         if len(pair) != 2 or not all(_whole(code, 0) and code < len(parts) for code in pair):
             raise ConfigError(f"table.merges[{i}]: {pair!r} is not two of the {len(parts)} codes made before it")
         made = parts[pair[0]] + parts[pair[1]]
         if made not in known:
+            length += len(made)
+            if length > LONGEST:  # a few merges may double it each
+                raise ConfigError(f"table.merges[{i}]: with it, codes stand for more than {LONGEST:,} coefficients")
             known.add(made)
             parts.append(made)
     return parts
@@ -193,11 +203,11 @@ def _bpe(parts: Sequence[tuple[int, ...]], merges: Sequence[Sequence[int]]) -> A
 
 def _read(path: str | Path) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
+        return read_json(Path(path))
+    except FileNotFoundError as error:
         raise ConfigError(f"table: {path}: {error.strerror}") from None
-    except ValueError:
-        raise ConfigError(f"table: {path} is not JSON") from None
+    except ConfigError as error:
+        raise ConfigError(f"table: {str(error).replace(': not JSON', ' is not JSON')}") from None
 
 
 def _checked(table: Any) -> dict[str, Any]:
@@ -205,11 +215,15 @@ def _checked(table: Any) -> dict[str, Any]:
         raise ConfigError(f"table: expected a mapping of {', '.join(FIELDS)}, as FAST.train makes it")
     if not isinstance(table["scale"], int | float) or not 0 < table["scale"] < math.inf:
         raise ConfigError(f"table.scale: {table['scale']!r} is not a number above 0")
-    for name in ("radius", "max_tokens"):
-        if not _whole(table[name], 1):
-            raise ConfigError(f"table.{name}: {table[name]!r} is not a whole number of at least 1")
+    for name, most in (("radius", RADIUS), ("max_tokens", MOST)):
+        if not _whole(table[name], 1) or table[name] > most:
+            raise ConfigError(
+                f"table.{name}: {table[name]!r:.60} is not a whole number of at least 1, at most {most:,}"
+            )
     if not isinstance(table["merges"], list | tuple) or not all(isinstance(m, list | tuple) for m in table["merges"]):
         raise ConfigError("table.merges: expected a list of pairs of codes")
+    if len(table["merges"]) > MOST:
+        raise ConfigError(f"table.merges: {len(table['merges']):,} pairs, expected at most {MOST:,}")
     merges = [list(pair) for pair in table["merges"]]
     return {**{name: table[name] for name in FIELDS}, "scale": float(table["scale"]), "merges": merges}
 

@@ -25,6 +25,9 @@ Q = 256
 SPAN = 3.0
 """`mean_std` puts the mean at 0 and the mean plus or minus so many standard deviations at 1 and -1."""
 
+RARE = 10.0
+"""Values that reach so many times as far as their quantiles are no tails of one distribution: see `Normaliser.lost`."""
+
 _VECTORS = ("mean", "std", "min", "max", "q01", "q99")
 
 
@@ -193,6 +196,22 @@ class Normaliser:
         """Returns by dimension, (D,), how many of N values lie outside the range that is kept."""
         x_ND, (low_D, high_D) = self._checked(raw_ND), self.range_2D
         return ((x_ND < low_D) | (x_ND > high_D)).sum(0)
+
+    def lost(self) -> list[str]:
+        """Returns a line for each dimension whose rare values are far outside the range of "quantile", and are clipped.
+
+        A gripper that is closed in 1 % of all frames is one: hardly more than a constant is left of it.
+        """
+        stats, lines = self.statistics, []
+        if self.mode == "quantile" and stats.min and stats.max:
+            low_D, high_D = self.range_2D
+            as_is_D = self.binary_D | self._mask((*stats.untouched, *self.untouched), "untouched")
+            for d in np.flatnonzero(~as_is_D & (np.subtract(stats.max, stats.min) > RARE * (high_D - low_D))):
+                name = stats.names[d] if d < len(stats.names) else str(d)
+                reach = f"values from {stats.min[d]:g} to {stats.max[d]:g} are clipped to {low_D[d]:g} to {high_D[d]:g}"
+                kept = f"task.binary=[{name}] keeps two values, task.normalise=bounds all"
+                lines.append(f"{name}: {reach}, where 98 % of them lie; {kept}")
+        return lines
 
     def inverse(self, x: ArrayLike) -> Floats:
         """(..., D) in [-1, 1] -> (..., D) in robot units; what lies outside [-1, 1] is clipped first."""

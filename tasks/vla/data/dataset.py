@@ -23,7 +23,7 @@ from mmdiff.parts import part
 from mmdiff.protocols import Row
 
 from .columns import CACHE, EncodedPictures, read_rows
-from .episode import Array, Episode, LazyFrames, check_finite, choose_episodes, noops
+from .episode import MOST_ACTIONS, Array, Episode, LazyFrames, check_finite, choose_episodes, noops
 from .layout import read_layout
 from .video import Videos, check_times
 
@@ -198,8 +198,8 @@ class Steps:
         state: str = "observation.state",
         cache_mb: int = CACHE >> 20,
     ) -> None:
-        if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-            raise ConfigError(f"chunk: {chunk!r}, expected a whole number of actions above 0")
+        if isinstance(chunk, bool) or not isinstance(chunk, int) or not 1 <= chunk <= MOST_ACTIONS:
+            raise ConfigError(f"chunk: {chunk!r}, expected a whole number of actions above 0, at most {MOST_ACTIONS}")
         self.data = LeRobot(path, action, state, cache_mb << 20)
         self.chunk, self.key = chunk, key or Path(path).resolve().name
         self.cameras = self.data.cameras if cameras is None else tuple(cameras)

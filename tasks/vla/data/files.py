@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmdiff.errors import require
+from mmdiff.errors import ConfigError, require
 
 from .episode import Array
 from .layout import DATA_PATH, VIDEO_PATH
@@ -21,6 +22,16 @@ from .video_writer import VideoWriter
 
 CHUNK = 1000  # files per folder
 GOP = 2  # from keyframe to keyframe: single frames are read in any order
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What a full or read-only disk makes any of the writers raise becomes one line. Raises ConfigError."""
+    try:
+        yield
+    except OSError as error:  # pyarrow's and PyAV's errors of files are of this kind too
+        why = error.strerror or " ".join(str(error).split())[:120]
+        raise ConfigError(f"{folder}: cannot be written ({why})") from None
 
 
 class RowFiles:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from mmdiff.errors import ConfigError, DataError, located, nearest
-from mmdiff.tasks.vla.codecs.normalise import Statistics
+from mmdiff.tasks.vla.codecs.normalise import Normaliser, Statistics
 
 from .dataset import LeRobot
 from .reading import read_json
@@ -64,6 +67,18 @@ def choose(statistics: Mapping[str, Entry], key: str | None = None) -> str:
         near = nearest(key, statistics)
         raise ConfigError(f'key: no statistics of "{key}"{near if "did you mean" in near else ""}; there are: {keys}')
     return key
+
+
+def warn_of_rare(node: Any, actions: Mapping[str, Normaliser]) -> None:
+    """Print a warning for each dimension whose rare values are clipped, see `Normaliser.lost`.
+
+    node: what the statistics were read from. Of numbers nothing is said: the policy that holds them is trained already.
+    """
+    read = node.values() if isinstance(node, Mapping) else [node]
+    if any(isinstance(one, str | Path) for one in read):
+        for key, normaliser in actions.items():
+            for line in normaliser.lost():
+                tqdm.write(f"warning: actions of {key}: {line}", file=sys.stderr)
 
 
 def to_json(statistics: Mapping[str, Entry]) -> dict[str, dict[str, Any]]:

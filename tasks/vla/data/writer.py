@@ -11,6 +11,7 @@ import os
 import shutil
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -18,11 +19,11 @@ from typing import Any, Literal
 import numpy as np
 
 from mmdiff.errors import ConfigError, DataError, nearest, require
-from mmdiff.files import commit, part_of
+from mmdiff.files import clear, commit, part_of
 
 from .dataset_stats import PictureStats, column_stats, flat, sampled, vector_stats
 from .episode import Episode, check_episode
-from .files import CHUNK, RowFiles, VideoFiles, encoded, video_info, write_tasks
+from .files import CHUNK, RowFiles, VideoFiles, encoded, video_info, write_tasks, writing
 from .layout import DATA_PATH, EPISODES_PATH, PREFIX, VERSION, VIDEO_PATH
 from .video_writer import codec_of
 
@@ -33,15 +34,16 @@ COUNTED = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 class LeRobotWriter:
     """A LeRobotDataset, episode by episode.
 
-    All is written into a folder aside, which `finish` gives its name; without `finish` nothing is left. A context
-    finishes at its end, and leaves nothing after an error.
+    All is written into a folder aside, which `finish` gives its name; without `finish` nothing is left, and what a
+    killed process left is removed by the next one. A context finishes at its end, and leaves nothing after an error.
 
     fps, robot_type: as info.json has them. action_names, state_names: of the dimensions; empty: 0, 1, ...
     video: pictures go into one mp4 per camera and file, else each into its row, as `picture`.
     codec: an encoder of PyAV's for videos. data_mb, video_mb: the size at which the next file is begun.
     The features are those of the first episode: which cameras, sizes of pictures, D and S, whether success is known.
+    notes: further files of `meta/` by name, JSON, which `finish` writes.
 
-    Raises ConfigError for a folder that exists, or for an argument.
+    Raises ConfigError for a folder that exists, for an argument, and for a disk that is full or read-only.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class LeRobotWriter:
         self.codec = codec_of(codec) if video else ""
         self.data_mb, self.video_mb = data_mb, video_mb
         self._names = {"action": list(action_names or ()), "observation.state": list(state_names or ())}
+        self.notes: dict[str, Any] = {}
         self.tasks: dict[str, int] = {}
         self.features: dict[str, dict[str, Any]] = {}
         self.frames = 0
@@ -81,10 +84,9 @@ class LeRobotWriter:
         self._videos: dict[str, VideoFiles] = {}
         self._aside = part_of(self.folder.resolve())
         shutil.rmtree(self._aside, ignore_errors=True)
-        try:
+        with writing(self.folder):
+            clear(self._aside.parent, self.folder.resolve().name)
             self._aside.mkdir(parents=True)
-        except OSError as error:
-            raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
         self._cleanup = weakref.finalize(self, _remove, self._aside, os.getpid())
 
     def __len__(self) -> int:
@@ -124,7 +126,8 @@ class LeRobotWriter:
         for camera in self._cameras or ():
             key, seen = PREFIX + camera, PictureStats()
             chosen = set(sampled(n).tolist())
-            frames = self._videos[key].begin(n) if self.video else None
+            with writing(self.folder):
+                frames = self._videos[key].begin(n) if self.video else None
             files = []
             for i, frame in enumerate(episode.images[camera]):
                 if i in chosen:
@@ -132,14 +135,16 @@ class LeRobotWriter:
                 if frames is None:
                     files.append({"bytes": encoded(frame, self.picture), "path": f"frame-{i:06d}.{self.picture}"})
                 else:
-                    frames.add(frame)
+                    with writing(self.folder):
+                        frames.add(frame)
             if frames is None:
                 columns[key] = files
             else:
                 row |= {f"videos/{key}/{name}": value for name, value in self._videos[key].end(n).items()}
             self._seen[key] += seen
             stats[key] = seen.stats()
-        chunk, file = self._rows.write(self._aside, self.features, columns)
+        with writing(self.folder):
+            chunk, file = self._rows.write(self._aside, self.features, columns)
         row |= {"data/chunk_index": chunk, "data/file_index": file}
         row |= {"dataset_from_index": first, "dataset_to_index": first + n}
         self._episodes.append(row | flat(stats) | {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
@@ -153,21 +158,26 @@ class LeRobotWriter:
         if not self._episodes:
             self.discard()
             raise DataError(f"{self.folder}: no episodes to write")
-        self._rows.close()
-        for video in self._videos.values():
-            video.close()
-        self._write_meta()
-        self._check_free()
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        commit(self._aside, self.folder)
+        try:
+            with writing(self.folder):
+                self._rows.close()
+                for video in self._videos.values():
+                    video.close()
+                self._write_meta()
+                self._check_free()
+                self.folder.parent.mkdir(parents=True, exist_ok=True)
+                commit(self._aside, self.folder)
+        except BaseException:
+            self.discard()
+            raise
         self._cleanup.detach()
         return self.folder
 
     def discard(self) -> None:
         """Remove what was written."""
-        self._rows.close()
-        for video in self._videos.values():
-            video.close()
+        for file in (self._rows, *self._videos.values()):
+            with suppress(Exception):  # what cannot be written to its end is removed all the same
+                file.close()
         self._cleanup()
 
     def __enter__(self) -> LeRobotWriter:
@@ -271,6 +281,8 @@ class LeRobotWriter:
             for key, feature in self.features.items()
         }
         (meta / "stats.json").write_text(json.dumps(stats, indent=4) + "\n", encoding="utf-8")
+        for name, note in self.notes.items():
+            (meta / name).write_text(json.dumps(note) + "\n", encoding="utf-8")
 
     def _check_free(self) -> None:
         if self.folder.exists() or self.folder.is_symlink():

@@ -8,7 +8,6 @@ Shape letters: N frames, D dimensions of an action, S of the state, H W pixels.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,6 @@ import numpy as np
 from numpy.random import Generator, Philox, SeedSequence
 
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.files import write_text
 from mmdiff.tasks.vla.data.episode import Episode
 from mmdiff.tasks.vla.worlds.world import OneWorld, make_world
 
@@ -128,10 +126,12 @@ def record_dataset(
     extra: int = 3,
     hold: int = 1,
     processes: int = 1,
+    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, tuple[int, int]]:
     """Write the episodes of `record` as a LeRobotDataset. Returns successes and attempts by task.
 
-    `meta/world.json` then holds the world's `spec`, the (task, seed) of every episode and the disturbance.
+    `meta/world.json` holds the world's `spec`, the (task, seed) of every episode and the disturbance. notes: further
+    files of `meta/`, see `LeRobotWriter`.
     Raises ConfigError where the folder exists, DataError when the expert has succeeded in no layout of a task; the
     episodes of the other tasks are written all the same.
     """
@@ -174,8 +174,8 @@ def record_dataset(
         failed = ", ".join(task for task, (good, _) in count.items() if not good)
         if failed and not len(writer):
             raise DataError(f"{failed}: the expert succeeded in none of {episodes} layouts")
-    kept = {"world": {"name": spec} if isinstance(spec, str) else dict(spec), "tasks": tasks, "episodes": episodes}
-    write_text(Path(folder) / "meta" / "world.json", json.dumps({**kept, **how, "layouts": layouts}) + "\n")
+        kept = {"world": {"name": spec} if isinstance(spec, str) else dict(spec), "tasks": tasks, "episodes": episodes}
+        writer.notes |= {"world.json": {**kept, **how, "layouts": layouts}, **(notes or {})}
     if failed:
         raise DataError(f"{failed}: the expert succeeded in none of {episodes} layouts; {folder} holds the other tasks")
     return count
