@@ -20,7 +20,11 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A row, a picture, a file: named by file and row."""
+    """A row, a picture, a file: named by file and row. It is one line, also where a value in it is not."""
+
+    def __str__(self) -> str:
+        lines = " ".join(super().__str__().split("\n"))
+        return lines.encode("utf-8", "backslashreplace").decode()
 
 
 class MissingExtra(UserError):
@@ -36,9 +40,9 @@ def located(where: str | None, catch: type[UserError] = DataError) -> Iterator[N
     try:
         yield
     except catch as error:
-        if not where:
+        if not isinstance(where, str) or not where:
             raise
-        raise DataError(f"{where}: {error}") from None
+        raise DataError(f"{where:.300}: {error}") from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -88,12 +88,15 @@ def _fields(data: object) -> tuple[Mapping[str, Any], str]:
         if key not in FIELDS:
             raise DataError(f"audio: unknown field {key!r}{nearest(str(key), FIELDS)}")
     if "array" not in data and not isinstance(data.get("path"), str | Path):
-        raise DataError(f"audio: path: {data.get('path')!r}, and no array; expected one of them")
+        raise DataError(f"audio: path: {data.get('path')!r:.60}, and no array; expected one of them")
     return data, str(data.get("path") or "audio array")
 
 
 def _array(array: Any, name: str) -> np.ndarray[Any, Any]:
-    values = array.detach().cpu().float().numpy() if isinstance(array, Tensor) else np.asarray(array)
+    try:
+        values = array.detach().cpu().float().numpy() if isinstance(array, Tensor) else np.asarray(array)
+    except (ValueError, TypeError, OverflowError):
+        raise DataError(f"{name}: {array!r:.60} is no array of samples") from None
     if values.dtype.kind != "f":
         raise DataError(f"{name}: array of {values.dtype}, expected floats in -1..1")
     if values.ndim not in (1, 2) or (values.ndim == 2 and (values.shape[1] > values.shape[0] or 0 in values.shape)):
@@ -103,10 +106,10 @@ def _array(array: Any, name: str) -> np.ndarray[Any, Any]:
 
 def _rate(rate: Any, name: str) -> int:
     if isinstance(rate, bool) or not isinstance(rate, Integral) or rate <= 0:
-        raise DataError(f"{name}: sampling_rate: {rate!r} is not a whole number of Hz above 0")
+        raise DataError(f"{name}: sampling_rate: {rate!r:.60} is not a whole number of Hz above 0")
     low, high = RATE_RANGE
     if not low <= rate <= high:
-        raise DataError(f"{name}: a sampling rate of {rate} Hz, expected {low} to {high}")
+        raise DataError(f"{name}: a sampling rate of {rate!s:.40} Hz, expected {low} to {high}")
     return int(rate)
 
 
@@ -117,7 +120,7 @@ def _part(fields: Mapping[str, Any], frames: int, rate: int, name: str) -> tuple
     start, end = fields.get("start"), fields.get("end")
     for key, value in (("start", start), ("end", end)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not abs(value) < 1e9):
-            raise DataError(f"{name}: {key}: {value!r} is not a number of seconds")
+            raise DataError(f"{name}: {key}: {value!r:.60} is not a number of seconds")
     start, end = start or 0, frames / rate if end is None or end == -1 else end
     first, last = round(start * rate), round(end * rate)
     if not 0 <= first < min(last, frames) or last > frames + OVERSHOOT * rate:

@@ -101,12 +101,7 @@ def read_image(source: object) -> Image:
         elif not isinstance(source, str | Path | Image.Image):
             raise DataError(f"{name} is not a picture, expected a path, bytes, a PIL image, an array or a tensor")
         with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as image:
-            if 0 in image.size or image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{name}: {image.width} x {image.height} pixels, expected 1 to {MAX_PIXELS} in all")
-            if image.width * image.height > max(EMPTY_PIXELS, 200 * _size(source)):
-                raise DataError(f"{name}: {image.width} x {image.height} pixels in {_size(source)} bytes, a trap")
-            if getattr(image, "format", None) in PROGRAMS:
-                raise DataError(f"{name}: {image.format} is a program that draws, expected JPEG, PNG, WebP, ...")
+            check_opened(image, source, name)
             image.load()
             return _rgb(ImageOps.exif_transpose(image), name)
     except DataError:
@@ -116,6 +111,16 @@ def read_image(source: object) -> Image:
         raise DataError(f"{name}: {what}") from None
     except Exception as error:  # damaged files make decoders raise nearly anything: OSError, SyntaxError, struct.error
         raise DataError(f"{name}: damaged picture ({' '.join(str(error).split()):.200})") from None
+
+
+def check_opened(image: Image, source: object, name: str) -> None:
+    """Raise DataError for a picture that must not be decoded: too large, a trap, a program. source: its file."""
+    if 0 in image.size or image.width * image.height > MAX_PIXELS:
+        raise DataError(f"{name}: {image.width} x {image.height} pixels, expected 1 to {MAX_PIXELS} in all")
+    if image.width * image.height > max(EMPTY_PIXELS, 200 * _size(source)):
+        raise DataError(f"{name}: {image.width} x {image.height} pixels in {_size(source)} bytes, a trap")
+    if getattr(image, "format", None) in PROGRAMS:
+        raise DataError(f"{name}: {image.format} is a program that draws, expected JPEG, PNG, WebP, ...")
 
 
 def pixels(image: Image, spec: ImageSpec) -> Tensor:

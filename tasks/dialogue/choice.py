@@ -202,7 +202,7 @@ def _options(row: Row) -> list[str]:
 
 def _right(row: Row) -> int:
     options, answer = _options(row), row.get("answer")
-    if answer not in options:
+    if not isinstance(answer, str) or answer not in options:
         raise DataError(f"answer: {answer!r:.60} is none of the options{nearest(str(answer), options)}")
     return options.index(answer)
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmdiff.data.fields import EXTRA
-from mmdiff.errors import ConfigError, DataError, nearest, require
+from mmdiff.errors import ConfigError, DataError, nearest, require, shown
+from mmdiff.files import unreadable
 from mmdiff.parts import part
 from mmdiff.protocols import Row, Source
 
@@ -96,8 +98,15 @@ def _grey(picture: Any) -> Any:
 
     if isinstance(picture, Image.Image):
         return Image.new("RGB", picture.size, (128, 128, 128))
-    with Image.open(picture) as image:
-        return Image.new("RGB", image.size, (128, 128, 128))
+    if not isinstance(picture, str | Path):
+        raise DataError(f"{picture!r:.60} is no picture, expected a path, a PIL image or an array")
+    if fault := unreadable(picture):
+        raise DataError(f"{shown(picture)}: {fault}")
+    try:
+        with Image.open(picture) as image:
+            return Image.new("RGB", image.size, (128, 128, 128))
+    except Exception as error:  # on damaged files, decoders raise almost anything
+        raise DataError(f"{picture}: not a picture ({type(error).__name__})") from None
 
 
 @part
@@ -147,16 +156,18 @@ class WithoutImage:
         row = {name: value for name, value in self.rows[index].items() if name != "image"}
         if "question" in row:
             row["question"] = _unslotted(row["question"])
-        if "conversations" in row:
+        if isinstance(row.get("conversations"), list | tuple):
             row["conversations"] = [
-                {**turn, "value": _unslotted(turn["value"])} if turn["from"] == "human" else turn
+                {**turn, "value": _unslotted(turn.get("value"))}
+                if isinstance(turn, Mapping) and turn.get("from") == "human"
+                else turn
                 for turn in row["conversations"]
             ]
         return row
 
 
-def _unslotted(text: str) -> str:
-    return text.replace(SLOT, "").strip()
+def _unslotted(text: Any) -> Any:
+    return text.replace(SLOT, "").strip() if isinstance(text, str) else text  # all else the task refuses
 
 
 def majority(rows: Source) -> Callable[[str], str]:

@@ -142,11 +142,14 @@ def _picture_fault(path: str) -> str | None:
     require("PIL", "vision")
     from PIL import Image
 
+    from mmdiff.encoders.media.images import check_opened
+
     try:
         with Image.open(path) as image:
+            check_opened(image, path, path)
             image.load()  # not verify(): it finds nothing wrong with a JPEG that is cut off
     except Exception as error:  # on damaged files, decoders raise almost anything
-        return " ".join(str(error).split()) or type(error).__name__
+        return " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
     return None
 
 

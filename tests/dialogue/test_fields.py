@@ -232,3 +232,29 @@ def test_controls_of_another_medium_are_refused() -> None:
     with pytest.raises(DataError, match="no field 'qestion' .did you mean \"question\""):
         Fixed(sounds, {"qestion": ""})[0]
     assert Without(sounds, ["image"])[0] == sounds[0] and Fixed(sounds, {"note": 1})[0]["note"] == 1
+
+
+def test_controls_leave_what_the_task_refuses() -> None:
+    for value in (None, 3, [3], [{"from": 3}], [{"from": "human", "value": None}]):
+        for field in ("question", "conversations"):
+            row = {**Q, field: value}
+            assert WithoutImage([row])[0] == row
+    for picture in (3, {}, "gone.png", "A" * 5000, ".", "/dev/zero"):
+        with pytest.raises(DataError) as caught:
+            Blank([{**Q, "image": picture}])[0]
+        assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "value", [3, 10**400, np.zeros((3, 3)), [np.zeros((3, 3))], float("nan"), b"x", {"a": 1}, [[]]]
+)
+def test_values_of_other_kinds_are_one_line(value: Any) -> None:
+    base = {**Q, "text": "red", "options": ["red", "blue"]}
+    for task in (VQA(), ASR(draft=True), MultipleChoice()):
+        for name in set(task.fields) - {"image", "audio", "protein", "nbest", "duration", "answer_type"} | {"where"}:
+            row = {**base, name: value}
+            for call in (task.sample, task.prompt, lambda row, _, task=task: task.score("red", row)):
+                try:
+                    call(row, vocab())
+                except DataError as error:
+                    assert "\n" not in str(error) and len(str(error)) < 400  # noqa: PT017

@@ -241,3 +241,13 @@ def test_scenes_as_a_file(tmp_path: Path) -> None:
     for i in range(2):
         assert np.array_equal(np.asarray(Image.open(rows[i]["image"][0])), captions[4 * i]["image"])
         assert [t["value"] for t in rows[i]["conversations"]][1::2] == [captions[4 * i + n]["answer"] for n in (0, 3)]
+
+
+def test_a_trap_among_the_pictures_is_found_at_the_start(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("1", (9000, 5000)).save(tmp_path / "trap.png")
+    row = {"image": "trap.png", "question": "what", "answer": "red"}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    with pytest.raises(DataError, match=r"trap\.png \(9000 x 5000 pixels in \d+ bytes, a trap\)"):
+        LlavaJSON(str(tmp_path / "rows.json"))
