@@ -214,7 +214,7 @@ def _size(source: object) -> float:
 
 def _name(source: object) -> str:
     if isinstance(source, str | Path):
-        return shown(source)
+        return shown(source) or "''"
     if isinstance(source, bytes | bytearray | memoryview):
         return f"picture of {len(source)} bytes"
     return str(getattr(source, "filename", "") or type(source).__name__)

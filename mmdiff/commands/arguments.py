@@ -33,7 +33,7 @@ from cyclopts.validators import Number
 
 from mmdiff import __version__
 from mmdiff.config import trusting
-from mmdiff.errors import UserError, nearest
+from mmdiff.errors import UserError, nearest, shown
 
 Output = tuple[Mapping[str, Any], str]
 """What a verb found: one JSON object, and text for people (see `mmdiff.commands.cli.table`)."""
@@ -139,14 +139,16 @@ def row_of(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key.strip(":"):
-            raise UserError(f"{word!r} is not key=value")
+            raise UserError(f"{shown(word)!r} is not key=value")
+        if key.strip(":") in row:
+            raise UserError(f"{shown(key.strip(':'))}: given twice")
         if "." in key:
             overrides.append(word)
         elif key.endswith(":"):
             try:
                 row[key[:-1]] = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{key[:-1]}: {text!r} is not JSON ({error})") from None
+            except (ValueError, RecursionError) as error:  # JSONDecodeError, numbers of thousands of digits, deep lists
+                raise UserError(f"{key[:-1]}: {shown(text)!r} is not JSON ({str(error):.80})") from None
         else:
             row[key] = text
     return row, overrides

@@ -82,6 +82,9 @@ def test_ls_names_every_packaged_configuration(capsys: pytest.CaptureFixture[str
         (["--json", "ls"], "unknown argument '--json'"),
         (["generate", "runs/x", "question"], "'question' is not key=value"),
         (["generate", "runs/x", "state:=[1"], "state: '[1' is not JSON"),
+        (["generate", "runs/x", "state:=" + "[" * 3000], "state: '" + "[" * 40 + "..."),
+        (["generate", "runs/x", "state:=" + "9" * 5000], "state: '" + "9" * 40 + "..."),
+        (["generate", "runs/x", "image=a", "image=b"], "image: given twice"),
         (["demo", "no-such"], 'no demonstration "no-such" (known: asr, protein'),
     ],
 )
