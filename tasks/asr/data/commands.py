@@ -220,6 +220,13 @@ class _Kept:
         try:
             with self._open() as kept:
                 self.ends_U, self.marks_U = kept.get_tensor("ends"), kept.get_tensor("marks")
+                samples = kept.get_slice("samples")
+                fits = self.ends_U.dtype == np.int64 and self.ends_U.ndim == 1 == len(samples.get_shape())
+                fits = fits and samples.get_dtype() == "I16" and self.marks_U.shape == self.ends_U.shape
+                if not fits or not (np.diff(self.ends_U, prepend=0) > 0).all():
+                    raise SafetensorError("its tensors are not those of utterances")
+                if samples.get_shape()[0] != self.ends_U[-1:].sum():
+                    raise SafetensorError("its utterances do not make up its samples")
         except SafetensorError as error:
             raise DataError(f"{file}: is damaged ({error}); without it the utterances are synthesised again") from None
 

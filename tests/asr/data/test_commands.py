@@ -322,6 +322,18 @@ def test_a_store_of_other_utterances_is_not_believed(tmp_path: Path) -> None:
     assert all(np.array_equal(again.spoken(i), held[i]) for i in range(3))
     prepare(again, processes=1)
     assert load_file(rows.file)["ends"][-1] == sum(map(len, held))
+    good = load_file(rows.file)
+    for name, value in {
+        "ends": good["ends"] - 1,
+        "samples": good["samples"][:-1],
+        "marks": good["marks"][:1],
+    }.items():
+        save_file({**good, name: value}, rows.file)
+        with pytest.raises(DataError, match=r"commands-train-8\.safetensors: is damaged .its"):
+            Commands(3, seed=8, store=str(tmp_path))
+    save_file({**good, "ends": good["ends"][::-1].copy()}, rows.file)
+    with pytest.raises(DataError, match=r"commands-train-8\.safetensors: is damaged .its"):
+        Commands(3, seed=8, store=str(tmp_path))
     rows.file.write_bytes(b"half a file")
     with pytest.raises(DataError, match="commands-train-8.safetensors: is damaged"):
         Commands(3, seed=8, store=str(tmp_path))
