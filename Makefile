@@ -4,12 +4,13 @@ BIN := .venv/bin
 READY := .venv/ready
 
 # More threads than free cores make small models slower, not faster.
-test slow fuzz lint typecheck: export OMP_NUM_THREADS = 1
+test slow fuzz mutate lint typecheck: export OMP_NUM_THREADS = 1
 
-NUMBER ?= 2000
+fuzz: NUMBER ?= 2000
+mutate: NUMBER ?= 300
 SEED ?= 0
 
-.PHONY: demo test slow fuzz bench vla-mt10 vla-tables lint typecheck clean
+.PHONY: demo test slow fuzz mutate bench vla-mt10 vla-tables lint typecheck clean
 
 demo: $(READY)
 	$(BIN)/mmdiff demo vqa
@@ -24,6 +25,10 @@ slow: $(READY)
 # Mutations of everything that the product reads, as in `make fuzz NUMBER=500 SEED=3`.
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --number $(NUMBER) --seed $(SEED)
+
+# Hours: single changes of the code, and whether the tests notice: make mutate NUMBER=300
+mutate: $(READY)
+	$(BIN)/python -m tests.fuzz.mutants --number $(NUMBER) --seed $(SEED)
 
 bench: $(READY)
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

@@ -136,7 +136,8 @@ def test_short_clips_are_padded_to_the_longest_of_a_batch(tmp_path: Path) -> Non
     short, long = both.tokens
     assert both.features_NTE.shape[1] == long > short
     assert not both.features_NTE[0, short:].any() and both.features_NTE[0, :short].any(1).all()
-    alone = FeatureCache(tmp_path / "f.sqlite").fill(m, batch([0]), prints).media["audio"].features_NTE
+    FeatureCache(tmp_path / "g.sqlite").fill(m, batch([0, 1]), prints)
+    alone = FeatureCache(tmp_path / "g.sqlite").fill(m, batch([0]), prints).media["audio"].features_NTE
     assert alone is not None and alone.shape[1] == short, "no feature keeps the length of the batch it was made in"
     expected = m.features("audio", batch([0, 1]).media["audio"])
     torch.testing.assert_close(both.features_NTE, expected, atol=1e-4, rtol=0)
