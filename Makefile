@@ -28,6 +28,7 @@ fuzz: $(READY)
 
 # Hours: single changes of the code, and whether the tests notice: make mutate NUMBER=300
 mutate: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[mutate]'
 	$(BIN)/python -m tests.fuzz.mutants --number $(NUMBER) --seed $(SEED)
 
 bench: $(READY)
