@@ -100,6 +100,8 @@ def link(source: Path, target: Path) -> None:
 def lock(file: Path, busy: str) -> TextIO:
     """Keep other processes out for as long as the file that is returned is open. Raises ConfigError(busy)."""
     while True:
+        if file.exists() and not file.is_file():  # to open a pipe is to wait for who writes into it
+            raise ConfigError(f"{file}: is a folder, device or pipe, expected the file of a lock")
         handle = open(file, "a")
         try:
             # not `flock`: data processes would inherit that one, and outlive a killed run by some seconds

@@ -48,7 +48,9 @@ class Run:
         file = self.folder / "metrics.json"
         if not (self.model / "config.json").is_file() or not file.is_file():
             return None
-        result: dict[str, Any] = read_json(file)
+        result = read_json(file)
+        if not isinstance(result, dict):
+            raise ConfigError(f"{file}: expected an object of figures, found {type(result).__name__}")
         return result
 
     @property
@@ -70,7 +72,8 @@ class Run:
     def begin_log(self, step: int, *, tensorboard: bool) -> None:
         """Go on with the metrics of a run that stands at `step`: lines that are later are dropped, they come again."""
         if self.metrics.is_file():
-            kept = [line for line in self.metrics.read_text().splitlines() if _step(line) <= step]
+            lines = self.metrics.read_text(encoding="utf-8", errors="replace").split("\n")
+            kept = [line for line in lines if _step(line) <= step]
             write_text(self.metrics, "".join(f"{line}\n" for line in kept))
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -179,5 +182,5 @@ def _prepare(run: Run, config: Config, world: int) -> None:
 def _step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):  # the line a kill cut short
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # the line a kill cut short
         return 1 << 62

@@ -10,7 +10,8 @@ from pathlib import Path
 import kills
 import pytest
 
-from mmdiff.files import aside, clear, part_of, remove, write_text
+from mmdiff.errors import ConfigError
+from mmdiff.files import aside, clear, lock, part_of, remove, write_text
 
 
 def test_a_file_gets_its_name_when_it_is_whole_and_keeps_its_ending_meanwhile(tmp_path: Path) -> None:
@@ -120,3 +121,9 @@ def test_parts_of_a_live_process_and_of_another_machine_stay(tmp_path: Path) -> 
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([elsewhere, parent, live, "a"])
     clear(tmp_path / "nothing")
     clear(tmp_path / "a")
+
+
+def test_a_lock_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(ConfigError, match="lock: is a folder, device or pipe"):
+        lock(tmp_path / "lock", "busy")
