@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmdiff.canvas.sample import Item
+from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 from mmdiff.model.pretrained import fill_own
@@ -31,7 +32,9 @@ class ConvTower(nn.Module):
 
     node: dict[str, Any]  # set by @saveable
 
-    def __init__(self, size: int = 24, width: int = 96, cell: int = 12, *, weights: str | None = None) -> None:
+    def __init__(
+        self, size: AtLeast1 = 24, width: AtLeast1 = 96, cell: AtLeast1 = 12, *, weights: str | None = None
+    ) -> None:
         super().__init__()
         if cell < 4 or cell % 4 or size < cell or size % cell:
             raise ConfigError(f"cell: {cell} is not a multiple of 4 that divides size {size}")

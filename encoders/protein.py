@@ -18,6 +18,7 @@ from mmdiff.backbones.esm import DSM, TOKENS, tokenizer
 from mmdiff.backbones.load import backbone_from_folder, local_folder
 from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.sample import Item
+from mmdiff.config.ranges import AtLeast1, Whole
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, DataError
 
@@ -57,13 +58,13 @@ class Esm(nn.Module):
         self,
         weights: str | None = None,
         *,
-        hidden_size: int | None = None,
-        layers: int | None = None,
-        heads: int | None = None,
-        intermediate_size: int | None = None,
-        layer: int = -1,
+        hidden_size: AtLeast1 | None = None,
+        layers: AtLeast1 | None = None,
+        heads: AtLeast1 | None = None,
+        intermediate_size: AtLeast1 | None = None,
+        layer: Whole = -1,
         token_dropout: bool | None = None,
-        max_length: int = 1024,
+        max_length: AtLeast1 = 1024,
         crop: bool = False,
     ) -> None:
         super().__init__()
@@ -103,9 +104,9 @@ class Esm(nn.Module):
         cls,
         weights: str | None = None,
         *,
-        layer: int = -1,
+        layer: Whole = -1,
         token_dropout: bool | None = None,
-        max_length: int = 1024,
+        max_length: AtLeast1 = 1024,
         crop: bool = False,
         **sizes: Any,
     ) -> Esm:

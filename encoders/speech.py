@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from mmdiff.canvas.sample import Item
+from mmdiff.config.ranges import AtLeast1, BelowOne, Positive
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 from mmdiff.model.pretrained import fill_own
@@ -39,12 +40,12 @@ class SpeechConv(nn.Module):
 
     def __init__(
         self,
-        mels: int = 80,
-        width: int = 128,
-        layers: int = 2,
-        heads: int = 4,
-        seconds: float = 30.0,
-        dropout: float = 0.0,
+        mels: AtLeast1 = 80,
+        width: AtLeast1 = 128,
+        layers: AtLeast1 = 2,
+        heads: AtLeast1 = 4,
+        seconds: Positive = 30.0,
+        dropout: BelowOne = 0.0,
         *,
         weights: str | None = None,
     ) -> None:

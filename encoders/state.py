@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmdiff.canvas.sample import Item
+from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model.pretrained import fill_own
@@ -28,7 +29,13 @@ class StateMLP(nn.Module):
     node: dict[str, Any]  # set by @saveable
 
     def __init__(
-        self, dims: int, width: int = 128, hidden: int = 128, tokens: int = 1, *, weights: str | None = None
+        self,
+        dims: AtLeast1,
+        width: AtLeast1 = 128,
+        hidden: AtLeast1 = 128,
+        tokens: AtLeast1 = 1,
+        *,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("dims", dims), ("width", width), ("hidden", hidden), ("tokens", tokens)):

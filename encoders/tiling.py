@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdiff.canvas.sample import Item
+from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.connectors.anyres import select_canvas
 from mmdiff.errors import ConfigError
@@ -33,7 +34,7 @@ class Tiles(nn.Module):
     Items have layout (height, width, rows, columns). Raises ConfigError.
     """
 
-    def __init__(self, encoder: Any, *, grid: int = 6, max_tiles: int | None = None) -> None:
+    def __init__(self, encoder: Any, *, grid: AtLeast1 = 6, max_tiles: AtLeast1 | None = None) -> None:
         super().__init__()
         spec = getattr(encoder, "spec", None)
         if not isinstance(spec, ImageSpec) or spec.size[0] != spec.size[1]:

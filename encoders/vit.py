@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.sample import Item
+from mmdiff.config.ranges import AtLeast1, Finite, Positive, Whole
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest, require
 from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_names
@@ -43,11 +44,11 @@ class TimmViT(nn.Module):
         *,
         config: Mapping[str, Any] | None = None,
         weights: str | None = None,
-        layer: int = -2,
+        layer: Whole = -2,
         norm: bool = False,
-        image_size: int | Sequence[int] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        image_size: AtLeast1 | Sequence[AtLeast1] | None = None,
+        mean: Sequence[Finite] | None = None,
+        std: Sequence[Positive] | None = None,
         interpolation: Interpolation | None = None,
         resize_mode: ResizeMode = "squash",
     ) -> None:

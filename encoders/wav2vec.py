@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from mmdiff.canvas.sample import Item
+from mmdiff.config.ranges import Positive, Whole
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest, require
 from mmdiff.model.pretrained import fill
@@ -96,10 +97,10 @@ class Wav2Vec2(nn.Module):
         *,
         config: Mapping[str, Any] | None = None,
         weights: str | None = None,
-        layer: int = -1,
+        layer: Whole = -1,
         norm: bool = False,
         normalize: bool | None = None,
-        seconds: float = 30.0,
+        seconds: Positive = 30.0,
     ) -> None:
         require("torchaudio", "audio")
         super().__init__()
@@ -139,10 +140,10 @@ class Wav2Vec2(nn.Module):
         architecture: str | None = None,
         *,
         config: Mapping[str, Any] | None = None,
-        layer: int = -1,
+        layer: Whole = -1,
         norm: bool = False,
         normalize: bool | None = None,
-        seconds: float = 30.0,
+        seconds: Positive = 30.0,
         **outside: Any,
     ) -> Wav2Vec2:
         """A model of the same family (wav2vec2_base where only the weights would say it), with as many tokens."""

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.sample import Item
+from mmdiff.config.ranges import Positive, Whole
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.model.pretrained import fill, tensors_around
@@ -78,8 +79,8 @@ class Whisper(nn.Module):
         *,
         config: Mapping[str, Any] | None = None,
         weights: str | None = None,
-        layers: int | Sequence[int] = -1,
-        seconds: float | None = None,
+        layers: Whole | Sequence[Whole] = -1,
+        seconds: Positive | None = None,
         trim: bool = True,
     ) -> None:
         super().__init__()
@@ -109,8 +110,8 @@ class Whisper(nn.Module):
         name: str | None = None,
         *,
         config: Mapping[str, Any] | None = None,
-        layers: int | Sequence[int] = -1,
-        seconds: float | None = None,
+        layers: Whole | Sequence[Whole] = -1,
+        seconds: Positive | None = None,
         trim: bool = True,
         **outside: Any,
     ) -> Whisper:

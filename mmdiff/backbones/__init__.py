@@ -1,6 +1,6 @@
 """Backbones: stock transformers models that attend in both directions, one file per family; nothing is imported early.
 
-May import: canvas.
+May import: canvas, config.
 """
 
 from __future__ import annotations

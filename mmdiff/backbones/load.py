@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.canvas.vocab import Vocab
+from mmdiff.config.ranges import AtLeast0, AtLeast1, Positive
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.parts import part
 
@@ -31,7 +32,7 @@ def load_backbone(
     dtype: str = "float32",
     attention: str = "sdpa",
     rope_in_fp32: bool = True,
-    reserve: Mapping[str, int] | None = None,
+    reserve: Mapping[str, AtLeast0] | None = None,
     options: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
 ) -> Backbone:
@@ -65,7 +66,7 @@ def backbone_from_folder(
     dtype: str = "float32",
     attention: str = "sdpa",
     rope_in_fp32: bool = True,
-    reserve: Mapping[str, int] | None = None,
+    reserve: Mapping[str, AtLeast0] | None = None,
     options: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
 ) -> Backbone:
@@ -103,20 +104,20 @@ def backbone_from_folder(
 def new_backbone(
     *,
     tokenizer: Any,
-    hidden_size: int,
-    layers: int,
-    heads: int,
+    hidden_size: AtLeast1,
+    layers: AtLeast1,
+    heads: AtLeast1,
     family: str = "llada",
-    kv_heads: int | None = None,
-    intermediate_size: int | None = None,
-    vocab_size: int | None = None,
-    max_length: int = 4096,
-    rope_theta: float | None = None,
-    init_std: float = 0.02,
+    kv_heads: AtLeast1 | None = None,
+    intermediate_size: AtLeast1 | None = None,
+    vocab_size: AtLeast1 | None = None,
+    max_length: AtLeast1 = 4096,
+    rope_theta: Positive | None = None,
+    init_std: Positive = 0.02,
     dtype: str = "float32",
     attention: str = "sdpa",
     rope_in_fp32: bool = True,
-    reserve: Mapping[str, int] | None = None,
+    reserve: Mapping[str, AtLeast0] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Returns a backbone of a family's architecture with random weights, at any width.
@@ -157,7 +158,7 @@ def toy_backbone(
     dtype: str = "float32",
     attention: str = "sdpa",
     rope_in_fp32: bool = True,
-    reserve: Mapping[str, int] | None = None,
+    reserve: Mapping[str, AtLeast0] | None = None,
     options: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
 ) -> Backbone:

@@ -26,23 +26,45 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, get_args
 
 from cyclopts import App, CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
 from cyclopts.validators import Number
 
 from mmdiff import __version__
+<<<<<<< HEAD
 from mmdiff.config import trusting
 from mmdiff.errors import UserError, nearest, shown
+=======
+from mmdiff.config import ranges, trusting
+from mmdiff.config.ranges import BITS, in_range
+from mmdiff.errors import UserError, nearest
+>>>>>>> 624ef6e (Every number of a configuration has a range; arguments of parts are checked against their annotations)
 
 Output = tuple[Mapping[str, Any], str]
 """What a verb found: one JSON object, and text for people (see `mmdiff.commands.cli.table`)."""
 Verb = Callable[..., Output]
 
-AtLeast0: TypeAlias = Annotated[int, Parameter(validator=Number(gte=0))]
-AtLeast1: TypeAlias = Annotated[int, Parameter(validator=Number(gte=1))]
-Positive: TypeAlias = Annotated[float, Parameter(validator=Number(gt=0))]
-Share: TypeAlias = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
+
+def within(kind: Any) -> Parameter:
+    """Returns what has cyclopts check a number against an annotation of `mmdiff.config.ranges`."""
+    (bounds,) = get_args(kind)[1:]
+    names = {"gte": bounds.ge, "gt": bounds.gt, "lte": bounds.le, "lt": bounds.lt}
+    near = {name: bound for name, bound in names.items() if bound is not None and abs(bound) < 2**BITS}
+
+    def finite(type_: Any, value: Any) -> None:
+        if isinstance(value, int | float) and not in_range(value):
+            raise ValueError("Must be a finite number.")
+
+    return Parameter(validator=(finite, Number(**near)))
+
+
+AtLeast0: TypeAlias = Annotated[int, within(ranges.AtLeast0)]
+AtLeast1: TypeAlias = Annotated[int, within(ranges.AtLeast1)]
+AtLeast2: TypeAlias = Annotated[int, within(ranges.AtLeast2)]
+Positive: TypeAlias = Annotated[float, within(ranges.Positive)]
+Share: TypeAlias = Annotated[float, within(ranges.Share)]
+PositiveShare: TypeAlias = Annotated[float, within(ranges.PositiveShare)]
 
 
 def parse(argv: Sequence[str], core: Mapping[str, Verb]) -> tuple[Callable[[], Output], bool]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mmdiff.errors import ConfigError, MissingExtra, nearest
 
+from .arguments import annotations_of, check_argument, check_finite
 from .moved import today
 from .schema import at, join
 from .settings import Config
@@ -32,8 +33,9 @@ def build(node: Any, /, *, where: str = "", toy: bool = False, **run_time: Any) 
     toy: call `target.toy(...)` instead, with the same arguments, of every target that has it.
     run_time: arguments that no file can know (widths, say); the node must not give them too.
 
-    Raises ConfigError, before the target is called, for a target that is not there, and for arguments that are unknown
-    or missing; MissingExtra when the target's module needs a package that is not installed.
+    Raises ConfigError, before the target is called, for a target that is not there, and for arguments that are unknown,
+    missing, or not as the annotations of the signature say; MissingExtra when the target's module needs a package that
+    is not installed.
     """
     if not isinstance(node, Mapping) or "target" not in node:
         raise ConfigError(f"{at(where)}{node!r} is not a node, expected {{target: dotted.path, ...}}")
@@ -121,6 +123,10 @@ def _check_arguments(
     for name, p in named.items():
         if p.default is p.empty and name not in given and name not in run_time:
             raise ConfigError(f'{at(where)}{target} needs "{name}"')
+    annotations = annotations_of(function)
+    for name in given:
+        check_finite(node[name], join(where, name))
+        check_argument(annotations.get(name, Any), node[name], join(where, name))
 
 
 def _module(target: str, where: str, importing: bool) -> tuple[ModuleType, list[str]]:

@@ -6,13 +6,15 @@ here and not a strange run later. Fields annotated `Any`, and values of `dict[st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mmdiff.errors import ConfigError, nearest
+
+from .ranges import expected, in_range
 
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", dict: "a mapping"}
 
@@ -20,13 +22,20 @@ EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str
 def as_annotated(kind: Any, value: Any, key: str) -> Any:
     """Returns `value` as the annotation `kind` has it. key: its dotted key, named by errors.
 
+    An instance of a dataclass, which Python code may have filled with anything, is checked as a mapping is.
     Raises ConfigError with the field, the value, what was expected and the nearest valid name.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
+    if origin is Annotated:
+        made, marks = as_annotated(inner[0], value, key), inner[1:]
+        if inner[0] in (int, float) and not in_range(made, marks):
+            raise ConfigError(f"{key}={value!r}: expected {expected(inner[0], marks)}")
+        return made
     if is_dataclass(kind):
         hints = hints_of(kind)
+        value = vars(value) if isinstance(value, kind) else value  # type: ignore[arg-type]
         for name in _mapping(value, key):
             if name not in hints:
                 raise ConfigError(f"{join(key, name)}: no such field{nearest(str(name), hints)}")
@@ -52,7 +61,10 @@ def as_annotated(kind: Any, value: Any, key: str) -> Any:
     return value
 
 
-hints_of: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
+@cache
+def hints_of(kind: Any) -> dict[str, Any]:
+    """The annotations of a dataclass by field, ranges included."""
+    return get_type_hints(kind, include_extras=True)
 
 
 def _union(kinds: Sequence[Any], value: Any, key: str) -> Any:

@@ -1,13 +1,25 @@
 """The typed top of every configuration file. Fields of type `Any` named below are nodes: `{target: dotted.path, ...}`.
 
-Files are checked against the annotations, see `mmdiff.config.load`. Only the standard library is imported: `mmdiff
-config` must not wait for torch.
+Files are checked against the annotations, ranges of numbers included, see `mmdiff.config.load`. Torch is not imported:
+`mmdiff config` must not wait for it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from .ranges import (
+    AtLeast0,
+    AtLeast1,
+    BelowOne,
+    NotNegative,
+    PositiveShare,
+    Processes,
+    Share,
+    Threads,
+    Whole,
+)
 
 
 @dataclass
@@ -60,42 +72,42 @@ class GenerationConfig:
     seed: with a sample's index and the row's own step it determines every draw.
     """
 
-    max_new_tokens: int = 128
-    steps: int | None = None
+    max_new_tokens: AtLeast1 = 128
+    steps: AtLeast1 | None = None
     schedule: Literal["linear", "cosine"] = "linear"
-    block_length: int | None = None
-    temperature: float = 0.0
-    temperature_end: float | None = None
-    guidance_scale: float = 0.0
+    block_length: AtLeast1 | None = None
+    temperature: NotNegative = 0.0
+    temperature_end: NotNegative | None = None
+    guidance_scale: NotNegative = 0.0
     remasking: Literal["low_confidence", "random"] | str = "low_confidence"
-    threshold: float | None = None
+    threshold: PositiveShare | None = None
     select: Any = None
     revise: Any = None
     draft: Any = None
     eos_policy: Literal["none", "suppress", "last"] = "none"
     early_stop: bool = True
-    suppress_ids: list[int] = field(default_factory=list)
+    suppress_ids: list[AtLeast0] = field(default_factory=list)
     suppress_tokens: list[str] = field(default_factory=list)
     prefix_cache: bool = False
-    seed: int = 0
+    seed: Whole = 0
 
 
 @dataclass
 class StageConfig:
     """One stage of training: its rows, objective, parameters and length."""
 
-    steps: int = 1000
+    steps: AtLeast1 = 1000
     data: Any = None  # node of rows, or {name: {rows: node, task: node, weight: float}} for a mixture
     objective: Any = None  # node: mmdiff.protocols.Objective
     params: list[Any] = field(default_factory=list)  # rules, see mmdiff.model.params
-    batch_size: int = 32  # samples per forward and process
-    bucket: int = 0  # this many batches are sorted by length together, for less padding; 0: off
-    accumulate: int = 1  # forwards per step
-    lr: float = 1e-4
-    weight_decay: float = 0.0
-    warmup: float = 0.03  # below 1: a share of the steps, else steps
+    batch_size: AtLeast1 = 32  # samples per forward and process
+    bucket: AtLeast0 = 0  # this many batches are sorted by length together, for less padding; 0: off
+    accumulate: AtLeast1 = 1  # forwards per step
+    lr: NotNegative = 1e-4
+    weight_decay: NotNegative = 0.0
+    warmup: NotNegative = 0.03  # below 1: a share of the steps, else steps
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    lr_end: float = 0.0  # share of lr left at the end
+    lr_end: Share = 0.0  # share of lr left at the end
     padding: Literal["ignore", "eos", "answer"] = "ignore"  # see mmdiff.data.collate.collate
     cache_features: bool = False  # keep a frozen encoder's features on disk
     eval: Any = None  # node of held-out rows for the bound (default: none)
@@ -106,19 +118,19 @@ class TrainConfig:
     """The stages of a run, and what they have in common."""
 
     stages: dict[str, StageConfig] = field(default_factory=dict)  # run in this order
-    seed: int = 0
+    seed: Whole = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # mixed, by accelerate
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 1.0  # gradient norm; 0: off
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    clip: NotNegative = 1.0  # gradient norm; 0: off
     gradient_checkpointing: bool = False
-    logit_chunk: int = 4096  # masked positions whose logits exist at one time
-    workers: int = 0  # data processes
-    sample_cache_mb: int = 0  # MiB of samples, media read, that each data process keeps for later epochs
-    threads: int | None = None  # torch threads; None: torch's own choice
-    log_every: int = 10
-    save_every: int = 500
-    keep: int = 2  # checkpoints kept
-    eval_every: int = 0  # steps between bounds on the stage's `eval` rows; 0: at the end of the stage
+    logit_chunk: AtLeast1 = 4096  # masked positions whose logits exist at one time
+    workers: Processes = 0  # data processes
+    sample_cache_mb: AtLeast0 = 0  # MiB of samples, media read, that each data process keeps for later epochs
+    threads: Threads | None = None  # torch threads; None: torch's own choice
+    log_every: AtLeast1 = 10
+    save_every: AtLeast1 = 500
+    keep: AtLeast1 = 2  # checkpoints kept
+    eval_every: AtLeast0 = 0  # steps between bounds on the stage's `eval` rows; 0: at the end of the stage
     tensorboard: bool = True
 
 
@@ -127,9 +139,9 @@ class EvalConfig:
     """What `mmdiff eval` scores."""
 
     data: dict[str, Any] = field(default_factory=dict)  # name of a set -> node of rows
-    batch_size: int = 64
-    limit: int | None = None  # rows per set
-    examples: int = 48  # rows shown in the report
+    batch_size: AtLeast1 = 64
+    limit: AtLeast1 | None = None  # rows per set
+    examples: AtLeast0 = 48  # rows shown in the report
 
 
 @dataclass

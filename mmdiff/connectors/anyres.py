@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from mmdiff.canvas.batch import MediaBatch
 from mmdiff.canvas.sample import Item
 from mmdiff.config import build_part
+from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 
@@ -85,7 +86,12 @@ class AnyRes(nn.Module):
     """
 
     def __init__(
-        self, width_in: int, width_out: int, *, inner: Any = "mmdiff.connectors.mlp.MLP", max_tiles: int = 4
+        self,
+        width_in: AtLeast1,
+        width_out: AtLeast1,
+        *,
+        inner: Any = "mmdiff.connectors.mlp.MLP",
+        max_tiles: AtLeast1 = 4,
     ) -> None:
         super().__init__()
         if max_tiles < 1:

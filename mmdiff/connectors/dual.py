@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmdiff.canvas.batch import MediaBatch
 from mmdiff.canvas.sample import Item
 from mmdiff.config import build
+from mmdiff.config.ranges import AtLeast0, AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 
@@ -44,13 +45,13 @@ class DualAdapter(nn.Module):
 
     def __init__(
         self,
-        width_in: int,
-        width_out: int,
+        width_in: AtLeast1,
+        width_out: AtLeast1,
         *,
-        taps: int = 4,
+        taps: AtLeast0 = 4,
         semantic: Mapping[str, Any] = PUBLISHED,
         acoustic: Mapping[str, Any] | None = PUBLISHED,
-        prompts: int = 0,
+        prompts: AtLeast0 = 0,
         weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -74,7 +75,7 @@ class DualAdapter(nn.Module):
             self.node["weights"] = None
 
     @classmethod
-    def toy(cls, width_in: int, width_out: int, **settings: Any) -> DualAdapter:
+    def toy(cls, width_in: AtLeast1, width_out: AtLeast1, **settings: Any) -> DualAdapter:
         acoustic = settings.get("acoustic", PUBLISHED)
         small = None if acoustic is None else {**acoustic, **TOY}
         return cls(width_in, width_out, **{**settings, "acoustic": small, "weights": None})

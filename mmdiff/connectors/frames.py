@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from mmdiff.canvas.batch import MediaBatch, packed, real_NT
 from mmdiff.canvas.sample import Item
 from mmdiff.config import build_part
+from mmdiff.config.ranges import AtLeast1, Positive
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 
@@ -40,15 +41,15 @@ class ConvFrames(nn.Module):
 
     def __init__(
         self,
-        width_in: int,
-        width_out: int,
+        width_in: AtLeast1,
+        width_out: AtLeast1,
         *,
-        strides: Sequence[int] = (1, 4),
-        channels: Sequence[int] | None = None,
-        kernel: int = 3,
-        hidden: int | None = None,
+        strides: Sequence[AtLeast1] = (1, 4),
+        channels: Sequence[AtLeast1] | None = None,
+        kernel: AtLeast1 = 3,
+        hidden: AtLeast1 | None = None,
         keep_tail: bool = True,
-        out_norm: float | None = 1.0,
+        out_norm: Positive | None = 1.0,
     ) -> None:
         super().__init__()
         _check_list(strides=strides)
@@ -112,10 +113,10 @@ class LayerMix(nn.Module):
 
     def __init__(
         self,
-        width_in: int,
-        width_out: int,
+        width_in: AtLeast1,
+        width_out: AtLeast1,
         *,
-        layers: int,
+        layers: AtLeast1,
         inner: Any = "mmdiff.connectors.mlp.MLP",
         settings: Mapping[str, Any] | None = None,
     ) -> None:

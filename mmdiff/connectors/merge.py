@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mmdiff.canvas.batch import MediaBatch
 from mmdiff.canvas.sample import Item
+from mmdiff.config.ranges import AtLeast1, Positive
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 
@@ -30,12 +31,12 @@ class PixelShuffle(nn.Module):
 
     def __init__(
         self,
-        width_in: int,
-        width_out: int,
-        factor: int = 2,
+        width_in: AtLeast1,
+        width_out: AtLeast1,
+        factor: AtLeast1 = 2,
         *,
-        grid: Sequence[int] | None = None,
-        hidden: int | None = None,
+        grid: Sequence[AtLeast1] | None = None,
+        hidden: AtLeast1 | None = None,
         norm: bool = False,
     ) -> None:
         super().__init__()
@@ -76,13 +77,13 @@ class FrameStack(nn.Module):
 
     def __init__(
         self,
-        width_in: int,
-        width_out: int,
-        factor: int = 2,
+        width_in: AtLeast1,
+        width_out: AtLeast1,
+        factor: AtLeast1 = 2,
         *,
-        hidden: int | None = None,
+        hidden: AtLeast1 | None = None,
         norm: bool = False,
-        out_norm: float | None = None,
+        out_norm: Positive | None = None,
     ) -> None:
         super().__init__()
         check_whole(factor=factor)

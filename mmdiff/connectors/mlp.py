@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmdiff.canvas.batch import MediaBatch, packed
 from mmdiff.canvas.sample import Item
+from mmdiff.config.ranges import AtLeast1, Positive
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 
@@ -22,7 +23,7 @@ from .weights import take
 class Linear(nn.Module):
     """One linear map: as many slots as features."""
 
-    def __init__(self, width_in: int, width_out: int) -> None:
+    def __init__(self, width_in: AtLeast1, width_out: AtLeast1) -> None:
         super().__init__()
         self.linear = nn.Linear(width_in, width_out)
 
@@ -48,12 +49,12 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        width_in: int,
-        width_out: int,
-        hidden: int | None = None,
+        width_in: AtLeast1,
+        width_out: AtLeast1,
+        hidden: AtLeast1 | None = None,
         norm: bool = False,
         *,
-        out_norm: float | None = None,
+        out_norm: Positive | None = None,
         weights: str | None = None,
     ) -> None:
         super().__init__()

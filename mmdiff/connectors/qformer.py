@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mmdiff.canvas.batch import MediaBatch, packed, real_NT
 from mmdiff.canvas.sample import Item
+from mmdiff.config.ranges import AtLeast1, BelowOne, Positive
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 
@@ -110,20 +111,20 @@ class WindowQFormer(nn.Module):
 
     def __init__(
         self,
-        width_in: int,
-        width_out: int,
+        width_in: AtLeast1,
+        width_out: AtLeast1,
         *,
-        window: int = 17,
-        stride: int | None = None,
-        queries: int = 4,
-        layers: int = 2,
-        hidden: int = 768,
-        heads: int = 12,
-        ffn: int = 3072,
-        dropout: float = 0.1,
+        window: AtLeast1 = 17,
+        stride: AtLeast1 | None = None,
+        queries: AtLeast1 = 4,
+        layers: AtLeast1 = 2,
+        hidden: AtLeast1 = 768,
+        heads: AtLeast1 = 12,
+        ffn: AtLeast1 = 3072,
+        dropout: BelowOne = 0.1,
         norm: bool = False,
         keep_tail: bool = True,
-        out_norm: float | None = None,
+        out_norm: Positive | None = None,
         weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -182,17 +183,17 @@ class LayerQFormer(nn.Module):
 
     def __init__(
         self,
-        width_in: int,
-        width_out: int,
+        width_in: AtLeast1,
+        width_out: AtLeast1,
         *,
-        taps: int = 4,
-        queries: int = 64,
-        layers: int = 2,
-        hidden: int = 768,
-        heads: int = 12,
-        ffn: int = 3072,
-        dropout: float = 0.1,
-        out_norm: float | None = None,
+        taps: AtLeast1 = 4,
+        queries: AtLeast1 = 64,
+        layers: AtLeast1 = 2,
+        hidden: AtLeast1 = 768,
+        heads: AtLeast1 = 12,
+        ffn: AtLeast1 = 3072,
+        dropout: BelowOne = 0.1,
+        out_norm: Positive | None = None,
     ) -> None:
         super().__init__()
         check_whole(taps=taps, queries=queries)

@@ -1,4 +1,4 @@
 """The noise process: schedules, mask rates, and the keys that make every draw reproducible.
 
-May import: nothing.
+May import: config.
 """

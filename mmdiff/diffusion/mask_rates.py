@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mmdiff.config.ranges import BetweenZeroAndOne, Share
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
 
@@ -53,7 +54,7 @@ class Bernoulli:
     """
 
     schedule: Schedule = field(default_factory=Linear)
-    eps: float = 1e-3
+    eps: BetweenZeroAndOne = 1e-3
     stratified: bool = False
 
     def __post_init__(self) -> None:
@@ -75,7 +76,7 @@ class ExactCount:
         state in which generation starts; half of the draws is right for answers of a few tokens.
     """
 
-    full: float = 0.0
+    full: Share = 0.0
     stratified: bool = True
 
     def __post_init__(self) -> None:

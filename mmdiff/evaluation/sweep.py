@@ -195,7 +195,7 @@ def _prepare(session: Session, points: Sequence[Point]) -> list[tuple[Point, Ses
         sampler = GenerationConfig(**point.settings["sampler"])
         rules_of(sampler)
         if sampler.draft is not None:
-            build_rule(sampler.draft)
+            build_rule(sampler.draft, "sampler.draft")
         task = once(point.settings["task"], "task")
         rows = once(point.settings["rows"], f"eval.data.{point.settings['set']}")
         jobs.append((point, replace(session, task=task, sampler=sampler), rows))

@@ -19,6 +19,8 @@ from typing import Any
 import regex
 from torch import nn
 
+from mmdiff.config.ranges import AtLeast1, BelowOne, NotNegative, Positive
+from mmdiff.config.schema import as_annotated
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.protocols import Model
 
@@ -27,9 +29,9 @@ from mmdiff.protocols import Model
 class Lora:
     """Low-rank adapters (arXiv 2106.09685) by peft. modules: a regular expression for the last part of module names."""
 
-    r: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
+    r: AtLeast1 = 8
+    alpha: Positive = 16.0
+    dropout: BelowOne = 0.0
     modules: str = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 
 
@@ -39,8 +41,8 @@ class Rule:
 
     match: str
     train: bool = True
-    lr: float | None = None
-    weight_decay: float | None = None
+    lr: NotNegative | None = None
+    weight_decay: NotNegative | None = None
     lora: Lora | None = None
 
     def covers(self, name: str) -> bool:
@@ -48,21 +50,21 @@ class Rule:
 
 
 def read_rules(nodes: Sequence[Any], where: str = "params") -> list[Rule]:
-    """Returns the rules of a configuration. Raises ConfigError for unknown keys and wrong types."""
+    """Returns the rules of a configuration. Raises ConfigError for unknown keys, wrong types and ranges."""
     rules = []
     for i, node in enumerate(nodes):
         at = f"{where}[{i}]"
-        values = dict(_checked(node, Rule, at))
-        if "match" not in values:
+        if not isinstance(node, dict):
+            raise ConfigError(f"{at}: {node!r} is not a rule, expected {{{', '.join(f.name for f in fields(Rule))}}}")
+        if "match" not in node:
+            as_annotated(Rule, {**node, "match": ""}, at)  # a slip in this name is told as one
             raise ConfigError(f"{at}: `match` is missing")
-        if values.get("lora") is not None:
-            values["lora"] = Lora(**_checked(values["lora"], Lora, f"{at}.lora"))
-        rules.append(Rule(**values))
+        rules.append(as_annotated(Rule, node, at))
     return rules
 
 
 def read_adapters(nodes: Sequence[Any], where: str) -> list[dict[str, Any]]:
-    """Returns the adapters of a saved model. Raises ConfigError for unknown keys and wrong types."""
+    """Returns the adapters of a saved model. Raises as `read_rules` does."""
     for i, node in enumerate(nodes):
         at = f"{where}[{i}]"
         if not isinstance(node, dict) or not isinstance(node.get("part"), str):
@@ -72,29 +74,8 @@ def read_adapters(nodes: Sequence[Any], where: str) -> list[dict[str, Any]]:
         missing = {f.name for f in fields(Lora)} - values.keys()
         if missing:
             raise ConfigError(f"{at}: `{min(missing)}` is missing")
-        _checked(values, Lora, at)
+        as_annotated(Lora, values, at)
     return list(nodes)
-
-
-NUMBER = {"lr", "weight_decay", "alpha", "dropout"}
-
-
-def _checked(node: Any, kind: type, at: str) -> dict[str, Any]:
-    if not isinstance(node, dict):
-        raise ConfigError(f"{at}: {node!r} is not a rule, expected {{{', '.join(f.name for f in fields(kind))}}}")
-    known = {f.name for f in fields(kind)}
-    for key, value in node.items():
-        if key not in known:
-            raise ConfigError(f"{at}.{key}: no such field{nearest(key, known)}")
-        if key in NUMBER and value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise ConfigError(f"{at}.{key}: {value!r} is not a number")
-        if key == "train" and not isinstance(value, bool):
-            raise ConfigError(f"{at}.train: {value!r} is not true or false")
-        if key in ("modules", "match") and not isinstance(value, str):
-            raise ConfigError(f"{at}.{key}: {value!r} is not a string")
-        if key == "r" and (not isinstance(value, int) or value < 1):
-            raise ConfigError(f"{at}.r: {value!r} is not a whole number above 0")
-    return node
 
 
 @dataclass

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
+from mmdiff.config.ranges import AtLeast1, Half, Share
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mask_rates import Bools, ExactCount, Levels, Masked
 from mmdiff.errors import ConfigError, nearest
@@ -105,9 +106,9 @@ class Denoise:
 
     levels: Levels = field(default_factory=ExactCount)
     denominator: str = "tokens"
-    copies: int = 1
-    random_length: float = 0.0
-    corrupt: float = 0.0
+    copies: AtLeast1 = 1
+    random_length: Share = 0.0
+    corrupt: Half = 0.0
     restrict: bool = True
 
     def __post_init__(self) -> None:

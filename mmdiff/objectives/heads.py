@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
 
 
@@ -14,7 +15,7 @@ class WordHead(nn.Module):
     words: how many tokens each feature stands for. width_in (E) and vocab_size (V) come from the model at build time.
     """
 
-    def __init__(self, *, width_in: int, vocab_size: int, words: int = 1) -> None:
+    def __init__(self, *, width_in: AtLeast1, vocab_size: AtLeast1, words: AtLeast1 = 1) -> None:
         super().__init__()
         self.linear = nn.Linear(width_in, words * vocab_size)
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
+from mmdiff.config.ranges import AtLeast1
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import DataError
 from mmdiff.parts import part
@@ -43,7 +44,7 @@ class Readout:
     """
 
     kind: str = "image"
-    words: int = 1
+    words: AtLeast1 = 1
 
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Words:
         n_B = batch.target_BL.sum(1)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
+from mmdiff.config.ranges import PositiveShare
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, nearest
@@ -59,7 +60,7 @@ class DraftRule(Protocol):
 class MaskRandom:
     """Masks floor(ratio * n) of a row's n draft positions, at random."""
 
-    ratio: float = 0.3
+    ratio: PositiveShare = 0.3
 
     def __post_init__(self) -> None:
         _check(self.ratio)
@@ -84,7 +85,7 @@ class MaskLeastConfident:
         time, in n forwards.
     """
 
-    ratio: float = 0.3
+    ratio: PositiveShare = 0.3
     probe: Literal["mask", "eos", "leave_one_out"] = "mask"
 
     def __post_init__(self) -> None:
@@ -105,7 +106,7 @@ class MaskChunks:
     Chunks to the left have been predicted again, those to the right are as drafted; the last takes the remainder.
     """
 
-    ratio: float = 0.25
+    ratio: PositiveShare = 0.25
 
     def __post_init__(self) -> None:
         _check(self.ratio)
@@ -168,7 +169,7 @@ def rewrite(
     rounds and of probes; kept positions have step 0 and, where the rule ran the model, its probability of their token.
     """
     config = generation_config(config)
-    rule: DraftRule = build_rule(config.draft)
+    rule: DraftRule = build_rule(config.draft, "sampler.draft")
     once = replace(config, draft=None, early_stop=False)
     masked_BL = batch.target_BL & (batch.ids_BL == vocab.mask_id)
     zeros_B = torch.zeros(len(batch), dtype=torch.int64, device=batch.ids_BL.device)

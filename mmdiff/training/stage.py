@@ -21,6 +21,8 @@ from tqdm import tqdm
 
 from mmdiff.canvas.batch import Batch, to_device
 from mmdiff.config import as_node, build
+from mmdiff.config.ranges import Positive
+from mmdiff.config.schema import as_annotated
 from mmdiff.config.settings import Config, StageConfig, TrainConfig
 from mmdiff.data.stream import Batches, Component, Stream, samples_of
 from mmdiff.diffusion.keys import NoiseKey
@@ -258,7 +260,8 @@ def make_stream(
         own = build(as_node(entry["task"]), where=f"{at}.task", toy=toy) if entry.get("task") else task
         if own is None:
             raise ConfigError(f"{at}: no task, neither here nor at the top of the configuration")
-        components.append(Component(name, rows, own, float(entry.get("weight", 1.0))))
+        weight = as_annotated(Positive, entry.get("weight", 1.0), f"{at}.weight")
+        components.append(Component(name, rows, own, weight))
     return Stream(components, seed=seed, cache_bytes=cache_bytes, batch=stage.batch_size, bucket=stage.bucket)
 
 

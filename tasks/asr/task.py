@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from mmdiff.canvas.sample import Media, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
+from mmdiff.config.ranges import AtLeast0, AtLeast1, NotNegative
 from mmdiff.data.fields import check_row
 from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.parts import part
@@ -49,16 +50,16 @@ class ASR:
 
     def __init__(
         self,
-        answer_length: int | None = None,
+        answer_length: AtLeast1 | None = None,
         *,
-        slack: float = 0.15,
-        min_slack: int = 2,
+        slack: NotNegative = 0.15,
+        min_slack: AtLeast0 = 2,
         draft: bool = False,
         instruction: str = "",
         template: Template | None = None,
         case: Case = "keep",
         normalise: str = "none",
-        max_new_tokens: int = 128,
+        max_new_tokens: AtLeast1 = 128,
         media: str = "audio",
     ) -> None:
         whole = {"max_new_tokens": (max_new_tokens, 1), "min_slack": (min_slack, 0)}

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mmdiff.config.ranges import AtLeast0
 from mmdiff.data.fields import EXTRA
 from mmdiff.errors import ConfigError, DataError, nearest, require, shown
 from mmdiff.files import unreadable
@@ -32,7 +33,7 @@ class Shuffled:
     fields: the fields that come from the other row, together: `[audio, duration]` for sound.
     """
 
-    def __init__(self, rows: Source, seed: int, fields: Sequence[str] = ("image",)) -> None:
+    def __init__(self, rows: Source, seed: AtLeast0, fields: Sequence[str] = ("image",)) -> None:
         if len(rows) < 2:
             raise ConfigError(f"rows: {len(rows)} of them cannot be shuffled, expected at least 2")
         self.rows, self.fields = rows, tuple(fields)

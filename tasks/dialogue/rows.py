@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
+from mmdiff.config.ranges import AtLeast1
 from mmdiff.data.fields import fault_of
 from mmdiff.errors import ConfigError, DataError, nearest, shown
 from mmdiff.files import unreadable
@@ -123,7 +124,7 @@ class CheckedRows:
     """
 
     on_error: OnError = field(default="stop", kw_only=True)
-    limit: int | None = field(default=None, kw_only=True)
+    limit: AtLeast1 | None = field(default=None, kw_only=True)
     verify: bool = field(default=True, kw_only=True)
 
     _folder: TemporaryDirectory[str] | None = field(

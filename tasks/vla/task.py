@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mmdiff.canvas.sample import Media, Part, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
+from mmdiff.config.ranges import AtLeast0, AtLeast1, AtLeast2, Whole
 from mmdiff.config.schema import as_annotated
 from mmdiff.errors import ConfigError, located
 from mmdiff.parts import part
@@ -70,17 +71,17 @@ class VLA:
     def __init__(
         self,
         statistics: Any,
-        chunk: int = 5,
+        chunk: AtLeast1 = 5,
         codec: ActionCodec | None = None,
         normalise: Mode = "quantile",
-        binary: Sequence[int | str] = (),
+        binary: Sequence[Whole | str] = (),
         key: str | None = None,
         state: State = "encoder",
-        state_bins: int = 256,
-        cameras: int = 1,
+        state_bins: AtLeast2 = 256,
+        cameras: AtLeast0 = 1,
         prompt: str = "<image><state>{instruction}",
         world: Mapping[str, Any] | None = None,
-        execute: int | None = None,
+        execute: AtLeast1 | None = None,
     ) -> None:
         for name, kind, setting in (
             ("chunk", int, chunk),

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.random import Generator, Philox, SeedSequence
 
 from mmdiff.canvas.vocab import word_tokenizer
+from mmdiff.config.ranges import AtLeast0, AtLeast1
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
 from mmdiff.protocols import Row
@@ -185,7 +186,7 @@ class Scenes:
     pictures: False leaves them out, unrendered; questions and answers are the same.
     """
 
-    def __init__(self, n: int, seed: int, heldout: bool = False, pictures: bool = True) -> None:
+    def __init__(self, n: AtLeast1, seed: AtLeast0, heldout: bool = False, pictures: bool = True) -> None:
         _check(n, seed)
         self.n, self.seed, self.heldout, self.pictures = n, seed, heldout, pictures
         self._rows: dict[int, Row] = {}
@@ -221,7 +222,7 @@ class SceneCells:
     cell it lies in ("nothing nothing" for an empty one). Scenes have two to four things.
     """
 
-    def __init__(self, n: int, seed: int, grid: int = GRID) -> None:
+    def __init__(self, n: AtLeast1, seed: AtLeast0, grid: AtLeast1 = GRID) -> None:
         _check(n, seed)
         if grid < GRID or grid % GRID:
             raise ConfigError(f"grid: {grid} is not a multiple of {GRID}, the cells per side")
@@ -253,7 +254,7 @@ class SceneCells:
 class SceneCaptions:
     """ "what is at the top left": four rows per scene, one per cell, empty cells too. To align a connector."""
 
-    def __init__(self, n: int, seed: int) -> None:
+    def __init__(self, n: AtLeast1, seed: AtLeast0) -> None:
         _check(n, seed)
         self.n, self.seed = n, seed
         self._scenes: dict[int, tuple[Scene, np.ndarray]] = {}
@@ -279,7 +280,7 @@ def _rng(seed: int, stream: str, index: int) -> Generator:
     return Generator(Philox(SeedSequence((seed, _STREAMS.index(stream), index))))
 
 
-def _check(n: int, seed: int) -> None:
+def _check(n: AtLeast1, seed: AtLeast0) -> None:
     if n < 1:
         raise ConfigError(f"n: {n} rows, expected at least 1")
     if seed < 0:

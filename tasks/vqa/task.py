@@ -12,6 +12,7 @@ from typing import Any
 
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
+from mmdiff.config.ranges import AtLeast1
 from mmdiff.data.fields import check_row
 from mmdiff.errors import ConfigError, DataError, located, nearest, require
 from mmdiff.parts import part
@@ -49,10 +50,10 @@ class VQA:
 
     def __init__(
         self,
-        answer_length: int | None = None,
+        answer_length: AtLeast1 | None = None,
         template: Template | None = None,
         metrics: str | Sequence[str] = ("exact_match",),
-        max_new_tokens: int = 128,
+        max_new_tokens: AtLeast1 = 128,
         media: str = "image",
     ) -> None:
         for name, value in (("answer_length", answer_length), ("max_new_tokens", max_new_tokens)):

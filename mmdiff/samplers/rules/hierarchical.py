@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmdiff.config.ranges import AtLeast1
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
 
@@ -35,8 +36,8 @@ class Hierarchical:
     Raises ConfigError for target positions of a row, or a block, that groups do not divide.
     """
 
-    size: int
-    iterations: int = 1
+    size: AtLeast1
+    iterations: AtLeast1 = 1
 
     def __post_init__(self) -> None:
         for name, value, most in (("size", self.size, None), ("iterations", self.iterations, self.size)):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from mmdiff.config.ranges import NotNegative, Share
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
 
@@ -29,7 +30,7 @@ class RandomTopK:
     drawn more freely than its last.
     """
 
-    temperature: float = 4.5
+    temperature: NotNegative = 4.5
 
     def __post_init__(self) -> None:
         _check("select.temperature", self.temperature, math.inf)
@@ -55,9 +56,9 @@ class Remask:
     those it can see.
     """
 
-    threshold: float
-    threshold_end: float | None = None
-    drop: float | None = None
+    threshold: Share
+    threshold_end: Share | None = None
+    drop: Share | None = None
 
     rescore: ClassVar[bool] = True
 

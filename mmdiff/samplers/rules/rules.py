@@ -36,20 +36,24 @@ class Rules:
 
 def rules_of(config: GenerationConfig) -> Rules:
     """Returns the rules that a configuration names. Raises ConfigError for a wrong dotted path or wrong arguments."""
-    score = SCORES[config.remasking]() if config.remasking in SCORES else build_rule({"target": config.remasking})
+    named = SCORES.get(config.remasking)
+    score = named() if named else build_rule({"target": config.remasking}, "sampler.remasking")
     select: Select = Quota() if config.threshold is None else Threshold(config.threshold)
-    revise: Revise | None = None if config.revise is None else build_rule(config.revise)
+    revise: Revise | None = None if config.revise is None else build_rule(config.revise, "sampler.revise")
     if getattr(revise, "again", False):
         raise ConfigError(f"sampler.revise: {type(revise).__qualname__} has `again`, which is `rescore` since 0.2")
     return Rules(
         score=score,
-        select=select if config.select is None else build_rule(config.select),
+        select=select if config.select is None else build_rule(config.select, "sampler.select"),
         revise=revise,
     )
 
 
-def build_rule(node: Any) -> Any:
-    """Returns the rule of a configuration's node; a rule that was made in Python is returned as it is."""
+def build_rule(node: Any, where: str) -> Any:
+    """Returns the rule of a configuration's node; a rule that was made in Python is returned as it is.
+
+    Raises ConfigError that names the key `where`.
+    """
     from mmdiff.config import as_node, build
 
-    return node if callable(node) else build(as_node(node))
+    return node if callable(node) else build(as_node(node), where=where)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmdiff.config.ranges import NotNegative, PositiveShare
 from mmdiff.parts import part
 
 from .state import Proposal
@@ -35,7 +36,7 @@ class Quota:
 class Threshold:
     """Selects every position whose score reaches the threshold, and always the best (Fast-dLLM, arXiv 2505.22618)."""
 
-    threshold: float
+    threshold: PositiveShare
 
     def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
         return (score_P >= self.threshold) | (order(score_P, proposal.row_P) == 0)
@@ -49,7 +50,7 @@ class Factor:
     Scores fall with n and the bound rises, so these are the n best for the largest n for which that holds.
     """
 
-    factor: float
+    factor: NotNegative
 
     def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
         rank_P = order(score_P, proposal.row_P)  # rank 0 is n = 1

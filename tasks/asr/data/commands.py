@@ -28,6 +28,7 @@ import torch
 from numpy.random import Generator, Philox, SeedSequence
 from tqdm import tqdm
 
+from mmdiff.config.ranges import AtLeast0, AtLeast1, Finite, Share
 from mmdiff.encoders.media.audio import resampler
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.files import aside
@@ -79,13 +80,13 @@ class Commands:
 
     def __init__(
         self,
-        n: int,
-        seed: int,
+        n: AtLeast1,
+        seed: AtLeast0,
         voices: str = "train",
-        snr: float | Sequence[float] | None = None,
-        clean: float = 0.0,
+        snr: Finite | Sequence[Finite] | None = None,
+        clean: Share = 0.0,
         noise: Sequence[str] = tuple(NOISES),
-        takes: int = 1,
+        takes: AtLeast1 = 1,
         store: str | None = None,
         sound: bool = True,
     ) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mmdiff.config.ranges import AtLeast1, BetweenZeroAndOne, PositiveShare, Share, Whole
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.parts import part
@@ -123,11 +124,11 @@ class Family:
         path: str,
         split: Literal["train", "test", "all"] = "train",
         aligned: bool = True,
-        identity: float = 0.7,
-        test_share: float = 0.12,
-        seed: int = 0,
-        max_gaps: float = 0.2,
-        max_length: int | None = None,
+        identity: PositiveShare = 0.7,
+        test_share: BetweenZeroAndOne = 0.12,
+        seed: Whole = 0,
+        max_gaps: Share = 0.2,
+        max_length: AtLeast1 | None = None,
         apart: bool = False,
     ) -> None:
         if split not in SPLITS:

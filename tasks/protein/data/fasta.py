@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from mmdiff.config.ranges import AtLeast1, Whole
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.parts import part
@@ -115,10 +116,10 @@ class Fasta:
     def __init__(
         self,
         path: str,
-        limit: int | None = None,
-        max_length: int | None = None,
+        limit: AtLeast1 | None = None,
+        max_length: AtLeast1 | None = None,
         crop: Literal["random", "head"] = "random",
-        seed: int = 0,
+        seed: Whole = 0,
         lower: str = "upper",
         gaps: str = "drop",
         stop: str = "strip",

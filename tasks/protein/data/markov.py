@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from mmdiff.config.ranges import AtLeast0, AtLeast1, Share
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.parts import part
@@ -123,7 +124,7 @@ class Markov:
     open: with this share of the positions masked, `_`, in `sequence`, and the whole sequence as the row's `answer`.
     """
 
-    def __init__(self, n: int, seed: int, length: int = 32, open: float = 0.0) -> None:
+    def __init__(self, n: AtLeast1, seed: AtLeast0, length: AtLeast1 = 32, open: Share = 0.0) -> None:
         if n < 1:
             raise ConfigError(f"n: {n} rows, expected at least 1")
         if seed < 0:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from mmdiff.config.ranges import PositiveShare, Whole
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
@@ -20,7 +21,7 @@ class Masked:
     share: above 0 and up to 1, which masks all residues. Raises ConfigError for another share.
     """
 
-    def __init__(self, rows: Source, share: float = 0.3, seed: int = 0) -> None:
+    def __init__(self, rows: Source, share: PositiveShare = 0.3, seed: Whole = 0) -> None:
         if not 0 < share <= 1:
             raise ConfigError(f"share: {share} is not above 0 and up to 1")
         self.rows, self.share, self.key = rows, share, NoiseKey(seed, stream="opened")

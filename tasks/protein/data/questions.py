@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mmdiff.config.ranges import AtLeast1
 from mmdiff.encoders.protein import residues
 from mmdiff.errors import ConfigError, DataError, located
 from mmdiff.parts import part
@@ -33,7 +34,7 @@ class ProteinQuestions:
     Raises DataError that names file and row, before any row is handed out.
     """
 
-    def __init__(self, path: str, limit: int | None = None, max_length: int | None = None) -> None:
+    def __init__(self, path: str, limit: AtLeast1 | None = None, max_length: AtLeast1 | None = None) -> None:
         if limit is not None and limit < 1:
             raise ConfigError(f"limit: {limit} rows, expected at least 1")
         self._rows: list[Row] = []
@@ -50,7 +51,7 @@ class ProteinQuestions:
         return self._rows[index]
 
     @classmethod
-    def toy(cls, path: str, limit: int | None = None, max_length: int | None = None) -> ProteinQuestions:
+    def toy(cls, path: str, limit: AtLeast1 | None = None, max_length: AtLeast1 | None = None) -> ProteinQuestions:
         """A small file instead of `path`, written and read back; proteins of 5 to 14 residues."""
         first = [{"protein": "MKTAY" + "GS" * i, "question": "what is it", "answer": "a helix"} for i in range(3)]
         talk = [{"from": "human", "value": "<protein>\nis it long"}, {"from": "gpt", "value": "no"}]

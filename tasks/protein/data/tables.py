@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TextIO, cast
 
+from mmdiff.config.ranges import AtLeast1
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.parts import part
@@ -76,8 +77,8 @@ class Pairs:
         binder: str = "binder",
         id_column: str | None = None,
         swap: bool = False,
-        limit: int | None = None,
-        max_length: int | None = None,
+        limit: AtLeast1 | None = None,
+        max_length: AtLeast1 | None = None,
         lower: str = "upper",
         gaps: str = "drop",
         stop: str = "strip",

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mmdiff.config.ranges import AtLeast1, AtLeast2, Positive
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, DataError
 
@@ -70,7 +71,7 @@ class UniformBins:
 
     node: dict[str, Any]  # set by @saveable
 
-    def __init__(self, bins: int = 32) -> None:
+    def __init__(self, bins: AtLeast2 = 32) -> None:
         self.bins = self.size = checked_bins(bins)
 
     def bind(self, statistics: Statistics, normaliser: Normaliser) -> UniformBins:
@@ -104,7 +105,7 @@ class QuantileBins:
 
     node: dict[str, Any]  # set by @saveable
 
-    def __init__(self, bins: int = 256) -> None:
+    def __init__(self, bins: AtLeast2 = 256) -> None:
         self.bins = self.size = checked_bins(bins)
         self.edges_DB: Floats | None = None  # (D, bins + 1)
         self.medians_DB: Floats | None = None  # (D, bins)
@@ -169,7 +170,7 @@ class DCTBins:
 
     node: dict[str, Any]  # set by @saveable
 
-    def __init__(self, bins: int = 63, keep: int = 3, ranges: Sequence[float] | None = None) -> None:
+    def __init__(self, bins: AtLeast2 = 63, keep: AtLeast1 = 3, ranges: Sequence[Positive] | None = None) -> None:
         self.bins = self.size = checked_bins(bins)
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
             raise ConfigError(f"keep: {keep!r} is not a whole number of at least 1")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.files import read_json, write_text
@@ -50,7 +51,7 @@ class FAST:
 
     node: dict[str, Any]  # set by @saveable
 
-    def __init__(self, table: str | Path | Mapping[str, Any], max_tokens: int | None = None) -> None:
+    def __init__(self, table: str | Path | Mapping[str, Any], max_tokens: AtLeast1 | None = None) -> None:
         self.table = _checked(_read(table) if isinstance(table, str | Path) else table)
         self.node["table"] = self.table
         self.max_tokens = self.table["max_tokens"] if max_tokens is None else max_tokens

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmdiff.config.ranges import AtLeast0, AtLeast1, BelowOne, NotNegative
 from mmdiff.encoders.media.images import read_image
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.parts import part
@@ -41,13 +42,13 @@ class Augmented:
         self,
         rows: Source,
         *,
-        copies: int = 1,
-        seed: int = 0,
-        shift: int = 0,
-        brightness: float = 0.0,
-        contrast: float = 0.0,
-        saturation: float = 0.0,
-        state_noise: float | Sequence[float] = 0.0,
+        copies: AtLeast1 = 1,
+        seed: AtLeast0 = 0,
+        shift: AtLeast0 = 0,
+        brightness: BelowOne = 0.0,
+        contrast: BelowOne = 0.0,
+        saturation: BelowOne = 0.0,
+        state_noise: NotNegative | Sequence[NotNegative] = 0.0,
     ) -> None:
         for name, whole, least in (("copies", copies, 1), ("seed", seed, 0), ("shift", shift, 0)):
             if isinstance(whole, bool) or not isinstance(whole, int) or whole < least:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mmdiff.config.ranges import AtLeast0, AtLeast1, NotNegative, SignedShare, Whole
 from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.parts import part
 from mmdiff.protocols import Row
@@ -188,15 +189,15 @@ class Steps:
     def __init__(
         self,
         path: str,
-        chunk: int = 5,
+        chunk: AtLeast1 = 5,
         cameras: Sequence[str] | None = None,
-        episodes: Sequence[int] | str | float | None = None,
+        episodes: Sequence[AtLeast0] | str | SignedShare | None = None,
         key: str | None = None,
-        no_noops: float | None = None,
-        gripper: int | None = -1,
+        no_noops: NotNegative | None = None,
+        gripper: Whole | None = -1,
         action: str = "action",
         state: str = "observation.state",
-        cache_mb: int = CACHE >> 20,
+        cache_mb: AtLeast0 = CACHE >> 20,
     ) -> None:
         if isinstance(chunk, bool) or not isinstance(chunk, int) or not 1 <= chunk <= MOST_ACTIONS:
             raise ConfigError(f"chunk: {chunk!r}, expected a whole number of actions above 0, at most {MOST_ACTIONS}")

@@ -90,8 +90,8 @@ def test_rules_that_do_not_fit_the_model(rules: list[Any], message: str) -> None
         ({"match": "*", "trian": True}, 'params[0].trian: no such field (did you mean "train"?)'),
         ({"match": "*", "lr": "1e-3"}, "params[0].lr: '1e-3' is not a number"),
         ({"match": "*", "train": 0}, "params[0].train: 0 is not true or false"),
-        ({"match": "*", "lora": {"r": 0}}, "params[0].lora.r: 0 is not a whole number above 0"),
-        ({"match": "*", "lora": 8}, "params[0].lora: 8 is not a rule, expected {r, alpha, dropout, modules}"),
+        ({"match": "*", "lora": {"r": 0}}, "params[0].lora.r=0: expected a whole number of at least 1"),
+        ({"match": "*", "lora": 8}, "params[0].lora: 8 is not a mapping"),
     ],
 )
 def test_rules_that_cannot_be_read(rule: Any, message: str) -> None:

@@ -248,7 +248,7 @@ def _parts(row: list[int | None]) -> list[Any]:
     ("arguments", "message"),
     [
         ({"size": 0}, "sampler.select.size=0"),
-        ({"size": 2.0}, "sampler.select.size=2.0"),
+        ({"size": 2.0}, "sampler.select.size: 2.0 is not a whole number"),
         ({"size": 4, "iterations": 0}, "sampler.select.iterations=0"),
         ({"size": 4, "iterations": 5}, "no more than 4"),
     ],

@@ -218,9 +218,9 @@ def test_a_row_is_the_same_alone_and_in_a_batch() -> None:
     ("arguments", "message"),
     [
         ({"threshold": 1.5}, "sampler.revise.threshold=1.5: expected a number from 0 to 1"),
-        ({"threshold": None}, "sampler.revise.threshold=None"),
+        ({"threshold": None}, "sampler.revise.threshold: None is not a number"),
         ({"threshold": 0.1, "threshold_end": -1}, "sampler.revise.threshold_end=-1"),
-        ({"threshold": 0.1, "drop": "much"}, "sampler.revise.drop='much'"),
+        ({"threshold": 0.1, "drop": "much"}, "sampler.revise.drop: 'much' is not a number or null"),
         ({"threshold": 0.0}, "masks nothing"),
     ],
 )
