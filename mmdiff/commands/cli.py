@@ -9,7 +9,6 @@ A task brings verbs of its own, see `mmdiff.commands.arguments`.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from importlib.resources import files
 from typing import Any
 
 from mmdiff.errors import ConfigError, UserError, nearest
+from mmdiff.files import without_nan
 
 from .arguments import Output, Verb, parse, row_of
 from .ending import Signals, Stopped, one_line_errors, speaks
@@ -204,12 +204,3 @@ def table(result: Mapping[str, Any]) -> Output:
     add("", result)
     width = max(map(len, flat), default=0)
     return result, "\n".join(f"{key:{width}}  {value}" for key, value in flat.items())
-
-
-def without_nan(value: Any) -> Any:
-    """Returns the value with null for NaN and infinity, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {str(key): without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from mmdiff.config import build, load_config
 from mmdiff.data.stream import row_name
 from mmdiff.errors import ConfigError, located
-from mmdiff.files import write_text
+from mmdiff.files import without_nan, write_text
 from mmdiff.protocols import Row, Source
 from mmdiff.runs.folder import Run
 from mmdiff.session import Session, load
@@ -126,4 +126,4 @@ def session_overrides(overrides: Sequence[str]) -> list[str]:
 
 
 def write_predictions(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_text(file, "".join(json.dumps(without_nan(record), ensure_ascii=False) + "\n" for record in records))

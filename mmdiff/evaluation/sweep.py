@@ -24,7 +24,7 @@ from tqdm import tqdm
 from mmdiff.config import build, check_nodes, flatten, load_config, parsed, task_and_sampler
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.errors import ConfigError, nearest
-from mmdiff.files import write_text
+from mmdiff.files import without_nan, write_text
 from mmdiff.model.saving import read_config
 from mmdiff.protocols import Source
 from mmdiff.samplers.options import generation_config
@@ -90,7 +90,7 @@ def sweep(
                     found, _ = evaluate(session, rows, name=point.settings["set"], batch_size=size, limit=limit)
                     line = {"cell": point.cell, "settings": point.settings, "figures": flatten(found)}
                     known[_key(point.settings)] = line
-                    write_text(file, "".join(json.dumps(line) + "\n" for line in known.values()))
+                    write_text(file, "".join(json.dumps(without_nan(line)) + "\n" for line in known.values()))
                     bar.update()
                 _metric(metric, known.values())
     cells = [{"cell": p.cell, "set": p.settings["set"], "figures": known[_key(p.settings)]["figures"]} for p in points]

@@ -1,8 +1,10 @@
-"""Files: written whole or not at all (`whole.py`), with checksums (`sums.py`), read within bounds (`reading.py`).
+"""Files: written whole or not at all (`whole.py`), with checksums (`sums.py`), read within bounds
+(`reading.py`), with numbers that JSON has (`plain.py`).
 
 May import: nothing. Must not import torch.
 """
 
+from .plain import without_nan
 from .reading import read_json, regular, unreadable
 from .sums import SUMS, check_sums, damaged, digest, signed, write_sums
 from .whole import aside, clear, commit, link, lock, named, part_of, remove, sync, unlock, write_text
@@ -26,6 +28,7 @@ __all__ = [
     "sync",
     "unreadable",
     "unlock",
+    "without_nan",
     "write_sums",
     "write_text",
 ]

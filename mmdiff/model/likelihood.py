@@ -14,6 +14,7 @@ from torch import Tensor
 from mmdiff.canvas.batch import Batch, to_device
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.schedule import Array
+from mmdiff.errors import ConfigError
 
 from . import MMDiff
 from .scorer import Scores
@@ -76,8 +77,16 @@ def grid(n: int, part_G: Array) -> list[tuple[int, float]]:
 
 
 def score_masked(model: MMDiff, batch: Batch, features: dict[str, Tensor], masked_BL: Tensor) -> tuple[Scores, Tensor]:
-    """Returns the scores of the masked positions given everything else, and the row of each (P,)."""
+    """Returns the scores of the masked positions given everything else, and the row of each (P,).
+
+    Raises ConfigError for scores that are not numbers.
+    """
     ids_BL = batch.ids_BL.masked_fill(masked_BL, model.vocab.mask_id)
     rows_B = torch.arange(len(batch), device=ids_BL.device)
     h_BLD = model.hidden(ids_BL, batch, features, rows_B)
-    return model.score(h_BLD, batch, masked_BL), masked_BL.nonzero()[:, 0]
+    scores, row_P = model.score(h_BLD, batch, masked_BL), masked_BL.nonzero()[:, 0]
+    if bool((wrong_P := scores.nll_P.isnan()).any()):
+        raise ConfigError(
+            f"the model's likelihood of row {int(row_P[wrong_P][0])} is not a number: its weights have diverged"
+        )
+    return scores, row_P

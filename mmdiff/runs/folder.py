@@ -22,7 +22,7 @@ from mmdiff.config import load_config, to_yaml, trusting
 from mmdiff.config.load import RUN_FILE
 from mmdiff.config.settings import Config
 from mmdiff.errors import ConfigError
-from mmdiff.files import clear, lock, named, read_json, unlock, write_sums, write_text
+from mmdiff.files import clear, lock, named, read_json, unlock, without_nan, write_sums, write_text
 
 from .changes import changed
 from .checkpoint import checkpoints_in, samples_of_steps
@@ -88,7 +88,7 @@ class Run:
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Append the figures of a step to metrics.jsonl and to TensorBoard."""
         with named(self.metrics), open(self.metrics, "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(json.dumps(without_nan({"step": step, **values})) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
@@ -100,7 +100,7 @@ class Run:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write metrics.json, in place of one that is there."""
-        write_text(self.folder / "metrics.json", json.dumps(result, indent=2) + "\n")
+        write_text(self.folder / "metrics.json", json.dumps(without_nan(result), indent=2) + "\n")
 
     def close(self) -> None:
         """Let other processes train in this folder."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mmdiff.errors import ConfigError
-from mmdiff.files import lock, read_json, write_text
+from mmdiff.files import lock, read_json, without_nan, write_text
 
 Record = dict[str, Any]
 SETTINGS = ".settings.json"  # behind the name of a file: what its records depend on
@@ -211,6 +211,7 @@ def _kept(beside: Path) -> Record | None:
 
 
 def _line(record: Mapping[str, Any]) -> str:
+    record = without_nan(record)
     text = json.dumps(record, ensure_ascii=False, default=str)
     if not text.isascii():
         try:

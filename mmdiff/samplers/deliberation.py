@@ -28,7 +28,7 @@ from mmdiff.protocols import Denoise
 from .loop import sample
 from .options import generation_config
 from .result import Generation
-from .rules.propose import confidence
+from .rules.propose import check_numbers, confidence
 from .rules.rules import build_rule
 from .streamers import Streamer
 
@@ -157,6 +157,7 @@ def probe(draft: Draft, how: str) -> Tensor:
         if batch.allow_KV is not None and batch.allow_BL is not None:
             logits_PV = logits_PV.masked_fill(~batch.allow_KV[batch.allow_BL[at_P]], -torch.inf)
         out_BL[at_P] = confidence(logits_PV, batch.ids_BL[at_P])
+        check_numbers(out_BL[at_P], *at_P)
     return out_BL
 
 

@@ -23,6 +23,8 @@ class Meters:
         self._loss: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}  # name -> stacked (numerator, count)
         self._norm: Tensor | None = None
+        self._wrong = torch.tensor(0.0)  # above 0 where a loss or gradient of the present step is not finite
+        self._first = torch.tensor(-1.0)  # the first such step since the last line
         self._steps = self._tokens = 0
 
     def add(self, terms: Mapping[str, Term], count: Mapping[str, float], tokens: int) -> None:
@@ -30,16 +32,30 @@ class Meters:
         for name, term in terms.items():
             value = term.coefficient * term.value.detach() / count[name]
             self._loss[name] = self._loss.get(name, torch.zeros_like(value)) + value
+            self._wrong = self._wrong.to(value.device) + (~value.isfinite()).float()
             for key, pair in term.sums.items():
                 stacked = torch.stack([part.detach().float() for part in pair])
                 self._sums[key] = self._sums[key] + stacked if key in self._sums else stacked
         self._tokens += tokens
 
-    def norm(self, value: Tensor | None) -> None:
+    def norm(self, value: Tensor | None, *, scaled: bool = False) -> None:
+        """Take the norm of a step's gradient. scaled: it may be infinite: fp16's loss scale passes such steps over."""
         self._norm = None if value is None else value.detach()
+        if self._norm is not None and not scaled:
+            self._wrong = self._wrong.to(self._norm.device) + (~self._norm.isfinite()).float()
 
     def step(self) -> None:
+        """End a step."""
+        first = self._first.to(self._wrong.device)
+        self._first = torch.where((self._wrong > 0) & (first < 0), float(self._steps), first)
+        self._wrong = torch.zeros_like(self._wrong)
         self._steps += 1
+
+    def diverged(self, accelerator: Accelerator) -> int | None:
+        """Returns how many steps ago, of any process, a loss or gradient was first not finite; None: all were."""
+        first = self._first.to(accelerator.device)[None]
+        found = [step for step in accelerator.gather(first).tolist() if step >= 0]
+        return self._steps - int(min(found)) - 1 if found else None
 
     def read(self, accelerator: Accelerator, seconds: float) -> dict[str, Any]:
         """Returns the figures since the last line, over all processes, and starts the next one.

@@ -30,7 +30,14 @@ from mmdiff.errors import ConfigError, UserError, nearest
 from mmdiff.model import MMDiff
 from mmdiff.model.features import FeatureCache, fingerprint
 from mmdiff.protocols import Objective, Source, Task
-from mmdiff.runs.checkpoint import Progress, frozen_is_whole, remove_frozen, save_checkpoint, save_frozen
+from mmdiff.runs.checkpoint import (
+    Progress,
+    checkpoints_in,
+    frozen_is_whole,
+    remove_frozen,
+    save_checkpoint,
+    save_frozen,
+)
 from mmdiff.runs.folder import Run
 
 from .held_out import UNUSED, evaluate_bound
@@ -110,6 +117,7 @@ class Stage:
             save = last or progress.step % self.settings.save_every == 0
             if save or progress.step % self.settings.log_every == 0:
                 now = time.perf_counter()
+                self._check_finite(meters.diverged(self.accelerator))
                 progress.seconds, mark, passed = progress.seconds + now - mark, now, now - mark
                 figures = meters.read(self.accelerator, passed)
                 progress.loss[self.name] = figures["loss"]
@@ -151,7 +159,8 @@ class Stage:
                 accelerator.backward(total * world)  # data parallelism takes the mean over processes
             meters.add(terms, count, int(plan.batch.attend_BL.sum()) * getattr(self.objective, "copies", 1))
         if self.settings.clip:
-            meters.norm(accelerator.clip_grad_norm_(wrapped.parameters(), self.settings.clip))
+            scaled = accelerator.scaler is not None
+            meters.norm(accelerator.clip_grad_norm_(wrapped.parameters(), self.settings.clip), scaled=scaled)
         optimizer.step()
         optimizer.zero_grad()
         meters.step()
@@ -186,6 +195,25 @@ class Stage:
                 )
         return {kind: fingerprint(encoder) for kind, encoder in self.model.encoders.items()}
 
+    def _check_finite(self, ago: int | None, what: str = "the loss or its gradient") -> None:
+        """Raise ConfigError for training that has diverged. ago: how many steps ago it did, None: it did not."""
+        if ago is None:
+            return
+        saved = checkpoints_in(self.run.checkpoints)
+        kept = f"the last checkpoint, {saved[-1]}, is as it was" if saved else "nothing was saved yet"
+        raise ConfigError(
+            f"train.stages.{self.name}: {what} is not a finite number at step {self.progress.step - ago} (lr "
+            f"{self.stage.lr:g}); {kept}. Try a smaller lr, a longer warmup or a smaller train.clip, with another name="
+        )
+
+    def _check_weights(self) -> None:
+        """Raise ConfigError where a trained weight or a moment of AdamW is not finite: nothing could go on from it."""
+        for group in self.optimizer.param_groups:
+            for name, parameter in zip(group["names"], group["params"], strict=True):
+                for value in (parameter, *self.optimizer.state.get(parameter, {}).values()):
+                    if not bool(torch.as_tensor(value).isfinite().all()):
+                        self._check_finite(0, f"the weight {name}")
+
     def _evaluate(self) -> None:
         if not self.accelerator.is_main_process or self.task is None or self.held_out is None:
             return
@@ -202,6 +230,7 @@ class Stage:
 
     def _save(self, last: bool) -> None:
         progress = self.progress
+        self._check_weights()
         if last:
             progress.stages_done.append(self.name)
         if self.accelerator.scaler is not None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmdiff.errors import ConfigError, DataError, require
 from mmdiff.evaluation.report import curves
-from mmdiff.files import write_text
+from mmdiff.files import without_nan, write_text
 from mmdiff.model.evaluating import evaluating
 from mmdiff.model.likelihood import bound
 from mmdiff.protocols import Row
@@ -134,7 +134,7 @@ def evaluate_model(
         around = list(generate(session, [_row("design", i, motif) for i in range(min(samples, DESIGNS))], **plain))
         out["motif"] = kept(motif, [one["sequence"] for one in around])
     if file is not None:
-        write_text(file.with_name("metrics.json"), json.dumps(out, indent=2) + "\n")
+        write_text(file.with_name("metrics.json"), json.dumps(without_nan(out), indent=2) + "\n")
         page(file, out, made, around, natural, known, title=title, curve=_curve(session))
     return out
 

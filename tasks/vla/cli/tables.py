@@ -15,7 +15,7 @@ from typing import Any
 
 from mmdiff.config import load_config
 from mmdiff.config.settings import Config
-from mmdiff.files import write_text
+from mmdiff.files import without_nan, write_text
 from mmdiff.runs.folder import RUNS, Run
 from mmdiff.session import load
 from mmdiff.tasks.background import in_background
@@ -62,7 +62,7 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     tables = {heading: {row: acted[name] for row, name in rows.items()} for heading, rows in TABLES.items()}
     tables[DECODING] = {way: acting(config, BASE, way) for way in STRATEGIES}
     shown = {heading: {row: brief(of) for row, of in rows.items()} for heading, rows in tables.items()}
-    write_text(home.folder / "tables.json", json.dumps(shown, indent=2) + "\n")
+    write_text(home.folder / "tables.json", json.dumps(without_nan(shown), indent=2) + "\n")
     report = write_vla_report(
         home.folder / "report.html", title="What the choices are worth", figures=acted[BASE], tables=shown
     )

@@ -19,7 +19,7 @@ import torch
 
 from mmdiff.errors import ConfigError, nearest, require
 from mmdiff.evaluation.report import curves
-from mmdiff.files import aside, write_text
+from mmdiff.files import aside, without_nan, write_text
 from mmdiff.session import Session
 from mmdiff.tasks.vla.task import VLA
 
@@ -110,7 +110,7 @@ def evaluate_policy(
         figures = {**run.figures(), "seconds": time.perf_counter() - start, "settings": asdict(setup)}
         films = {task: [f for film in run.films if film.task == task for f in film.files] for task in instruction_of}
         write_eval_info(folder / "eval_info.json", eval_info(run.done["full"], seconds=run.seconds, videos=films))
-        write_text(folder / "figures.json", json.dumps(figures, indent=2, default=str) + "\n")
+        write_text(folder / "figures.json", json.dumps(without_nan(figures), indent=2, default=str) + "\n")
         write_text(folder / "episodes.jsonl", "".join(_lines(run.done)))
         shown = curves(metrics) if metrics is not None else None
         page = folder / "report.html"

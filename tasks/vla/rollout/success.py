@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any
 
-from mmdiff.files import write_text
+from mmdiff.files import without_nan, write_text
 
 from .rollout import Rollout
 
@@ -92,7 +92,7 @@ def eval_info(
 
 
 def write_eval_info(file: Path, info: Mapping[str, Any]) -> None:
-    write_text(file, json.dumps(info, indent=2) + "\n")
+    write_text(file, json.dumps(without_nan(info), indent=2) + "\n")
 
 
 def _aggregate(episodes: Sequence[Rollout], videos: Sequence[str]) -> dict[str, Any]:
