@@ -38,7 +38,7 @@ def check(config: Config, *, progress: Callable[[str], None] = lambda line: None
     settings = replace(
         config.train, stages=stages, save_every=10**9, log_every=1, workers=0, tensorboard=False, precision="fp32"
     )
-    small = replace(config, train=settings, model=replace(config.model, weights=None))
+    small = replace(config, train=settings)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         result = fit(small, run, make_accelerator(settings), toy=True, progress_bar=False)

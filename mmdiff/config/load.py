@@ -24,10 +24,11 @@ from .gate import check_parts, import_from_here, trusted
 from .moved import renewed
 from .nodes import as_node, flatten
 from .schema import as_annotated, expand, join
-from .settings import Config, GenerationConfig
+from .settings import Config, GenerationConfig, ModelConfig
 
 RUN_FILE = "config.yaml"  # the resolved configuration in a run's folder
 YAML_BYTES = 4 * 1024**2
+PARTS = ("backbone", "encoders", "connectors", "heads")  # of a model, which `model.weights` brings
 RUN_SIGNS = ("checkpoints", "metrics.jsonl", "model", SUMS)  # what lies beside it, and not beside a person's own
 
 
@@ -42,7 +43,8 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     user's training wrote it; else it may name declared parts only (mmdiff.config.parts).
 
     A file lies over its `base` key by key. A node that names another target than its base replaces it whole, for the
-    arguments of one class mean nothing to another. Raises ConfigError.
+    arguments of one class mean nothing to another. A file that sets `model.weights` takes the base's parts of the model
+    away, for that model has its own; parts set beside it are refused. Raises ConfigError.
     """
     tree, stem = _read(name, Path(), (), own=True)
     given: dict[str, Any] = {}
@@ -50,13 +52,14 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
         _set(given, override)
     if "base" in given:
         raise ConfigError("base: only a file can have one, write its settings over another configuration instead")
-    merged = _merge(tree, renewed(_expanded(given)))
+    merged = _over(tree, renewed(_expanded(given)))
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or name}: {_line(error)}") from None
     config: Config = as_annotated(Config, resolved, "")
     config.name = config.name or stem
+    check_weights(config.model)
     return config
 
 
@@ -148,6 +151,8 @@ def _read(name: str, folder: Path, readers: tuple[str, ...], *, own: bool) -> tu
     if not shipped:
         in_run = path.name == RUN_FILE and any((path.parent / sign).exists() for sign in RUN_SIGNS)
         own = trusted(path) if in_run else own
+        if in_run and isinstance(model := tree.get("model"), dict) and model.get("weights"):
+            tree["model"] = {name: value for name, value in model.items() if name not in PARTS}  # of 0.1: never built
         if own:
             import_from_here(path)
         else:
@@ -159,7 +164,7 @@ def _read(name: str, folder: Path, readers: tuple[str, ...], *, own: bool) -> tu
         raise ConfigError(f"{path}: base: {base!r} is not a string")
     below, _ = _read(base, path.parent, (*readers, key), own=own)
     below.pop("name", None)  # two configurations must not write into one run
-    return _merge(below, tree), stem
+    return _over(below, tree), stem
 
 
 def _expanded(tree: dict[Any, Any]) -> dict[str, Any]:
@@ -196,6 +201,29 @@ def _set(tree: dict[str, Any], override: str) -> None:
         tree[part] = below if isinstance(below, dict) else {}
         tree = tree[part]
     tree[parts[-1]] = value
+
+
+def check_weights(model: ModelConfig) -> None:
+    """Raise ConfigError for parts beside `model.weights`: a saved model has its own, theirs would be lost."""
+    given = [name for name in PARTS if any(v for v in _values(getattr(model, name)))]
+    if model.weights and given:
+        raise ConfigError(
+            f"model.{given[0]}: the model comes whole from model.weights={model.weights}, settings of its parts "
+            f"would be lost; leave {'this' if len(given) == 1 else ', '.join(given)} out, or model.weights"
+        )
+
+
+def _values(value: Any) -> list[Any]:
+    return [value] if not isinstance(value, Mapping) or "target" in value else list(value.values())
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Returns a file's settings laid over those of its base. Where they name `model.weights`, the base's parts go."""
+    model, base = above.get("model"), below.get("model")
+    if isinstance(model, dict) and model.get("weights") and isinstance(base, dict):
+        below = {**below, "model": {name: value for name, value in base.items() if name not in PARTS}}
+    merged: dict[str, Any] = _merge(below, above)
+    return merged
 
 
 def _merge(below: Any, above: Any, key: str = "") -> Any:

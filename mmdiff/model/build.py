@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import nn
 
 from mmdiff.config import build
+from mmdiff.config.load import check_weights
 from mmdiff.config.settings import ModelConfig
 from mmdiff.errors import ConfigError, nearest
 
 from .model import MMDiff
+from .saving import PARTS, read_config
 
 
 def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 4096) -> MMDiff:
     """Returns the model that a configuration describes. toy: the same parts at toy width, without outside weights.
 
-    Raises ConfigError for parts that do not fit each other.
+    Raises ConfigError for parts that do not fit each other, and for parts beside `weights`.
     """
+    check_weights(config)
     if config.weights and not toy:
         model = MMDiff.from_pretrained(config.weights)
+        model.logit_chunk = logit_chunk
         if config.prefix_causal is not None:
             model.prefix_causal = config.prefix_causal
         return model
+    if config.weights:
+        config = parts_of(Path(config.weights), config.prefix_causal)
     if config.backbone is None:
         raise ConfigError("model.backbone: no backbone is given, expected {target: dotted.path, ...}")
     backbone = build(config.backbone, toy=toy, where="model.backbone")
@@ -43,3 +51,16 @@ def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 40
         logit_chunk=logit_chunk,
         prefix_causal=bool(config.prefix_causal),
     )
+
+
+def parts_of(folder: Path, prefix_causal: bool | None = None) -> ModelConfig:
+    """Returns the parts of a saved model as a configuration, of which `build_model` makes a toy twin."""
+    saved = read_config(folder)
+    given = ("width_in", "width_out", "vocab_size")  # by `build_model` itself
+    parts = {
+        name: {k: {key: v for key, v in node.items() if key not in given} for k, node in saved[name].items()}
+        for name in PARTS
+    }
+    backbone = {"target": "mmdiff.backbones.load_backbone", "path": str(folder / "backbone"), **saved["backbone"]}
+    causal = saved.get("prefix_causal") is True if prefix_causal is None else prefix_causal
+    return ModelConfig(backbone=backbone, prefix_causal=causal, **parts)
