@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate as evaluate
     from .model import MMDiff as MMDiff
     from .parts import part as part
+    from .session import Session as Session
     from .session import load as load
     from .training.train import train as train
 
@@ -48,7 +49,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "MMDiff": "model",
     "part": "parts",
-    "load": "session",
+    **dict.fromkeys(["Session", "load"], "session"),
     "train": "training.train",
 }
 __all__ = list(_HOMES)

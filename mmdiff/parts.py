@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from mmdiff.errors import ConfigError
+
 T = TypeVar("T", bound=Callable[..., Any])
 
 
@@ -17,6 +19,8 @@ def part(found: T) -> T:
     So a call must do no more than make an object. It writes nothing, starts nothing, and imports nothing that an
     argument names. A subclass is declared on its own.
     """
+    if not callable(found):
+        raise ConfigError(f"part: {found!r:.80} is neither a class nor a function")
     found.declared_part = True  # type: ignore[attr-defined]
     return found
 

@@ -18,6 +18,7 @@ from mmdiff.runs.folder import RUNS
 from mmdiff.samplers.result import Generation
 
 from .config import build_saved, task_and_sampler, trusting
+from .config.typed import typed
 from .errors import ConfigError, nearest
 from .model import MMDiff
 from .protocols import Row, Task
@@ -27,7 +28,7 @@ T = TypeVar("T", bound=Task)
 METHODS = ("sample", "prompt", "parse", "score")  # of mmdiff.protocols.Task
 
 
-@dataclass
+@dataclass(repr=False)
 class Session(Generic[T]):
     """A model with its task of type T, its generation settings, and the folder it was loaded from."""
 
@@ -36,6 +37,11 @@ class Session(Generic[T]):
     sampler: GenerationConfig
     folder: Path
 
+    def __repr__(self) -> str:
+        size = sum(p.numel() for p in self.model.parameters())
+        return f"Session({dotted(type(self.task))}, {size:,} parameters, {str(self.folder)!r})"
+
+    @typed
     def predict(self, row: Mapping[str, Any], **named: Any) -> dict[str, Any]:
         """The model's prediction for a row: {"prediction", "forwards", "canvas"}.
 
@@ -46,6 +52,7 @@ class Session(Generic[T]):
         check_row(row, getattr(self.task, "fields", None), strict=True)
         return self.predict_many([row], **named)[0]
 
+    @typed
     def predict_many(
         self, rows: Sequence[Row], *, first: int = 0, name: str = "", **named: Any
     ) -> list[dict[str, Any]]:
@@ -77,6 +84,7 @@ def canvas_of(out: Generation, row: int, model: MMDiff) -> list[tuple[str, int, 
 def load(folder: str | Path, *overrides: str, trust: bool = False) -> Session[Task]: ...
 @overload
 def load(folder: str | Path, *overrides: str, task: type[T], trust: bool = False) -> Session[T]: ...
+@typed
 def load(folder: str | Path, *overrides: str, task: type[Any] | None = None, trust: bool = False) -> Session[Any]:
     """Load the session of a run (`runs/x`), a checkpoint in it, or a saved model folder.
 

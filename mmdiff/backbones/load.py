@@ -10,6 +10,7 @@ from typing import Any
 
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import AtLeast0, AtLeast1, Positive
+from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.parts import part
 
@@ -26,6 +27,7 @@ DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no co
 
 
 @part
+@typed
 def load_backbone(
     path: str | Path,
     *,

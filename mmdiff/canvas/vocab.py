@@ -140,6 +140,8 @@ def word_tokenizer(words: Sequence[str]) -> Any:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+        raise ConfigError(f"tokenizer.words: {words!r:.80} is not a list of words")
     special = ["<pad>", "<eos>", "<mask>", "<unk>"]
     ids = {word: i for i, word in enumerate([*special, *words])}
     if len(ids) != len(special) + len(words):

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.config import build, check_nodes
+from mmdiff.config.load import checked_config
 from mmdiff.config.settings import Config, StageConfig
+from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.protocols import Source
@@ -25,11 +27,14 @@ from mmdiff.training.train import fit, make_accelerator
 STEPS, ROWS = 2, 2
 
 
-def check(config: Config, *, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+@typed
+def check(config: Config | str | Path, *, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Returns the `loss` of each stage and the `forwards` of a generation. Raises what the real run would raise.
 
+    config: or its name, as `load_config` takes it.
     progress: is called with a line of text after each part.
     """
+    config = checked_config(config)
     check_nodes(config)
     progress("targets and arguments: fine")
     if not config.train.stages:

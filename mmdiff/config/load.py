@@ -25,6 +25,7 @@ from .moved import renewed
 from .nodes import as_node, flatten
 from .schema import as_annotated, expand, join
 from .settings import Config, GenerationConfig, ModelConfig
+from .typed import typed
 
 RUN_FILE = "config.yaml"  # the resolved configuration in a run's folder
 YAML_BYTES = 4 * 1024**2
@@ -32,7 +33,8 @@ PARTS = ("backbone", "encoders", "connectors", "heads")  # of a model, which `mo
 RUN_SIGNS = ("checkpoints", "metrics.jsonl", "model", SUMS)  # what lies beside it, and not beside a person's own
 
 
-def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+@typed
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Returns one configuration, resolved and checked against the annotations of its dataclasses.
 
     name: of a packaged configuration, a path that ends in `.yaml`, or a run's folder.
@@ -46,6 +48,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     arguments of one class mean nothing to another. A file that sets `model.weights` takes the base's parts of the model
     away, for that model has its own; parts set beside it are refused. Raises ConfigError.
     """
+    name = str(name)
     tree, stem = _read(name, Path(), (), own=True)
     given: dict[str, Any] = {}
     for override in overrides:
@@ -201,6 +204,14 @@ def _set(tree: dict[str, Any], override: str) -> None:
         tree[part] = below if isinstance(below, dict) else {}
         tree = tree[part]
     tree[parts[-1]] = value
+
+
+def checked_config(config: Config | str | Path) -> Config:
+    """Returns a configuration as it is, or the one of that name. Raises ConfigError as files do."""
+    if not isinstance(config, Config):
+        return load_config(config)
+    as_annotated(Config, config, "")
+    return config
 
 
 def check_weights(model: ModelConfig) -> None:

@@ -6,9 +6,9 @@ here and not a strange run later. Fields annotated `Any`, and values of `dict[st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
-from functools import cache
+from functools import cache, partial
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -61,10 +61,7 @@ def as_annotated(kind: Any, value: Any, key: str) -> Any:
     return value
 
 
-@cache
-def hints_of(kind: Any) -> dict[str, Any]:
-    """The annotations of a dataclass by field, ranges included."""
-    return get_type_hints(kind, include_extras=True)
+hints_of: Callable[[Any], dict[str, Any]] = cache(partial(get_type_hints, include_extras=True))
 
 
 def _union(kinds: Sequence[Any], value: Any, key: str) -> Any:

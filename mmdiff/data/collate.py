@@ -16,6 +16,7 @@ from torch import Tensor
 from mmdiff.canvas.batch import Batch, MediaBatch
 from mmdiff.canvas.sample import Item, Ranges, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
+from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.protocols import Reader
 
@@ -23,6 +24,7 @@ Padding = Literal["eos", "answer", "ignore"]
 T = TypeVar("T")
 
 
+@typed
 def collate(
     samples: Sequence[Sample],
     vocab: Vocab,

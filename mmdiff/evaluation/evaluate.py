@@ -19,6 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from mmdiff.config import build, load_config
+from mmdiff.config.ranges import AtLeast1
+from mmdiff.config.typed import typed
 from mmdiff.data.stream import row_name
 from mmdiff.errors import ConfigError, located
 from mmdiff.files import without_nan, write_text
@@ -30,15 +32,23 @@ from .page import evenly
 from .report import write_report
 
 
+@typed
 def evaluate(
-    session: Session, rows: Source, *, name: str = "", batch_size: int = 64, limit: int | None = None
+    session: Session | str | Path,
+    rows: Source,
+    *,
+    name: str = "",
+    batch_size: AtLeast1 = 64,
+    limit: AtLeast1 | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Predict and score every row. Returns (figures, one record per row).
 
+    session: or the folder of a run.
     figures: `n`, the mean of each score over the rows that have it, `by_kind` where rows have a `kind`, the mean of
     `forwards`, the task's `score_all` of the whole set (in place of a mean of the same name), and `rows_per_second`.
     name: of the set, in errors and noise. Raises ConfigError where there are no rows, DataError that names a row.
     """
+    session = session if isinstance(session, Session) else load(session)
     count = min(len(rows), limit) if limit else len(rows)
     score_all = getattr(session.task, "score_all", None)
     if score_all is None and callable(getattr(session.task, "summary", None)):

@@ -21,7 +21,9 @@ from mmdiff.backbones.load import backbone_from_folder
 from mmdiff.canvas.batch import Batch, MediaBatch, real_NT, to_device
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config import build_saved, trusting
+from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.settings import GenerationConfig
+from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.files import check_sums
 from mmdiff.protocols import Denoise
@@ -54,6 +56,7 @@ class MMDiff(nn.Module):
     Raises ConfigError for encoders and connectors of different kinds.
     """
 
+    @typed
     def __init__(
         self,
         backbone: Backbone,
@@ -61,7 +64,7 @@ class MMDiff(nn.Module):
         connectors: Mapping[str, nn.Module] | None = None,
         heads: Mapping[str, nn.Module] | None = None,
         *,
-        logit_chunk: int = 4096,
+        logit_chunk: AtLeast1 = 4096,
         prefix_causal: bool = False,
     ) -> None:
         super().__init__()
@@ -226,6 +229,7 @@ class MMDiff(nn.Module):
 
         return denoise
 
+    @typed
     def generate(
         self,
         batch_or_ids: Batch | Tensor,
@@ -236,10 +240,9 @@ class MMDiff(nn.Module):
     ) -> Generation:
         """Fill the masked positions of a canvas. Returns it with its step map, see `mmdiff.samplers.result`.
 
-        batch_or_ids: a Batch, or prompt ids (B, P), to which `max_new_tokens` masked positions are appended; prompts
-            are padded on the left, with `attention_mask` (B, P) False there.
-        streamer: see `mmdiff.samplers.streamers`.
-        named: single fields of GenerationConfig, over `generation_config`; unknown names raise ConfigError.
+        batch_or_ids: a Batch, or prompt ids (B, P), behind which `max_new_tokens` positions are masked; prompts are
+            padded on the left, with `attention_mask` (B, P) False there.
+        streamer: see `mmdiff.samplers.streamers`. named: single fields of GenerationConfig, over `generation_config`.
         """
         config = checked(generation_config, **named)
         if isinstance(batch_or_ids, Batch):
@@ -259,6 +262,7 @@ class MMDiff(nn.Module):
         save_model(self, Path(folder))
 
     @classmethod
+    @typed
     def from_pretrained(
         cls, folder: str | Path, *, dtype: str | None = None, weights: bool = True, trust: bool = False
     ) -> MMDiff:
@@ -266,14 +270,12 @@ class MMDiff(nn.Module):
 
         dtype: of the backbone ("float32", "bfloat16"); None: as it was saved.
         weights: False leaves the numbers as they are made; whoever fills them in calls `check_bidirectional` then.
-        trust: call whatever the folder names. Without it, a folder that this user did not write may name declared
-            parts only (docs/security.md).
+        trust: call whatever the folder names, also where this user did not write it (docs/security.md).
         Raises ConfigError for a file that is not as its checksum has it, for a folder that asks for more memory than
         its weights need, and for missing, unexpected or misshapen weights, by name.
         """
-        folder = Path(folder)
         with trusting(trust):
-            config = read_config(folder)
+            config = read_config(folder := Path(folder))
             if weights:
                 check_sums(folder)
             made = config["backbone"] | ({"dtype": dtype} if dtype else {})

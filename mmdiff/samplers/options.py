@@ -14,6 +14,8 @@ def generation_config(config: GenerationConfig | None = None, **named: Any) -> G
 
     Raises ConfigError for an unknown name, a value of the wrong type (as in a file) and a number out of range.
     """
+    if not isinstance(config, GenerationConfig | None):
+        raise ConfigError(f"generation_config: {config!r:.80} is no GenerationConfig")
     out: GenerationConfig = as_annotated(GenerationConfig, {**vars(config or GenerationConfig()), **named}, "sampler")
     if out.threshold is not None and out.remasking == "random" and out.select is None:
         raise ConfigError("sampler.threshold: random scores are no confidence; use remasking=low_confidence")

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from accelerate.state import AcceleratorState
 from tqdm import tqdm
 
 from mmdiff.config import build
+from mmdiff.config.load import checked_config
 from mmdiff.config.settings import Config, TrainConfig
+from mmdiff.config.typed import typed
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, UserError
 from mmdiff.files import part_of, remove
@@ -31,11 +34,14 @@ from .held_out import held_out_rows
 from .stage import Stage, config_entries, is_due
 
 
-def train(config: Config, *, fresh: bool = False) -> dict[str, Any]:
+@typed
+def train(config: Config | str | Path, *, fresh: bool = False) -> dict[str, Any]:
     """Train a configuration in `runs/<name>/`, or go on where its run stands. Returns the run's result (metrics.json).
 
+    config: or its name, as `load_config` takes it.
     fresh: move what the folder holds aside and begin again. Raises ConfigError when it holds another configuration.
     """
+    config = checked_config(config)
     if not config.train.stages:
         raise ConfigError("train.stages: there is no stage to train")
     run_name(config)  # a name that cannot be is refused before processes wait for each other
