@@ -240,8 +240,7 @@ class MMDiff(nn.Module):
     ) -> Generation:
         """Fill the masked positions of a canvas. Returns it with its step map, see `mmdiff.samplers.result`.
 
-        batch_or_ids: a Batch, or prompt ids (B, P), behind which `max_new_tokens` positions are masked; prompts are
-            padded on the left, with `attention_mask` (B, P) False there.
+        batch_or_ids: a Batch, or ids (B, P), padded on the left where `attention_mask` is False, and `max_new_tokens`.
         streamer: see `mmdiff.samplers.streamers`. named: single fields of GenerationConfig, over `generation_config`.
         """
         config = checked(generation_config, **named)
@@ -271,8 +270,8 @@ class MMDiff(nn.Module):
         dtype: of the backbone ("float32", "bfloat16"); None: as it was saved.
         weights: False leaves the numbers as they are made; whoever fills them in calls `check_bidirectional` then.
         trust: call whatever the folder names, also where this user did not write it (docs/security.md).
-        Raises ConfigError for a file that is not as its checksum has it, for a folder that asks for more memory than
-        its weights need, and for missing, unexpected or misshapen weights, by name.
+        Raises ConfigError for a file that is not as its checksum has it, a folder that asks for more memory than its
+        weights need, and missing, unexpected or misshapen weights, by name.
         """
         with trusting(trust):
             config = read_config(folder := Path(folder))
