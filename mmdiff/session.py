@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TextIO, TypeVar, overload
 
 import torch
 
@@ -16,8 +16,10 @@ from mmdiff.model.saving import read_config
 from mmdiff.runs.checkpoint import checkpoints_in
 from mmdiff.runs.folder import RUNS
 from mmdiff.samplers.result import Generation
+from mmdiff.samplers.streamers import TextStreamer
 
 from .config import build_saved, task_and_sampler, trusting
+from .config.ranges import AtLeast0
 from .config.typed import typed
 from .errors import ConfigError, nearest
 from .model import MMDiff
@@ -42,24 +44,35 @@ class Session(Generic[T]):
         return f"Session({dotted(type(self.task))}, {size:,} parameters, {str(self.folder)!r})"
 
     @typed
-    def predict(self, row: Mapping[str, Any], **named: Any) -> dict[str, Any]:
+    def predict(self, row: Mapping[str, Any], *, stream: TextIO | None = None, **named: Any) -> dict[str, Any]:
         """The model's prediction for a row: {"prediction", "forwards", "canvas"}.
 
         `prediction` is what the task makes of the generated ids, `forwards` the number of forward passes, `canvas` the
         (token, step, confidence) triples of `canvas_of`. named: fields of GenerationConfig for this call.
+        stream: where the canvas is shown as it is filled, a line a step.
         Raises DataError for a field that the task does not read (`mmdiff.data.fields`).
         """
         check_row(row, getattr(self.task, "fields", None), strict=True)
-        return self.predict_many([row], **named)[0]
+        return self.predict_many([row], stream=stream, **named)[0]
 
     @typed
     def predict_many(
-        self, rows: Sequence[Row], *, first: int = 0, name: str = "", **named: Any
+        self,
+        rows: Sequence[Row],
+        *,
+        first: AtLeast0 = 0,
+        name: str = "",
+        stream: TextIO | None = None,
+        **named: Any,
     ) -> list[dict[str, Any]]:
-        """The predictions for rows of one batch. first: index of the first row, under which its noise is drawn."""
+        """The predictions for rows of one batch. first: index of the first row, under which its noise is drawn.
+
+        stream: where the canvas of the first row is shown as it is filled.
+        """
         vocab = self.model.vocab
         batch = canvases(rows, self.task, vocab, self.model.readers, first=first, name=name)
-        out = self.model.generate(batch, generation_config=self.sampler, **named)
+        streamer = TextStreamer(vocab, batch, file=stream) if stream is not None else None
+        out = self.model.generate(batch, generation_config=self.sampler, streamer=streamer, **named)
         return [
             {
                 "prediction": self.task.parse(ids, vocab),

@@ -71,12 +71,20 @@ def ls() -> Output:
     """List the packaged configurations."""
     from mmdiff.config import packaged
 
-    found = {}
-    for name in packaged():
-        first, _, _ = (files("mmdiff.configs") / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")
-        found[name] = first.removeprefix("#").strip() if first.startswith("#") else ""
-    width = max(map(len, found), default=0)
-    return {"configs": found}, "\n".join(f"{name:{width}}  {line}".rstrip() for name, line in found.items())
+    found = {name: head_of(name) for name in packaged()}
+    return {"configs": found}, listed(found)
+
+
+def head_of(name: str) -> str:
+    """Returns the first line of a packaged configuration, which says what it is."""
+    first, _, _ = (files("mmdiff.configs") / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def listed(lines: Mapping[str, str]) -> str:
+    """Returns names with a line each, for people."""
+    width = max(map(len, lines), default=0)
+    return "\n".join(f"{name:{width}}  {line}".rstrip() for name, line in lines.items())
 
 
 def check(name: str, /, *words: str) -> Output:
@@ -146,21 +154,22 @@ def sweep(
     return result, table({"metric": plotted, **shown, "report": result["report"]})[1]
 
 
-def generate(run: str, /, *words: str) -> Output:
+def generate(run: str, /, *words: str, stream: bool = False) -> Output:
     """Answer one row with a run: image=cat.jpg question="..." state:=[0.1,0.2] sampler.steps=4.
 
     Args:
         run: a run, a checkpoint in it or a saved model.
         words: fields of the row as key=text or key:=JSON, and settings as dotted.key=value.
+        stream: show the canvas after each step; `░` is a masked position.
     """
     row, overrides = row_of(words)
     from mmdiff.session import load
 
-    return table(load(run, *overrides).predict(row))
+    return table(load(run, *overrides).predict(row, stream=sys.stderr if stream else None))
 
 
-def demo(name: str, /, *words: str, fresh: bool = False) -> Output:
-    """Run a demonstration from beginning to end.
+def demo(name: str = "", /, *words: str, fresh: bool = False) -> Output:
+    """Run a demonstration from beginning to end; without a name, list them.
 
     Args:
         name: NAME of a packaged NAME-demo.
@@ -169,8 +178,11 @@ def demo(name: str, /, *words: str, fresh: bool = False) -> Output:
     """
     from mmdiff.config import load_config, locate, packaged
 
-    if f"{name}-demo" not in packaged():
-        demos = [found.removesuffix("-demo") for found in packaged() if found.endswith("-demo")]
+    demos = [found.removesuffix("-demo") for found in packaged() if found.endswith("-demo")]
+    if not name:
+        heads = {found: head_of(f"{found}-demo") for found in demos}
+        return {"demonstrations": heads}, listed(heads)
+    if name not in demos:
         raise UserError(f'no demonstration "{name}"{nearest(name, demos)}')
     resolved = load_config(f"{name}-demo", words)
     if resolved.demo is None:

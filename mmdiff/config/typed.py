@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from numbers import Integral, Real
 from reprlib import repr as short
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, Protocol, TypeVar, Union, get_args, get_origin
@@ -56,21 +57,21 @@ def fits(kind: Any, value: Any) -> bool:
     if origin is Literal:
         return any(value is word or (type(value) is type(word) and value == word) for word in inner)
     if kind in NUMBERS:
-        return not isinstance(value, bool) and isinstance(value, int if kind is int else int | float)
+        return not isinstance(value, bool) and isinstance(value, Integral if kind is int else Real)
     base = origin or kind
     if kind is None or base is NoneType:
         return value is None
     if base is type:
         return isinstance(value, type)
-    if not isinstance(base, type) or base in (Any, object):
+    if not isinstance(base, type) or base is object or base.__module__ == "typing":
         return True
     if getattr(base, "_is_protocol", False) and base.__module__.startswith("mmdiff."):
         return not isinstance(value, str | Mapping) and all(hasattr(value, name) for name in _methods(base))
     if not isinstance(value, base) or (issubclass(base, Sequence) and base is not str and isinstance(value, str)):
         return False
-    if issubclass(base, Mapping) and len(inner) == 2:
-        return all(fits(inner[1], one) for one in value.values())
-    if issubclass(base, Sequence) and inner and base is not tuple:
+    if isinstance(value, Mapping) and len(inner) == 2:
+        return all(fits(inner[1], value[name]) for name in value)
+    if isinstance(value, Sequence) and inner and base is not tuple:
         return all(fits(inner[0], one) for one in value)
     return True
 

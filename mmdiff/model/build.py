@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -57,7 +58,7 @@ def parts_of(folder: Path, prefix_causal: bool | None = None) -> ModelConfig:
     """Returns the parts of a saved model as a configuration, of which `build_model` makes a toy twin."""
     saved = read_config(folder)
     given = ("width_in", "width_out", "vocab_size")  # by `build_model` itself
-    parts = {
+    parts: dict[str, Any] = {
         name: {k: {key: v for key, v in node.items() if key not in given} for k, node in saved[name].items()}
         for name in PARTS
     }

@@ -181,7 +181,9 @@ def rewrite(
     ids_BL, step_BL = batch.ids_BL, torch.zeros_like(batch.ids_BL, dtype=torch.int32)
     confidence_BL, calls = draft.confidence_BL, 0
     for remasked_BL in rule(draft):
-        out = sample(denoise, replace(batch, ids_BL=ids_BL.masked_fill(remasked_BL, vocab.mask_id)), vocab, once)
+        round_ = replace(batch, ids_BL=ids_BL.masked_fill(remasked_BL, vocab.mask_id))
+        watching = None if streamer is None else Round(streamer, calls)
+        out = sample(denoise, round_, vocab, once, streamer=watching)
         new_BL = out.step_BL > 0
         before_B = draft.forwards_B
         step_BL = torch.where(new_BL, out.step_BL + before_B[:, None].int(), step_BL)
@@ -200,6 +202,21 @@ def rewrite(
         forwards_B=draft.forwards_B,
         calls=calls,
     )
+
+
+@dataclass(frozen=True)
+class Round:
+    """The steps of one round, for a streamer of all rounds. before: the steps of those that are over."""
+
+    streamer: Streamer
+    before: int
+
+    def put_draft(self, ids_BL: Tensor, step: int) -> None:
+        self.streamer.put_draft(ids_BL, self.before + step)
+
+    def put(self, ids_BL: Tensor) -> None: ...
+
+    def end(self) -> None: ...
 
 
 def _check(ratio: float) -> None:

@@ -109,8 +109,6 @@ def sample(
         score_P = rules.score(logits_PV, proposal).masked_fill(late_P, -torch.inf)
         commit_P = rules.select(score_P, proposal)
         _check_select(commit_P, proposal, rules)
-        if streamer is not None:
-            streamer.put_draft(out.ids_BL.index_put((row_R[row_P], position_P), ids_P), out.calls)
         committed_at = row_R[row_P[commit_P]], position_P[commit_P]
         out.ids_BL[committed_at] = ids_P[commit_P]
         out.confidence_BL[committed_at] = confidence_P[commit_P]
@@ -126,6 +124,8 @@ def sample(
             out.ids_BL[remasked_at], out.step_BL[remasked_at], out.confidence_BL[remasked_at] = vocab.mask_id, 0, 0.0
         if may_end_BL is not None:
             stop(out, vocab, end_ids_X, span_BL, may_end_BL)
+        if streamer is not None:
+            streamer.put_draft(out.ids_BL.clone(), out.calls)
     if streamer is not None:
         streamer.put(out.ids_BL)
         streamer.end()

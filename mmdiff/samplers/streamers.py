@@ -17,7 +17,7 @@ class Streamer(Protocol):
     """transformers' streamer with one more method for drafts, which transformers calls so too."""
 
     def put_draft(self, ids_BL: Tensor, step: int) -> None:
-        """Receives the canvas before the commit of a step, counted from 1; predicted positions hold their proposals."""
+        """Receives the canvas after a step, counted from 1: what is committed, and masked positions."""
         ...
 
     def put(self, ids_BL: Tensor) -> None:

@@ -326,6 +326,14 @@ def play(config: Any, *, fresh: bool) -> dict[str, Any]:
     return {"name": config.name, "fresh": fresh, "seed": config.train.seed}
 
 
+def test_demo_without_a_name_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--json"]) == 0
+    found = last_object(capsys.readouterr().out)["demonstrations"]
+    assert {"vqa", "asr", "protein", "vla"} <= found.keys() and found["vqa"].startswith("Visual question answering")
+    assert cli.main(["demo"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("asr ")
+
+
 def test_demo_runs_what_its_configuration_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

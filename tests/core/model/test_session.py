@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 
 import pytest
 import toy
 
 from mmdiff import load
+from mmdiff.commands.cli import main
 from mmdiff.errors import ConfigError
 from mmdiff.session import find_model
 
@@ -37,6 +40,18 @@ def test_a_prediction_and_its_canvas(run: Path) -> None:
         assert all(0 < confidence <= 1 for _, _, confidence in one["canvas"])
         assert one["prediction"] == " ".join(token for token, _, _ in one["canvas"] if not token.startswith("<"))
     assert [session.predict(row)["prediction"] for row in rows] == [one["prediction"] for one in out]
+
+
+def test_a_stream_shows_the_canvas_as_it_fills(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    session, file, row = load(run), io.StringIO(), toy.Corners()[0]
+    answered = session.predict(row, stream=file)
+    lines = file.getvalue().splitlines()
+    assert answered == session.predict(row) and lines[0].count("░") == 1 and lines[-1].count("░") == 0
+    assert len(lines) == answered["forwards"] + 1
+    words = [str(run), "question=where", "answer=north east", f"image:={json.dumps(row['image'].tolist())}"]
+    assert main(["generate", *words, "--stream"]) == 0
+    said = capsys.readouterr()
+    assert "   1 | " in said.err and "░" in said.err and "   1 | " not in said.out
 
 
 def test_overrides_reach_sampler_and_task(run: Path) -> None:

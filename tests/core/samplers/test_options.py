@@ -15,6 +15,7 @@ from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError
+from mmdiff.samplers.deliberation import rewrite
 from mmdiff.samplers.guidance import guided
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
@@ -85,3 +86,29 @@ def test_a_streamer_sees_a_draft_a_step_and_the_final_canvas() -> None:
     out = sample(Table(logits_BLV), batch, vocab, config, streamer=TextStreamer(vocab, batch, file=file))
     assert file.getvalue().splitlines() == ["   1 | one two░", "   2 | one two one", "one two one"]
     assert out.calls == 2
+
+
+def test_a_streamer_sees_what_is_committed_and_no_proposals() -> None:
+    vocab = Vocab(word_tokenizer(["one", "two", "six"]), 7, mask_id=2, eos_id=1, pad_id=0, slot_id=0)
+    logits_BLV = torch.zeros(1, 4, 7)
+    for position, (token, sure) in enumerate([(6, 1.0), (4, 7.0), (5, 8.0), (4, 9.0)]):
+        logits_BLV[0, position, token] = sure
+    file = io.StringIO()
+    batch = collate([[Text([6]), Target(length=3)]], vocab)
+    sample(Table(logits_BLV), batch, vocab, GenerationConfig(), streamer=TextStreamer(vocab, batch, file=file))
+    assert file.getvalue().splitlines() == [
+        "   1 | ░░one",
+        "   2 | ░two one",
+        "   3 | one two one",
+        "one two one",
+    ]
+    drafted = collate([[Text([6]), Target([5, 5, 4])]], vocab)
+    file = io.StringIO()
+    chunks = GenerationConfig(draft={"target": "mmdiff.samplers.deliberation.MaskChunks", "ratio": 0.34})
+    rewrite(Table(logits_BLV), drafted, vocab, chunks, streamer=TextStreamer(vocab, drafted, file=file))
+    assert file.getvalue().splitlines() == [
+        "   1 | one two one",
+        "   2 | one two one",
+        "   3 | one two one",
+        "one two one",
+    ]
