@@ -1,7 +1,8 @@
 """`mmdiff check`: all that a configuration names is looked up, built at toy width, trained and sampled for two steps.
 
-What needs outside files (a checkpoint, a data set) is replaced by a toy twin of the same kind (`target.toy`); all other
-code is the code of the real run. Nothing is left behind.
+What needs outside files (a checkpoint, a data set that is not there) is replaced by a toy twin of the same kind
+(`target.toy`); of files of rows that are there the first few are read. All other code is the code of the real run.
+Nothing is left behind.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from mmdiff.runs.folder import Run
 from mmdiff.session import load
 from mmdiff.training.train import fit, make_accelerator
 
+from .own_rows import with_own_rows
+
 STEPS, ROWS = 2, 2
 
 
@@ -39,6 +42,7 @@ def check(config: Config | str | Path, *, progress: Callable[[str], None] = lamb
     progress("targets and arguments: fine")
     if not config.train.stages:
         raise ConfigError("train.stages: there is no stage to train")
+    config = with_own_rows(config, progress)
     stages = {name: shrunk(stage) for name, stage in config.train.stages.items()}
     settings = replace(
         config.train, stages=stages, save_every=10**9, log_every=1, workers=0, tensorboard=False, precision="fp32"
