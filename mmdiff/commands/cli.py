@@ -61,9 +61,10 @@ def config(name: str, /, *words: str) -> Output:
         name: a packaged name, a .yaml file or a run folder.
         words: settings as dotted.key=value, the value in YAML.
     """
-    from mmdiff.config import load_config, to_yaml
+    from mmdiff.config import check_nodes, load_config, to_yaml
 
     resolved = load_config(name, words)
+    check_nodes(resolved, importing=False)  # torch takes seconds to import
     return asdict(resolved), to_yaml(resolved).rstrip()
 
 

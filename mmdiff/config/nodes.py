@@ -17,6 +17,7 @@ from .arguments import annotations_of, check_argument, check_finite
 from .moved import today
 from .schema import at, join
 from .settings import Config
+from .sources import absent, signature_of
 
 RUN_TIME = {"model.connectors": {"width_in", "width_out"}, "model.heads": {"width_in", "vocab_size"}}
 """Arguments that no file gives, for the model knows them when it builds those nodes."""
@@ -47,14 +48,24 @@ def as_node(value: Any) -> Any:
     return {"target": value} if isinstance(value, str) else value
 
 
-def check_nodes(config: Config) -> None:
-    """Check the target and the arguments of every node; nothing is built. Raises as `build` does."""
+def check_nodes(config: Config, *, importing: bool = True) -> None:
+    """Check the target and the arguments of every node; nothing is built. Raises as `build` does.
+
+    importing: False imports no part, and checks the arguments of those whose source says what they are.
+    """
 
     def check(value: Any, key: str) -> None:
         if isinstance(value, Mapping):
             if "target" in value:
                 run_time = RUN_TIME.get(key.rpartition(".")[0], ())
-                _check_arguments(locate(value["target"], join(key, "target")), value, run_time, key)
+                target, where = value["target"], join(key, "target")
+                if importing:
+                    _check_arguments(locate(target, where), value, run_time, key)
+                elif line := absent(_dotted(target, where)):
+                    raise ConfigError(f"{at(where)}{line}")
+                elif found := signature_of(target):
+                    kinds = {name: p.annotation for name, p in found.parameters.items()}
+                    _check_against(found, kinds, value, run_time, key)
             for name, inner in value.items():
                 check(inner, join(key, name))
         elif isinstance(value, list):
@@ -69,9 +80,7 @@ def locate(target: Any, where: str = "", *, importing: bool = True) -> Callable[
 
     importing: False imports no module but those of mmdiff; others are found if they are imported already.
     """
-    if not isinstance(target, str) or "." not in target or not all(part.isidentifier() for part in target.split(".")):
-        raise ConfigError(f"{at(where)}{target!r} is not a dotted path")
-    module, names = _module(today(target), where, importing)
+    module, names = _module(today(_dotted(target, where)), where, importing)
     found: Any = module
     path = module.__name__
     for name in names:
@@ -106,11 +115,22 @@ def _build(value: Any, where: str, toy: bool, run_time: Mapping[str, Any]) -> An
 def _check_arguments(
     function: Callable[..., Any], node: Mapping[str, Any], run_time: Collection[str], where: str
 ) -> None:
-    target, given = node["target"], [name for name in node if name != "target"]
     try:
-        parameters = inspect.signature(function).parameters.values()
+        signature = inspect.signature(function)
     except ValueError:
-        raise ConfigError(f"{at(where)}{target} does not say which arguments it takes") from None
+        raise ConfigError(f"{at(where)}{node['target']} does not say which arguments it takes") from None
+    _check_against(signature, annotations_of(function), node, run_time, where)
+
+
+def _check_against(
+    signature: inspect.Signature,
+    annotations: Mapping[str, Any],
+    node: Mapping[str, Any],
+    run_time: Collection[str],
+    where: str,
+) -> None:
+    target, given = node["target"], [name for name in node if name != "target"]
+    parameters = signature.parameters.values()
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for name in [*given, *run_time]:
@@ -123,10 +143,15 @@ def _check_arguments(
     for name, p in named.items():
         if p.default is p.empty and name not in given and name not in run_time:
             raise ConfigError(f'{at(where)}{target} needs "{name}"')
-    annotations = annotations_of(function)
     for name in given:
         check_finite(node[name], join(where, name))
         check_argument(annotations.get(name, Any), node[name], join(where, name))
+
+
+def _dotted(target: Any, where: str) -> str:
+    if not isinstance(target, str) or "." not in target or not all(part.isidentifier() for part in target.split(".")):
+        raise ConfigError(f"{at(where)}{target!r} is not a dotted path")
+    return target
 
 
 def _module(target: str, where: str, importing: bool) -> tuple[ModuleType, list[str]]:

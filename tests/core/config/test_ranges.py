@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import is_dataclass
-from importlib import import_module
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
 from annotated_types import Ge, Interval
-from imports import modules
+from declared import declared
 
 from mmdiff.config import check_nodes, load_config
 from mmdiff.config.nodes import build
@@ -18,19 +17,9 @@ from mmdiff.config.ranges import AtLeast1, BelowOne, Finite, Whole, expected, in
 from mmdiff.config.settings import Config, EvalConfig, GenerationConfig, ModelConfig, StageConfig, TrainConfig
 from mmdiff.errors import ConfigError
 from mmdiff.model.params import Lora, Rule, read_rules
-from mmdiff.parts import is_part, part
+from mmdiff.parts import part
 
 SETTINGS = [Config, ModelConfig, GenerationConfig, StageConfig, TrainConfig, EvalConfig, Rule, Lora]
-
-
-def declared() -> list[Any]:
-    """The declared parts of the product."""
-    found = []
-    for name, file in modules().items():
-        if "@part" in (text := file.read_text(encoding="utf-8")) or "@saveable" in text:
-            module = import_module(name)
-            found += [x for x in vars(module).values() if callable(x) and is_part(x) and x.__module__ == name]
-    return found
 
 
 def bare(kind: Any) -> Iterator[Any]:
