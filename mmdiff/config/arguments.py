@@ -70,13 +70,13 @@ def _wrong(kind: Any, value: Any, key: str) -> str | None:
     if origin is Annotated:
         base, *marks = inner
         if base in NUMBERS and _is_number(base, value):
-            return None if in_range(value, marks) else f"{key}={value!r}: expected {expected(base, marks)}"
+            return None if in_range(value, marks) else f"{key}={value!r}: expected {expected(base, marks, value)}"
         return _wrong(base, value, key)
     if origin in (Union, UnionType):
         lines = [_wrong(one, value, key) for one in inner]
         if None in lines:
             return None
-        ranged = next((line for line in lines if line and line.startswith(f"{key}=")), None)
+        ranged = next((line for line in lines if line and line.startswith((f"{key}=", f"{key}."))), None)
         words = [word for one in inner if get_origin(one) is Literal for word in get_args(one)]
         others = " or ".join(dict.fromkeys(_named(one) for one in inner if get_origin(one) is not Literal))
         return ranged or f"{key}: {value!r} is not {', '.join(map(str, [*words, others]))}"
@@ -88,7 +88,7 @@ def _wrong(kind: Any, value: Any, key: str) -> str | None:
     if kind in NUMBERS:
         if not _is_number(kind, value):
             return f"{key}: {value!r} is not {NUMBERS[kind]}"
-        return None if in_range(value) else f"{key}={value!r}: expected {expected(kind)}"
+        return None if in_range(value) else f"{key}={value!r}: expected {expected(kind, (), value)}"
     if kind in (bool, str, NoneType):
         return None if type(value) is kind else f"{key}: {value!r} is not {WORDS[kind]}"
     base = origin or kind

@@ -72,7 +72,25 @@ def check_nodes(config: Config, *, importing: bool = True) -> None:
             for i, inner in enumerate(value):
                 check(inner, join(key, i))
 
-    check(asdict(config), "")
+    tree = asdict(config)
+    for key in _node_keys(config):
+        value: Any = tree
+        for name in key:
+            value = value[name]
+        if value is not None and not callable(value) and not (isinstance(value, Mapping) and "target" in value):
+            raise ConfigError(f"{'.'.join(key)}: {value!r} is not a node, expected {{target: dotted.path, ...}}")
+    check(tree, "")
+
+
+def _node_keys(config: Config) -> Iterable[tuple[str, ...]]:
+    """Yields where a configuration has one node or null."""
+    yield from (("model", "backbone"), ("task",))
+    yield from (("sampler", name) for name in ("select", "revise", "draft"))
+    for name in ("encoders", "connectors", "heads"):
+        yield from (("model", name, kind) for kind in getattr(config.model, name))
+    for stage in config.train.stages:
+        yield from (("train", "stages", stage, name) for name in ("objective", "eval"))
+    yield from (("eval", "data", name) for name in config.eval.data)
 
 
 def locate(target: Any, where: str = "", *, importing: bool = True) -> Callable[..., Any]:

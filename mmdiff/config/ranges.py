@@ -46,8 +46,13 @@ def in_range(value: float, marks: Iterable[Any] = ()) -> bool:
     return all(tests[type(mark)](bound) for mark, bound in _bounds(marks))
 
 
-def expected(kind: type, marks: Iterable[Any] = ()) -> str:
-    """Returns the range in words: `a whole number of at least 1`, `a number from 0 to 1`, `a finite number`."""
+def expected(kind: type, marks: Iterable[Any] = (), value: float = 0) -> str:
+    """Returns the range in words: `a whole number of at least 1`, `a number from 0 to 1`, `a finite number`.
+
+    value: what was given instead.
+    """
+    if isinstance(value, int) and not in_range(value):
+        return "a whole number of 64 bits"
     named = "a whole number" if kind is int else "a number"
     bounds = {type(mark): bound for mark, bound in _bounds(marks) if abs(bound) < 2**BITS}
     if {Ge, Le} <= bounds.keys():

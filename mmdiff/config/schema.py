@@ -31,7 +31,7 @@ def as_annotated(kind: Any, value: Any, key: str) -> Any:
     if origin is Annotated:
         made, marks = as_annotated(inner[0], value, key), inner[1:]
         if inner[0] in (int, float) and not in_range(made, marks):
-            raise ConfigError(f"{key}={value!r}: expected {expected(inner[0], marks)}")
+            raise ConfigError(f"{key}={value!r}: expected {expected(inner[0], marks, value)}")
         return made
     if is_dataclass(kind):
         hints = hints_of(kind)

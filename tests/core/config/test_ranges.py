@@ -71,6 +71,7 @@ def test_every_number_in_a_configuration_has_a_range() -> None:
         ("eval.limit=0", "eval.limit=0"),
         ("sampler.temperature=.inf", "sampler.temperature=inf"),
         ("sampler.suppress_ids=[-1]", "sampler.suppress_ids.0=-1"),
+        ("train.keep=99999999999999999999", "train.keep=99999999999999999999: expected a whole number of 64 bits"),
         ("train.clip=true", "train.clip: True is not a number"),
         ("train.keep=2.0", "train.keep: 2.0 is not a whole number"),
     ],

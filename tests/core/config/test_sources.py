@@ -44,6 +44,12 @@ def test_packaged_configurations_pass(name: str) -> None:
         ("train.stages.tune.objective.copies=.nan", "train.stages.tune.objective.copies=nan"),
         ("eval.data.overall.n=many", "eval.data.overall.n: 'many' is not a whole number"),
         ("eval.data.other={target: mmdiff.tasks.vqa.scenes.Scenes, n: 4}", 'Scenes needs "seed"'),
+        ("task=5", "task: 5 is not a node, expected {target: dotted.path, ...}"),
+        ("sampler.select=[1]", "sampler.select: [1] is not a node"),
+        ("model.heads.image=3", "model.heads.image: 3 is not a node"),
+        ("train.stages.tune.objective={copies: 2, target: null}", "train.stages.tune.objective.target: None is not"),
+        ("eval.data.x=5", "eval.data.x: 5 is not a node"),
+        ("task.metrics=[5]", "task.metrics.0: 5 is not a string"),
         ("task=VQA", "task.target: 'VQA' is not a dotted path"),
     ],
 )
@@ -71,5 +77,5 @@ def test_a_package_of_ones_own_is_read_and_not_imported(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "eval.data.overall.n=0: expected a whole number of at least 1" in done.stderr
-    assert 'own.Rows takes no such argument (known: n, path)' in done.stderr
+    assert "own.Rows takes no such argument (known: n, path)" in done.stderr
     assert signature_of("own.Rows") is None
