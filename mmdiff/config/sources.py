@@ -100,10 +100,10 @@ def _definition(file: Path, name: str, depth: int = 0) -> tuple[Path, ast.Functi
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
             return file, node
-    for node in ast.walk(tree):  # imports for a type checker are those of lazy packages
-        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
-            if (alias.asname or alias.name) == name and isinstance(node, ast.ImportFrom):
-                home = _imported(file, node)
+    for found in ast.walk(tree):  # imports for a type checker are those of lazy packages
+        for alias in found.names if isinstance(found, ast.ImportFrom) else ():
+            if (alias.asname or alias.name) == name and isinstance(found, ast.ImportFrom):
+                home = _imported(file, found)
                 return None if home is None else _definition(home, alias.name, depth + 1)
     return None
 
