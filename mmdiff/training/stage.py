@@ -32,7 +32,6 @@ from mmdiff.model.features import FeatureCache, fingerprint
 from mmdiff.protocols import Objective, Source, Task
 from mmdiff.runs.checkpoint import (
     Progress,
-    checkpoints_in,
     frozen_is_whole,
     remove_frozen,
     save_checkpoint,
@@ -40,6 +39,7 @@ from mmdiff.runs.checkpoint import (
 )
 from mmdiff.runs.folder import Run
 
+from .divergence import not_finite, refuse
 from .held_out import UNUSED, evaluate_bound
 from .meters import Meters
 from .optim import lr_factor
@@ -195,24 +195,10 @@ class Stage:
                 )
         return {kind: fingerprint(encoder) for kind, encoder in self.model.encoders.items()}
 
-    def _check_finite(self, ago: int | None, what: str = "the loss or its gradient") -> None:
-        """Raise ConfigError for training that has diverged. ago: how many steps ago it did, None: it did not."""
-        if ago is None:
-            return
-        saved = checkpoints_in(self.run.checkpoints)
-        kept = f"the last checkpoint, {saved[-1]}, is as it was" if saved else "nothing was saved yet"
-        raise ConfigError(
-            f"train.stages.{self.name}: {what} is not a finite number at step {self.progress.step - ago} (lr "
-            f"{self.stage.lr:g}); {kept}. Try a smaller lr, a longer warmup or a smaller train.clip, with another name="
-        )
-
-    def _check_weights(self) -> None:
-        """Raise ConfigError where a trained weight or a moment of AdamW is not finite: nothing could go on from it."""
-        for group in self.optimizer.param_groups:
-            for name, parameter in zip(group["names"], group["params"], strict=True):
-                for value in (parameter, *self.optimizer.state.get(parameter, {}).values()):
-                    if not bool(torch.as_tensor(value).isfinite().all()):
-                        self._check_finite(0, f"the weight {name}")
+    def _check_finite(self, ago: int | None) -> None:
+        """Raise ConfigError where a loss or gradient was not finite. ago: so many steps ago, None: it was."""
+        if ago is not None:
+            refuse("the loss or its gradient", self.name, self.stage.lr, self.progress.step - ago, self.run)
 
     def _evaluate(self) -> None:
         if not self.accelerator.is_main_process or self.task is None or self.held_out is None:
@@ -230,7 +216,8 @@ class Stage:
 
     def _save(self, last: bool) -> None:
         progress = self.progress
-        self._check_weights()
+        if (wrong := not_finite(self.optimizer)) is not None:
+            refuse(f"the weight {wrong}", self.name, self.stage.lr, progress.step, self.run)
         if last:
             progress.stages_done.append(self.name)
         if self.accelerator.scaler is not None:

@@ -158,14 +158,14 @@ def test_no_line_is_believed_that_is_not_whole(junk: str, tmp_path: Path) -> Non
         ({"sampler.stps": [1]}, [], r'sampler.stps: no such field \(did you mean "steps"\?\)'),
         ({"sampler.steps": [1, "many"]}, [], "sampler.steps: 'many' is not a whole number"),
         ({"sampler.steps": [1, 0]}, [], "sampler.steps=0: expected a whole number of at least 1"),
-        ({"sampler.threshold": [0.9, 1.5]}, [], "sampler.threshold=1.5: expected a probability"),
+        ({"sampler.threshold": [0.9, 1.5]}, [], "sampler.threshold=1.5: expected a number above 0 and up to 1"),
         ({"sampler.remasking": ["random", "randm"]}, [], 'sampler.remasking: .*did you mean "random"'),
         ({"sampler.select": [f"{RULES}.Quota", f"{RULES}.Quote"]}, [], 'no "Quote".*did you mean "Quota"'),
         ({"sampler.select.target": [f"{RULES}.Quota", f"{RULES}.Threshold"]}, [], 'Threshold needs "threshold"'),
         (
             {"sampler.draft.ratio": [0.5, 3.0]},
             ["sampler.draft=mmdiff.samplers.deliberation.MaskRandom"],
-            "3.0 is not a share",
+            "sampler.draft.ratio=3.0: expected a number above 0 and up to 1",
         ),
         ({"task.image": [True]}, ["task.imag=true"], "task.imag: toy.Where takes no such argument"),
         ({"eval.data.a.m": [3]}, [], "eval.data.a.m: toy.Corners takes no such argument"),
@@ -181,7 +181,7 @@ def test_nothing_is_evaluated_before_all_is_checked(
     evaluated: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if message != "3.0 is not a share":  # which only the rule itself knows
+    if "draft" not in message:  # which only the rule itself knows
         monkeypatch.setattr(module, "load", None)  # an 8B model takes a while
     with pytest.raises(ConfigError, match=message):
         sweep(run, axes, overrides)
