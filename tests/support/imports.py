@@ -10,9 +10,13 @@ import ast
 import re
 from collections.abc import Mapping
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from paths import ROOT
+
+from mmdiff.parts import is_part
 
 FOLDERS = ("mmdiff", "encoders", "tasks", "configs")
 HIDDEN = ("__init__.py", "conftest.py")  # every folder may have one
@@ -152,6 +156,17 @@ def shown(folder: Path) -> list[Path]:
     """The files and rooms that a reader of a folder sees."""
     rooms = (x for x in folder.iterdir() if x.is_dir() and any(x.rglob("*.py")))
     return [*rooms, *(x for x in folder.iterdir() if x.suffix in (".py", ".html") and x.name not in HIDDEN)]
+
+
+def declared() -> list[Any]:
+    """Every class and function of a module of ours that is decorated with `@part` or `@saveable`."""
+    found = []
+    for name, file in modules().items():
+        if "@part" in (text := file.read_text(encoding="utf-8")) or "@saveable" in text:
+            found += [
+                x for x in vars(import_module(name)).values() if callable(x) and is_part(x) and x.__module__ == name
+            ]
+    return found
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
 from annotated_types import Ge, Interval
-from declared import declared
+from imports import declared
 
 from mmdiff.config import check_nodes, load_config
 from mmdiff.config.nodes import build

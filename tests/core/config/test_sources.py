@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from declared import declared
+from imports import declared
 
 from mmdiff.commands.cli import main
 from mmdiff.config import check_nodes, load_config, packaged
