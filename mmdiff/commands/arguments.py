@@ -32,14 +32,9 @@ from cyclopts import App, CycloptsError, Parameter, UnknownOptionError, UnusedCl
 from cyclopts.validators import Number
 
 from mmdiff import __version__
-<<<<<<< HEAD
-from mmdiff.config import trusting
-from mmdiff.errors import UserError, nearest, shown
-=======
 from mmdiff.config import ranges, trusting
 from mmdiff.config.ranges import BITS, in_range
-from mmdiff.errors import UserError, nearest
->>>>>>> 624ef6e (Every number of a configuration has a range; arguments of parts are checked against their annotations)
+from mmdiff.errors import UserError, nearest, shown
 
 Output = tuple[Mapping[str, Any], str]
 """What a verb found: one JSON object, and text for people (see `mmdiff.commands.cli.table`)."""
