@@ -61,8 +61,7 @@ class VLA:
     key: whose statistics a policy acts by; needed where there are several. In training a row's `dataset` names it.
     state: "encoder" (media of kind `state`), "tokens" (`state_bins` ids of the reserved range `state`) or "none".
     cameras: pictures per row; 0: those that a row has are not used.
-    prompt: the text of a canvas before the actions, with its special tokens. All pictures are inserted at `<image>`,
-        the state at `<state>`.
+    prompt: text before the actions, with special tokens; pictures are put at `<image>`, the state at `<state>`.
     world: the simulator the policy is made for, `{name: metaworld, size: 64}`, see `mmdiff.tasks.vla.worlds.world`;
         `tasks` in it are those that it is evaluated on.
     execute: actions of a chunk that are executed before the next chunk, where a caller gives no number; None: all.
