@@ -16,7 +16,7 @@ from torch import Tensor
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.settings import GenerationConfig
-from mmdiff.errors import ConfigError
+from mmdiff.errors import ConfigError, DataError
 from mmdiff.protocols import Denoise
 
 from .constraints import allowed
@@ -89,6 +89,8 @@ def sample(
         queried_RL = predict_RL if rescore_RL is None else predict_RL | rescore_RL
         row_Q, position_Q = queried_RL.nonzero(as_tuple=True)
         logits_QV = denoise(out.ids_BL[row_R], queried_RL, row_R).float()
+        if not bool((logits_QV < torch.inf).all()):  # NaN, too; -inf is an id that may not stand there
+            raise DataError("the model's logits are not finite: its weights, or the numbers of a row, are too large")
         allow_QV = allow_KV[0] if len(allow_KV) == 1 else allow_KV[allow_BL[row_R[row_Q], position_Q]]
         logits_QV = logits_QV.masked_fill(~allow_QV, -torch.inf)
         row_P, position_P, logits_PV, rescored_RL = row_Q, position_Q, logits_QV, None

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mmdiff.tasks.vla.rollout import report as report_module
 from mmdiff.tasks.vla.rollout.report import Film, costs, rates_table, summary, write_vla_report
 from mmdiff.tasks.vla.rollout.rollout import Rollout
 from mmdiff.tasks.vla.rollout.success import rates
@@ -57,3 +58,14 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     assert page.count('src="data:image/png') == 3  # bars, curves, plot
     assert "0.75</span>" in page and "0.30–0.95" in page and '"3 of 4 episodes, 10 steps to success"' in page
     assert "1,200" in page and "AAAA" in page and "BBBB" in page
+
+
+def test_lines_break_at_the_width_of_a_phone(tmp_path: Path) -> None:
+    """No rule of the style keeps a paragraph on one line or asks for two columns; tables scroll by themselves."""
+    root = Path(report_module.__file__).parents[3]
+    for file in (root / "mmdiff/evaluation").glob("*.html"):
+        assert not re.search(r"columns: \d+;", file.read_text()), file
+    for file in [*(root / "mmdiff/evaluation").glob("*.html"), Path(report_module.__file__).with_name("report.html")]:
+        style = file.read_text().partition("block style")[2].partition("{% endblock")[0]
+        for selectors, _ in re.findall(r"([^{}]+)\{([^{}]*white-space: (?:nowrap|pre)[^{}]*)\}", style):
+            assert all("td" in one.split() for one in selectors.split(",")), f"{file}: {selectors}"

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mmdiff.errors import ConfigError, DataError
+from mmdiff.session import Session
 
 pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
-from robots.policy_server import HTTP, PICTURE, STATE, StandIn, ask, numpy_json, served, until, wanted  # noqa: E402
+from robots.policy_server import HTTP, PICTURE, STATE, StandIn, ask, numpy_json, served, task, until, wanted  # noqa: E402
 
 from mmdiff.commands.cli import main  # noqa: E402
 from mmdiff.tasks.vla.serve.client import ActClient, encoded  # noqa: E402
@@ -228,3 +232,23 @@ def test_after_all_that_the_server_answers() -> None:
             client.close()
         until(lambda: ask(url).status_code == 200)
         assert HTTP.get(f"{url}/metrics").json()["failed"] == 0
+
+
+def test_weights_that_are_no_numbers_give_no_actions(real: Session) -> None:
+    """Of logits that are NaN an argmax would be a finite action."""
+    model = copy.deepcopy(real.model)
+    broken = replace(real, model=model, task=task(keys=("arm",)))
+    row = {"image": PICTURE, "instruction": "open the drawer", "state": np.float32(STATE)}
+    assert np.isfinite(broken.predict_many([row], first=3)[0]["prediction"]).all()
+    for state in ([np.nan, 0.0], [np.inf, 0.0]):
+        with pytest.raises(DataError, match="state: .0. is not finite"):
+            broken.predict_many([{**row, "state": np.float32(state)}])
+    for wrong in (float("nan"), float("inf")):
+        with torch.no_grad():
+            for parameter in model.connectors["image"].parameters():
+                parameter.fill_(wrong)
+        with pytest.raises(DataError, match="logits are not finite"):
+            broken.predict_many([row], first=3)
+        with served(broken) as url:
+            said = ask(url)
+            assert said.status_code == 422 and "logits are not finite" in said.json()["error"]
