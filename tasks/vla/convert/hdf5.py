@@ -23,10 +23,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmdiff.encoders.media.images import MAX_PIXELS
 from mmdiff.errors import ConfigError, DataError, nearest, require
+from mmdiff.tasks.vla.data.reading import check_regular
 
 from .options import ReadOptions
-from .source import Array, Recorded, Recording, decoded, natural, reading, recording, stripped
+from .source import Array, Recorded, Recording, check_unpacked, decoded, natural, reading, recording, stripped
 
 LAYOUTS = ("robomimic", "libero", "aloha")
 SUFFIXES = (".hdf5", ".h5")
@@ -35,12 +37,18 @@ STATE = {
     "libero": ("ee_states", "gripper_states"),
     "aloha": ("qpos",),
 }
+BLOCK_BYTES = 1 << 28
 BLOCK = 32  # frames read together: chunks of a compressed dataset span several
 
 
 def layout_of(path: Path) -> str:
     """The layout of a file. Raises DataError that names what was found, where it is none or two of them."""
-    file = _open(path)
+    with reading(str(path)):
+        return _layout_of(path)
+
+
+def _layout_of(path: Path) -> str:
+    file = _file(path)
     demos = _is_group(file, "data") and any(_is_group(demo) and "actions" in demo for demo in file["data"].values())
     single = "action" in file and _is_group(file, "observations")
     if demos and not single:
@@ -49,11 +57,9 @@ def layout_of(path: Path) -> str:
         return "aloha"
     found = ", ".join(sorted(file)) or "nothing"
     if demos:
-        raise DataError(
-            f"{path}: data/*/actions, and action with observations; give --layout robomimic, libero or aloha"
-        )
+        raise DataError("data/*/actions, and action with observations; give --layout robomimic, libero or aloha")
     raise DataError(
-        f"{path}: holds {found}; expected data/demo_0/actions (robomimic, libero) or action and observations (aloha)"
+        f"holds {found}; expected data/demo_0/actions (robomimic, libero) or action and observations (aloha)"
     )
 
 
@@ -75,11 +81,12 @@ def hdf5_episodes(path: Path, layout: str, options: ReadOptions) -> Iterator[Rec
         where = str(path)
         yield Recorded(where, partial(_aloha, path, options))
         return
-    file = _open(path)
-    if not _is_group(file, "data"):
-        raise DataError(f"{path}: no group data")
-    data = file["data"]
-    names = sorted(data, key=natural) if options.subset is None else _subset(file, options.subset, path)
+    with reading(str(path)):
+        file = _file(path)
+        if not _is_group(file, "data"):
+            raise DataError("no group data")
+        data = file["data"]
+        names = sorted(data, key=natural) if options.subset is None else _subset(file, options.subset, path)
     for name in names:
         where = f"{path} episode {name}"
         yield Recorded(where, partial(_demo, data, name, layout, options, path, where))
@@ -126,13 +133,26 @@ def _columns(group: Any, keys: Sequence[str], what: str) -> list[tuple[str, Arra
         if key not in group or _is_group(group[key]):
             known = [k for k in group if not _is_group(group[k]) and group[k].ndim <= 2]
             raise DataError(f"{what}: no dataset {key!r}{nearest(key, known)}")
+    for key in keys:
+        _check_dataset(group[key], f"{what} {key!r}")
     return [(key, group[key][()]) for key in keys]
+
+
+def _check_dataset(dataset: Any, what: str) -> None:
+    """Raise DataError for a dataset whose values are in other files, and for one that unpacks to very much."""
+    if dataset.external or dataset.is_virtual:
+        raise DataError(f"{what}: its values are in other files, which a file of a stranger may name at will")
+    check_unpacked(dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size(), what)
 
 
 def _reader(dataset: Any, camera: str) -> tuple[int, Callable[[int], Array]]:
     """Returns the number of pictures, and a reader of one: out of raw pixels, or of the bytes of a picture file."""
     if _is_group(dataset) or dataset.ndim == 0:
         raise DataError(f"camera {camera!r} is no dataset of frames")
+    if dataset.external or dataset.is_virtual:
+        _check_dataset(dataset, f"camera {camera!r}")
+    if _is_raw(dataset) and dataset.shape[1] * dataset.shape[2] > MAX_PIXELS:
+        raise DataError(f"camera {camera!r} has pictures of {dataset.shape[1:]}, expected {MAX_PIXELS} pixels at most")
     if _is_raw(dataset):
         return len(dataset), _Blocks(dataset)
     # Padding may stay: decoders stop at a picture's own end. (The rows of `compress_len` stand in the order of the
@@ -148,12 +168,13 @@ class _Blocks:
 
     def __init__(self, dataset: Any) -> None:
         self.dataset, self.start = dataset, -1
+        self.size = min(BLOCK, max(1, BLOCK_BYTES // max(1, 3 * dataset.shape[1] * dataset.shape[2])))
         self.block: Any = None
 
     def __call__(self, frame: int) -> Array:
-        start = frame - frame % BLOCK
+        start = frame - frame % self.size
         if start != self.start:
-            self.block, self.start = self.dataset[start : start + BLOCK], start
+            self.block, self.start = self.dataset[start : start + self.size], start
         image: Array = self.block[frame - start]
         return image
 
@@ -209,7 +230,18 @@ def _file(path: Path) -> Any:
 
     if not path.is_file():
         raise DataError("no such file")
-    return h5py.File(path, "r")
+    check_regular(path)
+    file = h5py.File(path, "r")
+    if found := file.visititems_links(_elsewhere):
+        raise DataError(f"{found}, which a file of a stranger may name at will")
+    return file
+
+
+def _elsewhere(name: str, link: Any) -> str | None:
+    """What stands in a file but leads into another one; a visit ends there."""
+    import h5py
+
+    return f"{name:.80} is a link into the file {link.filename!r:.80}" if isinstance(link, h5py.ExternalLink) else None
 
 
 def _is_group(item: Any, name: str | None = None) -> bool:
@@ -221,7 +253,7 @@ def _is_group(item: Any, name: str | None = None) -> bool:
 
 
 def _is_raw(item: Any) -> bool:
-    return not _is_group(item) and item.dtype == "uint8" and item.ndim == 4 and item.shape[3] == 3
+    return hasattr(item, "ndim") and item.dtype == "uint8" and item.ndim == 4 and item.shape[3] == 3
 
 
 def _bytes(value: Any) -> bytes:

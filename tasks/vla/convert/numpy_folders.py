@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from mmdiff.errors import DataError, nearest
+from mmdiff.tasks.vla.data.reading import check_regular
 
 from .options import ReadOptions
-from .source import Array, Recorded, Recording, decoded, natural, reading, recording
+from .source import Array, Recorded, Recording, check_unpacked, decoded, natural, picture_file, reading, recording
 
 ACTIONS = ("action", "actions")
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -76,6 +77,7 @@ def _folder(entry: Path) -> dict[str, Any]:
     for path in sorted(entry.iterdir(), key=lambda p: natural(p.name)):
         if path.suffix == ".npy":
             with reading(path.name):
+                check_regular(path)
                 part: Any = np.load(path, mmap_mode="r", allow_pickle=False)
         elif path.is_dir() and not path.name.startswith("."):
             files = [f for f in path.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith(".")]
@@ -91,7 +93,9 @@ def _folder(entry: Path) -> dict[str, Any]:
 
 
 def _archive(entry: Path) -> dict[str, Any]:
+    packed = check_regular(entry)
     with open(entry, "rb") as file, np.load(file, allow_pickle=False) as archive:  # numpy leaves a broken one open
+        check_unpacked(sum(info.file_size for info in archive.zip.infolist()), packed, entry.name)
         return {name: archive[name] for name in archive.files}
 
 
@@ -108,14 +112,15 @@ def _words(stored: Any, entry: Path) -> str | None:
         return words.decode("utf-8") if isinstance(words, bytes) else str(words)
     for path in (entry / "instruction.txt", entry.parent / "instruction.txt"):
         if path.is_file():
-            return path.read_text(encoding="utf-8")
+            check_regular(path, 1 << 20)
+            return path.read_text(encoding="utf-8-sig")
     return None
 
 
 def _reader(part: Any, camera: str) -> tuple[int, Callable[[int], Array]]:
     """Returns the number of pictures, and a reader of one: out of an array, or of a list of files."""
     if isinstance(part, list):
-        return len(part), lambda n: decoded(part[n].read_bytes())
+        return len(part), lambda n: decoded(picture_file(part[n]))
     if part.dtype != np.uint8 or part.ndim != 4 or part.shape[3] != 3:
         raise DataError(f"camera {camera!r} is {part.dtype} {part.shape}, expected uint8 (N, H, W, 3)")
     return len(part), lambda n: np.asarray(part[n])

@@ -31,7 +31,7 @@ from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.tasks.vla.data.reading import read_json
 
 from .options import ReadOptions
-from .source import Array, Recorded, Recording, broken, decoded, reading, recording, stripped
+from .source import Array, Recorded, Recording, broken, check_unpacked, decoded, reading, recording, stripped
 from .tfrecord import example, records
 
 INSTRUCTIONS = ("language_instruction", "observation/natural_language_instruction", "observation/language_instruction")
@@ -67,9 +67,12 @@ def rlds_episodes(folder: Path, options: ReadOptions) -> Iterator[Recorded]:
     if at is None:
         raise DataError(f"{folder}: no features.json, expected a folder that TFDS has written")
     options.fps_of(None, str(folder))
-    features = _features(at / "features.json")
-    keys = _chosen(features, options, str(folder))
-    for shard, count in _shards(at, options.split or "train"):
+    with reading(str(at / "features.json")):
+        features = _features(at / "features.json")
+        keys = _chosen(features, options, str(folder))
+    with reading(str(at / "dataset_info.json")):
+        shards = _shards(at, options.split or "train")
+    for shard, count in shards:
         number = -1
         for number, record in enumerate(records(shard)):
             where = f"{shard} episode {number}"
@@ -180,7 +183,15 @@ def _numbers(values: Sequence[Any], feature: Feature) -> Array:
     if not len(values):
         return np.zeros((0, *shape), dtype)
     if feature.encoding != "none":
-        unpack = zlib.decompress if feature.encoding == "zlib" else bytes
+        size = prod(shape) * dtype.itemsize
+
+        def unpack(value: bytes) -> bytes:
+            found = zlib.decompressobj().decompress(value, size + 1) if feature.encoding == "zlib" else bytes(value)
+            if len(found) != size:
+                raise DataError(f"a tensor of {len(found)} bytes or more, expected {size}")
+            return found
+
+        check_unpacked(size * len(values), sum(map(len, values)), "tensors")
         return np.stack([np.frombuffer(unpack(value), dtype).reshape(shape) for value in values])
     flat = np.array(values, dtype)
     if flat.size % max(prod(shape), 1):

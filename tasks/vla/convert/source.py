@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
@@ -18,11 +19,16 @@ import numpy as np
 
 from mmdiff.encoders.media.images import read_image
 from mmdiff.errors import DataError, located
+from mmdiff.tasks.vla.data.columns import PICTURE_BYTES
 from mmdiff.tasks.vla.data.episode import Episode, LazyFrames
+from mmdiff.tasks.vla.data.reading import PACKED, SMALL, check_regular
 
 from .options import ReadOptions
 
 Array = np.ndarray[Any, Any]
+DAMAGE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError)
+DAMAGE += (MemoryError, BadZipFile, zlib.error)  # type: ignore[assignment]
+"""What readers raise about a file that is damaged, or was made to harm."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,21 @@ def reading(where: str) -> Iterator[None]:
     with located(where):
         try:
             yield
-        except (OSError, RuntimeError, ValueError, EOFError, BadZipFile, zlib.error) as error:
-            why = " ".join(str(error).split()) or type(error).__name__
+        except DAMAGE as error:
+            why = " ".join(str(error).split())[:200] or type(error).__name__
             raise DataError(f"cannot be read ({why})") from None
+
+
+def check_unpacked(unpacked: int, packed: int, what: str) -> None:
+    """Raise DataError for data that unpack to very much more bytes than they take."""
+    if unpacked > SMALL + PACKED * packed:
+        raise DataError(f"{what}: {packed:,} bytes that unpack to {unpacked:,}, more than data of robots do")
+
+
+def picture_file(path: Path) -> bytes:
+    """Returns the bytes of a picture. Raises DataError for a device, a pipe, and a file that is far too large."""
+    check_regular(path, PICTURE_BYTES)
+    return path.read_bytes()
 
 
 def recording(

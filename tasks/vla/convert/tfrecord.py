@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.errors import DataError, require
+from mmdiff.tasks.vla.data.reading import check_regular
 
 
 def records(path: Path) -> Iterator[bytes | DataError]:
@@ -20,6 +21,11 @@ def records(path: Path) -> Iterator[bytes | DataError]:
 
     After a damaged length no record can be found, so the file ends there; after damaged data the next record follows.
     """
+    try:
+        size = check_regular(path)
+    except DataError as error:
+        yield error
+        return
     try:
         with open(path, "rb") as file:
             number = 0
@@ -32,7 +38,7 @@ def records(path: Path) -> Iterator[bytes | DataError]:
                 if masked_crc32c(head[:8]) != check:
                     yield DataError(f"{where}: damaged length, or no TFRecord file; nothing after it can be read")
                     return
-                body = file.read(length + 4)
+                body = file.read(min(length + 4, size))
                 if len(body) < length + 4:
                     yield DataError(f"{where}: the file is cut off")
                     return
