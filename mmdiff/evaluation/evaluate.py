@@ -13,19 +13,27 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from mmdiff.config import build, load_config
+<<<<<<< HEAD
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.typed import typed
 from mmdiff.data.stream import row_name
 from mmdiff.errors import ConfigError, located
 from mmdiff.files import without_nan, write_text
+=======
+from mmdiff.config.load import RUN_FILE
+from mmdiff.data.stream import row_name
+from mmdiff.errors import ConfigError, located
+from mmdiff.files import clear, lock, unlock, write_text
+>>>>>>> 30890a8 (Evaluations say when a run is not finished, take a checkpoint, and are written by one process)
 from mmdiff.protocols import Row, Source
-from mmdiff.runs.folder import Run
+from mmdiff.runs.folder import Run, standing
 from mmdiff.session import Session, load
 
 from .page import evenly
@@ -109,25 +117,63 @@ def _plain(value: Any) -> bool:
 def evaluate_run(folder: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Score a run on the sets its configuration names under `eval.data`; writes metrics.json, predictions, report.html.
 
+    folder: of a run, or of a checkpoint in one, whose files go to `evals/<checkpoint>` in the run. Where the run is not
+    finished, a line on stderr, the report and the result (`unfinished`) say so.
     overrides: as on the command line; `sampler.` and `task.` ones also change the predictions.
     """
-    config = load_config(str(folder), overrides)
+    home, run = _homes(Path(folder))
+    config = load_config(str(home), overrides)
     sets = {name: node for name, node in config.eval.data.items() if node}
     if not sets:
         raise ConfigError(f"{folder}: eval.data names no set of rows")
     sources = {name: build(node, where=f"eval.data.{name}") for name, node in sets.items()}
     session = load(folder, *session_overrides(overrides))
-    results, shown = {}, {}
-    for name, rows in sources.items():
-        results[name], records = evaluate(
-            session, rows, name=name, batch_size=config.eval.batch_size, limit=config.eval.limit
-        )
-        write_predictions(Path(folder) / f"predictions-{name}.jsonl", records)
-        shown[name] = [(rows[r["row"]], r) for r in evenly(records, config.eval.examples)]
-    run = Run(Path(folder))
-    run.finish({"eval": results})
-    write_report(run, title=str(config.name), results=results, examples=shown)
-    return {"eval": results, "report": str(run.folder / "report.html")}
+    with alone(run.folder):
+        note = warned_of(home, session.folder) if home == run.folder else None
+        results, shown = {}, {}
+        for name, rows in sources.items():
+            size, limit = config.eval.batch_size, config.eval.limit
+            results[name], records = evaluate(session, rows, name=name, batch_size=size, limit=limit)
+            write_predictions(run.folder / f"predictions-{name}.jsonl", records)
+            shown[name] = [(rows[r["row"]], r) for r in evenly(records, config.eval.examples)]
+        found = {"eval": results, **({"unfinished": note} if note else {})}
+        run.finish(found)
+        title = str(config.name) if home == run.folder else f"{config.name}, {run.folder.name}"
+        write_report(run, title=title, results=results, examples=shown, notes=[note] if note else [])
+    return {**found, "report": str(run.folder / "report.html")}
+
+
+def _homes(folder: Path) -> tuple[Path, Run]:
+    """Returns the folder of the run that a run or a checkpoint belongs to, and where its evaluation is written."""
+    home = folder.parent.parent
+    if folder.parent.name == "checkpoints" and (folder / "trainer.json").is_file() and (home / RUN_FILE).is_file():
+        return home, Run(home / "evals" / folder.name)
+    return folder, Run(folder)
+
+
+def warned_of(folder: Path, model: Path) -> str | None:
+    """Print in one line where a run is not finished; returns the line."""
+    note = standing(folder, model)
+    if note:
+        print(f"warning: {note}", file=sys.stderr, flush=True)
+    return note
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within it, no other process writes an evaluation to a folder. Raises ConfigError where one does."""
+    place = folder.resolve()  # `.` has no name that the lock's could be made of
+    place.parent.mkdir(parents=True, exist_ok=True)
+    held = lock(place.with_name(f".{place.name}.eval.lock"), f"{folder}: another process is writing its evaluation")
+    try:
+        place.mkdir(exist_ok=True)
+        clear(place)
+        yield
+    finally:
+        unlock(held)
+        for empty in (place, place.parent):  # nothing was written
+            with suppress(OSError):
+                empty.rmdir()
 
 
 def session_overrides(overrides: Sequence[str]) -> list[str]:

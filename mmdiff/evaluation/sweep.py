@@ -24,14 +24,18 @@ from tqdm import tqdm
 from mmdiff.config import build, check_nodes, flatten, load_config, parsed, task_and_sampler
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.errors import ConfigError, nearest
+<<<<<<< HEAD
 from mmdiff.files import without_nan, write_text
+=======
+from mmdiff.files import SUMS, digest, write_text
+>>>>>>> 30890a8 (Evaluations say when a run is not finished, take a checkpoint, and are written by one process)
 from mmdiff.model.saving import read_config
 from mmdiff.protocols import Source
 from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.rules.rules import build_rule, rules_of
 from mmdiff.session import Session, find_model, load
 
-from .evaluate import evaluate, session_overrides
+from .evaluate import alone, evaluate, session_overrides, warned_of
 from .sweep_report import names, write_page, write_plot, write_table
 
 PARTS = ("sampler", "task", "eval")  # what cells may differ in: the model is loaded once
@@ -77,12 +81,26 @@ def sweep(
     _check(axes, overrides)
     target = Path(folder) / "sweeps" / _name(name, axes)
     points = [point for cell in _grid(axes) for point in _points(Path(folder), cell, overrides)]
+    with alone(target):
+        return _fill(folder, target, points, axes, overrides, metric, fresh)
+
+
+def _fill(
+    folder: str | Path,
+    target: Path,
+    points: Sequence[Point],
+    axes: Axes,
+    overrides: Sequence[str],
+    metric: str | None,
+    fresh: bool,
+) -> dict[str, Any]:
+    """Evaluate the points that are not there, and write the files of a sweep."""
+    note = warned_of(Path(folder), find_model(Path(folder)))
     file = target / "cells.jsonl"
     known = {} if fresh else read_cells(file)
     missing = [point for point in points if _key(point.settings) not in known]
     if missing:
         jobs = _prepare(load(folder, *session_overrides(overrides)), missing)
-        target.mkdir(parents=True, exist_ok=True)
         with tqdm(total=len(jobs), desc="sweep", file=sys.stderr, leave=False) as bar:
             for _, cell in itertools.groupby(jobs, key=lambda job: job[0].cell):
                 for point, session, rows in cell:
@@ -98,7 +116,8 @@ def sweep(
     write_table(target / "table.csv", axes, cells)
     write_plot(target / "sweep.png", axes, cells, metric)
     write_page(target, axes, cells, title=f"{folder}: {target.name}", overrides=overrides)
-    out = {"folder": str(target), "report": str(target / "sweep.html"), "metric": metric}
+    out: dict[str, Any] = {"folder": str(target), "report": str(target / "sweep.html"), "metric": metric}
+    out |= {"unfinished": note} if note else {}
     return {**out, "evaluated": len(missing), "cells": cells}
 
 
@@ -176,6 +195,8 @@ def _points(folder: Path, cell: Cell, overrides: Sequence[str]) -> list[Point]:
     if not sets:
         raise ConfigError(f"{folder}: eval.data names no set of rows")
     common = {"model": str(model.relative_to(folder)), "task": task, "sampler": asdict(sampler)}
+    if (sums := model / SUMS).is_file():  # another model may come under the name: a longer training of the run
+        common["sha256"] = digest(sums)
     common |= {"limit": config.eval.limit, "batch_size": config.eval.batch_size}
     return [Point(cell, {"set": name, "rows": node, **common}) for name, node in sets.items()]
 

@@ -25,7 +25,7 @@ from mmdiff.errors import ConfigError
 from mmdiff.files import clear, lock, named, read_json, unlock, without_nan, write_sums, write_text
 
 from .changes import changed
-from .checkpoint import checkpoints_in, samples_of_steps
+from .checkpoint import checkpoints_in, read_progress, samples_of_steps
 
 RUNS = Path("runs")
 LONGEST = 200  # bytes of a run's name: most file systems take 255, and other names are made of it
@@ -128,6 +128,24 @@ def open_run(config: Config, *, fresh: bool = False, world: int = 1) -> Run:
         run.close()
         raise
     return run
+
+
+def standing(folder: Path, model: Path) -> str | None:
+    """Returns in one line that the model found in a run's folder is not that of a finished run; None where it is."""
+    run = Run(folder)
+    checkpoints = checkpoints_in(run.checkpoints)
+    if not checkpoints or model not in (run.model, checkpoints[-1]):
+        return None
+    try:
+        progress = read_progress(checkpoints[-1])
+    except ConfigError:  # damaged: whoever loads it says so
+        return None
+    if model == checkpoints[-1]:
+        return f"{folder} is not finished: this is its checkpoint at step {progress.step}, in stage {progress.stage}"
+    done = (run.result or {}).get("steps")
+    if isinstance(done, int) and done < progress.step:
+        return f"{folder} is training on: this is its model of {done} steps, the newest checkpoint has {progress.step}"
+    return None
 
 
 def run_name(config: Config) -> str:
