@@ -162,16 +162,16 @@ def warned_of(folder: Path, model: Path) -> str | None:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Within it, no other process writes an evaluation to a folder. Raises ConfigError where one does."""
-    place = folder.resolve()  # `.` has no name that the lock's could be made of
-    place.parent.mkdir(parents=True, exist_ok=True)
-    held = lock(place.with_name(f".{place.name}.eval.lock"), f"{folder}: another process is writing its evaluation")
+    real = folder.resolve()  # `.` has no name that the lock's could be made of
+    real.parent.mkdir(parents=True, exist_ok=True)
+    held = lock(real.with_name(f".{real.name}.eval.lock"), f"{folder}: another process is writing its evaluation")
     try:
-        place.mkdir(exist_ok=True)
-        clear(place)
+        real.mkdir(exist_ok=True)
+        clear(real)
         yield
     finally:
         unlock(held)
-        for empty in (place, place.parent):  # nothing was written
+        for empty in (real, real.parent):  # nothing was written
             with suppress(OSError):
                 empty.rmdir()
 
