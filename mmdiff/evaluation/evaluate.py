@@ -20,18 +20,12 @@ from typing import Any
 from tqdm import tqdm
 
 from mmdiff.config import build, load_config
-<<<<<<< HEAD
+from mmdiff.config.load import RUN_FILE
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.typed import typed
 from mmdiff.data.stream import row_name
 from mmdiff.errors import ConfigError, located
-from mmdiff.files import without_nan, write_text
-=======
-from mmdiff.config.load import RUN_FILE
-from mmdiff.data.stream import row_name
-from mmdiff.errors import ConfigError, located
-from mmdiff.files import clear, lock, unlock, write_text
->>>>>>> 30890a8 (Evaluations say when a run is not finished, take a checkpoint, and are written by one process)
+from mmdiff.files import clear, lock, unlock, without_nan, write_text
 from mmdiff.protocols import Row, Source
 from mmdiff.runs.folder import Run, standing
 from mmdiff.session import Session, load

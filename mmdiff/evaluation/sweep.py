@@ -24,11 +24,7 @@ from tqdm import tqdm
 from mmdiff.config import build, check_nodes, flatten, load_config, parsed, task_and_sampler
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.errors import ConfigError, nearest
-<<<<<<< HEAD
-from mmdiff.files import without_nan, write_text
-=======
-from mmdiff.files import SUMS, digest, write_text
->>>>>>> 30890a8 (Evaluations say when a run is not finished, take a checkpoint, and are written by one process)
+from mmdiff.files import SUMS, digest, without_nan, write_text
 from mmdiff.model.saving import read_config
 from mmdiff.protocols import Source
 from mmdiff.samplers.options import generation_config
