@@ -85,7 +85,7 @@ def backbone_from_folder(
     if raw.get("quantization_config") is not None:
         raise ConfigError(f"{folder / 'config.json'}: quantization_config: expected plain floats")
     config = own.config(own.settle(raw, tensor_names(folder)) if weights else raw, options)
-    tokenizer = _tokenizer(folder, own) if tokenizer is None else tokenizer
+    tokenizer = tokenizer_of(folder, own) if tokenizer is None else tokenizer
     facts = own.facts(raw, config, tokenizer)
     reserve = raw.get("reserve") if reserve is None else reserve
     grows = weights and own.GROWS and len(tokenizer) + reserved_ids(reserve) > config.vocab_size
@@ -270,7 +270,8 @@ def _check_ids(facts: Facts, rows: int, length: int) -> None:
             raise ConfigError(f"{name} {value}: is the mask id too, which diffusion never commits")
 
 
-def _tokenizer(folder: Path, own: Family) -> Any:
+def tokenizer_of(folder: Path, own: Family) -> Any:
+    """Returns the tokenizer that a folder holds. Raises ConfigError."""
     from transformers import AutoTokenizer, PreTrainedConfig
 
     if (found := own.folder_tokenizer(folder)) is not None:

@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from mmdiff.backbones.family import find_family
+from mmdiff.backbones.load import tokenizer_of
+from mmdiff.backbones.weights import read_json
 from mmdiff.config import build
 from mmdiff.config.load import check_weights
 from mmdiff.config.settings import ModelConfig
@@ -62,6 +65,12 @@ def parts_of(folder: Path, prefix_causal: bool | None = None) -> ModelConfig:
         name: {k: {key: v for key, v in node.items() if key not in given} for k, node in saved[name].items()}
         for name in PARTS
     }
-    backbone = {"target": "mmdiff.backbones.load_backbone", "path": str(folder / "backbone"), **saved["backbone"]}
+    own = find_family(str(read_json(folder / "backbone" / "config.json").get("model_type")))
+    backbone = {
+        "target": "mmdiff.backbones.load_backbone",
+        "path": str(folder / "backbone"),
+        "tokenizer": tokenizer_of(folder / "backbone", own),  # its words are those of the user's rows
+        **saved["backbone"],
+    }
     causal = saved.get("prefix_causal") is True if prefix_causal is None else prefix_causal
     return ModelConfig(backbone=backbone, prefix_causal=causal, **parts)
