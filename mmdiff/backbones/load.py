@@ -271,7 +271,6 @@ def _check_ids(facts: Facts, rows: int, length: int) -> None:
 
 
 def tokenizer_of(folder: Path, own: Family) -> Any:
-    """Returns the tokenizer that a folder holds. Raises ConfigError."""
     from transformers import AutoTokenizer, PreTrainedConfig
 
     if (found := own.folder_tokenizer(folder)) is not None:

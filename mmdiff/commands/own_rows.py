@@ -76,7 +76,8 @@ def with_own_rows(config: Config, progress: Callable[[str], None]) -> Config:
     """Returns the configuration with nodes of rows that can be read here and now.
 
     A source whose file is there is opened, with a limit of a few rows, and read as in the real run. Training takes them
-    where the tokenizer is that of the real run; else, and where no file is there, the toy twin is made later. Raises what the source raises. progress: is called with a line for each file.
+    where the tokenizer is that of the real run; else, and where no file is there, the toy twin is made later. Raises
+    what the source raises. progress: is called with a line for each file.
     """
     words = words_of(config)
     backbone = config.model.backbone
