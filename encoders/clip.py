@@ -151,6 +151,11 @@ def _create(config: Mapping[str, Any], side: int) -> Any:
     import open_clip
 
     vision = {**config["vision_cfg"], "image_size": side, "timm_model_pretrained": False}
+    if (trunk := vision.get("timm_model_name")) is not None:
+        import timm
+
+        if not (isinstance(trunk, str) and timm.is_model(trunk)):  # `hf-hub:` names would be downloaded
+            raise ConfigError(f"config: timm_model_name: timm has no model {trunk!r}")
     if isinstance(vision.get("layers"), list):
         raise ConfigError("config: open_clip's ResNets cannot be cut at a layer, use mmdiff.encoders.vit.TimmViT")
     try:

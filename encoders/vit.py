@@ -21,6 +21,9 @@ from mmdiff.model.pretrained import fill, read_tensors, tensor_files, tensor_nam
 from .media.images import ImageSpec, Interpolation, ResizeMode, read_item
 from .media.towers import feature_map, prune
 
+OUTSIDE = ("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit")
+"""Arguments of `timm.create_model` that are not of an architecture."""
+
 
 @saveable
 class TimmViT(nn.Module):
@@ -121,6 +124,9 @@ def _create(name: str, config: Mapping[str, Any]) -> Any:
 
     if not timm.is_model(name):  # which also refuses `hf-hub:` names
         raise ConfigError(f"name: timm has no model {name!r}{nearest(name, timm.list_models())}")
+    for key in config:
+        if key in OUTSIDE or str(key).startswith("pretrained"):  # timm would read a file, which may be pickled
+            raise ConfigError(f"config: {key}: weights come from `weights` alone, which takes safetensors")
     try:
         tower = timm.create_model(name, pretrained=False, **{"num_classes": 0, **config})
     except (TypeError, AssertionError) as error:

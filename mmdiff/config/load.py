@@ -123,7 +123,7 @@ def _read(name: str, folder: Path, readers: tuple[str, ...], *, own: bool) -> tu
 
     folder: where relative paths start. own: whether the file that names this one is this user's.
     """
-    shipped = False
+    shipped = in_run = False
     if name.endswith(".yaml"):
         path = folder / name
         stem = path.stem
@@ -132,7 +132,7 @@ def _read(name: str, folder: Path, readers: tuple[str, ...], *, own: bool) -> tu
         stem, shipped = name, True
     elif (folder / name / RUN_FILE).exists():
         path = folder / name / RUN_FILE
-        stem = (folder / name).resolve().name
+        stem, in_run = (folder / name).resolve().name, True
     else:
         where = f"{readers[-1]}: base: " if readers else ""
         raise ConfigError(f'{where}no configuration, .yaml file or run folder "{name}"{nearest(name, packaged())}')
@@ -152,7 +152,7 @@ def _read(name: str, folder: Path, readers: tuple[str, ...], *, own: bool) -> tu
         raise ConfigError(f"{path}: holds a {type(tree).__name__}, expected a mapping")
     tree = renewed(_expanded(tree))
     if not shipped:
-        in_run = path.name == RUN_FILE and any((path.parent / sign).exists() for sign in RUN_SIGNS)
+        in_run = in_run or (path.name == RUN_FILE and any((path.parent / sign).exists() for sign in RUN_SIGNS))
         own = trusted(path) if in_run else own
         if in_run and isinstance(model := tree.get("model"), dict) and model.get("weights"):
             tree["model"] = {name: value for name, value in model.items() if name not in PARTS}  # of 0.1: never built

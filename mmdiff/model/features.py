@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import sys
 import zlib
@@ -30,6 +31,7 @@ from . import MMDiff
 
 COLUMNS = {"key": "BLOB PRIMARY KEY", "shape": "TEXT", "dtype": "TEXT", "data": "BLOB", "crc": "INTEGER"}
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")}
+NO_DAMAGE = tuple(f"SQLITE_{name}" for name in ("BUSY", "LOCKED", "FULL", "IOERR", "CANTOPEN", "PERM", "NOMEM"))
 MEMORY = 512 << 20  # bytes of features kept in memory as well
 
 
@@ -109,7 +111,8 @@ class FeatureCache:
 
     def _renew(self, error: sqlite3.DatabaseError) -> None:
         """Begin with an empty file in the place of a damaged one. A lock or a full disk is no damage, and is raised."""
-        if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
+        readonly = error.sqlite_errorname.startswith("SQLITE_READONLY") and not os.access(self._file, os.W_OK)
+        if readonly or error.sqlite_errorname.startswith(NO_DAMAGE):
             raise error
         _warn(f"{self._file}: is damaged ({error}), its features are computed again")
         for end in ("", "-wal", "-shm"):

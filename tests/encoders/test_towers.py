@@ -284,3 +284,11 @@ def test_bad_arguments(kind: Any, arguments: dict[str, Any], message: str) -> No
     with pytest.raises(ConfigError, match=message) as caught:
         kind(**arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"])
+def test_timm_reads_no_file_of_its_own(key: str, tmp_path: Path) -> None:
+    """A saved folder may hold any `config`: one that has timm load a pickled file is refused before timm sees it."""
+    torch.save({"state_dict": {}}, tmp_path / "evil.pth")
+    with pytest.raises(ConfigError, match=f"config: {key}: weights come from `weights` alone"):
+        TimmViT("vit_tiny_patch16_224", config={"depth": 1, key: str(tmp_path / "evil.pth")})

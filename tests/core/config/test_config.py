@@ -13,6 +13,7 @@ from paths import ROOT
 from mmdiff.config import build, check_nodes, load_config, locate, packaged, to_yaml
 from mmdiff.config.settings import Config, ModelConfig
 from mmdiff.errors import ConfigError, MissingExtra
+from mmdiff.files import write_sums
 
 HERE = __name__  # the parts below are named by dotted path, as a configuration would name them
 
@@ -137,6 +138,7 @@ def test_a_circle_of_bases_is_refused(tmp_path: Path) -> None:
 def test_a_run_folder_is_read_from_its_resolved_file(base: str, tmp_path: Path) -> None:
     config = load_config(base, ["train.seed=11"])
     write(tmp_path / "runs" / "mine", "config", to_yaml(config))
+    write_sums(tmp_path / "runs" / "mine", ["config.yaml"])  # this user's own
     assert load_config(str(tmp_path / "runs" / "mine")) == config
 
 

@@ -179,6 +179,16 @@ def test_no_command_calls_what_a_run_of_a_stranger_names(
     assert not called and not Path("imported").exists()
 
 
+def test_a_folder_with_a_configuration_alone_is_no_own_one(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever names a folder takes what lies in it, and did not write it."""
+    Path("bare").mkdir()
+    Path("bare/config.yaml").write_text(yaml.safe_dump(BAD["backbone"]))
+    for verb in ("check", "train", "config"):
+        assert cli.main([verb, "bare"]) == 2
+        assert "is not made to be part" in capsys.readouterr().err
+    assert not called
+
+
 @pytest.mark.parametrize("bad", ["rows", "rows by name", "module"])
 def test_a_base_in_a_run_is_a_stranger_s_too(run: Path, bad: str) -> None:
     (run / "other.yaml").write_text(yaml.safe_dump(BAD[bad]))
