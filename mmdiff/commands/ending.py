@@ -66,8 +66,8 @@ class Signals:
         return 128 + (self.received or signal.SIGINT)
 
     def say(self) -> None:
-        """Print the one line about the signal."""
-        if not self.said and speaks():
+        """Print the one line about the signal. Under torchrun, where all processes get it, the first one prints."""
+        if not self.said and os.environ.get("RANK", "0") == "0":
             log(f"mmdiff: {WORDS[self.received or signal.SIGINT]}")
         self.said = True
 
