@@ -26,7 +26,7 @@ from mmdiff.config.schema import as_annotated
 from mmdiff.config.settings import Config, StageConfig, TrainConfig
 from mmdiff.data.stream import Batches, Component, Stream, samples_of
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, UserError, nearest
+from mmdiff.errors import ConfigError, DataError, UserError, nearest
 from mmdiff.model import MMDiff
 from mmdiff.model.features import FeatureCache, fingerprint
 from mmdiff.protocols import Objective, Source, Task
@@ -286,5 +286,10 @@ def one_line_errors(loader: DataLoader[Batch]) -> Iterator[Batch]:
     try:
         yield from loader
     except UserError as error:
-        last = str(error).strip().splitlines()[-1]
-        raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")) from None
+        kind = f"{type(error).__module__}.{type(error).__qualname__}: "
+        raise type(error)(str(error).strip().rpartition(kind)[2]) from None
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        cause = " ".join(str(error).split())[:200]
+        raise DataError(f"a data process ended ({cause}); memory may be short, fewer train.workers take less") from None
