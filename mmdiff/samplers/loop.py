@@ -24,7 +24,7 @@ from .guidance import guided
 from .noise import StepNoise
 from .options import generation_config
 from .result import Generation
-from .rules.propose import check_numbers, confidence, propose
+from .rules.propose import confidence, propose
 from .rules.rules import Rules, rules_of
 from .rules.state import Committed, Proposal, State
 from .stopping import spans, stop
@@ -106,7 +106,6 @@ def sample(
         late_P = torch.isin(ids_P, late_ids_X)
         logits_PV.index_fill_(1, late_ids_X, -torch.inf)
         confidence_P = confidence(logits_PV, ids_P).masked_fill(late_P, 0.0)
-        check_numbers(confidence_P, row_R[row_P], position_P)
         proposal = Proposal(row_P, position_P, ids_P, confidence_P, quota_R, noise, state)
         score_P = rules.score(logits_PV, proposal).masked_fill(late_P, -torch.inf)
         commit_P = rules.select(score_P, proposal)

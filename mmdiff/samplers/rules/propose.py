@@ -10,7 +10,7 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from mmdiff.errors import ConfigError
+from mmdiff.errors import DataError
 from mmdiff.samplers.noise import StepNoise
 
 
@@ -38,11 +38,11 @@ def confidence(logits_PV: Tensor, ids_P: Tensor) -> Tensor:
 
 
 def check_numbers(confidence_P: Tensor, row_P: Tensor, position_P: Tensor) -> None:
-    """Raise ConfigError where a confidence is NaN: logits that are no numbers would still have a largest one."""
+    """Raise DataError where a confidence is NaN: logits that are no numbers would still have a largest one."""
     wrong_P = confidence_P.isnan()
     if bool(wrong_P.any()):
         row, position = int(row_P[wrong_P][0]), int(position_P[wrong_P][0])
-        raise ConfigError(
+        raise DataError(
             f"the model's logits are not numbers (NaN) in row {row}, position {position}: its weights have diverged, "
             "or the row's media hold numbers that are not finite"
         )

@@ -19,7 +19,7 @@ from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError
+from mmdiff.errors import ConfigError, DataError
 from mmdiff.files import without_nan
 from mmdiff.model.likelihood import bound
 from mmdiff.objectives.denoise import Denoise, NoisedBatch
@@ -88,7 +88,7 @@ def test_a_model_of_nan_answers_nothing() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.nan)
-    with pytest.raises(ConfigError, match="logits are not numbers"):
+    with pytest.raises(DataError, match="logits are not finite"):
         model.generate(batch)
     with pytest.raises(ConfigError, match="likelihood of row 0 is not a number"):
         bound(model, collate([where.sample(row, model.vocab) for row in rows], model.vocab))
@@ -109,10 +109,10 @@ def test_logits_of_nan_are_refused_wherever_they_come() -> None:
         logits_PV[-1] = math.nan
         return logits_PV
 
-    with pytest.raises(ConfigError, match=r"NaN\) in row 1, position 2"):
+    with pytest.raises(DataError, match="logits are not finite"):
         sample(wrong, batch, VOCAB, GenerationConfig())
     draft = {"target": "mmdiff.samplers.deliberation.MaskLeastConfident"}
-    with pytest.raises(ConfigError, match=r"NaN\) in row 1, position 3"):
+    with pytest.raises(DataError, match=r"NaN\) in row 1, position 3"):
         rewrite(wrong, batch, VOCAB, GenerationConfig(draft=draft))
 
 
