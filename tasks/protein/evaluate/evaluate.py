@@ -25,6 +25,7 @@ from mmdiff.tasks.protein.design.generate import Record, generate
 from mmdiff.tasks.protein.residues import CANONICAL, OPEN
 
 from .alignment_score import floor
+from .intervals import of_sequences, of_share, of_shares
 from .mask_filling import RATES, baselines, batches, mask_filling, sequences
 from .metrics import composition, composition_report, conserved, validity
 from .novelty import diversity, novelty
@@ -126,6 +127,7 @@ def evaluate_model(
         "natural_diversity": diversity(natural, aligned=aligned, seed=seed),
         **{name: {key: of[key] for key in ("mean", "median", "max", "exact", "method")} for name, of in known.items()},
     }
+    out["generation"]["intervals"] = _intervals(out["generation"], known, len(natural))
     if aligned:
         out["generation"]["conserved"] = conserved(generated, natural)
         motif = _consensus(out["generation"]["conserved"], len(test[0])) if motif is None else motif
@@ -136,6 +138,19 @@ def evaluate_model(
     if file is not None:
         write_text(file.with_name("metrics.json"), json.dumps(without_nan(out), indent=2) + "\n")
         page(file, out, made, around, natural, known, title=title, curve=_curve(session))
+    return out
+
+
+def _intervals(of: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], natural: int) -> dict[str, Any]:
+    """95 % intervals of shares and identities, by what they are of."""
+    out: dict[str, Any] = {
+        "validity": of_shares(of["validity"], of["n"]),
+        "natural_validity": of_shares(of["natural_validity"], natural),
+    }
+    for name, found in known.items():
+        values = found["identity"]
+        figures = {"mean": of_sequences(values), "median": of_sequences(values, lambda drawn: float(np.median(drawn)))}
+        out[name] = {**figures, "exact": of_share(found["exact"], len(values))}
     return out
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from mmdiff.tasks.protein.data.alignments import LETTERS, Profile, aligned_codes
 from mmdiff.tasks.protein.residues import CANONICAL, GAP, OPEN, Residues, codes
 
 from .alignment_score import alignment_scores
+from .intervals import Drawn, of_sequences
 from .metrics import Array, Counts, classification, confusion, one_hot
 
 RATES = (0.05, 0.15, 0.3, 0.5, 0.7, 0.9)
@@ -54,22 +56,29 @@ class Tally:
     nll_K: Array = field(default_factory=lambda: np.zeros(len(LETTERS)))  # sums, by true letter
     of_sequences: list[tuple[int, int]] = field(default_factory=list)  # right and hidden residues
     scores: list[float] = field(default_factory=list)  # of alignments
+    drawn: Drawn | None = None  # for intervals; None: without
 
-    def add(self, true_P: Codes, predicted_P: Codes, nll_P: Array | None = None) -> None:
+    def add(self, number: int, true_P: Codes, predicted_P: Codes, nll_P: Array | None = None) -> None:
         """The hidden positions of one sequence."""
-        self.counts_KK += confusion(true_P, predicted_P, len(LETTERS))
+        counts_KK = confusion(true_P, predicted_P, len(LETTERS))
+        self.counts_KK += counts_KK
+        nll_K = np.zeros(len(LETTERS))
         if nll_P is not None:
+            np.add.at(nll_K, true_P, nll_P)
             np.add.at(self.nll_K, true_P, nll_P)
+        if self.drawn is not None:
+            self.drawn.add(number, counts_KK, nll_K)
         residue_P = true_P < len(CANONICAL)
         self.of_sequences.append((int((residue_P & (true_P == predicted_P)).sum()), int(residue_P.sum())))
 
-    def figures(self, *, nll: bool = True, columns: bool = False) -> dict[str, float]:
+    def figures(self, *, nll: bool = True, columns: bool = False) -> dict[str, Any]:
         """`n` hidden residues, `accuracy` with its standard error (sequences are drawn, not residues), `f1`, `mcc`,
-        `nll` (nats per hidden residue); with `columns`, `column_n`, `column_accuracy`, `column_nll`, gaps counted."""
+        `nll` (nats per hidden residue); with `columns`, `column_n`, `column_accuracy`, `column_nll`, gaps counted.
+        `intervals`: of each [low, high] where 95 % lie when the sequences are drawn again."""
         residues_KK = self.counts_KK.copy()
         residues_KK[len(CANONICAL) :] = 0
         n = int(residues_KK.sum())
-        out: dict[str, float] = {"n": n, **classification(residues_KK), "accuracy_se": self._standard_error()}
+        out: dict[str, Any] = {"n": n, **classification(residues_KK), "accuracy_se": self._standard_error()}
         every = int(self.counts_KK.sum())
         if nll:
             out["nll"] = float(self.nll_K[: len(CANONICAL)].sum() / n) if n else float("nan")
@@ -79,6 +88,10 @@ class Tally:
                 out["column_nll"] = float(self.nll_K.sum() / every) if every else float("nan")
         if self.scores:
             out["alignment_score"] = float(np.mean(self.scores))
+        if self.drawn is not None:
+            out["intervals"] = self.drawn.intervals(nll=nll, columns=columns)
+            if self.scores:
+                out["alignment_score_interval"] = of_sequences(sorted(self.scores))
         return out
 
     def _standard_error(self) -> float:
@@ -99,7 +112,7 @@ def mask_filling(
     tokens: int | None = None,
     aligned: bool = False,
     train: Sequence[str] | None = None,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Fill masks in at several rates: `{"0.15": figures, ...}`, see `Tally.figures`, with `alignment_score`,
     `alignment_floor`, `unigram_accuracy` and `unigram_nll`.
 
@@ -122,7 +135,7 @@ def mask_filling(
         raise ConfigError(f"aligned: the vocabulary has no id for the gap; expected one of {LETTERS}")
     letter_K = torch.tensor([residues.id_of[x] for x in letters], device=model.device)
     background_K = background(train if train is not None else sequences(rows), letters)
-    tallies, random, plain = ([Tally() for _ in rates] for _ in range(3))
+    tallies, random, plain = ([Tally(drawn=Drawn() if drawn else None) for _ in rates] for drawn in (True, False, True))
     with evaluating(model):
         for numbers, batch in batches(session, rows, tokens, session.task.prompt):  # its targets are whole sequences
             pairs = zip(batch.ids_BL, batch.target_BL, strict=True)
@@ -143,20 +156,23 @@ def mask_filling(
                 ):
                     true_P, predicted_P = code_N[mask_N], log_p.argmax(1).astype(np.int16)
                     at_P = np.arange(len(true_P))
-                    tallies[g].add(true_P, predicted_P, -log_p[at_P, true_P])
-                    plain[g].add(true_P, np.full_like(true_P, background_K.argmax()), -np.log(background_K[true_P]))
+                    tallies[g].add(number, true_P, predicted_P, -log_p[at_P, true_P])
+                    plain[g].add(
+                        number, true_P, np.full_like(true_P, background_K.argmax()), -np.log(background_K[true_P])
+                    )
                     drawn_N = _drawn(number, code_N, background_K, seed)
                     ways = ((tallies[g], predicted_P), (random[g], drawn_N[mask_N]))
                     for tally, filled_P in ways:
                         tally.scores += alignment_scores([_plain(text)], [_plain(filled(text, mask_N, filled_P))])
-    return {
-        f"{rate:g}": {
+    found = {}
+    for rate, tally, floor, unigram in zip(rates, tallies, random, plain, strict=True):
+        below = unigram.figures()
+        found[f"{rate:g}"] = {
             **tally.figures(columns=aligned),
             "alignment_floor": floor.figures()["alignment_score"],
-            **{f"unigram_{name}": unigram.figures()[name] for name in ("accuracy", "nll")},
+            **{f"unigram_{name}": below[name] for name in ("accuracy", "nll", "intervals")},
         }
-        for rate, tally, floor, unigram in zip(rates, tallies, random, plain, strict=True)
-    }
+    return found
 
 
 def sequences(rows: Sequence[Row]) -> list[str]:
@@ -226,7 +242,7 @@ def _drawn(record: int, code_N: Codes, background_K: Array, seed: int) -> Codes:
 
 def baselines(
     train: Sequence[str], test: Sequence[str], rates: Sequence[float] = RATES, *, seed: int = 0
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Of aligned sequences, on the positions that `mask_filling` hides: `{"unigram" | "profile" | "nearest": by rate}`.
 
     `unigram` knows the composition, `profile` that of each column (see `alignments.Profile`), and `nearest` copies the
@@ -239,19 +255,19 @@ def baselines(
         raise DataError(f"test: {code_BC.shape[1]} columns, expected {code_TC.shape[1]} as in train")
     single_K, profile_CK = background(train, LETTERS), Profile(train).probabilities
     rates = [*rates, *([1.0] if 1.0 not in rates else [])]
-    out: dict[str, dict[str, dict[str, float]]] = {"unigram": {}, "profile": {}, "nearest": {}}
+    out: dict[str, dict[str, dict[str, Any]]] = {"unigram": {}, "profile": {}, "nearest": {}}
     known_TK = one_hot(code_TC, len(LETTERS))
     for rate in rates:
         mask_BC = np.stack([hidden(i, len(row_C), rate, seed) & (row_C >= 0) for i, row_C in enumerate(code_BC)])
         nearest_B = (one_hot(np.where(mask_BC, -1, code_BC), len(LETTERS)) @ known_TK.T).argmax(1)
-        found = {name: Tally() for name in out}
-        for true_C, mask_C, t in zip(code_BC, mask_BC, nearest_B, strict=True):
+        found = {name: Tally(drawn=Drawn()) for name in out}
+        for i, (true_C, mask_C, t) in enumerate(zip(code_BC, mask_BC, nearest_B, strict=True)):
             true_P, by_position = true_C[mask_C], profile_CK[mask_C]
             at_P = np.arange(len(true_P))
-            found["unigram"].add(true_P, np.full_like(true_P, single_K.argmax()), -np.log(single_K[true_P]))
-            found["profile"].add(true_P, by_position.argmax(1).astype(np.int16), -np.log(by_position[at_P, true_P]))
+            found["unigram"].add(i, true_P, np.full_like(true_P, single_K.argmax()), -np.log(single_K[true_P]))
+            found["profile"].add(i, true_P, by_position.argmax(1).astype(np.int16), -np.log(by_position[at_P, true_P]))
             copied_P = code_TC[t][mask_C]
-            found["nearest"].add(true_P, np.where(copied_P < 0, len(CANONICAL), copied_P))  # X is no guess
+            found["nearest"].add(i, true_P, np.where(copied_P < 0, len(CANONICAL), copied_P))  # X is no guess
         for name, tally in found.items():
             if rate < 1 or name == "profile":
                 out[name][f"{rate:g}"] = tally.figures(nll=name != "nearest", columns=True)

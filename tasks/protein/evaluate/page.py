@@ -10,9 +10,10 @@ import numpy as np
 
 from mmdiff.tasks.protein.residues import OPEN
 
+from .intervals import of_mean, of_share
 from .metrics import ungapped
 from .plots import composition_plot, conserved_plot, identity_plot, kmer_plot, length_plot, mask_filling_plot
-from .report import Figure, GeneratedSequence, Table, tables_text, write_protein_report
+from .report import Figure, GeneratedSequence, Table, number, tables_text, write_protein_report
 
 PAGE_ONLY = ("f1", "mcc", "column_accuracy", "column_nll")  # tables that the text leaves out
 SHOWN = 24  # generated sequences of a page
@@ -67,7 +68,7 @@ def page(
     }
     unit = "column" if found["aligned"] else "residue"
     notes = [
-        f"{found['n']} held-out sequences, {of['n']} generated.",
+        f"{found['n']} held-out sequences, {of['n']} generated. In brackets: 95 % intervals.",
         f"Bound on -log p: {found['bound']['nats']:.4f} nats per {unit} (standard error "
         f"{found['bound']['nats_se']:.4f}). Two unrelated sequences of one composition have an alignment score of "
         f"{found['alignment_floor']:.3f}.",
@@ -92,12 +93,17 @@ def _facts(known: Mapping[str, Mapping[str, Any]]) -> Callable[[int], dict[str, 
     }
 
 
-def predictors(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+def predictors(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """Who guesses hidden residues -> rate -> figures: the model, and all baselines there are."""
     model = found["mask_filling"]
     below = found.get("baselines") or {
         "unigram": {
-            rate: {"accuracy": one["unigram_accuracy"], "nll": one["unigram_nll"]} for rate, one in model.items()
+            rate: {
+                "accuracy": one["unigram_accuracy"],
+                "nll": one["unigram_nll"],
+                "intervals": one.get("unigram_intervals", {}),
+            }
+            for rate, one in model.items()
         }
     }
     return {"model": dict(model)} | {
@@ -105,10 +111,21 @@ def predictors(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]
     }
 
 
-def by_rate(figures: Mapping[str, Mapping[str, Mapping[str, float]]], key: str) -> dict[str, dict[str, Figure]]:
+def within(figure: float, interval: Sequence[float] | None) -> Figure:
+    """A figure with its 95 % interval, as "0.3512 (0.33 to 0.37)"; without one the figure."""
+    if interval is None or not np.isfinite(interval).all():
+        return figure
+    return f"{number(figure)} ({interval[0]:.3g} to {interval[1]:.3g})"
+
+
+def by_rate(figures: Mapping[str, Mapping[str, Mapping[str, Any]]], key: str) -> dict[str, dict[str, Figure]]:
     """Who guesses -> share of hidden residues -> one figure; those who lack it are left out."""
     picked: dict[str, dict[str, Figure]] = {
-        name: {f"{100 * float(rate):g} %": one[key] for rate, one in rates.items() if key in one}
+        name: {
+            f"{100 * float(rate):g} %": within(one[key], one.get("intervals", {}).get(key, one.get(f"{key}_interval")))
+            for rate, one in rates.items()
+            if key in one
+        }
         for name, rates in figures.items()
     }
     return {name: cells for name, cells in picked.items() if cells}
@@ -126,17 +143,23 @@ def tables_of(found: Mapping[str, Any]) -> dict[str, Table]:
     sets = {"generated": "", "natural": "natural_"}
     both: dict[str, dict[str, Figure]] = {}
     for name, prefix in sets.items():
-        figures = {f"{key}, share": value for key, value in of[f"{prefix}validity"].items()}
+        ranges = of.get("intervals", {})
+        of_shares = ranges.get(f"{prefix}validity", {})
+        figures = {f"{key}, share": within(x, of_shares.get(key)) for key, x in of[f"{prefix}validity"].items()}
         figures |= {"all different": of[f"{prefix}diversity"]["unique"]}
         figures |= {"identity with each other": of[f"{prefix}diversity"]["identity"]}
         if near := of.get(f"{prefix}novelty"):
-            figures |= {"identity with nearest in training, median": near["median"], "most": near["max"]}
-            figures |= {"copies of training": near["exact"]}
+            of_near = ranges.get(f"{prefix}novelty", {})
+            median = within(near["median"], of_near.get("median"))
+            figures |= {"identity with nearest in training, median": median, "most": near["max"]}
+            figures |= {"copies of training": within(near["exact"], of_near.get("exact"))}
         if (columns := of.get("conserved")) and columns["columns"]:
             figures["conserved columns kept"] = columns[f"{prefix}mean"]
         for key, value in figures.items():
             both.setdefault(key, {})[name] = value
-    priced = {"model": {"nats": bound_of["nats"], "perplexity": bound_of["perplexity"]}}
+    nats = of_mean(bound_of["nats"], bound_of["nats_se"])
+    perplexity = within(bound_of["perplexity"], [float(np.exp(x)) for x in nats])
+    priced: dict[str, dict[str, Figure]] = {"model": {"nats": within(bound_of["nats"], nats), "perplexity": perplexity}}
     for name in ("unigram", "profile"):
         if name in bound_of:
             priced[name] = {"nats": bound_of[name], "perplexity": float(np.exp(bound_of[name]))}
@@ -149,7 +172,8 @@ def tables_of(found: Mapping[str, Any]) -> dict[str, Table]:
         "Sequences": both,
     }
     if motif := found.get("motif"):
-        cells = {"given residues": motif["positions"], "kept": motif["kept"], "designs with all": motif["whole"]}
+        whole = within(motif["whole"], of_share(motif["whole"], motif["n"]))
+        cells = {"given residues": motif["positions"], "kept": motif["kept"], "designs with all": whole}
         tables["Motif"] = {motif["template"].replace(OPEN, "·"): cells}
     return tables
 
@@ -157,7 +181,7 @@ def tables_of(found: Mapping[str, Any]) -> dict[str, Table]:
 def evaluation_text(found: Mapping[str, Any], page: Path | None = None) -> str:
     """Plain text of what `evaluate_model` found. page: where the report is."""
     known = f", {found['train']} of training" if found.get("train") else ""
-    head = f"{found['n']} held-out sequences{known}, {found['generation']['n']} generated"
+    head = f"{found['n']} held-out sequences{known}, {found['generation']['n']} generated; in brackets 95 % intervals"
     left_out = [GUESSES[key] for key in PAGE_ONLY]
     tables = {heading: table for heading, table in tables_of(found).items() if heading not in left_out}
     return "\n\n".join([head, tables_text(tables), *([] if page is None else [f"report: {page}"])])

@@ -26,6 +26,7 @@ __all__ = ["METHODS", "Mutation", "Scan", "mutated", "parse_mutant", "read_scan"
 
 BASELINES = ("blosum62", "unigram", "profile")
 SHUFFLES = 1000
+DRAWS = 500  # of the mutants, for intervals
 
 Array = NDArray[np.float64]
 
@@ -55,11 +56,11 @@ def scan(
 
     {"wild_type", "offset", "note", "rows", "synonymous", "composition": where that of the unigram comes from,
      "columns": {column: {"n", "missing", "spearman": {method or baseline: rho or None},
-                          "random": [low, high]}},
+                          "intervals": {method or baseline: [low, high]}, "random": [low, high]}},
      "mutants": [{"mutant", column: figure or None, ..., method: score, ...}]}
 
-    random: where 95 % of the correlations of shuffled figures lie. None stands for what has no figure (a method that
-    gives all mutants one score, fewer than 3 mutants).
+    intervals: where 95 % of the correlations lie when the mutants are drawn again. random: the same of shuffled
+    figures. None stands for what has no figure (a method that gives all mutants one score, fewer than 3 mutants).
     baselines: `blosum62`; `unigram`, log f(new) - log f(old) of the composition; and with an alignment `profile`, the
     same of the composition of the site's column.
     alignment: rows of equal length, one of which is the wild type or has a column for each of its residues.
@@ -116,10 +117,17 @@ def scan_text(result: Mapping[str, Any]) -> str:
         lines.append(f"{column}: Spearman, n = {found['n']} ({found['missing']} without a figure)")
         for name, rho in found["spearman"].items():
             kind = "  (baseline)" if name in BASELINES else ""
-            lines.append(f"  {name:<18}{'-' if rho is None else f'{rho:+.3f}':>7}{kind}")
+            low, high = found["intervals"][name]
+            within = "" if low is None else f"  ({low:+.3f} to {high:+.3f})"
+            lines.append(f"  {name:<18}{'-' if rho is None else f'{rho:+.3f}':>7}{within}{kind}")
         low, high = found["random"]
         lines.append(f"  {'random':<18}" + ("      -" if low is None else f"{low:+.3f} to {high:+.3f}"))
     return "\n".join(lines)
+
+
+def _within(drawn: Sequence[float | None]) -> list[float] | list[None]:
+    known = [rho for rho in drawn if rho is not None]
+    return np.quantile(known, [0.025, 0.975]).tolist() if known else [None, None]
 
 
 def _column(figures: Sequence[float], predicted: Mapping[str, Sequence[float]], seed: int) -> dict[str, Any]:
@@ -130,14 +138,18 @@ def _column(figures: Sequence[float], predicted: Mapping[str, Sequence[float]], 
     rank_n = rankdata(figure_n[there_n])
     rng = np.random.default_rng(seed)
     drawn = [_correlation(rank_n, rng.permutation(len(rank_n)).astype(np.float64)) for _ in range(SHUFFLES)]
-    known = [rho for rho in drawn if rho is not None]
+    ranks = {name: rankdata(np.array(scores)[there_n]) for name, scores in predicted.items()}
+    again = np.random.default_rng([seed, 1]).integers(0, max(1, len(rank_n)), (DRAWS, len(rank_n)))
+    of_figures = [rankdata(rank_n[drawn_n]) for drawn_n in again]
     return {
         "n": int(there_n.sum()),
         "missing": int((~there_n).sum()),
-        "spearman": {
-            name: _correlation(rank_n, rankdata(np.array(scores)[there_n])) for name, scores in predicted.items()
+        "spearman": {name: _correlation(rank_n, other_n) for name, other_n in ranks.items()},
+        "intervals": {
+            name: _within([_correlation(a, rankdata(other_n[i])) for a, i in zip(of_figures, again, strict=True)])
+            for name, other_n in ranks.items()
         },
-        "random": np.quantile(known, [0.025, 0.975]).tolist() if known else [None, None],
+        "random": _within(drawn),
     }
 
 
