@@ -14,7 +14,7 @@ from typing import TextIO
 
 from mmdiff.errors import ConfigError
 
-PART = re.compile(r"\.(\d+)@(.*)\.part-")  # the process and the machine that write under such a name
+PART = re.compile(r"\.(\d+)@(.*?)\.part-")  # the process and the machine that write under such a name
 
 
 def write_text(file: Path, text: str) -> None:

@@ -41,6 +41,7 @@ from mmdiff.config import build, parsed, task_and_sampler
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.features import fingerprint
+from mmdiff.runs.records import short
 from mmdiff.session import Session, load
 
 from .task import Protein
@@ -73,7 +74,11 @@ def load_protein_session(path: str | Path, overrides: Sequence[str] = ()) -> Ses
 def is_backbone(path: str | Path) -> bool:
     """Whether it is a backbone's folder, or no folder at all (then a hub id, which `load_backbone` checks)."""
     folder = Path(path)
-    if not folder.exists():
+    try:
+        is_there = folder.exists()
+    except OSError as error:
+        raise ConfigError(f"{short(path)}: cannot be read ({error.strerror})") from None
+    if not is_there:
         return str(path).count("/") == 1 and not str(path).startswith(("runs/", ".", "/", "~"))
     file = folder / "config.json"
     return file.is_file() and not (folder / "backbone").is_dir() and "model_type" in read_json(file)

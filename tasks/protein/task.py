@@ -14,6 +14,7 @@ from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import ConfigError, DataError, located
 from mmdiff.parts import part
 from mmdiff.protocols import Row
+from mmdiff.runs.records import short
 
 from .residues import CANONICAL, OPEN, Residues
 
@@ -31,7 +32,7 @@ class Protein:
 
     def __init__(self, letters: str = CANONICAL, learned: str | None = None) -> None:
         if not letters or len(set(letters)) != len(letters):
-            raise ConfigError(f"task.letters: {letters!r}, expected letters, each once")
+            raise ConfigError(f"task.letters: {short(repr(letters), 60)}, expected letters, each once")
         if learned is not None and learned != "all" and len(set(learned)) != max(len(learned), 1):
             raise ConfigError(f"task.learned: {learned!r}, expected letters, each once, or all")
         self.letters, self.learned = letters, learned

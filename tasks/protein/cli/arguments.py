@@ -25,6 +25,8 @@ def _one_word(type_: Any, value: str) -> None:
         raise ValueError("Expected one word, as the id of a FASTA record is.")
 
 
+Levels: TypeAlias = Annotated[int, Parameter(validator=Number(gte=1, lte=100_000))]
+Samples: TypeAlias = Annotated[int, Parameter(validator=Number(gte=1, lte=1_000_000))]
 AtLeast2: TypeAlias = Annotated[int, Parameter(validator=Number(gte=2))]
 ShareAbove0: TypeAlias = Annotated[float, Parameter(validator=Number(gt=0, lte=1))]
 Run: TypeAlias = Annotated[str, Parameter(help="a run, a saved model, or a backbone: a folder or hub id.")]

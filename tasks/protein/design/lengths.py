@@ -10,6 +10,7 @@ from pathlib import Path
 from numpy.random import Generator
 
 from mmdiff.errors import ConfigError, DataError
+from mmdiff.runs.records import short
 from mmdiff.tasks.protein.data.fasta import read_fasta
 
 from .motifs import LONGEST, number_range
@@ -26,8 +27,12 @@ def drawn_lengths(text: str, rng: Generator) -> Iterator[int]:
         parts = [number_range(part.strip(), "lengths:", LONGEST, EXPECTED) for part in text.split(",")]
         return (low if low == high else int(rng.integers(low, high + 1)) for low, high in cycle(parts))
     file = Path(text)
-    if not file.is_file():
-        raise ConfigError(f"lengths: {text!r}, expected {EXPECTED}, or a FASTA file that is there")
+    try:
+        is_there = file.is_file()
+    except OSError:  # too long for a name
+        is_there = False
+    if not is_there:
+        raise ConfigError(f"lengths: {short(repr(text), 60)}, expected {EXPECTED}, or a FASTA file that is there")
     known = [len(record.sequence) for record in read_fasta(file, gaps="drop")]
     if not known:
         raise DataError(f"{file}: it has no sequences to take lengths from")

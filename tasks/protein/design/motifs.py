@@ -19,6 +19,7 @@ import numpy as np
 from numpy.random import Generator
 
 from mmdiff.errors import DataError
+from mmdiff.runs.records import short
 from mmdiff.tasks.protein.residues import AMBIGUOUS, CANONICAL, GAP, OPEN, RARE
 
 LETTERS = "".join(sorted(set(CANONICAL + AMBIGUOUS + RARE) - {"J"}))
@@ -54,7 +55,7 @@ def record_rng(seed: int, record: int, stream: str = "") -> Generator:
 TOKEN = re.compile(
     r"(?P<fixed>[A-Z])"
     r"|(?P<open>[_#]|<mask>)"
-    r"|\[(?P<low>[0-9]+)(?:-(?P<high>[0-9]+))?\]"
+    r"|\[(?P<low>[0-9]{1,18})(?:-(?P<high>[0-9]{1,18}))?\]"
     r"|\{(?P<but>\^?)(?P<letters>[^{}]*)\}"
 )
 EXPECTED = f"expected an upper-case residue, `_`, `#`, `{MASK}`, `[12]`, `[10-20]`, `{{ILV}}` or `{{^CM}}`"
@@ -91,7 +92,7 @@ def template(text: str, rng: Generator) -> Design:
             allow += [None] * n
         at = found.end()
     if not sequence:
-        raise DataError(f"template: {text!r} has no position at all")
+        raise DataError(f"template: {short(repr(text), 60)} has no position at all")
     return Design("".join(sequence), allow if any(allow) else None)
 
 
@@ -146,9 +147,9 @@ def residue_ranges(text: str, length: int) -> list[Span]:
 
 def number_range(text: str, what: str, most: int, expected: str) -> tuple[int, int]:
     """Both ends of `12` or `10-20`, from 1 to `most`. Raises DataError that begins with `what`."""
-    found = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", text)
+    found = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", text)
     if found is None:
-        raise DataError(f"{what} {text!r}: expected {expected}")
+        raise DataError(f"{what} {short(repr(text), 60)}: expected {expected}")
     low = int(found[1])
     high = int(found[2] or low)
     if low > high:
@@ -272,11 +273,13 @@ def allowed(design: Design, text: str = "", forbid: str = "") -> Design:
     for item in text.split(",") if text.strip() else ():
         where, colon, letters = item.strip().partition(":")
         if not colon:
-            raise DataError(f"allow {item.strip()!r}: expected positions and letters, as in 10:AVL,12-15:^C")
+            raise DataError(
+                f"allow {short(repr(item.strip()), 60)}: expected positions and letters, as in 10:AVL,12-15:^C"
+            )
         first, last = _residues(where.strip(), len(sequence))
         covered = [i for i in positions if first <= i + 1 <= last]
         if not covered:
-            raise DataError(f"allow {item.strip()}: no position there is masked")
+            raise DataError(f"allow {short(item.strip(), 60)}: no position there is masked")
         letters = letters.strip()
         left = set(_letters(letters.removeprefix("^"), letters.startswith("^"), f"allow {item.strip()}"))
         rules.append((covered, left - set(forbid), f"allow {item.strip()}"))

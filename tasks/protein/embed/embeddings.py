@@ -28,6 +28,7 @@ from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
 from mmdiff.protocols import Row
+from mmdiff.runs.records import short, writable
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.records import Record, as_row, name_of, pass_over, where_of
 from mmdiff.tasks.protein.data.tables import positive
@@ -87,11 +88,13 @@ def embed(
         "model": {"family": model.backbone.family, "dim": model.backbone.dim, "digest": digest(model)},
     }
     if single is not None and settings["format"] != single:
-        raise ConfigError(f"format: {format!r}, but {out} ends in .{single}")
+        raise ConfigError(f"format: {short(repr(format), 60)}, but {short(out)} ends in .{single}")
     if "cls" in pool and model.vocab.bos_id is None:
         raise ConfigError(f"pool: cls: {model.backbone.family} has no token before a sequence")
     numbered = _numbered(records)
-    if single is not None and out.exists():
+    with writable(out):  # a name that is too long
+        is_there = out.exists()
+    if single is not None and is_there:
         return _finished(out, settings, numbered)
     with Folder(Path(f"{out}.parts") if single else out, settings) as folder:
         pass_over(folder.lines(), numbered, _is_of, folder.path)
@@ -202,7 +205,7 @@ def _checked(
     known = (*POOLS, "cls", "residue")
     for name in pool:
         if name not in known:
-            raise ConfigError(f"pool: {name!r} is none{nearest(name, known)}")
+            raise ConfigError(f"pool: {short(repr(name), 60)} is none{nearest(name, known)}")
     if not pool or len(set(pool)) < len(pool) or ("residue" in pool and len(pool) > 1):
         raise ConfigError(f"pool: {', '.join(pool) or 'none'}: expected residue alone, or others, each once")
     if not -layers - 1 <= layer <= layers:
@@ -211,7 +214,7 @@ def _checked(
         positive(field, value)
     for field, name, names in (("dtype", dtype, DTYPES), ("format", format, FORMATS)):
         if name not in names:
-            raise ConfigError(f"{field}: {name!r} is none{nearest(name, names)}")
+            raise ConfigError(f"{field}: {short(repr(name), 60)} is none{nearest(name, names)}")
     if dtype == "bfloat16" and format == "npz":
         raise ConfigError("dtype: numpy has no bfloat16; use format safetensors, or float16")
     return {"pool": list(pool), "layer": layer % (layers + 1), "dtype": dtype, "format": format}

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmdiff.errors import ConfigError, nearest, require
+from mmdiff.runs.records import short
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.alignments import LETTERS, Profile, background
 from mmdiff.tasks.protein.residues import CANONICAL, GAP
@@ -69,7 +70,7 @@ def scan(
     require("scipy", "protein")
     for name in methods:
         if name not in METHODS:
-            raise ConfigError(f"methods: {name!r}{nearest(name, METHODS)}")
+            raise ConfigError(f"methods: {short(repr(name), 60)}{nearest(name, METHODS)}")
     for name in measured.scores:
         if name in ("mutant", *METHODS, *BASELINES):
             raise ConfigError(f"score column {name!r} has the name of a method; rename it")

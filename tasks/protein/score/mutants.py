@@ -32,6 +32,7 @@ from mmdiff.data.token_budget import token_budget
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.protocols import Row
+from mmdiff.runs.records import short
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.tables import positive
 from mmdiff.tasks.protein.residues import CANONICAL, Residues
@@ -42,7 +43,7 @@ from .log_probs import Canvas, Query, bounds, canvas, log_probs, pseudo_log_p
 METHODS = ("wt_marginal", "masked_marginal", "chain", "pseudo_likelihood", "bound")
 WILD_TYPE = ("WT", "wt", "_wt")
 WINDOW = 256  # mutants whose forwards are shared
-SPELLED = re.compile(r"(\D)(-?\d+)(\D)")
+SPELLED = re.compile(r"(\D)(-?[0-9]{1,18})(\D)")
 COLUMN = {letter: k for k, letter in enumerate(CANONICAL)}
 
 
@@ -60,16 +61,17 @@ def parse_mutant(text: str, sequence: str, offset: int = 1) -> list[Mutation]:
     Raises DataError in one line: for another spelling, a residue that is none of the 20, a position that is not there,
     another residue there, and a site that is named twice.
     """
+    shown = short(repr(text), 60)
     found: dict[int, Mutation] = {}
     for one in spelled(text):
         index = one.at - offset
         if not 0 <= index < len(sequence):
             ends = f"{offset} to {offset + len(sequence) - 1}"
-            raise DataError(f"mutant {text!r}: position {one.at} is not there, expected {ends}")
+            raise DataError(f"mutant {shown}: position {one.at} is not there, expected {ends}")
         if sequence[index] != one.old:
-            raise DataError(f"mutant {text!r}: position {one.at}: {one.old}, but the wild type has {sequence[index]}")
+            raise DataError(f"mutant {shown}: position {one.at}: {one.old}, but the wild type has {sequence[index]}")
         if index in found:
-            raise DataError(f"mutant {text!r}: position {one.at} is named twice")
+            raise DataError(f"mutant {shown}: position {one.at} is named twice")
         found[index] = one._replace(at=index)
     return list(found.values())
 
@@ -80,13 +82,13 @@ def spelled(text: str) -> list[Mutation]:
         return []
     out = []
     for part in re.split("[:,]", text):
-        match = SPELLED.fullmatch(part.strip())
+        match, shown = SPELLED.fullmatch(part.strip()), f"{short(repr(text), 60)}: {short(repr(part.strip()), 60)}"
         if match is None:
-            raise DataError(f"mutant {text!r}: {part.strip()!r}, expected residue, position, residue, as in A1P:D2N")
+            raise DataError(f"mutant {shown}, expected residue, position, residue, as in A1P:D2N")
         old, number, new = match.groups()
         for letter in (old, new):
             if letter not in COLUMN:
-                raise DataError(f"mutant {text!r}: {part.strip()!r}: {letter!r} is none of {CANONICAL}")
+                raise DataError(f"mutant {shown}: {letter!r} is none of {CANONICAL}")
         out.append(Mutation(int(number), old, new))
     return out
 
@@ -119,7 +121,7 @@ def score_mutants(
     Raises ConfigError for an unknown method, DataError for a mutant that is none of the wild type.
     """
     if method not in METHODS:
-        raise ConfigError(f"method: {method!r}{nearest(method, METHODS)}")
+        raise ConfigError(f"method: {short(repr(method), 60)}{nearest(method, METHODS)}")
     tokens = token_budget(session.model.device, tokens)
     for name, value in (("orders", orders), ("levels", levels), ("tokens", tokens)):
         positive(name, value)

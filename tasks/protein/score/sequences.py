@@ -24,7 +24,7 @@ from tqdm import tqdm
 from mmdiff.data.token_budget import token_budget
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.protocols import Row
-from mmdiff.runs.records import JsonlStore
+from mmdiff.runs.records import JsonlStore, short
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.records import Record as SequenceRecord
 from mmdiff.tasks.protein.data.records import as_row, name_of, pass_over, where_of
@@ -74,11 +74,11 @@ def score_sequences(
     """
     for name in methods:
         if name not in METHODS:
-            raise ConfigError(f"methods: {name!r}{nearest(name, METHODS)}")
+            raise ConfigError(f"methods: {short(repr(name), 60)}{nearest(name, METHODS)}")
     if not methods:
         raise ConfigError(f"methods: none{nearest('', METHODS)}")
     if control is not None and control not in CONTROLS:
-        raise ConfigError(f"control: {control!r}{nearest(str(control), CONTROLS)}")
+        raise ConfigError(f"control: {short(repr(control), 60)}{nearest(str(control), CONTROLS)}")
     if per_residue and "pseudo_perplexity" not in methods:
         raise ConfigError("per_residue: needs the method pseudo_perplexity")
     tokens = token_budget(session.model.device, tokens)

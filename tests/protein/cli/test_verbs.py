@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import disks
+import kills
 import pytest
 from protein_models import saved
 
@@ -351,3 +353,33 @@ def test_every_refusal_is_one_line(words: list[str], message: str, capsys: pytes
     said = err.rpartition("\r")[2]  # behind a bar that came and went
     assert out == "" and said.startswith(f"mmdiff: error: {message}") and err.count("\n") == 1
     assert sorted(Path().rglob("*")) == before  # nothing is made for a command that does nothing
+
+
+# Kills and full disks
+
+WRITERS: dict[str, list[str]] = {
+    "x.fasta": ["generate", "run", "--length", "5", "--n", "3", STEPS],
+    "x.jsonl": ["infill", "run", "n.fasta", "--open", "2-3", STEPS],
+    "x.csv": ["design", "run", "--target", "MKTAY", "--length", "4", "--n", "2", STEPS],
+    "s.tsv.gz": ["score", "run", "n.fasta", "--levels", "2"],
+    "m.csv": ["score", "run", "--scan", "scan.csv", "--methods", "wt_marginal"],
+    "e": ["embed", "run", "n.fasta"],
+    "e.npz": ["embed", "run", "n.fasta"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("out", WRITERS)
+def test_a_kill_at_every_change_heals(out: str, home: Path, tmp_path: Path) -> None:
+    words = [str(home / word) if (home / word).exists() else word for word in WRITERS[out]]
+    again = None if out != "m.csv" else (lambda: Path(out).exists() or main(["protein", *words, "--out", out]))
+    assert kills.everywhere(["protein", *words, "--out", out], tmp_path, again=again) > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("out", WRITERS)
+def test_a_full_disk_is_one_line_and_the_command_goes_on(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["protein", *WRITERS[out], "--out"]
+    assert disks.full_everywhere(lambda folder: [*words, folder / "new" / out], tmp_path, capsys) > 2
