@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import disks
 import kills
 import pytest
+from files import disks
 from protein_models import saved
 
 from mmdiff.commands.cli import main
