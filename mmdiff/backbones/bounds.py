@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdiff.errors import ConfigError
+from mmdiff.errors import ConfigError, UserError
 from mmdiff.files import regular
 
 SLACK_NUMBERS, SLACK_TENSORS = 16 * 1024**2, 2000
@@ -38,6 +38,18 @@ def check_layers(config: dict[str, Any], file: Path) -> None:
     for key, value in config.items():
         if "layer" in key and isinstance(value, int | float) and not isinstance(value, bool) and value > LAYERS:
             raise ConfigError(f"{file}: {key} is {value}, expected at most {LAYERS}")
+
+
+@contextmanager
+def one_line(file: Path, what: str = "") -> Iterator[None]:
+    """Make a ConfigError of whatever other packages raise at content that is not as they wrote it."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # bare ones, too: of tokenizers, which are written in Rust
+        cause = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{file}: {what}cannot be read: {cause}") from error
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from mmdiff.errors import ConfigError, nearest
 from mmdiff.parts import part
 
 from .backbone import Backbone, check_bidirectional
-from .bounds import bounded_by, check_files, check_layers
+from .bounds import bounded_by, check_files, check_layers, one_line
 from .family import FAMILIES, Facts, Family, Sizes, find_family
 from .reserve import grow, padded_rows, reserve_ranges, reserved_ids
 from .rope import rope_in_fp32 as use_rope_in_fp32
@@ -84,13 +84,13 @@ def backbone_from_folder(
     own = find_family(name)
     if raw.get("quantization_config") is not None:
         raise ConfigError(f"{folder / 'config.json'}: quantization_config: expected plain floats")
-    config = own.config(own.settle(raw, tensor_names(folder)) if weights else raw, options)
     tokenizer = tokenizer_of(folder, own) if tokenizer is None else tokenizer
-    facts = own.facts(raw, config, tokenizer)
-    reserve = raw.get("reserve") if reserve is None else reserve
-    grows = weights and own.GROWS and len(tokenizer) + reserved_ids(reserve) > config.vocab_size
-    first = None if grows else reserve
-    with bounded_by(weight_files(folder), folder) if weights else nullcontext():
+    with bounded_by(weight_files(folder), folder) if weights else nullcontext(), one_line(folder / "config.json"):
+        config = own.config(own.settle(raw, tensor_names(folder)) if weights else raw, options)
+        facts = own.facts(raw, config, tokenizer)
+        reserve = raw.get("reserve") if reserve is None else reserve
+        grows = weights and own.GROWS and len(tokenizer) + reserved_ids(reserve) > config.vocab_size
+        first = None if grows else reserve
         backbone = _build(name, config, facts, tokenizer, dtype, attention, rope_in_fp32, first, initialise=False)
     if weights:
         read_weights(
@@ -277,10 +277,10 @@ def tokenizer_of(folder: Path, own: Family) -> Any:
         return found
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ConfigError(f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); pass tokenizer=")
-    try:  # a blank configuration: transformers would look for the model_type of the folder's among its own
-        return AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig(), trust_remote_code=False)
-    except Exception as error:  # transformers and tokenizers raise bare ones, of any file that is not as they wrote it
-        raise ConfigError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())[:200]}") from error
+    with one_line(folder, "the tokenizer "):  # a blank configuration: transformers would look for the folder's own
+        found = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig(), trust_remote_code=False)
+        found.decode(found("a")["input_ids"])  # what is wrong shows when it is used
+        return found
 
 
 def local_folder(path: str | Path) -> Path:

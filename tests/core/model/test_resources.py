@@ -130,3 +130,21 @@ def test_answers_have_a_longest(saved: Path) -> None:
     row = toy.Corners()[0]
     with pytest.raises(DataError, match="a canvas of 100006 positions, expected at most 32768"):
         load(saved).predict({**row, "answer": "x " * 100_001})
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("backbone/config.json", {"pad_token_id": {"a": 1}}),
+        ("backbone/config.json", {"eos_token_id": "x"}),
+        ("backbone/config.json", {"rope_parameters": []}),
+        ("backbone/config.json", {"hidden_size": "wide"}),
+        ("backbone/tokenizer_config.json", {"model_max_length": "\u2028"}),
+        ("backbone/tokenizer_config.json", {"eos_token": {"target": "x"}}),
+    ],
+)
+def test_fields_of_another_kind_are_one_line(saved: Path, name: str, fields: dict[str, Any]) -> None:
+    changed(name, **fields)(saved)
+    with pytest.raises(UserError) as error:
+        load(saved)
+    assert "\n" not in str(error.value) and ("config.json" in str(error.value) or "tokenizer" in str(error.value))
