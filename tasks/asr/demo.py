@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mmdiff.config import build
-from mmdiff.config.settings import Config
+from mmdiff.config.settings import Config, ModelConfig
 from mmdiff.evaluation.page import evenly
 from mmdiff.evaluation.report import curves
 from mmdiff.protocols import Source
@@ -123,7 +123,7 @@ def trained(config: Config, *, fresh: bool) -> tuple[Run, Run, Run]:
     name = str(config.name)
     first = replace(config, name=f"{name}-first", train=replace(config.train, stages=early))
     weights = str(RUNS / str(first.name) / "model")
-    main = replace(config, model=replace(config.model, weights=weights), train=replace(config.train, stages=stages))
+    main = replace(config, model=ModelConfig(weights=weights), train=replace(config.train, stages=stages))
     alike = [f"name={name}-text", f"train.seed={config.train.seed}", f"train.stages.tune.steps={stages['tune'].steps}"]
     with in_background(["train", "asr-demo-text", *alike, *(["--fresh"] if fresh else [])]):
         train(first, fresh=fresh)

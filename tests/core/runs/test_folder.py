@@ -121,22 +121,19 @@ def test_opening_a_run_heals_after_a_kill_at_every_change(tmp_path: Path) -> Non
     assert changes >= 9
 
 
-def test_fresh_heals_after_a_kill_at_every_change(tmp_path: Path) -> None:
+def test_fresh_heals_after_a_kill_at_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def begun() -> None:
         run = open_run(toy.config())
         run.log(1, {"loss": 1.0})
         run.close()
 
-    time.strftime = lambda *_: "then"  # type: ignore[assignment]
-    try:
-        kills.everywhere(
-            lambda: open_run(toy.config(), fresh=not Path("runs/toy.then").exists()).close(),
-            tmp_path,
-            prepare=begun,
-            every=2,
-        )
-    finally:
-        del time.strftime
+    monkeypatch.setattr(time, "strftime", lambda *_: "then")
+    kills.everywhere(
+        lambda: open_run(toy.config(), fresh=not Path("runs/toy.then").exists()).close(),
+        tmp_path,
+        prepare=begun,
+        every=2,
+    )
 
 
 def test_a_run_that_took_no_step_gives_its_name_back() -> None:
