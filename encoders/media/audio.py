@@ -105,7 +105,7 @@ def _array(array: Any, name: str) -> np.ndarray[Any, Any]:
 
 
 def _rate(rate: Any, name: str) -> int:
-    if isinstance(rate, bool) or not isinstance(rate, Integral) or rate <= 0:
+    if isinstance(rate, bool) or not isinstance(rate, Integral) or int(rate) <= 0:
         raise DataError(f"{name}: sampling_rate: {rate!r:.60} is not a whole number of Hz above 0")
     low, high = RATE_RANGE
     if not low <= rate <= high:
@@ -119,7 +119,9 @@ def _part(fields: Mapping[str, Any], frames: int, rate: int, name: str) -> tuple
         raise DataError(f"{name}: holds no samples")
     start, end = fields.get("start"), fields.get("end")
     for key, value in (("start", start), ("end", end)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not abs(value) < 1e9):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, Real) or not abs(float(value)) < 1e9
+        ):
             raise DataError(f"{name}: {key}: {value!r:.60} is not a number of seconds")
     start, end = start or 0, frames / rate if end is None or end == -1 else end
     first, last = round(start * rate), round(end * rate)
@@ -138,7 +140,8 @@ def _opened(name: str, *, thorough: bool = False) -> Iterator[tuple[list[Any], i
         raise DataError(f"{shown(name)}: {'a folder, expected a sound file' if fault == 'a folder' else fault}")
     files: list[Any] = []
     try:
-        for source in pieces(Path(name), thorough=thorough) or [name]:
+        sources: list[Any] = list(pieces(Path(name), thorough=thorough)) or [name]
+        for source in sources:
             files.append(soundfile.SoundFile(source))
         frames = sum(file.frames for file in files)
         if any(file.frames > MAX_SAMPLES for file in files):

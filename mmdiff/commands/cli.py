@@ -24,6 +24,9 @@ from .arguments import Output, Verb, parse, row_of
 from .ending import Signals, Stopped, one_line_errors, speaks
 from .terminal import loading_logged, log, silence_other_packages
 
+LONGEST = 1200
+"""Most characters of an error line: a value of any length may stand in it."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0 done, 2 a mistake in what was asked for or a file that cannot be read
@@ -44,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not isinstance(error, UserError):
                 raise
             if speaks():
-                print(f"mmdiff: error: {' '.join(str(error).split())}", file=sys.stderr)
+                line = " ".join(str(error).split())
+                line = line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 4 :]}"
+                print(f"mmdiff: error: {line}", file=sys.stderr)
             return 2
     if os.environ.get("RANK", "0") == "0":  # under torchrun every process gets here
         try:

@@ -148,6 +148,8 @@ def _read(name: str, folder: Path, readers: tuple[str, ...], *, own: bool) -> tu
         raise ConfigError(f"{path}: is nested too deeply") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: not YAML: {_line(error)}") from None
+    except AssertionError:  # OmegaConf's own, of a file that holds one value
+        raise ConfigError(f"{path}: holds one value, expected a mapping") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds a {type(tree).__name__}, expected a mapping")
     tree = renewed(_expanded(tree))

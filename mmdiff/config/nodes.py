@@ -78,7 +78,7 @@ def check_nodes(config: Config, *, importing: bool = True) -> None:
         for name in key:
             value = value[name]
         if value is not None and not callable(value) and not (isinstance(value, Mapping) and "target" in value):
-            raise ConfigError(f"{'.'.join(key)}: {value!r} is not a node, expected {{target: dotted.path, ...}}")
+            raise ConfigError(f"{'.'.join(key)}: {value!r:.80} is not a node, expected {{target: dotted.path, ...}}")
     check(tree, "")
 
 

@@ -31,7 +31,7 @@ def as_annotated(kind: Any, value: Any, key: str) -> Any:
     if origin is Annotated:
         made, marks = as_annotated(inner[0], value, key), inner[1:]
         if inner[0] in (int, float) and not in_range(made, marks):
-            raise ConfigError(f"{key}={value!r}: expected {expected(inner[0], marks, value)}")
+            raise ConfigError(f"{key}={value!r:.80}: expected {expected(inner[0], marks, value)}")
         return made
     if is_dataclass(kind):
         hints = hints_of(kind)
@@ -47,17 +47,17 @@ def as_annotated(kind: Any, value: Any, key: str) -> Any:
         return _union(inner, value, key)
     if origin is Literal:
         if value not in inner:
-            raise ConfigError(f"{key}: {value!r} is not one of {', '.join(inner)}{_close(value, inner)}")
+            raise ConfigError(f"{key}: {value!r:.80} is not one of {', '.join(inner)}{_close(value, inner)}")
         return value
     if origin in (list, tuple):
         size = len(inner) if origin is tuple else None
         if not isinstance(value, list | tuple) or size not in (None, len(value)):
-            raise ConfigError(f"{key}: {value!r} is not a list{f' of {size}' if size else ''}")
+            raise ConfigError(f"{key}: {value!r:.80} is not a list{f' of {size}' if size else ''}")
         return origin(as_annotated(inner[i if size else 0], item, join(key, i)) for i, item in enumerate(value))
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
-        raise ConfigError(f"{key}: {value!r} is not {EXPECTED[kind]}")
+        raise ConfigError(f"{key}: {value!r:.80} is not {EXPECTED[kind]}")
     return value
 
 
@@ -70,14 +70,16 @@ def _union(kinds: Sequence[Any], value: Any, key: str) -> Any:
         return None
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     if words and value not in words and not (isinstance(value, str) and "." in value):
-        raise ConfigError(f"{key}: {value!r} is not one of {', '.join(words)} or a dotted path{_close(value, words)}")
+        raise ConfigError(
+            f"{key}: {value!r:.80} is not one of {', '.join(words)} or a dotted path{_close(value, words)}"
+        )
     plain = next(kind for kind in kinds if kind is not type(None) and get_origin(kind) is not Literal)
     return as_annotated(plain, value, key)
 
 
 def _mapping(value: Any, key: str) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"{at(key)}{value!r} is not {EXPECTED[dict]}")
+        raise ConfigError(f"{at(key)}{value!r:.80} is not {EXPECTED[dict]}")
     return value
 
 

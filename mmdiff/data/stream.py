@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.sample import Item, Media, Sample
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, DataError, located
+from mmdiff.errors import ConfigError, DataError, UserError, located
 from mmdiff.protocols import Reader, Row, Source, Task
 
 from .collate import Padding, collate
@@ -120,6 +121,19 @@ class Stream:
             self._cache_budget -= size
             self._cache[c, i] = sample
         return sample, component.name
+
+
+def check_source(rows: Any, where: str) -> None:
+    """Raise ConfigError for what is no source of rows. A first row that cannot be read is named when it is used."""
+    kind = f"{type(rows).__module__}.{type(rows).__qualname__}"
+    try:
+        row = rows[0] if len(rows) else {}
+    except UserError:
+        return
+    except (TypeError, LookupError, AttributeError) as error:
+        raise ConfigError(f"{where}: {kind} is no source of rows: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(row, Mapping):
+        raise ConfigError(f"{where}: {kind} is no source of rows, its first is a {type(row).__name__}, no mapping")
 
 
 def read_media(sample: Sample, readers: Mapping[str, Reader]) -> Sample:

@@ -23,7 +23,7 @@ from mmdiff.config import build, load_config
 from mmdiff.config.load import RUN_FILE
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.typed import typed
-from mmdiff.data.stream import row_name
+from mmdiff.data.stream import check_source, row_name
 from mmdiff.errors import ConfigError, located
 from mmdiff.files import clear, lock, unlock, without_nan, write_text
 from mmdiff.protocols import Row, Source
@@ -121,6 +121,8 @@ def evaluate_run(folder: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not sets:
         raise ConfigError(f"{folder}: eval.data names no set of rows")
     sources = {name: build(node, where=f"eval.data.{name}") for name, node in sets.items()}
+    for name, rows in sources.items():
+        check_source(rows, f"eval.data.{name}")
     session = load(folder, *session_overrides(overrides))
     with alone(run.folder):
         note = warned_of(home, session.folder) if home == run.folder else None

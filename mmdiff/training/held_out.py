@@ -8,7 +8,7 @@ from mmdiff.canvas.sample import Media, Sample
 from mmdiff.config import build
 from mmdiff.config.settings import StageConfig
 from mmdiff.data.collate import collate
-from mmdiff.data.stream import Component, Stream, row_name
+from mmdiff.data.stream import Component, Stream, check_source, row_name
 from mmdiff.errors import DataError, located
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
@@ -59,6 +59,7 @@ def held_out_rows(
             continue
         where = f"train.stages.{name}.eval"
         rows: Source = build(stage.eval, where=where, toy=toy)
+        check_source(rows, where)
         with located(where):
             stream = Stream([Component("", rows, task)], seed=0)
             for n in range(len(rows)):

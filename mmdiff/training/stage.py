@@ -24,7 +24,7 @@ from mmdiff.config import as_node, build
 from mmdiff.config.ranges import Positive
 from mmdiff.config.schema import as_annotated
 from mmdiff.config.settings import Config, StageConfig, TrainConfig
-from mmdiff.data.stream import Batches, Component, Stream, samples_of
+from mmdiff.data.stream import Batches, Component, Stream, check_source, samples_of
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, UserError, nearest
 from mmdiff.model import MMDiff
@@ -273,6 +273,7 @@ def make_stream(
         if not (isinstance(entry, dict) and "rows" in entry):
             raise ConfigError(f"{at}: expected {{rows: node, task: node, weight: number}}")
         rows = build(as_node(entry["rows"]), where=f"{at}.rows", toy=toy)
+        check_source(rows, f"{at}.rows")
         own = build(as_node(entry["task"]), where=f"{at}.task", toy=toy) if entry.get("task") else task
         if own is None:
             raise ConfigError(f"{at}: no task, neither here nor at the top of the configuration")

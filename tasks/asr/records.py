@@ -63,7 +63,7 @@ def duration_of(row: Row, i: int) -> float:
 
         with located(f"row {i}"):
             seconds = duration(row["audio"])
-    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 0 < seconds < 1e12:
+    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 0 < float(seconds) < 1e12:
         raise DataError(f"{row.get('where', f'row {i}')}: duration: {seconds!r}, expected seconds above 0")
     return float(seconds)
 

@@ -175,7 +175,8 @@ class LeRobotWriter:
 
     def discard(self) -> None:
         """Remove what was written."""
-        for file in (self._rows, *self._videos.values()):
+        files: list[Any] = [self._rows, *self._videos.values()]
+        for file in files:
             with suppress(Exception):  # what cannot be written to its end is removed all the same
                 file.close()
         self._cleanup()

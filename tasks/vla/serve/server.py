@@ -117,7 +117,7 @@ def make_app(
     app.add_route("/metrics", metrics, ["GET"])
     app.add_route("/", hint, ["GET"])
     app.add_exception_handler(HTTPException, problem)  # no such path, no such method
-    app.add_middleware(Gate, bodies=bodies, token=token, local=local)  # type: ignore[arg-type]
+    app.add_middleware(Gate, bodies=bodies, token=token, local=local)
     app.state.policy = policy
     return app
 
