@@ -114,7 +114,8 @@ def open_parquet(file: Path, columns: Sequence[str] | None = None, **named: Any)
         if name not in there:
             raise DataError(f"{file}: no column {name!r}{nearest(name, there)}")
     wanted = there if columns is None else columns
-    parts = [part for g in range(meta.num_row_groups) for part in _parts(meta.row_group(g), wanted)]
+    with reading(file):
+        parts = [part for g in range(meta.num_row_groups) for part in _parts(meta.row_group(g), wanted)]
     unpacked = sum(max(8 * part.num_values, part.total_uncompressed_size) for part in parts)
     _check_unpacked(file, max(unpacked, 8 * meta.num_rows))
     return parquet
