@@ -108,7 +108,7 @@ def _rate(rate: Any, name: str) -> int:
     if isinstance(rate, bool) or not isinstance(rate, Integral) or int(rate) <= 0:
         raise DataError(f"{name}: sampling_rate: {rate!r:.60} is not a whole number of Hz above 0")
     low, high = RATE_RANGE
-    if not low <= rate <= high:
+    if not low <= int(rate) <= high:
         raise DataError(f"{name}: a sampling rate of {rate!s:.40} Hz, expected {low} to {high}")
     return int(rate)
 
