@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmdiff.backbones import new_backbone
 from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.patterns import PrefixCausal
 from mmdiff.canvas.sample import Target, Text
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.data.collate import collate
@@ -112,7 +113,7 @@ def made(args: argparse.Namespace, *, vocab: int, layers: int | None = None) -> 
         init_std=0.05,
         reserve={"action": 32},
     )
-    return MMDiff(backbone, prefix_causal=True, logit_chunk=1 << 20).eval()
+    return MMDiff(backbone, attention=PrefixCausal(), logit_chunk=1 << 20).eval()
 
 
 class Plain(MMDiff):
@@ -131,7 +132,7 @@ class Plain(MMDiff):
 
 
 def replace_attention(model: MMDiff) -> Plain:
-    return Plain(model.backbone, prefix_causal=True, logit_chunk=model.logit_chunk).eval()
+    return Plain(model.backbone, attention=PrefixCausal(), logit_chunk=model.logit_chunk).eval()
 
 
 def canvases(model: MMDiff, args: argparse.Namespace, *, filled: bool) -> Batch:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from mmdiff.canvas.batch import Batch, MediaBatch
+    from mmdiff.canvas.pattern import Pattern
     from mmdiff.canvas.sample import Item, Sample
     from mmdiff.canvas.vocab import Vocab
     from mmdiff.diffusion.keys import NoiseKey
@@ -136,7 +137,7 @@ class Model(Protocol):
     connectors: Any  # nn.ModuleDict of Connector, by kind of media
     heads: Any  # nn.ModuleDict of readouts, by kind of media
     adapters: list[dict[str, Any]]  # LoRA configurations that are in place
-    prefix_causal: bool  # whether the context attends to itself only
+    attention: Pattern  # who sees whom
 
     @property
     def vocab(self) -> Vocab: ...

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mmdiff.canvas.pattern import Visibility
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import ConfigError
 
@@ -55,8 +56,7 @@ class Backbone(nn.Module):
         x_RLD: Tensor,
         attend_RL: Tensor | None = None,
         position_ids_RL: Tensor | None = None,
-        segment_RL: Tensor | None = None,
-        copy_RL: Tensor | None = None,
+        visibility: Visibility | None = None,
         memory: Memory | None = None,
     ) -> Tensor:
         """Returns the last hidden states (R, L, D), after the final norm; the head is not run.
@@ -64,19 +64,17 @@ class Backbone(nn.Module):
         attend_RL: bool, False on padding. None: every position is attended and no mask is made, so fast kernels are
             used.
         position_ids_RL: int64; None: 0, 1, ... (rotary positions are relative, so padding on the left needs none).
-        segment_RL: int64, the document of each position; a position then attends its own document only. Positions that
-            start again do not keep bidirectional documents apart.
-        copy_RL: int64; a position attends the positions of copy 0 and those of its own copy.
+        visibility: who sees whom (`mmdiff.canvas.pattern`); None: every position sees every other. It alone keeps the
+            documents of a packed row apart: position ids that start again do not, where attention is bidirectional.
         memory: a new one (`self.memory()`) takes in the keys and values of these positions; to what a filled one holds
-            these positions attend as well, and `attend_RL` (R, C + L) covers both.
-        Raises ConfigError for segments or copies under a flash attention, which takes no mask of pairs, and for a
-        memory with a family of encoders.
+            these positions attend as well, and `attend_RL` (R, C + L) and `visibility` cover both.
+        Raises ConfigError for a mask of pairs under a flash attention, and for a memory with a family of encoders.
         """
         family = find_family(self.family)
         if memory is not None and not family.CACHES:
             raise ConfigError(f"backbone: {self.family} runs all positions of a canvas; keys and values cannot be kept")
-        pairs = segment_RL is not None or copy_RL is not None
-        mask = self._mask_of_pairs(x_RLD, attend_RL, segment_RL, copy_RL) if pairs else attend_RL
+        attention = self.model.config._attn_implementation
+        mask = attend_RL if visibility is None else visibility.mask(x_RLD, attend_RL, attention)
         out = family.run(self.model, x_RLD, mask, attend_RL, position_ids_RL, False, memory)
         hidden_RLD: Tensor = out.last_hidden_state
         return hidden_RLD
@@ -145,29 +143,6 @@ class Backbone(nn.Module):
         if weights:
             names = {ours: name if original_format else ours for name, ours in published.items()}
             write_weights(self.model, folder, names)
-
-    def _mask_of_pairs(
-        self, x_RLD: Tensor, attend_RL: Tensor | None, segment_RL: Tensor | None, copy_RL: Tensor | None
-    ) -> Any:
-        """Returns the pairs of positions that may see each other, in the form that the attention in use takes."""
-        from transformers.masking_utils import create_bidirectional_mask
-
-        attention = self.model.config._attn_implementation
-        if "flash" in attention:
-            what = "packed rows need" if copy_RL is None else "`prefix_causal` needs"
-            raise ConfigError(f"attention {attention!r}: {what} sdpa, eager or flex_attention")
-        ones_RL = torch.ones(x_RLD.shape[:2], dtype=torch.bool, device=x_RLD.device)
-        attended_RL = ones_RL if attend_RL is None else attend_RL.bool()
-
-        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            seen = attended_RL[row, key]
-            if segment_RL is not None:
-                seen = seen & (segment_RL[row, query] == segment_RL[row, key])
-            if copy_RL is not None:
-                seen = seen & ((copy_RL[row, key] == 0) | (copy_RL[row, key] == copy_RL[row, query]))
-            return seen | (query == key)  # padding sees itself: a softmax over no position at all is not a number
-
-        return create_bidirectional_mask(self.model.config, x_RLD, None, and_mask_function=sees)
 
 
 @torch.no_grad()

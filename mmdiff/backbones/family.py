@@ -13,6 +13,8 @@ from mmdiff.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mmdiff.canvas.pattern import Pattern
+
 FAMILIES = {"llada": "llada", "llava_llada": "llada", "esm": "esm", "esm_diff": "esm", "dsm": "esm"}
 """`model_type` in a config.json -> the module of its family in this folder."""
 
@@ -24,6 +26,7 @@ class Facts:
     end_ids: ids that end an answer, EOS among them.
     shift: the logits of position p come from hidden state p - shift.
     max_length: positions the model was trained on.
+    attention: who sees whom in the published model; None: every position sees every other.
     """
 
     mask_id: int
@@ -33,6 +36,7 @@ class Facts:
     end_ids: tuple[int, ...]
     shift: int
     max_length: int
+    attention: Pattern | None = None
 
     @classmethod
     def found(

@@ -31,9 +31,8 @@ class ModelConfig:
     connectors: dict[str, Any] = field(default_factory=dict)  # node; given width_in and width_out
     heads: dict[str, Any] = field(default_factory=dict)  # node: readouts of an encoder, used by its pre-training only
     weights: str | None = None  # a saved model folder to start from, instead of the parts' own weights
-    prefix_causal: bool | None = (
-        None  # the context attends to itself only, see mmdiff.model.prefix; None: no, or as saved
-    )
+    attention: Any = None  # node: who sees whom, see mmdiff.canvas.patterns; None: as saved, or as the family has it
+    prefix_causal: bool | None = None  # true: `attention` is mmdiff.canvas.patterns.PrefixCausal; false: it is Full
 
 
 @dataclass
@@ -68,7 +67,7 @@ class GenerationConfig:
     suppress_ids: ids that are never committed, besides mask, slot and padding rows of the embedding table.
     suppress_tokens: the same by spelling (`<|endoftext|>`), whatever ids the tokenizer gives them.
     prefix_cache: keep the keys and values of the context from the first step on (Fast-dLLM). An approximation, unless
-        the model is `prefix_causal`: such a model always does.
+        the model's attention lets no context see a target (`prefix_causal`): such a model always does.
     seed: with a sample's index and the row's own step it determines every draw.
     """
 

@@ -16,7 +16,7 @@ from mmdiff.config.settings import ModelConfig
 from mmdiff.errors import ConfigError, nearest
 
 from .model import MMDiff
-from .saving import PARTS, read_config
+from .saving import PARTS, prefix_causal_node, read_config
 
 
 def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 4096) -> MMDiff:
@@ -25,14 +25,16 @@ def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 40
     Raises ConfigError for parts that do not fit each other, and for parts beside `weights`.
     """
     check_weights(config)
+    attention = _attention(config)
     if config.weights and not toy:
         model = MMDiff.from_pretrained(config.weights)
         model.logit_chunk = logit_chunk
-        if config.prefix_causal is not None:
-            model.prefix_causal = config.prefix_causal
+        if attention is not None:
+            model.attention = build(attention, where="model.attention")
         return model
     if config.weights:
-        config = parts_of(Path(config.weights), config.prefix_causal)
+        config = parts_of(Path(config.weights))
+        attention = attention or config.attention
     if config.backbone is None:
         raise ConfigError("model.backbone: no backbone is given, expected {target: dotted.path, ...}")
     backbone = build(config.backbone, toy=toy, where="model.backbone")
@@ -53,11 +55,19 @@ def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 40
         parts["connectors"],
         parts["heads"],
         logit_chunk=logit_chunk,
-        prefix_causal=bool(config.prefix_causal),
+        attention=build(attention, where="model.attention") if attention else None,
     )
 
 
-def parts_of(folder: Path, prefix_causal: bool | None = None) -> ModelConfig:
+def _attention(config: ModelConfig) -> dict[str, Any] | None:
+    """Returns the node of the pattern, None where none is given. Raises ConfigError for one that is given twice."""
+    if config.attention is not None and config.prefix_causal is not None:
+        raise ConfigError("model.prefix_causal: model.attention says who sees whom already, expected one of them")
+    node: dict[str, Any] | None = config.attention
+    return prefix_causal_node(config.prefix_causal) if node is None else node
+
+
+def parts_of(folder: Path) -> ModelConfig:
     """Returns the parts of a saved model as a configuration, of which `build_model` makes a toy twin."""
     saved = read_config(folder)
     given = ("width_in", "width_out", "vocab_size")  # by `build_model` itself
@@ -72,5 +82,4 @@ def parts_of(folder: Path, prefix_causal: bool | None = None) -> ModelConfig:
         "tokenizer": tokenizer_of(folder / "backbone", own),  # its words are those of the user's rows
         **saved["backbone"],
     }
-    causal = saved.get("prefix_causal") is True if prefix_causal is None else prefix_causal
-    return ModelConfig(backbone=backbone, prefix_causal=causal, **parts)
+    return ModelConfig(backbone=backbone, attention=saved["attention"], **parts)

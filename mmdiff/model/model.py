@@ -19,6 +19,8 @@ from mmdiff.backbones.backbone import check_bidirectional
 from mmdiff.backbones.bounds import bounded_by
 from mmdiff.backbones.load import backbone_from_folder
 from mmdiff.canvas.batch import Batch, MediaBatch, real_NT, to_device
+from mmdiff.canvas.pattern import Pattern
+from mmdiff.canvas.patterns import Full, visibility
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config import build_saved, trusting
 from mmdiff.config.ranges import AtLeast1
@@ -47,12 +49,11 @@ BEYOND = 8
 
 
 class MMDiff(nn.Module):
-    """A multimodal diffusion language model.
+    """A multimodal diffusion language model. encoders, connectors, heads: by kind of media (`image`, `audio`, ...).
 
-    encoders, connectors, heads: by kind of media (`image`, `audio`, ...).
     logit_chunk: masked positions whose logits exist at one time while training.
-    prefix_causal: the context, all positions that are not targets, attends to itself only, and is run once for all
-        copies of a sample and all steps of a generation (`mmdiff.model.prefix`); False: all positions attend to all.
+    attention: who sees whom (`mmdiff.canvas.patterns`); None: as the backbone's family has it. Context that sees no
+        target is run once for all copies of a sample and all steps of a generation (`mmdiff.model.prefix`).
     Raises ConfigError for encoders and connectors of different kinds.
     """
 
@@ -65,16 +66,14 @@ class MMDiff(nn.Module):
         heads: Mapping[str, nn.Module] | None = None,
         *,
         logit_chunk: AtLeast1 = 4096,
-        prefix_causal: bool = False,
+        attention: Pattern | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.encoders = nn.ModuleDict(dict(encoders or {}))
-        self.connectors = nn.ModuleDict(dict(connectors or {}))
-        self.heads = nn.ModuleDict(dict(heads or {}))
+        self.encoders, self.connectors, self.heads = (nn.ModuleDict(p or {}) for p in (encoders, connectors, heads))
         self.adapters: list[dict[str, Any]] = []  # LoRA configurations in place, see mmdiff.model.params
         self.logit_chunk = logit_chunk
-        self.prefix_causal = prefix_causal
+        self.attention = attention or backbone.facts.attention or Full()
         if set(self.encoders) != set(self.connectors):
             raise ConfigError(
                 f"model: encoders {sorted(self.encoders)} and connectors {sorted(self.connectors)} differ"
@@ -156,8 +155,7 @@ class MMDiff(nn.Module):
             self.embedded(ids_RL, features, slots, attend_RL),
             attend_RL,
             batch.position_ids_BL[row_R],
-            batch.segment_BL[row_R] if batch.packed else None,
-            batch.target_BL[row_R].long() if self.prefix_causal else None,
+            visibility(self.attention, batch, row_R),
         )
 
     def embedded(
@@ -176,7 +174,7 @@ class MMDiff(nn.Module):
 
     def hidden_copies(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int) -> Tensor:
         """Returns `hidden` of copies * B rows, copy after copy, whose context is that of `batch`."""
-        if self.prefix_causal and copies > 1 and self.backbone.caches and not batch.packed:
+        if self.attention.one_target_block and copies > 1 and self.backbone.caches and not batch.packed:
             return hidden_copies(self, ids_RL, batch, features, copies)
         return self.hidden(ids_RL, batch, features, torch.arange(len(batch), device=ids_RL.device).repeat(copies))
 
@@ -201,7 +199,7 @@ class MMDiff(nn.Module):
 
         batch: on this model's device; its media are encoded once.
         prefix_cache: keep the keys and values of the context from the first step on; exact, and always done, where
-            the attention is `prefix_causal`. Guidance, which hides the context, does without.
+            no context sees a target. Guidance, which hides the context, does without.
         restrict: logits of ids that no target position may hold (`Batch.allowed_ids_N`) are not computed but -inf.
         Raises ConfigError for a prefix cache of packed rows.
         """
@@ -209,7 +207,7 @@ class MMDiff(nn.Module):
             features = self.encode(batch.media)
             if prefix_cache and batch.packed:
                 raise ConfigError("sampler.prefix_cache: rows that are packed of several documents have no one prefix")
-            kept = prefix_cache or (self.prefix_causal and self.backbone.caches and not batch.packed)
+            kept = prefix_cache or (self.attention.context_first and self.backbone.caches and not batch.packed)
             some = bool((batch.attend_BL & ~batch.target_BL).any())
             prefix = Prefix.of(self, batch, features) if kept and some else None
         allowed_ids_N = batch.allowed_ids_N if restrict else None
@@ -280,11 +278,12 @@ class MMDiff(nn.Module):
             made = config["backbone"] | ({"dtype": dtype} if dtype else {})
             with bounded_by(weight_files(folder), folder) if weights else nullcontext():
                 backbone = backbone_from_folder(folder / "backbone", weights=False, **made)
-                parts = {
-                    name: {kind: _part(node, f"{folder}: {name}.{kind}") for kind, node in config[name].items()}
+                parts = [
+                    {kind: _part(node, f"{folder}: {name}.{kind}") for kind, node in config[name].items()}
                     for name in PARTS
-                }
-                model = cls(backbone, **parts, prefix_causal=config.get("prefix_causal") is True)  # type: ignore[arg-type]
+                ]
+                node = config["attention"]
+                model = cls(backbone, *parts, attention=node and _part(node, f"{folder}: attention", Pattern))
                 for adapter in read_adapters(config["adapters"], f"{folder}: adapters"):
                     add_adapters(model, adapter)
         if weights:
@@ -293,8 +292,8 @@ class MMDiff(nn.Module):
         return model.eval()
 
 
-def _part(node: dict[str, Any], where: str) -> nn.Module:
+def _part(node: dict[str, Any], where: str, kind: type = nn.Module) -> Any:
     made = build_saved(node, where)
-    if not isinstance(made, nn.Module):
+    if not isinstance(made, kind):
         raise ConfigError(f"{where}: {node['target']} is no part of a model")
     return made

@@ -1,8 +1,8 @@
 """The context of a canvas as a prefix: its keys and values are computed once, for all that is predicted behind it.
 
-Under `prefix_causal` attention the context, all positions that are not targets, attends to itself only. Its states are
-then the same at every denoising step and for every noised copy of a sample: one forward per generation, and one per
-sample and step of training, without approximation (as in dVLA and UD-VLA). With full attention, keeping the keys and
+Where the context, all positions that are not targets, sees itself only (`Pattern.context_first`), its states are the
+same at every denoising step and for every noised copy of a sample: one forward per generation, and one per sample and
+step of training, without approximation (as in dVLA and UD-VLA). With full attention, keeping the keys and
 values of the first step is the prefix cache of Fast-dLLM (arXiv 2505.22618), an approximation that
 `sampler.prefix_cache` turns on.
 
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.pattern import Coordinates, Visibility
+from mmdiff.canvas.patterns import visibility
 from mmdiff.protocols import Model
 
 if TYPE_CHECKING:
@@ -66,8 +68,8 @@ def split(batch: Batch) -> tuple[Positions, Positions]:
 def hidden_copies(model: Model, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int) -> Tensor:
     """Returns hidden states (R, L, D) of R = copies * B rows, copy after copy; each sample's context is run once.
 
-    The backbone sees one row per sample, `context, copy 1, copy 2, ...`, in which a copy attends to the context and to
-    itself.
+    The backbone sees one row per sample, `context, copy 1, copy 2, ...`, in which a copy is a stream: it attends to the
+    context and to itself. All targets are one block.
     """
     context, target = split(batch)
     b, length = batch.ids_BL.shape
@@ -76,13 +78,16 @@ def hidden_copies(model: Model, ids_RL: Tensor, batch: Batch, features: Mapping[
     x_BnTD = model.embedded(torch.cat(ids_BnT, 1), {}, {}, None)
     size = target.at_BN.shape[1]
     copy_N = torch.arange(1, copies + 1, device=ids_RL.device).repeat_interleave(size)
-    copy_N = torch.cat([copy_N.new_zeros(context.at_BN.shape[1]), copy_N])
+    stream_BN = torch.cat([copy_N.new_zeros(context.at_BN.shape[1]), copy_N]).expand(b, -1)
+    block_BL = torch.as_tensor(model.attention.blocks(batch.target_BL, batch.attend_BL)).expand(b, length)
+    block_BN = torch.cat([context.take(block_BL), target.take(block_BL).repeat(1, copies)], 1)
+    visibility = Visibility(model.attention, Coordinates(block=block_BN, stream=stream_BN))
     position_ids_BN = torch.cat(
         [context.take(batch.position_ids_BL), target.take(batch.position_ids_BL).repeat(1, copies)], 1
     )
     real_BN = torch.cat([context.real_BN, target.real_BN.repeat(1, copies)], 1)
     x_BND = torch.cat([x_BCD, x_BnTD], 1)
-    h_BND = model.backbone.hidden(x_BND, real_BN, position_ids_BN, copy_RL=copy_N.expand(b, -1))
+    h_BND = model.backbone.hidden(x_BND, real_BN, position_ids_BN, visibility)
     h_BCD, *h_nBTD = h_BND.split([context.at_BN.shape[1], *[size] * copies], 1)
     h_RND = torch.cat([torch.cat([h_BCD, h_BTD], 1) for h_BTD in h_nBTD])
     return scatter_to_canvas(torch.cat([context.at_BN, target.at_BN], 1).repeat(copies, 1), h_RND, length)
@@ -104,19 +109,21 @@ class Prefix:
 
     @classmethod
     def of(cls, model: Model, batch: Batch, features: Mapping[str, Tensor]) -> Prefix:
-        """Runs the context alone under `prefix_causal`, else the whole canvas as it is before the first commit."""
+        """Runs the context alone where it sees no target, else the whole canvas as it is before the first commit."""
         context, target = split(batch)
         rows_B = torch.arange(len(batch), device=batch.ids_BL.device)
         memory = model.backbone.memory()
-        if model.prefix_causal:
+        if model.attention.context_first:
             x_BCD = model.embedded(context.take(batch.ids_BL), features, _slots(context, batch), None)
             attend_BC = context.real_BN.clone()
             attend_BC[:, 0] = True  # a row without context: what it computes is not read, but must be numbers
-            h_BCD = model.backbone.hidden(x_BCD, attend_BC, context.take(batch.position_ids_BL), memory=memory)
+            alone = Visibility(model.attention, Coordinates(block=model.attention.blocks(None, attend_BC)))
+            h_BCD = model.backbone.hidden(x_BCD, attend_BC, context.take(batch.position_ids_BL), alone, memory)
             return cls(model, batch, context, target, memory.chosen(rows_B), h_BCD)
         attend_BL = batch.attend_BL if batch.padded else None
         x_BLD = model.embedded(batch.ids_BL, features, batch.slots, attend_BL)
-        h_BLD = model.backbone.hidden(x_BLD, attend_BL, batch.position_ids_BL, memory=memory)
+        seen = visibility(model.attention, batch, rows_B)
+        h_BLD = model.backbone.hidden(x_BLD, attend_BL, batch.position_ids_BL, seen, memory)
         at_BC = context.at_BN.clamp(max=batch.ids_BL.shape[1] - 1)
         h_BCD = h_BLD.gather(1, at_BC[..., None].expand(-1, -1, h_BLD.shape[-1]))
         return cls(model, batch, context, target, memory.chosen(rows_B, at_BC), h_BCD)
@@ -130,10 +137,20 @@ class Prefix:
             x_RTD,
             None if real_RN.all() else real_RN,
             target.take(self.batch.position_ids_BL[row_R]),
-            memory=self.memory.chosen(row_R),
+            self._visibility(context, target, row_R),
+            self.memory.chosen(row_R),
         )
         at_RN = torch.cat([context.at_BN, target.at_BN], 1)
         return scatter_to_canvas(at_RN, torch.cat([self.h_BCD[row_R], h_RTD], 1), ids_RL.shape[1])
+
+    def _visibility(self, context: Positions, target: Positions, row_R: Tensor) -> Visibility | None:
+        """Returns who sees whom of the context and, behind it, the targets; None where every target sees all."""
+        pattern, batch = self.model.attention, self.batch
+        block = pattern.blocks(batch.target_BL, batch.attend_BL)
+        if isinstance(block, int) or pattern.one_target_block:
+            return None
+        block_RL = block[row_R]
+        return Visibility(pattern, Coordinates(block=torch.cat([context.take(block_RL), target.take(block_RL)], 1)))
 
 
 def _slots(positions: Positions, batch: Batch) -> dict[str, Tensor]:

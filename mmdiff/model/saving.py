@@ -60,7 +60,7 @@ def write_model(
         "backbone": made,
         **nodes,
         "adapters": model.adapters,
-        "prefix_causal": model.prefix_causal,
+        "attention": model.attention.node,
         **(extra or {}),
     }
     try:
@@ -116,14 +116,23 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ConfigError(f"{file}: backbone.{name}: no such field{nearest(name, BACKBONE_FIELDS)}")
     for name in PARTS:
         config[name] = {kind: _node(node, f"{file}: {name}.{kind}") for kind, node in config[name].items()}
-    if config.get("task") is not None:
-        config["task"] = _node(config["task"], f"{file}: task")
+    config["attention"] = config.get("attention") or prefix_causal_node(config.pop("prefix_causal", None))
+    for name in ("task", "attention"):
+        if config.get(name) is not None:
+            config[name] = _node(config[name], f"{file}: {name}")
     if not isinstance(config.get("sampler", {}), dict):
         raise ConfigError(f"{file}: sampler is {config['sampler']!r}, expected a mapping")
     if not trusted(file):
         check_parts(config, str(file))
         check_parts(sampler_nodes(config.get("sampler") or {}), f"{file}: sampler")
     return config
+
+
+def prefix_causal_node(prefix_causal: object) -> dict[str, Any] | None:
+    """Returns the pattern that the setting `prefix_causal` names, as a node; None where it is not given."""
+    if prefix_causal is None:
+        return None
+    return {"target": f"mmdiff.canvas.patterns.{'PrefixCausal' if prefix_causal is True else 'Full'}"}
 
 
 def _node(node: Any, where: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mmdiff.backbones import new_backbone
+from mmdiff.canvas.patterns import PrefixCausal
 from mmdiff.canvas.sample import Media, Target, Text
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.config import build
@@ -233,7 +234,7 @@ def policy(tmp_path: Path) -> Path:
         reserve={"action": 32},
     )
     encoders = {"image": ConvTower(16, 8, 8), "state": StateMLP(2, 8, 8)}
-    model = MMDiff(backbone, encoders, {k: MLP(8, 16) for k in encoders}, prefix_causal=True)
+    model = MMDiff(backbone, encoders, {k: MLP(8, 16) for k in encoders}, attention=PrefixCausal())
     from mmdiff.model.saving import save_model
 
     task = VLA(str(file), binary=["grip"])

@@ -17,6 +17,8 @@ from paths import ROOT
 from torch import Tensor
 
 from mmdiff.backbones import Backbone, backbone_from_folder, check_bidirectional, llada, load_backbone, new_backbone
+from mmdiff.canvas.pattern import Coordinates, Visibility
+from mmdiff.canvas.patterns import Documents
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.errors import ConfigError
 
@@ -39,7 +41,11 @@ def ids(rows: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(4, 34, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def hidden(backbone: Backbone, ids_RL: Tensor, *masks: Tensor | None) -> Tensor:
+def packed_of(segment_RL: Tensor) -> Visibility:
+    return Visibility(Documents(), Coordinates(document=segment_RL))
+
+
+def hidden(backbone: Backbone, ids_RL: Tensor, *masks: Any) -> Tensor:
     return backbone.hidden(backbone.embed(ids_RL), *masks)
 
 
@@ -79,11 +85,11 @@ def test_packed_documents_equal_separate_rows(attention: str) -> None:
     segment_RL = torch.tensor([[0] * 3 + [1] + [2] * 5 + [0] * 2])  # padding may carry the number of a document
     position_ids_RL = torch.tensor([[0, 1, 2, 0, 0, 1, 2, 3, 4, 0, 0]])
     attend_RL = torch.arange(11)[None] < 9
-    h_RLD = hidden(backbone, packed, attend_RL, position_ids_RL, segment_RL)
+    h_RLD = hidden(backbone, packed, attend_RL, position_ids_RL, packed_of(segment_RL))
     assert h_RLD.isfinite().all()
     for document, h_LD in zip(documents, h_RLD[0, :9].split(lengths), strict=True):
         close(h_LD, hidden(backbone, document)[0])
-    whole = hidden(backbone, packed[:, :9], None, position_ids_RL[:, :9], segment_RL[:, :9])
+    whole = hidden(backbone, packed[:, :9], None, position_ids_RL[:, :9], packed_of(segment_RL[:, :9]))
     close(whole, h_RLD[:, :9])
     leaking = hidden(backbone, packed[:, :9], None, position_ids_RL[:, :9])
     assert (leaking - whole).abs().max() > 0.1  # positions that start again keep no documents apart
@@ -93,9 +99,9 @@ def test_packed_documents_equal_separate_rows(attention: str) -> None:
 def test_padding_that_is_a_document_of_its_own_stays_finite() -> None:
     segment_RL, attend_RL = torch.tensor([[0, 0, 0, 9, 9]]), torch.tensor([[True, True, True, False, False]])
     for attention in ("sdpa", "eager"):
-        assert hidden(small(attention=attention), ids(1, 5), attend_RL, None, segment_RL).isfinite().all()
-    backbone = small()  # some kernels forgive a position that may see nothing, others write nan: there is none
-    mask = backbone._mask_of_pairs(backbone.embed(ids(1, 5)), attend_RL, segment_RL, None)
+        assert hidden(small(attention=attention), ids(1, 5), attend_RL, None, packed_of(segment_RL)).isfinite().all()
+    # some kernels forgive a position that may see nothing, others write nan: there is none
+    mask = packed_of(segment_RL).mask(small().embed(ids(1, 5)), attend_RL, "sdpa")
     assert mask.shape == (1, 1, 5, 5) and mask.any(-1).all()
 
 
@@ -111,7 +117,7 @@ def test_packed_rows_under_flash_attention_are_refused() -> None:
     backbone = small()
     backbone.model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ConfigError, match="flash_attention_2.*sdpa"):
-        hidden(backbone, ids(1, 4), None, None, torch.zeros(1, 4, dtype=torch.int64))
+        hidden(backbone, ids(1, 4), None, None, packed_of(torch.zeros(1, 4, dtype=torch.int64)))
 
 
 @torch.no_grad()
@@ -233,9 +239,9 @@ def test_every_dtype_runs_padded_and_packed(dtype: str, attention: str) -> None:
     backbone, exact = small(dtype=dtype, attention=attention), small()
     exact.load_state_dict(backbone.state_dict())
     attend_RL, segment_RL = torch.tensor([[False, True, True, True, True]]), torch.tensor([[0, 0, 0, 1, 1]])
-    h_RLD = hidden(backbone, ids(1, 5), attend_RL, None, segment_RL)
+    h_RLD = hidden(backbone, ids(1, 5), attend_RL, None, packed_of(segment_RL))
     assert h_RLD.dtype == getattr(torch, dtype)
-    error = (h_RLD.double() - hidden(exact, ids(1, 5), attend_RL, None, segment_RL))[attend_RL].abs().max()
+    error = (h_RLD.double() - hidden(exact, ids(1, 5), attend_RL, None, packed_of(segment_RL)))[attend_RL].abs().max()
     assert error < {"bfloat16": 0.2, "float16": 0.03}.get(dtype, 1e-5)
 
 

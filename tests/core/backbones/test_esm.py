@@ -18,6 +18,8 @@ from transformers import EsmForMaskedLM
 
 from mmdiff import MMDiff
 from mmdiff.backbones import Backbone, esm, load_backbone, new_backbone
+from mmdiff.canvas.pattern import Coordinates, Visibility
+from mmdiff.canvas.patterns import Documents
 from mmdiff.canvas.sample import Target, Text
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError, DataError
@@ -175,9 +177,9 @@ def test_absolute_positions_are_those_of_transformers_wherever_the_padding_is(
 def test_documents_of_a_packed_row_do_not_see_each_other() -> None:
     backbone = small()
     a, b = torch.randint(4, 24, (1, 5)), torch.randint(4, 24, (1, 7))
-    segment_RL = torch.tensor([[0] * 5 + [1] * 7])
+    visibility = Visibility(Documents(), Coordinates(document=torch.tensor([[0] * 5 + [1] * 7])))
     x = backbone.embed(torch.cat([a, b], 1))
-    packed = backbone.hidden(x, None, torch.tensor([[*range(5), *range(7)]]), segment_RL)
+    packed = backbone.hidden(x, None, torch.tensor([[*range(5), *range(7)]]), visibility)
     alone = torch.cat([backbone.hidden(backbone.embed(a)), backbone.hidden(backbone.embed(b))], 1)
     torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-6)
 
@@ -360,7 +362,8 @@ def test_packed_documents_beside_padding(tmp_path: Path, attention: str) -> None
     backbone = load_backbone(write_folder(tmp_path, tensors(reference())), attention=attention)
     ids_RL, attend_RL = rows()
     segment_RL = (torch.arange(14) >= 6).long().expand(2, 14)
-    hidden = backbone.hidden(backbone.embed(ids_RL, attend_RL), attend_RL, None, segment_RL)
+    visibility = Visibility(Documents(), Coordinates(document=segment_RL))
+    hidden = backbone.hidden(backbone.embed(ids_RL, attend_RL), attend_RL, None, visibility)
     assert hidden.isfinite().all()
     for row, positions in ((0, slice(0, 6)), (0, slice(6, 14)), (1, slice(0, 6)), (1, slice(6, 10))):
         alone = backbone.hidden(backbone.embed(ids_RL[row : row + 1, positions]))

@@ -12,6 +12,7 @@ from toy import Corners, Patches, Project, Where, backbone
 from mmdiff.backbones import new_backbone
 from mmdiff.backbones.esm import tokenizer as esm_tokenizer
 from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.patterns import Full, PrefixCausal
 from mmdiff.canvas.sample import Media, Sample, Target, Text
 from mmdiff.data.collate import collate
 from mmdiff.data.stream import canvases, read_media
@@ -29,7 +30,7 @@ def model(prefix_causal: bool = True, image: bool = True) -> MMDiff:
     torch.manual_seed(0)
     media = {"image": Patches()} if image else {}
     connectors = {"image": Project(width_in=16, width_out=32)} if image else {}
-    return MMDiff(backbone(), media, connectors, prefix_causal=prefix_causal).eval()
+    return MMDiff(backbone(), media, connectors, attention=PrefixCausal() if prefix_causal else None).eval()
 
 
 def batch_of(m: MMDiff, side: str = "right") -> Batch:
@@ -155,14 +156,14 @@ def test_a_row_without_context_among_others() -> None:
 def test_it_is_saved(tmp_path) -> None:  # type: ignore[no-untyped-def]
     m = model(image=False)
     m.save_pretrained(tmp_path / "m")
-    assert MMDiff.from_pretrained(tmp_path / "m").prefix_causal
+    assert MMDiff.from_pretrained(tmp_path / "m").attention == PrefixCausal()
     model(False, image=False).save_pretrained(tmp_path / "n")
-    assert not MMDiff.from_pretrained(tmp_path / "n").prefix_causal
+    assert MMDiff.from_pretrained(tmp_path / "n").attention == Full()
 
 
 def test_encoders_run_every_position() -> None:
     esm = new_backbone(family="esm", tokenizer=esm_tokenizer(), hidden_size=16, layers=1, heads=2, max_length=32)
-    m = MMDiff(esm, prefix_causal=True).eval()
+    m = MMDiff(esm, attention=PrefixCausal()).eval()
     batch = collate([[Text([0, 5]), Target([6, 7])]], m.vocab)
     assert m.denoiser(batch)(batch.ids_BL, batch.target_BL, torch.arange(1)).isfinite().all()
     with pytest.raises(ConfigError, match="runs all positions"):

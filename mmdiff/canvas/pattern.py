@@ -1,0 +1,175 @@
+"""Who sees whom: an attention pattern, declared over integers of positions, and its mask for every kind of attention.
+
+A pattern is one relation, `sees(query, key)`, over what is known of two positions: their document, block and stream.
+The patterns there are stand in `mmdiff.canvas.patterns`; `a & b` sees what both see.
+
+Shape letters: R rows, L canvas length, K positions that may be seen (keys), Q positions that are run (queries), which
+are among the K.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmdiff.config.saveable import saveable
+from mmdiff.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """What a pattern looks at: int64 tensors of one shape, (R, K) of a forward; 0: the same for all positions.
+
+    document: which of the documents of a packed row a position belongs to.
+    block: blocks are in the order in which they are filled, and block-causal patterns see no later one.
+    stream: 0: clean ids; 1, 2, ...: noised ids at the same positions, which nothing but their own stream sees.
+    """
+
+    document: Tensor | int = 0
+    block: Tensor | int = 0
+    stream: Tensor | int = 0
+
+    def at(self, *index: Tensor) -> Coordinates:
+        """Returns the coordinates of some positions, `[index]` of every tensor."""
+        return Coordinates(*(v if isinstance(v, int) else v[index] for v in (self.document, self.block, self.stream)))
+
+
+class Pattern:
+    """An attention pattern: a frozen dataclass that extends this, declared `saveable`. Most only number the blocks.
+
+    exact_prefix: whether no position sees a later block, so that keys and values of finished blocks stay as they are
+        whatever is written behind them: a cache may keep them and be exact.
+    context_first: whether all context stands in earlier blocks than all targets, so that it can be run once, alone.
+    one_target_block: whether, besides, all targets are one block, which then sees all positions.
+    """
+
+    node: dict[str, Any]
+    exact_prefix: bool = False
+    context_first: bool = False
+    one_target_block: bool = False
+
+    def sees(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
+        """Returns whether the one position sees the other, of any shapes that broadcast.
+
+        Here: a position sees its own block in its own stream, and the clean ids of earlier blocks. In every pattern it
+        sees those of its own coordinates, so that the softmax is over some position. True: all see all, and no mask is
+        made; that is what operators make of coordinates that are 0.
+        """
+        own = (query.stream == key.stream) & (query.block == key.block)
+        return own | ((key.stream == 0) & (key.block < query.block))
+
+    def blocks(self, target_RL: Tensor | None, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
+        """Returns the block of each position of whole canvases, int64 (R, L); 0: the pattern looks at none.
+
+        target_RL: bool; None: no position is a target. attend_RL: bool, False on padding, whose block is any.
+        """
+        return 0
+
+    def __and__(self, other: Pattern) -> Pattern:
+        return All((self, other))
+
+
+@saveable
+@dataclass(frozen=True)
+class All(Pattern):
+    """What every one of some patterns sees. Raises ConfigError where two of them number blocks: a position has one."""
+
+    patterns: tuple[Pattern, ...]
+
+    def __post_init__(self) -> None:
+        flat = [q for p in self.patterns for q in (p.patterns if isinstance(p, All) else (p,))]
+        object.__setattr__(self, "patterns", tuple(flat))
+        self.node["patterns"] = [p.node for p in flat]
+        numbering = [p for p in flat if type(p).blocks is not Pattern.blocks]
+        if len(numbering) > 1:
+            raise ConfigError(f"attention: {numbering[0]} and {numbering[1]} both number blocks, expected one of them")
+
+    @property
+    def exact_prefix(self) -> bool:  # type: ignore[override]
+        return any(p.exact_prefix for p in self.patterns)
+
+    @property
+    def context_first(self) -> bool:  # type: ignore[override]
+        return any(p.context_first for p in self.patterns)
+
+    @property
+    def one_target_block(self) -> bool:  # type: ignore[override]
+        return any(p.one_target_block for p in self.patterns)
+
+    def sees(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
+        seen: Tensor | bool = True
+        for pattern in self.patterns:
+            seen = seen & pattern.sees(query, key)
+        return seen
+
+    def blocks(self, target_RL: Tensor | None, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
+        found = (p.blocks(target_RL, attend_RL, document_RL) for p in self.patterns)
+        return next((block for block in found if not isinstance(block, int)), 0)
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """A pattern over the positions of one forward.
+
+    key: the coordinates (R, K) of all positions that may be seen, kept keys included.
+    at_RQ: int64, where among the K the positions stand that are run now; None: they are the last ones.
+    """
+
+    pattern: Pattern
+    key: Coordinates
+    at_RQ: Tensor | None = None
+
+    def mask(self, x_RQD: Tensor, attend_RK: Tensor | None, attention: str) -> Any:
+        """Returns the mask in the form that the attention takes: bool or additive (R, 1, Q, K), or a BlockMask.
+
+        A position always sees itself: padding may see nothing else, and a softmax over no position is not a number.
+        Where the pattern sees everything, `attend_RK` is returned as it is, so that no mask of pairs is made.
+        Raises ConfigError under a flash attention, which takes none.
+        """
+        if self.pattern.sees(self.key, self.key) is True:
+            return attend_RK
+        if "flash" in attention:
+            raise ConfigError(f"attention {attention!r}: {self.pattern} needs sdpa, eager or flex_attention")
+        (rows, queries), device = x_RQD.shape[:2], x_RQD.device
+        given = (attend_RK, self.key.document, self.key.block, self.key.stream)
+        keys = next(v.shape[1] for v in given if isinstance(v, Tensor))
+
+        def sees(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            own = query + (keys - queries) if self.at_RQ is None else self.at_RQ[row, query]
+            seen = self.pattern.sees(self.key.at(row, own), self.key.at(row, key))
+            if attend_RK is not None:
+                seen = attend_RK[row, key].bool() & seen
+            return seen | (own == key)
+
+        if "flex" in attention:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            return create_block_mask(sees, rows, None, queries, keys, device=device, _compile=x_RQD.is_cuda)
+        row_R, query_Q, key_K = (torch.arange(n, device=device) for n in (rows, queries, keys))
+        seen_R1QK = sees(row_R[:, None, None, None], row_R, query_Q[:, None], key_K).expand(rows, 1, queries, keys)
+        if "eager" in attention:
+            return torch.where(seen_R1QK, x_RQD.new_zeros(()), torch.finfo(x_RQD.dtype).min)
+        return seen_R1QK
+
+    def settled(self, changing_RK: Tensor) -> Tensor:
+        """Returns bool (R, K): positions whose states do not depend on the ids at `changing_RK`, exactly.
+
+        Their keys and values may be kept. All positions where a row changes nowhere; else those of blocks before the
+        first that changes, where the pattern has exact prefixes, and none where it has not.
+        """
+        block = self.key.block if self.pattern.exact_prefix else 0
+        block_RK = torch.as_tensor(block, device=changing_RK.device).expand(changing_RK.shape)
+        beyond = torch.iinfo(torch.int64).max
+        return block_RK < block_RK.long().masked_fill(~changing_RK, beyond).amin(1, keepdim=True)
+
+
+def rank(mask_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor:
+    """Returns int64 (R, L): how many positions of `mask_RL` stand before each position, in its document."""
+    if isinstance(document_RL, int):
+        return mask_RL.long().cumsum(1) - mask_RL.long()
+    order_L = torch.arange(mask_RL.shape[1], device=mask_RL.device)
+    before_RLL = (order_L[:, None] > order_L) & (document_RL[:, :, None] == document_RL[:, None])
+    return (before_RLL & mask_RL[:, None]).sum(2)

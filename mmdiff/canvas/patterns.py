@@ -1,0 +1,112 @@
+"""The attention patterns: full, by document, causal, prefix-causal, block-causal, causal context.
+
+All but `Documents` are one relation, `Pattern.sees`, over different numberings of the positions. With streams it is
+also that of noised copies that stand behind one context, and of the rows of 2L positions of block diffusion, noisy and
+clean (BD3LM, arXiv 2503.09573).
+
+Shape letters: R rows, L canvas length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmdiff.config.ranges import AtLeast1
+from mmdiff.config.saveable import saveable
+
+from .batch import Batch
+from .pattern import Coordinates, Pattern, Visibility, rank
+
+
+@saveable
+@dataclass(frozen=True)
+class Full(Pattern):
+    """Every position sees every other (LLaDA, Dream, ESM): the canvas is one block."""
+
+
+@saveable
+@dataclass(frozen=True)
+class Documents(Pattern):
+    """A position sees its own document: rows that are packed of several. Every model's pattern is multiplied by it."""
+
+    def sees(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
+        return query.document == key.document
+
+
+@saveable
+@dataclass(frozen=True)
+class Causal(Pattern):
+    """A position sees itself and those before it: every position is a block."""
+
+    exact_prefix = True
+
+    def blocks(self, target_RL: Tensor | None, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
+        return rank(attend_RL, document_RL)
+
+
+@saveable
+@dataclass(frozen=True)
+class PrefixCausal(Pattern):
+    """The context, all positions that are not targets, sees itself only; targets see everything."""
+
+    exact_prefix = True
+    context_first = True
+    one_target_block = True
+
+    def blocks(self, target_RL: Tensor | None, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
+        return 0 if target_RL is None else target_RL.long()
+
+
+@saveable
+@dataclass(frozen=True)
+class CausalContext(Pattern):
+    """The context is causal; targets see all of it and each other (DiffusionGemma)."""
+
+    exact_prefix = True
+    context_first = True
+    one_target_block = True
+
+    def blocks(self, target_RL: Tensor | None, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
+        if target_RL is None:
+            return rank(attend_RL, document_RL)
+        return rank(attend_RL & ~target_RL, document_RL).masked_fill(target_RL, target_RL.shape[1])
+
+
+@saveable
+@dataclass(frozen=True)
+class BlockCausal(Pattern):
+    """A position sees its own block in both directions, and all earlier blocks.
+
+    size: positions per block.
+    start: where blocks are counted from. row: from the first position that is not padding, context and targets alike,
+        so that a block may hold the end of the one and the beginning of the other (LLaDA2, SDAR, Fast-dLLM v2).
+        targets: all context is one block, the first, wherever it stands; the targets are cut into blocks behind it
+        (BD3LM with a prompt, E2D2).
+    """
+
+    size: AtLeast1
+    start: Literal["row", "targets"] = "row"
+
+    exact_prefix = True
+
+    @property
+    def context_first(self) -> bool:  # type: ignore[override]
+        return self.start == "targets"
+
+    def blocks(self, target_RL: Tensor | None, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
+        if self.start == "row":
+            return rank(attend_RL, document_RL) // self.size
+        if target_RL is None:
+            return 0
+        return torch.where(target_RL, 1 + rank(target_RL, document_RL) // self.size, 0)
+
+
+def visibility(pattern: Pattern, batch: Batch, row_R: Tensor) -> Visibility:
+    """Returns who sees whom on whole canvases of `batch`, of which row r is the row `row_R[r]`."""
+    document = batch.segment_BL if batch.packed else 0
+    block = pattern.blocks(batch.target_BL, batch.attend_BL, document)
+    return Visibility(pattern & Documents(), Coordinates(document, block).at(row_R))
