@@ -11,14 +11,14 @@ from mmdiff.lazy import lazy
 
 if TYPE_CHECKING:
     from .backbone import Backbone as Backbone
-    from .backbone import check_bidirectional as check_bidirectional
+    from .backbone import check_attention as check_attention
     from .family import Facts as Facts
     from .load import backbone_from_folder as backbone_from_folder
     from .load import load_backbone as load_backbone
     from .load import new_backbone as new_backbone
 
 _HOMES = {
-    **dict.fromkeys(["Backbone", "check_bidirectional"], "backbone"),
+    **dict.fromkeys(["Backbone", "check_attention"], "backbone"),
     "Facts": "family",
     **dict.fromkeys(["backbone_from_folder", "load_backbone", "new_backbone"], "load"),
 }

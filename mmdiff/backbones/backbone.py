@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mmdiff.canvas.pattern import Visibility
+from mmdiff.canvas.pattern import Coordinates, Pattern, Visibility
+from mmdiff.canvas.patterns import Full
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import ConfigError
 
@@ -146,31 +147,46 @@ class Backbone(nn.Module):
 
 
 @torch.no_grad()
-def check_bidirectional(backbone: Backbone) -> None:
-    """Raise ConfigError unless the last token changes the first hidden state, in whole rows and in padded ones.
+def check_attention(backbone: Backbone, pattern: Pattern | None = None) -> None:
+    """Raise ConfigError unless the attention is the declared pattern, in whole rows and in padded ones.
 
-    Both forwards have the same shape, so a causal model gives the same bits.
+    Every position of a small canvas changes in turn, which must move the states of all that see it and of nothing else.
+    pattern: None: every position sees every other, which is looked at in any case: parts of a canvas are run so. A
+    pattern that numbers blocks is looked at with two, whatever it makes of a canvas.
     """
-    device, training = backbone.model.device, backbone.training
+    training = backbone.training
     backbone.eval()  # dropout would move everything
-    for name, rows in (("a whole row", [[1, 1, 1]]), ("a padded row", [[0, 1, 1], [1, 1, 0]])):
-        attend_RL = torch.tensor(rows, dtype=torch.bool, device=device)
-        seen_RL = None if attend_RL.all() else attend_RL
-        row_R, first_R = torch.arange(len(rows)), [row.index(1) for row in rows]
-        last_R = [len(row) - 1 - row[::-1].index(1) for row in rows]
-        before_RL = torch.full_like(attend_RL, backbone.facts.eos_id, dtype=torch.int64)
-        after_RL = before_RL.clone()
-        after_RL[row_R, last_R] = backbone.facts.mask_id
-        before_RD, after_RD = (
-            backbone.hidden(backbone.embed(ids_RL, seen_RL), seen_RL)[row_R, first_R]
-            for ids_RL in (before_RL, after_RL)
-        )
-        if (before_RD == after_RD).all(-1).any():
-            raise ConfigError(
-                f"backbone: the first position of {name} does not see the last one: the attention is causal, "
-                f"which transformers below 5.2 cannot switch off (this is {version('transformers')})"
-            )
+    for one in dict.fromkeys((Full(), pattern or Full())):
+        for name, rows in (("a whole row", [[1, 1, 1, 1]]), ("a padded row", [[0, 1, 1, 1], [1, 1, 1, 0]])):
+            _check_rows(backbone, one, name, torch.tensor(rows, dtype=torch.bool, device=backbone.model.device))
     backbone.train(training)
+
+
+def _check_rows(backbone: Backbone, pattern: Pattern, name: str, attend_CL: Tensor) -> None:
+    """attend_CL: bool, C canvases of one length; each gives L rows, in which one position changes."""
+    length, device, facts = attend_CL.shape[1], attend_CL.device, backbone.facts
+    attend_RL = attend_CL.repeat_interleave(length, 0)
+    changing_RL = torch.eye(length, dtype=torch.bool, device=device).repeat(len(attend_CL), 1)
+    ids_RL = torch.full_like(changing_RL, facts.eos_id, dtype=torch.int64)
+    other_id = next(i for i in range(backbone.vocab_size) if i not in (facts.eos_id, facts.mask_id, facts.pad_id))
+    numbers = isinstance(pattern.blocks(changing_RL, attend_RL), Tensor)
+    block_RL = torch.arange(length, device=device).expand(attend_RL.shape) * 2 // length
+    key = Coordinates(block=block_RL if numbers else 0)
+    padding_RL = None if attend_RL.all() else attend_RL
+    before_RLD, after_RLD = (
+        backbone.hidden(backbone.embed(ids, padding_RL), padding_RL, None, Visibility(pattern, key))
+        for ids in (ids_RL, ids_RL.masked_fill(changing_RL, other_id))
+    )
+    moved_RL = (after_RLD - before_RLD).abs().amax(-1)
+    noise = 8 * torch.finfo(before_RLD.dtype).eps * before_RLD.abs().max()  # of kernels that rows of a batch share
+    changed = Coordinates(block=block_RL[changing_RL][:, None] if numbers else 0)
+    seen_RL = changing_RL | (pattern.sees(key, changed) & (attend_RL & changing_RL).any(1, keepdim=True))
+    for wrong_RL, does in ((seen_RL & (moved_RL == 0), "does not see"), (~seen_RL & (moved_RL > noise), "sees")):
+        for row, query in (wrong_RL & attend_RL).nonzero().tolist():
+            raise ConfigError(
+                f"backbone: position {query} of {name} {does} position {row % length}, unlike {pattern}: the attention "
+                f"is another one; transformers below 5.2 is always causal (this is {version('transformers')})"
+            )
 
 
 def _no_generate(*args: Any, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.parts import part
 
-from .backbone import Backbone, check_bidirectional
+from .backbone import Backbone, check_attention
 from .bounds import bounded_by, check_files, check_layers, one_line
 from .family import FAMILIES, Facts, Family, Sizes, find_family
 from .reserve import grow, padded_rows, reserve_ranges, reserved_ids
@@ -74,7 +74,7 @@ def backbone_from_folder(
 ) -> Backbone:
     """Returns `load_backbone` of a local folder; with `weights=False` its architecture alone, not initialised.
 
-    Whoever fills the weights in later calls `check_bidirectional` afterwards.
+    Whoever fills the weights in later calls `check_attention` afterwards.
     """
     folder = Path(folder)
     check_files(folder)
@@ -98,7 +98,7 @@ def backbone_from_folder(
         )
         if grows:
             grow(backbone, reserve or {})
-        check_bidirectional(backbone)
+        check_attention(backbone, backbone.facts.attention)
     return backbone
 
 
@@ -150,7 +150,7 @@ def new_backbone(
     config = own.new_config(sizes, options)
     facts = own.facts({}, config, tokenizer)
     backbone = _build(family, config, facts, tokenizer, dtype, attention, rope_in_fp32, reserve, initialise=True)
-    check_bidirectional(backbone)
+    check_attention(backbone, backbone.facts.attention)
     return backbone
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from mmdiff.backbones.backbone import check_attention
 from mmdiff.backbones.family import find_family
 from mmdiff.backbones.load import tokenizer_of
 from mmdiff.backbones.weights import read_json
+from mmdiff.canvas.pattern import Pattern
 from mmdiff.config import build
 from mmdiff.config.load import check_weights
 from mmdiff.config.settings import ModelConfig
@@ -29,9 +31,7 @@ def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 40
     if config.weights and not toy:
         model = MMDiff.from_pretrained(config.weights)
         model.logit_chunk = logit_chunk
-        if attention is not None:
-            model.attention = build(attention, where="model.attention")
-        return model
+        return _attending(model, attention)
     if config.weights:
         config = parts_of(Path(config.weights))
         attention = attention or config.attention
@@ -49,14 +49,19 @@ def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 40
             if node:
                 where = f"model.{name}.{kind}"
                 parts[name][kind] = build(node, toy=toy, where=where, width_in=encoders[kind].width, **run_time)
-    return MMDiff(
-        backbone,
-        encoders,
-        parts["connectors"],
-        parts["heads"],
-        logit_chunk=logit_chunk,
-        attention=build(attention, where="model.attention") if attention else None,
-    )
+    model = MMDiff(backbone, encoders, parts["connectors"], parts["heads"], logit_chunk=logit_chunk)
+    return _attending(model, attention)
+
+
+def _attending(model: MMDiff, node: dict[str, Any] | None) -> MMDiff:
+    """Returns the model with the pattern of a node; None: with its own. Raises ConfigError if it cannot attend so."""
+    if node is not None:
+        pattern = build(node, where="model.attention")
+        if not isinstance(pattern, Pattern):
+            raise ConfigError(f"model.attention: {node['target']} is no attention pattern, see mmdiff.canvas.patterns")
+        check_attention(model.backbone, pattern)
+        model.attention = pattern
+    return model
 
 
 def _attention(config: ModelConfig) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdiff.backbones import Backbone
-from mmdiff.backbones.backbone import check_bidirectional
+from mmdiff.backbones.backbone import check_attention
 from mmdiff.backbones.bounds import bounded_by
 from mmdiff.backbones.load import backbone_from_folder
 from mmdiff.canvas.batch import Batch, MediaBatch, real_NT, to_device
@@ -266,7 +266,7 @@ class MMDiff(nn.Module):
         """Returns the model of a saved folder.
 
         dtype: of the backbone ("float32", "bfloat16"); None: as it was saved.
-        weights: False leaves the numbers as they are made; whoever fills them in calls `check_bidirectional` then.
+        weights: False leaves the numbers as they are made; whoever fills them in calls `check_attention` then.
         trust: call whatever the folder names, also where this user did not write it (docs/security.md).
         Raises ConfigError for a file that is not as its checksum has it, a folder that asks for more memory than its
         weights need, and missing, unexpected or misshapen weights, by name.
@@ -288,7 +288,7 @@ class MMDiff(nn.Module):
                     add_adapters(model, adapter)
         if weights:
             load_weights(model, folder)
-            check_bidirectional(backbone)
+            check_attention(backbone, model.attention)
         return model.eval()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import torch
 from paths import ROOT
 from torch import Tensor
 
-from mmdiff.backbones import Backbone, backbone_from_folder, check_bidirectional, llada, load_backbone, new_backbone
-from mmdiff.canvas.pattern import Coordinates, Visibility
-from mmdiff.canvas.patterns import Documents
+from mmdiff.backbones import Backbone, backbone_from_folder, check_attention, llada, load_backbone, new_backbone
+from mmdiff.canvas.pattern import Coordinates, Pattern, Visibility
+from mmdiff.canvas.patterns import BlockCausal, Causal, CausalContext, Documents, PrefixCausal
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.errors import ConfigError
 
@@ -144,9 +145,9 @@ def test_a_causal_configuration_fails(attention: str, tmp_path: Path, monkeypatc
         return config
 
     monkeypatch.setattr(llada, "_llama", causal)
-    with pytest.raises(ConfigError, match="does not see the last one"):
+    with pytest.raises(ConfigError, match="position 0 of a whole row does not see position 1, unlike Full"):
         load_backbone(tmp_path, attention=attention)
-    with pytest.raises(ConfigError, match="does not see the last one"):
+    with pytest.raises(ConfigError, match="position 0 of a whole row does not see position 1, unlike Full"):
         small(attention=attention)
 
 
@@ -156,33 +157,68 @@ def test_the_switch_of_the_modules_alone_fails_on_a_padded_row() -> None:
     for layer in backbone.model.model.layers:
         layer.self_attn.is_causal = False
     with pytest.raises(ConfigError, match="a padded row does not see"):
-        check_bidirectional(backbone)
+        check_attention(backbone)
 
 
 @pytest.mark.parametrize(
-    ("rows", "row", "name"), [(1, 0, "a whole row"), (2, 0, "a padded row"), (2, 1, "a padded row")]
+    ("canvases", "row", "name"), [(1, 2, "a whole row"), (2, 3, "a padded row"), (2, 5, "a padded row")]
 )
-def test_one_blind_row_of_any_kind_is_enough(rows: int, row: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_blind_row_of_any_kind_is_enough(
+    canvases: int, row: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Attention that is causal in one row only, of whole rows or of padded ones, is found there."""
     backbone = small()
-    check_bidirectional(backbone)
-    hidden, calls = backbone.hidden, []
-    padded: list[list[list[bool]]] = []
+    check_attention(backbone)
+    hidden = backbone.hidden
 
-    def blind(x_RLD: Tensor, attend_RL: Tensor | None = None) -> Tensor:
-        h_RLD = hidden(x_RLD, attend_RL)
-        calls.append(len(x_RLD))
-        padded.extend([] if attend_RL is None else [attend_RL.tolist()])
-        if len(x_RLD) == rows:
+    def blind(x_RLD: Tensor, attend_RL: Tensor | None = None, *more: Any) -> Tensor:
+        h_RLD = hidden(x_RLD, attend_RL, *more)
+        if len(x_RLD) == 4 * canvases:
             h_RLD = h_RLD.clone()
-            h_RLD[row, :-1] = 0.0
+            h_RLD[row, : row % 4] = 0.0
         return h_RLD
 
     monkeypatch.setattr(backbone, "hidden", blind)
-    with pytest.raises(ConfigError, match=f"the first position of {name} does not see the last one"):
-        check_bidirectional(backbone)
-    assert calls == [1, 1, 2, 2][: 2 * rows]
-    assert all(p == [[False, True, True], [True, True, False]] for p in padded), "padding on either side"
+    with pytest.raises(ConfigError, match=f"{name} does not see position {row % 4}"):
+        check_attention(backbone)
+
+
+class OwnBlock(Pattern):
+    """A position sees its own block, and no earlier one."""
+
+    def sees(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
+        return query.block == key.block
+
+
+@pytest.mark.parametrize("pattern", [PrefixCausal(), BlockCausal(32), Causal(), CausalContext() & Documents()])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_declared_pattern_is_what_is_looked_for(
+    attention: str, pattern: Pattern, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = small(attention=attention)
+    check_attention(backbone, pattern)
+    mask = Visibility.mask
+
+    def dropped(self: Visibility, x_RLD: Tensor, attend_RL: Tensor | None, attention: str) -> Any:
+        return attend_RL
+
+    monkeypatch.setattr(Visibility, "mask", dropped)
+    with pytest.raises(ConfigError, match=r"position [01] of a whole row sees position 2, unlike"):
+        check_attention(backbone, pattern)
+
+    def only_whole(self: Visibility, x_RLD: Tensor, attend_RL: Tensor | None, attention: str) -> Any:
+        return mask(self, x_RLD, attend_RL, attention) if attend_RL is None else attend_RL
+
+    monkeypatch.setattr(Visibility, "mask", only_whole)
+    with pytest.raises(ConfigError, match=r"position 1 of a padded row sees position 2, unlike"):
+        check_attention(backbone, pattern)
+
+    def too_narrow(self: Visibility, x_RLD: Tensor, attend_RL: Tensor | None, attention: str) -> Any:
+        return mask(replace(self, pattern=OwnBlock()), x_RLD, attend_RL, attention)
+
+    monkeypatch.setattr(Visibility, "mask", too_narrow)
+    with pytest.raises(ConfigError, match=r"position 2 of a whole row does not see position 0, unlike"):
+        check_attention(backbone, pattern)
 
 
 def test_a_saved_causal_configuration_is_refused(tmp_path: Path) -> None:
@@ -195,14 +231,14 @@ def test_a_saved_causal_configuration_is_refused(tmp_path: Path) -> None:
 
 def test_the_check_sees_through_dropout_and_keeps_the_mode() -> None:
     backbone = small().train()
-    check_bidirectional(backbone)
+    check_attention(backbone)
     assert backbone.training and backbone.model.training
     backbone.model.config.is_causal = True
     backbone.model.model.layers[0].mlp.register_forward_hook(
         lambda module, args, out: torch.nn.functional.dropout(out, 0.5, module.training)
     )
     with pytest.raises(ConfigError, match="a whole row does not see"):
-        check_bidirectional(backbone)
+        check_attention(backbone)
 
 
 def test_what_belongs_to_causal_models_is_refused() -> None:
@@ -276,7 +312,7 @@ def test_architecture_alone_takes_weights_from_elsewhere(tmp_path: Path) -> None
     assert not list(tmp_path.glob("*.safetensors"))
     empty = backbone_from_folder(tmp_path, weights=False)
     empty.load_state_dict(backbone.state_dict())
-    check_bidirectional(empty)
+    check_attention(empty)
     assert torch.equal(empty(ids(2, 6)), backbone(ids(2, 6)))
     assert empty.facts == backbone.facts
     arguments = {name: value for name, value in backbone.node.items() if name != "target"}
