@@ -17,7 +17,7 @@ from mmdiff.parts import part
 from .backbone import Backbone, check_attention
 from .bounds import bounded_by, check_files, check_layers, one_line
 from .family import FAMILIES, Facts, Family, Sizes, find_family
-from .reserve import grow, padded_rows, reserve_ranges, reserved_ids
+from .reserve import padded_rows, reserve_more, reserve_ranges, reserved_ids
 from .rope import rope_in_fp32 as use_rope_in_fp32
 from .weights import read_json, read_weights, tensor_names, weight_files
 
@@ -97,7 +97,7 @@ def backbone_from_folder(
             backbone.model, folder, own.published_names(config), own.is_elsewhere, lora_alpha=raw.get("lora_alpha")
         )
         if grows:
-            grow(backbone, reserve or {})
+            reserve_more(backbone, reserve or {})
         check_attention(backbone, backbone.facts.attention)
     return backbone
 

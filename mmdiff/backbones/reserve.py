@@ -1,17 +1,26 @@
 """Reserved ids: named ranges behind the tokenizer's ids, in rows of the embedding table that stand for no text.
 
 `reserve: {action: 256}` gives `vocab.range("action")` of 256 ids. Where a published table has too few free rows, that
-of a decoder grows.
+of a decoder grows. `grow` adds words and ranges to a model that is there.
+
+Shape letters: V rows of the embedding table, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from mmdiff.canvas.vocab import unknown_words
 from mmdiff.errors import ConfigError
 
 from .backbone import Backbone
+from .family import find_family, token_id
 
 
 def reserved_ids(reserve: Mapping[str, int] | None) -> int:
@@ -40,12 +49,90 @@ def padded_rows(ids: int) -> int:
     return -(-ids // 128) * 128
 
 
-def grow(backbone: Backbone, reserve: Mapping[str, int]) -> None:
+def resize(backbone: Backbone, rows: int) -> None:
     """Put rows behind the embedding table and the head, drawn as the model's other weights once were."""
+    backbone.model.resize_token_embeddings(rows, mean_resizing=False)
+    backbone.vocab_size = rows
+
+
+def reserve_more(backbone: Backbone, reserve: Mapping[str, int]) -> None:
+    """Reserve ids in a table that has too few free rows for them, which grows. The rows it has stay as they are."""
     first = len(backbone.vocab.tokenizer)
     rows = padded_rows(first + reserved_ids(reserve))
-    ranges = reserve_ranges(reserve, first, rows)
-    backbone.model.resize_token_embeddings(rows, mean_resizing=False)
+    _name_ranges(backbone, reserve_ranges(reserve, first, rows), rows)
+    resize(backbone, rows)
+
+
+@torch.no_grad()
+def grow(backbone: Backbone, words: Sequence[str], reserve: Mapping[str, int]) -> Tensor:
+    """Add words to the tokenizer, and reserved ids. Returns int64 (V,): the old id of each id, -1 of one that is new.
+
+    reserve: names that are new, or had fewer ids. Words come behind those that the tokenizer has, ranges behind all
+    words, so that old ranges may move: their rows move along. Numbers of old ids stay, to the bit; rows of new ids are
+    drawn as the model's other weights once were.
+    Raises ConfigError, before anything is changed, for words that the tokenizer knows, ranges that would shrink, and
+    for a family or an adapted layer that cannot grow.
+    """
+    old, model = backbone.vocab, backbone.model
+    had = {name: high - low for name, (low, high) in old.ranges.items()}
+    for name, count in reserve.items():
+        if count < had.get(name, 0):
+            raise ConfigError(f"reserve.{name}: {count!r} ids, but the model has {had[name]} of that name")
+    if not find_family(backbone.family).GROWS:
+        raise ConfigError(f"backbone: the vocabulary of the family {backbone.family!r} cannot grow")
+    layers = {"embedding": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    for name, layer in layers.items():
+        if type(layer) not in (nn.Embedding, nn.Linear) or getattr(layer, "bias", None) is not None:
+            raise ConfigError(f"backbone: its {name} is a {type(layer).__name__}, which cannot grow (an adapter?)")
+    tokenizer = with_words(old.tokenizer, words)
+    counts = {**had, **reserve}
+    first, last = len(old.tokenizer), len(tokenizer)
+    needed = last + reserved_ids(counts)
+    rows = old.size if needed <= old.size else padded_rows(needed)
+    ranges = reserve_ranges(counts, last, rows)
+    source_V = torch.full((rows,), -1)
+    source_V[:first] = torch.arange(first)
+    source_V[needed : old.size] = torch.arange(needed, max(old.size, needed))  # rows that stand for nothing, still
+    for name, count in had.items():
+        low, was = ranges[name][0], old.ranges[name][0]
+        source_V[low : low + count] = torch.arange(was, was + count)
+    taken = {i for i in (old.mask_id, old.eos_id, old.pad_id, old.bos_id, *old.end_ids) if i is not None}
+    if moved := sorted(i for i in taken if source_V[i] != i):
+        raise ConfigError(f"backbone: id {moved[0]} is a special token, but not of the tokenizer: it cannot grow")
+    tables = [layer.weight.clone() for layer in layers.values()]
+    if rows != old.size:
+        resize(backbone, rows)
+    backbone.vocab = replace(old, tokenizer=tokenizer, _known={}, _named=set())
+    _name_ranges(backbone, ranges, rows)
+    for layer, table_VD in zip((model.get_input_embeddings(), model.get_output_embeddings()), tables, strict=True):
+        layer.weight.copy_(regrown(table_VD, source_V, model.config.initializer_range))
+    return source_V
+
+
+def regrown(old_VD: Tensor, source_V: Tensor, std: float) -> Tensor:
+    """Returns a table whose row v is row `source_V[v]` of the old one, and drawn with `std` where that is -1."""
+    new_VD = old_VD.new_empty((len(source_V), *old_VD.shape[1:])).normal_(0, std)
+    kept_V = source_V >= 0
+    new_VD[kept_V] = old_VD[source_V[kept_V]]
+    return new_VD
+
+
+def with_words(tokenizer: Any, words: Sequence[str]) -> Any:
+    """Returns a copy of a tokenizer that has more words, each one token. Raises ConfigError for what is no new word."""
+    from tokenizers import AddedToken
+
+    grown = copy.deepcopy(tokenizer)
+    for word in words:
+        if word.split() != [word] or not word.isprintable():
+            raise ConfigError(f"words: {word!r:.80} is not a word, expected text without white space")
+        ids = grown(word, add_special_tokens=False)["input_ids"]
+        if token_id(grown, word) is not None or (len(ids) == 1 and not unknown_words(word, ids, grown)):
+            raise ConfigError(f"words: {word!r:.80} is a token already, or given twice")
+        # a word of letters is one by itself only: "cat" must not be found in "catalogue"
+        grown.add_tokens(AddedToken(word, single_word=word[0].isalnum() and word[-1].isalnum(), normalized=True))
+    return grown
+
+
+def _name_ranges(backbone: Backbone, ranges: Mapping[str, tuple[int, int]], rows: int) -> None:
     backbone.vocab = replace(backbone.vocab, size=rows, ranges=ranges)
-    backbone.vocab_size = rows
-    backbone.node["reserve"] = dict(reserve)
+    backbone.node["reserve"] = {name: high - low for name, (low, high) in ranges.items()}

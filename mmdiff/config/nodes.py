@@ -21,7 +21,8 @@ from .sources import absent, signature_of
 
 RUN_TIME = {"model.connectors": {"width_in", "width_out"}, "model.heads": {"width_in", "vocab_size"}}
 """Arguments that no file gives, for the model knows them when it builds those nodes."""
-
+REUSED = ("model.encoders", "model.connectors", "model.heads")
+"""Where `weights` may name a saved model, which says what the node leaves out (`mmdiff.model.build`)."""
 
 NOT_A_PART = "is not made to be part of a model; it was not called (a folder that you trust loads with --trust)"
 
@@ -59,13 +60,14 @@ def check_nodes(config: Config, *, importing: bool = True) -> None:
             if "target" in value:
                 run_time = RUN_TIME.get(key.rpartition(".")[0], ())
                 target, where = value["target"], join(key, "target")
+                reused = key.rpartition(".")[0] in REUSED and isinstance(value.get("weights"), str)
                 if importing:
-                    _check_arguments(locate(target, where), value, run_time, key)
+                    _check_arguments(locate(target, where), value, run_time, key, reused)
                 elif line := absent(_dotted(target, where)):
                     raise ConfigError(f"{at(where)}{line}")
                 elif found := signature_of(target):
                     kinds = {name: p.annotation for name, p in found.parameters.items()}
-                    _check_against(found, kinds, value, run_time, key)
+                    _check_against(found, kinds, value, run_time, key, reused)
             for name, inner in value.items():
                 check(inner, join(key, name))
         elif isinstance(value, list):
@@ -131,13 +133,17 @@ def _build(value: Any, where: str, toy: bool, run_time: Mapping[str, Any]) -> An
 
 
 def _check_arguments(
-    function: Callable[..., Any], node: Mapping[str, Any], run_time: Collection[str], where: str
+    function: Callable[..., Any],
+    node: Mapping[str, Any],
+    run_time: Collection[str],
+    where: str,
+    reused: bool = False,
 ) -> None:
     try:
         signature = inspect.signature(function)
     except ValueError:
         raise ConfigError(f"{at(where)}{node['target']} does not say which arguments it takes") from None
-    _check_against(signature, annotations_of(function), node, run_time, where)
+    _check_against(signature, annotations_of(function), node, run_time, where, reused)
 
 
 def _check_against(
@@ -146,20 +152,21 @@ def _check_against(
     node: Mapping[str, Any],
     run_time: Collection[str],
     where: str,
+    reused: bool,
 ) -> None:
     target, given = node["target"], [name for name in node if name != "target"]
     parameters = signature.parameters.values()
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for name in [*given, *run_time]:
-            if name not in named:
+            if name not in named and not (reused and name == "weights"):
                 known = named.keys() - set(run_time)
                 raise ConfigError(f"{join(where, name)}: {target} takes no such argument{nearest(str(name), known)}")
     for name in given:
         if name in run_time:
             raise ConfigError(f"{join(where, name)}: set at run time, leave it out")
     for name, p in named.items():
-        if p.default is p.empty and name not in given and name not in run_time:
+        if p.default is p.empty and name not in given and name not in run_time and not reused:
             raise ConfigError(f'{at(where)}{target} needs "{name}"')
     for name in given:
         check_finite(node[name], join(where, name))

@@ -42,6 +42,7 @@ class DualAdapter(nn.Module):
     """
 
     node: dict[str, Any]  # set by @saveable
+    reads_saved = True  # a part of it is enough, see `mmdiff.model.build`
 
     def __init__(
         self,

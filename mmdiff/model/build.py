@@ -1,24 +1,31 @@
-"""The model that a configuration describes, made from its parts or loaded from a saved folder."""
+"""The model that a configuration describes: made from its parts, or from those of saved models, or loaded whole."""
 
 from __future__ import annotations
 
+import inspect
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from mmdiff.backbones import Backbone
 from mmdiff.backbones.backbone import check_attention
+from mmdiff.backbones.bounds import bounded_by
 from mmdiff.backbones.family import find_family
 from mmdiff.backbones.load import tokenizer_of
 from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.pattern import Pattern
-from mmdiff.config import build
+from mmdiff.config import build, flatten, locate
 from mmdiff.config.load import check_weights
+from mmdiff.config.moved import today
 from mmdiff.config.settings import ModelConfig
 from mmdiff.errors import ConfigError, nearest
+from mmdiff.files import check_sums
 
 from .model import MMDiff
-from .saving import PARTS, prefix_causal_node, read_config
+from .saving import PARTS, load_weights, prefix_causal_node, read_config, saved_folder, weight_files
 
 
 def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 4096) -> MMDiff:
@@ -29,16 +36,22 @@ def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 40
     check_weights(config)
     attention = _attention(config)
     if config.weights and not toy:
-        model = MMDiff.from_pretrained(config.weights)
+        model = MMDiff.from_pretrained(saved_folder(config.weights) or config.weights)
         model.logit_chunk = logit_chunk
-        return _attending(model, attention)
-    if config.weights:
-        config = parts_of(Path(config.weights))
-        attention = attention or config.attention
+    else:
+        parts = parts_of(saved_folder(config.weights) or Path(config.weights)) if config.weights else config
+        attention = attention or parts.attention
+        model = _of_parts(parts, toy, logit_chunk)
+    if config.words or config.reserve:
+        model.grow(config.words, config.reserve)
+    return _attending(model, attention)
+
+
+def _of_parts(config: ModelConfig, toy: bool, logit_chunk: int) -> MMDiff:
     if config.backbone is None:
         raise ConfigError("model.backbone: no backbone is given, expected {target: dotted.path, ...}")
     backbone = build(config.backbone, toy=toy, where="model.backbone")
-    encoders = {k: build(n, toy=toy, where=f"model.encoders.{k}") for k, n in config.encoders.items() if n}
+    encoders = {k: build_or_reuse(n, f"encoders.{k}", backbone, toy=toy) for k, n in config.encoders.items() if n}
     parts: dict[str, dict[str, nn.Module]] = {"connectors": {}, "heads": {}}
     for name, run_time in (("connectors", {"width_out": backbone.dim}), ("heads", {"vocab_size": backbone.vocab.size})):
         for kind, node in getattr(config, name).items():
@@ -47,10 +60,9 @@ def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 40
                     raise ConfigError(f"model.{name}.{kind}: no encoder of that kind{nearest(kind, encoders)}")
                 continue  # the encoder was taken out by `model.encoders.<kind>=null`
             if node:
-                where = f"model.{name}.{kind}"
-                parts[name][kind] = build(node, toy=toy, where=where, width_in=encoders[kind].width, **run_time)
-    model = MMDiff(backbone, encoders, parts["connectors"], parts["heads"], logit_chunk=logit_chunk)
-    return _attending(model, attention)
+                run_time["width_in"] = encoders[kind].width
+                parts[name][kind] = build_or_reuse(node, f"{name}.{kind}", backbone, toy=toy, **run_time)
+    return MMDiff(backbone, encoders, parts["connectors"], parts["heads"], logit_chunk=logit_chunk)
 
 
 def _attending(model: MMDiff, node: dict[str, Any] | None) -> MMDiff:
@@ -80,11 +92,93 @@ def parts_of(folder: Path) -> ModelConfig:
         name: {k: {key: v for key, v in node.items() if key not in given} for k, node in saved[name].items()}
         for name in PARTS
     }
-    own = find_family(str(read_json(folder / "backbone" / "config.json").get("model_type")))
     backbone = {
         "target": "mmdiff.backbones.load_backbone",
         "path": str(folder / "backbone"),
-        "tokenizer": tokenizer_of(folder / "backbone", own),  # its words are those of the user's rows
+        "tokenizer": tokenizer_in(folder / "backbone"),  # its words are those of the user's rows
         **saved["backbone"],
     }
     return ModelConfig(backbone=backbone, attention=saved["attention"], **parts)
+
+
+# One part of a saved model in another: `model.encoders.image.weights=runs/x`
+
+
+def build_or_reuse(node: Mapping[str, Any], key: str, backbone: Backbone, *, toy: bool, **run_time: Any) -> nn.Module:
+    """Returns the part of a node, with the weights of the same part of a saved model where `weights` names one.
+
+    key: of the part, `encoders.image`. backbone: of the model that gets it. run_time: widths, as `build` takes them.
+    `weights` may name a saved model, a checkpoint, or a finished run; anything else is left to the part itself. What
+    the node does not say is as in the saved model, and what it says must be so: the part there has the same target,
+    the same arguments, and tensors of the same names and shapes, whose checksums are right. A readout is of the same
+    words. A part whose class has `reads_saved` takes what fits by rules of its own.
+    Raises ConfigError, in one line, where the part differs.
+    """
+    where, path = f"model.{key}", node.get("weights") if isinstance(node, Mapping) else None
+    if path is None:
+        return _built(node, where, toy, run_time)
+    folder = saved_folder(path) if isinstance(path, str) else None
+    made = locate(node.get("target"), f"{where}.target")
+    plain = {name: value for name, value in node.items() if name != "weights"}
+    takes = "weights" in inspect.signature(made).parameters
+    if folder is None or getattr(made, "reads_saved", False):
+        if folder is None and not takes and not toy:
+            raise ConfigError(f"{where}.weights: {path!r} is neither a saved model nor the folder of a run")
+        if folder is not None and not toy:
+            check_sums(folder)
+        return _built({**plain, "weights": str(folder or path)} if takes else plain, where, toy, run_time)
+    saved = _saved_part(folder, key, where)
+    own = {name: value for name, value in saved.items() if name not in run_time and name != "weights"}
+    full = {**_defaults(made), **saved, "target": today(saved["target"])}
+    given = {**plain, "target": today(plain["target"])}
+    resolved = [n for n, value in given.items() if value is not None and full.get(n) is None]  # a name, say
+    _check_same({n: v for n, v in given.items() if n not in resolved} | ({} if toy else run_time), full, where, folder)
+    if toy:
+        return _built(plain if resolved else own, where, toy, run_time)
+    if resolved:
+        part = _built(plain, where, toy, run_time)
+        _check_same({**_defaults(made), **part.node, "target": full["target"]}, full, where, folder)  # type: ignore[dict-item]
+    else:
+        with bounded_by(weight_files(folder), folder):
+            part = _built(own, where, toy, run_time)
+    words = backbone.vocab.tokenizer.get_vocab()
+    if key.startswith("heads.") and tokenizer_in(folder / "backbone").get_vocab() != words:
+        raise ConfigError(f"{where}.weights: the words of {folder} are others than this model's")
+    check_sums(folder)
+    load_weights(part, folder, f"{key}.")
+    return part
+
+
+def _built(node: Mapping[str, Any], where: str, toy: bool, run_time: Mapping[str, Any]) -> nn.Module:
+    part: nn.Module = build(node, toy=toy, where=where, **run_time)
+    return part
+
+
+def _saved_part(folder: Path, key: str, where: str) -> dict[str, Any]:
+    name, _, kind = key.partition(".")
+    parts = read_config(folder)[name]
+    if kind not in parts:
+        raise ConfigError(f"{where}.weights: {folder} has no {key}{nearest(kind, parts)}")
+    saved: dict[str, Any] = parts[kind]
+    return saved
+
+
+def _defaults(made: Any) -> dict[str, Any]:
+    parameters = inspect.signature(made).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _check_same(here: Mapping[str, Any], there: Mapping[str, Any], where: str, folder: Path) -> None:
+    for name, value in here.items():
+        a, b = (flatten(json.loads(json.dumps(x, default=str)), name) for x in (value, there.get(name)))
+        for key in {**a, **b} if name != "weights" else ():
+            if a.get(key) != b.get(key):
+                raise ConfigError(
+                    f"{where}.{key}: {a.get(key)!r}, but the part of {folder} has {b.get(key)!r}; make them the same, "
+                    f"or leave {where}.weights out"
+                )
+
+
+def tokenizer_in(folder: Path) -> Any:
+    """Returns the tokenizer in the folder of a backbone."""
+    return tokenizer_of(folder, find_family(str(read_json(folder / "config.json").get("model_type"))))

@@ -6,7 +6,7 @@ T features per crop, E encoder width, M slots of one kind in the batch, P masked
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,11 +18,12 @@ from mmdiff.backbones import Backbone
 from mmdiff.backbones.backbone import check_attention
 from mmdiff.backbones.bounds import bounded_by
 from mmdiff.backbones.load import backbone_from_folder
+from mmdiff.backbones.reserve import grow
 from mmdiff.canvas.batch import Batch, MediaBatch, real_NT, to_device
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.patterns import Full, visibility
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config import build_saved, trusting
+from mmdiff.config import trusting
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.config.typed import typed
@@ -39,7 +40,7 @@ from .media_reader import MediaReader
 from .params import add_adapters, read_adapters
 from .prefix import Prefix, hidden_copies
 from .prompt import prompt_canvas
-from .saving import PARTS, load_weights, read_config, save_model, weight_files
+from .saving import PARTS, load_weights, read_config, save_model, saved_part, weight_files
 from .scorer import Scores, score
 
 T = TypeVar("T")
@@ -242,17 +243,22 @@ class MMDiff(nn.Module):
         streamer: see `mmdiff.samplers.streamers`. named: single fields of GenerationConfig, over `generation_config`.
         """
         config = checked(generation_config, **named)
-        if isinstance(batch_or_ids, Batch):
-            if attention_mask is not None:
-                raise ConfigError("attention_mask: a Batch brings its own (attend_BL)")
-            batch = batch_or_ids
-        else:
-            batch = prompt_canvas(batch_or_ids, attention_mask, config.max_new_tokens, self.vocab)
+        batch = prompt_canvas(batch_or_ids, attention_mask, config.max_new_tokens, self.vocab)
         batch = to_device(batch, self.device)
         with evaluating(self):
             denoise = self.denoiser(batch, prefix_cache=config.prefix_cache, restrict=not config.guidance_scale)
             write = sample if config.draft is None else rewrite
             return write(denoise, batch, self.vocab, config, streamer=streamer)
+
+    @typed
+    def grow(self, words: Sequence[str] = (), reserve: Mapping[str, AtLeast1] | None = None) -> None:
+        """Add words and reserved ids to the vocabulary; what there is stays, see `mmdiff.backbones.reserve.grow`."""
+        for kind, head in self.heads.items():
+            if not hasattr(head, "grow"):
+                raise ConfigError(f"heads.{kind}: {type(head).__name__} has no method `grow`, take the readout out")
+        source_V = grow(self.backbone, words, reserve or {})
+        for head in self.heads.values():
+            head.grow(source_V)  # type: ignore[operator]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model to `folder`, see `mmdiff.model.saving`. Raises ConfigError unless it is new or empty."""
@@ -279,21 +285,14 @@ class MMDiff(nn.Module):
             with bounded_by(weight_files(folder), folder) if weights else nullcontext():
                 backbone = backbone_from_folder(folder / "backbone", weights=False, **made)
                 parts = [
-                    {kind: _part(node, f"{folder}: {name}.{kind}") for kind, node in config[name].items()}
+                    {kind: saved_part(node, f"{folder}: {name}.{kind}") for kind, node in config[name].items()}
                     for name in PARTS
                 ]
                 node = config["attention"]
-                model = cls(backbone, *parts, attention=node and _part(node, f"{folder}: attention", Pattern))
+                model = cls(backbone, *parts, attention=node and saved_part(node, f"{folder}: attention", Pattern))
                 for adapter in read_adapters(config["adapters"], f"{folder}: adapters"):
                     add_adapters(model, adapter)
         if weights:
             load_weights(model, folder)
             check_attention(backbone, model.attention)
         return model.eval()
-
-
-def _part(node: dict[str, Any], where: str, kind: type = nn.Module) -> Any:
-    made = build_saved(node, where)
-    if not isinstance(made, kind):
-        raise ConfigError(f"{where}: {node['target']} is no part of a model")
-    return made

@@ -13,8 +13,15 @@ from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import ConfigError
 
 
-def prompt_canvas(ids_BP: Tensor, attention_mask: Tensor | None, new: int, vocab: Vocab) -> Batch:
-    """Returns a canvas of prompt ids (B, P) followed by `new` masked positions. Raises ConfigError for wrong shapes."""
+def prompt_canvas(ids_BP: Tensor | Batch, attention_mask: Tensor | None, new: int, vocab: Vocab) -> Batch:
+    """Returns a canvas of prompt ids (B, P) followed by `new` masked positions, and a Batch as it is.
+
+    Raises ConfigError for wrong shapes, and for a mask beside a Batch.
+    """
+    if isinstance(ids_BP, Batch):
+        if attention_mask is not None:
+            raise ConfigError("attention_mask: a Batch brings its own (attend_BL)")
+        return ids_BP
     if ids_BP.ndim != 2:
         raise ConfigError(f"generate: prompt ids have shape {tuple(ids_BP.shape)}, expected (batch, length)")
     b, p = ids_BP.shape

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdiff.backbones.weights import check_finite, check_header
-from mmdiff.config import as_node, check_parts, sampler_nodes, trusted
+from mmdiff.config import as_node, build_saved, check_parts, sampler_nodes, trusted
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.files import aside, link, read_json, write_sums
 from mmdiff.protocols import Model
@@ -142,9 +142,32 @@ def _node(node: Any, where: str) -> dict[str, Any]:
     return dict(node)
 
 
-def load_weights(model: Model, folder: Path) -> None:
+def saved_folder(path: str | Path) -> Path | None:
+    """Returns the saved model that a path names, itself or as a finished run; None for anything else.
+
+    Raises ConfigError for a run that is not finished.
+    """
+    folder = Path(path)
+    for found in (folder, folder / "model"):
+        if (found / "config.json").is_file() and (found / "backbone").is_dir():
+            return found
+    if (folder / "checkpoints").is_dir():
+        raise ConfigError(f"{folder}: this run is not finished, expected a folder of {folder / 'checkpoints'}")
+    return None
+
+
+def saved_part(node: dict[str, Any], where: str, kind: type = nn.Module) -> Any:
+    """Returns a part of a saved model, made of its node. Raises ConfigError for what is not of its kind."""
+    made = build_saved(node, where)
+    if not isinstance(made, kind):
+        raise ConfigError(f"{where}: {node['target']} is no part of a model")
+    return made
+
+
+def load_weights(model: nn.Module | Model, folder: Path, prefix: str = "") -> None:
     """Copy every tensor of the folder into `model`, in place, one tensor at a time.
 
+    prefix: of the names in the folder, those of a part: tensors of other names are left alone.
     Raises ConfigError for files that cannot be read, for tensors that are missing, unexpected, misshapen, of another
     kind of number, and for numbers that are not finite; what was copied before stays.
     """
@@ -156,13 +179,14 @@ def load_weights(model: Model, folder: Path) -> None:
         for path in weight_files(folder):
             try:
                 with safe_open(path, "pt") as file:
-                    for key in file.keys():
-                        if key not in state:
-                            unexpected.append(key)
+                    for name in file.keys():
+                        key = name.removeprefix(prefix)
+                        if key not in state or not name.startswith(prefix):
+                            unexpected += [name] if name.startswith(prefix) else []
                             continue
-                        check_header(file.get_slice(key), state[key], f"{path}: {key}")
-                        value = file.get_tensor(key)
-                        check_finite(value, f"{path}: {key}", infinite=key not in parameters)
+                        check_header(file.get_slice(name), state[key], f"{path}: {name}")
+                        value = file.get_tensor(name)
+                        check_finite(value, f"{path}: {name}", infinite=key not in parameters)
                         state[key].copy_(value)
                         missing.discard(key)
             except (SafetensorError, FileNotFoundError) as error:
