@@ -21,6 +21,7 @@ from mmdiff.tasks.protein.residues import CANONICAL
 
 from .folds import folds_of, group_numbers
 from .labels import UNRESOLVED, Labels, label_array, read_labels
+from .metrics import Fold, figures, intervals
 
 __all__ = ["Labels", "composition", "folds_of", "probe", "probe_text", "read_labels", "residue_probe"]
 
@@ -54,8 +55,8 @@ def probe(
     kind: classification (logistic regression) | regression (ridge) | auto: regression for numbers of which some are not
         whole, or of which there are more than 20 different ones. Features are standardised on the training rows.
     Returns {"kind", "rows", "width", "groups", "folds", "classes" (how many rows have each), "scores"}: scores
-    {predictor: {metric: {"mean", "sd"}}} over test folds (sd with folds - 1), of `probe`, `composition`, `majority` or
-    `mean` (a constant), `shuffled`; metrics `accuracy`, `macro_f1`, `mcc`, or `spearman`, `r2`, `rmse`.
+    {predictor: {metric: {"mean", "sd", "interval"}}} over test folds (sd with folds - 1; `metrics.intervals`), of
+    `probe`, `composition`, `majority` or `mean` (a constant), `shuffled`; metrics are those of `metrics.figures`.
     Raises DataError for labels and features that do not fit each other, ConfigError for fewer groups than folds,
     MissingExtra without scikit-learn.
     """
@@ -129,13 +130,14 @@ def residue_probe(
 
 
 def probe_text(result: Mapping[str, Any]) -> str:
-    """Plain text of what a probe found: one line per predictor, each figure as mean +- sd over folds."""
+    """Plain text of what a probe found: a line per predictor, its figures as mean +- sd over folds, and intervals."""
     scores = result["scores"]
     metrics = list(next(iter(scores.values())))
-    lines = [f"{'':12}" + "".join(f"{metric:>18}" for metric in metrics)]
+    lines = [f"{'':12}" + "".join(f"{metric:>35}" for metric in metrics)]
     for name, by_metric in scores.items():
-        cells = (f"{by_metric[m]['mean']:.3f} +- {by_metric[m]['sd']:.3f}" for m in metrics)
-        lines.append(f"{name:12}" + "".join(f"{cell:>18}" for cell in cells))
+        of = (by_metric[metric] for metric in metrics)
+        cells = ("{mean:.3f} +- {sd:.3f} ({interval[0]:.3f} to {interval[1]:.3f})".format(**one) for one in of)
+        lines.append(f"{name:12}" + "".join(f"{cell:>35}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -170,7 +172,7 @@ def _scored(
         raise DataError(f"labels: all {len(label_N)} are {label_N[0]!s}, expected two or more different ones")
     fold_N = folds_of(group_N, stratum_N, folds, seed)
     rng = np.random.default_rng([seed, 2])
-    by_fold: list[dict[str, dict[str, float]]] = []
+    by_fold: dict[str, list[Fold]] = {}
     for fold in range(folds):
         test, train = fold_N == fold, fold_N != fold
         y, predicted = label_N[train], {}
@@ -186,21 +188,19 @@ def _scored(
         else:
             predicted["mean"] = np.full(test.sum(), y.mean())
         predicted["shuffled"] = shuffled
-        by_fold.append({name: _metrics(kind, label_N[test], guess) for name, guess in predicted.items()})
-    scores = {
-        name: {
-            metric: {
-                "mean": float(np.mean([one[name][metric] for one in by_fold])),
-                "sd": float(np.std([one[name][metric] for one in by_fold], ddof=1)),
-            }
-            for metric in by_fold[0][name]
-        }
-        for name in by_fold[0]
-    }
-    found = {"kind": kind, "rows": len(label_N), "width": sets["probe"].shape[1], "groups": len(np.unique(group_N))}
+        for name, guess in predicted.items():
+            by_fold.setdefault(name, []).append((label_N[test], guess, group_N[test]))
+    scores: dict[str, Any] = {}
+    for name, of in by_fold.items():
+        found, ranges = [figures(kind, *one[:2]) for one in of], intervals(kind, of, seed)
+        for metric, around in ranges.items():
+            values = [float(one[metric][0]) for one in found]
+            shown = {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)), "interval": around}
+            scores.setdefault(name, {})[metric] = shown
+    out = {"kind": kind, "rows": len(label_N), "width": sets["probe"].shape[1], "groups": len(np.unique(group_N))}
     if kind == "classification":
-        found["classes"] = {str(c): int(n) for c, n in zip(*np.unique(label_N, return_counts=True), strict=True)}
-    return {**found, "folds": folds, "scores": scores}
+        out["classes"] = {str(c): int(n) for c, n in zip(*np.unique(label_N, return_counts=True), strict=True)}
+    return {**out, "folds": folds, "scores": scores}
 
 
 def _penalty(x_ND: Array, label_N: Array, group_N: Array, kind: str, seed: int) -> float:
@@ -248,28 +248,3 @@ def _fit(x_ND: Array, label_N: Array, penalty: float, kind: str) -> Predict:
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(scaled(x_ND), label_N)
     return lambda test_ND: np.asarray(model.predict(scaled(test_ND)))
-
-
-def _metrics(kind: str, true_N: Array, predicted_N: Array) -> dict[str, float]:
-    """A constant prediction has no order, and no correlation: Spearman is 0 there, as MCC is; so is MCC of test rows of
-    one class alone, as a fold of few groups may be."""
-    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-
-    if kind == "classification":
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="A single label was found")
-            return {
-                "accuracy": float(accuracy_score(true_N, predicted_N)),
-                "macro_f1": float(f1_score(true_N, predicted_N, average="macro", zero_division=0)),
-                "mcc": float(matthews_corrcoef(true_N, predicted_N)),
-            }
-    from scipy.stats import spearmanr
-
-    constant = np.ptp(true_N) == 0 or np.ptp(predicted_N) == 0
-    spread = float(((true_N - true_N.mean()) ** 2).sum())
-    error = float(((true_N - predicted_N) ** 2).sum())
-    return {
-        "spearman": 0.0 if constant else float(spearmanr(true_N, predicted_N).statistic),
-        "r2": 1 - error / spread if spread > 0 else 0.0,
-        "rmse": (error / len(true_N)) ** 0.5,
-    }

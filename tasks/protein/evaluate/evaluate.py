@@ -25,9 +25,9 @@ from mmdiff.tasks.protein.design.generate import Record, generate
 from mmdiff.tasks.protein.residues import CANONICAL, OPEN
 
 from .alignment_score import floor
-from .intervals import of_sequences, of_share, of_shares
+from .intervals import of_mean, of_sequences, of_share, of_shares
 from .mask_filling import RATES, baselines, batches, mask_filling, sequences
-from .metrics import composition, composition_report, conserved, validity
+from .metrics import Array, composition, composition_report, conserved, validity
 from .novelty import diversity, novelty
 from .page import page
 
@@ -57,14 +57,19 @@ def bound_per_residue(
     if not positions_B.sum():
         raise DataError("bound: no residue of these rows is one that the model generates")
     nats = float(nll_B.sum() / positions_B.sum())
-    left_B = nll_B - nats * positions_B
-    spread = np.sqrt((left_B**2).sum() * len(rows) / (len(rows) - 1)) if len(rows) > 1 else np.nan
     return {
         "nats": nats,
-        "nats_se": float(spread / positions_B.sum()),
+        "nats_se": _error_of_ratio(nll_B, positions_B),
         "positions": int(positions_B.sum()),
         "perplexity": float(np.exp(nats)),
     }
+
+
+def _error_of_ratio(sum_B: Array, n_B: Array) -> float:
+    """The standard error, over sequences, of the mean of all that is summed in `sum_B`, `n_B` numbers each."""
+    left_B = sum_B - sum_B.sum() / n_B.sum() * n_B
+    spread = np.sqrt((left_B**2).sum() * len(n_B) / (len(n_B) - 1)) if len(n_B) > 1 else np.nan
+    return float(spread / n_B.sum())
 
 
 def evaluate_model(
@@ -127,9 +132,10 @@ def evaluate_model(
         "natural_diversity": diversity(natural, aligned=aligned, seed=seed),
         **{name: {key: of[key] for key in ("mean", "median", "max", "exact", "method")} for name, of in known.items()},
     }
-    out["generation"]["intervals"] = _intervals(out["generation"], known, len(natural))
     if aligned:
         out["generation"]["conserved"] = conserved(generated, natural)
+    out["generation"]["intervals"] = _intervals(out["generation"], known, len(natural))
+    if aligned:
         motif = _consensus(out["generation"]["conserved"], len(test[0])) if motif is None else motif
     around: list[Record] = []
     if motif is not None:
@@ -142,11 +148,19 @@ def evaluate_model(
 
 
 def _intervals(of: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], natural: int) -> dict[str, Any]:
-    """95 % intervals of shares and identities, by what they are of."""
+    """95 % intervals of shares, identities and divergences, by what they are of."""
     out: dict[str, Any] = {
         "validity": of_shares(of["validity"], of["n"]),
         "natural_validity": of_shares(of["natural_validity"], natural),
+        "jsd": {k: {key: of_mean(one[key], se, 0, 1) for key, se in one["se"].items()} for k, one in of["jsd"].items()},
     }
+    for name, n in (("diversity", of["n"]), ("natural_diversity", natural)):
+        found = of[name]
+        identity = of_mean(found["identity"], found["identity_se"], 0, 1)
+        out[name] = {"unique": of_share(found["unique"], n), "identity": identity}
+    if columns := of.get("conserved"):
+        means = ("mean", "natural_mean")
+        out["conserved"] = {name: of_mean(columns[name], columns[f"{name}_se"], 0, 1) for name in means}
     for name, found in known.items():
         values = found["identity"]
         figures = {"mean": of_sequences(values), "median": of_sequences(values, lambda drawn: float(np.median(drawn)))}
@@ -155,27 +169,33 @@ def _intervals(of: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], na
 
 
 def kept(template: str, designs: Sequence[str]) -> dict[str, Any]:
-    """`template`, `n`, given `positions`, `kept`: the share of these that are as given, `whole`: of designs."""
+    """`template`, `n`, given `positions`, `kept`: the share of these that are as given, `whole`: of designs; and the
+    95 % `intervals` of both."""
     at = [i for i, letter in enumerate(template) if letter != OPEN]
     right = [sum(len(d) == len(template) and d[i] == template[i] for i in at) for d in designs]
     shares = [n / len(at) if at else 1.0 for n in right]
+    whole = float(np.mean([share == 1 for share in shares]))
     return {
         "template": template,
         "n": len(designs),
         "positions": len(at),
         "kept": float(np.mean(shares)),
-        "whole": float(np.mean([share == 1 for share in shares])),
+        "whole": whole,
+        "intervals": {"kept": of_sequences(shares), "whole": of_share(whole, len(designs))},
     }
 
 
-def _bound_baselines(found: Mapping[str, Any], train: Sequence[str] | None, test: Sequence[str]) -> dict[str, float]:
+def _bound_baselines(found: Mapping[str, Any], train: Sequence[str] | None, test: Sequence[str]) -> dict[str, Any]:
     """In nats per position: what composition, and what the profile of the training rows, give the same rows."""
     letters = LETTERS if found["aligned"] else CANONICAL
     shares_K = background(test if train is None else train, letters)
-    counts_K = np.array([sum(s.count(letter) for s in test) for letter in letters])
-    out = {"unigram": float(-(counts_K * np.log(shares_K)).sum() / max(1, counts_K.sum()))}
+    counts_BK = np.array([[s.count(letter) for letter in letters] for s in test])
+    nll_B, n_B = -(counts_BK * np.log(shares_K)).sum(1), counts_BK.sum(1)
+    out: dict[str, Any] = {"unigram": float(nll_B.sum() / max(1, n_B.sum()))}
+    out["unigram_interval"] = of_mean(out["unigram"], _error_of_ratio(nll_B, n_B)) if n_B.any() else None
     if "baselines" in found:
-        out["profile"] = found["baselines"]["profile"]["1"]["column_nll"]
+        profile = found["baselines"]["profile"]["1"]
+        out |= {"profile": profile["column_nll"], "profile_interval": profile["intervals"]["column_nll"]}
     return out
 
 

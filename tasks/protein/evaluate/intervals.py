@@ -1,4 +1,4 @@
-"""95 % intervals of figures of sequences: the sequences are drawn again, or, of shares, Wilson's.
+"""95 % intervals of figures of sequences: the sequences are drawn again; of shares Wilson's; of others 1.96 errors.
 
 Draws are by the number of a sequence: it counts as often as a Poisson variable of mean 1 says (Hanley and MacGibbon
 2006), so that nothing is kept of single sequences, and all figures and predictors share their draws.
@@ -9,7 +9,7 @@ Shape letters: R draws, S sequences, K letters.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import exp, factorial, sqrt
+from math import exp, factorial, inf, sqrt
 from typing import Any
 
 import numpy as np
@@ -58,9 +58,9 @@ def of_share(share: float, n: int) -> Interval:
     return [max(0.0, (middle - half) / (1 + Z**2 / n)), min(1.0, (middle + half) / (1 + Z**2 / n))]
 
 
-def of_mean(mean: float, standard_error: float) -> Interval:
-    """Of a figure with a standard error."""
-    return [mean - Z * standard_error, mean + Z * standard_error]
+def of_mean(mean: float, standard_error: float, least: float = -inf, most: float = inf) -> Interval:
+    """Of a figure with a standard error, which is never below `least` or above `most`."""
+    return [max(least, mean - Z * standard_error), min(most, mean + Z * standard_error)]
 
 
 def of_shares(shares: Mapping[str, float], n: int) -> dict[str, Interval]:

@@ -37,16 +37,23 @@ def one_hot(code_SC: NDArray[np.int16], classes: int) -> NDArray[np.float32]:
 def kmers(sequences: Sequence[str], k: int, letters: str = CANONICAL) -> Counts:
     """(K**k,) how often each k-mer occurs, the first letter the most significant. Windows with any other letter in them
     are left out, and none spans two sequences."""
+    index_N, _ = _windows(sequences, k, letters)
+    return np.bincount(index_N, minlength=len(letters) ** k)
+
+
+def _windows(sequences: Sequence[str], k: int, letters: str = CANONICAL) -> tuple[Counts, Counts]:
+    """(N,) the k-mer of each window without any other letter, and the number of its sequence."""
     code_N = codes("*".join(sequences), letters).astype(np.int64)  # no letter, so no window crosses it
     n = len(code_N) - k + 1
     if n <= 0:
-        return np.zeros(len(letters) ** k, dtype=np.int64)
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     windows = [code_N[i : i + n] for i in range(k)]
     index_N, known_N = np.zeros(n, dtype=np.int64), np.ones(n, dtype=bool)
     for window_N in windows:
         index_N = index_N * len(letters) + window_N
         known_N &= window_N >= 0
-    return np.bincount(index_N[known_N], minlength=len(letters) ** k)
+    number_N = np.repeat(np.arange(len(sequences)), [len(s) + 1 for s in sequences])[:n]
+    return index_N[known_N], number_N[known_N]
 
 
 def jensen_shannon(p: NDArray[Any], q: NDArray[Any]) -> float:
@@ -66,6 +73,24 @@ def jensen_shannon(p: NDArray[Any], q: NDArray[Any]) -> float:
     return max(0.0, entropy(middle) - (entropy(a) + entropy(b)) / 2)
 
 
+def divergence(a: Sequence[str], b: Sequence[str], k: int) -> tuple[float, float]:
+    """Jensen-Shannon divergence of the k-mers of two sets, and its standard error over sequences of both.
+
+    The error is the infinitesimal jackknife (Efron 1982): to first order a sequence moves the divergence by what its
+    own k-mers are worth. Drawing sequences again would not do, for a divergence grows with every draw.
+    """
+    sets = [_windows(a, k), _windows(b, k)]
+    counts = [np.bincount(index_N, minlength=len(CANONICAL) ** k) for index_N, _ in sets]
+    value = jensen_shannon(*counts)
+    p, q = (x / x.sum() for x in counts)
+    variance = 0.0
+    for (index_N, number_N), share, sequences in zip(sets, (p, q), (a, b), strict=True):
+        worth = np.log2(np.divide(2 * share, p + q, out=np.ones_like(share), where=share > 0)) / 2
+        own_S = np.bincount(number_N, worth[index_N] - share @ worth, minlength=len(sequences)) / len(index_N)
+        variance += float((own_S**2).sum()) * len(own_S) / max(1, len(own_S) - 1)
+    return value, float(np.sqrt(variance))
+
+
 def composition_report(
     samples: Sequence[str],
     natural: Sequence[str],
@@ -74,8 +99,9 @@ def composition_report(
     ks: Sequence[int] = (1, 2, 3),
     splits: int = 5,
     seed: int = 0,
-) -> dict[str, dict[str, float]]:
-    """`{"1": {"samples", "floor", "floor_std", "heldout", "shuffled", "columns"}, ...}`: Jensen-Shannon divergences.
+) -> dict[str, dict[str, Any]]:
+    """`{"1": {"samples", "floor", "floor_std", "heldout", "shuffled", "columns", "se"}, ...}`: Jensen-Shannon
+    divergences, with the standard error of each (`divergence`).
 
     The divergence of two finite sets of one distribution is not 0, and depends on their sizes. Each of `splits` random
     splits therefore cuts `natural` into a part of as many sequences as there are samples (half of it at most) and the
@@ -92,7 +118,7 @@ def composition_report(
     rng = np.random.default_rng(seed)
     aligned = len({len(s) for s in natural}) == 1 and any(GAP in s for s in natural)
     size = min(len(samples), len(natural) // 2)
-    found: dict[str, dict[str, list[float]]] = {str(k): {} for k in ks}
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {str(k): {} for k in ks}
     for _ in range(splits):
         order = rng.permutation(len(natural))
         part, rest = [natural[i] for i in order[:size]], [natural[i] for i in order[size:]]
@@ -104,21 +130,21 @@ def composition_report(
         if aligned:
             columns = [rng.permutation([s[c] for s in part]) for c in range(len(part[0]))]
             sets["columns"] = ["".join(row) for row in zip(*columns, strict=True)]
-        for k in ks:
-            against = kmers([ungapped(s) for s in rest], k)
-            for name, some in sets.items():
-                value = jensen_shannon(kmers([ungapped(s) for s in some], k), against)
-                found[str(k)].setdefault(name, []).append(value)
+        pairs = {name: (some, rest) for name, some in sets.items()}
         if heldout is not None:
             new, seen = heldout
-            some = [new[i] for i in rng.permutation(len(new))[:size]]
+            pairs["heldout"] = ([new[i] for i in rng.permutation(len(new))[:size]], list(seen))
+        for name, (some, against) in pairs.items():
+            bare = [[ungapped(s) for s in of] for of in (some, against)]
             for k in ks:
-                tables = (kmers([ungapped(s) for s in of], k) for of in (some, seen))
-                found[str(k)].setdefault("heldout", []).append(jensen_shannon(*tables))
-    return {
-        k: {**{name: float(np.mean(v)) for name, v in sets.items()}, "floor_std": float(np.std(sets["floor"]))}
-        for k, sets in found.items()
-    }
+                found[str(k)].setdefault(name, []).append(divergence(bare[0], bare[1], k))
+    out: dict[str, dict[str, Any]] = {}
+    for key, of in found.items():  # of sets that overlap: the error of their mean is that of one
+        mean = {name: np.mean(pairs, axis=0) for name, pairs in of.items()}
+        out[key] = {name: float(value) for name, (value, _) in mean.items()}
+        out[key]["floor_std"] = float(np.std([value for value, _ in of["floor"]]))
+        out[key]["se"] = {name: float(error) for name, (_, error) in mean.items()}
+    return out
 
 
 def composition(sequences: Sequence[str]) -> dict[str, float]:
@@ -165,7 +191,8 @@ def conserved(
     """Share of sequences with the consensus of `natural` at its conserved columns; a gap is not the consensus.
 
     `columns` (counted from 1), `consensus` (a letter per column), `samples` and `natural` (shares by column), and their
-    means `mean` and `natural_mean`. columns: which ones; None: those whose consensus has a share of at least `least`.
+    means `mean` and `natural_mean`, with standard errors over sequences (`mean_se`, `natural_mean_se`). columns: which
+    ones; None: those whose consensus has a share of at least `least`.
     """
     code_TC, code_SC = aligned_codes(natural, CANONICAL), aligned_codes(samples, CANONICAL)
     if code_SC.shape[1] != code_TC.shape[1]:
@@ -178,7 +205,8 @@ def conserved(
         if len(at) and (at.min() < 0 or at.max() >= len(share_CK)):
             raise DataError(f"columns {list(columns)}: expected numbers from 1 to {len(share_CK)}")
     consensus = share_CK[at].argmax(1)
-    kept = (code_SC[:, at] == consensus).mean(0)
+    kept_SC, natural_TC = code_SC[:, at] == consensus, code_TC[:, at] == consensus
+    kept = kept_SC.mean(0)
     return {
         "columns": [int(c) + 1 for c in at],
         "consensus": "".join(CANONICAL[i] for i in consensus),
@@ -186,7 +214,14 @@ def conserved(
         "natural": [float(x) for x in share_CK[at].max(1)],
         "mean": float(kept.mean()) if len(at) else 0.0,
         "natural_mean": float(share_CK[at].max(1).mean()) if len(at) else 0.0,
+        "mean_se": _error_of_mean(kept_SC),
+        "natural_mean_se": _error_of_mean(natural_TC),
     }
+
+
+def _error_of_mean(right_SC: NDArray[np.bool_]) -> float:
+    s, c = right_SC.shape
+    return float(right_SC.mean(1).std(ddof=1) / np.sqrt(s)) if s > 1 and c else float("nan")
 
 
 # Filled-in residues

@@ -89,11 +89,12 @@ def _words(sequence: str) -> Counts:
 
 def diversity(sequences: Sequence[str], *, aligned: bool, pairs: int = 1000, seed: int = 0) -> dict[str, float]:
     """`unique`: share of distinct sequences. `identity`: mean over random pairs (both with n < 2: 1 and 0), as in
-    `novelty`."""
+    `novelty`, and its standard error over sequences, `identity_se`: pairs that share one are not independent, and those
+    are summed up (Fafchamps and Gubert 2007)."""
     n = len(sequences)
     unique = len({ungapped(s) for s in sequences}) / max(1, n)
     if n < 2:
-        return {"unique": unique, "identity": 0.0}
+        return {"unique": unique, "identity": 0.0, "identity_se": float("nan")}
     rng = np.random.default_rng(seed)
     first = rng.integers(0, n, pairs)
     second = (first + rng.integers(1, n, pairs)) % n
@@ -104,4 +105,7 @@ def diversity(sequences: Sequence[str], *, aligned: bool, pairs: int = 1000, see
     else:
         bare = [ungapped(s) for s in sequences]
         values = np.array([global_identity(bare[i], bare[j]) for i, j in zip(first, second, strict=True)])
-    return {"unique": unique, "identity": float(values.mean())}
+    left_P = values - values.mean()
+    of_sequence_S = np.bincount(first, left_P, n) + np.bincount(second, left_P, n)
+    variance = max(0.0, float((of_sequence_S**2).sum() - (left_P**2).sum())) / pairs**2
+    return {"unique": unique, "identity": float(values.mean()), "identity_se": float(np.sqrt(variance))}

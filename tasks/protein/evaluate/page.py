@@ -10,7 +10,7 @@ import numpy as np
 
 from mmdiff.tasks.protein.residues import OPEN
 
-from .intervals import of_mean, of_share
+from .intervals import of_mean
 from .metrics import ungapped
 from .plots import composition_plot, conserved_plot, identity_plot, kmer_plot, length_plot, mask_filling_plot
 from .report import Figure, GeneratedSequence, Table, number, tables_text, write_protein_report
@@ -146,15 +146,17 @@ def tables_of(found: Mapping[str, Any]) -> dict[str, Table]:
         ranges = of.get("intervals", {})
         of_shares = ranges.get(f"{prefix}validity", {})
         figures = {f"{key}, share": within(x, of_shares.get(key)) for key, x in of[f"{prefix}validity"].items()}
-        figures |= {"all different": of[f"{prefix}diversity"]["unique"]}
-        figures |= {"identity with each other": of[f"{prefix}diversity"]["identity"]}
+        for key, label in (("unique", "all different"), ("identity", "identity with each other")):
+            of_both = ranges.get(f"{prefix}diversity", {})
+            figures[label] = within(of[f"{prefix}diversity"][key], of_both.get(key))
         if near := of.get(f"{prefix}novelty"):
             of_near = ranges.get(f"{prefix}novelty", {})
             median = within(near["median"], of_near.get("median"))
             figures |= {"identity with nearest in training, median": median, "most": near["max"]}
             figures |= {"copies of training": within(near["exact"], of_near.get("exact"))}
         if (columns := of.get("conserved")) and columns["columns"]:
-            figures["conserved columns kept"] = columns[f"{prefix}mean"]
+            of_columns = ranges.get("conserved", {})
+            figures["conserved columns kept"] = within(columns[f"{prefix}mean"], of_columns.get(f"{prefix}mean"))
         for key, value in figures.items():
             both.setdefault(key, {})[name] = value
     nats = of_mean(bound_of["nats"], bound_of["nats_se"])
@@ -162,18 +164,26 @@ def tables_of(found: Mapping[str, Any]) -> dict[str, Table]:
     priced: dict[str, dict[str, Figure]] = {"model": {"nats": within(bound_of["nats"], nats), "perplexity": perplexity}}
     for name in ("unigram", "profile"):
         if name in bound_of:
-            priced[name] = {"nats": bound_of[name], "perplexity": float(np.exp(bound_of[name]))}
+            around = bound_of.get(f"{name}_interval")
+            powers = None if around is None else [float(np.exp(x)) for x in around]
+            perplexity = within(float(np.exp(bound_of[name])), powers)
+            priced[name] = {"nats": within(bound_of[name], around), "perplexity": perplexity}
     unit = "column" if found["aligned"] else "residue"
     tables |= {
         f"-log p per {unit}": priced,
         "Jensen-Shannon divergence from natural sequences, bits": {
-            f"{k}-mers": {label: one[key] for key, label in KMERS.items() if key in one} for k, one in of["jsd"].items()
+            f"{k}-mers": {
+                label: within(one[key], of.get("intervals", {}).get("jsd", {}).get(k, {}).get(key))
+                for key, label in KMERS.items()
+                if key in one
+            }
+            for k, one in of["jsd"].items()
         },
         "Sequences": both,
     }
     if motif := found.get("motif"):
-        whole = within(motif["whole"], of_share(motif["whole"], motif["n"]))
-        cells = {"given residues": motif["positions"], "kept": motif["kept"], "designs with all": whole}
+        some, every = (within(motif[key], motif["intervals"][key]) for key in ("kept", "whole"))
+        cells = {"given residues": motif["positions"], "kept": some, "designs with all": every}
         tables["Motif"] = {motif["template"].replace(OPEN, "·"): cells}
     return tables
 

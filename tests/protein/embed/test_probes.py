@@ -57,7 +57,10 @@ def test_labels_that_are_linear_in_the_features() -> None:
     text = probe_text(found).splitlines()
     assert text[0].split() == ["spearman", "r2", "rmse"]
     assert [line.split()[0] for line in text[1:]] == ["probe", "mean", "shuffled"]
-    assert "1.000 +- 0.000" in text[1]
+    assert "1.000 +- 0.000 (1.000 to 1.000)" in text[1]
+    for by_metric in found["scores"].values():
+        for of in by_metric.values():
+            assert of["interval"][0] <= of["mean"] + 1e-9 and of["mean"] - 1e-9 <= of["interval"][1]
 
 
 @needs_sklearn

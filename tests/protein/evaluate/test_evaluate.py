@@ -25,7 +25,9 @@ from mmdiff.tasks.protein.data.alignments import Profile, background
 from mmdiff.tasks.protein.design.control import bounds
 from mmdiff.tasks.protein.evaluate.alignment_score import alignment_scores
 from mmdiff.tasks.protein.evaluate.evaluate import baselines, bound_per_residue, evaluate_model, kept, mask_filling
+from mmdiff.tasks.protein.evaluate.intervals import of_share
 from mmdiff.tasks.protein.evaluate.mask_filling import filled, hidden, sequences
+from mmdiff.tasks.protein.evaluate.page import tables_of
 from mmdiff.tasks.protein.residues import CANONICAL, GAP, Residues, codes
 from mmdiff.tasks.protein.task import Protein
 
@@ -270,6 +272,28 @@ def test_everything_of_a_model(tmp_path: Path, aligned: bool) -> None:
     assert sum(found["generation"]["residues"].values()) == pytest.approx(1)
     assert found["motif"]["kept"] == found["motif"]["whole"] == 1
     assert found["generation"]["novelty"]["mean"] < found["generation"]["natural_novelty"]["mean"]
+    for heading, table in tables_of(found).items():
+        for label, cells in table.items():
+            for column, figure in cells.items():  # counts and the largest of all aside
+                bare = label in ("most",) or column == "given residues" or "at random" in label
+                assert bare or (isinstance(figure, str) and " to " in figure), (heading, label, column, figure)
+    of, ranges = found["generation"], found["generation"]["intervals"]
+    shown = [(of["jsd"][k], ranges["jsd"][k], tuple(ranges["jsd"][k])) for k in "123"]
+    shown += [(of[name], ranges[name], ("unique", "identity")) for name in ("diversity", "natural_diversity")]
+    shown += [(found["motif"], found["motif"]["intervals"], ("kept", "whole"))]
+    shown += [(of["conserved"], ranges["conserved"], ("mean", "natural_mean"))] if aligned else []
+    for figures, around, names in shown:
+        for name in names:
+            low, high = around[name]
+            assert 0 <= low <= figures[name] + 1e-9 and figures[name] - 1e-9 <= high <= 1, (
+                name,
+                low,
+                figures[name],
+                high,
+            )
+    for name in ("unigram", "profile") if aligned else ("unigram",):
+        low, high = found["bound"][f"{name}_interval"]
+        assert low < found["bound"][name] < high
     if aligned:
         assert found["motif"]["template"] == "__G__N__S__G" and found["motif"]["positions"] == 4
         assert found["bound"]["profile"] == found["baselines"]["profile"]["1"]["column_nll"]
@@ -282,7 +306,7 @@ def test_everything_of_a_model(tmp_path: Path, aligned: bool) -> None:
 def test_without_training_rows_and_without_a_motif() -> None:
     found = evaluate_model(tiny(), rows(["ACDEFGHIKL", "LMNPQR", "STVWYA"]), samples=3, rates=(0.5,), steps=2)
     assert not {"baselines", "motif"} & found.keys() and "novelty" not in found["generation"]
-    assert found["bound"].keys() == {"nats", "nats_se", "positions", "perplexity", "unigram"}
+    assert found["bound"].keys() == {"nats", "nats_se", "positions", "perplexity", "unigram", "unigram_interval"}
     with pytest.raises(ConfigError, match="samples: 0"):
         evaluate_model(tiny(), rows(["AC"]), samples=0)
 
@@ -294,6 +318,7 @@ def test_what_is_kept_of_a_motif() -> None:
         "positions": 2,
         "kept": pytest.approx(2 / 3),
         "whole": pytest.approx(1 / 3),
+        "intervals": {"kept": [0.5, pytest.approx(1, abs=0.1)], "whole": pytest.approx(of_share(1 / 3, 3))},
     }
     assert kept("__", ["AC"])["kept"] == 1
 

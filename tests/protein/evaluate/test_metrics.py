@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -155,9 +156,12 @@ def test_the_index_of_words_counts_shared_words() -> None:
 @pytest.mark.needs("Bio")
 @pytest.mark.parametrize("aligned", [True, False])
 def test_diversity(aligned: bool) -> None:
-    assert diversity(["ACDE", "ACDE", "ACDE"], aligned=aligned, pairs=20) == {"unique": 1 / 3, "identity": 1}
-    assert diversity(["AAAA", "CCCC"], aligned=aligned, pairs=20) == {"unique": 1, "identity": 0}
-    assert diversity(["AC"], aligned=aligned) == {"unique": 1, "identity": 0}
+    same = {"unique": 1 / 3, "identity": 1, "identity_se": 0}
+    assert diversity(["ACDE", "ACDE", "ACDE"], aligned=aligned, pairs=20) == same
+    other = {"unique": 1, "identity": 0, "identity_se": 0}
+    assert diversity(["AAAA", "CCCC"], aligned=aligned, pairs=20) == other
+    one = diversity(["AC"], aligned=aligned)
+    assert (one["unique"], one["identity"]) == (1, 0) and math.isnan(one["identity_se"])
 
 
 # Validity
@@ -193,6 +197,8 @@ def test_conserved_columns() -> None:
         "natural": [0.75, 1.0],
         "mean": 0.75,
         "natural_mean": 0.875,
+        "mean_se": 0.25,  # of 1 / 2 and 1
+        "natural_mean_se": 0.125,  # of 1, 1, 1 and 1 / 2
     }
     chosen = conserved(["AC--", "CCAD"], natural, columns=[4])
     assert (chosen["consensus"], chosen["samples"], chosen["natural"]) == ("D", [0.5], [0.5])
