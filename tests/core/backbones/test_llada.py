@@ -114,7 +114,7 @@ def test_logits_equal_plain_torch(folder: Path, attention: str, padding: str) ->
     backbone = load_backbone(folder, attention=attention)
     expected = plain_torch(published_tensors(), ids_RL, attend_RL)
     assert expected.std() > 0.5  # else a tolerance would say little
-    torch.testing.assert_close(backbone(ids_RL, attend_RL)[attend_RL], expected[attend_RL], atol=1e-5, rtol=0)
+    torch.testing.assert_close(backbone(ids_RL, attend_RL)[attend_RL], expected[attend_RL], atol=2e-5, rtol=0)
     if padding == "whole":
         torch.testing.assert_close(backbone(ids_RL), expected, atol=1e-5, rtol=0)
 
