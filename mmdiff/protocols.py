@@ -160,8 +160,13 @@ class Model(Protocol):
         """Returns last hidden states (R, L, D). row_R: the row of `batch` that each row is a copy of."""
         ...
 
-    def hidden_copies(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int) -> Tensor:
-        """Returns `hidden` of copies * B rows, copy after copy; a prefix-causal model runs each context once."""
+    def hidden_copies(
+        self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int, *, blockwise: bool = False
+    ) -> Tensor:
+        """Returns `hidden` of copies * B rows, copy after copy; a context that sees no target is run once.
+
+        blockwise: a block of a copy sees, of earlier blocks, the clean ids of `batch` and not those of its copy.
+        """
         ...
 
     def score(

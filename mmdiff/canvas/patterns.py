@@ -105,6 +105,19 @@ class BlockCausal(Pattern):
         return torch.where(target_RL, 1 + rank(target_RL, document_RL) // self.size, 0)
 
 
+def units(pattern: Pattern, batch: Batch) -> Tensor:
+    """Returns int64 (B, L), the number of each position's block among all blocks of all documents of the batch.
+
+    Within a row they are in the order of documents, then of blocks.
+    """
+    document = batch.segment_BL if batch.packed else 0
+    block = pattern.blocks(batch.target_BL, batch.attend_BL, document)
+    row_B1 = torch.arange(len(batch), device=batch.ids_BL.device)[:, None]
+    code = torch.stack([torch.as_tensor(v).expand(batch.ids_BL.shape) for v in (row_B1, document, block)], -1)
+    unit_N: Tensor = code.flatten(0, 1).unique(dim=0, return_inverse=True)[1]
+    return unit_N.view(batch.ids_BL.shape)
+
+
 def visibility(pattern: Pattern, batch: Batch, row_R: Tensor) -> Visibility:
     """Returns who sees whom on whole canvases of `batch`, of which row r is the row `row_R[r]`."""
     document = batch.segment_BL if batch.packed else 0

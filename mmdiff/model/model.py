@@ -173,9 +173,11 @@ class MMDiff(nn.Module):
             x_RLD = torch.where((slot_RL >= 0)[..., None], filled_RLD, x_RLD)
         return x_RLD
 
-    def hidden_copies(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int) -> Tensor:
-        """Returns `hidden` of copies * B rows, copy after copy, whose context is that of `batch`."""
-        if self.attention.one_target_block and copies > 1 and self.backbone.caches and not batch.packed:
+    def hidden_copies(
+        self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int, *, blockwise: bool = False
+    ) -> Tensor:
+        """Returns `hidden` of copies * B rows, copy after copy. blockwise: they see earlier blocks clean."""
+        if blockwise or (self.attention.one_target_block and copies > 1 and self.backbone.caches):
             return hidden_copies(self, ids_RL, batch, features, copies)
         return self.hidden(ids_RL, batch, features, torch.arange(len(batch), device=ids_RL.device).repeat(copies))
 

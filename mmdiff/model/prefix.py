@@ -6,22 +6,24 @@ step of training, without approximation (as in dVLA and UD-VLA). With full atten
 values of the first step is the prefix cache of Fast-dLLM (arXiv 2505.22618), an approximation that
 `sampler.prefix_cache` turns on.
 
-Shape letters: B samples, L canvas length, R rows (copies of samples), n copies, C context positions, T target
-positions, N positions of either kind, D backbone width.
+Shape letters: B samples, L canvas length, R rows (copies of samples), n copies, C context positions (or
+clean ones), T target positions, N positions of any kind, U blocks, D backbone width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.pattern import Coordinates, Visibility
-from mmdiff.canvas.patterns import visibility
+from mmdiff.canvas.patterns import units, visibility
+from mmdiff.errors import ConfigError
 from mmdiff.protocols import Model
 
 if TYPE_CHECKING:
@@ -53,11 +55,10 @@ class Positions:
         return values_BL.gather(1, self.at_BN.clamp(max=values_BL.shape[1] - 1))
 
 
-def scatter_to_canvas(at_BN: Tensor, h_BND: Tensor, length: int) -> Tensor:
-    """Returns (B, length, D): hidden states at their positions of the canvas, zeros elsewhere."""
-    b, _, width = h_BND.shape
-    longer_BLD = h_BND.new_zeros(b, length + 1, width)  # the position added at the end takes padding
-    return longer_BLD.scatter(1, at_BN[..., None].expand(-1, -1, width), h_BND)[:, :length]
+def scatter_to_canvas(at_BN: Tensor, h_BND: Tensor, over_BLD: Tensor) -> Tensor:
+    """Returns (B, L, D): hidden states at their positions of the canvas, those of `over_BLD` elsewhere."""
+    longer_BLD = F.pad(over_BLD, (0, 0, 0, 1))  # the position added at the end takes padding
+    return longer_BLD.scatter(1, at_BN[..., None].expand(-1, -1, h_BND.shape[2]), h_BND)[:, :-1]
 
 
 def split(batch: Batch) -> tuple[Positions, Positions]:
@@ -66,31 +67,42 @@ def split(batch: Batch) -> tuple[Positions, Positions]:
 
 
 def hidden_copies(model: Model, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int) -> Tensor:
-    """Returns hidden states (R, L, D) of R = copies * B rows, copy after copy; each sample's context is run once.
+    """Returns hidden states (R, L, D) of R = copies * B rows, copy after copy; clean ids are run once per sample.
 
-    The backbone sees one row per sample, `context, copy 1, copy 2, ...`, in which a copy is a stream: it attends to the
-    context and to itself. All targets are one block.
+    The backbone sees one row per sample, `clean, copy 1, copy 2, ...`. A copy is a stream of those blocks that hold
+    targets; each sees itself and the clean ids of earlier blocks. Where all targets are one block that is what
+    `MMDiff.hidden` gives; where they are several it is block diffusion (BD3LM, arXiv 2503.09573).
+    Raises ConfigError for a family of encoders, which embed a position by what else is in its row.
     """
-    context, target = split(batch)
-    b, length = batch.ids_BL.shape
-    x_BCD = model.embedded(context.take(batch.ids_BL), features, _slots(context, batch), None)
-    ids_BnT = [target.take(ids_BL) for ids_BL in ids_RL.view(copies, b, length)]
-    x_BnTD = model.embedded(torch.cat(ids_BnT, 1), {}, {}, None)
-    size = target.at_BN.shape[1]
-    copy_N = torch.arange(1, copies + 1, device=ids_RL.device).repeat_interleave(size)
-    stream_BN = torch.cat([copy_N.new_zeros(context.at_BN.shape[1]), copy_N]).expand(b, -1)
-    block_BL = torch.as_tensor(model.attention.blocks(batch.target_BL, batch.attend_BL)).expand(b, length)
-    block_BN = torch.cat([context.take(block_BL), target.take(block_BL).repeat(1, copies)], 1)
-    visibility = Visibility(model.attention, Coordinates(block=block_BN, stream=stream_BN))
-    position_ids_BN = torch.cat(
-        [context.take(batch.position_ids_BL), target.take(batch.position_ids_BL).repeat(1, copies)], 1
-    )
-    real_BN = torch.cat([context.real_BN, target.real_BN.repeat(1, copies)], 1)
-    x_BND = torch.cat([x_BCD, x_BnTD], 1)
-    h_BND = model.backbone.hidden(x_BND, real_BN, position_ids_BN, visibility)
-    h_BCD, *h_nBTD = h_BND.split([context.at_BN.shape[1], *[size] * copies], 1)
-    h_RND = torch.cat([torch.cat([h_BCD, h_BTD], 1) for h_BTD in h_nBTD])
-    return scatter_to_canvas(torch.cat([context.at_BN, target.at_BN], 1).repeat(copies, 1), h_RND, length)
+    if not model.backbone.caches:
+        raise ConfigError(f"backbone: {model.backbone.family} runs all positions of a canvas; copies can share none")
+    length, unit_BL = batch.ids_BL.shape[1], units(model.attention, batch)
+    whole = visibility(model.attention, batch, torch.arange(len(batch), device=ids_RL.device))
+    has_target_U = torch.bincount(unit_BL.flatten(), batch.target_BL.flatten().float()) > 0
+    last_B1 = unit_BL.masked_fill(~batch.target_BL, -1).amax(1, keepdim=True)
+    clean = Positions.of(batch.attend_BL & (unit_BL < last_B1))  # nothing sees the ids of the last block
+    noised = Positions.of(batch.attend_BL & has_target_U[unit_BL])
+
+    def take(values_BL: Tensor | int) -> Any:
+        if isinstance(values_BL, int):
+            return values_BL
+        return torch.cat([clean.take(values_BL), noised.take(values_BL).repeat(1, copies)], 1)
+
+    sizes = [clean.at_BN.shape[1], *[noised.at_BN.shape[1]] * copies]
+    stream_N = torch.arange(copies + 1, device=ids_RL.device).repeat_interleave(ids_RL.new_tensor(sizes))
+    key = Coordinates(take(whole.key.document), take(whole.key.block), stream_N.expand(len(batch), -1))
+    real_BN = torch.cat([clean.real_BN, noised.real_BN.repeat(1, copies)], 1)
+    ids_BnN = [noised.take(ids_BL) for ids_BL in ids_RL.view(copies, -1, length)]
+    slots = {kind: take(slot_BL).masked_fill(~real_BN, -1) for kind, slot_BL in batch.slots.items()}
+    x_BND = model.embedded(torch.cat([clean.take(batch.ids_BL), *ids_BnN], 1), features, slots, None)
+    seen = Visibility(whole.pattern, key)
+    h_BCD, *h_nBND = model.backbone.hidden(x_BND, real_BN, take(batch.position_ids_BL), seen).split(sizes, 1)
+    # a state that predicts the first position of the next block, of shifted logits, is that of a finished block
+    ends_BL = unit_BL != unit_BL.roll(-model.backbone.facts.shift, 1)
+    ends_BL[:, 0] &= ~batch.target_BL[:, 0]  # nothing stands before it, so its own state predicts it: not of clean ids
+    at_BN = noised.at_BN.masked_fill(noised.take(ends_BL), length)
+    clean_BLD = scatter_to_canvas(clean.at_BN, h_BCD, h_BCD.new_zeros(len(batch), length, h_BCD.shape[2]))
+    return torch.cat([scatter_to_canvas(at_BN, h_BND, clean_BLD) for h_BND in h_nBND])
 
 
 @dataclass(frozen=True)
@@ -140,8 +152,8 @@ class Prefix:
             self._visibility(context, target, row_R),
             self.memory.chosen(row_R),
         )
-        at_RN = torch.cat([context.at_BN, target.at_BN], 1)
-        return scatter_to_canvas(at_RN, torch.cat([self.h_BCD[row_R], h_RTD], 1), ids_RL.shape[1])
+        at_RN, h_RND = torch.cat([context.at_BN, target.at_BN], 1), torch.cat([self.h_BCD[row_R], h_RTD], 1)
+        return scatter_to_canvas(at_RN, h_RND, h_RND.new_zeros(*ids_RL.shape, h_RND.shape[2]))
 
     def _visibility(self, context: Positions, target: Positions, row_R: Tensor) -> Visibility | None:
         """Returns who sees whom of the context and, behind it, the targets; None where every target sees all."""
