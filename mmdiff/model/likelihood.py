@@ -1,6 +1,6 @@
 """Estimates of log p: the bound that evaluation reports.
 
-Shape letters: B samples, L canvas length, P masked positions, G copies of a sample.
+Shape letters: B samples, L canvas length, P masked positions, J blocks of a sample, G copies of one.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch, to_device
+from mmdiff.canvas.patterns import units
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.schedule import Array
 from mmdiff.errors import ConfigError
@@ -35,27 +37,36 @@ def bound(model: MMDiff, batch: Batch, *, levels: int = 16, seed: int = 0) -> Bo
     It is the sum over k = 1..n of (1/k) * E[cross-entropy of k masked positions], the any-order form of LLaDA's eq. 3
     (RADD, arXiv 2406.03736). There is one copy for each k while n <= levels, else `levels` values of k, each drawn from
     its own part of 1..n and weighted for that part. Positions and k depend on (seed, sample) only: the same rows always
-    give the same figure. batch: on the CPU.
+    give the same figure. Where the model's attention has several blocks of targets, it is the sum of that over blocks,
+    each behind the clean ids of earlier ones: for blocks of one position, -log p itself. batch: on the CPU.
     """
     key = NoiseKey(seed, stream="bound")
     target_BL = (batch.target_BL & (batch.ids_BL != model.vocab.mask_id)).numpy()  # an empty position is not scored
     n_B = target_BL.sum(1)
-    part_BG = key.fold("level").uniforms(batch.index_B.tolist(), levels)
-    grids = [grid(int(n), part_G) for n, part_G in zip(n_B, part_BG, strict=True)]
-    rank_BL = np.full(target_BL.shape, target_BL.shape[1])
+    blockwise = model.attention.exact_prefix and not model.attention.one_target_block
+    unit_BL = units(model.attention, batch).numpy() if blockwise else np.zeros(target_BL.shape)
+    # one part for each block of a sample: its target positions, and the pairs of a count and its weight
+    parts: list[tuple[int, NDArray[np.int64], list[tuple[int, float]]]] = []
+    for b, sample in enumerate(batch.index_B.tolist()):
+        blocks = [np.flatnonzero(target_BL[b] & (unit_BL[b] == unit)) for unit in np.unique(unit_BL[b, target_BL[b]])]
+        part_JG = key.fold("level").uniform(sample, len(blocks) * levels).reshape(len(blocks), levels)
+        parts += [(b, at, grid(len(at), part_G)) for at, part_G in zip(blocks, part_JG, strict=True)]
     on_device = to_device(batch, model.device)
     features = model.encode(on_device.media)
     nll_B = torch.zeros(len(batch), dtype=torch.float64)
-    for copy in range(max((len(g) for g in grids), default=0)):
-        k_B, weight_B = np.zeros(len(batch), dtype=np.int64), np.zeros(len(batch))
-        for b, (sample, g) in enumerate(zip(batch.index_B.tolist(), grids, strict=True)):
-            if copy < len(g):
-                k_B[b], weight_B[b] = g[copy]
-                draws = key.uniform(sample, int(n_B[b]), copy)
-                rank_BL[b, target_BL[b]] = draws.argsort(kind="stable").argsort(kind="stable")
-        masked_BL = torch.from_numpy((rank_BL < k_B[:, None]) & target_BL)
-        scores, row_P = score_masked(model, on_device, features, masked_BL.to(model.device))
-        weight_P = torch.from_numpy(weight_B)[row_P.cpu()]
+    for copy in range(max((len(pairs) for *_, pairs in parts), default=0)):
+        masked_BL, weight_BL = np.zeros(target_BL.shape, dtype=bool), np.zeros(target_BL.shape)
+        draws_BL = np.zeros(target_BL.shape)
+        for b, sample in enumerate(batch.index_B.tolist()):
+            draws_BL[b, target_BL[b]] = key.uniform(sample, int(n_B[b]), copy)
+        for b, at, pairs in parts:
+            if copy < len(pairs):
+                k, weight = pairs[copy]
+                at = at[draws_BL[b, at].argsort(kind="stable")[:k]]
+                masked_BL[b, at], weight_BL[b, at] = True, weight
+        masked = torch.from_numpy(masked_BL)
+        scores, row_P = score_masked(model, on_device, features, masked.to(model.device), blockwise=blockwise)
+        weight_P = torch.from_numpy(weight_BL)[masked]
         nll_B.index_add_(0, row_P.cpu(), scores.nll_P.double().cpu() * weight_P)
     return Bound(nll_B, torch.from_numpy(n_B))
 
@@ -76,14 +87,18 @@ def grid(n: int, part_G: Array) -> list[tuple[int, float]]:
     ]
 
 
-def score_masked(model: MMDiff, batch: Batch, features: dict[str, Tensor], masked_BL: Tensor) -> tuple[Scores, Tensor]:
+def score_masked(
+    model: MMDiff, batch: Batch, features: dict[str, Tensor], masked_BL: Tensor, *, blockwise: bool = False
+) -> tuple[Scores, Tensor]:
     """Returns the scores of the masked positions given everything else, and the row of each (P,).
 
-    Raises ConfigError for scores that are not numbers.
+    blockwise: given, of earlier blocks, the clean ids. Raises ConfigError for scores that are not numbers.
     """
     ids_BL = batch.ids_BL.masked_fill(masked_BL, model.vocab.mask_id)
-    rows_B = torch.arange(len(batch), device=ids_BL.device)
-    h_BLD = model.hidden(ids_BL, batch, features, rows_B)
+    if blockwise:
+        h_BLD = model.hidden_copies(ids_BL, batch, features, 1, blockwise=True)
+    else:
+        h_BLD = model.hidden(ids_BL, batch, features, torch.arange(len(batch), device=ids_BL.device))
     scores, row_P = model.score(h_BLD, batch, masked_BL), masked_BL.nonzero()[:, 0]
     if bool((wrong_P := scores.nll_P.isnan()).any()):
         raise ConfigError(

@@ -92,9 +92,10 @@ def hidden_copies(model: Model, ids_RL: Tensor, batch: Batch, features: Mapping[
     stream_N = torch.arange(copies + 1, device=ids_RL.device).repeat_interleave(ids_RL.new_tensor(sizes))
     key = Coordinates(take(whole.key.document), take(whole.key.block), stream_N.expand(len(batch), -1))
     real_BN = torch.cat([clean.real_BN, noised.real_BN.repeat(1, copies)], 1)
-    ids_BnN = [noised.take(ids_BL) for ids_BL in ids_RL.view(copies, -1, length)]
-    slots = {kind: take(slot_BL).masked_fill(~real_BN, -1) for kind, slot_BL in batch.slots.items()}
-    x_BND = model.embedded(torch.cat([clean.take(batch.ids_BL), *ids_BnN], 1), features, slots, None)
+    ids_BnN = torch.cat([noised.take(ids_BL) for ids_BL in ids_RL.view(copies, -1, length)], 1)
+    slots = {kind: slot_BN.repeat(1, copies) for kind, slot_BN in _slots(noised, batch).items()}
+    x_BCD = model.embedded(clean.take(batch.ids_BL), features, _slots(clean, batch), None)
+    x_BND = torch.cat([x_BCD, model.embedded(ids_BnN, features, slots, None)], 1)
     seen = Visibility(whole.pattern, key)
     h_BCD, *h_nBND = model.backbone.hidden(x_BND, real_BN, take(batch.position_ids_BL), seen).split(sizes, 1)
     # a state that predicts the first position of the next block, of shifted logits, is that of a finished block

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.pattern import Pattern
+from mmdiff.canvas.patterns import Full
 from mmdiff.canvas.sample import Target
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.data.collate import collate
@@ -30,6 +32,7 @@ class Oracle:
 
     vocab = VOCAB
     device = torch.device("cpu")
+    attention: Pattern = Full()
 
     def __init__(self, joint: Tensor) -> None:
         self.joint = joint.double() / joint.sum()
@@ -58,8 +61,19 @@ class Oracle:
         out_RLV[..., :WORDS] = log[back_R]
         return out_RLV
 
-    def hidden_copies(self, ids_RL: Tensor, batch: Batch, features: Any, copies: int) -> Tensor:
-        return self.hidden(ids_RL, batch, features, torch.arange(len(batch)).repeat(copies))
+    def hidden_copies(
+        self, ids_RL: Tensor, batch: Batch, features: Any, copies: int, *, blockwise: bool = False
+    ) -> Tensor:
+        """blockwise: log-conditionals of each block of `attention`, given all earlier blocks and no later one."""
+        row_R = torch.arange(len(batch)).repeat(copies)
+        block_RL = torch.as_tensor(self.attention.blocks(batch.target_BL, batch.attend_BL) if blockwise else 0)
+        block_RL = block_RL.expand(batch.ids_BL.shape)[row_R]
+        out_RLV = torch.zeros(*ids_RL.shape, VOCAB.size, dtype=torch.float64)
+        for block in block_RL.unique():
+            here_RL = block_RL == block
+            seen_RL = torch.where(block_RL < block, batch.ids_BL[row_R], torch.where(here_RL, ids_RL, MASK))
+            out_RLV[here_RL] = self.hidden(seen_RL, batch, features, row_R)[here_RL]
+        return out_RLV
 
     def _conditionals(self, ids: list[int]) -> Tensor:
         joint = self.joint

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.masking_utils import create_bidirectional_mask
 
 from mmdiff.backbones import Backbone, new_backbone
+from mmdiff.backbones.esm import tokenizer as esm_tokenizer
 from mmdiff.canvas.pattern import All, Coordinates, Pattern, Visibility
 from mmdiff.canvas.patterns import BlockCausal, Causal, CausalContext, Documents, Full, PrefixCausal
 from mmdiff.canvas.vocab import word_tokenizer
@@ -151,6 +152,23 @@ def test_hidden_states_are_those_of_the_mask_written_out(name: str, streams: boo
     expected = run("sdpa", Written(brute(name, streams)[:, None]))
     for attention in ATTENTIONS:
         torch.testing.assert_close(run(attention, visibility), expected, atol=1e-5, rtol=0)
+
+
+def test_encoders_attend_by_the_same_patterns() -> None:
+    torch.manual_seed(0)
+    backbone = new_backbone(
+        family="esm", tokenizer=esm_tokenizer(), hidden_size=32, layers=2, heads=4, max_length=32, init_std=0.25
+    ).eval()
+    (visibility, attend_RL), row = given("targets 2"), ids(2, L) % 30
+
+    def run(attention: str, seen: Any) -> Tensor:
+        backbone.model.set_attn_implementation(attention)
+        return eagerly(lambda: backbone.hidden(backbone.embed(row), attend_RL, None, seen))
+
+    expected = run("sdpa", Written(brute("targets 2")[:, None]))
+    for attention in ATTENTIONS:
+        torch.testing.assert_close(run(attention, visibility), expected, atol=1e-5, rtol=0)
+    assert (run("sdpa", None) - expected)[attend_RL].abs().max() > 0.1
 
 
 class Written:

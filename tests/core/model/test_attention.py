@@ -16,7 +16,7 @@ from toy import backbone
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.pattern import Pattern
-from mmdiff.canvas.patterns import BlockCausal, Causal, CausalContext, Full, PrefixCausal
+from mmdiff.canvas.patterns import BlockCausal, Causal, CausalContext, Documents, Full, PrefixCausal
 from mmdiff.canvas.sample import Target, Text
 from mmdiff.config.settings import ModelConfig
 from mmdiff.data.collate import collate
@@ -25,6 +25,7 @@ from mmdiff.files import SUMS
 from mmdiff.model import MMDiff, build_model
 
 PATTERNS = "mmdiff.canvas.patterns"
+PRODUCT = [{"target": f"{PATTERNS}.Causal"}, {"target": f"{PATTERNS}.Documents"}]
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,7 @@ PATTERNS = "mmdiff.canvas.patterns"
             {"attention": {"target": f"{PATTERNS}.BlockCausal", "size": 4, "start": "targets"}},
             BlockCausal(4, "targets"),
         ),
+        ({"attention": {"target": "mmdiff.canvas.pattern.All", "patterns": PRODUCT}}, Causal() & Documents()),
     ],
 )
 def test_the_attention_of_a_configuration_is_kept(given: dict[str, Any], pattern: Pattern, tmp_path: Path) -> None:

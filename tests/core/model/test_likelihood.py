@@ -13,6 +13,7 @@ import torch
 import toy
 from oracle import SEQUENCES, WORDS, Oracle, canvas
 
+from mmdiff.canvas.patterns import BlockCausal, PrefixCausal
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.data.collate import collate
 from mmdiff.model import MMDiff
@@ -60,6 +61,26 @@ def test_the_mean_over_masks_is_minus_log_p(levels: int) -> None:
 def test_cost_that_lies_in_the_last_count_alone_is_found_with_few_levels(levels: int) -> None:
     nll = repeated(copies(), (1, 1, 1, 1), 4000, levels)
     assert abs(nll.mean() - np.log(3)) < 3.5 * nll.std() / 4000**0.5 + 1e-6
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("levels", [1, 16])
+def test_the_bounds_of_blocks_sum_to_minus_log_p(levels: int, size: int) -> None:
+    """And blocks of one position give it without a draw, in one forward."""
+    oracle, x, rows = Oracle.random(), (2, 0, 1, 1), 2000
+    oracle.attention = BlockCausal(size, "targets")
+    nll = repeated(oracle, x, rows, levels)
+    assert abs(nll.mean() - oracle.nll(x)) < 3.5 * nll.std() / rows**0.5 + 1e-6
+    assert (nll.std() < 1e-6) == (size == 1)
+
+
+def test_one_block_has_the_bound_of_no_blocks() -> None:
+    m = model()
+    batch = collate(samples(3, 5, 1), m.vocab)
+    m.attention = PrefixCausal()
+    plain = bound(m, batch, levels=2, seed=1).nll_B
+    m.attention = BlockCausal(9, "targets")
+    torch.testing.assert_close(bound(m, batch, levels=2, seed=1).nll_B, plain, rtol=1e-5, atol=0)
 
 
 def test_copies_are_exact_with_a_level_a_count() -> None:

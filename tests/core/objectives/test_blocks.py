@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import toy
-from oracle import MASK, SEQUENCES, Oracle, canvas
+from oracle import SEQUENCES, Oracle, canvas
 from torch import Tensor
 
 from mmdiff.backbones import new_backbone
@@ -66,24 +66,6 @@ def loss(objective: Any, m: MMDiff, batch: Batch) -> Tensor:
 # The bound
 
 
-class Blockwise(Oracle):
-    """The exact conditionals of a block, given all earlier blocks."""
-
-    attention: Pattern
-
-    def hidden_copies(
-        self, ids_RL: Tensor, batch: Batch, features: Any, copies: int, *, blockwise: bool = False
-    ) -> Tensor:
-        assert blockwise
-        block_RL = torch.as_tensor(self.attention.blocks(batch.target_BL, batch.attend_BL)).repeat(copies, 1)
-        clean_RL = batch.ids_BL.repeat(copies, 1)
-        out = []
-        for block in block_RL.unique():
-            seen_RL = torch.where(block_RL < block, clean_RL, torch.where(block_RL == block, ids_RL, MASK))
-            out.append(torch.where((block_RL == block)[..., None], self.hidden(seen_RL, batch, {}, block_RL), 0.0))
-        return torch.stack(out).sum(0)
-
-
 class Enumerated:
     """In the place of a key: sample s draws the s-th of all pairs of a count and an order, of every block."""
 
@@ -102,7 +84,7 @@ class Enumerated:
 
 @pytest.mark.parametrize(("size", "sizes"), [(1, [1, 1, 1, 1]), (2, [2, 2]), (3, [3, 1]), (4, [4]), (9, [4])])
 def test_the_loss_summed_over_all_masks_is_minus_log_p_of_every_sequence(size: int, sizes: list[int]) -> None:
-    oracle, key = Blockwise.random(), Enumerated(sizes)
+    oracle, key = Oracle.random(), Enumerated(sizes)
     oracle.attention = BlockCausal(size, "targets")
     objective = BlockDenoise(oracle.attention, levels=ExactCount(stratified=False))
     for x in SEQUENCES[::4]:
@@ -177,6 +159,21 @@ def test_one_forward_is_a_loop_over_the_blocks(pattern: Pattern, copies: int, sh
         here_P = (block_RL == block)[plan.masked_RL]
         at = row_P[here_P], at_P[here_P]
         torch.testing.assert_close(m.gather(found_RLD, *at), m.gather(loop_RLD, *at), rtol=0, atol=3e-5)
+
+
+@torch.no_grad()
+def test_documents_of_a_packed_row_are_rows_of_their_own() -> None:
+    for pattern in (PrefixCausal(), BlockCausal(2, "targets"), BlockCausal(3)):
+        m = model(pattern)
+        samples = [[Text([4, 5, 6]), Target([7, 8, 4])], [Text([4, 7]), Target([5, 6, 7, 8])]]
+        both, apart = collate([samples[0] + samples[1]], m.vocab), collate(samples, m.vocab)
+        segment_BL, position_ids_BL = torch.tensor([[0] * 6 + [1] * 6]), torch.arange(6).repeat(2)[None]
+        packed = replace(both, packed=True, segment_BL=segment_BL, position_ids_BL=position_ids_BL)
+        masked_BL = torch.tensor([[0, 0, 0, 1, 0, 1], [0, 0, 1, 1, 0, 1]]) > 0
+        ids_BL = apart.ids_BL.masked_fill(masked_BL, m.vocab.mask_id)
+        h_1LD = m.hidden_copies(ids_BL.view(1, 12), packed, {}, 1, blockwise=True)
+        h_BLD = m.hidden_copies(ids_BL, apart, {}, 1, blockwise=True)
+        torch.testing.assert_close(h_1LD.view(2, 6, -1)[masked_BL], h_BLD[masked_BL], atol=2e-5, rtol=0)
 
 
 # Nothing leaks
