@@ -37,6 +37,7 @@ from torch.nn.functional import pad
 
 from mmdiff.backbones import new_backbone
 from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.query import Prediction, Query
 from mmdiff.canvas.sample import Target
 from mmdiff.connectors.merge import FrameStack
 from mmdiff.data.collate import collate
@@ -105,12 +106,13 @@ def batching(model: MMDiff, rows: Sequence[Row]) -> None:
 
 
 def planted(denoise: Denoise, truth_BL: Tensor, sure_BL: Tensor, mask_id: int) -> Denoise:
-    def denoise_planted(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
-        logits_PV = torch.zeros_like(denoise(ids_RL, predict_RL, row_R, media_R))
-        stands_RL = pad(ids_RL != mask_id, (1, 1), value=True)
-        sure_RL = sure_BL[row_R] | (stands_RL[:, :-2] & stands_RL[:, 2:])
-        odds_P = torch.where(sure_RL[predict_RL], 99.0, 1.0) * (logits_PV.shape[1] - 1)
-        return logits_PV.scatter_(1, truth_BL[row_R][predict_RL][:, None], odds_P.log()[:, None])
+    def denoise_planted(query: Query) -> Prediction:
+        logits_PV = torch.zeros_like(denoise(query).logits_PV)
+        stands_RL = pad(query.ids_RL != mask_id, (1, 1), value=True)
+        sure_RL = sure_BL[query.row_R] | (stands_RL[:, :-2] & stands_RL[:, 2:])
+        odds_P = torch.where(sure_RL[query.at()], 99.0, 1.0) * (logits_PV.shape[1] - 1)
+        truth_P1 = truth_BL[query.row_R][query.at()][:, None]
+        return Prediction(logits_PV.scatter_(1, truth_P1, odds_P.log()[:, None]))
 
     return denoise_planted
 
@@ -215,7 +217,7 @@ def trimming(row: Row) -> None:
     models = [recogniser(Whisper(config=small, trim=trim), factor=4).eval() for trim in (False, True)]
     batches = [prepared(model, [row]) for model in models]
     forwards = [
-        partial(model.denoiser(batch), batch.ids_BL, batch.target_BL, torch.arange(1))
+        partial(model.denoiser(batch), Query(batch.ids_BL, batch.target_BL, torch.arange(1)))
         for model, batch in zip(models, batches, strict=True)
     ]
     spent = medians(*(lambda forward=forward: [forward() for _ in range(5)] for forward in forwards))

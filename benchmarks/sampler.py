@@ -27,6 +27,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.query import Prediction, Query
 from mmdiff.canvas.sample import Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.settings import GenerationConfig
@@ -48,8 +49,8 @@ def tiny_llama(vocab: int) -> Any:
 
 
 def ours(model: Any, batch: Batch, vocab: Vocab, config: GenerationConfig) -> Tensor:
-    def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
-        return model.lm_head(model.model(input_ids=ids_RL).last_hidden_state[predict_RL])
+    def denoise(query: Query) -> Prediction:
+        return Prediction(model.lm_head(model.model(input_ids=query.ids_RL).last_hidden_state[query.at()]))
 
     return sample(denoise, batch, vocab, config).ids_BL
 

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmdiff.backbones import new_backbone
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.patterns import PrefixCausal
+from mmdiff.canvas.query import Prediction, Query
 from mmdiff.canvas.sample import Target, Text
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.data.collate import collate
@@ -58,7 +59,7 @@ def main() -> None:
         ids_BL = batch.ids_BL.clone()
         for step in range(args.steps):
             predict_BL = ids_BL == model.vocab.mask_id
-            logits = denoise(ids_BL, predict_BL, torch.arange(len(batch)))
+            logits = denoise(Query(ids_BL, predict_BL, torch.arange(len(batch)))).logits_PV
             low, high = model.vocab.range("action")
             found_P = low + logits[:, low:high].argmax(-1)
             share = -(-int(predict_BL.sum(1)[0]) // (args.steps - step))
@@ -124,9 +125,9 @@ class Plain(MMDiff):
 
     def denoiser(self, batch: Batch, **named: Any) -> Any:
         @torch.inference_mode()
-        def denoise(ids_RL: Any, predict_RL: Any, row_R: Any, media_R: Any = None) -> Any:
-            h_RLD = self.hidden(ids_RL, batch, {}, row_R)
-            return self.backbone.head(self.gather(h_RLD, *predict_RL.nonzero(as_tuple=True))).float()
+        def denoise(query: Query) -> Prediction:
+            h_RLD = self.hidden(query.ids_RL, batch, {}, query.row_R)
+            return Prediction(self.backbone.head(self.gather(h_RLD, *query.at())).float())
 
         return denoise
 

@@ -18,7 +18,9 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from mmdiff.canvas.batch import Batch, MediaBatch
+    from mmdiff.canvas.generation import GenerationState
     from mmdiff.canvas.pattern import Pattern
+    from mmdiff.canvas.query import Prediction, Query
     from mmdiff.canvas.sample import Item, Sample
     from mmdiff.canvas.vocab import Vocab
     from mmdiff.diffusion.keys import NoiseKey
@@ -187,13 +189,28 @@ class Model(Protocol):
 class Denoise(Protocol):
     """All that a sampler sees of a model. Guidance and caches wrap one Denoise in another, unseen by the sampler."""
 
-    def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
-        """Returns logits (P, V) fp32 of the predicted positions in row-major order.
+    def __call__(self, query: Query) -> Prediction:
+        """Returns the logits (P, V) of the queried positions in row-major order, see `mmdiff.canvas.query`."""
+        ...
 
-        ids_RL: the canvases now. predict_RL: bool, the predicted positions.
-        row_R: the row of the bound batch that a canvas belongs to (finished rows are left out, guidance repeats rows).
-        media_R: bool, False where a row must not see its media (guidance); None: all do.
-        """
+
+class NoiseProcess(Protocol):
+    """What noise does to a token, and how a generation undoes it (mmdiff.samplers.processes)."""
+
+    def start(self, state: GenerationState, settings: Any, noise: Any) -> None:
+        """Put noise where positions are pending, before the first step."""
+        ...
+
+    def live(self, state: GenerationState) -> Tensor:
+        """Returns bool (B, L), the positions that steps are still to come for. A row without any is finished."""
+        ...
+
+    def judged(self, state: GenerationState, settings: Any) -> Tensor | None:
+        """Returns bool (B, L), further positions whose logits a step needs, in the block that it works on."""
+        ...
+
+    def advance(self, step: Any) -> None:
+        """Carry one step (`mmdiff.samplers.step.Step`) out on its state: write, replace, noise again, insert."""
         ...
 
 

@@ -9,13 +9,13 @@ from typing import Any, Generic, TextIO, TypeVar, overload
 
 import torch
 
+from mmdiff.canvas.generation import Generation
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.fields import check_row
 from mmdiff.data.stream import canvases
 from mmdiff.model.saving import read_config
 from mmdiff.runs.checkpoint import checkpoints_in
 from mmdiff.runs.folder import RUNS
-from mmdiff.samplers.result import Generation
 from mmdiff.samplers.streamers import TextStreamer
 
 from .config import build_saved, task_and_sampler, trusting

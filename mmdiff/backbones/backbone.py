@@ -67,8 +67,8 @@ class Backbone(nn.Module):
         position_ids_RL: int64; None: 0, 1, ... (rotary positions are relative, so padding on the left needs none).
         visibility: who sees whom (`mmdiff.canvas.pattern`); None: every position sees every other. It alone keeps the
             documents of a packed row apart: position ids that start again do not, where attention is bidirectional.
-        memory: a new one (`self.memory()`) takes in the keys and values of these positions; to what a filled one holds
-            these positions attend as well, and `attend_RL` (R, C + L) and `visibility` cover both.
+        memory: takes in the keys and values of these positions. Where it is set to a part of the canvas, they attend to
+            all that it holds, and `attend_RL` (R, K) and `visibility` cover the whole canvas.
         Raises ConfigError for a mask of pairs under a flash attention, and for a memory with a family of encoders.
         """
         family = find_family(self.family)
@@ -92,11 +92,11 @@ class Backbone(nn.Module):
         """True where `hidden` takes a memory."""
         return find_family(self.family).CACHES
 
-    def memory(self) -> Memory:
-        """Returns an empty memory."""
+    def memory(self, slots: int, length: int) -> Memory:
+        """Returns an empty memory for so many canvases of that length."""
         from .memory import Memory
 
-        return Memory(self.model.config.num_hidden_layers)
+        return Memory(self.model.config.num_hidden_layers, slots, length)
 
     def head(self, h: Tensor, ids_K: Tensor | None = None) -> Tensor:
         """Returns logits (..., V) of hidden states (..., D), in the dtype of the weights.

@@ -1,61 +1,80 @@
-"""Keys and values of positions that are not run again, in the form that transformers' attention layers take.
+"""Keys and values of whole canvases, in the form that transformers' attention layers take.
 
-Shape letters: R rows, H heads of keys, C positions, D width of a head.
+Shape letters: S slots (a canvas each), H heads of keys, L canvas length, N positions of a forward, D width of a head.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class Memory(Cache):
-    """What one forward computed for its positions, for later forwards of other positions that attend to them.
+    """A buffer (S, H, L + 1, D) of keys and values per layer, written in place.
 
-    A new one takes in what it is given; `chosen` returns one that is only read: each layer then attends to what is kept
-    and, behind it, to its own positions. Keys are kept rotated, so they keep the position ids that they were run at.
+    `whole` sets it to take in whole canvases of some slots: attention then sees what is run. `part` sets it for a
+    forward of some positions of all slots: their keys and values are written where they stand, and attention sees the
+    buffer. The column behind the canvas takes what fills up rows of fewer positions. Keys are kept rotated, so they
+    keep the position ids that they were run at. Memory grows with layers x S x L.
     """
 
-    def __init__(self, layers: int) -> None:
-        self.positions = [_Layer() for _ in range(layers)]
-        super().__init__(layers=[*self.positions])
+    def __init__(self, layers: int, slots: int, length: int) -> None:
+        self.slots, self.length = slots, length
+        self.slot_R: Tensor | None = None  # of a whole forward: the slots of its rows; None: all
+        self.at_SN: Tensor | None = None  # of a forward of some positions: where they stand
+        self.ragged = False  # whether at_SN has positions behind the canvas
+        self.buffers = [_Layer(self) for _ in range(layers)]
+        super().__init__(layers=[*self.buffers])
 
-    def chosen(self, row_R: Tensor, position_RC: Tensor | None = None) -> Memory:
-        """Returns the memory of the rows `row_R`, and of the positions `position_RC` of each; None: all positions."""
-        out = Memory(len(self.positions))
-        for new, old in zip(out.positions, self.positions, strict=True):
-            assert old.keys is not None and old.values is not None
-            keys, values = old.keys[row_R], old.values[row_R]
-            if position_RC is not None:
-                at = position_RC[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-                keys, values = keys.gather(2, at), values.gather(2, at)
-            new.keep(keys, values)
-        return out
+    def whole(self, slot_R: Tensor | None) -> None:
+        self.slot_R, self.at_SN = slot_R, None
+
+    def part(self, at_SN: Tensor, *, ragged: bool) -> None:
+        self.at_SN, self.ragged = at_SN, ragged
+
+    def keep(self, slot_R: Tensor) -> None:
+        """Leave out all slots but these, in this order."""
+        self.slots = len(slot_R)
+        for layer in self.buffers:
+            if layer.keys is not None and layer.values is not None:
+                layer.keys, layer.values = layer.keys[slot_R], layer.values[slot_R]
 
 
 class _Layer(CacheLayerMixin):
-    kept = False  # whether it is only read
+    is_sliding = False
 
-    def keep(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values, self.is_initialized, self.kept = keys, values, True, True
+    def __init__(self, owner: Memory) -> None:
+        super().__init__()
+        self.owner = owner
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys, self.values, self.is_initialized = key_states, value_states, True
+        _, heads, _, width = key_states.shape
+        shape = self.owner.slots, heads, self.owner.length + 1, width
+        self.keys, self.values = key_states.new_zeros(shape), value_states.new_zeros(*shape[:3], value_states.shape[3])
+        self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.kept or self.keys is None or self.values is None:
+        if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        at_SN, length = self.owner.at_SN, self.owner.length
+        if at_SN is None:
+            slot_R = slice(None) if self.owner.slot_R is None else self.owner.slot_R
+            self.keys[slot_R, :, :length], self.values[slot_R, :, :length] = key_states, value_states
             return key_states, value_states
-        return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            buffer.scatter_(2, at_SN[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]), states)
+        seen = length + self.owner.ragged
+        return self.keys[:, :, :seen], self.values[:, :, :seen]
 
     def get_seq_length(self) -> int:
-        return int(self.keys.shape[2]) if self.kept and self.keys is not None else 0
+        return 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
+        part = self.owner.at_SN is not None
+        return (self.owner.length + self.owner.ragged if part else query_length), 0
 
     def get_max_length(self) -> int:
         return -1

@@ -86,9 +86,12 @@ def task_and_sampler(task: Any, sampler: Mapping[str, Any], overrides: Sequence[
 
 def sampler_nodes(sampler: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the rules that sampler settings name, as nodes, whatever form they were written in."""
-    nodes = {key: sampler[key] for key in ("select", "revise", "draft") if sampler.get(key) is not None}
-    if isinstance(score := sampler.get("remasking"), str) and "." in score:
+    single = ("select", "revise", "draft", "process")
+    nodes = {key: sampler[key] for key in single if sampler.get(key) is not None}
+    score, links = sampler.get("remasking"), sampler.get("denoise")
+    if isinstance(score, dict) or isinstance(score, str) and "." in score:
         nodes["remasking"] = score
+    nodes |= {f"denoise[{i}]": link for i, link in enumerate(links if isinstance(links, list) else [links]) if link}
     return {key: as_node(node) for key, node in nodes.items()}
 
 

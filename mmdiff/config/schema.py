@@ -65,9 +65,11 @@ hints_of: Callable[[Any], dict[str, Any]] = cache(partial(get_type_hints, includ
 
 
 def _union(kinds: Sequence[Any], value: Any, key: str) -> Any:
-    """A value of `X | None`, or of `Literal[...] | str`, which is one of those words or a dotted path."""
+    """A value of `X | None`, or of `Literal[...] | str | dict`: one of those words, a dotted path or a node."""
     if value is None and type(None) in kinds:
         return None
+    if isinstance(value, dict) and (mapping := next((kind for kind in kinds if get_origin(kind) is dict), None)):
+        return as_annotated(mapping, value, key)
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     if words and value not in words and not (isinstance(value, str) and "." in value):
         raise ConfigError(

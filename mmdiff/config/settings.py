@@ -53,8 +53,15 @@ class GenerationConfig:
     temperature_end: the temperature of a block's last step, reached in a straight line from `temperature` at its first.
         None: the temperature is constant.
     guidance_scale: s in `u + (s + 1) (c - u)`, u with the context masked and the media left out; 0: off.
-    remasking: the score by which positions are committed: low_confidence | random | a dotted path
-        (mmdiff.samplers.rules.score).
+    top_k, top_p: tokens are drawn from the so many likeliest ids, and from the fewest that together have this
+        probability. They change no confidence, and nothing at temperature 0. None: all.
+    remasking: the score by which positions are committed: low_confidence | random | a dotted path or the node of a
+        score (mmdiff.samplers.rules.score).
+    confidence: what a probability is over: `allowed`, the ids that may stand at a position, or `vocabulary`, all ids as
+        in the published codes, so that a model that would rather write the mask id is less sure.
+    process: node of the noise process (mmdiff.samplers.processes). None: absorbing noise.
+    denoise: nodes of what stands between sampler and model, the nearest to the model first: caches, guidance, verifiers
+        (mmdiff.samplers.links.chain).
     threshold: commit every position whose score reaches it, at least one (Fast-dLLM); `steps` then plays no part. None:
         as many positions as the schedule gives.
     select: node of a rule that replaces schedule and threshold (mmdiff.samplers.rules.select).
@@ -64,12 +71,13 @@ class GenerationConfig:
         None: what is given stays, only masked positions are filled.
     eos_policy: none | suppress (end ids are never committed; LLaDA's logits_eos_inf, which knows one end id) | last
         (end ids are committed after all other proposals of a step; LLaDA's confidence_eos_eot_inf).
-    early_stop: when an end id is committed and no position before it is masked, the rest of its target span becomes
-        EOS.
+    early_stop: an end id ends its target span: what lies behind becomes EOS.
+    end_rule: when it does: `complete`, as soon as no position before it is masked; `at_once`, as soon as it is
+        committed (Whisper-LLaDA, LLaDA-V): from then on only positions before it are predicted.
     suppress_ids: ids that are never committed, besides mask, slot and padding rows of the embedding table.
     suppress_tokens: the same by spelling (`<|endoftext|>`), whatever ids the tokenizer gives them.
-    prefix_cache: keep the keys and values of the context from the first step on (Fast-dLLM). An approximation, unless
-        the model's attention lets no context see a target (`prefix_causal`): such a model always does.
+    prefix_cache: Fast-dLLM's prefix cache, an approximation: as `denoise: [mmdiff.samplers.links.caches.Prefix]`. A
+        model whose attention pattern keeps the context exactly does so anyway.
     seed: with a sample's index and the row's own step it determines every draw.
     """
 
@@ -79,14 +87,20 @@ class GenerationConfig:
     block_length: AtLeast1 | None = None
     temperature: NotNegative = 0.0
     temperature_end: NotNegative | None = None
+    top_k: AtLeast1 | None = None
+    top_p: PositiveShare | None = None
     guidance_scale: NotNegative = 0.0
-    remasking: Literal["low_confidence", "random"] | str = "low_confidence"
+    remasking: Literal["low_confidence", "random"] | str | dict[str, Any] = "low_confidence"
+    confidence: Literal["allowed", "vocabulary"] = "allowed"
+    process: Any = None
+    denoise: list[Any] = field(default_factory=list)
     threshold: PositiveShare | None = None
     select: Any = None
     revise: Any = None
     draft: Any = None
     eos_policy: Literal["none", "suppress", "last"] = "none"
     early_stop: bool = True
+    end_rule: Literal["complete", "at_once"] = "complete"
     suppress_ids: list[AtLeast0] = field(default_factory=list)
     suppress_tokens: list[str] = field(default_factory=list)
     prefix_cache: bool = False

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from .build import build_model as build_model
     from .media_reader import MediaReader as MediaReader
     from .model import MMDiff as MMDiff
-    from .prompt import prompt_canvas as prompt_canvas
 
-_HOMES = {"MMDiff": "model", "MediaReader": "media_reader", "build_model": "build", "prompt_canvas": "prompt"}
+_HOMES = {"MMDiff": "model", "MediaReader": "media_reader", "build_model": "build"}
 __all__ = list(_HOMES)
 __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +21,10 @@ from mmdiff.backbones.bounds import bounded_by
 from mmdiff.backbones.load import backbone_from_folder
 from mmdiff.backbones.reserve import grow
 from mmdiff.canvas.batch import Batch, MediaBatch, real_NT, to_device
+from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.patterns import Full, visibility
+from mmdiff.canvas.prompt import prompt_canvas
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config import trusting
 from mmdiff.config.ranges import AtLeast1
@@ -33,13 +36,12 @@ from mmdiff.protocols import Denoise
 from mmdiff.samplers.deliberation import rewrite
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config as checked
-from mmdiff.samplers.result import Generation
 
+from .denoiser import Denoiser
 from .evaluating import evaluating
 from .media_reader import MediaReader
 from .params import add_adapters, read_adapters
-from .prefix import Prefix, hidden_copies
-from .prompt import prompt_canvas
+from .prefix import hidden_copies
 from .saving import PARTS, load_weights, read_config, save_model, saved_part, weight_files
 from .scorer import Scores, score
 
@@ -142,11 +144,12 @@ class MMDiff(nn.Module):
         features: Mapping[str, Tensor],
         row_R: Tensor,
         media_R: Tensor | None = None,
+        memory: Any = None,
     ) -> Tensor:
         """Returns last hidden states (R, L, D): ids are embedded, features put into their slots, the backbone is run.
 
         row_R: the row of `batch` that a row of ids is a copy of. media_R: bool, False where a row must not see its
-            media.
+            media. memory: takes in keys and values.
         """
         attend_RL = batch.attend_BL[row_R] if batch.padded else None
         slots = {kind: slot_BL[row_R] for kind, slot_BL in batch.slots.items()}
@@ -157,6 +160,7 @@ class MMDiff(nn.Module):
             attend_RL,
             batch.position_ids_BL[row_R],
             visibility(self.attention, batch, row_R),
+            memory,
         )
 
     def embedded(
@@ -197,38 +201,15 @@ class MMDiff(nn.Module):
         h_PD = self.gather(h_RLD, *masked_RL.nonzero(as_tuple=True))
         return score(self.backbone.head, h_PD, batch, masked_RL, row_R, chunk=self.logit_chunk, restrict=restrict)
 
-    def denoiser(self, batch: Batch, *, prefix_cache: bool = False, restrict: bool = False) -> Denoise:
+    def denoiser(self, batch: Batch, *, restrict: bool = False) -> Denoise:
         """Returns a Denoise with all bound that does not change between steps.
 
         batch: on this model's device; its media are encoded once.
-        prefix_cache: keep the keys and values of the context from the first step on; exact, and always done, where
-            no context sees a target. Guidance, which hides the context, does without.
         restrict: logits of ids that no target position may hold (`Batch.allowed_ids_N`) are not computed but -inf.
-        Raises ConfigError for a prefix cache of packed rows.
         """
-        with torch.inference_mode():
+        with torch.no_grad():
             features = self.encode(batch.media)
-            if prefix_cache and batch.packed:
-                raise ConfigError("sampler.prefix_cache: rows that are packed of several documents have no one prefix")
-            kept = prefix_cache or (self.attention.context_first and self.backbone.caches and not batch.packed)
-            some = bool((batch.attend_BL & ~batch.target_BL).any())
-            prefix = Prefix.of(self, batch, features) if kept and some else None
-        allowed_ids_N = batch.allowed_ids_N if restrict else None
-
-        @torch.inference_mode()
-        def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
-            if prefix is not None and media_R is None:
-                h_RLD = prefix.hidden(ids_RL, row_R)
-            else:
-                h_RLD = self.hidden(ids_RL, batch, features, row_R, media_R)
-            h_PD = self.gather(h_RLD, *predict_RL.nonzero(as_tuple=True))
-            if allowed_ids_N is None:
-                logits_PV: Tensor = self.backbone.head(h_PD)
-                return logits_PV.float()
-            logits_PN = self.backbone.head(h_PD, allowed_ids_N).float()
-            return logits_PN.new_full((len(h_PD), self.vocab.size), -torch.inf).index_copy_(1, allowed_ids_N, logits_PN)
-
-        return denoise
+        return Denoiser(self, batch, features, batch.allowed_ids_N if restrict else None)
 
     @typed
     def generate(
@@ -239,7 +220,7 @@ class MMDiff(nn.Module):
         streamer: Any = None,
         **named: Any,
     ) -> Generation:
-        """Fill the masked positions of a canvas. Returns it with its step map, see `mmdiff.samplers.result`.
+        """Fill the masked positions of a canvas. Returns it with its step map, see `mmdiff.canvas.generation`.
 
         batch_or_ids: a Batch, or ids (B, P), padded on the left where `attention_mask` is False, and `max_new_tokens`.
         streamer: see `mmdiff.samplers.streamers`. named: single fields of GenerationConfig, over `generation_config`.
@@ -248,7 +229,9 @@ class MMDiff(nn.Module):
         batch = prompt_canvas(batch_or_ids, attention_mask, config.max_new_tokens, self.vocab)
         batch = to_device(batch, self.device)
         with evaluating(self):
-            denoise = self.denoiser(batch, prefix_cache=config.prefix_cache, restrict=not config.guidance_scale)
+            if config.prefix_cache and self.attention.exact_prefix:
+                config = replace(config, prefix_cache=False)  # the context is kept, and exactly
+            denoise = self.denoiser(batch, restrict=True)
             write = sample if config.draft is None else rewrite
             return write(denoise, batch, self.vocab, config, streamer=streamer)
 

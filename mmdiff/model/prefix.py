@@ -1,10 +1,8 @@
-"""The context of a canvas as a prefix: its keys and values are computed once, for all that is predicted behind it.
+"""The context of a canvas as a prefix: in training it is run once for all noised copies of a sample.
 
 Where the context, all positions that are not targets, sees itself only (`Pattern.context_first`), its states are the
-same at every denoising step and for every noised copy of a sample: one forward per generation, and one per sample and
-step of training, without approximation (as in dVLA and UD-VLA). With full attention, keeping the keys and
-values of the first step is the prefix cache of Fast-dLLM (arXiv 2505.22618), an approximation that
-`sampler.prefix_cache` turns on.
+same for every noised copy: one forward per sample and step of training, without approximation (as in dVLA and UD-VLA).
+A generation keeps its keys and values too (`mmdiff.model.denoiser`).
 
 Shape letters: B samples, L canvas length, R rows (copies of samples), n copies, C context positions (or
 clean ones), T target positions, N positions of any kind, U blocks, D backbone width.
@@ -14,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +23,6 @@ from mmdiff.canvas.pattern import Coordinates, Visibility
 from mmdiff.canvas.patterns import units, visibility
 from mmdiff.errors import ConfigError
 from mmdiff.protocols import Model
-
-if TYPE_CHECKING:
-    from mmdiff.backbones.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -104,66 +99,6 @@ def hidden_copies(model: Model, ids_RL: Tensor, batch: Batch, features: Mapping[
     at_BN = noised.at_BN.masked_fill(noised.take(ends_BL), length)
     clean_BLD = scatter_to_canvas(clean.at_BN, h_BCD, h_BCD.new_zeros(len(batch), length, h_BCD.shape[2]))
     return torch.cat([scatter_to_canvas(at_BN, h_BND, clean_BLD) for h_BND in h_nBND])
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """The context of a batch after its forward; `hidden` then runs the target positions alone.
-
-    memory: keys and values of the context. h_BCD: its hidden states.
-    """
-
-    model: Model
-    batch: Batch
-    context: Positions
-    target: Positions
-    memory: Memory
-    h_BCD: Tensor
-
-    @classmethod
-    def of(cls, model: Model, batch: Batch, features: Mapping[str, Tensor]) -> Prefix:
-        """Runs the context alone where it sees no target, else the whole canvas as it is before the first commit."""
-        context, target = split(batch)
-        rows_B = torch.arange(len(batch), device=batch.ids_BL.device)
-        memory = model.backbone.memory()
-        if model.attention.context_first:
-            x_BCD = model.embedded(context.take(batch.ids_BL), features, _slots(context, batch), None)
-            attend_BC = context.real_BN.clone()
-            attend_BC[:, 0] = True  # a row without context: what it computes is not read, but must be numbers
-            alone = Visibility(model.attention, Coordinates(block=model.attention.blocks(None, attend_BC)))
-            h_BCD = model.backbone.hidden(x_BCD, attend_BC, context.take(batch.position_ids_BL), alone, memory)
-            return cls(model, batch, context, target, memory.chosen(rows_B), h_BCD)
-        attend_BL = batch.attend_BL if batch.padded else None
-        x_BLD = model.embedded(batch.ids_BL, features, batch.slots, attend_BL)
-        seen = visibility(model.attention, batch, rows_B)
-        h_BLD = model.backbone.hidden(x_BLD, attend_BL, batch.position_ids_BL, seen, memory)
-        at_BC = context.at_BN.clamp(max=batch.ids_BL.shape[1] - 1)
-        h_BCD = h_BLD.gather(1, at_BC[..., None].expand(-1, -1, h_BLD.shape[-1]))
-        return cls(model, batch, context, target, memory.chosen(rows_B, at_BC), h_BCD)
-
-    def hidden(self, ids_RL: Tensor, row_R: Tensor) -> Tensor:
-        """Returns hidden states (R, L, D). ids_RL may differ from the batch's at target positions only."""
-        context, target = self.context.rows(row_R), self.target.rows(row_R)
-        x_RTD = self.model.embedded(target.take(ids_RL), {}, {}, None)
-        real_RN = torch.cat([context.real_BN, target.real_BN], 1)
-        h_RTD = self.model.backbone.hidden(
-            x_RTD,
-            None if real_RN.all() else real_RN,
-            target.take(self.batch.position_ids_BL[row_R]),
-            self._visibility(context, target, row_R),
-            self.memory.chosen(row_R),
-        )
-        at_RN, h_RND = torch.cat([context.at_BN, target.at_BN], 1), torch.cat([self.h_BCD[row_R], h_RTD], 1)
-        return scatter_to_canvas(at_RN, h_RND, h_RND.new_zeros(*ids_RL.shape, h_RND.shape[2]))
-
-    def _visibility(self, context: Positions, target: Positions, row_R: Tensor) -> Visibility | None:
-        """Returns who sees whom of the context and, behind it, the targets; None where every target sees all."""
-        pattern, batch = self.model.attention, self.batch
-        block = pattern.blocks(batch.target_BL, batch.attend_BL)
-        if isinstance(block, int) or pattern.one_target_block:
-            return None
-        block_RL = block[row_R]
-        return Visibility(pattern, Coordinates(block=torch.cat([context.take(block_RL), target.take(block_RL)], 1)))
 
 
 def _slots(positions: Positions, batch: Batch) -> dict[str, Tensor]:

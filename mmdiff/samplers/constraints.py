@@ -1,9 +1,11 @@
 """Which ids the sampler may commit at which position.
 
-Shape letters: B samples, L canvas length, K distinct allow-sets, V vocabulary.
+Shape letters: B samples, L canvas length, Q queried positions, K distinct allow-sets, V vocabulary, N banned ids.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,19 +17,57 @@ from mmdiff.config.settings import GenerationConfig
 from mmdiff.errors import ConfigError, nearest
 
 
-def allowed(batch: Batch, vocab: Vocab, config: GenerationConfig) -> tuple[Tensor, Tensor]:
-    """Returns allow_KV, the ids allowed under each allow-set, and allow_BL, the allow-set of each position.
+@dataclass(frozen=True)
+class Allowed:
+    """allow_KV: the ids of each allow-set. allow_BL: the allow-set of each position. banned_N: where there is one
+    allow-set, the ids outside it."""
 
-    Never allowed are the mask id, the slot id (unless it is an end id too, as LLaDA's is), `suppress_ids` and
-    `suppress_tokens`, end ids under eos_policy=suppress, and rows of the embedding table that stand for nothing
-    (published tables are padded) or for a named range, unless an allow-set claims them.
-    Raises ConfigError for an id or token outside the vocabulary, and for a masked position that is left without any id.
-    """
-    text_V = torch.ones(vocab.size, dtype=torch.bool)
-    if vocab.tokenizer is not None:
-        text_V[len(vocab.tokenizer) :] = False
-    ends = [vocab.eos_id, *vocab.end_ids]
-    text_V[ends] = True
+    allow_KV: Tensor
+    allow_BL: Tensor
+    banned_N: Tensor | None
+
+    @classmethod
+    def of(cls, batch: Batch, vocab: Vocab, config: GenerationConfig) -> Allowed:
+        """Never allowed are the mask id, the slot id (unless it is an end id too, as LLaDA's is), `suppress_ids` and
+        `suppress_tokens`, end ids under eos_policy=suppress, and rows of the embedding table that stand for nothing
+        (published tables are padded) or for a named range, unless an allow-set claims them.
+        Raises ConfigError for an id or token outside the vocabulary, and for an pending position left without any id.
+        """
+        text_V = torch.ones(vocab.size, dtype=torch.bool)
+        if vocab.tokenizer is not None:
+            text_V[len(vocab.tokenizer) :] = False
+        ends = [vocab.eos_id, *vocab.end_ids]
+        text_V[ends] = True
+        device = batch.ids_BL.device
+        if batch.allow_KV is None or batch.allow_BL is None:
+            allow_KV, allow_BL = text_V[None].to(device), torch.zeros_like(batch.ids_BL)
+        else:
+            free_K = batch.allow_KV.all(1, keepdim=True)  # no allow-set was named
+            allow_KV, allow_BL = torch.where(free_K, text_V.to(device), batch.allow_KV), batch.allow_BL
+        allow_KV[:, _banned(vocab, config, ends)] = False
+        stuck_BL = batch.target_BL & (batch.ids_BL == vocab.mask_id) & ~allow_KV.any(1)[allow_BL]
+        if stuck_BL.any():
+            b, position = stuck_BL.nonzero()[0].tolist()
+            raise ConfigError(
+                f"row {b}, position {position}: suppress_ids and eos_policy leave no id of its allow-set to commit"
+            )
+        banned_N = (~allow_KV[0]).nonzero().squeeze(1) if len(allow_KV) == 1 else None
+        return cls(allow_KV, allow_BL, banned_N)
+
+    def of_positions(self, at_Q: tuple[Tensor, Tensor]) -> Tensor:
+        """Returns bool (Q, V), the ids that positions (of the B rows) may hold; (1, V) where they are the same."""
+        return self.allow_KV if self.banned_N is not None else self.allow_KV[self.allow_BL[at_Q]]
+
+    def ban(self, logits_QV: Tensor, at_Q: tuple[Tensor, Tensor], *, own: bool) -> Tensor:
+        """Returns the logits with -inf at ids that may not stand there. own: the tensor may be overwritten."""
+        if self.banned_N is not None:
+            fill = logits_QV.index_fill_ if own else logits_QV.index_fill
+            return fill(1, self.banned_N, -torch.inf)
+        fill = logits_QV.masked_fill_ if own else logits_QV.masked_fill
+        return fill(~self.of_positions(at_Q), -torch.inf)
+
+
+def _banned(vocab: Vocab, config: GenerationConfig, ends: list[int]) -> list[int]:
     slots = [] if vocab.slot_id in ends else [vocab.slot_id]
     banned = [vocab.mask_id, *slots, *config.suppress_ids, *(ends if config.eos_policy == "suppress" else [])]
     for token in config.suppress_tokens:
@@ -39,18 +79,4 @@ def allowed(batch: Batch, vocab: Vocab, config: GenerationConfig) -> tuple[Tenso
     for i in config.suppress_ids:
         if not 0 <= i < vocab.size:
             raise ConfigError(f"sampler.suppress_ids: {i} does not fit a vocabulary of {vocab.size}")
-    device = batch.ids_BL.device
-    if batch.allow_KV is None or batch.allow_BL is None:
-        allow_KV, allow_BL = text_V[None].to(device), torch.zeros_like(batch.ids_BL)
-    else:
-        free_K = batch.allow_KV.all(1, keepdim=True)  # no allow-set was named
-        allow_KV, allow_BL = torch.where(free_K, text_V.to(device), batch.allow_KV), batch.allow_BL
-    allow_KV[:, banned] = False
-    masked_BL = batch.target_BL & (batch.ids_BL == vocab.mask_id)
-    stuck_BL = masked_BL & ~allow_KV.any(1)[allow_BL]
-    if stuck_BL.any():
-        b, position = stuck_BL.nonzero()[0].tolist()
-        raise ConfigError(
-            f"row {b}, position {position}: suppress_ids and eos_policy leave no id of its allow-set to commit"
-        )
-    return allow_KV, allow_BL
+    return banned

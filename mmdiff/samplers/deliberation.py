@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.generation import Generation
+from mmdiff.canvas.query import Query
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import PositiveShare
 from mmdiff.config.settings import GenerationConfig
+from mmdiff.diffusion.draw import check_numbers, confidence
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.parts import part
@@ -27,8 +30,6 @@ from mmdiff.protocols import Denoise
 
 from .loop import sample
 from .options import generation_config
-from .result import Generation
-from .rules.propose import check_numbers, confidence
 from .rules.rules import build_rule
 from .streamers import Streamer
 
@@ -151,8 +152,9 @@ def probe(draft: Draft, how: str) -> Tensor:
     for ids_RL, predict_RL, row_R in calls:
         if not len(row_R):
             continue
-        logits_PV = draft.denoise(ids_RL, predict_RL, row_R).float()
-        row_P, position_P = predict_RL.nonzero(as_tuple=True)
+        query = Query(ids_RL, predict_RL, row_R)
+        logits_PV = draft.denoise(query).logits_PV.float()
+        row_P, position_P = query.at()
         at_P = row_R[row_P], position_P
         if batch.allow_KV is not None and batch.allow_BL is not None:
             logits_PV = logits_PV.masked_fill(~batch.allow_KV[batch.allow_BL[at_P]], -torch.inf)
@@ -211,8 +213,8 @@ class Round:
     streamer: Streamer
     before: int
 
-    def put_draft(self, ids_BL: Tensor, step: int) -> None:
-        self.streamer.put_draft(ids_BL, self.before + step)
+    def put_draft(self, value: Tensor, **named: Any) -> None:
+        self.streamer.put_draft(value=value, step=self.before + named.get("step", 0))
 
     def put(self, ids_BL: Tensor) -> None: ...
 

@@ -1,16 +1,65 @@
-"""Early stop: what follows an end id need not be denoised.
+"""What an end id ends: the positions behind it need not be denoised.
 
 Shape letters: B samples, L canvas length, X end ids.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.generation import GenerationState
 from mmdiff.canvas.vocab import Vocab
 
-from .result import Generation
+
+@dataclass(frozen=True)
+class Stopping:
+    """Fills the rest of a target span with EOS behind the end id that ends it.
+
+    span_BL: the target span of each position. may_end_BL: bool, where EOS may stand. end_ids_X: the end ids.
+    at_once: the first end id ends its span as soon as it is committed (Whisper-LLaDA, arXiv 2509.16622; LLaDA-V, arXiv
+        2505.16933), and only what lies before it is predicted from then on. Else it does when no position before it is
+        open.
+    """
+
+    span_BL: Tensor
+    may_end_BL: Tensor
+    end_ids_X: Tensor
+    eos_id: int
+    at_once: bool
+
+    @classmethod
+    def of(cls, batch: Batch, allow_BL: Tensor, vocab: Vocab, end_ids_X: Tensor, at_once: bool) -> Stopping:
+        if batch.allow_KV is None or batch.allow_BL is None:  # bans do not apply: EOS is not proposed here
+            may_end_BL = torch.ones_like(batch.target_BL)
+        else:
+            may_end_BL = batch.allow_KV[batch.allow_BL, vocab.eos_id]
+        return cls(spans(batch.target_BL, allow_BL), may_end_BL, end_ids_X, vocab.eos_id, at_once)
+
+    def __call__(self, state: GenerationState) -> None:
+        """What stands behind the end of a span is no part of the answer, also where it was committed before the end
+        was. What was given stays."""
+        target_BL = state.batch.target_BL
+        ended_BL = target_BL & (state.step_BL > 0) & torch.isin(state.ids_BL, self.end_ids_X)
+        end_BL = self._first(ended_BL)
+        behind_BL = torch.arange(target_BL.shape[1], device=target_BL.device) > end_BL
+        if not self.at_once:
+            behind_BL &= end_BL < self._first(state.pending_BL & self.may_end_BL)
+        rest_BL = behind_BL & target_BL & self.may_end_BL & (state.pending_BL | ((state.step_BL > 0) & ~ended_BL))
+        state.ids_BL = state.ids_BL.masked_fill(rest_BL, self.eos_id)
+        state.confidence_BL = state.confidence_BL.masked_fill(rest_BL, 1.0)
+        state.step_BL = torch.where(rest_BL, state.forwards_B[:, None].int(), state.step_BL)
+        state.pending_BL = state.pending_BL & ~rest_BL
+
+    def _first(self, marked_BL: Tensor) -> Tensor:
+        """Returns int64 BL, the first marked position of the span that a position lies in; L where it has none."""
+        length = marked_BL.shape[1]
+        position_BL = torch.where(marked_BL, torch.arange(length, device=marked_BL.device), length)
+        first_BL = torch.full_like(self.span_BL, length).scatter_reduce(1, self.span_BL, position_BL, "amin")
+        return first_BL.gather(1, self.span_BL)
 
 
 def spans(target_BL: Tensor, allow_BL: Tensor) -> Tensor:
@@ -18,20 +67,3 @@ def spans(target_BL: Tensor, allow_BL: Tensor) -> Tensor:
     starts_BL = target_BL.clone()
     starts_BL[:, 1:] &= ~target_BL[:, :-1] | (allow_BL[:, 1:] != allow_BL[:, :-1])
     return (starts_BL.cumsum(1) - 1).clamp(min=0)
-
-
-def stop(out: Generation, vocab: Vocab, end_ids_X: Tensor, span_BL: Tensor, may_ended_BL: Tensor) -> None:
-    """Fill the rest of a span with EOS where an end id was committed and no position before it is masked."""
-    masked_BL = out.masked(vocab.mask_id) & may_ended_BL
-    ended_BL = out.target_BL & (out.step_BL > 0) & torch.isin(out.ids_BL, end_ids_X)
-    rest_BL = masked_BL & (_first(ended_BL, span_BL) < _first(masked_BL, span_BL)).gather(1, span_BL)
-    out.ids_BL.masked_fill_(rest_BL, vocab.eos_id)
-    out.confidence_BL.masked_fill_(rest_BL, 1.0)
-    out.step_BL.copy_(torch.where(rest_BL, out.forwards_B[:, None].int(), out.step_BL))
-
-
-def _first(marked_BL: Tensor, span_BL: Tensor) -> Tensor:
-    """Returns int64 BL: at index n the first marked position of span n, L where it has none."""
-    length = marked_BL.shape[1]
-    position_BL = torch.where(marked_BL, torch.arange(length, device=marked_BL.device), length)
-    return torch.full_like(span_BL, length).scatter_reduce(1, span_BL, position_BL, "amin")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from itertools import groupby
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from torch import Tensor
 
@@ -14,10 +14,13 @@ from mmdiff.canvas.vocab import Vocab
 
 
 class Streamer(Protocol):
-    """transformers' streamer with one more method for drafts, which transformers calls so too."""
+    """transformers' streamer of diffusion models: `put_draft` while a canvas is filled, `put` for the finished one."""
 
-    def put_draft(self, ids_BL: Tensor, step: int) -> None:
-        """Receives the canvas after a step, counted from 1: what is committed, and masked positions."""
+    def put_draft(self, value: Tensor, **named: Any) -> None:
+        """Receives the canvas (B, L) after a step: what is committed, and masked positions. It is called by name.
+
+        named: `step`, counted from 1; a streamer takes names that it does not know.
+        """
         ...
 
     def put(self, ids_BL: Tensor) -> None:
@@ -34,8 +37,8 @@ class TextStreamer:
         self.vocab, self.row, self.file = vocab, row, file or sys.stdout
         self.target_L = batch.target_BL[row]
 
-    def put_draft(self, ids_BL: Tensor, step: int) -> None:
-        line = f"{step:4d} | {self._text(ids_BL)}".replace("\n", "⏎")
+    def put_draft(self, value: Tensor, **named: Any) -> None:
+        line = f"{named.get('step', 0):4d} | {self._text(value)}".replace("\n", "⏎")
         if self.file.isatty():
             width = shutil.get_terminal_size().columns - 1
             self.file.write(f"\r\x1b[K{line[:width]}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from .rules.state import State
@@ -20,9 +21,14 @@ n_masked_R: masked positions of the row's block now. n_start_R: those it began w
 
 
 def linear(n_masked_R: Tensor, n_start_R: Tensor, state: State) -> Tensor:
-    """Divides the masked positions evenly among the steps that are left, rounded up: the first take the remainder."""
+    """Divides the masked positions evenly among the steps that are left, rounded up: the first take the remainder.
+
+    Where an end id has taken positions out, the division of the block's start holds, and the block ends earlier.
+    """
     left_R = (state.steps_R - state.step_R + 1).clamp(min=1)
-    return -(-n_masked_R // left_R)
+    steps_R = state.steps_R.clamp(min=1)
+    planned_R = n_start_R // steps_R + (state.step_R <= n_start_R % steps_R)
+    return torch.maximum(-(-n_masked_R // left_R), torch.minimum(planned_R, n_masked_R))
 
 
 def cosine(n_masked_R: Tensor, n_start_R: Tensor, state: State) -> Tensor:

@@ -19,11 +19,11 @@ import torch
 from tqdm import tqdm
 
 from mmdiff.canvas.batch import MediaBatch, to_device
+from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.sample import Item
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError, located
 from mmdiff.protocols import Row, Source
-from mmdiff.samplers.result import Generation
 from mmdiff.session import Session, canvas_of
 
 from .ctc import emitted, encoded, greedy, read_clip

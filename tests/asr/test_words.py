@@ -11,9 +11,9 @@ import pytest
 import torch
 from spoken import VOCAB, ids, letters, planted
 
+from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import DataError
-from mmdiff.samplers.result import Generation
 from mmdiff.tasks.asr.words import CONTEXT, word_confidences, word_times, words_begun
 
 BLANK = VOCAB.mask_id

@@ -5,13 +5,34 @@ Shape letters: B samples, L canvas length, R rows of a call, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from mmdiff.canvas.query import Prediction, Query
 from mmdiff.canvas.vocab import Vocab
 
 V, MASK, EOS, EOT, SLOT = 61, 60, 59, 58, 57
 VOCAB = Vocab(tokenizer=None, size=V, mask_id=MASK, eos_id=EOS, pad_id=EOS, slot_id=SLOT, end_ids=(EOS, EOT))
+
+
+def by_query(logits: Callable[..., Tensor]) -> Any:
+    """Returns a Denoise (function or method) of a function of `(ids_RL, predict_RL, row_R, media_R=None)`."""
+
+    @wraps(logits)
+    def denoise(*args: Any) -> Prediction:
+        *own, query = args
+        return Prediction(logits(*own, query.ids_RL, query.predict_RL, query.row_R, query.media_R))
+
+    return denoise
+
+
+def asked(denoise: Callable[[Query], Prediction], *args: Any, **named: Any) -> Tensor:
+    """Returns the logits of a Denoise for the arguments of a query."""
+    return denoise(Query(*args, **named)).logits_PV
 
 
 class Table:
@@ -24,6 +45,7 @@ class Table:
         self.media: list[Tensor | None] = []
         self.ids: list[Tensor] = []
 
+    @by_query
     def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         self.rows.append(row_R.tolist())
         self.predicted.append(int(predict_RL.sum()))

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from logit_tables import by_query
 from numpy.typing import NDArray
 from oracle import head
 from torch import Tensor
@@ -24,6 +25,7 @@ from mmdiff import MMDiff
 from mmdiff.backbones import new_backbone
 from mmdiff.backbones.esm import tokenizer
 from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.diffusion.keys import NoiseKey
@@ -33,7 +35,6 @@ from mmdiff.model.scorer import Scores, score
 from mmdiff.protocols import Row
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
-from mmdiff.samplers.result import Generation
 from mmdiff.session import Session
 from mmdiff.tasks.protein.residues import CANONICAL
 from mmdiff.tasks.protein.task import Protein
@@ -77,6 +78,7 @@ class Exact:
         return score(head, h_RLD[masked_RL], batch, masked_RL, row_R, chunk=4096, restrict=restrict)
 
     def generate(self, batch: Batch, **named: Any) -> Generation:
+        @by_query
         def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Any = None) -> Tensor:
             return self.logits(ids_RL)[predict_RL].float()
 

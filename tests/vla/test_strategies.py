@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from logit_tables import by_query
 from torch import Tensor
 
+from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.sample import Target
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.settings import GenerationConfig
@@ -16,7 +18,6 @@ from mmdiff.data.collate import collate
 from mmdiff.errors import UserError
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
-from mmdiff.samplers.result import Generation
 from mmdiff.tasks.vla.strategies import STRATEGIES, strategy
 
 MASK = 8
@@ -29,6 +30,7 @@ OTHER = GenerationConfig(
 """Settings that would change every strategy, did it leave them standing."""
 
 
+@by_query
 def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
     generator = torch.Generator().manual_seed(int((ids_RL[0] * torch.arange(1, ids_RL.shape[1] + 1)).sum()))
     return torch.randn(*ids_RL.shape, VOCAB.size, generator=generator)[predict_RL]

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from mmdiff.config.ranges import NotNegative, Share
@@ -36,7 +35,7 @@ class RandomTopK:
         _check("select.temperature", self.temperature, math.inf)
 
     def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
-        u_P = torch.cat(list(proposal.noise.rows("select"))).clamp(min=1e-300)
+        u_P = proposal.noise.uniform("select")
         scale_R = self.temperature * (1 - proposal.state.progress_R)
         noisy_P = proposal.confidence_P.double().log() - scale_R[proposal.row_P] * u_P.log().neg().log()
         return Quota()(noisy_P, proposal)

@@ -36,8 +36,8 @@ class Rules:
 
 def rules_of(config: GenerationConfig) -> Rules:
     """Returns the rules that a configuration names. Raises ConfigError for a wrong dotted path or wrong arguments."""
-    named = SCORES.get(config.remasking)
-    score = named() if named else build_rule({"target": config.remasking}, "sampler.remasking")
+    named = SCORES.get(config.remasking) if isinstance(config.remasking, str) else None
+    score: Score = named() if named else build_rule(config.remasking, "sampler.remasking")
     select: Select = Quota() if config.threshold is None else Threshold(config.threshold)
     revise: Revise | None = None if config.revise is None else build_rule(config.revise, "sampler.revise")
     if getattr(revise, "again", False):
@@ -56,4 +56,4 @@ def build_rule(node: Any, where: str) -> Any:
     """
     from mmdiff.config import as_node, build
 
-    return node if callable(node) else build(as_node(node), where=where)
+    return build(as_node(node), where=where) if isinstance(node, str | dict) else node

@@ -27,7 +27,7 @@ class Random:
     """The score is a random number: positions are committed in random order."""
 
     def __call__(self, logits_PV: Tensor, proposal: Proposal) -> Tensor:
-        return torch.cat(list(proposal.noise.rows("order")))
+        return proposal.noise.uniform("order")
 
 
 @part

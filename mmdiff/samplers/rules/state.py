@@ -1,28 +1,39 @@
-"""What a sampling rule is given, and the signatures of rules."""
+"""What a sampling rule is given, and the signatures of rules.
+
+A rule must not wait for the device: no `.item()`, no boolean indexing, no `nonzero`. A test counts the waits of a step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from mmdiff.samplers.noise import StepNoise
+from mmdiff.diffusion.step_noise import StepNoise
 
 
 @dataclass(frozen=True)
 class State:
     """The whole canvas of the rows of a step, as it stood before the step.
 
-    Shape letters, here and below: R rows of the step, L canvas length, P predicted positions, row after row.
+    Shape letters, here and below: R rows of the step, L canvas length, P predicted positions, row after row, B rows of
+    the batch.
     """
 
     target_RL: Tensor  # bool
     block_RL: Tensor  # bool, the target positions of the row's current block
-    step_RL: Tensor  # int32, the row's own step at which a position was committed; 0 where it was given or is masked
-    confidence_RL: Tensor  # fp32, when it was committed; 1 where it was given, 0 where it is masked
+    ids_RL: Tensor  # int64
+    pending_RL: Tensor  # bool, still to be filled
+    step_RL: Tensor  # int32, the row's own step at which a position was committed; 0 where it was given or is pending
+    confidence_RL: Tensor  # fp32, when it was committed; 1 where it was given, 0 where it is pending
     step_R: Tensor  # int64, the step within the block, from 1; beyond `steps_R` where a rule commits below its quota
     steps_R: Tensor  # int64, the steps that the block was given
+    n_start_R: Tensor  # int64, pending positions that the block began with
+    forward_R: Tensor  # int64, the row's steps so far, this one included
+    row_R: Tensor  # int64, which of the B rows
+    extras: dict[str, Tensor] = field(default_factory=dict)  # (B, L, ...), what a rule keeps between steps, by name
 
     @property
     def rank_RL(self) -> Tensor:
@@ -52,6 +63,11 @@ class Proposal:
     noise: StepNoise
     state: State
 
+    def canvas(self, values_P: Tensor, elsewhere: float) -> Tensor:
+        """Returns (R, L): values at the predicted positions, `elsewhere` at all others."""
+        out_RL = torch.full(self.state.target_RL.shape, elsewhere, dtype=values_P.dtype, device=values_P.device)
+        return out_RL.index_put((self.row_P, self.position_P), values_P)
+
 
 @dataclass(frozen=True)
 class Committed:
@@ -59,17 +75,22 @@ class Committed:
 
     committed_RL: Tensor  # bool
     confidence_RL: Tensor  # fp32, when it was committed
-    n_masked_R: Tensor  # int64, masked positions of the block before the step
+    n_masked_R: Tensor  # int64, pending positions of the block before the step
     quota_R: Tensor  # int64, positions a row commits at this step under the schedule
     state: State
     rescored_RL: Tensor | None = None  # fp32, for a rule with `rescore`: the probability at this step, see `Revise`
+    noise: StepNoise | None = None
 
 
 Score = Callable[[Tensor, Proposal], Tensor]
 """(logits_PV, proposal) -> score_P: the sampler commits the highest score first. Logits of banned ids are -inf."""
 
 Select = Callable[[Tensor, Proposal], Tensor]
-"""(score_P, proposal) -> bool_P: the positions to commit now, at least one per row."""
+"""(score_P, proposal) -> bool_P: the positions to commit now, at least one per row.
+
+A rule with an attribute `may_wait = True` may commit nothing in a row at a step; it must have committed all by the last
+step of a block.
+"""
 
 Revise = Callable[[Committed], Tensor]
 """committed -> bool_RL: positions to mask again, in the current block and while it has steps left.

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmdiff.canvas.batch import to_device
+from mmdiff.canvas.query import Query as Asked
 from mmdiff.canvas.sample import Target, Text
 from mmdiff.data.collate import collate
 from mmdiff.data.token_budget import batch_by_tokens, token_budget
@@ -114,7 +115,8 @@ def log_probs(
             predict_BL[b, torch.from_numpy(query.position_P)] = True
         batch, predict_BL = to_device(batch, model.device), predict_BL.to(model.device)
         with evaluating(model):
-            logits_PV = model.denoiser(batch)(batch.ids_BL, predict_BL, torch.arange(len(group), device=model.device))
+            row_B = torch.arange(len(group), device=model.device)
+            logits_PV = model.denoiser(batch)(Asked(batch.ids_BL, predict_BL, row_B)).logits_PV
         log_p_PK = logits_PV[:, id_K].log_softmax(-1).double().cpu().numpy()
         yield from np.split(log_p_PK, np.cumsum([len(query.position_P) for query in group])[:-1])
 

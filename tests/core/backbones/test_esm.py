@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from esm_checkpoints import HEADS, LAYERS, D, reference, tensors, write_folder
+from logit_tables import asked
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import EsmForMaskedLM
@@ -202,7 +203,7 @@ def test_a_canvas_is_scored_by_the_whole_head_on_predicted_positions_only() -> N
     samples = [[Text([CLS]), Target([5, MASK, 7, MASK]), Text([EOS])], [Text([CLS]), Target([MASK]), Text([EOS])]]
     batch = collate(samples, backbone.vocab, side="left")
     open_BL = batch.ids_BL == MASK
-    logits = MMDiff(backbone).denoiser(batch)(batch.ids_BL, open_BL, torch.arange(2))
+    logits = asked(MMDiff(backbone).denoiser(batch), batch.ids_BL, open_BL, torch.arange(2))
     full = backbone(batch.ids_BL, batch.attend_BL)
     torch.testing.assert_close(logits, full[open_BL], rtol=1e-5, atol=1e-6)
     assert full.abs().max() <= 2.0

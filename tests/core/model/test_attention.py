@@ -154,23 +154,6 @@ def test_documents_of_a_packed_row_are_rows_of_their_own(pattern: Pattern) -> No
     )
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("pattern", KINDS, ids=str)
-@torch.no_grad()
-def test_a_kept_context_gives_the_logits_of_the_whole_canvas(pattern: Pattern, side: str) -> None:
-    m = model(pattern)
-    batch = batch_of(m, side)
-    denoise, rows = m.denoiser(batch), torch.tensor([2, 0])
-    lengths: list[int] = []
-    m.backbone.model.model.layers[0].register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
-    for fill in (m.vocab.mask_id, 6, 8):
-        ids_BL = torch.where(batch.target_BL, fill, batch.ids_BL)
-        found_PV = denoise(ids_BL[rows], batch.target_BL[rows], rows)
-        assert lengths[-1] == (4 if pattern.context_first else 7), "four targets at most, or the canvas"
-        whole_PV = m.backbone.head(m.hidden(ids_BL, batch, {}, torch.arange(3))[rows][batch.target_BL[rows]])
-        torch.testing.assert_close(found_PV, whole_PV, atol=2e-5, rtol=0)
-
-
 @pytest.mark.parametrize("pattern", KINDS, ids=str)
 @torch.no_grad()
 def test_copies_of_a_sample_are_what_each_is_alone(pattern: Pattern) -> None:

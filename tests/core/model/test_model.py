@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 import toy
+from logit_tables import asked
 from torch import Tensor, nn
 
 from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.prompt import prompt_canvas
 from mmdiff.canvas.sample import Media, Sample, Target, Text
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError
-from mmdiff.model import MMDiff, build_model, prompt_canvas
+from mmdiff.model import MMDiff, build_model
 
 
 def model(image: bool = True) -> MMDiff:
@@ -191,7 +193,7 @@ def test_shifted_logits(shift: int) -> None:
     expected = -logits_LV[from_position].log_softmax(-1)[torch.arange(4), batch.ids_BL[0]]
     torch.testing.assert_close(scores.nll_P, expected)
     predict_RL = torch.tensor([[True, False, True, True]])
-    drawn = m.denoiser(batch)(batch.ids_BL, predict_RL, torch.tensor([0]))
+    drawn = asked(m.denoiser(batch), batch.ids_BL, predict_RL, torch.tensor([0]))
     torch.testing.assert_close(drawn.clone(), logits_LV[from_position][[0, 2, 3]])
 
 
@@ -202,7 +204,7 @@ def test_the_denoiser_gives_the_logits_of_predicted_positions_row_by_row() -> No
     row_R = torch.tensor([2, 0])
     predict_RL = torch.zeros(2, batch.ids_BL.shape[1], dtype=torch.bool)
     predict_RL[0, 6], predict_RL[1, [5, 7]] = True, True
-    logits_PV = m.denoiser(batch)(batch.ids_BL[row_R], predict_RL, row_R)
+    logits_PV = asked(m.denoiser(batch), batch.ids_BL[row_R], predict_RL, row_R)
     whole_BLV = m.backbone.head(hidden(m, batch))
     expected = torch.stack([whole_BLV[2, 6], whole_BLV[0, 5], whole_BLV[0, 7]])
     torch.testing.assert_close(logits_PV.clone(), expected, rtol=1e-4, atol=1e-4)

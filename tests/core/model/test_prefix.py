@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from logit_tables import asked
 from torch import Tensor
 from toy import Corners, Patches, Project, Where, backbone
 
@@ -21,7 +22,6 @@ from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.prefix import Positions
 from mmdiff.objectives.denoise import Denoise
-from mmdiff.samplers.options import generation_config
 
 KEY = NoiseKey(0, 0, "x")
 
@@ -88,9 +88,9 @@ def test_a_kept_prefix_gives_the_logits_of_the_whole_canvas(side: str) -> None:
     for fill in (m.vocab.mask_id, 6, 8):
         ids_BL = torch.where(predict_BL, fill, batch.ids_BL)
         whole_PV = m.backbone.head(hidden(m, batch, ids_BL)[predict_BL])
-        assert torch.allclose(denoise(ids_BL, predict_BL, torch.arange(3)), whole_PV, atol=1e-5)
+        assert torch.allclose(asked(denoise, ids_BL, predict_BL, torch.arange(3)), whole_PV, atol=1e-5)
         some_PV = m.backbone.head(hidden(m, batch, ids_BL)[rows][predict_BL[rows]])
-        assert torch.allclose(denoise(ids_BL[rows], predict_BL[rows], rows), some_PV, atol=1e-5)
+        assert torch.allclose(asked(denoise, ids_BL[rows], predict_BL[rows], rows), some_PV, atol=1e-5)
 
 
 @torch.no_grad()
@@ -103,25 +103,10 @@ def test_the_context_runs_once_a_generation() -> None:
     rows = [Corners(seed=1)[i] for i in range(3)]
     batch = canvases(rows, Where(), m.vocab, m.readers)
     m.generate(batch, steps=2)
-    assert lengths == [5, 2, 2]  # four features and a word; two answers, twice
+    assert lengths == [7, 2]  # four features and a word, with the two answers; then these alone
     lengths.clear()
-    m.generate(batch, steps=2, guidance_scale=1.0)  # hides the context, so it cannot be kept
-    assert lengths[-2:] == [7, 7]
-
-
-@torch.no_grad()
-def test_the_cache_of_full_attention_is_the_first_step_and_then_an_approximation() -> None:
-    m = model(prefix_causal=False)
-    batch = batch_of(m)
-    start_BL = batch.ids_BL.masked_fill(batch.target_BL, m.vocab.mask_id)
-    asked = replace(batch, ids_BL=start_BL)
-    kept, whole = m.denoiser(asked, prefix_cache=True), m.denoiser(asked)
-    args = batch.target_BL, torch.arange(3)
-    assert torch.allclose(kept(start_BL, *args), whole(start_BL, *args), atol=1e-5)
-    later_BL = start_BL.clone()
-    later_BL[batch.target_BL] = 5
-    assert not torch.allclose(kept(later_BL, *args), whole(later_BL, *args), atol=1e-3)
-    assert generation_config(prefix_cache=True).prefix_cache
+    m.generate(batch, steps=2, guidance_scale=1.0)  # the rows whose context is hidden are kept apart
+    assert lengths == [7, 2]
 
 
 def test_views_share_the_context_and_give_what_each_gives_alone() -> None:
@@ -146,11 +131,11 @@ def test_a_row_without_context_among_others() -> None:
     m = model(image=False)
     batch = collate([[Text([4, 5]), Target([6, 7])], [Target([8, 7, 6])]], m.vocab)
     predict_BL = batch.target_BL
-    found_PV = m.denoiser(batch)(batch.ids_BL, predict_BL, torch.arange(2))
+    found_PV = asked(m.denoiser(batch), batch.ids_BL, predict_BL, torch.arange(2))
     with torch.no_grad():
         assert torch.allclose(found_PV, m.backbone.head(hidden(m, batch, batch.ids_BL)[predict_BL]), atol=1e-5)
     alone = collate([[Target([8, 7, 6])]], m.vocab)  # nothing to keep
-    assert m.denoiser(alone)(alone.ids_BL, alone.target_BL, torch.arange(1)).isfinite().all()
+    assert asked(m.denoiser(alone), alone.ids_BL, alone.target_BL, torch.arange(1)).isfinite().all()
 
 
 def test_it_is_saved(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -165,15 +150,8 @@ def test_encoders_run_every_position() -> None:
     esm = new_backbone(family="esm", tokenizer=esm_tokenizer(), hidden_size=16, layers=1, heads=2, max_length=32)
     m = MMDiff(esm, attention=PrefixCausal()).eval()
     batch = collate([[Text([0, 5]), Target([6, 7])]], m.vocab)
-    assert m.denoiser(batch)(batch.ids_BL, batch.target_BL, torch.arange(1)).isfinite().all()
-    with pytest.raises(ConfigError, match="runs all positions"):
-        m.denoiser(batch, prefix_cache=True)
-
-
-def test_packed_rows_have_no_one_prefix() -> None:
-    m = model(image=False)
-    batch = collate([[Text([4, 5]), Target([6, 7]), Text([4]), Target([8])]], m.vocab)
-    packed = replace(batch, packed=True, segment_BL=torch.tensor([[0, 0, 0, 0, 1, 1]]))
-    m.denoiser(packed)  # nothing is kept
-    with pytest.raises(ConfigError, match="packed"):
-        m.denoiser(packed, prefix_cache=True)
+    assert asked(m.denoiser(batch), batch.ids_BL, batch.target_BL, torch.arange(1)).isfinite().all()
+    with pytest.raises(ConfigError, match="esm cannot be kept"):
+        MMDiff(esm).generate(
+            replace(batch, ids_BL=batch.ids_BL.masked_fill(batch.target_BL, m.vocab.mask_id)), prefix_cache=True
+        )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import toy
+from logit_tables import asked
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -35,7 +36,7 @@ def model(dtype: str = "float32") -> MMDiff:
 
 def logits(m: MMDiff) -> Tensor:
     batch = canvases([toy.Corners()[i] for i in range(3)], toy.Where(), m.vocab, m.readers)
-    return m.denoiser(batch)(batch.ids_BL, batch.target_BL, torch.arange(3))
+    return asked(m.denoiser(batch), batch.ids_BL, batch.target_BL, torch.arange(3))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from logit_tables import by_query
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
@@ -48,6 +49,7 @@ class Oracle:
         self.seen: list[Tensor] = []
         self.rows: list[list[int]] = []
 
+    @by_query
     def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         self.seen.append(ids_RL.clone())
         self.rows.append(row_R.tolist())
@@ -116,6 +118,7 @@ def test_probes_see_what_they_say(probe: str, fill: int, forwards: int) -> None:
 def test_probing_with_one_position_out_uses_the_other_words() -> None:
     """A denoiser that copies its left neighbour: what leave-one-out finds likely depends on the draft."""
 
+    @by_query
     def copies(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         row_P, position_P = predict_RL.nonzero(as_tuple=True)
         return torch.nn.functional.one_hot(ids_RL[row_P, position_P - 1], VOCAB.size).float() * 9

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from logit_tables import by_query
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.settings import GenerationConfig
@@ -17,7 +19,6 @@ from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
-from mmdiff.samplers.result import Generation
 from mmdiff.samplers.rules.hierarchical import Hierarchical
 
 CODES, MASK, EOS = 8, 8, 9
@@ -32,6 +33,7 @@ class Script:
         self.rank_BL = batch.target_BL.cumsum(1) - 1
         self.rows, self.step = rows, [0] * len(rows)
 
+    @by_query
     def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         logits = []
         for predict_L, b in zip(predict_RL, row_R.tolist(), strict=True):
@@ -53,6 +55,7 @@ class Toy:
         self.seen_NVV = torch.randn(64, VOCAB.size, VOCAB.size, generator=generator, dtype=torch.float64)
         self.own_NV = 2 * torch.randn(64, VOCAB.size, generator=generator, dtype=torch.float64)
 
+    @by_query
     def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         logits = []
         for ids_L, predict_L, b in zip(ids_RL, predict_RL, row_R.tolist(), strict=True):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from logit_tables import EOS, EOT, MASK, VOCAB, V, likely
+from logit_tables import EOS, EOT, MASK, VOCAB, likely
 
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
-from mmdiff.samplers.loop import plan, sample
+from mmdiff.samplers.blocks import plan
+from mmdiff.samplers.loop import sample
 
 
 def test_quota_is_an_even_split_and_empty_steps_cost_nothing() -> None:
@@ -83,9 +84,8 @@ def test_given_end_ids_end_nothing() -> None:
     assert out.ids_BL[0].tolist() == [EOS, 2, 3]
 
 
-def test_what_denoise_returns_is_not_changed() -> None:
-    held_PV = torch.randn(1, V, generator=torch.Generator().manual_seed(0))
-    before_PV = held_PV.clone()
-    config = GenerationConfig(temperature=1.0, eos_policy="last")
-    sample(lambda *asked: held_PV, collate([[Target(length=1)]], VOCAB), VOCAB, config)
-    assert torch.equal(held_PV, before_PV)
+def test_the_batch_is_left_as_it_is() -> None:
+    batch = collate([[Text([1]), Target(length=3)]], VOCAB)
+    before_BL = batch.ids_BL.clone()
+    out = sample(likely([5, 5, 5, 5]), batch, VOCAB, GenerationConfig())
+    assert torch.equal(batch.ids_BL, before_BL) and out.ids_BL.tolist() == [[1, 5, 5, 5]]

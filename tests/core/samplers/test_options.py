@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from logit_tables import EOS, MASK, VOCAB, Table, V, likely
+from logit_tables import EOS, MASK, VOCAB, Table, V, asked, likely
 
 from mmdiff.canvas.sample import Target, Text
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
@@ -16,7 +16,7 @@ from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError
 from mmdiff.samplers.deliberation import rewrite
-from mmdiff.samplers.guidance import guided
+from mmdiff.samplers.links.guidance import Guidance
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.streamers import TextStreamer
@@ -57,7 +57,7 @@ def test_guidance_masks_the_context_and_leaves_the_media_out() -> None:
     batch = collate([[Text([1, 2]), Target([MASK, 7])], [Text([3]), Target([MASK])]], VOCAB)
     table = likely([0] * 4, [0] * 4)
     predict_BL = batch.target_BL & (batch.ids_BL == MASK)
-    guided(table, batch, MASK, 1.0)(batch.ids_BL, predict_BL, torch.arange(2))
+    asked(Guidance(1.0).wrap(table, batch, VOCAB), batch.ids_BL, predict_BL, torch.arange(2))
     assert table.ids[0].tolist() == [
         [1, 2, MASK, 7], [3, MASK, EOS, EOS], [MASK, MASK, MASK, 7], [MASK, MASK, EOS, EOS],
     ]  # fmt: skip

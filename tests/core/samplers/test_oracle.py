@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from logit_tables import by_query
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
@@ -43,6 +44,7 @@ def marginals(p_S: Tensor, ids_RL: Tensor) -> Tensor:
 
 
 def exact(p_S: Tensor) -> Any:
+    @by_query
     def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         seen, back_R = ids_RL.unique(dim=0, return_inverse=True)
         log_p_RLV = marginals(p_S, seen).log()[back_R]

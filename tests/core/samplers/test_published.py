@@ -5,18 +5,19 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from logit_tables import EOS, EOT, MASK, SLOT, VOCAB, V
+from logit_tables import EOS, EOT, MASK, SLOT, VOCAB, V, by_query
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.data.collate import collate
+from mmdiff.diffusion.step_noise import uniform
 from mmdiff.samplers.loop import sample
-from mmdiff.samplers.noise import uniform
 from mmdiff.samplers.options import generation_config
-from mmdiff.samplers.result import Generation
 from mmdiff.samplers.rules.revise import RunningConfidence
 from mmdiff.samplers.rules.select import Everything
 
@@ -41,6 +42,7 @@ def full_logits(ids_BL: Tensor, attend_BL: Tensor, position_ids_BL: Tensor) -> T
 
 
 def denoiser(batch: Batch) -> Any:
+    @by_query
     def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         attend_RL, position_ids_RL = batch.attend_BL[row_R], batch.position_ids_BL[row_R]
         hidden = llama().model(input_ids=ids_RL, attention_mask=attend_RL.long(), position_ids=position_ids_RL)
@@ -65,7 +67,7 @@ def published(
 ) -> Tensor:  # fmt: skip
     """LLaDA's loop over left-padded rows: logits of every position, float64 softmax, quotas fixed at the block's start.
 
-    The noise is the sampler's, laid out on the whole canvas: u of the masked positions of the block, in order.
+    Tokens are drawn by the cumulative distribution, from the sampler's numbers: one per masked position of the block.
     """
     x = batch.ids_BL.clone()
     start = x.shape[1] - length
@@ -84,15 +86,17 @@ def published(
                 logits = u + (cfg + 1) * (logits - u)
             logits = logits.double()
             logits[:, :, [MASK, SLOT] + ([EOS, EOT] if eos_policy == "suppress" else [])] = -torch.inf
-            noisy = logits.exp()
+            x0 = logits.argmax(-1)
             random_BL = torch.zeros(x.shape, dtype=torch.float64)
             for b, name in enumerate(batch.index_B.tolist()):
                 positions = [p for p in range(first, last) if x[b, p] == MASK]
+                numbers = np.arange(len(positions))
+                who, when = np.full_like(numbers, name), np.full_like(numbers, step)
                 if temperature:
-                    u = uniform(seed, name, step, "token", (len(positions), V), x.device)
-                    noisy[b, positions] = noisy[b, positions] / (-u.log()) ** temperature
-                random_BL[b, positions] = uniform(seed, name, step, "order", (len(positions),), x.device)
-            x0 = noisy.argmax(-1)
+                    u = torch.from_numpy(uniform(seed, who, when, numbers, "token"))
+                    below_V = (logits[b, positions] / temperature).softmax(-1).cumsum(-1) <= u[:, None]
+                    x0[b, positions] = below_V.sum(-1)
+                random_BL[b, positions] = torch.from_numpy(uniform(seed, who, when, numbers, "order"))
             if eos_policy == "last":
                 logits[:, :, [EOS, EOT]] = -torch.inf
             p = logits.softmax(-1).gather(-1, x0[..., None]).squeeze(-1)

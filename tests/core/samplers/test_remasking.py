@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from logit_tables import by_query
 from torch import Tensor
 
+from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.settings import GenerationConfig
@@ -16,7 +18,6 @@ from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
-from mmdiff.samplers.result import Generation
 from mmdiff.samplers.rules.hierarchical import Hierarchical
 from mmdiff.samplers.rules.maskgit import Remask
 from mmdiff.samplers.rules.revise import RunningConfidence
@@ -38,6 +39,7 @@ class Model:
     def __init__(self, predict: Predict) -> None:
         self.predict, self.predicted = predict, list[list[int]]()
 
+    @by_query
     def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         self.predicted.append(predict_RL[0].nonzero().squeeze(1).tolist())
         logits = []
@@ -153,6 +155,7 @@ def test_end_ids_that_are_held_back_are_not_judged() -> None:
 def test_what_stays_is_judged_among_the_ids_that_are_not_held_back() -> None:
     """In sight a token has 0.3, an end id 0.6, another word 0.1: 0.3 of 0.4 while end ids come last."""
 
+    @by_query
     def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         p_PV = torch.full((int(predict_RL.sum()), VOCAB.size), 1e-9)
         seen_P = ids_RL[predict_RL] != MASK
@@ -168,6 +171,7 @@ def test_what_stays_is_judged_among_the_ids_that_are_not_held_back() -> None:
 def test_present_probability_is_that_among_the_allowed_ids() -> None:
     """0.3 of 0.4: it stays at a threshold of 0.7, and goes at 0.8."""
 
+    @by_query
     def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         logits_V = torch.tensor([0.3, 0.1, 0.6, *[1e-9] * 7]).log()
         return logits_V.repeat(int(predict_RL.sum()), 1)
@@ -191,6 +195,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch() -> None:
     def run(samples: list[Sample], index: list[int]) -> Generation:
         batch = collate(samples, VOCAB, index=index)
 
+        @by_query
         def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
             logits = []
             for ids_L, predict_L, target_L in zip(ids_RL, predict_RL, batch.target_BL[row_R], strict=True):

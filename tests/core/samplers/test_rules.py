@@ -4,30 +4,53 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from logit_tables import MASK, SLOT, VOCAB, Table, V, likely
+from logit_tables import MASK, SLOT, VOCAB, Table, V, by_query, likely
 from torch import Tensor
 
 from mmdiff.canvas.sample import Target
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
+from mmdiff.diffusion.draw import draw, kept
+from mmdiff.diffusion.step_noise import philox, uniform
 from mmdiff.errors import ConfigError
 from mmdiff.samplers.loop import sample
-from mmdiff.samplers.noise import uniform
-from mmdiff.samplers.rules.propose import propose
 from mmdiff.samplers.rules.revise import RunningConfidence
 from mmdiff.samplers.rules.score import Margin, NegativeEntropy
 from mmdiff.samplers.rules.select import Everything, Factor, order
 from mmdiff.samplers.rules.state import Proposal
 
 
+def test_philox_is_random123() -> None:
+    """The known answers that Random123 publishes for Philox4x32-10."""
+    pi = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], (0xA4093822, 0x299F31D0)
+    ones = [0xFFFFFFFF] * 4, (0xFFFFFFFF, 0xFFFFFFFF)
+    for (counter, key), expected in [
+        (([0] * 4, (0, 0)), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        (ones, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (pi, "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ]:
+        words = philox(np.array([counter], dtype=np.uint64), key)[0]
+        assert " ".join(f"{int(word):08x}" for word in words) == expected
+
+
 def test_noise_depends_on_seed_sample_and_step() -> None:
-    device = torch.device("cpu")
-    first = uniform(1, 2, 3, "token", (4,), device)
-    assert torch.equal(first, uniform(1, 2, 3, "token", (4,), device))
-    for other in [(0, 2, 3, "token"), (1, 0, 3, "token"), (1, 2, 0, "token"), (1, 2, 3, "order")]:
-        assert not torch.equal(first, uniform(*other, (4,), device))
+    four = np.arange(4)
+
+    def drawn(seed: int, index: int, step: int, stream: str) -> list[float]:
+        return uniform(seed, np.full(4, index), np.full(4, step), four, stream).tolist()
+
+    first = drawn(1, 2, 3, "token")
+    assert first == drawn(1, 2, 3, "token") and len(set(first)) == 4
+    for seed, index, step in [(0, 2, 3), (1, 0, 3), (1, 2, 0), (2**40, 2, 3)]:
+        assert first != drawn(seed, index, step, "token")
+    assert first != drawn(1, 2, 3, "order")
+    many = uniform(0, np.zeros(100_000, np.int64), np.ones(100_000, np.int64), np.arange(100_000), "token")
+    assert 0 < many.min() and many.max() < 1
+    share, _ = np.histogram(many, 10, (0, 1))
+    assert np.abs(share - 10_000).max() < 4 * 95  # four standard deviations
 
 
 def test_confidence_does_not_know_the_temperature() -> None:
@@ -40,16 +63,34 @@ def test_confidence_does_not_know_the_temperature() -> None:
     assert torch.allclose(out.confidence_BL.double(), p, atol=1e-6)
 
 
-def test_gumbel_noise_is_not_rounded_to_single_precision() -> None:
-    """In fp32 both numbers are 1, their noise infinite and the first position always the winner (arXiv 2409.02908)."""
+def test_draws_are_not_rounded_to_single_precision() -> None:
+    """Of 2^20 equally likely ids, numbers that are one in fp32 still draw different ones (arXiv 2409.02908)."""
+    logits_PV = torch.zeros(3, 1 << 20)
+    u_P = torch.tensor([1 - 2.0**-20 - 2.0**-30, 1 - 2.0**-20 + 2.0**-30, 2.0**-60], dtype=torch.float64)
+    assert draw(logits_PV, torch.ones(3), u_P).tolist() == [(1 << 20) - 2, (1 << 20) - 1, 0]
 
-    class Two:
-        def rows(self, stream: str, *width: int) -> Any:
-            yield torch.tensor([[1 - 2e-12, 1 - 1e-12], [1 - 1e-12, 1 - 2e-12]], dtype=torch.float64)
 
-    noise: Any = Two()
-    assert propose(torch.zeros(2, 2), 1.0, noise).tolist() == [1, 0]
-    assert uniform(0, 0, 1, "token", (1,), torch.device("cpu")).dtype == torch.float64
+def test_a_banned_id_is_never_drawn_and_temperature_zero_is_greedy() -> None:
+    logits_PV = torch.tensor([[-torch.inf, 1.0, 2.0, -torch.inf]]).repeat(4, 1)
+    u_P = torch.tensor([1e-300, 1 - 2.0**-53, 0.5, 1e-300], dtype=torch.float64)
+    assert draw(logits_PV, torch.tensor([1.0, 1.0, 0.0, 0.0]), u_P).tolist() == [1, 2, 2, 2]
+
+
+def test_draws_follow_the_tempered_softmax() -> None:
+    logits_V = torch.tensor([0.0, 1.0, -1.0, 2.5])
+    n = 40_000
+    u_P = torch.from_numpy(uniform(3, np.zeros(n, np.int64), np.ones(n, np.int64), np.arange(n), "token"))
+    share_V = torch.bincount(draw(logits_V.repeat(n, 1), torch.full((n,), 0.7), u_P)) / n
+    assert torch.allclose(share_V, (logits_V / 0.7).softmax(0), atol=4 * 0.5 / n**0.5)
+
+
+def test_top_k_and_top_p_keep_the_likeliest() -> None:
+    logits_PV = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
+    assert kept(logits_PV, 2, None).isfinite().tolist() == [[False, True, False, True]]
+    assert kept(logits_PV, None, 0.69).isfinite().tolist() == [[False, True, False, True]]
+    assert kept(logits_PV, None, 0.71).isfinite().tolist() == [[False, True, True, True]]
+    assert kept(logits_PV, None, 1e-9).isfinite().tolist() == [[False, True, False, False]]
+    assert kept(logits_PV, 1, 0.1).argmax(-1).tolist() == [1] and kept(logits_PV, 9, 1.0) is logits_PV
 
 
 def test_low_temperature_is_nearly_greedy_and_high_is_not() -> None:
@@ -104,6 +145,7 @@ def test_running_confidence_is_low_confidence_when_confidences_do_not_change() -
 def test_a_revise_rule_corrects_what_later_context_contradicts() -> None:
     """1 is likeliest at position 0 until position 1 is committed, then 2; without revision the first token stays."""
 
+    @by_query
     def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         logits_RLV = torch.zeros(1, 3, V)
         logits_RLV[0, 0, 1], logits_RLV[0, 1, 5], logits_RLV[0, 2, 6] = 5.0, 6.0, 4.0

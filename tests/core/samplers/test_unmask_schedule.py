@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from logit_tables import by_query
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
+from mmdiff.diffusion.draw import draw
+from mmdiff.diffusion.step_noise import StepNoise
 from mmdiff.errors import ConfigError
 from mmdiff.samplers.loop import sample
-from mmdiff.samplers.noise import StepNoise
 from mmdiff.samplers.options import generation_config
-from mmdiff.samplers.result import Generation
 from mmdiff.samplers.rules.maskgit import RandomTopK
-from mmdiff.samplers.rules.propose import propose
 from mmdiff.samplers.rules.select import order
 from mmdiff.samplers.rules.state import Proposal, State
 from mmdiff.samplers.unmask_schedule import cosine, linear
@@ -40,6 +43,7 @@ def denoiser(batch: Batch, seed: int = 0) -> Any:
     own_NV = 2 * torch.randn(64, VOCAB.size, generator=generator)
     seen_NVV = torch.randn(64, VOCAB.size, VOCAB.size, generator=generator)
 
+    @by_query
     def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
         logits = []
         for ids_L, predict_L, target_L in zip(ids_RL, predict_RL, batch.target_BL[row_R], strict=True):
@@ -55,7 +59,7 @@ def flat(p_V: Tensor) -> Any:
     """The same distribution at every position and step."""
     logits_V = torch.full((VOCAB.size,), -torch.inf)
     logits_V[: len(p_V)] = p_V.log()
-    return lambda ids_RL, predict_RL, row_R, media_R=None: logits_V.repeat(int(predict_RL.sum()), 1)
+    return by_query(lambda ids_RL, predict_RL, row_R, media_R=None: logits_V.repeat(int(predict_RL.sum()), 1))
 
 
 def write(samples: list[Sample], index: list[int] | None = None, **named: Any) -> Generation:
@@ -70,8 +74,8 @@ def counts(out: Generation, row: int = 0) -> list[int]:
 
 
 def state(step: list[int], of: list[int]) -> State:
-    none: Any = None
-    return State(none, none, none, none, torch.tensor(step), torch.tensor(of))
+    unused: Any = dict.fromkeys(f.name for f in fields(State))
+    return State(**unused | {"step_R": torch.tensor(step), "steps_R": torch.tensor(of), "extras": {}})
 
 
 # Shares ---------------------------------------------------------------------------------------------------------------
@@ -143,19 +147,14 @@ def test_each_step_draws_at_its_own_temperature() -> None:
 
 
 def test_rows_of_one_step_may_have_unequal_temperatures() -> None:
-    class Noise:
-        def rows(self, stream: str, *width: int) -> Any:
-            yield from (torch.tensor([[0.1, 0.99]], dtype=torch.float64) for _ in range(3))
-
-    noise: Any = Noise()
-    logits_PV = torch.tensor([[1.0, 0.0]] * 3)
-    assert propose(logits_PV, torch.tensor([0.0, 1.0, 0.1]), noise).tolist() == [0, 1, 0]
-    assert propose(logits_PV, torch.zeros(3), noise).tolist() == [0, 0, 0]
+    logits_PV, u_P = torch.tensor([[1.0, 0.0]] * 3), torch.full((3,), 0.9, dtype=torch.float64)
+    assert draw(logits_PV, torch.tensor([0.0, 1.0, 0.1]), u_P).tolist() == [0, 1, 0]
+    assert draw(logits_PV, torch.zeros(3), u_P).tolist() == [0, 0, 0]
 
 
 def test_a_temperature_that_ends_where_it_began_is_constant() -> None:
-    named: dict[str, Any] = dict(steps=4, temperature=0.8, seed=2)
-    a, b = write(RAGGED, **named), write(RAGGED, **named, temperature_end=0.8)
+    named: dict[str, Any] = dict(steps=4, temperature=2.0, seed=2)
+    a, b = write(RAGGED, **named), write(RAGGED, **named, temperature_end=2.0)
     assert a.ids_BL.tolist() == b.ids_BL.tolist() and a.step_BL.tolist() == b.step_BL.tolist()
     assert write(RAGGED, **named, temperature_end=0.0).ids_BL.tolist() != a.ids_BL.tolist()
     cold = write(RAGGED, steps=4, seed=2)
@@ -183,7 +182,7 @@ def _proposal(p_N: Tensor, rows: int, step: int, of: int) -> Proposal:
     n = len(p_N)
     row_P = torch.arange(rows).repeat_interleave(n)
     ones_R = torch.ones(rows, dtype=torch.int64)
-    noise = StepNoise(0, torch.arange(rows), ones_R * step, ones_R * n)
+    noise = StepNoise(0, np.arange(rows), np.full(rows, step), np.full(rows, n), torch.device("cpu"))
     position_P = torch.arange(n).repeat(rows)
     return Proposal(
         row_P, position_P, torch.zeros_like(row_P), p_N.repeat(rows), ones_R, noise, state([step] * rows, [of] * rows)

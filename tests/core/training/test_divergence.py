@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import toy
-from logit_tables import MASK, VOCAB, likely
+from logit_tables import MASK, VOCAB, asked, by_query, likely
 
 from mmdiff import load, train
 from mmdiff.canvas.batch import Batch
@@ -104,8 +104,9 @@ def test_logits_of_nan_are_refused_wherever_they_come() -> None:
     batch = collate([[Text([1]), Target([MASK, 7])], [Text([1, 2]), Target([MASK, 6])]], VOCAB)
     table = likely([0] * 4, [0] * 4)
 
+    @by_query
     def wrong(ids_RL: Any, predict_RL: Any, row_R: Any, media_R: Any = None) -> torch.Tensor:
-        logits_PV = table(ids_RL, predict_RL, row_R)
+        logits_PV = asked(table, ids_RL, predict_RL, row_R)
         logits_PV[-1] = math.nan
         return logits_PV
 

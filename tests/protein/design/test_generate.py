@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from logit_tables import by_query
 from oracle import LENGTH, MASK, WORDS, Oracle
 from torch import Tensor
 
@@ -145,6 +146,7 @@ class OracleModel:
         self.letters = [vocab.tokenizer.get_vocab()[letter] for letter in "ACD"]
 
     def generate(self, batch: Any, generation_config: Any, **named: Any) -> Any:
+        @by_query
         def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
             words_RL = torch.full_like(ids_RL, MASK)
             for word, i in enumerate(self.letters):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from logit_tables import by_query
 from oracle import head
 from paths import SHARED
 from torch import Tensor
@@ -92,6 +93,7 @@ class Exact:
         return out_LV
 
     def denoiser(self, batch: Batch) -> Callable[..., Tensor]:
+        @by_query
         def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor) -> Tensor:
             return torch.stack([self._logits(ids_L) for ids_L in ids_RL])[predict_RL]
 

@@ -22,8 +22,14 @@ def prompt_canvas(ids_BP: Tensor | Batch, attention_mask: Tensor | None, new: in
         if attention_mask is not None:
             raise ConfigError("attention_mask: a Batch brings its own (attend_BL)")
         return ids_BP
-    if ids_BP.ndim != 2:
+    if ids_BP.ndim != 2 or not ids_BP.numel():
         raise ConfigError(f"generate: prompt ids have shape {tuple(ids_BP.shape)}, expected (batch, length)")
+    if ids_BP.is_floating_point() or ids_BP.is_complex() or ids_BP.dtype == torch.bool:
+        raise ConfigError(f"generate: prompt ids are {ids_BP.dtype}, expected whole numbers")
+    ids_BP = ids_BP.long()
+    low, high = int(ids_BP.min()), int(ids_BP.max())
+    if low < 0 or high >= vocab.size:
+        raise ConfigError(f"generate: prompt ids {low}..{high} do not fit a vocabulary of {vocab.size}")
     b, p = ids_BP.shape
     attend_BP = torch.ones_like(ids_BP, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if attend_BP.shape != ids_BP.shape:

@@ -1,0 +1,201 @@
+"""The Denoise of a model: media are encoded once, then each call runs the backbone over the canvases of a query.
+
+Where a query says which positions are fresh, or the attention pattern says which can no longer change, the others keep
+the keys and values that they had: every cache is a choice of that set (`Query.fresh`, mmdiff.samplers.links.caches).
+
+Shape letters: B samples, S slots of kept canvases, which are the R rows of a call, W rows that are run whole, L canvas
+length, K = L or L + 1, N positions that are run, P queried positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.pattern import Coordinates, Visibility
+from mmdiff.canvas.query import Bools, Fresh, Ints, Prediction, Query, StepInfo
+from mmdiff.errors import ConfigError
+
+
+@dataclass
+class Kept:
+    """Keys and values of the canvases of one layout, and what the CPU must know of them.
+
+    slots: copy * B + row of each canvas, in the order of the rows of a call. block_BL: the blocks of the attention
+    pattern. final_SL: positions whose keys and values can no longer change, by the pattern.
+    """
+
+    batch: Batch
+    slots: Ints
+    memory: Any
+    attend_BL: Bools
+    target_BL: Bools
+    block_BL: Ints
+    final_SL: Bools
+
+    @classmethod
+    def of(cls, model: Any, batch: Batch, slots: Ints) -> Kept:
+        block_BL = torch.as_tensor(model.attention.blocks(batch.target_BL, batch.attend_BL))
+        return cls(
+            batch=batch,
+            slots=slots,
+            memory=model.backbone.memory(len(slots), batch.ids_BL.shape[1]),
+            attend_BL=batch.attend_BL.cpu().numpy(),
+            target_BL=batch.target_BL.cpu().numpy(),
+            block_BL=block_BL.expand(batch.ids_BL.shape).cpu().numpy(),
+            final_SL=np.zeros((len(slots), batch.ids_BL.shape[1]), dtype=np.bool_),
+        )
+
+    def leave(self, slots: Ints, device: torch.device) -> None:
+        """Forget the canvases of rows that are finished: all but `slots`."""
+        order = self.slots.argsort()
+        index_S = order[np.searchsorted(self.slots, slots, sorter=order)]
+        self.memory.keep(_sent(index_S, device))
+        self.slots, self.final_SL = slots, self.final_SL[index_S]
+
+    def exact(self, step: StepInfo) -> Fresh:
+        """Returns the positions that must be run for an exact answer: those that may have changed since they were run
+        last, and that the rows' current blocks see."""
+        seen_R = np.where(self._current(step), self.block_BL[step.row_R], -1).max(1)
+        run_RL = self.attend_BL[step.row_R] & ~self.final_SL & (self.block_BL[step.row_R] <= seen_R[:, None])
+        return Fresh(np.zeros(len(step.row_R), dtype=np.bool_), run_RL, run_RL.sum(1))
+
+    def settle(self, step: StepInfo, run_RL: Bools) -> None:
+        """Mark positions as final that were run and that see nothing which is still to change: of earlier blocks than
+        every target of the current block and of later ones."""
+        later_RL = self.target_BL[step.row_R] & (step.block_BL[step.row_R] >= step.block_R[:, None])
+        block_RL = self.block_BL[step.row_R]
+        first_R = np.where(later_RL, block_RL, np.iinfo(np.int64).max).min(1)
+        self.final_SL |= run_RL & (block_RL < first_R[:, None])
+
+    def _current(self, step: StepInfo) -> Bools:
+        here_RL: Bools = self.target_BL[step.row_R] & (step.block_BL[step.row_R] == step.block_R[:, None])
+        return here_RL
+
+
+@dataclass
+class Denoiser:
+    """The Denoise of an `MMDiff` for the canvases of `batch`, see `MMDiff.denoiser`."""
+
+    model: Any
+    batch: Batch
+    features: Mapping[str, Tensor]
+    allowed_ids_N: Tensor | None
+    kept: Kept | None = field(default=None, repr=False)
+
+    @torch.no_grad()
+    def __call__(self, query: Query) -> Prediction:
+        model, batch = self.model, query.batch or self.batch
+        keeps = model.backbone.caches and not batch.packed
+        if query.fresh is not None and not keeps:
+            what = "rows that are packed of several documents" if batch.packed else model.backbone.family
+            raise ConfigError(f"sampler.denoise: keys and values of {what} cannot be kept, expected no cache")
+        if query.step is not None and keeps and (query.fresh is not None or model.attention.exact_prefix):
+            h_PD = self._partly(query, query.step, batch)
+        else:
+            h_RLD = model.hidden(query.ids_RL, batch, self.features, query.row_R, query.media_R)
+            h_PD = model.gather(h_RLD, *query.at())
+        head, asked_PD = model.backbone.head, h_PD if query.hidden else None
+        if self.allowed_ids_N is None:
+            return Prediction(head(h_PD).float(), asked_PD)
+        logits_PN = head(h_PD, self.allowed_ids_N).float()
+        everywhere_PV = logits_PN.new_full((len(h_PD), model.vocab.size), -torch.inf)
+        return Prediction(everywhere_PV.index_copy_(1, self.allowed_ids_N, logits_PN), asked_PD)
+
+    def _partly(self, query: Query, step: StepInfo, batch: Batch) -> Tensor:
+        """Returns hidden states (P, D) of what is queried, of rows that are run whole and others."""
+        kept, new_R = self._kept(step, batch, query.row_R.device)
+        fresh = query.fresh
+        if fresh is None:
+            fresh = kept.exact(step)
+            kept.settle(step, fresh.run_RL)  # type: ignore[arg-type]
+        else:
+            fresh = Fresh(fresh.whole_R | new_R, fresh.run_RL, fresh.count_R)
+        row_P, position_P = query.at()
+        position_P = (position_P - self.model.backbone.facts.shift).clamp(min=0)
+        if fresh.whole_R.all():
+            return self._whole(query, kept, fresh.whole_R)[row_P, position_P]
+        # a row that is run whole takes part here without positions, so that no slot need be copied out of the buffer
+        h_RND, column_RL = self._part(query, kept, fresh)
+        part_PD = h_RND[row_P, column_RL[row_P, position_P]]
+        if not fresh.whole_R.any():
+            return part_PD
+        index_R = _sent(np.maximum(np.cumsum(fresh.whole_R) - 1, 0), row_P.device)
+        whole_PD = self._whole(query, kept, fresh.whole_R)[index_R[row_P], position_P]
+        return torch.where(_sent(fresh.whole_R, row_P.device)[row_P, None], whole_PD, part_PD)
+
+    def _kept(self, step: StepInfo, batch: Batch, device: torch.device) -> tuple[Kept, Bools]:
+        """Returns what is kept of the rows of the call, and which of them begin a generation."""
+        slots, kept = step.copy_R * len(batch) + step.row_R, self.kept
+        if kept is None or kept.batch is not batch or not np.isin(slots, kept.slots).all():
+            self.kept = Kept.of(self.model, batch, slots)
+            return self.kept, np.ones(len(slots), dtype=np.bool_)
+        if not np.array_equal(slots, kept.slots):
+            kept.leave(slots, device)
+        new_R: Bools = step.forward_R == 1
+        kept.final_SL[new_R] = False
+        return kept, new_R
+
+    def _whole(self, query: Query, kept: Kept, whole_R: Bools) -> Tensor:
+        """Returns hidden states (W, L, D) of the rows that are run whole, whose keys and values are kept."""
+        index_W = None if whole_R.all() else _sent(np.flatnonzero(whole_R), query.row_R.device)
+        kept.memory.whole(index_W)
+        ids_WL, row_W, media_W = query.ids_RL, query.row_R, query.media_R
+        if index_W is not None:
+            ids_WL, row_W, media_W = ids_WL[index_W], row_W[index_W], None if media_W is None else media_W[index_W]
+        h_WLD: Tensor = self.model.hidden(ids_WL, kept.batch, self.features, row_W, media_W, kept.memory)
+        return h_WLD
+
+    def _part(self, query: Query, kept: Kept, fresh: Fresh) -> tuple[Tensor, Tensor]:
+        """Runs some positions of all rows. Returns their hidden states (R, N, D), and which of the N stands at each
+        position of the canvas, int64 (R, L + 1)."""
+        batch, length = kept.batch, query.ids_RL.shape[1]
+        at_RN, ragged = self._positions(query, kept, fresh)
+        inside_RN = at_RN.clamp(max=length - 1)
+        slots = {kind: slot_BL[query.row_R].gather(1, inside_RN) for kind, slot_BL in batch.slots.items()}
+        if query.media_R is not None:
+            slots = {kind: slot_RN.masked_fill(~query.media_R[:, None], -1) for kind, slot_RN in slots.items()}
+        x_RND = self.model.embedded(query.ids_RL.gather(1, inside_RN), self.features, slots, None)
+        attend_RK = batch.attend_BL[query.row_R] if batch.padded or ragged else None
+        block_RK = _sent(kept.block_BL, query.row_R.device)[query.row_R]
+        if attend_RK is not None and ragged:
+            attend_RK, block_RK = F.pad(attend_RK, (0, 1), value=False), F.pad(block_RK, (0, 1))
+        kept.memory.part(at_RN, ragged=ragged)
+        h_RND = self.model.backbone.hidden(
+            x_RND,
+            attend_RK,
+            batch.position_ids_BL[query.row_R].gather(1, inside_RN),
+            Visibility(self.model.attention, Coordinates(block=block_RK), at_RN),
+            kept.memory,
+        )
+        column_RN = torch.arange(at_RN.shape[1], device=at_RN.device).expand(at_RN.shape)
+        return h_RND, at_RN.new_zeros(len(at_RN), length + 1).scatter(1, at_RN, column_RN)
+
+    def _positions(self, query: Query, kept: Kept, fresh: Fresh) -> tuple[Tensor, bool]:
+        """Returns int64 (R, N), the positions that are run in part, L where a row has fewer; and whether one has."""
+        count_R, run_RL, length = np.where(fresh.whole_R, 0, fresh.count_R), fresh.run_RL, query.ids_RL.shape[1]
+        device = query.row_R.device
+        if self.model.backbone.facts.shift:  # the states that predict stand one to the left
+            run_RL = run_RL.cpu().numpy() if isinstance(run_RL, Tensor) else run_RL
+            run_RL = run_RL | np.pad(run_RL[:, 1:], ((0, 0), (0, 1))) & kept.attend_BL[kept.slots % len(kept.batch)]
+            count_R = np.where(fresh.whole_R, 0, run_RL.sum(1))
+        n = int(count_R.max())
+        if isinstance(run_RL, Tensor):
+            at_RN = (~run_RL).to(torch.uint8).argsort(dim=1, stable=True)[:, :n]
+        else:
+            at_RN = _sent((~run_RL).argsort(axis=1, kind="stable")[:, :n], device)
+        if ragged := bool((count_R < n).any()):
+            beyond_RN = torch.arange(n, device=device) >= _sent(count_R, device)[:, None]
+            at_RN = at_RN.masked_fill(beyond_RN, length)
+        return at_RN, ragged
+
+
+def _sent(values: Any, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)

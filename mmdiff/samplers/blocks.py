@@ -1,0 +1,143 @@
+"""Blocks of a canvas and the steps they take, kept on the CPU: the only place where a step waits for the device.
+
+Shape letters: B samples, J blocks of a row, L canvas length, R rows that have work, P predicted positions, Q queried
+positions (the predicted ones, and committed ones that are judged again).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmdiff.canvas.generation import GenerationState
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one step does. Arrays `*_R` are on the CPU.
+
+    row_R: the rows that have work. every: they are all rows of the batch, and nothing need be gathered. in_block_RL:
+    bool, the current block. predict_RL, query_RL: bool. at_P, at_Q: their rows (of R) and positions.
+    recent_RL, recent_R: the positions that were pending before the last step, and how many.
+    """
+
+    row_R: Ints
+    every: bool
+    block_R: Ints
+    step_R: Ints
+    steps_R: Ints
+    start_R: Ints
+    predicted_R: Ints
+    queried_R: Ints
+    recent_R: Ints
+    recent_RL: Tensor
+    in_block_RL: Tensor
+    predict_RL: Tensor
+    query_RL: Tensor
+    at_P: tuple[Tensor, Tensor]
+    at_Q: tuple[Tensor, Tensor]
+
+    def rows(self, values_B: Tensor, index_R: Tensor) -> Tensor:
+        """Returns the rows of a tensor; itself where all have work."""
+        return values_B if self.every else values_B[index_R]
+
+
+class Blocks:
+    """steps_BJ: the steps that each block of a row is given. taken_BJ: those it has taken. start_BJ: the predicted
+    positions that it began with."""
+
+    def __init__(self, state: GenerationState, steps: int | None, block_length: int | None) -> None:
+        state.block_BL, steps_BJ = plan(state.pending_BL, state.batch.target_BL, steps, block_length)
+        self.steps_BJ: Ints = steps_BJ.cpu().numpy()
+        self.taken_BJ, self.start_BJ = np.zeros_like(self.steps_BJ), np.zeros_like(self.steps_BJ)
+        self.left_BJ = np.full_like(self.steps_BJ, -1)  # predicted positions at the last step
+        self.block_BL: Ints = state.block_BL.cpu().numpy()
+        self.recent: tuple[Tensor, Ints] | None = None  # what was pending before the last step
+
+    def next(self, state: GenerationState, live_BL: Tensor, rescore: Tensor | None, wrong: Tensor) -> tuple[Work, bool]:
+        """Returns the work of the next step, and whether `wrong` (a bool on the device) is True.
+
+        A row's current block is its first one with live positions; a row without any is finished. rescore: bool BL,
+        positions that are queried too, where they lie in the current block.
+        """
+        n_blocks = self.steps_BJ.shape[1]
+        block_B = torch.where(live_BL, state.block_BL, n_blocks).amin(1)
+        in_block_BL = state.block_BL == block_B[:, None]
+        predict_BL = live_BL & in_block_BL
+        query_BL = predict_BL if rescore is None else predict_BL | (rescore & in_block_BL)
+        counts = predict_BL.sum(1), query_BL.sum(1), state.pending_BL.sum(1)
+        status = torch.stack([block_B, *counts, wrong.long().expand_as(block_B)])
+        block_B, predicted_B, queried_B, pending_B, wrong_B = status.cpu().numpy()  # the one wait of a step
+        recent_BL, recent_B = self.recent or (state.pending_BL, pending_B)
+        self.recent = state.pending_BL, pending_B
+        row_R = np.flatnonzero(block_B < n_blocks)
+        every = len(row_R) == len(block_B)
+        block_R, predicted_R, queried_R = block_B[row_R], predicted_B[row_R], queried_B[row_R]
+        at = row_R, block_R
+        self.taken_BJ[at] += 1
+        self.start_BJ[at] = np.where(self.taken_BJ[at] == 1, predicted_R, self.start_BJ[at])
+        if not every:
+            index_R = torch.from_numpy(row_R).to(live_BL.device, non_blocking=True)
+            in_block_BL, predict_BL = in_block_BL[index_R], predict_BL[index_R]
+            query_BL = predict_BL if rescore is None else query_BL[index_R]
+            recent_BL = recent_BL[index_R]
+        at_Q = positions(query_BL, int(queried_R.sum()))
+        at_P = at_Q if rescore is None else positions(predict_BL, int(predicted_R.sum()))
+        work = Work(
+            row_R=row_R,
+            every=every,
+            block_R=block_R,
+            step_R=self.taken_BJ[at],
+            steps_R=self.steps_BJ[at],
+            start_R=self.start_BJ[at],
+            predicted_R=predicted_R,
+            queried_R=queried_R,
+            recent_R=recent_B[row_R],
+            recent_RL=recent_BL,
+            in_block_RL=in_block_BL,
+            predict_RL=predict_BL,
+            query_RL=query_BL,
+            at_P=at_P,
+            at_Q=at_Q,
+        )
+        return work, bool(wrong_B.any())
+
+    def stuck(self, work: Work, may_wait: bool) -> bool:
+        """Whether a row has as many predicted positions in its block as a step before, or, under a rule that may wait,
+        more steps than it was given."""
+        at = work.row_R, work.block_R
+        before_R, self.left_BJ[at] = self.left_BJ[at], work.predicted_R
+        stuck_R = work.step_R > work.steps_R if may_wait else before_R == work.predicted_R
+        return bool(stuck_R.any())
+
+
+def positions(mask_RL: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Returns row and position of the `count` positions that are True, in row-major order, without waiting for them."""
+    row_P, position_P = torch.nonzero_static(mask_RL, size=count).T.contiguous()
+    return row_P, position_P
+
+
+def plan(masked_BL: Tensor, target_BL: Tensor, steps: int | None, block_length: int | None) -> tuple[Tensor, Tensor]:
+    """Returns block_BL, the block of each target position, and steps_BJ, the steps that each block of a row is given.
+
+    A block is `block_length` target positions of a row, counted in row order wherever they lie. A block without masked
+    positions takes no steps. steps: for the whole row; None: one step per masked position.
+    """
+    rank_BL = (target_BL.cumsum(1) - 1).clamp(min=0)
+    length = block_length or target_BL.shape[1]
+    block_BL = rank_BL // length
+    n_masked_BJ = torch.zeros(
+        len(masked_BL), -(-target_BL.shape[1] // length), dtype=torch.int64, device=masked_BL.device
+    )
+    n_masked_BJ.scatter_add_(1, block_BL, masked_BL.long())
+    if steps is None:
+        return block_BL, n_masked_BJ
+    has_masked_BJ = n_masked_BJ > 0
+    steps_each_B = (steps // has_masked_BJ.sum(1).clamp(min=1)).clamp(min=1)
+    return block_BL, has_masked_BJ * steps_each_B[:, None]

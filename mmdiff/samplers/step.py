@@ -1,0 +1,105 @@
+"""One step of a generation: what a noise process is given to carry it out.
+
+Shape letters: B samples, R rows that have work, L canvas length, P predicted positions, S committed positions that are
+judged again, Q queried positions (P and S), V vocabulary, X end ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmdiff.canvas.generation import GenerationState
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.config.settings import GenerationConfig
+from mmdiff.diffusion.draw import confidence, draw, kept
+from mmdiff.diffusion.step_noise import StepNoise
+
+from .blocks import Work, positions
+from .constraints import Allowed
+from .rules.rules import Rules
+from .rules.state import State
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What does not change between the steps of a generation. late_ids_X: ids that are committed after all others."""
+
+    config: GenerationConfig
+    rules: Rules
+    vocab: Vocab
+    allowed: Allowed
+    late_ids_X: Tensor
+
+
+@dataclass
+class Step:
+    """The rows `rows` of `state` at one step, and the logits of their queried positions.
+
+    logits_QV: of the queried positions, with -inf at ids that may not stand there. judged_QV: the same, but with all
+    ids where a confidence is over the whole vocabulary (`sampler.confidence`). row_R: which of the B rows.
+    quota_R: the positions that the schedule commits.
+    """
+
+    state: GenerationState
+    settings: Settings
+    rows: State
+    work: Work
+    row_R: Tensor
+    quota_R: Tensor
+    noise: StepNoise
+    logits_QV: Tensor
+    judged_QV: Tensor
+
+    @property
+    def at_P(self) -> tuple[Tensor, Tensor]:
+        """The rows (of B) and positions of the predicted positions."""
+        row_P, position_P = self.work.at_P
+        return (row_P if self.work.every else self.row_R[row_P]), position_P
+
+    def split(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns the logits of the predicted positions, those that judge them, and those of the positions judged again
+        (S, V); None where there are none."""
+        if self.work.at_Q is self.work.at_P:
+            return self.logits_QV, self.judged_QV, None
+        predict_Q = self.work.predict_RL[self.work.at_Q]
+        n = int(self.work.predicted_R.sum())
+        index_P, index_S = _index(predict_Q, n), _index(~predict_Q, len(predict_Q) - n)
+        logits_PV = self.logits_QV[index_P]
+        judged_PV = logits_PV if self.judged_QV is self.logits_QV else self.judged_QV[index_P]
+        return logits_PV, judged_PV, self.judged_QV[index_S]
+
+    def propose(self, logits_PV: Tensor) -> Tensor:
+        """Returns ids (P,) for the predicted positions: the likeliest, or drawn at the temperature of the step."""
+        config = self.settings.config
+        first, last = config.temperature, config.temperature_end
+        if not first and not last:
+            return logits_PV.argmax(-1)
+        if last is None:
+            temperature_P = torch.full((len(logits_PV),), first, device=logits_PV.device)
+        else:
+            temperature_P = self.rows.between(first, last)[self.work.at_P[0]]
+        return draw(kept(logits_PV, config.top_k, config.top_p), temperature_P, self.noise.uniform("token"))
+
+    def rescored(self, judged_SV: Tensor) -> Tensor:
+        """Returns fp32 RL, this step's probability of committed ids where they are judged again; 1 elsewhere."""
+        late_X = self.settings.late_ids_X
+        again_RL = self.work.query_RL & ~self.work.predict_RL
+        at_S = positions(again_RL, len(judged_SV))
+        ids_S = self.rows.ids_RL[at_S]
+        sure_S = confidence(judged_SV.index_fill(1, late_X, -torch.inf), ids_S)
+        sure_S = sure_S.masked_fill(torch.isin(ids_S, late_X), 1.0)
+        return torch.ones_like(again_RL, dtype=torch.float32).index_put(at_S, sure_S.float())
+
+    def rows_of_batch(self, values_RL: Tensor, elsewhere: bool = False) -> Tensor:
+        """Returns (B, L): the values at the rows of the step, `elsewhere` at all others."""
+        if self.work.every:
+            return values_RL
+        out_BL = torch.full(self.state.ids_BL.shape, elsewhere, dtype=values_RL.dtype, device=values_RL.device)
+        return out_BL.index_copy(0, self.row_R, values_RL)
+
+
+def _index(mask_Q: Tensor, count: int) -> Tensor:
+    return torch.nonzero_static(mask_Q, size=count).squeeze(1)

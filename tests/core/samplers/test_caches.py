@@ -1,0 +1,189 @@
+"""What keeps keys and values: exact where the pattern allows it, and else what each cache says; batch = single rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from toy import Patches, Project, backbone
+
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.generation import Generation
+from mmdiff.canvas.pattern import Pattern
+from mmdiff.canvas.patterns import BlockCausal, Causal, CausalContext, PrefixCausal
+from mmdiff.canvas.sample import Media, Sample, Target, Text
+from mmdiff.data.collate import collate
+from mmdiff.data.stream import read_media
+from mmdiff.model import MMDiff
+from mmdiff.samplers.links.caches import Delayed, Dual, FreeCache, Prefix, Vicinity
+from mmdiff.samplers.links.guidance import Guidance
+
+CACHES = [Prefix(), Prefix(2), Dual(), Dual(3), Vicinity(2, 1), FreeCache(), Delayed(2), Delayed(100)]
+EXACT = [Causal(), PrefixCausal(), CausalContext(), BlockCausal(3), BlockCausal(4, "targets")]
+
+
+def model(attention: Pattern | None = None, image: bool = True) -> MMDiff:
+    torch.manual_seed(0)
+    media = {"image": Patches()} if image else {}
+    connectors = {"image": Project(width_in=16, width_out=32)} if image else {}
+    m = MMDiff(backbone(), media, connectors, attention=attention).eval()
+    for p in m.backbone.parameters():  # weights that say something: neighbours matter, and so does what is committed
+        p.data.mul_(6.0 if p.ndim == 2 else 1.0)
+    return m
+
+
+def samples() -> list[Sample]:
+    """Ragged rows: a picture and a target, two spans, targets with given words alone and behind a context."""
+    image = Media("image", torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(3)))
+    return [
+        [image, Text([4, 5, 6]), Target(length=9)],
+        [Text([4]), Target(length=4), Text([8, 8]), Target(length=5)],
+        [Target([0, 0, 0, 7, 0, 0, 5, 0, 0, 0])],
+        [Text([4, 5]), image, Target([0, 0, 7, 0, 0, 8, 0])],
+    ]
+
+
+def batch_of(m: MMDiff, rows: list[Sample], index: list[int] | None = None, side: str = "left") -> Batch:
+    def filled(part: Any) -> Any:
+        given = part.ids if isinstance(part, Target) and part.ids else None
+        return part if given is None else Target([i or m.vocab.mask_id for i in given])
+
+    read = [read_media([filled(part) for part in row], m.readers) for row in rows]
+    return collate(read, m.vocab, m.readers, index=index, side=side)  # type: ignore[arg-type]
+
+
+NAMED: list[dict[str, Any]] = [
+    {"block_length": 3},
+    {"block_length": 4, "threshold": 0.3, "temperature": 1.0},
+    {"steps": 4, "block_length": 6, "remasking": "random"},
+    {"block_length": 4, "guidance_scale": 1.5},
+    {"denoise": [Guidance(0.5, 1.0)], "block_length": 3, "temperature": 0.7},
+    {
+        "block_length": 5, "steps": 9,
+        "revise": {"target": "mmdiff.samplers.rules.maskgit.Remask", "threshold": 0.4},
+    },
+]  # fmt: skip
+
+
+def run(m: MMDiff, rows: list[Sample], index: list[int], side: str = "left", **named: Any) -> Generation:
+    return m.generate(batch_of(m, rows, index, side), seed=1, early_stop=False, **named)
+
+
+def with_cache(cache: Any, named: dict[str, Any]) -> dict[str, Any]:
+    return named | {"denoise": [cache, *named.get("denoise", [])]}
+
+
+class Uncached(MMDiff):
+    """Runs every canvas whole at every step."""
+
+    def denoiser(self, batch: Batch, **named: Any) -> Any:
+        denoise = super().denoiser(batch, **named)
+        return lambda query: denoise(replace(query, step=None))
+
+
+@pytest.mark.parametrize("named", NAMED)
+@pytest.mark.parametrize("attention", EXACT)
+def test_where_the_pattern_allows_it_keeping_changes_nothing(attention: Pattern, named: dict[str, Any]) -> None:
+    m = model(attention)
+    plain = Uncached(m.backbone, dict(m.encoders), dict(m.connectors), attention=attention).eval()
+    one, two = run(m, samples(), [8, 3, 5, 4], **named), run(plain, samples(), [8, 3, 5, 4], **named)
+    assert one.ids_BL.tolist() == two.ids_BL.tolist() and one.step_BL.tolist() == two.step_BL.tolist()
+    assert torch.allclose(one.confidence_BL, two.confidence_BL, atol=1e-4)
+    assert one.calls == two.calls
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("named", NAMED)
+def test_a_row_is_the_same_alone_and_in_a_batch_with_every_cache(cache: Any, named: dict[str, Any]) -> None:
+    m = model()
+    together = run(m, samples(), [8, 3, 5, 4], **with_cache(cache, named))
+    for b, (row, name) in enumerate(zip(samples(), [8, 3, 5, 4], strict=True)):
+        alone = run(m, [row], [name], **with_cache(cache, named))
+        target_L, alone_L = together.target_BL[b], alone.target_BL[0]
+        assert together.targets()[b] == alone.targets()[0]
+        assert together.step_BL[b][target_L].tolist() == alone.step_BL[0][alone_L].tolist()
+        assert torch.allclose(together.confidence_BL[b][target_L], alone.confidence_BL[0][alone_L], atol=1e-4)
+
+
+@pytest.mark.parametrize("cache", [Prefix(1), Dual(1), Vicinity(0, 0, 1), Delayed(1)])
+@pytest.mark.parametrize("named", NAMED)
+def test_a_cache_that_is_refreshed_at_every_step_changes_nothing(cache: Any, named: dict[str, Any]) -> None:
+    m = model()
+    one, two = run(m, samples(), [8, 3, 5, 4], **with_cache(cache, named)), run(m, samples(), [8, 3, 5, 4], **named)
+    assert one.ids_BL.tolist() == two.ids_BL.tolist() and one.step_BL.tolist() == two.step_BL.tolist()
+
+
+def test_caches_are_approximations_and_unlike() -> None:
+    m = model()
+    found = {str(run(m, samples(), [8, 3, 5, 4], **with_cache(c, NAMED[0])).confidence_BL.tolist()) for c in CACHES}
+    assert len(found) >= 6
+
+
+def lengths_of(m: MMDiff) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    m.backbone.model.model.layers[0].register_forward_pre_hook(
+        lambda layer, args, kwargs: found.append(tuple(args[0].shape[:2])), with_kwargs=True
+    )
+    return found
+
+
+def test_which_positions_each_cache_runs() -> None:
+    """One row: a prompt of 4, two blocks of 3 positions, a step per position."""
+    rows: list[Sample] = [[Text([4, 5, 6, 7]), Target(length=6)]]
+    for cache, expected in [
+        (None, [10] * 6),
+        (Prefix(), [10, 6, 6, 10, 3, 3]),
+        (Prefix(2), [10, 6, 10, 10, 3, 10]),
+        (Dual(), [10, 3, 3, 10, 3, 3]),
+        (Vicinity(2, 1), [10, 6, 6, 10, 5, 5]),
+        (FreeCache(), [10, 6, 6, 3, 3, 3]),
+        (Delayed(3), [10, 6, 5, 10, 3, 2]),  # what was pending before the last step
+    ]:
+        m = model(image=False)
+        found = lengths_of(m)
+        run(m, rows, [0], block_length=3, denoise=[cache] if cache else [])
+        assert [n for _, n in found] == expected, cache
+    for attention, expected in [
+        (PrefixCausal(), [10] + [6] * 5),
+        (BlockCausal(3, "targets"), [7, 3, 3, 6, 3, 3]),  # the block before is run once more, now that it is complete
+        (Causal(), [7, 3, 3, 6, 3, 3]),
+    ]:
+        m = model(attention, image=False)
+        found = lengths_of(m)
+        run(m, rows, [0], block_length=3)
+        assert [n for _, n in found] == expected, attention
+
+
+def test_a_finished_row_leaves_the_buffer() -> None:
+    m = model(image=False)
+    found = lengths_of(m)
+    rows: list[Sample] = [[Text([4]), Target(length=5)], [Text([4]), Target(length=2)]]
+    run(m, rows, [0, 1], denoise=[Dual()])
+    assert found == [(2, 6), (2, 5), (1, 4), (1, 3), (1, 2)] or [r for r, _ in found] == [2, 2, 1, 1, 1]
+
+
+def test_a_new_generation_keeps_nothing_of_the_last_one() -> None:
+    """Rounds of a draft share one Denoise: keys and values of the round before are not those of this one."""
+    m = model(image=False)
+    given = list(range(4, 9)) * 2
+    batch = collate([[Text([4, 5]), Target(given[:8])], [Text([6]), Target(given[2:8])]], m.vocab)
+    for cache in (Dual(), FreeCache(), Delayed(4)):
+        draft = {"target": "mmdiff.samplers.deliberation.MaskChunks", "ratio": 0.5}
+        named: dict[str, Any] = dict(draft=draft, block_length=4, denoise=[cache])
+        together = m.generate(batch, **named)
+        for b, row in enumerate([given[:8], given[2:8]]):
+            alone = m.generate(collate([[Text([[4, 5], [6]][b]), Target(row)]], m.vocab), **named)
+            assert alone.targets()[0] == together.targets()[b]
+
+
+def test_shifted_logits_come_with_the_position_before() -> None:
+    m = model(image=False)
+    m.backbone.facts = replace(m.backbone.facts, shift=1)
+    for cache in (Prefix(1), Dual(1)):
+        one, two = run(m, samples()[1:3], [3, 5], denoise=[cache]), run(m, samples()[1:3], [3, 5])
+        assert one.ids_BL.tolist() == two.ids_BL.tolist()
+    found = lengths_of(m)
+    run(m, [[Text([4, 5, 6]), Target(length=4)]], [0], block_length=2, denoise=[Dual()])
+    assert [n for _, n in found] == [7, 3, 7, 3]
