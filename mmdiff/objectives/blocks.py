@@ -116,7 +116,7 @@ class BlockDenoise:
 
     def terms(self, model: Model, plan: NoisedBlocks) -> dict[str, Term]:
         if model.attention != self.attention:
-            raise ConfigError(f"objective.attention: {self.attention}, but model.attention is {model.attention}")
+            raise ConfigError(f"objective.attention: {self.attention}, expected model.attention, {model.attention}")
         features = model.encode(plan.batch.media)
         h_RLD = model.hidden_copies(plan.ids_RL, plan.batch, features, self.copies, blockwise=True)
         nll_P, correct_P = model.score(h_RLD, plan.batch, plan.masked_RL, plan.row_R, restrict=self.restrict)

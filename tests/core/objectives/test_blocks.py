@@ -282,7 +282,7 @@ def test_what_cannot_be_is_refused() -> None:
     batch = batch_of(m)
     objective = BlockDenoise(pattern)
     with pytest.raises(
-        ConfigError, match=r"objective.attention: BlockCausal\(size=2.*, but model.attention is Full\(\)"
+        ConfigError, match=r"objective.attention: BlockCausal\(size=2.*, expected model.attention, Full\(\)"
     ):
         loss(objective, m, batch)
     esm = new_backbone(family="esm", tokenizer=esm_tokenizer(), hidden_size=16, layers=1, heads=2, max_length=32)
