@@ -88,9 +88,10 @@ def sampler_nodes(sampler: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the rules that sampler settings name, as nodes, whatever form they were written in."""
     single = ("select", "revise", "draft", "process")
     nodes = {key: sampler[key] for key in single if sampler.get(key) is not None}
-    score, links = sampler.get("remasking"), sampler.get("denoise")
-    if isinstance(score, dict) or isinstance(score, str) and "." in score:
-        nodes["remasking"] = score
+    for key in ("remasking", "schedule"):  # a word, or a node
+        if isinstance(rule := sampler.get(key), dict) or isinstance(rule, str) and "." in rule:
+            nodes[key] = rule
+    links = sampler.get("denoise")
     nodes |= {f"denoise[{i}]": link for i, link in enumerate(links if isinstance(links, list) else [links]) if link}
     return {key: as_node(node) for key, node in nodes.items()}
 

@@ -65,13 +65,12 @@ hints_of: Callable[[Any], dict[str, Any]] = cache(partial(get_type_hints, includ
 
 
 def _union(kinds: Sequence[Any], value: Any, key: str) -> Any:
-    """A value of `X | None`, or of `Literal[...] | str | dict`: one of those words, a dotted path or a node."""
+    """A value of `X | None`, or of `Literal[...] | Any`, which is one of those words, a dotted path or a node."""
     if value is None and type(None) in kinds:
         return None
-    if isinstance(value, dict) and (mapping := next((kind for kind in kinds if get_origin(kind) is dict), None)):
-        return as_annotated(mapping, value, key)
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-    if words and value not in words and not (isinstance(value, str) and "." in value):
+    node = Any in kinds and (isinstance(value, dict) or callable(value))
+    if words and not node and value not in words and not (isinstance(value, str) and "." in value):
         raise ConfigError(
             f"{key}: {value!r:.80} is not one of {', '.join(words)} or a dotted path{_close(value, words)}"
         )

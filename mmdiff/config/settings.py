@@ -46,7 +46,8 @@ class GenerationConfig:
         at least one each; within a block its positions are divided evenly among its steps, the first steps taking the
         remainder. None: one position per step.
     schedule: linear (the even division above) | cosine: after step s of the T of a block floor(n cos(pi/2 s/T)) of its
-        n positions are still masked, with at least one committed per step (MaskGIT, arXiv 2202.04200).
+        n positions are still masked, with at least one committed per step (MaskGIT, arXiv 2202.04200) | shifted: many
+        at first and ever fewer (LaViDa) | ascending: 1, 2, 4, ... (ASS) | a node (mmdiff.samplers.unmask_schedule).
     block_length: target positions per block; blocks are filled in order. None: all target positions are one block.
     temperature: 0 is greedy; otherwise tokens are drawn with float64 Gumbel noise (arXiv 2409.02908). The confidence of
         a token never depends on it.
@@ -55,8 +56,8 @@ class GenerationConfig:
     guidance_scale: s in `u + (s + 1) (c - u)`, u with the context masked and the media left out; 0: off.
     top_k, top_p: tokens are drawn from the so many likeliest ids, and from the fewest that together have this
         probability. They change no confidence, and nothing at temperature 0. None: all.
-    remasking: the score by which positions are committed: low_confidence | random | a dotted path or the node of a
-        score (mmdiff.samplers.rules.score).
+    remasking: the score by which positions are committed: low_confidence | random | margin | entropy | left_to_right |
+        a node (mmdiff.samplers.rules.score).
     confidence: what a probability is over: `allowed`, the ids that may stand at a position, or `vocabulary`, all ids as
         in the published codes, so that a model that would rather write the mask id is less sure.
     process: node of the noise process (mmdiff.samplers.processes). None: absorbing noise.
@@ -83,14 +84,14 @@ class GenerationConfig:
 
     max_new_tokens: AtLeast1 = 128
     steps: AtLeast1 | None = None
-    schedule: Literal["linear", "cosine"] = "linear"
+    schedule: Literal["linear", "cosine", "shifted", "ascending"] | Any = "linear"
     block_length: AtLeast1 | None = None
     temperature: NotNegative = 0.0
     temperature_end: NotNegative | None = None
     top_k: AtLeast1 | None = None
     top_p: PositiveShare | None = None
     guidance_scale: NotNegative = 0.0
-    remasking: Literal["low_confidence", "random"] | str | dict[str, Any] = "low_confidence"
+    remasking: Literal["low_confidence", "random", "margin", "entropy", "left_to_right"] | Any = "low_confidence"
     confidence: Literal["allowed", "vocabulary"] = "allowed"
     process: Any = None
     denoise: list[Any] = field(default_factory=list)

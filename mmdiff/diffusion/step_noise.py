@@ -76,6 +76,12 @@ class StepNoise:
         row_R = np.arange(len(self.count_R))
         return self._sent(row_R, np.zeros_like(row_R), stream)
 
+    def table(self, stream: str, count: int) -> Tensor:
+        """Returns float64 (R, count), so many numbers for each row; those of a row do not depend on how many."""
+        rows = len(self.count_R)
+        number_C = np.tile(np.arange(count), rows)
+        return self._sent(np.repeat(np.arange(rows), count), number_C, stream).view(rows, count)
+
     def _sent(self, row_C: NDArray[np.int64], number_C: NDArray[np.int64], stream: str) -> Tensor:
         out_C = uniform(self.seed, self.sample_R[row_C], self.step_R[row_C], number_C, stream)
         return torch.from_numpy(out_C).to(self.device, non_blocking=True)

@@ -34,7 +34,6 @@ from .rules.state import State
 from .step import Settings, Step
 from .stopping import Stopping
 from .streamers import Streamer
-from .unmask_schedule import UNMASK_SCHEDULES
 
 
 @torch.no_grad()
@@ -59,6 +58,7 @@ def sample(
         rules=rules_of(config),
         vocab=vocab,
         allowed=Allowed.of(batch, vocab, config),
+        end_ids_X=end_ids_X,
         late_ids_X=end_ids_X if config.eos_policy == "last" else end_ids_X[:0],
     )
     stop = None
@@ -95,8 +95,9 @@ def _asked(
     """Asks for the logits of a step. Returns the step, and the logits as the model gave them."""
     config, device = settings.config, state.ids_BL.device
     forward_R = blocks.taken_BJ[work.row_R].sum(1)
-    columns = np.stack([work.row_R, work.step_R, work.steps_R, work.start_R, forward_R])
-    row_R, step_R, steps_R, start_R, forward = torch.from_numpy(columns).to(device, non_blocking=True)
+    given_R = blocks.steps_BJ[work.row_R].sum(1)
+    columns = np.stack([work.row_R, work.step_R, work.steps_R, work.start_R, forward_R, given_R])
+    row_R, step_R, steps_R, start_R, forward, row_steps_R = torch.from_numpy(columns).to(device, non_blocking=True)
     state.forwards_B = forward if work.every else state.forwards_B.index_copy(0, row_R, forward)
     state.calls += 1
     rows = State(
@@ -111,6 +112,9 @@ def _asked(
         n_start_R=start_R,
         forward_R=forward,
         row_R=row_R,
+        row_steps_R=row_steps_R,
+        end_ids_X=settings.end_ids_X,
+        n_rows=len(state.ids_BL),
         extras=state.extras,
     )
     info = StepInfo(
@@ -137,7 +141,7 @@ def _asked(
         rows=rows,
         work=work,
         row_R=row_R,
-        quota_R=UNMASK_SCHEDULES[config.schedule](n_predicted_R, start_R, rows),
+        quota_R=settings.rules.schedule(n_predicted_R, start_R, rows),
         noise=StepNoise(config.seed, sample_B[work.row_R], forward_R, work.predicted_R, device),
         logits_QV=logits_QV,
         judged_QV=raw_QV if whole else logits_QV,

@@ -31,6 +31,7 @@ class Settings:
     rules: Rules
     vocab: Vocab
     allowed: Allowed
+    end_ids_X: Tensor
     late_ids_X: Tensor
 
 

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from mmdiff.config.ranges import Positive
+from mmdiff.parts import part
 
 from .rules.state import State
 
@@ -41,4 +45,38 @@ def cosine(n_masked_R: Tensor, n_start_R: Tensor, state: State) -> Tensor:
     return (n_masked_R - masked_R).clamp(min=1)
 
 
-UNMASK_SCHEDULES: dict[str, UnmaskSchedule] = {"linear": linear, "cosine": cosine}
+def ascending(n_masked_R: Tensor, n_start_R: Tensor, state: State) -> Tensor:
+    """Commits 1, 2, 4, ... positions of a block, and all that are left at step floor(log2 n) (ASS, arXiv 2509.23924).
+
+    n: the positions that the block began with. If `sampler.steps` gives the block fewer steps, its last takes the rest.
+    The published code gives blocks of unequal lengths one power each instead.
+    """
+    power_R = 2 ** (state.step_R - 1).clamp(max=60)
+    last_R = (4 * power_R > n_start_R) | (state.step_R >= state.steps_R)
+    return n_masked_R.where(last_R, power_R)
+
+
+@part
+@dataclass(frozen=True)
+class Shifted:
+    """Commits many positions at first and ever fewer, or the other way about (LaViDa, arXiv 2505.16839).
+
+    After step s of T, floor(n shift x / (1 + (shift - 1) x)) of a block's n positions are masked, x = 1 - s/T, and as
+    many as there are steps left at least. shift: below 1 commits more at first, 1 is an even division, above 1 commits
+    fewer. The published code makes room for its late steps of one position elsewhere among them.
+    """
+
+    shift: Positive = 1 / 3
+
+    def __call__(self, n_masked_R: Tensor, n_start_R: Tensor, state: State) -> Tensor:
+        left_R = 1 - state.progress_R
+        masked_R = (n_start_R * self.shift * left_R / (1 + (self.shift - 1) * left_R) + 1e-9).long()
+        return (n_masked_R - masked_R.maximum(state.steps_R - state.step_R)).clamp(min=1)
+
+
+UNMASK_SCHEDULES: dict[str, UnmaskSchedule] = {
+    "linear": linear,
+    "cosine": cosine,
+    "shifted": Shifted(),
+    "ascending": ascending,
+}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
+from math import comb
 from typing import Any
 
+import numpy as np
 import torch
+from logit_tables import by_query
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
@@ -91,3 +94,98 @@ class Oracle:
 
 def canvas(rows: list[tuple[int, ...]]) -> Batch:
     return collate([[Target(row)] for row in rows], VOCAB)
+
+
+class Chain:
+    """A Markov chain over WORDS words, its first uniform, each next one the last plus 1 with probability rho.
+
+    A Denoise of its exact conditionals. joint: (3, ..., 3), one axis per position.
+    """
+
+    vocab = Vocab(tokenizer=None, size=5, mask_id=MASK, eos_id=4, pad_id=4, slot_id=MASK)
+
+    def __init__(self, length: int = 8, rho: float = 0.9) -> None:
+        self.length = length
+        next_VV = torch.full((WORDS, WORDS), (1 - rho) / 2, dtype=torch.float64)
+        next_VV[range(WORDS), [(word + 1) % WORDS for word in range(WORDS)]] = rho
+        self.joint = torch.full((WORDS,), 1 / WORDS, dtype=torch.float64)
+        for _ in range(length - 1):
+            self.joint = self.joint[..., None] * next_VV
+        self.seen = dict[tuple[int, ...], Tensor]()
+
+    @by_query
+    def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+        rows, back_R = ids_RL.unique(dim=0, return_inverse=True)
+        p_RLV = torch.stack([self.conditionals(tuple(row.tolist())) for row in rows])[back_R]
+        return torch.nn.functional.pad(p_RLV.log(), (0, 2), value=-torch.inf)[predict_RL].float()
+
+    def conditionals(self, ids: tuple[int, ...]) -> Tensor:
+        """Returns (L, WORDS), p(word at a position | the words of ids)."""
+        if ids not in self.seen:
+            joint = self.joint[tuple(slice(None) if i == MASK else slice(i, i + 1) for i in ids)]
+            marginals = [joint.sum([d for d in range(self.length) if d != n]) for n in range(self.length)]
+            p_LV = torch.stack([p.expand(WORDS) for p in marginals])  # of a word that is seen: anything
+            self.seen[ids] = p_LV / p_LV.sum(1, keepdim=True)
+        return self.seen[ids]
+
+    def law_of(self, groups: list[list[int]]) -> Tensor:
+        """Returns the law of a sampler that draws the positions of a group at once, group after group."""
+        law, seen = torch.ones_like(self.joint), list[int]()
+        for group in groups:
+            law = law * self.draw(tuple(seen), tuple(group))
+            seen += group
+        return law
+
+    def draw(self, seen: tuple[int, ...], group: tuple[int, ...]) -> Tensor:
+        """Returns the probability of the words of a group, drawn one by one given those that are seen."""
+        out = torch.ones_like(self.joint)
+        for position in group:
+            out = out * self._of(*seen, position) / self._of(*seen)
+        return out
+
+    def _of(self, *positions: int) -> Tensor:
+        others = [d for d in range(self.length) if d not in positions]
+        return self.joint.sum(others, keepdim=True) if others else self.joint
+
+    def ancestral_law(self, steps: int) -> Tensor:
+        """Returns the exact law of ancestral sampling: each position falls to one of the steps, equally likely.
+
+        The positions that are seen after k non-empty steps are summed over; k of T steps can be chosen in C(T, k) ways.
+        """
+        subsets = [frozenset(n for n in range(self.length) if bits >> n & 1) for bits in range(2**self.length)]
+        laws = {frozenset[int](): torch.ones_like(self.joint)}
+        out = torch.zeros_like(self.joint)
+        for k in range(1, min(steps, self.length) + 1):
+            after = dict[frozenset[int], Tensor]()
+            for seen, law in laws.items():
+                for more in subsets:
+                    if more and not more & seen:
+                        term = law * self.draw(tuple(seen), tuple(more))
+                        after[seen | more] = after.get(seen | more, 0) + term
+            laws = after
+            out = out + laws[subsets[-1]] * comb(steps, k) / steps**self.length if subsets[-1] in laws else out
+        return out
+
+    def canvas(self, rows: int, ids: list[int] | None = None) -> Batch:
+        return collate([[Target(ids or [MASK] * self.length)]] * rows, self.vocab)
+
+    def law(self, ids_BL: Tensor) -> Tensor:
+        """Returns how often each sequence was sampled, in the shape of the joint."""
+        number_B = (ids_BL * WORDS ** torch.arange(self.length - 1, -1, -1)).sum(1)
+        return (torch.bincount(number_B, minlength=self.joint.numel()).double() / len(ids_BL)).view_as(self.joint)
+
+    def floor(self, law: Tensor, rows: int) -> float:
+        """Returns the distance that 100 true samples of a law, of this many rows, stay within."""
+        rng = np.random.default_rng(0)
+        p = law.flatten().numpy() / law.sum().item()
+        return max(distance(law.flatten(), torch.from_numpy(rng.multinomial(rows, p) / rows)) for _ in range(100))
+
+
+def distance(p: Tensor, q: Tensor) -> float:
+    """Total variation."""
+    return float((p - q).abs().sum() / 2)
+
+
+def divergence(p: Tensor, q: Tensor) -> float:
+    """KL(p || q) in nats."""
+    return float((p * (p / q).log()).sum())

@@ -47,10 +47,12 @@ class Hierarchical:
                 raise ConfigError(f"sampler.select.{name}={value}: a group of {most} takes no more than {most}")
 
     def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
-        state, at_P = proposal.state, (proposal.row_P, proposal.position_P)
-        self._check(state)
+        state, row_P, at_P = proposal.state, proposal.row_P, (proposal.row_P, proposal.position_P)
+        if "groups" not in state.extras:  # once: it waits for the device, and all blocks but the last are alike
+            self._check(state)
+            state.extra("groups", 1.0)
         confidence_RL = state.confidence_RL.double().index_put(at_P, proposal.confidence_P.double())
-        masked_RL = torch.zeros_like(state.target_RL).index_put(at_P, torch.ones_like(proposal.row_P, dtype=torch.bool))
+        masked_RL = proposal.canvas(torch.ones_like(row_P, dtype=torch.bool), False)
 
         n_masked_RG = self._groups(masked_RL.long(), state).sum(-1)
         latest_RG = self._groups(state.step_RL, state).amax(-1) * (n_masked_RG > 0)
@@ -61,11 +63,10 @@ class Hierarchical:
         k_R = n_held_R * self.iterations // self.size + 1  # the first iteration that leaves more tokens than there are
         n_commit_R = -(-self.size * k_R // self.iterations) - n_held_R
 
-        inside = (state.rank_RL[at_P] // self.size == group_R[proposal.row_P]).nonzero().squeeze(1)
-        row_N = proposal.row_P[inside]
-        commit_P = torch.zeros_like(score_P, dtype=torch.bool)
-        commit_P[inside] = order(score_P[inside], row_N) < n_commit_R[row_N]
-        return commit_P
+        inside_P = state.rank_RL[at_P] // self.size == group_R[row_P]
+        rank_P = order(score_P, row_P)
+        by_rank_RL = torch.zeros_like(state.rank_RL).index_put((row_P, rank_P), inside_P.long())
+        return inside_P & (by_rank_RL.cumsum(1)[row_P, rank_P] <= n_commit_R[row_P])  # its best, by the order of all
 
     def _groups(self, x_RL: Tensor, state: State) -> Tensor:
         """Returns (R, G, S), values at the target positions of every row, group by group; 0 where a row has fewer."""

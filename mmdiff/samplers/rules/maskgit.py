@@ -1,4 +1,4 @@
-"""MaskGIT's noise on the order of positions, and Discrete Diffusion VLA's remasking of what was committed.
+"""Noise on the order of positions (MaskGIT, Dream), and Discrete Diffusion VLA's remasking of what was committed.
 
 Their number of positions per step is `sampler.schedule: cosine`, their cooling `sampler.temperature_end: 0`.
 Shape letters: R rows of a step, L canvas length, P predicted positions.
@@ -39,6 +39,24 @@ class RandomTopK:
         scale_R = self.temperature * (1 - proposal.state.progress_R)
         noisy_P = proposal.confidence_P.double().log() - scale_R[proposal.row_P] * u_P.log().neg().log()
         return Quota()(noisy_P, proposal)
+
+
+@part
+@dataclass(frozen=True)
+class DrawnOrder:
+    """Draws the row's quota without replacement from softmax(score / temperature), whatever the score.
+
+    This is Dream's `alg_temp` (arXiv 2508.15487), done as the best of score / temperature + Gumbel noise. 0: the best
+    scores.
+    """
+
+    temperature: NotNegative
+
+    def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
+        if self.temperature:
+            u_P = proposal.noise.uniform("select")
+            score_P = score_P.double() - self.temperature * u_P.log().neg().log()
+        return Quota()(score_P, proposal)
 
 
 @part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,12 +35,17 @@ class Quota:
 @part
 @dataclass(frozen=True)
 class Threshold:
-    """Selects every position whose score reaches the threshold, and always the best (Fast-dLLM, arXiv 2505.22618)."""
+    """Selects every position whose score reaches the threshold, and always the best (Fast-dLLM, arXiv 2505.22618).
+
+    least: one | quota: at least as many as the schedule gives the row, as LLaDA2.0 does.
+    """
 
     threshold: PositiveShare
+    least: Literal["one", "quota"] = "one"
 
     def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
-        return (score_P >= self.threshold) | (order(score_P, proposal.row_P) == 0)
+        least_P = proposal.quota_R[proposal.row_P] if self.least == "quota" else 1
+        return (score_P >= self.threshold) | (order(score_P, proposal.row_P) < least_P)
 
 
 @part

@@ -33,6 +33,9 @@ class State:
     n_start_R: Tensor  # int64, pending positions that the block began with
     forward_R: Tensor  # int64, the row's steps so far, this one included
     row_R: Tensor  # int64, which of the B rows
+    row_steps_R: Tensor  # int64, the steps that all blocks of the row were given
+    end_ids_X: Tensor  # int64, the ids that end an answer
+    n_rows: int  # B
     extras: dict[str, Tensor] = field(default_factory=dict)  # (B, L, ...), what a rule keeps between steps, by name
 
     @property
@@ -44,6 +47,16 @@ class State:
     def progress_R(self) -> Tensor:
         """Returns float64, the share of the block's steps that are done after this one: 1 at the last."""
         return (self.step_R.double() / self.steps_R.clamp(min=1)).clamp(max=1)
+
+    def extra(self, name: str, fill: float, *width: int) -> Tensor:
+        """Returns what a rule keeps under a name, (B, L, *width); `fill` before it keeps anything.
+
+        It is kept by `state.extras[name] = ...`: a tensor is replaced, not changed.
+        """
+        if name not in self.extras:
+            shape = (self.n_rows, self.target_RL.shape[1], *width)
+            self.extras[name] = torch.full(shape, fill, device=self.target_RL.device)
+        return self.extras[name]
 
     def between(self, first: float, last: float) -> Tensor:
         """Returns float64 (R,): `first` at the first step of a block, `last` at its last, linear between them."""
