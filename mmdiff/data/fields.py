@@ -17,7 +17,7 @@ from mmdiff.protocols import Row
 
 EXTRA = frozenset(
     """id question_id image_id audio_id text_id speaker speaker_id where kind type answer_type source category dataset
-    split topic language lang model duration objects voice rate pitch snr noise row""".split()
+    split topic language lang model duration objects voice rate pitch snr noise row description""".split()
 )
 """Fields that any row may have, though no task reads them: names, and what a report groups rows by."""
 
@@ -32,6 +32,11 @@ OTHER_NAMES: Mapping[str, Collection[str]] = {
     "options": ("choices", "candidate"),
     "conversations": ("messages", "turn", "dialogue", "dialog", "chat"),
     "offset": ("start", "begin", "start_time"),
+    "instruction": ("prompt", "command", "goal", "task", "language_instruction"),
+    "state": ("proprio", "qpos", "agent_pos", "observation.state"),
+    "action_is_pad": ("is_pad", "pad", "padding", "padded", "action_mask"),
+    "given": ("prefix", "inpaint"),
+    "dataset": ("unnorm_key",),
 }
 """What people call a field, in the singular."""
 
@@ -97,10 +102,12 @@ def _meant(name: Any, value: Any, row: Row, fields: Collection[str]) -> str | No
     folded = str(name).lower().strip("_- ")
     singular = folded.removesuffix("s")
     for field in absent:
+        if field in ENDINGS and isinstance(value, int | float):  # the number of a frame is no picture
+            continue
         if folded == field or {folded, singular} & {*OTHER_NAMES.get(field, ())} or _holds(value, field):
             return field
     close = get_close_matches(folded, absent, n=1, cutoff=0.7)
-    return close[0] if close else None
+    return None if not close or folded.startswith(f"{close[0]}_") else close[0]  # `target_id` says what a target is
 
 
 def _holds(value: Any, field: str) -> bool:

@@ -11,12 +11,16 @@ from itertools import groupby
 
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
+from mmdiff.data.fields import check_row
 from mmdiff.errors import ConfigError, DataError, located
 from mmdiff.parts import part
 from mmdiff.protocols import Row
 from mmdiff.runs.records import short
 
 from .residues import CANONICAL, OPEN, Residues
+
+READ = ("sequence", "target", "allow")
+"""Without which a canvas would be another one. Tables of sequences have labels in columns of any name."""
 
 
 @part
@@ -29,6 +33,8 @@ class Protein:
         vocabulary, as DSM has it.
     allow, of a row: for every position None or the letters that may be generated there, out of `letters`.
     """
+
+    fields = ("sequence", "target", "allow", "answer")  # others of a row are not read
 
     def __init__(self, letters: str = CANONICAL, learned: str | None = None) -> None:
         if not letters or len(set(letters)) != len(letters):
@@ -135,6 +141,8 @@ class Protein:
         return [Text([*start, *ids, vocab.eos_id])]
 
     def _sequence(self, row: Row) -> str:
+        with located(_where(row).removesuffix(": ")):
+            check_row(row, READ)
         sequence = row.get("sequence")
         if not isinstance(sequence, str) or not sequence:
             raise DataError(f"{_where(row)}sequence: {sequence!r}, expected residues")

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from mmdiff.canvas.sample import Media, Part, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast0, AtLeast1, AtLeast2, Whole
+from mmdiff.config.ranges import AtLeast1, Bins, UpTo64, UpTo1000, Whole
 from mmdiff.config.schema import as_annotated
+from mmdiff.data.fields import check_row
 from mmdiff.errors import ConfigError, located
 from mmdiff.parts import part
 from mmdiff.protocols import Row
@@ -33,7 +34,6 @@ from mmdiff.tasks.dialogue.turns import media_of
 
 from .codecs.bins import ActionCodec, UniformBins, to_bins
 from .codecs.normalise import Mode, Normaliser
-from .data.episode import MOST_ACTIONS
 from .data.statistics import NoStatistics, choose, read_statistics, to_json, warn_of_rare
 
 State = Literal["encoder", "tokens", "none"]
@@ -67,41 +67,36 @@ class VLA:
     execute: actions of a chunk that are executed before the next chunk, where a caller gives no number; None: all.
     """
 
+    fields = ("image", "state", "instruction", "action", "action_is_pad", "given", "dataset")  # others are not read
+
     def __init__(
         self,
         statistics: Any,
-        chunk: AtLeast1 = 5,
+        chunk: UpTo1000 = 5,
         codec: ActionCodec | None = None,
         normalise: Mode = "quantile",
         binary: Sequence[Whole | str] = (),
         key: str | None = None,
         state: State = "encoder",
-        state_bins: AtLeast2 = 256,
-        cameras: AtLeast0 = 1,
+        state_bins: Bins = 256,
+        cameras: UpTo64 = 1,
         prompt: str = "<image><state>{instruction}",
         world: Mapping[str, Any] | None = None,
         execute: AtLeast1 | None = None,
     ) -> None:
         for name, kind, setting in (
-            ("chunk", int, chunk),
+            ("chunk", UpTo1000, chunk),
             ("normalise", Mode, normalise),
             ("binary", list[Any], binary),
             ("key", str | None, key),
             ("state", State, state),
-            ("state_bins", int, state_bins),
-            ("cameras", int, cameras),
+            ("state_bins", Bins, state_bins),
+            ("cameras", UpTo64, cameras),
             ("prompt", str, prompt),
             ("world", dict[str, Any] | None, world),
             ("execute", int | None, execute),
         ):
             as_annotated(kind, setting, f"task.{name}")
-        for name, number, least, most in (
-            ("chunk", chunk, 1, MOST_ACTIONS),
-            ("state_bins", state_bins, 2, 1 << 20),
-            ("cameras", cameras, 0, 64),
-        ):
-            if not least <= number <= most:
-                raise ConfigError(f"task.{name}: {number} is not a whole number of at least {least}, at most {most}")
         if codec is not None and not callable(getattr(codec, "bind", None)):
             raise ConfigError(
                 f"task.codec: {codec!r:.60}, expected {{target: mmdiff.tasks.vla.codecs.bins.UniformBins, ...}}"
@@ -118,6 +113,8 @@ class VLA:
         self.chunk, self.cameras, self.prompt_text, self.world = chunk, cameras, prompt, dict(world or {})
         self.state_as, self.state_bins, self.execute = state, state_bins, execute
         self.binary = tuple(binary)
+        unused = {"image": cameras == 0, "state": state == "none"}  # may be there, and need not
+        self._read = tuple(name for name in self.fields if not unused.get(name))
         self.codec: ActionCodec = UniformBins(32) if codec is None else codec
         self._units: dict[str, Units] = {}
         for name, entry in self.statistics.items():
@@ -180,6 +177,7 @@ class VLA:
         Raises DataError for a row that lacks a field, has one of another shape, or one that is not finite.
         """
         with located(row.get("where")):
+            check_row(row, self._read)
             units = self._row_units(row)
             low = _first_id(vocab, ACTION, units.codec.size, "codec")
             x_KD = units.action.forward(self._array(row, "action", (self.chunk, self.dims)))
@@ -196,6 +194,7 @@ class VLA:
         Raises DataError as `sample` does.
         """
         with located(row.get("where")):
+            check_row(row, self._read)
             units = self.units()
             own = row.get("dataset")
             if own is not None and len(self._units) > 1 and own != choose(self.statistics, self.key):

@@ -13,6 +13,7 @@ from mmdiff.backbones import esm, new_backbone
 from mmdiff.canvas.sample import Media, Target, Text, canvas_length
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.data.collate import collate
+from mmdiff.data.fields import check_row
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model.likelihood import bound
@@ -132,6 +133,28 @@ def test_a_wrong_row_is_named(vocab: Vocab, row: dict[str, Any], message: str) -
 def test_a_wrong_allowed_set_is_named(vocab: Vocab, allow: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Protein().prompt({"sequence": "__", "allow": allow}, vocab)
+
+
+def test_a_field_that_looks_like_one_that_is_missing_is_refused(vocab: Vocab) -> None:
+    """Else a binder would be designed without its target, and letters be generated that are not allowed."""
+    task = Protein()
+    for name, value in (("targets", "ACD"), ("Target", "ACD"), ("allowed", [None, None, None])):
+        for make in (task.sample, task.prompt):
+            with pytest.raises(
+                DataError, match=f"^pair 3: unknown field: '{name}' .did you mean .{name[:6].lower()[:5]}"
+            ):
+                make({"sequence": "MKT", "where": "pair 3", name: value}, vocab)
+    with pytest.raises(DataError, match="unknown field: 'seqence' .did you mean .sequence"):
+        task.prompt({"seqence": "MKT"}, vocab)
+
+
+def test_columns_of_a_table_that_nothing_reads_are_kept(vocab: Vocab) -> None:
+    table = {"label": "helix", "output": 3, "target_id": "P12345", "sequence_length": 3, "pH": 7.4, "fields": {}}
+    for make in (Protein().sample, Protein().prompt):
+        assert make({"sequence": "MKT", **table}, vocab) == make({"sequence": "MKT"}, vocab)
+    check_row({"sequence": "M_T", "answer": "MKT", "id": "a", "description": "b"}, Protein.fields, strict=True)
+    with pytest.raises(DataError, match="unknown field: 'answr' .did you mean .answer"):
+        check_row({"sequence": "M_T", "answr": "MKT"}, Protein.fields, strict=True)
 
 
 def test_wrong_letters_are_refused(vocab: Vocab) -> None:

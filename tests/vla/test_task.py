@@ -17,6 +17,7 @@ from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.config import build
 from mmdiff.config.settings import Config
 from mmdiff.connectors.mlp import MLP
+from mmdiff.data.fields import check_row
 from mmdiff.encoders.conv import ConvTower
 from mmdiff.encoders.state import StateMLP
 from mmdiff.errors import ConfigError, DataError
@@ -111,6 +112,41 @@ def test_given_actions_stand_at_the_front() -> None:
         VLA(STATISTICS, codec=DCTBins(31, 3)).prompt(row(given=ACTIONS[:2]), vocab)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("is_pad", np.ones(5, bool), "action_is_pad"),
+        ("actions_is_pad", np.ones(5, bool), "action_is_pad"),
+        ("givn", ACTIONS[:2], "given"),
+        ("data_set", "arm", "dataset"),
+        ("unnorm_key", "arm", "dataset"),
+    ],
+)
+def test_a_field_that_looks_like_one_that_is_missing_is_refused(name: str, value: Any, meant: str) -> None:
+    """Else padding would be scored, given actions be made up, and another robot's units be used, without a word."""
+    vocab, task = vocabulary(), VLA(STATISTICS)
+    asked = {key: one for key, one in row().items() if key != "action_is_pad"}
+    for make in (task.sample, task.prompt):
+        make(asked, vocab)
+        with pytest.raises(
+            DataError, match=f"^data episode 3 frame 17: unknown field: '{name}' .did you mean .{meant}"
+        ):
+            make({**asked, name: value}, vocab)
+    picture = {**asked, "img": IMAGE}
+    del picture["image"]
+    with pytest.raises(DataError, match='unknown field: .img. .did you mean "image"'):
+        task.prompt(picture, vocab)
+
+
+def test_fields_of_other_names_are_kept() -> None:
+    vocab, task = vocabulary(), VLA(STATISTICS, cameras=0, state="none", prompt="{instruction}")
+    bare = {"instruction": "open", "action": ACTIONS[:5], "frame": 3, "episode": 1, "index": 4, "qpos": STATES[0]}
+    assert task.sample(bare, vocab) and task.prompt({**bare, "image": IMAGE, "world": object(), "img": IMAGE}, vocab)
+    check_row({"instruction": "open", "image": IMAGE}, task.fields, strict=True)
+    with pytest.raises(DataError, match=r"unknown field: 'qpos' \(did you mean \"state\"\?\)"):
+        check_row({"qpos": STATES[0], **bare}, task.fields, strict=True)
+
+
 def test_state_as_tokens_and_not_at_all() -> None:
     vocab = vocabulary()
     task = VLA(STATISTICS, state="tokens", state_bins=8)
@@ -187,7 +223,7 @@ def test_a_wrong_row_says_where_it_is(name: str) -> None:
 
 
 BAD = {
-    "chunk": ({"chunk": 0}, "task.chunk: 0"),
+    "chunk": ({"chunk": 0}, "task.chunk=0: expected a whole number from 1 to 1000"),
     "state": ({"state": "token"}, "task.state: 'token' is not one of.*\"tokens\""),
     "mode": ({"normalise": "quantiles"}, "task.normalise"),
     "prompt": ({"prompt": "<image><state>"}, "has {instruction} 0 times"),

@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff.config.ranges import AtLeast0, AtLeast1, NotNegative, SignedShare, Whole
+from mmdiff.config.ranges import AtLeast0, NotNegative, SignedShare, UpTo1000, Whole
+from mmdiff.config.schema import as_annotated
 from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.parts import part
 from mmdiff.protocols import Row
 
 from .columns import CACHE, EncodedPictures, read_rows
-from .episode import MOST_ACTIONS, Array, Episode, LazyFrames, check_finite, choose_episodes, noops
+from .episode import Array, Episode, LazyFrames, check_finite, choose_episodes, noops
 from .layout import read_layout
 from .video import Videos, check_times
 
@@ -189,7 +190,7 @@ class Steps:
     def __init__(
         self,
         path: str,
-        chunk: AtLeast1 = 5,
+        chunk: UpTo1000 = 5,
         cameras: Sequence[str] | None = None,
         episodes: Sequence[AtLeast0] | str | SignedShare | None = None,
         key: str | None = None,
@@ -199,8 +200,7 @@ class Steps:
         state: str = "observation.state",
         cache_mb: AtLeast0 = CACHE >> 20,
     ) -> None:
-        if isinstance(chunk, bool) or not isinstance(chunk, int) or not 1 <= chunk <= MOST_ACTIONS:
-            raise ConfigError(f"chunk: {chunk!r}, expected a whole number of actions above 0, at most {MOST_ACTIONS}")
+        as_annotated(UpTo1000, chunk, "chunk")
         self.data = LeRobot(path, action, state, cache_mb << 20)
         self.chunk, self.key = chunk, key or Path(path).resolve().name
         self.cameras = self.data.cameras if cameras is None else tuple(cameras)

@@ -16,7 +16,6 @@ from mmdiff.errors import ConfigError, DataError, nearest
 
 Array = np.ndarray[Any, Any]
 Frames = Sequence[Array] | Array
-MOST_ACTIONS = 1000  # of a chunk
 
 
 @dataclass

@@ -181,5 +181,5 @@ def test_arguments(tmp_path: Path) -> None:
         LeRobotWriter(tmp_path / "a", fps=10, video=True).add(odd)
     with pytest.raises(UserError, match="codec: 'x265x'"):
         LeRobotWriter(tmp_path / "a", fps=10, video=True, codec="x265x")
-    with pytest.raises(ConfigError, match="chunk: 0"):
+    with pytest.raises(ConfigError, match="chunk=0: expected a whole number from 1 to 1000"):
         Steps("x", chunk=0)
