@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdiff.canvas.batch import Batch, MediaBatch, to_device
+from mmdiff.errors import UserError
 
 from . import MMDiff
 
@@ -113,7 +114,7 @@ class FeatureCache:
         """Begin with an empty file in the place of a damaged one. A lock or a full disk is no damage, and is raised."""
         readonly = error.sqlite_errorname.startswith("SQLITE_READONLY") and not os.access(self._file, os.W_OK)
         if readonly or error.sqlite_errorname.startswith(NO_DAMAGE):
-            raise error
+            raise UserError(f"{self._file}: {error}; the same command resumes") from error
         _warn(f"{self._file}: is damaged ({error}), its features are computed again")
         for end in ("", "-wal", "-shm"):
             self._file.with_name(self._file.name + end).unlink(missing_ok=True)

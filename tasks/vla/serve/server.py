@@ -161,10 +161,7 @@ def serve(
         server = uvicorn.Server(settings(app, limits))
         name = f"[{host}]" if ":" in host else host
         print(f"{session.folder}: http://{name}:{listening.getsockname()[1]}/act", file=sys.stderr, flush=True)
-        try:
-            server.run(sockets=[listening])
-        except KeyboardInterrupt:  # uvicorn has answered what it had, and raises the signal again
-            print("mmdiff: stopped", file=sys.stderr, flush=True)
+        server.run(sockets=[listening])  # after a signal it answers what it has, and raises the signal again
     finally:
         listening.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.sample import Media, Target
 from mmdiff.data.collate import collate
 from mmdiff.data.stream import Batches, Component, Stream
+from mmdiff.errors import UserError
 from mmdiff.model import MMDiff
 from mmdiff.model.features import FeatureCache, fingerprint
 from mmdiff.model.params import apply_rules, read_rules
@@ -81,6 +83,26 @@ def test_training_with_the_cache_equals_training_without(tmp_path: Path, monkeyp
     off, on_ = (load_file(f"runs/{name}/model/model.safetensors") for name in ("off", "on"))
     assert max(float((off[k] - on_[k]).abs().max()) for k in off) < 1e-6
     assert Path("runs/on/features.sqlite").is_file() and not Path("runs/off/features.sqlite").exists()
+
+
+@pytest.mark.parametrize("room", [9_000, 24_000, 60_000])
+def test_a_full_disk_is_one_line_and_the_run_resumes(
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file grows to so many bytes at most: while the table is made, at the first step, or some steps later."""
+    monkeypatch.chdir(tmp_path)
+    stage = {"params": RULES, "cache_features": True, "lr": 1e-4, "data": {"target": "toy.Corners", "n": 64}}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"^runs/full/features\.sqlite: [^\n]*; the same command resumes$"):
+            train(toy.config("full", save_every=100, stage=stage))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    train(toy.config("full", save_every=100, stage=stage))
+    train(toy.config("whole", save_every=100, stage=stage))
+    full, whole = (load_file(f"runs/{name}/model/model.safetensors") for name in ("full", "whole"))
+    assert all(torch.equal(full[name], value) for name, value in whole.items())
 
 
 def test_damaged_features_are_computed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmdiff.commands.cli import main
 from mmdiff.errors import ConfigError
 from mmdiff.session import Session
 
@@ -285,15 +286,21 @@ def test_a_queue_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
 # The whole server
 
 
-def test_ctrl_c_lets_a_request_finish(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_signal_lets_a_request_finish(
+    number: signal.Signals, word: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, usual)  # a shell's job in the background ignores Ctrl-C
     try:
-        _ctrl_c(monkeypatch, capfd)
+        _ended_by(number, word, monkeypatch, capfd)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
-def _ctrl_c(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def _ended_by(
+    number: signal.Signals, word: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     session = StandIn()
     session.gate.clear()
     monkeypatch.setattr("mmdiff.session.load", lambda run, *overrides, task: session)
@@ -306,14 +313,14 @@ def _ctrl_c(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         asking = threading.Thread(target=lambda: found.update(ask(f"http://127.0.0.1:{port}").json()))
         asking.start()
         until(lambda: session.inside == 1)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         time.sleep(0.05)
         session.gate.set()
         asking.join()
 
     thread = threading.Thread(target=client)
     thread.start()
-    serve("runs/x", host="0.0.0.0", port=0)  # returns
+    assert main(["vla", "serve", "runs/x", "--host", "0.0.0.0", "--port", "0"]) == 128 + number
     thread.join()
     assert found["actions"] == wanted()
     said.append(capfd.readouterr().err)
@@ -321,4 +328,5 @@ def _ctrl_c(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         "warning: 0.0.0.0 is reached from other machines, and there is no authentication (set MMDIFF_VLA_TOKEN)"
         in "".join(said)
     )
-    assert "mmdiff: stopped" in "".join(said) and "Traceback" not in "".join(said)
+    lines = "".join(said).splitlines()
+    assert lines[-1] == f"mmdiff: {word}" and len([line for line in lines if line.startswith("mmdiff: ")]) == 1, lines
