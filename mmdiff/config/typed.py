@@ -25,6 +25,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     only imported for a type checker, is taken as it is. `**named` is left to the function.
     """
     signature = inspect.signature(function)
+    name_of = function.__qualname__.removesuffix(".__init__")
     rest = {p.name: p.kind for p in signature.parameters.values() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
     @wraps(function)
@@ -32,16 +33,16 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise ConfigError(f"{function.__qualname__}: {error}") from None
+            raise ConfigError(f"{name_of}: {error}") from None
         kinds = annotations_of(function)
         for name, value in given.items():
             if rest.get(name) is inspect.Parameter.VAR_KEYWORD:
                 continue
             kind = Sequence[kinds.get(name, Any)] if name in rest else kinds.get(name, Any)  # type: ignore[misc]
             if not fits(kind, value):
-                raise ConfigError(f"{function.__qualname__}: {name}: {short(value)} is no {named(kind)}")
+                raise ConfigError(f"{name_of}: {name}: {short(value)} is no {named(kind)}")
             if isinstance(value, int | float):
-                check_argument(kind, value, f"{function.__qualname__}: {name}")
+                check_argument(kind, value, f"{name_of}: {name}")
         return function(*args, **kwargs)
 
     return checked

@@ -26,13 +26,15 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 
+from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, MissingExtra, nearest, require
 
-from .world import Step, clipped_action
+from .world import MaxSteps, Pixels, Step, clipped_action
 
 require("gymnasium", "vla")
 import gymnasium  # noqa: E402
@@ -68,14 +70,15 @@ class Libero(gymnasium.Env):
     action_names = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
     state_names = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")
 
+    @typed
     def __init__(
         self,
         task: str,
-        size: int = 256,
+        size: Pixels = 256,
         cameras: str | Sequence[str] = "agentview",
         openvla_gripper: bool = True,
-        max_steps: int | None = None,
-        settle: int = 10,
+        max_steps: MaxSteps | None = None,
+        settle: Annotated[int, Interval(ge=0, le=1000)] = 10,
         success_ends: bool = True,
     ) -> None:
         self.cameras = [cameras] if isinstance(cameras, str) else list(cameras)
@@ -84,8 +87,6 @@ class Libero(gymnasium.Env):
                 raise ConfigError(f'cameras: there is no camera "{camera}"{nearest(camera, CAMERAS)}')
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):
             raise ConfigError(f"cameras: {cameras!r}, expected one name or several different ones")
-        if size < 1 or settle < 0 or (max_steps is not None and max_steps < 1):
-            raise ConfigError(f"size {size}, settle {settle}, max_steps {max_steps}: expected numbers above 0")
         benchmark = _package("libero.libero.benchmark")
         suite_name, number, suite = _find(task, benchmark)
         found = suite.get_task(number)

@@ -13,16 +13,18 @@ Shape letters: D = 4 dimensions of an action (dx, dy, dz of the hand in centimet
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 
 from mmdiff.canvas.vocab import word_tokenizer
+from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, nearest, require
 from mmdiff.parts import part
 
 from .rendering import import_mujoco, new_renderer, quiet
-from .world import Step, clipped_action
+from .world import Pixels, Step, clipped_action
 
 require("gymnasium", "vla")
 import gymnasium  # noqa: E402
@@ -117,20 +119,17 @@ class MetaWorld(gymnasium.Env):
     action_names = ("dx", "dy", "dz", "gripper")
     state_names = ("x", "y", "z", "gripper")
 
+    @typed
     def __init__(
         self,
         task: str,
-        size: int = 64,
+        size: Pixels = 64,
         cameras: Cameras = "front",
-        max_steps: int = 150,
+        max_steps: Annotated[int, Interval(ge=1, le=LONGEST)] = 150,
         success_ends: bool = True,
         goals: bool = False,
     ) -> None:
         self.task = _known(task)
-        if not 1 <= max_steps <= LONGEST:
-            raise ConfigError(f"max_steps: {max_steps}, expected 1 to {LONGEST}")
-        if size < 1:
-            raise ConfigError(f"size: {size} pixels, expected at least 1")
         views, self.goals = _views(cameras), goals
         require("metaworld", "metaworld")
         require("packaging", "metaworld")  # Meta-World imports it without saying so

@@ -10,13 +10,15 @@ tip's position on a table of [-1, 1] x [-1, 1], y down), H W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 
+from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, nearest, require
 
-from .world import Step, clipped_action
+from .world import MaxSteps, Step, clipped_action
 
 require("gymnasium", "vla")
 import gymnasium  # noqa: E402
@@ -47,14 +49,17 @@ class Reach(gymnasium.Env):
     action_names = ("dx", "dy", "gripper")
     state_names = ("x", "y")
 
-    def __init__(self, task: str, size: int = 32, max_steps: int = 40, success_ends: bool = True) -> None:
+    @typed
+    def __init__(
+        self,
+        task: str,
+        size: Annotated[int, Interval(ge=8, le=4096)] = 32,
+        max_steps: MaxSteps = 40,
+        success_ends: bool = True,
+    ) -> None:
         self.goal = task.removeprefix("reach-")
         if self.goal not in COLORS:
             raise ConfigError(f'task: there is no "{task}"{nearest(f"reach-{self.goal}", self.tasks())}')
-        if size < 8:
-            raise ConfigError(f"size: {size} pixels, expected at least 8")
-        if max_steps < 1:
-            raise ConfigError(f"max_steps: {max_steps}, expected at least 1")
         self.task = f"reach-{self.goal}"
         self.task_description = f"reach the {self.goal} disc"
         self.render_mode = "rgb_array"

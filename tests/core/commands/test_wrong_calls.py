@@ -24,7 +24,7 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: train(toy.config(), frehs=True), "unexpected keyword argument 'frehs'"),  # type: ignore[call-arg]
     (lambda: check("nope"), 'no configuration, .yaml file or run folder "nope"'),
     (lambda: check({"train": {}}), "check: config: {'train': {}} is no Config"),  # type: ignore[arg-type]
-    (lambda: MMDiff("x"), "MMDiff.__init__: backbone: 'x' is no Backbone"),  # type: ignore[arg-type]
+    (lambda: MMDiff("x"), "MMDiff: backbone: 'x' is no Backbone"),  # type: ignore[arg-type]
     (lambda: MMDiff(toy.backbone(), {"image": 3}), "encoders: {'image': 3} is no mapping to Module"),  # type: ignore[dict-item]
     (lambda: MMDiff(toy.backbone(), logit_chunk=0), "logit_chunk=0: expected a whole number of at least 1"),
     (lambda: MMDiff.from_pretrained(5), "folder: 5 is no string or Path"),  # type: ignore[arg-type]

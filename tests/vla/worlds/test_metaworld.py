@@ -192,8 +192,8 @@ def test_cameras_by_name_order_and_place() -> None:
         ({"cameras": {"a": {"azimut": 3}}}, 'cameras.a.azimut: a camera has no such field (did you mean "azimuth"?)'),
         ({"cameras": {"a": {"azimuth": "left"}}}, "cameras.a.azimuth: 'left', expected a number"),
         ({"cameras": {"a": {"lookat": [0, 1]}}}, "cameras.a.lookat: [0, 1], expected 3 numbers"),
-        ({"max_steps": 501}, "max_steps: 501, expected 1 to 500"),
-        ({"size": 0}, "size: 0 pixels"),
+        ({"max_steps": 501}, "MetaWorld: max_steps=501: expected a whole number from 1 to 500"),
+        ({"size": 0}, "MetaWorld: size=0: expected a whole number from 1 to 4096"),
     ],
 )
 def test_what_is_asked_wrongly_is_one_line(named: dict[str, Any], told: str) -> None:

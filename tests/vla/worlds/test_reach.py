@@ -124,5 +124,5 @@ def test_truncation_and_errors() -> None:
     assert [world.advance([0, 0, -1])[2] for _ in range(2)] == [False, True]
     with pytest.raises(ConfigError, match=r'task: there is no "rad" \(did you mean "reach-red"\?\)'):
         Reach("rad")
-    with pytest.raises(ConfigError, match="size: 4 pixels"):
+    with pytest.raises(ConfigError, match="Reach: size=4: expected a whole number from 8 to 4096"):
         Reach("red", size=4)

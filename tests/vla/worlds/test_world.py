@@ -99,7 +99,24 @@ def test_actions_are_clipped_and_checked() -> None:
         clipped_action([0, 0, float("nan")], 3)
 
 
-@pytest.mark.parametrize("option", [{"size": "abc"}, {"size": None}, {"max_steps": 1.5}, {"success_ends": 1}])
-def test_options_of_another_kind(option: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"^world.{next(iter(option))}: .*, expected"):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"size": "abc"}, "size: 'abc' is not a whole number"),
+        ({"size": None}, "size: None is not a whole number"),
+        ({"max_steps": 1.5}, "max_steps: 1.5 is not a whole number"),
+        ({"success_ends": 1}, "success_ends: 1 is not true or false"),
+        ({"size": 1_000_000}, "size=1000000: expected a whole number from 8 to 4096"),
+        ({"size": 7}, "size=7: expected"),
+        ({"max_steps": 0}, "max_steps=0: expected a whole number from 1 to 100000"),
+        ({"max_steps": 10**9}, "max_steps=1000000000: expected"),
+        ({"name": "metaworld", "size": 4097}, "size=4097: expected a whole number from 1 to 4096"),
+        ({"name": "metaworld", "max_steps": 501}, "max_steps=501: expected a whole number from 1 to 500"),
+        ({"name": "libero", "settle": -1}, "settle=-1: expected a whole number from 0 to 1000"),
+        ({"name": "libero", "max_steps": 0}, "max_steps=0: expected"),
+    ],
+)
+def test_options_of_another_kind_or_size(option: dict[str, Any], message: str) -> None:
+    """What a saved model says of its simulator may have been written by anyone."""
+    with pytest.raises(ConfigError, match=f"^world.{message}"):
         make_world({"name": "reach", **option}, "red")
