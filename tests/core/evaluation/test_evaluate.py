@@ -112,7 +112,7 @@ def test_a_task_sums_a_set_up(run: Path) -> None:
     assert figures == {**plain, **told, **speed} and list(figures)[-1] == "rows_per_second"
     evaluate_run(str(run), [f"task={__name__}.Whole"])
     assert json.loads((run / "metrics.json").read_text())["eval"]["held"]["words"] == 20
-    assert "held.words" in (run / "report.html").read_text()
+    assert "held.<wbr>words" in (run / "report.html").read_text()
 
 
 def test_a_task_with_the_old_name_of_its_hook_is_refused(run: Path) -> None:
