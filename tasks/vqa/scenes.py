@@ -20,6 +20,7 @@ from numpy.random import Generator, Philox, SeedSequence
 
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.config.ranges import AtLeast0, AtLeast1
+from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
 from mmdiff.protocols import Row
@@ -186,8 +187,8 @@ class Scenes:
     pictures: False leaves them out, unrendered; questions and answers are the same.
     """
 
+    @typed
     def __init__(self, n: AtLeast1, seed: AtLeast0, heldout: bool = False, pictures: bool = True) -> None:
-        _check(n, seed)
         self.n, self.seed, self.heldout, self.pictures = n, seed, heldout, pictures
         self._rows: dict[int, Row] = {}
 
@@ -222,8 +223,8 @@ class SceneCells:
     cell it lies in ("nothing nothing" for an empty one). Scenes have two to four things.
     """
 
+    @typed
     def __init__(self, n: AtLeast1, seed: AtLeast0, grid: AtLeast1 = GRID) -> None:
-        _check(n, seed)
         if grid < GRID or grid % GRID:
             raise ConfigError(f"grid: {grid} is not a multiple of {GRID}, the cells per side")
         self.n, self.seed, self.grid = n, seed, grid
@@ -254,8 +255,8 @@ class SceneCells:
 class SceneCaptions:
     """ "what is at the top left": four rows per scene, one per cell, empty cells too. To align a connector."""
 
+    @typed
     def __init__(self, n: AtLeast1, seed: AtLeast0) -> None:
-        _check(n, seed)
         self.n, self.seed = n, seed
         self._scenes: dict[int, tuple[Scene, np.ndarray]] = {}
 
@@ -278,10 +279,3 @@ _STREAMS = ("scenes", "heldout", "cells", "captions")
 
 def _rng(seed: int, stream: str, index: int) -> Generator:
     return Generator(Philox(SeedSequence((seed, _STREAMS.index(stream), index))))
-
-
-def _check(n: AtLeast1, seed: AtLeast0) -> None:
-    if n < 1:
-        raise ConfigError(f"n: {n} rows, expected at least 1")
-    if seed < 0:
-        raise ConfigError(f"seed: {seed} is below 0")

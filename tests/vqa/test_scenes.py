@@ -207,7 +207,9 @@ def test_scene_sizes() -> None:
     assert {len(draw_scene(rng, low=2)) for _ in range(200)} == {2, 3, 4}
 
 
-@pytest.mark.parametrize("n, seed, message", [(0, 1, "n: 0 rows"), (5, -1, "seed: -1 is below 0")])
+@pytest.mark.parametrize(
+    "n, seed, message", [(0, 1, "n=0: expected a whole number of at least 1"), (5, -1, "seed=-1: expected")]
+)
 def test_refusals(n: int, seed: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Scenes(n, seed)

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmdiff.config.ranges import AtLeast0, AtLeast1, Share
+from mmdiff.config.typed import typed
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, DataError
+from mmdiff.errors import DataError
 from mmdiff.parts import part
 from mmdiff.protocols import Row
 from mmdiff.tasks.protein.residues import OPEN, codes
@@ -124,15 +125,8 @@ class Markov:
     open: with this share of the positions masked, `_`, in `sequence`, and the whole sequence as the row's `answer`.
     """
 
+    @typed
     def __init__(self, n: AtLeast1, seed: AtLeast0, length: AtLeast1 = 32, open: Share = 0.0) -> None:
-        if n < 1:
-            raise ConfigError(f"n: {n} rows, expected at least 1")
-        if seed < 0:
-            raise ConfigError(f"seed: {seed} is below 0")
-        if length < 1:
-            raise ConfigError(f"length: {length} residues, expected at least 1")
-        if not 0 <= open <= 1:
-            raise ConfigError(f"open: {open} is not a share between 0 and 1")
         self.n, self.seed, self.residues, self.open = n, seed, length, open
 
     @classmethod

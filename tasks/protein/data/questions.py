@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmdiff.config.ranges import AtLeast1
+from mmdiff.config.typed import typed
 from mmdiff.encoders.protein import residues
-from mmdiff.errors import ConfigError, DataError, located
+from mmdiff.errors import DataError, located
 from mmdiff.parts import part
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.rows import RowError, read_json
@@ -34,9 +35,8 @@ class ProteinQuestions:
     Raises DataError that names file and row, before any row is handed out.
     """
 
+    @typed
     def __init__(self, path: str, limit: AtLeast1 | None = None, max_length: AtLeast1 | None = None) -> None:
-        if limit is not None and limit < 1:
-            raise ConfigError(f"limit: {limit} rows, expected at least 1")
         self._rows: list[Row] = []
         for where, raw in read_json(Path(path))[:limit]:
             with located(where):

@@ -76,5 +76,5 @@ def test_no_rows_and_no_file(tmp_path: Path) -> None:
         ProteinQuestions(written(tmp_path, []))
     with pytest.raises(DataError, match="no such file"):
         ProteinQuestions(str(tmp_path / "absent.json"))
-    with pytest.raises(ConfigError, match="limit: 0"):
+    with pytest.raises(ConfigError, match="limit=0: expected a whole number of at least 1"):
         ProteinQuestions(written(tmp_path, [FIRST]), limit=0)
