@@ -76,7 +76,7 @@ class Listed:
         length = rank_RL.shape[1]
         turn = {position: n for n, position in reversed(list(enumerate(self.positions)))}
         turn_L = torch.tensor([turn.get(n, len(self.positions) + n) for n in range(length)], dtype=torch.float32)
-        return -turn_L.to(rank_RL.device)[rank_RL[proposal.row_P, proposal.position_P]]
+        return -turn_L.to(rank_RL.device, non_blocking=True)[rank_RL[proposal.row_P, proposal.position_P]]
 
 
 @part
@@ -88,7 +88,8 @@ class EarlyEnds:
     divided by it. A canvas in one block then no longer fills up with end ids, of which a model is sure too early.
 
     progress: steps: i / (S - 1) at step i of S, from 0. positions: the share of the row's masked positions that are
-        committed after the step if it keeps to the schedule, as published for `schedule=ascending`, with low=0.01.
+        committed after the step if it keeps to the schedule, as published for `schedule=ascending`, with low=0.01. A
+        rule that takes fewer steps than it is given reaches `high` by positions only.
     score: node of the other score. None: `LowConfidence`.
     """
 

@@ -51,10 +51,10 @@ class Dilated:
         size_R = state.block_RL.sum(1)
         rank_RL = state.rank_RL
         first_R = rank_RL.masked_fill(~state.block_RL, rank_RL.shape[1]).amin(1)
-        powers = [self.base]
-        while powers[-1] < rank_RL.shape[1]:  # until the stride of the longest block is 1
-            powers.append(powers[-1] * self.base)
-        power_T = torch.tensor(powers, device=rank_RL.device)
+        last = 1
+        while self.base**last < rank_RL.shape[1]:  # until the stride of the longest block is 1
+            last += 1
+        power_T = self.base ** torch.arange(1, last + 1, device=rank_RL.device)
         stride_RT = (size_R[:, None] // power_T).clamp(min=1)
         on_comb_RLT = (rank_RL - first_R[:, None])[:, :, None] % stride_RT[:, None] == 0
         return on_comb_RLT.byte().argmax(2) + 1  # the first comb that has it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import product
 from typing import Any
 
 import pytest
@@ -49,6 +51,42 @@ def test_an_order_that_looks_at_no_word_has_a_known_law(named: Any, order: list[
     law = EIGHT.law_of(order)
     assert divergence(EIGHT.joint, law) == pytest.approx(cost, abs=0.005)
     assert distance(EIGHT.law(out.ids_BL), law) < EIGHT.floor(law, ROWS)
+
+
+def by_margin(chain: Chain, ids: tuple[int, ...], k: int) -> list[int]:
+    """The k masked positions with the largest margins, of equal ones the leftmost."""
+    top_L2 = chain.conditionals(ids).topk(2).values
+    margin = (top_L2[:, 0] - top_L2[:, 1]).round(decimals=6).tolist()
+    return sorted((n for n, i in enumerate(ids) if i == MASK), key=lambda n: (-margin[n], n))[:k]
+
+
+def law_by_margin(chain: Chain, k: int) -> Tensor:
+    """All canvases that the order comes by, and their probabilities."""
+    now = {(MASK,) * chain.length: 1.0}
+    for _ in range(-(-chain.length // k)):
+        after = Counter[tuple[int, ...]]()
+        for ids, p in now.items():
+            group = by_margin(chain, ids, k)
+            for words in product(range(3), repeat=len(group)):
+                there = dict(zip(group, words, strict=True))
+                q = p * float(chain.conditionals(ids)[group, list(words)].prod())
+                after[tuple(there.get(n, i) for n, i in enumerate(ids))] += q
+        now = after
+    law = torch.zeros_like(chain.joint)
+    for ids, p in now.items():
+        law[ids] = p
+    return law
+
+
+@pytest.mark.parametrize(("k", "cost"), [(1, 0.0), (2, 1.13), (3, 1.98)])
+def test_sure_positions_lie_together_and_cost_as_much_as_neighbours(k: int, cost: float) -> None:
+    law = law_by_margin(SIX, k)
+    assert divergence(SIX.joint, law) == pytest.approx(cost, abs=0.005)
+    if k == 2:
+        assert torch.allclose(law, SIX.law_of([[0, 1], [2, 3], [4, 5]]))
+    assert divergence(SIX.joint, SIX.law_of([[0, 3], [1, 4], [2, 5]])) == pytest.approx(0.35, abs=0.005)
+    out = sampled(SIX, ROWS, remasking="margin", steps=6 // k)
+    assert distance(SIX.law(out.ids_BL), law) < SIX.floor(law, ROWS)
 
 
 @pytest.mark.parametrize(("steps", "cost"), [(2, 0.52), (4, 0.29), (8, 0.15)])
