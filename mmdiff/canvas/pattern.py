@@ -42,13 +42,11 @@ class Pattern:
 
     exact_prefix: whether no position sees a later block, so that keys and values of finished blocks stay as they are
         whatever is written behind them: a cache may keep them and be exact.
-    context_first: whether all context stands in earlier blocks than all targets, so that it can be run once, alone.
-    one_target_block: whether, besides, all targets are one block, which then sees all positions.
+    one_target_block: whether all targets are one block, behind all context, which then can be run once, alone.
     """
 
     node: dict[str, Any]
     exact_prefix: bool = False
-    context_first: bool = False
     one_target_block: bool = False
 
     def sees(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
@@ -61,10 +59,10 @@ class Pattern:
         own = (query.stream == key.stream) & (query.block == key.block)
         return own | ((key.stream == 0) & (key.block < query.block))
 
-    def blocks(self, target_RL: Tensor | None, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
+    def blocks(self, target_RL: Tensor, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
         """Returns the block of each position of whole canvases, int64 (R, L); 0: the pattern looks at none.
 
-        target_RL: bool; None: no position is a target. attend_RL: bool, False on padding, whose block is any.
+        target_RL: bool. attend_RL: bool, False on padding, whose block is any.
         """
         return 0
 
@@ -92,10 +90,6 @@ class All(Pattern):
         return any(p.exact_prefix for p in self.patterns)
 
     @property
-    def context_first(self) -> bool:  # type: ignore[override]
-        return any(p.context_first for p in self.patterns)
-
-    @property
     def one_target_block(self) -> bool:  # type: ignore[override]
         return any(p.one_target_block for p in self.patterns)
 
@@ -105,7 +99,7 @@ class All(Pattern):
             seen = seen & pattern.sees(query, key)
         return seen
 
-    def blocks(self, target_RL: Tensor | None, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
+    def blocks(self, target_RL: Tensor, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
         found = (p.blocks(target_RL, attend_RL, document_RL) for p in self.patterns)
         return next((block for block in found if not isinstance(block, int)), 0)
 
@@ -153,17 +147,6 @@ class Visibility:
         if "eager" in attention:
             return torch.where(seen_R1QK, x_RQD.new_zeros(()), torch.finfo(x_RQD.dtype).min)
         return seen_R1QK
-
-    def settled(self, changing_RK: Tensor) -> Tensor:
-        """Returns bool (R, K): positions whose states do not depend on the ids at `changing_RK`, exactly.
-
-        Their keys and values may be kept. All positions where a row changes nowhere; else those of blocks before the
-        first that changes, where the pattern has exact prefixes, and none where it has not.
-        """
-        block = self.key.block if self.pattern.exact_prefix else 0
-        block_RK = torch.as_tensor(block, device=changing_RK.device).expand(changing_RK.shape)
-        beyond = torch.iinfo(torch.int64).max
-        return block_RK < block_RK.long().masked_fill(~changing_RK, beyond).amin(1, keepdim=True)
 
 
 def rank(mask_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor:

@@ -44,7 +44,7 @@ class Causal(Pattern):
 
     exact_prefix = True
 
-    def blocks(self, target_RL: Tensor | None, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
+    def blocks(self, target_RL: Tensor, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
         return rank(attend_RL, document_RL)
 
 
@@ -54,11 +54,10 @@ class PrefixCausal(Pattern):
     """The context, all positions that are not targets, sees itself only; targets see everything."""
 
     exact_prefix = True
-    context_first = True
     one_target_block = True
 
-    def blocks(self, target_RL: Tensor | None, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
-        return 0 if target_RL is None else target_RL.long()
+    def blocks(self, target_RL: Tensor, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
+        return target_RL.long()
 
 
 @saveable
@@ -67,12 +66,9 @@ class CausalContext(Pattern):
     """The context is causal; targets see all of it and each other (DiffusionGemma)."""
 
     exact_prefix = True
-    context_first = True
     one_target_block = True
 
-    def blocks(self, target_RL: Tensor | None, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
-        if target_RL is None:
-            return rank(attend_RL, document_RL)
+    def blocks(self, target_RL: Tensor, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
         return rank(attend_RL & ~target_RL, document_RL).masked_fill(target_RL, target_RL.shape[1])
 
 
@@ -93,15 +89,9 @@ class BlockCausal(Pattern):
 
     exact_prefix = True
 
-    @property
-    def context_first(self) -> bool:  # type: ignore[override]
-        return self.start == "targets"
-
-    def blocks(self, target_RL: Tensor | None, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
+    def blocks(self, target_RL: Tensor, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
         if self.start == "row":
             return rank(attend_RL, document_RL) // self.size
-        if target_RL is None:
-            return 0
         return torch.where(target_RL, 1 + rank(target_RL, document_RL) // self.size, 0)
 
 

@@ -29,7 +29,7 @@ class Kept:
     """Keys and values of the canvases of one layout, and what the CPU must know of them.
 
     slots: copy * B + row of each canvas, in the order of the rows of a call. block_BL: the blocks of the attention
-    pattern. final_SL: positions whose keys and values can no longer change, by the pattern.
+    pattern; numbered: whether it has any. final_SL: positions whose keys and values can no longer change, by it.
     """
 
     batch: Batch
@@ -38,18 +38,20 @@ class Kept:
     attend_BL: Bools
     target_BL: Bools
     block_BL: Ints
+    numbered: bool
     final_SL: Bools
 
     @classmethod
     def of(cls, model: Any, batch: Batch, slots: Ints) -> Kept:
-        block_BL = torch.as_tensor(model.attention.blocks(batch.target_BL, batch.attend_BL))
+        block = model.attention.blocks(batch.target_BL, batch.attend_BL)
         return cls(
             batch=batch,
             slots=slots,
             memory=model.backbone.memory(len(slots), batch.ids_BL.shape[1]),
             attend_BL=batch.attend_BL.cpu().numpy(),
             target_BL=batch.target_BL.cpu().numpy(),
-            block_BL=block_BL.expand(batch.ids_BL.shape).cpu().numpy(),
+            block_BL=torch.as_tensor(block).expand(batch.ids_BL.shape).cpu().numpy(),
+            numbered=isinstance(block, Tensor),
             final_SL=np.zeros((len(slots), batch.ids_BL.shape[1]), dtype=np.bool_),
         )
 
@@ -172,7 +174,7 @@ class Denoiser:
             x_RND,
             attend_RK,
             batch.position_ids_BL[query.row_R].gather(1, inside_RN),
-            Visibility(self.model.attention, Coordinates(block=block_RK), at_RN),
+            Visibility(self.model.attention, Coordinates(block=block_RK if kept.numbered else 0), at_RN),
             kept.memory,
         )
         column_RN = torch.arange(at_RN.shape[1], device=at_RN.device).expand(at_RN.shape)

@@ -1,6 +1,6 @@
-"""The context of a canvas as a prefix: in training it is run once for all noised copies of a sample.
+"""Noised copies of a sample behind what is clean: its context, or the clean blocks before a noised one, is run once.
 
-Where the context, all positions that are not targets, sees itself only (`Pattern.context_first`), its states are the
+Where the context, all positions that are not targets, sees itself only (`Pattern.one_target_block`), its states are the
 same for every noised copy: one forward per sample and step of training, without approximation (as in dVLA and UD-VLA).
 A generation keeps its keys and values too (`mmdiff.model.denoiser`).
 
@@ -42,9 +42,6 @@ class Positions:
         real_BN = torch.arange(at_BN.shape[1], device=at_BN.device) < count_B[:, None]
         return cls(at_BN.masked_fill(~real_BN, mask_BL.shape[1]), real_BN)
 
-    def rows(self, row_R: Tensor) -> Positions:
-        return Positions(self.at_BN[row_R], self.real_BN[row_R])
-
     def take(self, values_BL: Tensor) -> Tensor:
         """Returns the values (B, N) at these positions; padding takes those of the last position of the canvas."""
         return values_BL.gather(1, self.at_BN.clamp(max=values_BL.shape[1] - 1))
@@ -54,11 +51,6 @@ def scatter_to_canvas(at_BN: Tensor, h_BND: Tensor, over_BLD: Tensor) -> Tensor:
     """Returns (B, L, D): hidden states at their positions of the canvas, those of `over_BLD` elsewhere."""
     longer_BLD = F.pad(over_BLD, (0, 0, 0, 1))  # the position added at the end takes padding
     return longer_BLD.scatter(1, at_BN[..., None].expand(-1, -1, h_BND.shape[2]), h_BND)[:, :-1]
-
-
-def split(batch: Batch) -> tuple[Positions, Positions]:
-    """Returns the context positions and the target positions, padding of the canvas in neither."""
-    return Positions.of(batch.attend_BL & ~batch.target_BL), Positions.of(batch.attend_BL & batch.target_BL)
 
 
 def hidden_copies(model: Model, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int) -> Tensor:

@@ -228,14 +228,13 @@ def test_every_pattern_hides_something(name: str) -> None:
 
 def test_no_mask_is_made_where_all_see_all() -> None:
     x_RLD, attend_RL = torch.zeros(2, 4, 8), torch.tensor([[True] * 4, [False, True, True, True]])
-    whole = torch.ones(2, 4, dtype=torch.bool)
-    products = [Full() & Documents(), All((Documents(), Full()))]
-    for pattern in (Full(), Documents(), *products, PrefixCausal(), BlockCausal(9, "targets")):
-        key = Coordinates(0, pattern.blocks(None, attend_RL))
+    for pattern in (Full(), Documents(), Full() & Documents(), All((Documents(), Full())), PrefixCausal()):
+        key = Coordinates()
         for attention in (*ATTENTIONS, "flash_attention_2"):
             assert Visibility(pattern, key).mask(x_RLD, None, attention) is None
             assert Visibility(pattern, key).mask(x_RLD, attend_RL, attention) is attend_RL
-    assert Visibility(Causal(), Coordinates(0, Causal().blocks(None, whole))).mask(x_RLD, None, "sdpa") is not None
+    key = Coordinates(0, Causal().blocks(attend_RL, attend_RL))
+    assert Visibility(Causal(), key).mask(x_RLD, None, "sdpa") is not None
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -294,12 +293,16 @@ def test_queries_may_be_any_positions_of_the_keys(attention: str, name: str) -> 
 def test_what_is_settled_stays_as_it_is(name: str) -> None:
     """And what is not settled changes, so that nothing is left out that could be kept."""
     (visibility, attend_RL), backbone, row = given(name), small(), ids(2, L)
+    block_RL = torch.as_tensor(visibility.key.block).expand(2, L)
     before = backbone.hidden(backbone.embed(row), attend_RL, None, visibility)
     for first in range(L + 1):
         changing_RL = (torch.arange(L) >= first).expand(2, -1) & (torch.tensor(TARGET) > 0)
         other = torch.where(changing_RL, 4 + (row - 3) % 30, row)
         same_RL = (backbone.hidden(backbone.embed(other), attend_RL, None, visibility) == before).all(-1)
-        settled_RL = visibility.settled(changing_RL)
+        beyond = torch.where(changing_RL, block_RL, 999).amin(1, keepdim=True)
+        settled_RL = (
+            (block_RL < beyond) if PATTERNS[name].exact_prefix else ~changing_RL.any(1, keepdim=True).expand(2, L)
+        )
         assert same_RL[settled_RL].all(), first
         assert settled_RL[~changing_RL.any(1)].all()
         assert torch.equal(settled_RL[0, attend_RL[0]], same_RL[0, attend_RL[0]])  # the row of one document

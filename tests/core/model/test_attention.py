@@ -15,7 +15,7 @@ import torch
 from toy import backbone
 
 from mmdiff.canvas.batch import Batch
-from mmdiff.canvas.pattern import Pattern
+from mmdiff.canvas.pattern import Pattern, Visibility
 from mmdiff.canvas.patterns import BlockCausal, Causal, CausalContext, Documents, Full, PrefixCausal
 from mmdiff.canvas.sample import Target, Text
 from mmdiff.config.settings import ModelConfig
@@ -164,3 +164,20 @@ def test_copies_of_a_sample_are_what_each_is_alone(pattern: Pattern) -> None:
     alone_RLD = m.hidden(ids_RL, batch, {}, torch.arange(3).repeat(3))
     real_RL = batch.attend_BL.repeat(3, 1)
     torch.testing.assert_close(together_RLD[real_RL], alone_RLD[real_RL], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("named", [{}, {"prefix_cache": True}], ids=str)
+def test_full_attention_makes_no_mask_of_pairs_whatever_is_kept(
+    named: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    m, masks, mask = model(Full()), [], Visibility.mask
+
+    def looked_at(self: Visibility, *given: Any) -> Any:
+        masks.append(mask(self, *given))
+        return masks[-1]
+
+    monkeypatch.setattr(Visibility, "mask", looked_at)
+    empty = [Text([4, 5]), Target([m.vocab.mask_id] * 4)]
+    for samples in ([empty, empty], [empty, empty[1:]]):
+        m.generate(collate(samples, m.vocab, side="left"), block_length=2, **named)
+    assert len(masks) == 8 and all(made is None or made.ndim == 2 for made in masks)
