@@ -46,7 +46,7 @@ def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, rows: Source) 
 
 
 def held_out_rows(
-    model: MMDiff, task: Task, stages: Mapping[str, StageConfig], progress: Progress, *, toy: bool = False
+    model: MMDiff, task: Task, stages: Mapping[str, StageConfig], progress: Progress, *, toy: bool
 ) -> dict[str, Source]:
     """Returns the held-out rows of the stages that are left, by stage. Each row has been read once.
 

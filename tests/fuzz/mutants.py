@@ -1,26 +1,31 @@
-"""`make mutate`: single changes of the product's code, and whether the tests that name the module notice them.
+"""`make mutate`: single changes of the product's code, and whether the tests that execute the changed line notice.
 
-    python -m tests.fuzz.mutants --number 300 --seed 0 [--only mmdiff/data/stream.py] [--json]
+    python -m tests.fuzz.mutants --number 300 --seed 0 [--only mmdiff/data/stream.py] [--without mmdiff/samplers]
 
 cosmic-ray makes the mutants: a comparison, an arithmetic operator, a number, a truth value, `and` / `or`, `not`.
-A mutant exists in the memory of one process only, no file is written. Exit code 1 when fewer than 95 % are noticed.
+A mutant exists in the memory of one process only; what was found is written below build/mutants/, so that it may be
+stopped and resumed. `--again` judges those that lived once more, after new tests. Exit code 1 when fewer than 95 % are
+noticed.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
+import contextlib
+import gc
 import json
 import os
-import signal
 import sys
-import time
 from collections import defaultdict
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.fuzz.noticing import ROOT, digest, judges, measured, noticed
+
+FOUND = ROOT / "build" / "mutants"
 MODULES = [
     "mmdiff/canvas",
     "mmdiff/data",
@@ -51,13 +56,27 @@ FAMILIES = {
     "not": "AddNot",
 }
 LEFT_OUT = ("_BitOr", "_BitAnd", "_BitXor", "RShift", "LShift", "_Is", "Is_", "IsNot")  # types, sets, `is None`
-SECONDS = 240
 WANTED = 0.95
+
+IMPORTED = (  # what every process would import again
+    "accelerate",
+    "matplotlib.pyplot",
+    "peft",
+    "PIL.Image",
+    "safetensors.torch",
+    "scipy.stats",
+    "tensorboard.compat.proto.event_pb2",
+    "timm",
+    "torch.utils.tensorboard",
+    "torchvision",
+    "transformers.models.esm.modeling_esm",
+    "transformers.models.llama.modeling_llama",
+)
 
 Mutant = tuple[str, str, int]  # module, operator, occurrence
 
 
-def mutants(only: list[str] | None) -> dict[tuple[str, str], list[Mutant]]:
+def mutants(only: list[str] | None, without: list[str]) -> dict[tuple[str, str], list[Mutant]]:
     """All mutants by (module, family)."""
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.plugins import get_operator, operator_names
@@ -67,6 +86,8 @@ def mutants(only: list[str] | None) -> dict[tuple[str, str], list[Mutant]]:
     files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))]
     for file in sorted(set(files)):
         module = str(file.relative_to(ROOT))
+        if module.startswith(tuple(without)):
+            continue
         nodes = list(ast_nodes(get_ast(file.read_text(encoding="utf-8"))))
         for name in operator_names():
             family = next((f for f, start in FAMILIES.items() if name.startswith(f"core/{start}")), None)
@@ -78,20 +99,26 @@ def mutants(only: list[str] | None) -> dict[tuple[str, str], list[Mutant]]:
     return {key: value for key, value in found.items() if value}
 
 
-def drawn(all_of: dict[tuple[str, str], list[Mutant]], number: int, seed: int) -> list[Mutant]:
-    """Mutants without repetition: a module and family first, for one comparison has many replacements."""
+def drawn(all_of: dict[tuple[str, str], list[Mutant]], seed: int) -> Iterator[Mutant]:
+    """Yields mutants without repetition: a module and family first, for one comparison has many replacements."""
     dice, left = Random(seed), {key: list(value) for key, value in all_of.items()}
-    out: list[Mutant] = []
-    while left and len(out) < number:
+    while left:
         key = dice.choice(sorted(left))
-        out.append(left[key].pop(dice.randrange(len(left[key]))))
+        yield left[key].pop(dice.randrange(len(left[key])))
         if not left[key]:
             del left[key]
-    return out
 
 
-def source_of(mutant: Mutant) -> tuple[str, str]:
-    """The mutated source, and the line that changed."""
+def compiles(source: str) -> bool:
+    try:
+        compile(source, "mutant", "exec")
+    except SyntaxError:
+        return False
+    return True
+
+
+def source_of(mutant: Mutant) -> tuple[str, int, str]:
+    """The mutated source, the number of the line that changed, and both forms of it."""
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 
@@ -99,54 +126,15 @@ def source_of(mutant: Mutant) -> tuple[str, str]:
     before = (ROOT / module).read_text(encoding="utf-8")
     after = mutate_code(before, get_operator(operator)(), occurrence)
     assert after is not None
-    for i, (a, b) in enumerate(zip(before.splitlines(), after.splitlines(), strict=False)):
-        if a != b:
-            return after, f"line {i + 1}: {a.strip()} -> {b.strip()}"
-    return after, "no line differs"
+    pairs = zip(before.splitlines(), after.splitlines(), strict=False)
+    line, a, b = next((i, a, b) for i, (a, b) in enumerate(pairs, 1) if a != b)
+    return after, line, f"line {line}: {a.strip()} -> {b.strip()}"
 
 
-def tests_of(module: str) -> list[str]:
-    """The test files that name a module, that of its own name first; those of its room where none does."""
-    dotted = module.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    dotted = dotted if dotted.startswith("mmdiff.") else f"mmdiff.{dotted}"
-    package, _, name = dotted.rpartition(".")
-    files = [f for f in sorted((ROOT / "tests").rglob("test_*.py")) if not {"fuzz", "house"} & set(f.parts)]
-    texts = {file: file.read_text(encoding="utf-8") for file in files}
-    naming = [f for f, t in texts.items() if dotted in t or f"from {package} import" in t and name in t]
-    own = [f for f in texts if f.name == f"test_{name}.py"]
-    room = module.split("/")[1] if module.startswith("mmdiff") else module.split("/")[-2]
-    chosen = list(dict.fromkeys([*own, *naming])) or [f for f in texts if room in f.parts]
-    return [str(f) for f in chosen]
-
-
-def noticed(module: str, source: str | None) -> bool:
-    """Whether the tests fail with this source of a module. None: the module as it is."""
-    pid = os.fork()
-    if pid == 0:
-        os.setpgid(0, 0)
-        os.chdir(ROOT)
-        for stream in (1, 2):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-        path, whole = str(ROOT / module), importlib.machinery.SourceFileLoader.get_code
-
-        def get_code(self: Any, name: str) -> Any:
-            if source is not None and os.path.realpath(self.path) == path:
-                return compile(source, path, "exec")
-            return whole(self, name)
-
-        importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
-        import pytest
-
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests_of(module)])))
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status) != 0
-        time.sleep(0.05)
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return True
+def kept(file: Path) -> dict[str, dict[str, Any]]:
+    """What was found already, by mutant and module's digest; of several lines the last one."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return {(entry := json.loads(line))["key"]: entry for line in lines}
 
 
 def main() -> int:
@@ -154,33 +142,46 @@ def main() -> int:
     parser.add_argument("--number", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", help="a file or folder; may be given again")
+    parser.add_argument("--without", action="append", default=[], help="a file or folder; may be given again")
+    parser.add_argument("--seconds", type=float, default=45, help="of tests, that judge a mutant")
+    parser.add_argument("--again", action="store_true", help="judge those that lived once more")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    import accelerate  # noqa: F401  what every process would import again
-    import peft  # noqa: F401
-    import pytest  # noqa: F401
-    import torch
-    import transformers  # noqa: F401
-
+    for name in IMPORTED:
+        with contextlib.suppress(ImportError):
+            import_module(name)
+    torch = import_module("torch")
     torch.set_num_threads(1)
-    chosen = drawn(mutants(given.only), given.number, given.seed)
+    gc.freeze()
+    FOUND.mkdir(parents=True, exist_ok=True)
+    file = FOUND / "judged.jsonl"
+    reach, before = measured(FOUND / "reach.jsonl"), kept(file)
+    failing = [name for name, entry in reach.items() if not entry["passes"]]
     lived: list[str] = []
-    sound: dict[str, bool] = {}
-    for i, mutant in enumerate(chosen):
-        module = mutant[0]
-        if module not in sound:
-            sound[module] = not noticed(module, None)
-        if not sound[module]:
-            print(f"{module}: its tests fail without a mutation", file=sys.stderr)
-            return 2
-        source, what = source_of(mutant)
-        seen = noticed(module, source)
-        lived += [] if seen else [f"{module} {what}"]
-        print(f"{i + 1}/{len(chosen)} {'noticed' if seen else 'LIVED'}: {module} {what}", file=sys.stderr, flush=True)
-    share = 1 - len(lived) / max(1, len(chosen))
-    found = {"mutants": len(chosen), "noticed": len(chosen) - len(lived), "share": round(share, 4), "lived": lived}
-    print(json.dumps(found) if given.json else "\n".join([f"{len(chosen)} mutants, {share:.1%} noticed", *lived]))
+    count = 0
+    for module, operator, occurrence in drawn(mutants(given.only, given.without), given.seed):
+        if count == given.number:
+            break
+        key = f"{module}@{digest(module)} {operator} {occurrence}"
+        entry = before.get(key)
+        if entry is None or given.again and not entry["noticed"]:
+            source, line, what = source_of((module, operator, occurrence))
+            if not compiles(source):
+                continue
+            files = judges(module, line, reach, given.seconds)
+            entry = {"key": key, "what": what, "noticed": noticed(module, source, files, reach), "files": len(files)}
+            with open(file, "a") as handle:
+                handle.write(json.dumps(entry) + "\n")
+            seen = entry["noticed"] or f"LIVED through {len(files)} files"
+            print(f"{count + 1}/{given.number} {seen}: {module} {entry['what']}", file=sys.stderr, flush=True)
+        count += 1
+        lived += [] if entry["noticed"] else [f"{module} {entry['what']}"]
+    share = 1 - len(lived) / max(1, count)
+    found = {"mutants": count, "noticed": count - len(lived), "share": round(share, 4), "lived": lived}
+    left_out = [f"not asked, since they fail as it is: {', '.join(failing)}"] if failing else []
+    text = "\n".join([f"{count} mutants, {share:.1%} noticed", *lived, *left_out])
+    print(json.dumps({**found, "failing": failing}) if given.json else text)
     return 0 if share >= WANTED else 1
 
 

@@ -6,6 +6,7 @@ Shape letters: R rows, L positions, D width, V vocabulary.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -199,14 +200,14 @@ def test_layers_are_transformers_hidden_states(tmp_path: Path) -> None:
 
 def test_a_canvas_is_scored_by_the_whole_head_on_predicted_positions_only() -> None:
     """`MMDiff.denoiser` runs dense, norm, decoder, bias and cap on the predicted positions."""
-    backbone = small(options={"logit_cap": 2.0})
+    backbone = small(options={"logit_cap": 0.5})
     samples = [[Text([CLS]), Target([5, MASK, 7, MASK]), Text([EOS])], [Text([CLS]), Target([MASK]), Text([EOS])]]
     batch = collate(samples, backbone.vocab, side="left")
     open_BL = batch.ids_BL == MASK
     logits = asked(MMDiff(backbone).denoiser(batch), batch.ids_BL, open_BL, torch.arange(2))
     full = backbone(batch.ids_BL, batch.attend_BL)
     torch.testing.assert_close(logits, full[open_BL], rtol=1e-5, atol=1e-6)
-    assert full.abs().max() <= 2.0
+    assert full.abs().max() <= 0.5
 
 
 def test_the_published_sizes() -> None:
@@ -224,12 +225,24 @@ def test_the_published_sizes() -> None:
     assert list(counts.values()) == [7_512_353, 148_160_673, 651_084_833]
 
 
+def test_every_published_size_is_that_of_its_name() -> None:
+    """ESM-2's heads have 16, 24, 32 and, from 650 M parameters on, 64 dimensions."""
+    sizes = {"8": (8, 16), "35": (35, 24), "150": (150, 32), "650": (650, 64), "3": (3000, 64)}
+    for name, raw in esm.PUBLISHED.items():
+        found = re.search(r"_(8|35|150|650|3)[mMbB]?(?:_|$)", name)
+        millions, dims = sizes[found[1] if found else "650"]  # the one that has no number is made of that one
+        width, layers = raw["hidden_size"], raw["num_hidden_layers"]
+        assert 12 * layers * width**2 / 1e6 == pytest.approx(millions, rel=0.1), name
+        assert raw["num_attention_heads"] * dims == width and raw["intermediate_size"] == 4 * width, name
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"options": {"tokendropout": True}}, "options.tokendropout: no such option of ESM.*token_dropout"),
         ({"options": {"positions": "relative"}}, "options.positions: 'relative'"),
         ({"options": {"logit_cap": -1}}, "options.logit_cap: -1, expected a number above 0"),
+        ({"options": {"logit_cap": 0}}, "options.logit_cap: 0, expected a number above 0"),
         ({"options": {"token_dropout": 1}}, "options.token_dropout: 1 is not true or false"),
         ({"kv_heads": 2}, "kv_heads 2: ESM has as many as heads = 4"),
         ({"family": "llada", "options": {"logit_cap": 3}}, "options.logit_cap: LLaDA has no options"),

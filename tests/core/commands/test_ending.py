@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import kills
 import pytest
+from failures import kills
 
 from mmdiff.commands import cli, ending
 from mmdiff.commands.arguments import Output
@@ -74,6 +74,7 @@ def command(verb: Callable[[], Output], file: Path) -> tuple[int | None, list[st
     """Run a verb as a process of its own; returns its exit code and lines."""
 
     def live() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `pytest &` has it ignored
         ending.GRACE = 0.2
         cli.VERBS["x"] = verb
         sys.argv = ["mmdiff", "x"]

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import kills
 import pytest
+from failures import kills
 
 from mmdiff.errors import ConfigError
 from mmdiff.evaluation.evaluate import alone, evaluate_run

@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import kills
 import pytest
+from failures import kills
 
 from mmdiff.errors import ConfigError
 from mmdiff.files import aside, clear, lock, part_of, remove, write_text

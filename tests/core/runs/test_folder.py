@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import time
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import kills
 import pytest
 import toy
+from failures import kills
 
 from mmdiff.config import load_config, to_yaml
 from mmdiff.config.settings import Config
@@ -237,3 +238,30 @@ def test_the_configuration_is_that_of_the_last_training() -> None:
     run.close()
     open_run(toy.config(log_every=3)).close()
     assert to_yaml(load_config("runs/toy")) == to_yaml(toy.config(log_every=3))
+
+
+def test_a_run_is_resumed_unless_it_is_asked_for_afresh() -> None:
+    for _ in range(2):
+        run = open_run(toy.config())
+        run.log(1, {"loss": 1.0})
+        run.close()
+    assert [p.name for p in Path("runs").iterdir()] == ["toy"]
+    assert len(run.metrics.read_text().splitlines()) == 2
+
+
+def test_steps_behind_a_checkpoint_are_dropped_from_the_log_when_they_come_again() -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for begin, steps in ((0, [1, 2, 3, 4]), (2, [3])):
+        run = open_run(toy.config())
+        run.begin_log(begin, tensorboard=True)
+        for step in steps:
+            run.log(step, {"loss": float(begin + step)})
+        run.close()
+    assert [(line["step"], line["loss"]) for line in map(json.loads, run.metrics.read_text().splitlines())] == [
+        (1, 1.0), (2, 2.0), (3, 5.0),
+    ]  # fmt: skip
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("run/loss")] == [(1, 1.0), (2, 2.0), (3, 5.0)]

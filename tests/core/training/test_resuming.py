@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import kills
 import pytest
 import torch
 import toy
+from failures import kills
 from safetensors.torch import load_file
 from torch import Tensor
 

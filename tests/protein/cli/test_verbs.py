@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import kills
 import pytest
 from protein_models import saved
 
@@ -356,93 +351,3 @@ def test_every_refusal_is_one_line(words: list[str], message: str, capsys: pytes
     said = err.rpartition("\r")[2]  # behind a bar that came and went
     assert out == "" and said.startswith(f"mmdiff: error: {message}") and err.count("\n") == 1
     assert sorted(Path().rglob("*")) == before  # nothing is made for a command that does nothing
-
-
-# Kills and full disks: a disk that is full from the n-th change of its files on
-
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-
-
-class _Disk:
-    """Counts openings for writing, new names and new folders below a folder; from the n-th on they fail."""
-
-    def __init__(self) -> None:
-        self.folder, self.left, self.hit = "", 0, False
-
-    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
-        if not self.folder or event not in ("open", "os.rename", "os.mkdir", "os.link"):
-            return
-        if event == "open" and not (isinstance(args[2], int) and args[2] & WRITES):
-            return
-        names = [os.fsdecode(name) for name in args[:2] if isinstance(name, str | bytes | os.PathLike)]
-        if any(os.path.join(os.getcwd(), name).startswith(self.folder) for name in names):
-            self.left -= 1
-            if self.left < 0:
-                self.hit = True
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), names[0])
-
-
-DISK = _Disk()
-sys.addaudithook(DISK)  # which nothing takes away again
-
-
-@contextmanager
-def full(folder: Path, after: int) -> Iterator[_Disk]:
-    """Below the folder, `after` changes succeed, and no more."""
-    DISK.folder, DISK.left, DISK.hit = str(folder), after, False
-    try:
-        yield DISK
-    finally:
-        DISK.folder = ""
-
-
-def full_everywhere(
-    words: Callable[[Path], Sequence[Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str], every: int = 1
-) -> int:
-    """Check a command at every `every`-th change. Returns the number of changes. words: of results below a folder."""
-    whole = tmp_path / "whole"
-    assert main([str(word) for word in words(whole)]) == 0
-    for after in range(0, 1000, every):
-        folder = tmp_path / f"full-{after}"
-        command = [str(word) for word in words(folder)]
-        capsys.readouterr()
-        with full(folder, after) as disk:
-            code = main(command)
-        if not disk.hit:
-            return after
-        said = capsys.readouterr().err.strip().splitlines()
-        assert code == 2 and said[-1].startswith("mmdiff: error: "), f"at change {after}: {said[-3:]}"
-        assert "No space left on device" in said[-1], said[-1]
-        assert main(command) == 0, f"after a full disk at change {after}: {capsys.readouterr().err[-500:]}"
-        assert not kills.litter(folder)
-        ours, theirs = (kills.files_in(one) for one in (folder, whole))
-        assert ours.keys() == theirs.keys(), f"at change {after}: {sorted(ours.keys() ^ theirs.keys())}"
-    raise AssertionError("no end of changes")
-
-
-WRITERS: dict[str, list[str]] = {
-    "x.fasta": ["generate", "run", "--length", "5", "--n", "3", STEPS],
-    "x.jsonl": ["infill", "run", "n.fasta", "--open", "2-3", STEPS],
-    "x.csv": ["design", "run", "--target", "MKTAY", "--length", "4", "--n", "2", STEPS],
-    "s.tsv.gz": ["score", "run", "n.fasta", "--levels", "2"],
-    "m.csv": ["score", "run", "--scan", "scan.csv", "--methods", "wt_marginal"],
-    "e": ["embed", "run", "n.fasta"],
-    "e.npz": ["embed", "run", "n.fasta"],
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("out", WRITERS)
-def test_a_kill_at_every_change_heals(out: str, home: Path, tmp_path: Path) -> None:
-    words = [str(home / word) if (home / word).exists() else word for word in WRITERS[out]]
-    again = None if out != "m.csv" else (lambda: Path(out).exists() or main(["protein", *words, "--out", out]))
-    assert kills.everywhere(["protein", *words, "--out", out], tmp_path, again=again) > 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("out", WRITERS)
-def test_a_full_disk_is_one_line_and_the_command_goes_on(
-    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["protein", *WRITERS[out], "--out"]
-    assert full_everywhere(lambda folder: [*words, folder / "new" / out], tmp_path, capsys) > 2

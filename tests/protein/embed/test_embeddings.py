@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import kills
 import numpy as np
 import pytest
 import torch
+from failures import kills
 
 from mmdiff.backbones import new_backbone
 from mmdiff.backbones.esm import tokenizer

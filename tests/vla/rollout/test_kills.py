@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import kills
 import numpy as np
 import pytest
+from failures import disks, kills
 
 from mmdiff.commands.cli import main
 from mmdiff.errors import ConfigError
@@ -65,7 +65,21 @@ CALLS: dict[str, tuple[Any, Callable[[], None] | None]] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_a_kill_at_every_change(name: str, tmp_path: Path) -> None:
     call, prepare = CALLS[name]
-    assert kills.everywhere(call, tmp_path, prepare=prepare, every=2, ignore=["eval_info.json"]) >= 3
+    assert kills.everywhere(call, tmp_path, prepare=prepare, ignore=["eval_info.json"]) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("disk", [disks.full, disks.small])
+def test_a_full_disk(disk: Callable[..., int], name: str, tmp_path: Path) -> None:
+    call, prepare = CALLS[name]
+    assert disk(call, tmp_path, prepare=prepare, ignore=["eval_info.json"]) > 0
+
+
+@pytest.mark.parametrize("name", ["stats", *(pytest.param(n, marks=pytest.mark.slow) for n in CALLS if n != "stats")])
+def test_a_folder_without_permission(name: str, tmp_path: Path) -> None:
+    call, prepare = CALLS[name]
+    disks.read_only(call, tmp_path, prepare=prepare, ignore=["eval_info.json"])
 
 
 def test_a_recording_is_whole_or_not_there(tmp_path: Path) -> None:

@@ -19,11 +19,15 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatch
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from mmdiff.commands.cli import main
 from mmdiff.files import SUMS
@@ -120,33 +124,52 @@ def _killed(call: Call, folder: Path, prepare: Callable[[], Any] | None, n: int)
 
 
 def _child(call: Call, folder: Path, prepare: Callable[[], Any] | None, n: int) -> tuple[int, str, str]:
+    report = folder.with_name(f"{folder.name}.report")
+
+    def live() -> int:
+        if prepare is not None:
+            prepare()
+        watch = Watch(folder, n, report)
+        code = (call() and 0) if callable(call) else main(list(call))
+        watch.on = False
+        report.write_text(str(watch.seen))
+        return code or 0
+
     folder.mkdir(parents=True, exist_ok=True)
-    said, report = (folder.with_name(f"{folder.name}.{ending}") for ending in ("said", "report"))
     report.write_text("0")
-    child = FORK.Process(target=_live, args=(call, folder, prepare, n, said, report))
+    code, said = in_a_child(live, folder)
+    return code, said, report.read_text()
+
+
+def in_a_child(live: Callable[[], int], folder: Path) -> tuple[int, str]:
+    """Run a function in a forked process that stands in a folder; returns its exit code, and what it printed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    said, writer = os.pipe()
+
+    def run() -> None:
+        os.chdir(folder)
+        tqdm.set_lock(threading.RLock())  # its own is shared by all processes, and one is killed that holds it
+        with open(writer, "w") as handle, contextlib.redirect_stdout(handle), contextlib.redirect_stderr(handle):
+            try:
+                code = live()
+            except BaseException:
+                traceback.print_exc()
+                code = 1
+        os._exit(code)
+
+    child = FORK.Process(target=run)
     child.start()
+    os.close(writer)
+    parts = []
+    while said in wait([child.sentinel, said]) and (part := os.read(said, 1 << 16)):
+        parts.append(part)
     child.join()
+    os.close(said)
     assert child.exitcode is not None
-    return child.exitcode, said.read_text(errors="replace"), report.read_text()
+    return child.exitcode, b"".join(parts).decode(errors="replace")
 
 
-def _live(call: Call, folder: Path, prepare: Callable[[], Any] | None, n: int, said: Path, report: Path) -> None:
-    os.chdir(folder)
-    with open(said, "a") as handle, contextlib.redirect_stdout(handle), contextlib.redirect_stderr(handle):
-        try:
-            if prepare is not None:
-                prepare()
-            watch = _Watch(folder, n, report)
-            code = (call() and 0) if callable(call) else main(list(call))
-            watch.on = False
-            report.write_text(str(watch.seen))
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-    os._exit(code or 0)
-
-
-class _Watch:
+class Watch:
     """Counts the changes below a folder, and dies before the n-th; n = 0: never."""
 
     def __init__(self, folder: Path, n: int, report: Path) -> None:
@@ -158,14 +181,14 @@ class _Watch:
         if not self.on or os.getpid() != self.owner:
             return
         if event == "open" and isinstance(args[2], int) and args[2] & WRITES and self._below(args[0]):
-            self._change(event, args[0])
-            self._change("empty", args[0], args[2])
+            self.change(event, args[0])
+            self.change("empty", args[0], args[2])
         elif event == "sqlite3.connect" and self._below(args[0]):
-            self._change(event, args[0])
+            self.change(event, args[0])
         elif event in CHANGES:
             at = args[CHANGES[event]] if event in ("os.remove", "os.rmdir") and len(args) > 1 else -1
             if any(self._below(name, at) for name in args[: CHANGES[event]]):
-                self._change(event, args[0])
+                self.change(event, args[0])
 
     def _below(self, name: Any, at: int = -1) -> bool:
         if not isinstance(name, str | bytes | os.PathLike):
@@ -179,7 +202,7 @@ class _Watch:
         finally:
             self.on = True
 
-    def _change(self, event: str, name: Any, flags: int | None = None) -> None:
+    def change(self, event: str, name: Any, flags: int | None = None) -> None:
         self.seen += 1
         if self.seen == self.n:
             self.on = False

@@ -1,0 +1,34 @@
+"""Training whose disk is full, or whose folder cannot be written: one line, and it is resumed with nothing lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import toy
+from failures import disks
+
+from mmdiff import train
+
+STAGE = {"steps": 2, "batch_size": 2, "eval": {"target": "toy.Corners", "n": 3, "seed": 2}}
+
+
+def run() -> None:
+    train(toy.config(stage=STAGE))
+
+
+def cached() -> None:
+    frozen = [{"match": "encoders", "train": False}, {"match": "*"}]
+    train(toy.config(stage={**STAGE, "params": frozen, "cache_features": True}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [run, cached])
+@pytest.mark.parametrize("disk", [disks.full, disks.small])
+def test_a_full_disk(disk: Callable[..., int], call: Callable[[], None], tmp_path: Path) -> None:
+    assert disk(call, tmp_path, ignore=["*.sqlite"]) > 10
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    disks.read_only(run, tmp_path)
