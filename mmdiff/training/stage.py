@@ -104,34 +104,34 @@ class Stage:
         meters, mark = Meters(), time.perf_counter()
         hidden = not (self.progress_bar and self.accelerator.is_main_process)
         bar = tqdm(total=stage.steps, initial=progress.stage_step, desc=self.name, disable=hidden, mininterval=0.5)
-        if self.pending:
-            self._evaluate()
-        while progress.stage_step < stage.steps:
-            window = [next(batches) for _ in range(stage.accumulate)]
-            if self.cache is not None:
-                window = [self.cache.fill(self.model, batch, prints) for batch in window]
-            self._step(wrapped, optimizer, window, meters)
-            progress.step, progress.stage_step = progress.step + 1, progress.stage_step + 1
-            progress.tokens += sum(int(b.attend_BL.sum()) for b in window) * self.accelerator.num_processes
-            last = progress.stage_step == stage.steps
-            save = last or progress.step % self.settings.save_every == 0
-            if save or progress.step % self.settings.log_every == 0:
-                now = time.perf_counter()
-                self._check_finite(meters.diverged(self.accelerator))
-                progress.seconds, mark, passed = progress.seconds + now - mark, now, now - mark
-                figures = meters.read(self.accelerator, passed)
-                progress.loss[self.name] = figures["loss"]
-                shown = {"loss": f"{figures['loss']:.4f}", "tokens_s": f"{figures['tokens_per_second']:.0f}"}
-                bar.set_postfix(shown, refresh=False)
-                if self.accelerator.is_main_process:
-                    lr = stage.lr * lr_factor(progress.stage_step - 1, stage)
-                    self.run.log(progress.step, {"stage": self.name, "lr": lr, **figures})
-            bar.update()
-            if save:
-                self._save(last)
-            if is_due(stage, self.settings, progress):  # behind the checkpoint: an error here costs no step
+        with bar:  # closed before an error is told of
+            if self.pending:
                 self._evaluate()
-        bar.close()
+            while progress.stage_step < stage.steps:
+                window = [next(batches) for _ in range(stage.accumulate)]
+                if self.cache is not None:
+                    window = [self.cache.fill(self.model, batch, prints) for batch in window]
+                self._step(wrapped, optimizer, window, meters)
+                progress.step, progress.stage_step = progress.step + 1, progress.stage_step + 1
+                progress.tokens += sum(int(b.attend_BL.sum()) for b in window) * self.accelerator.num_processes
+                last = progress.stage_step == stage.steps
+                save = last or progress.step % self.settings.save_every == 0
+                if save or progress.step % self.settings.log_every == 0:
+                    now = time.perf_counter()
+                    self._check_finite(meters.diverged(self.accelerator))
+                    progress.seconds, mark, passed = progress.seconds + now - mark, now, now - mark
+                    figures = meters.read(self.accelerator, passed)
+                    progress.loss[self.name] = figures["loss"]
+                    shown = {"loss": f"{figures['loss']:.4f}", "tokens_s": f"{figures['tokens_per_second']:.0f}"}
+                    bar.set_postfix(shown, refresh=False)
+                    if self.accelerator.is_main_process:
+                        lr = stage.lr * lr_factor(progress.stage_step - 1, stage)
+                        self.run.log(progress.step, {"stage": self.name, "lr": lr, **figures})
+                bar.update()
+                if save:
+                    self._save(last)
+                if is_due(stage, self.settings, progress):  # behind the checkpoint: an error here costs no step
+                    self._evaluate()
         self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
         self.accelerator.free_memory()  # the next stage's gradients are not this optimizer's to unscale
         if self.cache is not None:

@@ -56,7 +56,7 @@ def full(
 
     def whole() -> int:
         watch = _Full(tmp_path / "whole", 0, count)
-        code = _code(call)
+        code = code_of(call)
         watch.on = False
         count.write_text(str(watch.seen))
         return code
@@ -68,7 +68,7 @@ def full(
 
         def limited(n: int = n) -> int:
             _Full(tmp_path / "full", n, count)
-            return _code(call)
+            return code_of(call)
 
         _check(call, limited, tmp_path / "full", prepare, expected, f"full at change {n}", shown)
     return changes
@@ -79,7 +79,7 @@ def small(
 ) -> int:
     """Check a disk on which each file in turn, by size, is the first that is cut off. Returns their number."""
     shown = _shown(ignore, plain)
-    expected = _whole(lambda: _code(call), tmp_path, prepare, shown)
+    expected = _whole(lambda: code_of(call), tmp_path, prepare, shown)
     _prepared(prepare, tmp_path / "small")
     before, after = (files_in(tmp_path / name, LOCKS, lambda _, content: content) for name in ("small", "whole"))
     sizes = sorted({len(content) for name, content in after.items() if content and content != before.get(name)})
@@ -88,7 +88,7 @@ def small(
 
         def limited(size: int = size) -> int:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, resource.RLIM_INFINITY))
-            code = _code(call)
+            code = code_of(call)
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             return code
 
@@ -101,7 +101,7 @@ def read_only(
 ) -> None:
     """Check a working folder that cannot be written: nothing in it changes."""
     shown = _shown(ignore, plain)
-    expected = _whole(lambda: _code(call), tmp_path, prepare, shown)
+    expected = _whole(lambda: code_of(call), tmp_path, prepare, shown)
     folder = tmp_path / "read-only"
     _prepared(prepare, folder)
     before = files_in(folder, ())
@@ -109,7 +109,7 @@ def read_only(
 
     def limited() -> int:
         without_privileges()
-        return _code(call)
+        return code_of(call)
 
     try:
         code, said = in_a_child(limited, folder)
@@ -128,7 +128,7 @@ def without_privileges() -> None:
     assert ctypes.CDLL(None).capset(header, none) == 0
 
 
-def _code(call: Call) -> int:
+def code_of(call: Call) -> int:
     """The exit code of a command line; a call is made within one."""
     if not callable(call):
         return main(list(call))
@@ -195,7 +195,7 @@ def _one_line(code: int, said: str, when: str, reasons: tuple[str, ...]) -> None
 
 
 def _heals(call: Call, folder: Path, expected: Any, when: str, shown: Files) -> None:
-    code, said = in_a_child(lambda: _code(call), folder)
+    code, said = in_a_child(lambda: code_of(call), folder)
     assert code == 0, f"after {when}: exit code {code}: {said[-3000:]}"
     found = shown(folder)
     assert not litter(folder), f"after {when}: leaves {litter(folder)}"
