@@ -65,7 +65,7 @@ class GenerationConfig:
         (mmdiff.samplers.links.chain).
     threshold: commit every position whose score reaches it, at least one (Fast-dLLM); `steps` then plays no part. None:
         as many positions as the schedule gives.
-    select: node of a rule that replaces schedule and threshold (mmdiff.samplers.rules.select).
+    select: node of a rule that replaces threshold, and mostly the schedule too (docs/sampling.md lists all rules).
     revise: node of a rule that masks positions of the current block again (mmdiff.samplers.rules.revise). None: what is
         committed stays.
     draft: node of a rule that masks positions of a given draft, to be predicted again (mmdiff.samplers.deliberation).

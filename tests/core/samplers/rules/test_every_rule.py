@@ -1,6 +1,6 @@
 """What holds of every rule: a row is the same alone and in a batch, and no rule waits for the device.
 
-The list below must name every part of the rules' folder and every schedule.
+The list below must name every part of the rules' folder and every schedule; so must docs/sampling.md.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import pytest
 import torch
 from imports import declared
 from logit_tables import by_query
+from paths import ROOT
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -76,6 +77,8 @@ def test_every_rule_is_in_the_matrix() -> None:
     }
     listed = {type(rule) for rule in [*SCORES, *SELECTS, *BY_ENTROPY, *REVISES, Shifted()]}
     assert parts == listed
+    page = (ROOT / "docs/sampling.md").read_text(encoding="utf-8")
+    assert not {one for one in parts if f"`{one.__module__}.{one.__qualname__}`" not in page}
 
 
 def denoiser(batch: Batch) -> Any:
