@@ -64,8 +64,8 @@ class Stage:
     progress: Progress
     toy: bool
     progress_bar: bool
-    held_out: Source | None = None
-    pending: bool = False
+    held_out: Source | None
+    pending: bool
 
     def __post_init__(self) -> None:
         stage, config, where = self.stage, self.config, f"train.stages.{self.name}"

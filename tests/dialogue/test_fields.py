@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmdiff.canvas.vocab import Vocab, word_tokenizer
+from mmdiff.canvas.vocab import Vocab, check_text, word_tokenizer
 from mmdiff.data.fields import EXTRA, check_row
 from mmdiff.errors import DataError, UserError
 from mmdiff.tasks.asr.data.hypotheses import read_hypotheses
@@ -258,3 +258,10 @@ def test_values_of_other_kinds_are_one_line(value: Any) -> None:
                     call(row, vocab())
                 except DataError as error:
                     assert "\n" not in str(error) and len(str(error)) < 400  # noqa: PT017
+
+
+@pytest.mark.parametrize(("before", "shown"), [(0, ""), (2, "xx"), (30, "x" * 20)])
+def test_a_lone_surrogate_is_shown_with_what_stands_around_it(before: int, shown: str) -> None:
+    with pytest.raises(DataError) as error:
+        check_text("x" * before + "\ud800" + "y" * 30)
+    assert str(error.value).endswith(f", at {before} of '{shown}\\ud800{'y' * 19}'")

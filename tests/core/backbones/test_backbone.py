@@ -18,6 +18,8 @@ from paths import ROOT
 from torch import Tensor
 
 from mmdiff.backbones import Backbone, backbone_from_folder, check_attention, llada, load_backbone, new_backbone
+from mmdiff.backbones.family import Facts
+from mmdiff.backbones.reserve import resize
 from mmdiff.canvas.pattern import Coordinates, Pattern, Visibility
 from mmdiff.canvas.patterns import BlockCausal, Causal, CausalContext, Documents, PrefixCausal
 from mmdiff.canvas.vocab import word_tokenizer
@@ -408,6 +410,25 @@ def test_the_toy_is_a_small_backbone_of_the_same_family(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llda"}')
     with pytest.raises(ConfigError, match="llda"):
         load_backbone.toy(tmp_path)
+
+
+@pytest.mark.parametrize(("mask", "eos", "missing"), [(None, 1, "mask"), (1, None, "eos"), (None, None, "mask")])
+def test_a_model_needs_a_mask_and_an_end(mask: int | None, eos: int | None, missing: str) -> None:
+    more: dict[str, Any] = {"pad_id": None, "bos_id": None, "end_ids": (), "max_length": 8}
+    with pytest.raises(ConfigError, match=f"tokenizer: no {missing} token"):
+        Facts.found(mask_id=mask, eos_id=eos, **more)
+    assert Facts.found(mask_id=1, eos_id=2, **more).pad_id == 2
+
+
+def test_rows_behind_the_table_are_drawn_as_the_others_were() -> None:
+    backbone = new_backbone(tokenizer=word_tokenizer(["a", "b"]), hidden_size=64, layers=1, heads=2)
+    table = backbone.model.get_input_embeddings().weight
+    with torch.no_grad():
+        table.fill_(5.0)
+    before = len(table)
+    resize(backbone, before + 256)
+    rows = backbone.model.get_input_embeddings().weight[before:]
+    assert len(rows) == 256 and rows.std().item() == pytest.approx(0.02, rel=0.05) and abs(rows.mean().item()) < 0.001
 
 
 def test_importing_the_package_imports_no_torch() -> None:

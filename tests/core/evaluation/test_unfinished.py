@@ -10,7 +10,7 @@ import pytest
 from failures import kills
 
 from mmdiff.errors import ConfigError
-from mmdiff.evaluation.evaluate import alone, evaluate_run
+from mmdiff.evaluation.evaluate import _homes, alone, evaluate_run
 from mmdiff.evaluation.sweep import sweep
 from mmdiff.files import read_json
 
@@ -31,6 +31,19 @@ def test_a_finished_run_says_nothing(run: Path, capsys: pytest.CaptureFixture[st
     assert "unfinished" not in out and "warning" not in capsys.readouterr().err
     assert read_json(run / "metrics.json")["steps"] == 4 and read_json(run / "metrics.json")["eval"] == out["eval"]
     assert [p.name for p in Path("runs").iterdir()] == ["toy"]  # no lock is left
+
+
+def test_only_a_checkpoint_of_a_run_belongs_to_the_folder_above(run: Path) -> None:
+    def homes(folder: Path) -> tuple[Path, Path]:
+        home, results = _homes(folder)
+        return home, results.folder
+
+    checkpoint = run / "checkpoints" / "step-00000004"
+    assert homes(checkpoint) == (run, run / "evals" / checkpoint.name)
+    for folder in (run, run / "checkpoints", run / "model"):
+        assert homes(folder) == (folder, folder)
+    (checkpoint / "trainer.json").unlink()  # a saved model that lies in a folder of this name
+    assert homes(checkpoint) == (checkpoint, checkpoint)
 
 
 def test_an_unfinished_run_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

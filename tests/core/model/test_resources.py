@@ -14,6 +14,7 @@ import torch
 import toy
 
 from mmdiff.backbones import load_backbone, new_backbone
+from mmdiff.backbones.bounds import FILE_BYTES, check_files
 from mmdiff.canvas.sample import Target
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.errors import DataError, UserError
@@ -110,6 +111,18 @@ def test_what_asks_for_too_much_is_refused(saved: Path, harm: str) -> None:
         load(saved)
     assert "\n" not in str(error.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEGABYTES * 1024
+
+
+def test_only_weights_may_be_large(tmp_path: Path) -> None:
+    def sparse(name: str) -> None:
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(FILE_BYTES + 1)
+
+    sparse("model.safetensors")
+    check_files(tmp_path)
+    sparse("tokenizer.json")
+    with pytest.raises(UserError, match="tokenizer.json"):
+        check_files(tmp_path)
 
 
 def test_a_backbone_cannot_ask_for_more_than_its_weights(saved: Path) -> None:

@@ -128,7 +128,10 @@ MOMENTS = {
     "negative": (lambda t: t[SQUARE].fill_(-1.0), "is negative"),
     "step of a matrix": (lambda t: t.update({KEY.replace("exp_avg", "step"): torch.ones(3)}), "has shape"),
     "one is missing": (lambda t: t.pop(SQUARE), "is missing"),
-    "of nothing": (lambda t: t.update({"exp_avg:no.such": torch.zeros(1)}), "no.such, which this stage does not train"),
+    "of nothing": (
+        lambda t: t.update({"exp_avg:no.such": torch.zeros(1)}),
+        ": moments of no.such, which this stage does not train",
+    ),
 }
 
 

@@ -165,6 +165,16 @@ def test_an_error_of_the_evaluation_costs_no_step(monkeypatch: pytest.MonkeyPatc
     assert lines("toy") == lines("whole") and "bound_per_sample" in lines("toy")[-1]
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_bound_that_is_there_is_not_computed_again(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    often = {"save_every": 1, "log_every": 1, "eval_every": 1}
+    cut_at(step, small(**often), monkeypatch)
+    train(small(**often))
+    train(small("whole", **often))
+    assert lines("toy") == lines("whole")
+    assert sum("bound_per_sample" in line for line in lines("toy")) == 3
+
+
 # Other settings
 
 

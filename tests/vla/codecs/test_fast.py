@@ -154,7 +154,9 @@ def test_other_refusals() -> None:
         FAST({"scale": 10.0})
     with pytest.raises(ConfigError, match="max_tokens: 0"):
         FAST(untrained().table, max_tokens=0)
-    with pytest.raises(DataError, match="chunks of shape"):
-        FAST.train(np.zeros((3, 4)))
+    for shape in ((3, 4), (3, 4, 2, 1), (0, 4, 2), (3, 0, 2), (3, 4, 0)):
+        with pytest.raises(DataError, match="chunks of shape"):
+            FAST.train(np.zeros(shape))
+    assert FAST.train(np.zeros((1, 1, 1))).encode(np.zeros((1, 1)))  # one of everything is enough
     with pytest.raises(ConfigError, match="scale: 0"):
         FAST.train(smooth(3), scale=0)
