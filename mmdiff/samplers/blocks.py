@@ -69,7 +69,7 @@ class Blocks:
         n_blocks = self.steps_BJ.shape[1]
         block_B = torch.where(live_BL, state.block_BL, n_blocks).amin(1)
         in_block_BL = state.block_BL == block_B[:, None]
-        predict_BL = live_BL & in_block_BL
+        predict_BL = state.pending_BL & in_block_BL
         query_BL = predict_BL if rescore is None else predict_BL | (rescore & in_block_BL)
         counts = predict_BL.sum(1), query_BL.sum(1), state.pending_BL.sum(1)
         status = torch.stack([block_B, *counts, wrong.long().expand_as(block_B)])
@@ -114,6 +114,7 @@ class Blocks:
         at = work.row_R, work.block_R
         before_R, self.left_BJ[at] = self.left_BJ[at], work.predicted_R
         stuck_R = work.step_R > work.steps_R if may_wait else before_R == work.predicted_R
+        stuck_R &= work.predicted_R > 0
         return bool(stuck_R.any())
 
 

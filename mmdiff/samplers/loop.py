@@ -75,7 +75,8 @@ def sample(
             raise DataError("the model's logits are not finite: its weights, or the numbers of a row, are too large")
         if not len(work.row_R):
             break
-        _check_progress(blocks, work, settings)
+        if not getattr(process, "bounded", False):
+            _check_progress(blocks, work, settings)
         step, logits_QV = _asked(denoise, state, settings, blocks, work, sample_B)
         wrong = ~(logits_QV < torch.inf).all()  # NaN, too; -inf is an id that may not stand there
         process.advance(step)

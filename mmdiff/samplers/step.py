@@ -7,6 +7,7 @@ judged again, Q queried positions (P and S), V vocabulary, X end ids.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from mmdiff.config.settings import GenerationConfig
 from mmdiff.diffusion.draw import confidence, draw, kept
 from mmdiff.diffusion.step_noise import StepNoise
 
-from .blocks import Work, positions
+from .blocks import Work
 from .constraints import Allowed
 from .rules.rules import Rules
 from .rules.state import State
@@ -33,6 +34,19 @@ class Settings:
     allowed: Allowed
     end_ids_X: Tensor
     late_ids_X: Tensor
+
+
+class Parts(NamedTuple):
+    """Logits of a step. `logits`: ids that may not stand there are -inf; `judged`: what confidences are taken from.
+
+    at_S: the rows (of R) and positions that are judged again; None: there are none.
+    """
+
+    logits_PV: Tensor
+    judged_PV: Tensor
+    logits_SV: Tensor | None = None
+    judged_SV: Tensor | None = None
+    at_S: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass
@@ -60,17 +74,18 @@ class Step:
         row_P, position_P = self.work.at_P
         return (row_P if self.work.every else self.row_R[row_P]), position_P
 
-    def split(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Returns the logits of the predicted positions, those that judge them, and those of the positions judged again
-        (S, V); None where there are none."""
+    def split(self) -> Parts:
+        """Returns the logits of the predicted positions, and of those that are judged again."""
         if self.work.at_Q is self.work.at_P:
-            return self.logits_QV, self.judged_QV, None
-        predict_Q = self.work.predict_RL[self.work.at_Q]
+            return Parts(self.logits_QV, self.judged_QV)
+        predict_Q, (row_Q, position_Q) = self.work.predict_RL[self.work.at_Q], self.work.at_Q
         n = int(self.work.predicted_R.sum())
         index_P, index_S = _index(predict_Q, n), _index(~predict_Q, len(predict_Q) - n)
-        logits_PV = self.logits_QV[index_P]
-        judged_PV = logits_PV if self.judged_QV is self.logits_QV else self.judged_QV[index_P]
-        return logits_PV, judged_PV, self.judged_QV[index_S]
+        logits_PV, logits_SV = self.logits_QV[index_P], self.logits_QV[index_S]
+        judged_PV, judged_SV = logits_PV, logits_SV
+        if self.judged_QV is not self.logits_QV:
+            judged_PV, judged_SV = self.judged_QV[index_P], self.judged_QV[index_S]
+        return Parts(logits_PV, judged_PV, logits_SV, judged_SV, (row_Q[index_S], position_Q[index_S]))
 
     def propose(self, logits_PV: Tensor) -> Tensor:
         """Returns ids (P,) for the predicted positions: the likeliest, or drawn at the temperature of the step."""
@@ -84,15 +99,12 @@ class Step:
             temperature_P = self.rows.between(first, last)[self.work.at_P[0]]
         return draw(kept(logits_PV, config.top_k, config.top_p), temperature_P, self.noise.uniform("token"))
 
-    def rescored(self, judged_SV: Tensor) -> Tensor:
+    def rescored(self, judged_SV: Tensor, at_S: tuple[Tensor, Tensor]) -> Tensor:
         """Returns fp32 RL, this step's probability of committed ids where they are judged again; 1 elsewhere."""
-        late_X = self.settings.late_ids_X
-        again_RL = self.work.query_RL & ~self.work.predict_RL
-        at_S = positions(again_RL, len(judged_SV))
-        ids_S = self.rows.ids_RL[at_S]
+        late_X, ids_S = self.settings.late_ids_X, self.rows.ids_RL[at_S]
         sure_S = confidence(judged_SV.index_fill(1, late_X, -torch.inf), ids_S)
         sure_S = sure_S.masked_fill(torch.isin(ids_S, late_X), 1.0)
-        return torch.ones_like(again_RL, dtype=torch.float32).index_put(at_S, sure_S.float())
+        return torch.ones_like(self.work.predict_RL, dtype=torch.float32).index_put(at_S, sure_S.float())
 
     def rows_of_batch(self, values_RL: Tensor, elsewhere: bool = False) -> Tensor:
         """Returns (B, L): the values at the rows of the step, `elsewhere` at all others."""

@@ -33,10 +33,11 @@ class Absorbing:
         return (state.step_BL > 0) & ~state.pending_BL if settings.rules.rescore else None
 
     def advance(self, step: Step) -> None:
-        logits_PV, judged_PV, judged_SV = step.split()
-        commit(step, logits_PV, judged_PV)
+        parts = step.split()
+        commit(step, parts.logits_PV, parts.judged_PV)
         if step.settings.rules.revise is not None:
-            _revise(step, None if judged_SV is None else step.rescored(judged_SV))
+            none = parts.judged_SV is None or parts.at_S is None
+            _revise(step, None if none else step.rescored(parts.judged_SV, parts.at_S))  # type: ignore[arg-type]
 
 
 def commit(step: Step, logits_PV: Tensor, judged_PV: Tensor) -> Tensor:

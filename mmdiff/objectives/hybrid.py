@@ -1,0 +1,127 @@
+"""The bound of mask and uniform noise: GIDD (arXiv 2503.04482, eq. 11). Every target position is scored.
+
+Shape letters: B samples, L canvas length, P target positions, V vocabulary, D backbone width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.config.ranges import BetweenZeroAndOne, Positive
+from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.diffusion.mixing import rates, shares
+from mmdiff.parts import part
+from mmdiff.protocols import Model
+from mmdiff.samplers.processes.hybrid import Hybrid
+
+from .terms import Term
+
+
+@dataclass
+class Noised:
+    """A noised batch. ids_BL: noised ids. scored_BL: bool. t_B: float64, the time of each sample."""
+
+    batch: Batch
+    ids_BL: Tensor
+    scored_BL: Tensor
+    t_B: Tensor
+    counts: dict[str, float]
+
+
+@part
+@dataclass(frozen=True)
+class HybridBound:
+    """An upper bound of -log p per target token, in nats, under the noise of `process`.
+
+    The model's distribution is read as that of a token given all *other* positions (`Hybrid.given` = others).
+
+    eps: times are drawn from [eps, 1 - eps], evenly over the samples of a step. most: weights are cut there (those of
+        the bound grow beyond all limits towards both ends; GIDD cuts likewise).
+    """
+
+    process: Hybrid = field(default_factory=Hybrid)
+    eps: BetweenZeroAndOne = 1e-3
+    most: Positive = 1e6
+
+    def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Noised:
+        scored_BL = batch.target_BL & (batch.ids_BL != vocab.mask_id)
+        u_BL2 = np.zeros((*scored_BL.shape, 2))
+        t_B = np.zeros(len(batch))
+        for b, sample in enumerate(batch.index_B.tolist()):
+            here_L = scored_BL[b].numpy()
+            u, *draws = key.uniform(sample, 1 + 2 * int(here_L.sum()))
+            t_B[b] = self.eps + (1 - 2 * self.eps) * (sample % key.batch + u) / key.batch
+            u_BL2[b, here_L] = np.array(draws).reshape(-1, 2)
+        noise_BL2, t = torch.from_numpy(u_BL2), torch.from_numpy(t_B)
+        _, masked_B, replaced_B = shares(t, self.process.uniform)
+        allow_KV, allow_BL = allowed(batch, vocab)
+        rank_BL = (noise_BL2[..., 1] * allow_KV.sum(1)[allow_BL]).floor().long()
+        by_rank_KV = (~allow_KV).to(torch.uint8).argsort(dim=1, stable=True)  # the ids of an allow-set first, ascending
+        other_BL = by_rank_KV[allow_BL, rank_BL.clamp(max=allow_KV.shape[1] - 1)]
+        coin_BL, masked_B1 = noise_BL2[..., 0], masked_B[:, None]
+        ids_BL = torch.where(coin_BL < masked_B1 + replaced_B[:, None], other_BL, batch.ids_BL)
+        ids_BL = torch.where(coin_BL < masked_B1, vocab.mask_id, ids_BL)
+        ids_BL = torch.where(scored_BL, ids_BL, batch.ids_BL)
+        return Noised(batch, ids_BL, scored_BL, t, {"hybrid": float(scored_BL.sum())})
+
+    def terms(self, model: Model, plan: Noised) -> dict[str, Term]:
+        batch, vocab = plan.batch, model.vocab
+        rows_B = torch.arange(len(batch), device=plan.ids_BL.device)
+        h_BLD = model.hidden(plan.ids_BL, batch, model.encode(batch.media), rows_B)
+        row_P, position_P = plan.scored_BL.nonzero(as_tuple=True)
+        h_PD = model.gather(h_BLD, row_P, position_P)
+        allow_KV, allow_BL = allowed(batch, vocab)
+        set_P, label_P = allow_BL[row_P, position_P], batch.ids_BL[row_P, position_P]
+        now_P, t_P = plan.ids_BL[row_P, position_P], plan.t_B[row_P]
+
+        def one(h: Tensor, at: Tensor) -> Tensor:
+            logits = model.backbone.head(h).float().masked_fill(~allow_KV[set_P[at]], -torch.inf)
+            masked = now_P[at] == vocab.mask_id
+            return self.loss(logits, allow_KV[set_P[at]], label_P[at], now_P[at], masked, t_P[at])
+
+        chunks = torch.arange(len(row_P), device=row_P.device).split(model.logit_chunk)
+        parts = [checkpoint(one, h_PD[at], at, use_reentrant=False) for at in chunks]
+        return {"hybrid": Term(torch.cat(parts).sum() if parts else h_PD.sum() * 0)}
+
+    def loss(
+        self, logits_PV: Tensor, allow_PV: Tensor, label_P: Tensor, now_P: Tensor, masked_P: Tensor, t_P: Tensor
+    ) -> Tensor:
+        """Returns the bound's integrand (P,) at one time: rate * (KL(q(.|x) || q(.|p)) + IS(q(z|x) || q(z|p)))."""
+        kept, masked, replaced = (share.float()[:, None] for share in shares(t_P, self.process.uniform))
+        into_mask_P, into_any_P = (rate.float() for rate in rates(t_P, self.process.uniform))
+        floor_PV = allow_PV * replaced / allow_PV.sum(1, keepdim=True)  # what replaced tokens give every id
+        x_PV = kept * F.one_hot(label_P, logits_PV.shape[1]) + floor_PV
+        p_PV = kept * logits_PV.softmax(-1) + floor_PV
+        tiny = torch.finfo(x_PV.dtype).tiny
+        kl_P = (x_PV * (x_PV.clamp(min=tiny).log() - p_PV.clamp(min=tiny).log())).sum(1)
+        now_P1 = now_P[:, None]
+        x_now_P, p_now_P = x_PV.gather(1, now_P1).squeeze(1), p_PV.gather(1, now_P1).squeeze(1)
+        ratio_P = torch.where(masked_P, 1.0, x_now_P / p_now_P.clamp(min=tiny)).clamp(min=tiny)
+        rate_P = torch.where(
+            masked_P, into_mask_P / masked[:, 0].clamp(min=tiny), into_any_P / allow_PV.sum(1) / x_now_P.clamp(min=tiny)
+        )
+        return rate_P.clamp(max=self.most) * (kl_P + ratio_P - ratio_P.log() - 1)
+
+
+def allowed(batch: Batch, vocab: Vocab) -> tuple[Tensor, Tensor]:
+    """Returns bool (K, V), the ids of each allow-set, and int64 (B, L), the set of each position; plain text where none
+    was named."""
+    text_V = torch.zeros(vocab.size, dtype=torch.bool)
+    if vocab.tokenizer is None:
+        text_V[:] = True
+        text_V[[vocab.mask_id, vocab.slot_id]] = False
+    else:
+        text_V[torch.as_tensor(vocab.text_ids)] = True
+    text_V[[vocab.eos_id, *vocab.end_ids]] = True
+    text_V = text_V.to(batch.ids_BL.device)
+    if batch.allow_KV is None or batch.allow_BL is None:
+        return text_V[None], torch.zeros_like(batch.ids_BL)
+    return torch.where(batch.allow_KV.all(1, keepdim=True), text_V, batch.allow_KV), batch.allow_BL
