@@ -17,8 +17,9 @@ from typing import Any, Literal
 from mmdiff.canvas.sample import Media, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import AtLeast0, AtLeast1, NotNegative
+from mmdiff.config.typed import typed
 from mmdiff.data.fields import check_row
-from mmdiff.errors import ConfigError, DataError, located, nearest
+from mmdiff.errors import DataError, located
 from mmdiff.parts import part
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.templates import Plain, Template, literal
@@ -48,6 +49,7 @@ class ASR:
 
     fields = ("audio", "text", "hypothesis", "nbest", "duration")
 
+    @typed
     def __init__(
         self,
         answer_length: AtLeast1 | None = None,
@@ -62,17 +64,6 @@ class ASR:
         max_new_tokens: AtLeast1 = 128,
         media: str = "audio",
     ) -> None:
-        whole = {"max_new_tokens": (max_new_tokens, 1), "min_slack": (min_slack, 0)}
-        for name, (value, low) in {
-            **whole,
-            "answer_length": (1 if answer_length is None else answer_length, 1),
-        }.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ConfigError(f"task.{name}: {value!r}, expected a whole number of at least {low}")
-        if isinstance(slack, bool) or not isinstance(slack, int | float) or not 0 <= slack < math.inf:
-            raise ConfigError(f"task.slack: {slack!r}, expected a number of at least 0")
-        if case not in ("keep", "upper", "lower"):
-            raise ConfigError(f"task.case: {case!r}{nearest(str(case), ['keep', 'upper', 'lower'])}")
         self.answer_length, self.max_new_tokens = answer_length, max_new_tokens
         self.slack, self.min_slack, self.draft = slack, min_slack, draft
         self.instruction, self.case, self.media = instruction, case, media

@@ -13,6 +13,7 @@ from typing import Any
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import AtLeast1
+from mmdiff.config.typed import typed
 from mmdiff.data.fields import check_row
 from mmdiff.errors import ConfigError, DataError, located, nearest, require
 from mmdiff.parts import part
@@ -48,6 +49,7 @@ class VQA:
 
     fields = ("image", "audio", "protein", "question", "answer", "conversations", "answer_type")
 
+    @typed
     def __init__(
         self,
         answer_length: AtLeast1 | None = None,
@@ -56,9 +58,6 @@ class VQA:
         max_new_tokens: AtLeast1 = 128,
         media: str = "image",
     ) -> None:
-        for name, value in (("answer_length", answer_length), ("max_new_tokens", max_new_tokens)):
-            if value is not None and value < 1:
-                raise ConfigError(f"task.{name}: {value} positions, expected at least 1")
         self.metrics = [metrics] if isinstance(metrics, str) else list(metrics)
         for name in self.metrics:
             if name not in METRICS:

@@ -194,8 +194,8 @@ def _scored(
     for name, of in by_fold.items():
         found, ranges = [figures(kind, *one[:2]) for one in of], intervals(kind, of, seed)
         for metric, around in ranges.items():
-            values = [float(one[metric][0]) for one in found]
-            shown = {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)), "interval": around}
+            each = [float(one[metric][0]) for one in found]
+            shown = {"mean": float(np.mean(each)), "sd": float(np.std(each, ddof=1)), "interval": around}
             scores.setdefault(name, {})[metric] = shown
     out = {"kind": kind, "rows": len(label_N), "width": sets["probe"].shape[1], "groups": len(np.unique(group_N))}
     if kind == "classification":
