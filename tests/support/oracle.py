@@ -115,8 +115,10 @@ class Chain:
 
     @by_query
     def __call__(self, ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
-        rows, back_R = ids_RL.unique(dim=0, return_inverse=True)
-        p_RLV = torch.stack([self.conditionals(tuple(row.tolist())) for row in rows])[back_R]
+        digits_L = (WORDS + 1) ** torch.arange(self.length)  # a canvas as one number: quicker to find again than rows
+        number_U, back_R = (ids_RL * digits_L).sum(1).unique(return_inverse=True)
+        rows = (number_U[:, None] // digits_L % (WORDS + 1)).tolist()
+        p_RLV = torch.stack([self.conditionals(tuple(row)) for row in rows])[back_R]
         return torch.nn.functional.pad(p_RLV.log(), (0, 2), value=-torch.inf)[predict_RL].float()
 
     def conditionals(self, ids: tuple[int, ...]) -> Tensor:
