@@ -252,9 +252,7 @@ def config_entries(config: Config, task: Task | None) -> dict[str, Any]:
     return {"task": node, "sampler": vars(config.sampler)}
 
 
-def make_stream(
-    stage: StageConfig, task: Task | None, where: str, *, seed: int, cache_bytes: int = 0, toy: bool = False
-) -> Stream:
+def make_stream(stage: StageConfig, task: Task | None, where: str, *, seed: int, cache_bytes: int, toy: bool) -> Stream:
     """Returns the stream of a stage's data: one node of rows, or a mixture {name: {rows, task, weight}}.
 
     Raises ConfigError that names the key below `where`.

@@ -59,7 +59,7 @@ def read_alignment(path: str | Path, max_gaps: float = 1.0, distinct: bool = Fal
     max_gaps: rows with a larger share of gaps are dropped. distinct: of rows that are the same only the first is kept.
     Raises DataError for a row with another number of match columns than the first, and when no row is left.
     """
-    records, dropped = _kept(_aligned(path), path, max_gaps=max_gaps, distinct=distinct)
+    records, dropped = _kept(_aligned(path), path, max_gaps=max_gaps, distinct=distinct, canonical=False)
     ids, sequences, where = zip(*((r.id, r.sequence, r.where) for r in records), strict=True)
     return Alignment(ids, sequences, where, dropped)
 
@@ -227,7 +227,7 @@ def _kept(
     *,
     max_gaps: float,
     distinct: bool,
-    canonical: bool = False,
+    canonical: bool,
 ) -> tuple[list[Record], dict[str, int]]:
     """The records that are to be used, and how many are not, by the first reason that applies."""
     if not 0 <= max_gaps <= 1:

@@ -243,6 +243,8 @@ def test_every_published_size_is_that_of_its_name() -> None:
         ({"options": {"positions": "relative"}}, "options.positions: 'relative'"),
         ({"options": {"logit_cap": -1}}, "options.logit_cap: -1, expected a number above 0"),
         ({"options": {"logit_cap": 0}}, "options.logit_cap: 0, expected a number above 0"),
+        ({"options": {"logit_cap": True}}, "options.logit_cap: True, expected a number above 0"),
+        ({"options": {"logit_cap": "3"}}, "options.logit_cap: '3', expected a number above 0"),
         ({"options": {"token_dropout": 1}}, "options.token_dropout: 1 is not true or false"),
         ({"kv_heads": 2}, "kv_heads 2: ESM has as many as heads = 4"),
         ({"family": "llada", "options": {"logit_cap": 3}}, "options.logit_cap: LLaDA has no options"),

@@ -251,9 +251,10 @@ def test_half_an_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'semantic_connector.conv.4.weight', which this connector has not"):
         DualAdapter(IN, OUT, **SMALL, weights=file)
 
-    save_file({"connectors.audio.semantic.norm.weight": torch.ones(OUT)}, file)
-    with pytest.raises(ConfigError, match="is 'semantic.norm.weight', which this connector has not"):
-        DualAdapter(IN, OUT, **SMALL, weights=file)
+    for name in ("semantic.norm.weight", "acoustic.other.weight"):
+        save_file({f"connectors.audio.{name}": torch.ones(OUT)}, file)
+        with pytest.raises(ConfigError, match=f"is '{name}', which this connector has not"):
+            DualAdapter(IN, OUT, **SMALL, weights=file)
 
 
 def test_names() -> None:

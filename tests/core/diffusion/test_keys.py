@@ -39,6 +39,10 @@ def test_a_longer_draw_begins_with_the_shorter_one() -> None:
     np.testing.assert_array_equal(key.uniform(4, 9)[:5], key.uniform(4, 5))
 
 
+def test_a_key_is_of_the_first_step_and_of_one_sample() -> None:
+    assert NoiseKey(3) == NoiseKey(seed=3, step=0, stream="", batch=1)
+
+
 def test_every_part_of_the_key_matters() -> None:
     draws = [
         NoiseKey(0).uniform(0, 4),
