@@ -134,6 +134,8 @@ def test_lists_that_do_not_fit(metric: Callable[..., float]) -> None:
         metric("a dog", [["a dog"]])
     with pytest.raises(DataError, match="a row for each of 2 predictions, got 1"):
         metric(["a", "b"], [["a"]])
+    with pytest.raises(DataError, match="a row for each of 1 predictions, got 2"):
+        metric(["a"], [["a"], ["b"]])
     with pytest.raises(DataError, match=r"references\[1\]: .*\[\]"):
         metric(["a", "b"], [["a"], []])
     with pytest.raises(DataError, match=r"references\[0\]: .*'a dog'"):

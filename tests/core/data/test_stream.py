@@ -87,6 +87,8 @@ def test_errors_name_component_and_row() -> None:
         stream((0, 1.0))
     with pytest.raises(ConfigError, match=r"^data.c0.weight: -1.0 is not above 0$"):
         stream((3, -1.0))
+    with pytest.raises(ConfigError, match=r"^data.c0.weight: 0.0 is not above 0$"):
+        stream((3, 0.0))
 
 
 def test_batches_know_where_samples_came_from() -> None:

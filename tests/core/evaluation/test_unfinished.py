@@ -46,6 +46,12 @@ def test_only_a_checkpoint_of_a_run_belongs_to_the_folder_above(run: Path) -> No
     assert homes(checkpoint) == (checkpoint, checkpoint)
 
 
+def test_folders_of_an_evaluation_are_made_and_go_when_nothing_was_written(run: Path) -> None:
+    with alone(run / "evals" / "of" / "a"):
+        assert (run / "evals" / "of" / "a").is_dir()
+    assert not (run / "evals" / "of").exists()
+
+
 def test_an_unfinished_run_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(run / "model")
     (run / "metrics.json").unlink()

@@ -50,6 +50,15 @@ def test_a_prefix_ends_at_a_dot() -> None:
     assert not rule.covers("encoders.image.conv.weight") and rule.covers("encoders.im.conv.weight")
 
 
+@pytest.mark.filterwarnings("ignore:Already found a .peft_config")
+def test_two_parts_have_adapters_of_their_own() -> None:
+    m = model()
+    parts = {"backbone": "q_proj", "connectors": "linear"}
+    rules = [{"match": part, "lora": {"r": 2, "modules": modules}} for part, modules in parts.items()]
+    apply_rules(m, read_rules([*rules, {"match": "*", "train": False}]), lr=0.1, weight_decay=0.0)
+    assert [adapter["part"] for adapter in m.adapters] == [*parts]
+
+
 def test_adapters_stay_from_one_stage_to_the_next() -> None:
     m = model()
     lora = [{"match": "backbone", "lora": {"r": 2, "modules": "q_proj|v_proj"}}, {"match": "*", "train": False}]
