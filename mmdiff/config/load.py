@@ -86,7 +86,7 @@ def task_and_sampler(task: Any, sampler: Mapping[str, Any], overrides: Sequence[
 
 def sampler_nodes(sampler: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the rules that sampler settings name, as nodes, whatever form they were written in."""
-    single = ("select", "revise", "draft", "process")
+    single = ("select", "revise", "draft", "process", "constraint")
     nodes = {key: sampler[key] for key in single if sampler.get(key) is not None}
     for key in ("remasking", "schedule"):  # a word, or a node
         if isinstance(rule := sampler.get(key), dict) or isinstance(rule, str) and "." in rule:

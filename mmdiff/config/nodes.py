@@ -87,7 +87,7 @@ def check_nodes(config: Config, *, importing: bool = True) -> None:
 def _node_keys(config: Config) -> Iterable[tuple[str, ...]]:
     """Yields where a configuration has one node or null."""
     yield from (("model", "backbone"), ("model", "attention"), ("task",))
-    yield from (("sampler", name) for name in ("select", "revise", "draft"))
+    yield from (("sampler", name) for name in ("select", "revise", "draft", "process", "constraint"))
     for name in ("encoders", "connectors", "heads"):
         yield from (("model", name, kind) for kind in getattr(config.model, name))
     for stage in config.train.stages:

@@ -66,6 +66,8 @@ class GenerationConfig:
     threshold: commit every position whose score reaches it, at least one (Fast-dLLM); `steps` then plays no part. None:
         as many positions as the schedule gives.
     select: node of a rule that replaces threshold, and mostly the schedule too (docs/sampling.md lists all rules).
+    constraint: node of a grammar that the text of every target span must be of (mmdiff.samplers.grammars): a JSON
+        schema, a regular expression, a list of texts, EBNF. It holds in any order of unmasking.
     revise: node of a rule that masks positions of the current block again (mmdiff.samplers.rules.revise). None: what is
         committed stays.
     draft: node of a rule that masks positions of a given draft, to be predicted again (mmdiff.samplers.deliberation).
@@ -99,6 +101,7 @@ class GenerationConfig:
     select: Any = None
     revise: Any = None
     draft: Any = None
+    constraint: Any = None
     eos_policy: Literal["none", "suppress", "last"] = "none"
     early_stop: bool = True
     end_rule: Literal["complete", "at_once"] = "complete"

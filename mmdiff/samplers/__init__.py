@@ -1,4 +1,4 @@
 """The one sampler: `loop.sample` fills the masked positions of a canvas, step by step, by the rules in `rules/`.
 
-May import: backbones, canvas, config, diffusion, protocols.
+May import: canvas, config, diffusion, protocols.
 """

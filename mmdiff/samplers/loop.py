@@ -25,7 +25,8 @@ from mmdiff.errors import ConfigError, DataError
 from mmdiff.protocols import Denoise, NoiseProcess
 
 from .blocks import Blocks, Work
-from .constraints import Allowed
+from .grammars.allowed import Allowed
+from .grammars.constraint import Constraint
 from .links.chain import chained
 from .options import generation_config
 from .processes.absorbing import Absorbing
@@ -53,18 +54,22 @@ def sample(
     process: NoiseProcess = Absorbing() if config.process is None else build_rule(config.process, "sampler.process")
     denoise = chained(denoise, batch, vocab, config)
     end_ids_X = torch.tensor(sorted({vocab.eos_id, *vocab.end_ids}), device=batch.ids_BL.device)
+    allowed = Allowed.of(batch, vocab, config)
+    state = GenerationState.of(batch, vocab)
     settings = Settings(
         config=config,
         rules=rules_of(config),
         vocab=vocab,
-        allowed=Allowed.of(batch, vocab, config),
+        allowed=allowed,
         end_ids_X=end_ids_X,
         late_ids_X=end_ids_X if config.eos_policy == "last" else end_ids_X[:0],
+        constraint=Constraint.of(state, vocab, config, allowed),
     )
+    if settings.constraint is not None and not isinstance(process, Absorbing):
+        raise ConfigError(f"sampler.constraint: {type(process).__qualname__} replaces tokens; expected absorbing noise")
     stop = None
     if config.early_stop:
-        stop = Stopping.of(batch, settings.allowed.allow_BL, vocab, end_ids_X, config.end_rule == "at_once")
-    state = GenerationState.of(batch, vocab)
+        stop = Stopping.of(batch, allowed.allow_BL, vocab, end_ids_X, config.end_rule == "at_once")
     blocks = Blocks(state, config.steps, config.block_length)
     sample_B = (batch.index_B if len(batch.index_B) else torch.arange(len(batch))).cpu().numpy()
     _start(process, state, settings, sample_B)

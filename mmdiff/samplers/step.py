@@ -19,7 +19,8 @@ from mmdiff.diffusion.draw import confidence, draw, kept
 from mmdiff.diffusion.step_noise import StepNoise
 
 from .blocks import Work
-from .constraints import Allowed
+from .grammars.allowed import Allowed
+from .grammars.constraint import Constraint
 from .rules.rules import Rules
 from .rules.state import State
 
@@ -34,6 +35,7 @@ class Settings:
     allowed: Allowed
     end_ids_X: Tensor
     late_ids_X: Tensor
+    constraint: Constraint | None = None
 
 
 class Parts(NamedTuple):
@@ -91,12 +93,15 @@ class Step:
         """Returns ids (P,) for the predicted positions: the likeliest, or drawn at the temperature of the step."""
         config = self.settings.config
         first, last = config.temperature, config.temperature_end
+        constraint = self.settings.constraint
         if not first and not last:
-            return logits_PV.argmax(-1)
+            return logits_PV.argmax(-1) if constraint is None else constraint.propose(self, logits_PV, None)
         if last is None:
             temperature_P = torch.full((len(logits_PV),), first, device=logits_PV.device)
         else:
             temperature_P = self.rows.between(first, last)[self.work.at_P[0]]
+        if constraint is not None:
+            return constraint.propose(self, logits_PV, temperature_P)
         return draw(kept(logits_PV, config.top_k, config.top_p), temperature_P, self.noise.uniform("token"))
 
     def rescored(self, judged_SV: Tensor, at_S: tuple[Tensor, Tensor]) -> Tensor:

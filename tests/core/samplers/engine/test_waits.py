@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdiff.canvas.query import Prediction, Query
 from mmdiff.canvas.sample import Sample, Target, Text
+from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.data.collate import collate
+from mmdiff.samplers.grammars.pattern import Pattern
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.processes.editing import Editing
@@ -67,6 +70,10 @@ class Answers:
         return Prediction(_TABLE[query.ids_RL[row_P, position_P]] + 0.1 * position_P[:, None])
 
 
+WORDS = replace(VOCAB, tokenizer=word_tokenizer([f"w{i}" for i in range(53)]))
+WORDY = pytest.mark.needs("outlines_core")
+
+
 @pytest.mark.parametrize(
     "named",
     [
@@ -82,10 +89,13 @@ class Answers:
         {"select": Hierarchical(2), "block_length": 2},
         {"process": Hybrid(0.3), "temperature": 1.0, "steps": 4},
         {"process": Editing(0.1), "threshold": 0.2},
+        pytest.param({"constraint": Pattern("w[w1 ]*"), "steps": 3, "block_length": 2}, marks=WORDY),
+        pytest.param({"constraint": Pattern("w[w1 ]*"), "temperature": 1.0, "temperature_end": 0.0}, marks=WORDY),
     ],
 )
 def test_a_step_waits_once(named: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = collate(RAGGED, VOCAB)
+    vocab, rows = (WORDS, RAGGED[:2]) if "constraint" in named else (VOCAB, RAGGED)
+    batch = collate(rows, vocab)
     waits, asked = Waits(), [0]
     config = generation_config(seed=1, **named)
 
@@ -111,7 +121,7 @@ def test_a_step_waits_once(named: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     for name in ("cpu", "tolist", "item", "__bool__", "__int__", "__float__"):
         counted(name)
     with waits:
-        out = sample(Timed(), batch, VOCAB, config)
+        out = sample(Timed(), batch, vocab, config)
     assert not waits.found, waits.found[0]
     assert waits.copies == out.calls - 1 > 0, "one copy to the CPU after each step"
 
