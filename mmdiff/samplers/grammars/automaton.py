@@ -7,6 +7,7 @@ state to another, E members of groups.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ from .spelling import Spelling
 LARGEST = 2**25
 """Most entries of a table of classes and states."""
 MOST_STATES = 2**14
+MOST_TIMES = 1024
+"""Of a counted repetition, `{m,n}`: its automaton has a state for each."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,21 @@ def _table(regex: str, symbols: Sequence[bytes], where: str = "") -> tuple[np.nd
     require("outlines_core", "structured")
     from outlines_core import Index, Vocabulary
 
+    where = f"sampler.constraint{'.' + where if where else ''}"
+    if any(int(times) > MOST_TIMES for times in re.findall(r"(?<=[{,])[0-9]+(?=[,}])", regex)):
+        raise ConfigError(f"{where}: {regex:.80} repeats a part more than {MOST_TIMES} times")
     x = len(symbols)
     numbers = {symbol: [i] for i, symbol in enumerate(symbols) if symbol != b"\0"} | {b"\0": [x]}
     try:  # NUL ends a text: the library drops ways on from a state that accepts already, and none does before NUL
         index = Index(rf"(?:{regex})\x00", Vocabulary(x + 1, numbers))
     except ValueError as error:
-        where = f"sampler.constraint{'.' + where if where else ''}"
         raise ConfigError(f"{where}: {regex:.80} is no regular expression ({error!s:.120})") from None
     edges: dict[int, dict[int, int]] = index.get_transitions()
     finals, first = index.get_final_states(), index.get_initial_state()
     number = {state: i for i, state in enumerate([first, *(edges.keys() - {first})])}
     dead = len(number)
+    if dead > MOST_STATES:
+        raise ConfigError(f"{where}: {regex:.80} takes {dead} states, more than {MOST_STATES}")
     next_SX = np.full((dead + 1, x), dead)
     accepts_S = np.zeros(dead + 1, dtype=bool)
     for state, found in edges.items():

@@ -11,13 +11,14 @@ positions, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmdiff.canvas.batch import to_device
 from mmdiff.canvas.generation import GenerationState
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.settings import GenerationConfig
@@ -67,29 +68,11 @@ class Constraint:
         if config.constraint is None:
             return None
         grammar: Grammar = build_rule(config.constraint, "sampler.constraint")
-        if config.top_k is not None or config.top_p is not None:
-            raise ConfigError("sampler.constraint: top_k and top_p could leave no text of the language; leave them out")
-        if vocab.tokenizer is None:
-            raise ConfigError("sampler.constraint: the model has no tokenizer, so its ids spell no text")
-        if (
-            grammar.null is not None
-            and config.early_stop
-            and null_id(vocab, grammar.null)
-            in (
-                vocab.eos_id,
-                *vocab.end_ids,
-            )
-        ):
-            raise ConfigError(f"sampler.constraint.null: {grammar.null} ends an answer; set early_stop to false")
-        device = state.ids_BL.device
-        found = automaton(grammar.regular(), vocab, grammar.null)
-        moved = {f.name: getattr(found, f.name) for f in fields(found)}
-        moved = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in moved.items()}
-        target_BL = state.batch.target_BL
-        span_BL = spans(target_BL, allowed.allow_BL)
-        on_device = Automaton(**moved)
-        free = Free.of(on_device, allowed.allow_KV)
-        out = cls(on_device, free, allowed, *_laid_out(target_BL, span_BL, state.pending_BL, allowed.allow_BL))
+        _check_settings(grammar, vocab, config)
+        found = to_device(automaton(grammar.regular(), vocab, grammar.null), state.ids_BL.device)
+        span_BL = spans(state.batch.target_BL, allowed.allow_BL)
+        laid_out = _laid_out(state.batch.target_BL, span_BL, state.pending_BL, allowed.allow_BL)
+        out = cls(found, Free.of(found, allowed.allow_KV), allowed, *laid_out)
         out._check(state)
         return out
 
@@ -152,6 +135,16 @@ class Constraint:
         if temperature_P is None:
             return logits_PV.argmax(-1)
         return draw(logits_PV, temperature_P, step.noise.uniform("token"))
+
+
+def _check_settings(grammar: Grammar, vocab: Vocab, config: GenerationConfig) -> None:
+    if config.top_k is not None or config.top_p is not None:
+        raise ConfigError("sampler.constraint: top_k and top_p could leave no text of the language; leave them out")
+    if vocab.tokenizer is None:
+        raise ConfigError("sampler.constraint: the model has no tokenizer, so its ids spell no text")
+    ends = (vocab.eos_id, *vocab.end_ids)
+    if config.early_stop and grammar.null is not None and null_id(vocab, grammar.null) in ends:
+        raise ConfigError(f"sampler.constraint.null: {grammar.null} ends an answer; set early_stop to false")
 
 
 def _laid_out(target_BL: Tensor, span_BL: Tensor, pending_BL: Tensor, allow_BL: Tensor) -> np.ndarray:

@@ -22,6 +22,7 @@ from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.config import sampler_nodes
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError, DataError
+from mmdiff.samplers.deliberation import MaskRandom, rewrite
 from mmdiff.samplers.grammars.automaton import ByteAutomaton, of_regular
 from mmdiff.samplers.grammars.ebnf import Ebnf
 from mmdiff.samplers.grammars.pattern import Choices, Pattern
@@ -29,6 +30,7 @@ from mmdiff.samplers.grammars.scaffold import scaffold, text_of
 from mmdiff.samplers.grammars.schema import Schema
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
+from mmdiff.samplers.processes.editing import Editing
 from mmdiff.samplers.rules.revise import RunningConfidence
 from mmdiff.samplers.rules.select import Everything
 
@@ -209,6 +211,30 @@ def test_every_text_is_valid_in_any_order(order: str, name: str, request: pytest
         assert row.targets()[0] == out.targets()[0] and row.forwards_B[0] == out.forwards_B[0]
 
 
+def test_the_text_is_valid_whatever_the_model_says(vocab: Vocab) -> None:
+    """Also where it gives no id of the language a probability at all."""
+    logits_BLV = torch.full((1, 74, vocab.size), -torch.inf)
+    logits_BLV[..., vocab.encode("~")] = 0.0
+    for temperature in (0.0, 1.0):
+        out = filled(
+            vocab,
+            Target(length=72),
+            grammar=Schema(PERSON),
+            denoise=Table(logits_BLV),
+            steps=4,
+            temperature=temperature,
+        )
+        assert is_person(texts(vocab, out)[0])
+
+
+def test_a_draft_is_written_again_within_the_language(vocab: Vocab) -> None:
+    draft = vocab.encode('{"name":"ant","age":7,"tall":true,"kind":"ant","marks":[1]}') + [vocab.eos_id] * 8
+    batch = collate([[Text([1, 2]), Target(draft)]] * 3, vocab)
+    config = generation_config(constraint=Schema(PERSON), draft=MaskRandom(0.6), temperature=1.0, steps=4)
+    out = rewrite(Noise(vocab), batch, vocab, config)
+    assert all(map(is_person, texts(vocab, out))) and (out.step_BL > 0).any()
+
+
 def test_without_the_path_the_text_is_not_valid(vocab: Vocab) -> None:
     """The test above can fail: what each position likes best is no person."""
     with pytest.raises(ValueError):
@@ -256,6 +282,25 @@ def test_choices_patterns_and_characters_of_several_bytes(vocab: Vocab, pieces: 
     words = Vocab(word_tokenizer(["red", "blue", "not"]), 7, mask_id=2, eos_id=1, pad_id=0, slot_id=0)
     out = filled(words, Target(length=3), grammar=Choices(["red", "not blue"]), steps=2)
     assert texts(words, out)[0] in ("red", "not blue")
+
+
+def test_pieces_with_a_space_before_them_and_bytes_that_fall_back() -> None:
+    """A tokenizer as SentencePiece makes them: decoding takes the first space away, and only that one."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<unk>", "</s>", "▁", "▁yes", "yes", "no", "▁n", "o", *(f"<0x{byte:02X}>" for byte in range(256))]
+    core = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges=[], byte_fallback=True, unk_token="<unk>"))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    core.decoder = decoders.Sequence(steps)
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>", mask_token="<mask>")
+    words = Vocab(fast, len(fast), mask_id=len(fast) - 1, eos_id=1, pad_id=0, slot_id=0)
+    choices = ["yes", "no", " no", "né", "日"]
+    seen = set()
+    for seed in range(12):
+        named: dict[str, Any] = dict(denoise=Noise(words, seed), temperature=1.0, steps=3)
+        seen |= set(texts(words, filled(words, *[Target(length=6)] * 3, grammar=Choices(choices), **named)))
+    assert seen == set(choices)
 
 
 ARITHMETIC = """
@@ -389,6 +434,10 @@ def test_what_cannot_be_is_refused_in_one_line(vocab: Vocab) -> None:
     refused("top_k and top_p", fits, yes, temperature=1.0, top_k=3)
     refused("no regular expression", fits, Pattern("(a"))
     refused("no regular expression", fits, Pattern(r"(a)\1"))
+    refused("more than 1024 times", fits, Schema({"type": "string", "maxLength": 10**9}))
+    refused("more than 1024 times", fits, Pattern("a{3,2000}"))
+    refused("states, more than", fits, Pattern("(a|b)*a(a|b){15}"))
+    refused("Editing replaces tokens", fits, yes, process=Editing(0.5))
     refused("is not a list of texts", fits, {"target": "mmdiff.samplers.grammars.pattern.Choices", "choices": []})
     refused("has no '<none>'", fits, Choices(["a"], null="<none>"))
     endless = {"$ref": "#/$defs/n", "$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}, "minItems": 1}}}
