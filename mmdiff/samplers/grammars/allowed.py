@@ -6,6 +6,7 @@ Shape letters: B samples, L canvas length, Q queried positions, K distinct allow
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ class Allowed:
     def ban(self, logits_QV: Tensor, at_Q: tuple[Tensor, Tensor], *, own: bool) -> Tensor:
         """Returns the logits with -inf at ids that may not stand there. own: the tensor may be overwritten."""
         if self.banned_N is not None:
-            fill = logits_QV.index_fill_ if own else logits_QV.index_fill
+            fill: Any = logits_QV.index_fill_ if own else logits_QV.index_fill
             return fill(1, self.banned_N, -torch.inf)
         fill = logits_QV.masked_fill_ if own else logits_QV.masked_fill
         return fill(~self.of_positions(at_Q), -torch.inf)
