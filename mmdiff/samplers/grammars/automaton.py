@@ -54,7 +54,8 @@ def _table(regex: str, symbols: Sequence[bytes], where: str = "") -> tuple[np.nd
     from outlines_core import Index, Vocabulary
 
     where = f"sampler.constraint{'.' + where if where else ''}"
-    if any(int(times) > MOST_TIMES for times in re.findall(r"(?<=[{,])[0-9]+(?=[,}])", regex)):
+    counted = re.findall(r"(?<!\\x)\{([0-9]+)(?:,([0-9]*))?\}", regex)
+    if any(int(times or 0) > MOST_TIMES for both in counted for times in both):
         raise ConfigError(f"{where}: {regex:.80} repeats a part more than {MOST_TIMES} times")
     x = len(symbols)
     numbers = {symbol: [i] for i, symbol in enumerate(symbols) if symbol != b"\0"} | {b"\0": [x]}

@@ -36,13 +36,14 @@ class Ebnf:
     def regular(self) -> Regular:
         require("lark", "structured")
         import lark
+        import regex
 
         for name in re.findall(r"^\s*%import\s+(\S+)", self.grammar, re.M):
             if not name.startswith("common."):
                 raise ConfigError(f"sampler.constraint.grammar: %import {name:.40}: expected common.<name>")
         try:
             read = lark.Lark(self.grammar, start=self.start, parser="earley", maybe_placeholders=False)
-        except lark.exceptions.LarkError as error:
+        except (lark.exceptions.LarkError, re.error, regex.error, ValueError) as error:
             raise ConfigError(f"sampler.constraint.grammar: {' '.join(str(error).split()):.200}") from None
         rules: dict[str, list[list[Any]]] = {}
         for rule in read.rules:

@@ -56,6 +56,13 @@ KEYWORDS = {
     "array": {"items", "prefixItems", "minItems", "maxItems"},
     "object": {"properties", "required", "additionalProperties"},
 }
+SHAPES: Mapping[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(["properties"], ((dict,), "a mapping")),
+    **dict.fromkeys(["required", "enum", "anyOf", "prefixItems"], ((list, tuple), "a list")),
+    **dict.fromkeys(["minLength", "maxLength", "minItems", "maxItems"], ((int,), "a whole number of at least 0")),
+    **dict.fromkeys(["pattern", "format", "$ref"], ((str,), "a text")),
+    **dict.fromkeys(["type"], ((str, list, tuple), "a type or a list of types")),
+}
 MOST_NUMBERS = 10_000  # of an integer between two bounds: each is written out
 
 
@@ -119,19 +126,23 @@ class Compiler:
         if not says and "any" in within:
             return self.writer.rule("any", lambda: self.value({}, where, ()))
         within = within if says else (*within, "any")
-        kinds = [kinds] if isinstance(kinds, str) else kinds
-        known = {"type"}.union(*(KEYWORDS.get(str(kind), ()) for kind in kinds))
-        self.only(says, known, where)
+        self.only({"type": kinds}, {"type"}, where)
+        kinds = [kinds] if isinstance(kinds, str) else [str(kind) for kind in kinds]
+        self.only(says, {"type"}.union(*(KEYWORDS.get(kind, ()) for kind in kinds)), where)
         return either(self.of_kind(kind, says, where, within) for kind in kinds)
 
     def only(self, says: Mapping[str, Any], known: set[str], where: str) -> None:
-        for name in says:
+        """Raises ConfigError for a keyword that is not known here, or is not what it must be."""
+        for name, item in says.items():
             if name not in known:
                 raise wrong(f"{where}.{name}", f"cannot be held here{nearest(str(name), known)}")
+            kinds, expected = SHAPES.get(name, ((object,), ""))
+            if not isinstance(item, kinds) or kinds == (int,) and (isinstance(item, bool) or item < 0):
+                raise wrong(f"{where}.{name}", f"{item!r:.40} is not {expected}")
 
     def of_ref(self, says: Mapping[str, Any], where: str, within: tuple[str, ...]) -> Expression:
         name, found = says["$ref"], self.root
-        if not isinstance(name, str) or not (name == "#" or name.startswith("#/")):
+        if not (name == "#" or name.startswith("#/")):
             raise wrong(f"{where}.$ref", f"{name!r:.80} is not in this schema, expected #/...")
         for key in name.split("/")[1:]:
             key = key.replace("~1", "/").replace("~0", "~")
@@ -151,7 +162,7 @@ class Compiler:
     def of_enum(self, says: Mapping[str, Any], where: str, within: tuple[str, ...]) -> Expression:
         kinds = says.get("type", list(TYPES))
         kinds = [kinds] if isinstance(kinds, str) else kinds
-        fits = [v for v in says["enum"] if any(type(v) in TYPES[kind] for kind in kinds)]
+        fits = [v for v in says["enum"] if any(type(v) in TYPES.get(str(kind), ()) for kind in kinds)]
         return self.word(either(literal(json.dumps(value, ensure_ascii=False)) for value in fits))
 
     def of_kind(self, kind: str, says: Mapping[str, Any], where: str, within: tuple[str, ...]) -> Expression:

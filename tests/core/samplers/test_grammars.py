@@ -408,6 +408,14 @@ def test_expressions_are_those_of_python() -> None:
         ({"type": "string", "pattern": "(?=a)"}, "no regular expression"),
         ({"type": "object", "required": ["a"]}, "'a' is not among the properties"),
         ({"$ref": "#/$defs/x"}, "is not there"),
+        ({"$ref": 3}, "3 is not a text"),
+        ({"type": "object", "properties": ["a"]}, "is not a mapping"),
+        ({"enum": 3}, "3 is not a list"),
+        ({"type": 3}, "3 is not a type"),
+        ({"type": "strin"}, "did you mean .string"),
+        ({"type": ["string", {}]}, "known: array"),
+        ({"type": "string", "minLength": -1}, "is not a whole number"),
+        ({"anyOf": [3]}, "is not a schema"),
         ({"type": "integer", "minimum": 0}, "expected both"),
         ("{", "not JSON"),
         ("3", "is not a schema"),
@@ -448,11 +456,26 @@ def test_what_cannot_be_is_refused_in_one_line(vocab: Vocab) -> None:
 def test_grammars_that_cannot_be_read_are_refused() -> None:
     for grammar, line in [
         ("start: x", "grammar: "),
+        ("start: /(/", "grammar: "),
+        ("", "grammar: "),
         ('%import .secret (x)\nstart: "a"', "expected common"),
     ]:
         with pytest.raises(ConfigError, match=line) as found:
             Ebnf(grammar, depth=1).regular()
         assert "\n" not in str(found.value)
+
+
+def test_allow_sets_hold_as_well(vocab: Vocab) -> None:
+    """Two targets of a row, each a text of its own; one has an allow-set, here that of digits and EOS."""
+    zero = vocab.encode("0")[0]
+    allow = ((zero, zero + 10), (vocab.eos_id, vocab.eos_id + 1))
+    batch = collate([[Target(length=7, allow=allow), Target(length=5), Text([1]), Target(length=4)]] * 2, vocab)
+    config = generation_config(constraint=Pattern("[0-9]+|[a-z]+"), temperature=1.0, block_length=4)
+    out = sample(Noise(vocab), batch, vocab, config)
+    for ids in out.targets():
+        first, second, third = (vocab.decode(vocab.until_end(part)) for part in (ids[:7], ids[7:12], ids[12:]))
+        assert re.fullmatch("[0-9]+", first)
+        assert re.fullmatch("[0-9]+|[a-z]+", second) and re.fullmatch("[0-9]+|[a-z]+", third)
 
 
 def test_a_configuration_names_it(vocab: Vocab) -> None:
