@@ -137,7 +137,7 @@ class Compiler:
             if name not in known:
                 raise wrong(f"{where}.{name}", f"cannot be held here{nearest(str(name), known)}")
             kinds, expected = SHAPES.get(name, ((object,), ""))
-            if not isinstance(item, kinds) or kinds == (int,) and (isinstance(item, bool) or item < 0):
+            if not isinstance(item, kinds) or kinds == (int,) and (isinstance(item, bool) or says[name] < 0):
                 raise wrong(f"{where}.{name}", f"{item!r:.40} is not {expected}")
 
     def of_ref(self, says: Mapping[str, Any], where: str, within: tuple[str, ...]) -> Expression:
