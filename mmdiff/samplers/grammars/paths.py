@@ -89,17 +89,21 @@ def messages(automaton: Automaton, spans: Spans, free: Free, w: Weights | None =
     w: None where no position is predicted.
     """
     a, (n, length) = automaton, spans.inside_NT.shape
+    n_predicted = 0 if w is None else len(w.group_PG)
+    rows = [] if w is None else [w.group_PG]
+    rows_YG = torch.cat([*rows, free.free_AG, free.fixed_CG])  # predicted, any id of an allow-set, given
+    first_given = n_predicted + len(free.free_AG)
+    other_NT = torch.where(spans.given_NT < 0, spans.allow_N[:, None] + n_predicted, spans.given_NT + first_given)
+    row_NT = torch.where(spans.predicted_NT < 0, other_NT, spans.predicted_NT)
+    drawn_NT = None
+    if w is not None and w.drawn_P1 is not None:
+        drawn_NT = w.drawn_P1.squeeze(1)[spans.predicted_NT] & (spans.predicted_NT >= 0)
     last_S = torch.zeros(a.accepts_S.shape, dtype=torch.float64, device=a.accepts_S.device)
     rest_NS = last_S.masked_fill_(~a.accepts_S, -torch.inf).expand(n, -1)
     out = [rest_NS]
     for t in reversed(range(length)):
-        predicted_N, given_N = spans.predicted_NT[:, t], spans.given_NT[:, t]
-        weight_NG = torch.where(given_N[:, None] < 0, free.free_AG[spans.allow_N], free.fixed_CG[given_N])
-        drawn_N1 = None
-        if w is not None:
-            weight_NG = torch.where(predicted_N[:, None] < 0, weight_NG, w.group_PG[predicted_N])
-            drawn_N1 = None if w.drawn_P1 is None else w.drawn_P1[predicted_N] & (predicted_N >= 0)[:, None]
-        behind_NS = pooled(weight_NG[:, a.group_K] + rest_NS[:, a.next_K], a.from_K, a.dead + 1, drawn_N1)
+        through_NK = rows_YG[row_NT[:, t]][:, a.group_K] + rest_NS[:, a.next_K]
+        behind_NS = pooled(through_NK, a.from_K, a.dead + 1, None if drawn_NT is None else drawn_NT[:, t, None])
         rest_NS = torch.where(spans.inside_NT[:, t, None], behind_NS, rest_NS)
         out.append(rest_NS)
     return torch.stack(out[::-1])
@@ -111,22 +115,22 @@ def classes(automaton: Automaton, spans: Spans, free: Free, w: Weights, rest_TNS
     u_P: float64 numbers strictly between 0 and 1, one per position.
     """
     a, (n, length) = automaton, spans.inside_NT.shape
+    rows_YC = torch.cat([w.class_PC, free.free_AC])
+    row_NT = torch.where(spans.predicted_NT < 0, spans.allow_N[:, None] + len(w.class_PC), spans.predicted_NT)
+    drawn_NT = torch.zeros_like(spans.inside_NT)
+    if w.drawn_P1 is not None:
+        drawn_NT = w.drawn_P1.squeeze(1)[spans.predicted_NT] & (spans.predicted_NT >= 0)
     state_N = torch.zeros(n, dtype=torch.int64, device=rest_TNS.device)
-    class_N = torch.arange(w.class_PC.shape[1], device=rest_TNS.device)
     out_P = torch.zeros(len(w.class_PC) + 1, dtype=torch.int64, device=rest_TNS.device)  # one more, for the others
     for t in range(length):
         predicted_N, given_N = spans.predicted_NT[:, t], spans.given_NT[:, t]
-        is_predicted_N1 = predicted_N[:, None] >= 0
-        fixed_NC = torch.zeros_like(free.free_AC[spans.allow_N]).masked_fill_(class_N != given_N[:, None], -torch.inf)
-        weight_NC = torch.where(given_N[:, None] < 0, free.free_AC[spans.allow_N], fixed_NC)
-        weight_NC = torch.where(is_predicted_N1, w.class_PC[predicted_N], weight_NC)
         next_NC = a.next_SC[state_N]
-        weight_NC = weight_NC + rest_TNS[t + 1].gather(1, next_NC)
+        weight_NC = rows_YC[row_NT[:, t]] + rest_TNS[t + 1].gather(1, next_NC)
         if w.drawn_P1 is None:
             chosen_N = weight_NC.argmax(1)
         else:
-            hot_N = (w.drawn_P1[predicted_N] & is_predicted_N1).squeeze(1).double()
-            chosen_N = draw(weight_NC, hot_N, u_P[predicted_N])
+            chosen_N = draw(weight_NC, drawn_NT[:, t].double(), u_P[predicted_N])
+        chosen_N = torch.where(given_N < 0, chosen_N, given_N)
         out_P[predicted_N] = chosen_N
         state_N = torch.where(spans.inside_NT[:, t], next_NC.gather(1, chosen_N[:, None]).squeeze(1), state_N)
     return out_P[:-1]
