@@ -21,7 +21,7 @@ from mmdiff.canvas.sample import Target, Text
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.config import sampler_nodes
 from mmdiff.data.collate import collate
-from mmdiff.errors import ConfigError, DataError
+from mmdiff.errors import ConfigError, DataError, MissingExtra
 from mmdiff.samplers.deliberation import MaskRandom, rewrite
 from mmdiff.samplers.grammars.automaton import ByteAutomaton, of_regular
 from mmdiff.samplers.grammars.ebnf import Ebnf
@@ -387,6 +387,34 @@ def test_schemas(schema: Any, valid: list[str], others: list[str]) -> None:
     assert [text for text in others if accepts(grammar, text)] == []
     for text in valid:
         json.loads(text)
+
+
+def test_texts_of_a_schema_are_those_of_another_implementation(vocab: Vocab) -> None:
+    from outlines_core.json_schema import build_regex_from_schema
+
+    kinds: list[Any] = [{"type": kind} for kind in ("integer", "number", "boolean", "null")]
+    kinds = [{"type": "string", "maxLength": 3}, *kinds]
+    kinds += [{"enum": ["a.b", 2, None]}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}]
+    properties = {f"p{i}": kind for i, kind in enumerate(kinds)}
+    schema = {"type": "object", "properties": properties, "required": ["p0", "p3"]}
+    theirs = re.compile(build_regex_from_schema(json.dumps(schema)))
+    seen = set()
+    for seed in range(3):
+        named: dict[str, Any] = dict(denoise=Noise(vocab, seed, scale=6.0), temperature=1.0, steps=3)
+        out = filled(vocab, *[Target(length=n) for n in (28, 60, 100)], grammar=Schema(schema, spaces="none"), **named)
+        for text in texts(vocab, out):
+            signed = re.sub(r"([0-9][eE])([0-9])", r"\1+\2", text)  # they want a sign there
+            assert theirs.fullmatch(signed), text
+            seen |= json.loads(text).keys()
+    assert {"p0", "p3"} < seen
+
+
+def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"outlines_core is not installed: pip install 'mmdiff\[structured\]'"):
+        of_regular(Pattern("a").regular())
+    with pytest.raises(MissingExtra, match=r"lark is not installed"):
+        Ebnf(ARITHMETIC).regular()
 
 
 def test_expressions_are_those_of_python() -> None:
