@@ -10,7 +10,7 @@ fuzz: NUMBER ?= 2000
 mutate: NUMBER ?= 300
 SEED ?= 0
 
-.PHONY: demo test slow fuzz mutate bench vla-mt10 vla-tables lint typecheck clean
+.PHONY: demo test slow fuzz mutate bench bench-decode vla-mt10 vla-tables lint typecheck clean
 
 demo: $(READY)
 	$(BIN)/mmdiff demo vqa
@@ -30,6 +30,11 @@ fuzz: $(READY)
 mutate: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[mutate]'
 	$(BIN)/python -m tests.fuzz.mutants --number $(NUMBER) --seed $(SEED)
+
+# Decoding against the published procedures: time ratios, agreement, a table and a picture of them under runs/.
+bench-decode: $(READY)
+	mkdir -p runs
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/decoding.py --json runs/decoding.json --png runs/decoding.png
 
 bench: $(READY)
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

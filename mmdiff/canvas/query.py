@@ -40,11 +40,14 @@ class StepInfo:
 
     def repeat(self, n: int) -> StepInfo:
         """Returns what is known of `n` copies of the rows, copy after copy."""
-        names = ("row_R", "block_R", "step_R", "forward_R", "recent_R")
         return replace(
             self,
-            **{name: np.tile(getattr(self, name), n) for name in names},
+            row_R=np.tile(self.row_R, n),
             copy_R=np.tile(self.copy_R, n) * n + np.arange(n).repeat(len(self.row_R)),
+            block_R=np.tile(self.block_R, n),
+            step_R=np.tile(self.step_R, n),
+            forward_R=np.tile(self.forward_R, n),
+            recent_R=np.tile(self.recent_R, n),
             recent_RL=self.recent_RL.repeat(n, 1),
         )
 

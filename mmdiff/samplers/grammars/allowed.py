@@ -61,11 +61,10 @@ class Allowed:
 
     def ban(self, logits_QV: Tensor, at_Q: tuple[Tensor, Tensor], *, own: bool) -> Tensor:
         """Returns the logits with -inf at ids that may not stand there. own: the tensor may be overwritten."""
+        out_QV = logits_QV if own else logits_QV.clone()
         if self.banned_N is not None:
-            fill: Any = logits_QV.index_fill_ if own else logits_QV.index_fill
-            return fill(1, self.banned_N, -torch.inf)
-        fill = logits_QV.masked_fill_ if own else logits_QV.masked_fill
-        return fill(~self.of_positions(at_Q), -torch.inf)
+            return out_QV.index_fill_(1, self.banned_N, -torch.inf)
+        return out_QV.masked_fill_(~self.of_positions(at_Q), -torch.inf)
 
 
 def _banned(vocab: Vocab, config: GenerationConfig, ends: list[int]) -> list[int]:
