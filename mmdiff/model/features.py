@@ -118,7 +118,10 @@ class FeatureCache:
         _warn(f"{self._file}: is damaged ({error}), its features are computed again")
         for end in ("", "-wal", "-shm"):
             self._file.with_name(self._file.name + end).unlink(missing_ok=True)
-        self._db = _connect(self._file)
+        try:
+            self._db = _connect(self._file)
+        except sqlite3.DatabaseError as again:  # an empty file is not damaged: the disk takes nothing
+            raise UserError(f"{self._file}: {again}; the same command resumes") from again
 
     def _remember(self, key: bytes, feature: Tensor) -> None:
         size = feature.numel() * feature.element_size()
