@@ -64,6 +64,11 @@ class Fresh:
     run_RL: Bools | Tensor
     count_R: Ints
 
+    def repeat(self, n: int) -> Fresh:
+        """Returns the same of `n` copies of the rows, copy after copy."""
+        run_RL = self.run_RL.repeat(n, 1) if isinstance(self.run_RL, Tensor) else np.tile(self.run_RL, (n, 1))
+        return Fresh(np.tile(self.whole_R, n), run_RL, np.tile(self.count_R, n))
+
 
 @dataclass(frozen=True)
 class Query:

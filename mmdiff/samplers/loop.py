@@ -51,7 +51,7 @@ def sample(
         raise ConfigError(
             "sampler.draft: `sample` fills a canvas once; mmdiff.samplers.deliberation.rewrite improves a draft"
         )
-    process: NoiseProcess = Absorbing() if config.process is None else build_rule(config.process, "sampler.process")
+    process = _process(config)
     denoise = chained(denoise, batch, vocab, config)
     end_ids_X = torch.tensor(sorted({vocab.eos_id, *vocab.end_ids}), device=batch.ids_BL.device)
     allowed = Allowed.of(batch, vocab, config)
@@ -153,6 +153,21 @@ def _asked(
         judged_QV=raw_QV if whole else logits_QV,
     )
     return step, logits_QV
+
+
+def _process(config: GenerationConfig) -> NoiseProcess:
+    """Returns the noise process. Raises ConfigError for what is none, and for rules beside one that follows none."""
+    if config.process is None:
+        return Absorbing()
+    process: NoiseProcess = build_rule(config.process, "sampler.process")
+    name = type(process).__qualname__
+    if not all(callable(getattr(process, method, None)) for method in ("start", "live", "judged", "advance")):
+        raise ConfigError(f"sampler.process: {name} is no noise process (mmdiff.samplers.processes)")
+    usual = GenerationConfig()
+    for field in ("remasking", "schedule", "threshold", "select", "revise"):
+        if getattr(process, "bounded", False) and getattr(config, field) != getattr(usual, field):
+            raise ConfigError(f"sampler.{field}: {name} draws every position at every step and follows no rule")
+    return process
 
 
 def _start(process: NoiseProcess, state: GenerationState, settings: Settings, sample_B: np.ndarray) -> None:

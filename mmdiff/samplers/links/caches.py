@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +20,13 @@ from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import AtLeast0, AtLeast1
 from mmdiff.parts import part
 from mmdiff.protocols import Denoise
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """A link that chooses the positions that are run. There can be one of them."""
+
+    keeps: ClassVar[bool]
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,8 @@ class Prefix:
 
     refresh: AtLeast0 = 0
 
+    keeps: ClassVar[bool] = True
+
     def wrap(self, denoise: Denoise, batch: Batch, vocab: Vocab) -> Denoise:
         def behind(rows: Rows) -> Bools:
             return rows.between(rows.start_R, np.full_like(rows.start_R, rows.attend_RL.shape[1]))
@@ -89,6 +99,8 @@ class Dual:
     """Fast-dLLM's dual cache: all but the block keeps its keys and values. refresh: as in `Prefix`."""
 
     refresh: AtLeast0 = 0
+
+    keeps: ClassVar[bool] = True
 
     def wrap(self, denoise: Denoise, batch: Batch, vocab: Vocab) -> Denoise:
         return cached(denoise, batch, lambda step: _block_start(step, self.refresh), lambda rows: rows.block_RL)
@@ -106,6 +118,8 @@ class Vicinity:
     after: AtLeast0 = 16
     refresh: AtLeast0 = 0
 
+    keeps: ClassVar[bool] = True
+
     def wrap(self, denoise: Denoise, batch: Batch, vocab: Vocab) -> Denoise:
         def near(rows: Rows) -> Bools:
             return rows.between(rows.start_R - self.before, rows.end_R + self.after)
@@ -120,6 +134,8 @@ class FreeCache:
 
     The cheapest and most approximate. No rule may mask positions of an earlier block again; none does.
     """
+
+    keeps: ClassVar[bool] = True
 
     def wrap(self, denoise: Denoise, batch: Batch, vocab: Vocab) -> Denoise:
         def behind(rows: Rows) -> Bools:
@@ -138,6 +154,8 @@ class Delayed:
     """
 
     refresh: AtLeast1 = 8
+
+    keeps: ClassVar[bool] = True
 
     def wrap(self, denoise: Denoise, batch: Batch, vocab: Vocab) -> Denoise:
         def delayed(query: Query) -> Prediction:

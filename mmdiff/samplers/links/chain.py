@@ -10,10 +10,11 @@ from typing import Protocol
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.settings import GenerationConfig
+from mmdiff.errors import ConfigError
 from mmdiff.protocols import Denoise
 from mmdiff.samplers.rules.rules import build_rule
 
-from .caches import Prefix
+from .caches import Cache, Prefix
 from .guidance import Guidance
 
 
@@ -26,11 +27,21 @@ class Link(Protocol):
 
 
 def chained(denoise: Denoise, batch: Batch, vocab: Vocab, config: GenerationConfig) -> Denoise:
-    """Returns `denoise` with the links of `config.denoise` around it, and guidance around all where it has a scale."""
+    """Returns `denoise` with the links of `config.denoise` around it, and guidance around all where it has a scale.
+
+    Raises ConfigError for what is no link, for two caches, and for guidance that is asked for twice.
+    """
     links: list[Link] = [Prefix()] if config.prefix_cache else []
     links += [build_rule(node, f"sampler.denoise[{i}]") for i, node in enumerate(config.denoise)]
     if config.guidance_scale:
         links.append(Guidance(config.guidance_scale))
+    for link in links:
+        if not callable(getattr(link, "wrap", None)):
+            raise ConfigError(f"sampler.denoise: {type(link).__qualname__} is no link (mmdiff.samplers.links)")
+    for kind, what in ((Cache, "caches"), (Guidance, "guidance")):
+        names = [type(link).__qualname__ for link in links if isinstance(link, kind)]
+        if len(names) > 1:
+            raise ConfigError(f"sampler.denoise: {' and '.join(names)}: two {what} cannot be combined, expected one")
     for link in links:
         denoise = link.wrap(denoise, batch, vocab)
     return denoise

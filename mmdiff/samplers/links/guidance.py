@@ -70,5 +70,6 @@ def _copies(query: Query, ids: list[Tensor], media: list[Tensor]) -> Query:
         row_R=query.row_R.repeat(n),
         media_R=torch.cat(media),
         step=None if query.step is None else query.step.repeat(n),
+        fresh=None if query.fresh is None else query.fresh.repeat(n),
         at_P=(torch.cat([row_P + i * rows for i in range(n)]), position_P.repeat(n)),
     )

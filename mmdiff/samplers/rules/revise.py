@@ -25,6 +25,7 @@ def lowest(score_RL: Tensor, among_RL: Tensor, n_R: Tensor) -> Tensor:
 
 
 @part
+@dataclass(frozen=True)
 class RunningConfidence:
     """Keeps the positions with the highest confidence ever recorded, masks the others again (RCR, arXiv 2508.13148).
 

@@ -15,6 +15,7 @@ from .state import Proposal, Score
 
 
 @part
+@dataclass(frozen=True)
 class LowConfidence:
     """The score is the probability of the proposed token: the least confident stay masked (LLaDA, arXiv 2502.09992).
 
@@ -27,6 +28,7 @@ class LowConfidence:
 
 
 @part
+@dataclass(frozen=True)
 class Random:
     """The score is a random number: positions are committed in random order."""
 
@@ -35,6 +37,7 @@ class Random:
 
 
 @part
+@dataclass(frozen=True)
 class Margin:
     """The score is the probability of the best token minus that of the second best (arXiv 2502.06768)."""
 
@@ -44,6 +47,7 @@ class Margin:
 
 
 @part
+@dataclass(frozen=True)
 class NegativeEntropy:
     """The score is the sum of p log p, in nats: 0 where the model is certain, negative elsewhere (Dream)."""
 
@@ -53,6 +57,7 @@ class NegativeEntropy:
 
 
 @part
+@dataclass(frozen=True)
 class LeftToRight:
     """The score falls from left to right: positions are committed in the order of the target."""
 

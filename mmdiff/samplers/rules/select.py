@@ -25,6 +25,7 @@ def order(score_P: Tensor, row_P: Tensor) -> Tensor:
 
 
 @part
+@dataclass(frozen=True)
 class Quota:
     """Selects as many positions as the schedule gives the row at this step, those with the highest scores (LLaDA)."""
 
@@ -64,6 +65,7 @@ class Factor:
 
 
 @part
+@dataclass(frozen=True)
 class Everything:
     """Selects all positions; `RunningConfidence` masks some of them again."""
 

@@ -16,9 +16,12 @@ from mmdiff.canvas.patterns import BlockCausal, Causal, CausalContext, PrefixCau
 from mmdiff.canvas.sample import Media, Sample, Target, Text
 from mmdiff.data.collate import collate
 from mmdiff.data.stream import read_media
+from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.samplers.links.caches import Delayed, Dual, FreeCache, Prefix, Vicinity
 from mmdiff.samplers.links.guidance import Guidance
+from mmdiff.samplers.processes.hybrid import Hybrid
+from mmdiff.samplers.rules.maskgit import Remask
 
 CACHES = [Prefix(), Prefix(2), Dual(), Dual(3), Vicinity(2, 1), FreeCache(), Delayed(2), Delayed(100)]
 EXACT = [Causal(), PrefixCausal(), CausalContext(), BlockCausal(3), BlockCausal(4, "targets")]
@@ -187,3 +190,33 @@ def test_shifted_logits_come_with_the_position_before() -> None:
     found = lengths_of(m)
     run(m, [[Text([4, 5, 6]), Target(length=4)]], [0], block_length=2, denoise=[Dual()])
     assert [n for _, n in found] == [7, 3, 7, 3]
+
+
+def test_guidance_may_stand_on_either_side_of_a_cache() -> None:
+    m = model()
+    for cache in (Dual(), Delayed(2)):
+        inside = run(m, samples(), [8, 3, 5, 4], block_length=3, denoise=[cache, Guidance(1.0)])
+        outside = run(m, samples(), [8, 3, 5, 4], block_length=3, denoise=[Guidance(1.0), cache])
+        assert inside.ids_BL.tolist() == outside.ids_BL.tolist()
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"denoise": [Dual(), Prefix()]}, "Dual and Prefix: two caches"),
+        ({"denoise": [Dual()], "prefix_cache": True}, "two caches"),
+        ({"denoise": [Guidance(1.0)], "guidance_scale": 1.0}, "two guidance"),
+        ({"denoise": ["mmdiff.samplers.rules.score.Margin"]}, "Margin is no link"),
+        ({"denoise": "mmdiff.samplers.links.caches.Dual"}, "is not a list"),
+        ({"denoise": [{"target": "mmdiff.samplers.links.caches.Dual", "refresh": -1}]}, "refresh"),
+        ({"process": "mmdiff.samplers.rules.score.Margin"}, "Margin is no noise process"),
+        ({"process": Hybrid(), "threshold": 0.5}, "sampler.threshold: Hybrid"),
+        ({"process": Hybrid(), "revise": Remask(0.5)}, "sampler.revise: Hybrid"),
+        ({"process": "mmdiff.samplers.processes.hybrid.Hybird"}, "sampler.process"),
+    ],
+)
+def test_what_cannot_be_combined_is_refused_in_one_sentence(named: dict[str, Any], message: str) -> None:
+    m = model(image=False)
+    with pytest.raises(ConfigError) as raised:
+        run(m, [[Text([4]), Target(length=2)]], [0], **named)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
