@@ -240,7 +240,7 @@ def main() -> None:
         ("layers", 4),
         ("prompt", 256),
         ("answer", 256),
-        ("vocab", 4096),
+        ("vocab", 32_000),
     ]:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu")

@@ -6,7 +6,6 @@ Shape letters: B samples, L canvas length, Q queried positions, K distinct allow
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
