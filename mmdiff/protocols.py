@@ -140,6 +140,7 @@ class Model(Protocol):
     heads: Any  # nn.ModuleDict of readouts, by kind of media
     adapters: list[dict[str, Any]]  # LoRA configurations that are in place
     attention: Pattern  # who sees whom
+    logit_chunk: int  # masked positions whose logits exist at one time
 
     @property
     def vocab(self) -> Vocab: ...
@@ -169,6 +170,10 @@ class Model(Protocol):
 
         blockwise: a block of a copy sees, of earlier blocks, the clean ids of `batch` and not those of its copy.
         """
+        ...
+
+    def gather(self, h_RLD: Tensor, row_P: Tensor, position_P: Tensor) -> Tensor:
+        """Returns (P, D), the states that predict the positions."""
         ...
 
     def score(

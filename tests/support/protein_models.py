@@ -26,6 +26,7 @@ from mmdiff.backbones import new_backbone
 from mmdiff.backbones.esm import tokenizer
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.generation import Generation
+from mmdiff.canvas.patterns import Full
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.diffusion.keys import NoiseKey
@@ -56,6 +57,7 @@ class Exact:
     """Logits (R, L, V) of ids (R, L) by a function, as hidden states whose head is the identity."""
 
     vocab, device, readers, training = VOCAB, torch.device("cpu"), {}, False  # type: ignore[var-annotated]
+    attention = Full()
 
     def __init__(self, logits: Callable[[Tensor], Tensor]) -> None:
         self.logits = logits

@@ -22,6 +22,7 @@ from mmdiff import MMDiff
 from mmdiff.backbones import new_backbone
 from mmdiff.backbones.esm import TOKENS, tokenizer
 from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.patterns import Full
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model.scorer import Scores, score
@@ -64,6 +65,7 @@ class Exact:
     """p(x_i | what is not masked of x) of a joint distribution of three residues, in the place of a model."""
 
     device = torch.device("cpu")
+    attention = Full()
     training = False
     readers: dict[str, Any] = {}
 
@@ -94,7 +96,7 @@ class Exact:
 
     def denoiser(self, batch: Batch) -> Callable[..., Tensor]:
         @by_query
-        def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor) -> Tensor:
+        def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Any = None) -> Tensor:
             return torch.stack([self._logits(ids_L) for ids_L in ids_RL])[predict_RL]
 
         return denoise
