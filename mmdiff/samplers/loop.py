@@ -159,10 +159,8 @@ def _process(config: GenerationConfig) -> NoiseProcess:
     """Returns the noise process. Raises ConfigError for what is none, and for rules beside one that follows none."""
     if config.process is None:
         return Absorbing()
-    process: NoiseProcess = build_rule(config.process, "sampler.process")
+    process: NoiseProcess = build_rule(config.process, "sampler.process", "start", "live", "judged", "advance")
     name = type(process).__qualname__
-    if not all(callable(getattr(process, method, None)) for method in ("start", "live", "judged", "advance")):
-        raise ConfigError(f"sampler.process: {name} is no noise process (mmdiff.samplers.processes)")
     usual = GenerationConfig()
     for field in ("remasking", "schedule", "threshold", "select", "revise"):
         if getattr(process, "bounded", False) and getattr(config, field) != getattr(usual, field):

@@ -67,7 +67,7 @@ class Constraint:
         """
         if config.constraint is None:
             return None
-        grammar: Grammar = build_rule(config.constraint, "sampler.constraint")
+        grammar: Grammar = build_rule(config.constraint, "sampler.constraint", "regular")
         _check_settings(grammar, vocab, config)
         found = to_device(automaton(grammar.regular(), vocab, grammar.null), state.ids_BL.device)
         span_BL = spans(state.batch.target_BL, allowed.allow_BL)

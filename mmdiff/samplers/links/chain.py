@@ -32,12 +32,9 @@ def chained(denoise: Denoise, batch: Batch, vocab: Vocab, config: GenerationConf
     Raises ConfigError for what is no link, for two caches, and for guidance that is asked for twice.
     """
     links: list[Link] = [Prefix()] if config.prefix_cache else []
-    links += [build_rule(node, f"sampler.denoise[{i}]") for i, node in enumerate(config.denoise)]
+    links += [build_rule(node, f"sampler.denoise[{i}]", "wrap") for i, node in enumerate(config.denoise)]
     if config.guidance_scale:
         links.append(Guidance(config.guidance_scale))
-    for link in links:
-        if not callable(getattr(link, "wrap", None)):
-            raise ConfigError(f"sampler.denoise: {type(link).__qualname__} is no link (mmdiff.samplers.links)")
     for kind, what in ((Cache, "caches"), (Guidance, "guidance")):
         names = [type(link).__qualname__ for link in links if isinstance(link, kind)]
         if len(names) > 1:

@@ -73,14 +73,19 @@ def rules_of(config: GenerationConfig) -> Rules:
     return Rules(schedule=schedule, score=score, select=select, revise=revise)
 
 
-def build_rule(node: Any, where: str) -> Any:
+def build_rule(node: Any, where: str, *methods: str) -> Any:
     """Returns the rule of a configuration's node; a rule that was made in Python is returned as it is.
 
-    Raises ConfigError that names the key `where`.
+    methods: what it must have; none: it must be callable. Raises ConfigError that names the key `where`.
     """
     from mmdiff.config import as_node, build
 
-    return build(as_node(node), where=where) if isinstance(node, str | dict) else node
+    plain = node is None or isinstance(node, str | dict | list | tuple | int | float)
+    rule = build(as_node(node), where=where) if plain else node
+    missing = [name for name in methods or ("__call__",) if not callable(getattr(rule, name, None))]
+    if missing:
+        raise ConfigError(f"{where}: {type(rule).__qualname__} has no `{missing[0]}`, expected a part of another kind")
+    return rule
 
 
 def _named(known: Mapping[str, Any], value: Any, where: str) -> Any:
