@@ -170,15 +170,23 @@ class Denoiser:
         if attend_RK is not None and ragged:
             attend_RK, block_RK = F.pad(attend_RK, (0, 1), value=False), F.pad(block_RK, (0, 1))
         kept.memory.part(at_RN, ragged=ragged)
+        seen_RK = block_RK if self._needs_mask(kept, fresh) else 0
         h_RND = self.model.backbone.hidden(
             x_RND,
             attend_RK,
             batch.position_ids_BL[query.row_R].gather(1, inside_RN),
-            Visibility(self.model.attention, Coordinates(block=block_RK if kept.numbered else 0), at_RN),
+            Visibility(self.model.attention, Coordinates(block=seen_RK), at_RN),
             kept.memory,
         )
         column_RN = torch.arange(at_RN.shape[1], device=at_RN.device).expand(at_RN.shape)
         return h_RND, at_RN.new_zeros(len(at_RN), length + 1).scatter(1, at_RN, column_RN)
+
+    def _needs_mask(self, kept: Kept, fresh: Fresh) -> bool:
+        """False where every position that is run sees everything: under full attention, and where only targets are run
+        that are one block behind all context."""
+        if not self.model.attention.one_target_block or isinstance(fresh.run_RL, Tensor):
+            return kept.numbered
+        return bool((fresh.run_RL & ~kept.target_BL[kept.slots % len(kept.batch)]).any())
 
     def _positions(self, query: Query, kept: Kept, fresh: Fresh) -> tuple[Tensor, bool]:
         """Returns int64 (R, N), the positions that are run in part, L where a row has fewer; and whether one has."""
