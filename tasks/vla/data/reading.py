@@ -31,7 +31,7 @@ def reading(file: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # ValueError: text that is not UTF-8
+    except (pa.ArrowException, OSError, ValueError, MemoryError, KeyError) as error:  # damaged text, damaged names
         raise DataError(f"{file}: damaged or cut off ({' '.join(str(error).split()):.120})") from None
 
 

@@ -14,6 +14,7 @@ from robots.demos import DATA, EPISODES, ROWS, replaced, rewrite, set_at
 
 from mmdiff.errors import DataError
 from mmdiff.tasks.vla.data.dataset import LeRobot, Steps
+from mmdiff.tasks.vla.data.reading import open_parquet
 
 pytestmark = [pytest.mark.needs("pyarrow", "av", "PIL")]
 
@@ -183,3 +184,13 @@ def test_a_picture_is_no_file_outside(copy: Path) -> None:
     episode = int(np.searchsorted(data.start_E, 6, side="right")) - 1
     with pytest.raises(DataError, match="leads out of"):
         data.picture("wrist", episode, 6 - int(data.start_E[episode]))
+
+
+def test_a_table_of_tasks_under_a_damaged_name(tmp_path: Path) -> None:
+    """pyarrow's word for a column that is to be read as a dictionary and is not there is a KeyError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"tasj": ["push"]}), file := tmp_path / "tasks.parquet")
+    with pytest.raises(DataError, match=r"tasks\.parquet: damaged or cut off"):
+        open_parquet(file, read_dictionary=["task"])
