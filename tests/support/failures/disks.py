@@ -180,7 +180,7 @@ def _check(
     _prepared(prepare, folder)
     code, said = in_a_child(limited, folder)
     if not (some and code == 0):
-        _one_line(code, said, when, ("No space left on device", "File too large", "disk is full"))
+        _one_line(code, said, when, ("No space left on device", "File too large", "disk is full", "disk I/O error"))
     assert not litter(folder), f"{when}: leaves {litter(folder)}"
     _heals(call, folder, expected, when, shown)
     shutil.rmtree(folder)
