@@ -20,6 +20,8 @@ from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.samplers.links.caches import Delayed, Dual, FreeCache, Prefix, Vicinity
 from mmdiff.samplers.links.guidance import Guidance
+from mmdiff.samplers.loop import sample
+from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.processes.hybrid import Hybrid
 from mmdiff.samplers.rules.maskgit import Remask
 
@@ -224,3 +226,17 @@ def test_what_cannot_be_combined_is_refused_in_one_sentence(named: dict[str, Any
     with pytest.raises(ConfigError) as raised:
         run(m, [[Text([4]), Target(length=2)]], [0], **named)
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("attention", [BlockCausal(3, "targets"), PrefixCausal()], ids=str)
+def test_one_denoise_for_two_generations_of_one_batch(attention: Pattern) -> None:
+    """What was final in the first is not in the second, although canvas and rows are the same."""
+    m = model(attention, image=False)
+    batch = batch_of(m, samples()[1:2], [3])
+    denoise = m.denoiser(batch)
+    for seed in (1, 2):
+        config = generation_config(temperature=1.0, block_length=3, early_stop=False, seed=seed)
+        again = sample(denoise, batch, m.vocab, config)
+        fresh = sample(m.denoiser(batch), batch, m.vocab, config)
+        assert again.ids_BL.tolist() == fresh.ids_BL.tolist()
+        assert torch.allclose(again.confidence_BL, fresh.confidence_BL, atol=1e-4)
