@@ -138,6 +138,7 @@ class Model(Protocol):
     encoders: Any  # nn.ModuleDict of Encoder, by kind of media
     connectors: Any  # nn.ModuleDict of Connector, by kind of media
     heads: Any  # nn.ModuleDict of readouts, by kind of media
+    extras: Any  # nn.ModuleDict of further modules, by the names that objectives and samplers ask for
     adapters: list[dict[str, Any]]  # LoRA configurations that are in place
     attention: Pattern  # who sees whom
     logit_chunk: int  # masked positions whose logits exist at one time

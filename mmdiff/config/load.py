@@ -29,7 +29,7 @@ from .typed import typed
 
 RUN_FILE = "config.yaml"  # the resolved configuration in a run's folder
 YAML_BYTES = 4 * 1024**2
-PARTS = ("backbone", "encoders", "connectors", "heads")  # of a model, which `model.weights` brings
+PARTS = ("backbone", "encoders", "connectors", "heads", "extras")  # of a model, which `model.weights` brings
 RUN_SIGNS = ("checkpoints", "metrics.jsonl", "model", SUMS)  # what lies beside it, and not beside a person's own
 
 

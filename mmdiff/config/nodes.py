@@ -21,7 +21,9 @@ from .sources import absent, signature_of
 
 RUN_TIME = {"model.connectors": {"width_in", "width_out"}, "model.heads": {"width_in", "vocab_size"}}
 """Arguments that no file gives, for the model knows them when it builds those nodes."""
-REUSED = ("model.encoders", "model.connectors", "model.heads")
+OFFERED = {"model.extras": {"width", "vocab_size"}}
+"""The same, of nodes whose targets need not take them."""
+REUSED = ("model.encoders", "model.connectors", "model.heads", "model.extras")
 """Where `weights` may name a saved model, which says what the node leaves out (`mmdiff.model.build`)."""
 
 NOT_A_PART = "is not made to be part of a model; it was not called (a folder that you trust loads with --trust)"
@@ -58,14 +60,17 @@ def check_nodes(config: Config, *, importing: bool = True) -> None:
     def check(value: Any, key: str) -> None:
         if isinstance(value, Mapping):
             if "target" in value:
-                run_time = RUN_TIME.get(key.rpartition(".")[0], ())
+                above = key.rpartition(".")[0]
+                run_time, offered = RUN_TIME.get(above, set()), OFFERED.get(above, set())
                 target, where = value["target"], join(key, "target")
-                reused = key.rpartition(".")[0] in REUSED and isinstance(value.get("weights"), str)
+                reused = above in REUSED and isinstance(value.get("weights"), str)
                 if importing:
-                    _check_arguments(locate(target, where), value, run_time, key, reused)
+                    function = locate(target, where)
+                    _check_arguments(function, value, run_time | taken(function, offered), key, reused)
                 elif line := absent(_dotted(target, where)):
                     raise ConfigError(f"{at(where)}{line}")
                 elif found := signature_of(target):
+                    run_time = run_time | (offered & found.parameters.keys())
                     kinds = {name: p.annotation for name, p in found.parameters.items()}
                     _check_against(found, kinds, value, run_time, key, reused)
             for name, inner in value.items():
@@ -88,11 +93,19 @@ def _node_keys(config: Config) -> Iterable[tuple[str, ...]]:
     """Yields where a configuration has one node or null."""
     yield from (("model", "backbone"), ("model", "attention"), ("task",))
     yield from (("sampler", name) for name in ("select", "revise", "draft", "process", "constraint"))
-    for name in ("encoders", "connectors", "heads"):
+    for name in ("encoders", "connectors", "heads", "extras"):
         yield from (("model", name, kind) for kind in getattr(config.model, name))
     for stage in config.train.stages:
         yield from (("train", "stages", stage, name) for name in ("objective", "eval"))
     yield from (("eval", "data", name) for name in config.eval.data)
+
+
+def taken(function: Callable[..., Any], offered: Collection[str]) -> set[str]:
+    """Returns those of the names that are arguments of a class or function."""
+    try:
+        return set(offered) & inspect.signature(function).parameters.keys()
+    except ValueError:  # `build` says that it has no signature
+        return set()
 
 
 def locate(target: Any, where: str = "", *, importing: bool = True) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ from mmdiff.canvas.pattern import Pattern
 from mmdiff.config import build, flatten, locate
 from mmdiff.config.load import check_weights
 from mmdiff.config.moved import today
+from mmdiff.config.nodes import OFFERED, RUN_TIME, taken
 from mmdiff.config.settings import ModelConfig
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.files import check_sums
@@ -62,7 +63,15 @@ def _of_parts(config: ModelConfig, toy: bool, logit_chunk: int) -> MMDiff:
             if node:
                 run_time["width_in"] = encoders[kind].width
                 parts[name][kind] = build_or_reuse(node, f"{name}.{kind}", backbone, toy=toy, **run_time)
-    return MMDiff(backbone, encoders, parts["connectors"], parts["heads"], logit_chunk=logit_chunk)
+    extras = {name: _extra(n, f"extras.{name}", backbone, toy=toy) for name, n in config.extras.items() if n}
+    return MMDiff(backbone, encoders, parts["connectors"], parts["heads"], extras, logit_chunk=logit_chunk)
+
+
+def _extra(node: Mapping[str, Any], key: str, backbone: Backbone, *, toy: bool) -> nn.Module:
+    known = {"width": backbone.dim, "vocab_size": backbone.vocab.size}
+    target = node.get("target") if isinstance(node, Mapping) else None
+    names = taken(locate(target, f"model.{key}.target"), known) if target else ()
+    return build_or_reuse(node, key, backbone, toy=toy, **{name: known[name] for name in names})
 
 
 def _attending(model: MMDiff, node: dict[str, Any] | None) -> MMDiff:
@@ -87,9 +96,9 @@ def _attention(config: ModelConfig) -> dict[str, Any] | None:
 def parts_of(folder: Path) -> ModelConfig:
     """Returns the parts of a saved model as a configuration, of which `build_model` makes a toy twin."""
     saved = read_config(folder)
-    given = ("width_in", "width_out", "vocab_size")  # by `build_model` itself
+    given = {name: (RUN_TIME | OFFERED).get(f"model.{name}", set()) for name in PARTS}  # by `build_model` itself
     parts: dict[str, Any] = {
-        name: {k: {key: v for key, v in node.items() if key not in given} for k, node in saved[name].items()}
+        name: {k: {key: v for key, v in node.items() if key not in given[name]} for k, node in saved[name].items()}
         for name in PARTS
     }
     backbone = {
@@ -110,8 +119,9 @@ def build_or_reuse(node: Mapping[str, Any], key: str, backbone: Backbone, *, toy
     key: of the part, `encoders.image`. backbone: of the model that gets it. run_time: widths, as `build` takes them.
     `weights` may name a saved model, a checkpoint, or a finished run; anything else is left to the part itself. What
     the node does not say is as in the saved model, and what it says must be so: the part there has the same target,
-    the same arguments, and tensors of the same names and shapes, whose checksums are right. A readout is of the same
-    words. A part whose class has `reads_saved` takes what fits by rules of its own.
+    the same arguments, and tensors of the same names and shapes, whose checksums are right. One that is given the
+    size of the vocabulary (a readout) is of the same words. A part whose class has `reads_saved` takes what fits by
+    rules of its own.
     Raises ConfigError, in one line, where the part differs.
     """
     where, path = f"model.{key}", node.get("weights") if isinstance(node, Mapping) else None
@@ -142,7 +152,7 @@ def build_or_reuse(node: Mapping[str, Any], key: str, backbone: Backbone, *, toy
         with bounded_by(weight_files(folder), folder):
             part = _built(own, where, toy, run_time)
     words = backbone.vocab.tokenizer.get_vocab()
-    if key.startswith("heads.") and tokenizer_in(folder / "backbone").get_vocab() != words:
+    if "vocab_size" in run_time and tokenizer_in(folder / "backbone").get_vocab() != words:
         raise ConfigError(f"{where}.weights: the words of {folder} are others than this model's")
     check_sums(folder)
     load_weights(part, folder, f"{key}.")

@@ -54,6 +54,7 @@ BEYOND = 8
 class MMDiff(nn.Module):
     """A multimodal diffusion language model. encoders, connectors, heads: by kind of media (`image`, `audio`, ...).
 
+    extras: further modules by name, which objectives and samplers ask for (`mmdiff.objectives.extras`).
     logit_chunk: masked positions whose logits exist at one time while training.
     attention: who sees whom (`mmdiff.canvas.patterns`); None: as the backbone's family has it. Context that sees no
         target is run once for all copies of a sample and all steps of a generation (`mmdiff.model.prefix`).
@@ -67,13 +68,15 @@ class MMDiff(nn.Module):
         encoders: Mapping[str, nn.Module] | None = None,
         connectors: Mapping[str, nn.Module] | None = None,
         heads: Mapping[str, nn.Module] | None = None,
+        extras: Mapping[str, nn.Module] | None = None,
         *,
         logit_chunk: AtLeast1 = 4096,
         attention: Pattern | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.encoders, self.connectors, self.heads = (nn.ModuleDict(p or {}) for p in (encoders, connectors, heads))
+        parts = (nn.ModuleDict(part or {}) for part in (encoders, connectors, heads, extras))
+        self.encoders, self.connectors, self.heads, self.extras = parts
         self.adapters: list[dict[str, Any]] = []  # LoRA configurations in place, see mmdiff.model.params
         self.logit_chunk = logit_chunk
         self.attention = attention or backbone.facts.attention or Full()
@@ -238,12 +241,14 @@ class MMDiff(nn.Module):
     @typed
     def grow(self, words: Sequence[str] = (), reserve: Mapping[str, AtLeast1] | None = None) -> None:
         """Add words and reserved ids to the vocabulary; what there is stays, see `mmdiff.backbones.reserve.grow`."""
-        for kind, head in self.heads.items():
-            if not hasattr(head, "grow"):
-                raise ConfigError(f"heads.{kind}: {type(head).__name__} has no method `grow`, take the readout out")
+        sized = {f"heads.{kind}": head for kind, head in self.heads.items()}
+        sized |= {f"extras.{name}": e for name, e in self.extras.items() if "vocab_size" in getattr(e, "node", ())}
+        for name, module in sized.items():
+            if not hasattr(module, "grow"):
+                raise ConfigError(f"{name}: {type(module).__name__} has no method `grow`, take it out")
         source_V = grow(self.backbone, words, reserve or {})
-        for head in self.heads.values():
-            head.grow(source_V)  # type: ignore[operator]
+        for module in sized.values():
+            module.grow(source_V)  # type: ignore[operator]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model to `folder`, see `mmdiff.model.saving`. Raises ConfigError unless it is new or empty."""

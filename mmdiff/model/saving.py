@@ -29,7 +29,7 @@ from mmdiff.protocols import Model
 
 FORMAT = 1
 INDEX = "model.safetensors.index.json"
-PARTS = ("encoders", "connectors", "heads")
+PARTS = ("encoders", "connectors", "heads", "extras")
 BACKBONE_FIELDS = ("dtype", "attention", "rope_in_fp32", "reserve")  # of the backbone, in config.json
 
 
@@ -108,6 +108,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("mmdiff_format") != FORMAT:
         found = config.get("mmdiff_format") if isinstance(config, dict) else config
         raise ConfigError(f"{file}: mmdiff_format is {found!r}, expected {FORMAT}")
+    config.setdefault("extras", {})  # models of 0.1 have none
     for name, kind in {"backbone": dict, **dict.fromkeys(PARTS, dict), "adapters": list}.items():
         if not isinstance(config.get(name), kind):
             raise ConfigError(f"{file}: {name} is {config.get(name)!r}, expected a {kind.__name__}")

@@ -71,6 +71,7 @@ PLACES = {
     "encoder": at("encoders", "image"),
     "connector": at("connectors", "image"),
     "head": at("heads", "image"),
+    "extra": at("extras", "table"),
     "select": at("sampler", "select"),
     "revise": at("sampler", "revise"),
     "draft": at("sampler", "draft"),
