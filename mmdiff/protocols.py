@@ -193,7 +193,11 @@ class Model(Protocol):
 
 
 class Denoise(Protocol):
-    """All that a sampler sees of a model. Guidance and caches wrap one Denoise in another, unseen by the sampler."""
+    """All that a sampler sees of a model. Guidance and caches wrap one Denoise in another, unseen by the sampler.
+
+    A Denoise that a verifier or an energy can use has a method `left_to_right(folder=None) -> Denoise`: what it returns
+    reads finished canvases, each position given those before it (`mmdiff.model.denoiser.Denoiser`).
+    """
 
     def __call__(self, query: Query) -> Prediction:
         """Returns the logits (P, V) of the queried positions in row-major order, see `mmdiff.canvas.query`."""

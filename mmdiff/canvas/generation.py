@@ -27,6 +27,7 @@ class Generation:
     confidence_BL: Tensor  # fp32, probability when committed; 1 where given, or filled up after an end id
     forwards_B: Tensor  # int64
     calls: int = 0  # of denoise, for the whole batch; a draft rule's probes are not among them
+    checks: int = 0  # calls of a verifier or an energy besides, for the whole batch
 
     def targets(self) -> list[list[int]]:
         """Returns the ids of each row's target positions, in order."""
@@ -52,6 +53,7 @@ class GenerationState:
     forwards_B: Tensor  # int64
     block_BL: Tensor  # int64, the block of a target position
     calls: int = 0
+    checks: int = 0
     extras: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -92,4 +94,5 @@ class GenerationState:
             confidence_BL=self.confidence_BL,
             forwards_B=self.forwards_B,
             calls=self.calls,
+            checks=self.checks,
         )

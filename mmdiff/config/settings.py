@@ -63,8 +63,8 @@ class GenerationConfig:
     confidence: what a probability is over: `allowed`, the ids that may stand at a position, or `vocabulary`, all ids as
         in the published codes, so that a model that would rather write the mask id is less sure.
     process: node of the noise process (mmdiff.samplers.processes). None: absorbing noise.
-    denoise: nodes of what stands between sampler and model, the nearest to the model first: caches, guidance, verifiers
-        (mmdiff.samplers.links.chain).
+    denoise: nodes of what stands between sampler and model, the nearest to the model first: caches, guidance; and, as
+        the last, an energy or a verifier, which chooses among proposals (mmdiff.samplers.links.chain).
     threshold: commit every position whose score reaches it, at least one (Fast-dLLM); `steps` then plays no part. None:
         as many positions as the schedule gives.
     select: node of a rule that replaces threshold, and mostly the schedule too (docs/sampling.md lists all rules).

@@ -9,7 +9,7 @@ Shape letters: R rows of a step, N predicted positions of one row, P those of al
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -64,6 +64,11 @@ class StepNoise:
     step_R: NDArray[np.int64]
     count_R: NDArray[np.int64]
     device: torch.device
+    below: str = ""
+
+    def fold(self, name: str) -> StepNoise:
+        """Returns the noise of independent streams below `name`."""
+        return replace(self, below=f"{self.below}{name}/")
 
     def uniform(self, stream: str) -> Tensor:
         """Returns float64 (P,), one number strictly between 0 and 1 for each predicted position."""
@@ -83,5 +88,5 @@ class StepNoise:
         return self._sent(np.repeat(np.arange(rows), count), number_C, stream).view(rows, count)
 
     def _sent(self, row_C: NDArray[np.int64], number_C: NDArray[np.int64], stream: str) -> Tensor:
-        out_C = uniform(self.seed, self.sample_R[row_C], self.step_R[row_C], number_C, stream)
+        out_C = uniform(self.seed, self.sample_R[row_C], self.step_R[row_C], number_C, self.below + stream)
         return torch.from_numpy(out_C).to(self.device, non_blocking=True)

@@ -9,8 +9,10 @@ length, K = L or L + 1, N positions that are run, P queried positions, D width, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,13 @@ from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.pattern import Coordinates, Visibility
+from mmdiff.canvas.patterns import Causal
 from mmdiff.canvas.query import Bools, Fresh, Ints, Prediction, Query, StepInfo
 from mmdiff.errors import ConfigError
+from mmdiff.protocols import Denoise
+
+from .prefix import BehindClean
+from .saving import saved_folder
 
 
 @dataclass
@@ -110,6 +117,49 @@ class Denoiser:
         logits_PN = head(h_PD, self.allowed_ids_N).float()
         everywhere_PV = logits_PN.new_full((len(h_PD), model.vocab.size), -torch.inf)
         return Prediction(everywhere_PV.index_copy_(1, self.allowed_ids_N, logits_PN), asked_PD)
+
+    def other(self, folder: str) -> Denoiser:
+        """Returns the Denoise of another saved model, or finished run, for the same canvases; it is kept in memory.
+
+        It is read as every saved folder is (docs/security.md). Raises ConfigError for a model of other ids, and for
+        media that it does not read as this one does.
+        """
+        where = saved_folder(folder)
+        if where is None:
+            raise ConfigError(f"{folder}: neither a saved model nor the folder of a run")
+        own, stamp = self.model, (where / "config.json").stat().st_mtime_ns
+        model = _loaded(own.from_pretrained, str(where.resolve()), stamp, self.batch.ids_BL.device)
+        same = (model.vocab.size, model.vocab.mask_id) == (own.vocab.size, own.vocab.mask_id)
+        if not same or model.vocab.tokenizer.get_vocab() != own.vocab.tokenizer.get_vocab():
+            raise ConfigError(f"{folder}: its ids stand for other tokens than this model's, expected one vocabulary")
+        for kind in self.batch.media:
+            if kind not in model.encoders or model.encoders[kind].node != own.encoders[kind].node:
+                raise ConfigError(f"{folder}: does not read {kind} as this model does, expected the same encoder")
+        with torch.no_grad():
+            features = model.encode(self.batch.media)
+        for kind, features_MD in features.items():
+            if len(features_MD) != len(self.features[kind]):
+                raise ConfigError(f"{folder}: {kind} takes other slots than in this model, expected as many")
+        return Denoiser(model, self.batch, features, self.allowed_ids_N)
+
+    def left_to_right(self, folder: str | None = None) -> Denoise:
+        """Returns a Denoise that reads finished canvases: logits of the queried positions given the ids before them.
+
+        One forward covers all positions. folder: another saved model in place of this one, see `other`. Keys and values
+        of what can no longer change are kept where a model's logits are shifted.
+        Raises ConfigError for a family of encoders, which cannot attend from left to right.
+        """
+        if folder is not None:
+            return self.other(folder).left_to_right()
+        if not self.model.backbone.caches:
+            raise ConfigError(f"backbone: {self.model.backbone.family} cannot read a canvas from left to right")
+        shift, batch = self.model.backbone.facts.shift, self.batch
+        begins_BL = batch.attend_BL & batch.target_BL & (batch.position_ids_BL < shift)
+        if not shift or bool(begins_BL.any()):
+            return BehindClean(self.model, self.batch, self.features)
+        causal = copy(self.model)  # the same weights
+        causal.attention = Causal()
+        return Denoiser(causal, self.batch, self.features, None)
 
     def _partly(self, query: Query, step: StepInfo, batch: Batch) -> Tensor:
         """Returns hidden states (P, D) of what is queried, of rows that are run whole and others."""
@@ -209,3 +259,9 @@ class Denoiser:
 
 def _sent(values: Any, device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
+
+
+@lru_cache(maxsize=2)
+def _loaded(read: Callable[[str], Any], folder: str, stamp: int, device: torch.device) -> Any:
+    """Returns a saved model. stamp: when it was written, so that a folder that is written again is read again."""
+    return read(folder).to(device)

@@ -5,7 +5,7 @@ same for every noised copy: one forward per sample and step of training, without
 A generation keeps its keys and values too (`mmdiff.model.denoiser`).
 
 Shape letters: B samples, L canvas length, R rows (copies of samples), n copies, C context positions (or
-clean ones), T target positions, N positions of any kind, U blocks, D backbone width.
+clean ones), T target positions, N positions of any kind, U blocks, P queried positions, D backbone width.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.pattern import Coordinates, Visibility
-from mmdiff.canvas.patterns import units, visibility
+from mmdiff.canvas.patterns import Causal, Documents, units, visibility
+from mmdiff.canvas.query import Prediction, Query
 from mmdiff.errors import ConfigError
 from mmdiff.protocols import Model
 
@@ -91,6 +92,50 @@ def hidden_copies(model: Model, ids_RL: Tensor, batch: Batch, features: Mapping[
     at_BN = noised.at_BN.masked_fill(noised.take(ends_BL), length)
     clean_BLD = scatter_to_canvas(clean.at_BN, h_BCD, h_BCD.new_zeros(len(batch), length, h_BCD.shape[2]))
     return torch.cat([scatter_to_canvas(at_BN, h_BND, clean_BLD) for h_BND in h_nBND])
+
+
+@dataclass(frozen=True)
+class BehindClean:
+    """A Denoise of p(id | the clean ids before it), for all queried positions of finished canvases in one forward.
+
+    A row is run as `clean, noised`, both causal: a queried position holds the mask id in the second stream, where it
+    sees itself and the clean ids before it. Of shifted logits, the state that predicts is the clean one to the left.
+    """
+
+    model: Any
+    batch: Batch
+    features: Mapping[str, Tensor]
+
+    @torch.no_grad()
+    def __call__(self, query: Query) -> Prediction:
+        model, batch, row_R = self.model, query.batch or self.batch, query.row_R
+        document = batch.segment_BL if batch.packed else 0
+        block_BL = Causal().blocks(batch.target_BL, batch.attend_BL, document)
+        length = batch.ids_BL.shape[1]
+
+        def twice(values_BL: Tensor | int) -> Any:
+            return values_BL if isinstance(values_BL, int) else values_BL[row_R].repeat(1, 2)
+
+        ids_RN = torch.cat([query.ids_RL, query.ids_RL.masked_fill(query.predict_RL, model.vocab.mask_id)], 1)
+        attend_RN = twice(batch.attend_BL) if batch.padded else None
+        slots = {kind: twice(slot_BL) for kind, slot_BL in batch.slots.items()}
+        if query.media_R is not None:
+            slots = {kind: slot_RN.masked_fill(~query.media_R[:, None], -1) for kind, slot_RN in slots.items()}
+        stream_N = torch.arange(2, device=row_R.device).repeat_interleave(length)
+        key = Coordinates(twice(document), twice(block_BL), stream_N.expand(len(row_R), -1))
+        h_RND = model.backbone.hidden(
+            model.embedded(ids_RN, self.features, slots, attend_RN),
+            attend_RN,
+            twice(batch.position_ids_BL),
+            Visibility(Causal() & Documents(), key),
+        )
+        row_P, position_P = query.at()
+        shift = model.backbone.facts.shift
+        first_P = batch.position_ids_BL[row_R[row_P], position_P] < shift  # nothing stands before it
+        clean_P = ~first_P if shift else torch.zeros_like(first_P)
+        at_P = torch.where(clean_P, position_P - shift, position_P + length)
+        h_PD = h_RND[row_P, at_P]
+        return Prediction(model.backbone.head(h_PD).float(), h_PD if query.hidden else None)
 
 
 def _slots(positions: Positions, batch: Batch) -> dict[str, Tensor]:

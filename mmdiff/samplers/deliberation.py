@@ -181,7 +181,7 @@ def rewrite(
         denoise, batch, vocab, config.seed, position_BL, zeros_B, torch.ones_like(masked_BL, dtype=torch.float32)
     )
     ids_BL, step_BL = batch.ids_BL, torch.zeros_like(batch.ids_BL, dtype=torch.int32)
-    confidence_BL, calls = draft.confidence_BL, 0
+    confidence_BL, calls, checks = draft.confidence_BL, 0, 0
     for remasked_BL in rule(draft):
         round_ = replace(batch, ids_BL=ids_BL.masked_fill(remasked_BL, vocab.mask_id))
         watching = None if streamer is None else Round(streamer, calls)
@@ -191,7 +191,7 @@ def rewrite(
         step_BL = torch.where(new_BL, out.step_BL + before_B[:, None].int(), step_BL)
         confidence_BL = torch.where(new_BL, out.confidence_BL, confidence_BL)
         draft.forwards_B = before_B + out.forwards_B
-        ids_BL, calls = out.ids_BL, calls + out.calls
+        ids_BL, calls, checks = out.ids_BL, calls + out.calls, checks + out.checks
     kept_BL = position_BL & (step_BL == 0)
     if streamer is not None:
         streamer.put(ids_BL)
@@ -203,6 +203,7 @@ def rewrite(
         confidence_BL=torch.where(kept_BL, draft.confidence_BL, confidence_BL),
         forwards_B=draft.forwards_B,
         calls=calls,
+        checks=checks,
     )
 
 

@@ -52,7 +52,7 @@ def sample(
             "sampler.draft: `sample` fills a canvas once; mmdiff.samplers.deliberation.rewrite improves a draft"
         )
     process = _process(config)
-    denoise = chained(denoise, batch, vocab, config)
+    denoise, proposer = chained(denoise, batch, vocab, config)
     end_ids_X = torch.tensor(sorted({vocab.eos_id, *vocab.end_ids}), device=batch.ids_BL.device)
     allowed = Allowed.of(batch, vocab, config)
     state = GenerationState.of(batch, vocab)
@@ -64,9 +64,12 @@ def sample(
         end_ids_X=end_ids_X,
         late_ids_X=end_ids_X if config.eos_policy == "last" else end_ids_X[:0],
         constraint=Constraint.of(state, vocab, config, allowed),
+        proposer=proposer,
     )
     if settings.constraint is not None and not isinstance(process, Absorbing):
         raise ConfigError(f"sampler.constraint: {type(process).__qualname__} replaces tokens; expected absorbing noise")
+    if proposer is not None and not isinstance(process, Absorbing):
+        raise ConfigError(f"sampler.denoise: {type(process).__qualname__} proposes no tokens; expected absorbing noise")
     stop = None
     if config.early_stop:
         stop = Stopping.of(batch, allowed.allow_BL, vocab, end_ids_X, config.end_rule == "at_once")
@@ -151,6 +154,7 @@ def _asked(
         noise=StepNoise(config.seed, sample_B[work.row_R], forward_R, work.predicted_R, device),
         logits_QV=logits_QV,
         judged_QV=raw_QV if whole else logits_QV,
+        query=query,
     )
     return step, logits_QV
 

@@ -7,12 +7,13 @@ judged again, Q queried positions (P and S), V vocabulary, X end ids.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from mmdiff.canvas.generation import GenerationState
+from mmdiff.canvas.query import Query
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.diffusion.draw import confidence, draw, kept
@@ -23,6 +24,19 @@ from .grammars.allowed import Allowed
 from .grammars.constraint import Constraint
 from .rules.rules import Rules
 from .rules.state import State
+
+
+class Offer(NamedTuple):
+    """What is proposed at a step. commit_P: bool, what is committed of it; None: what the rules select."""
+
+    ids_P: Tensor
+    commit_P: Tensor | None = None
+
+
+class Proposer(Protocol):
+    """Proposes tokens in place of `Step.propose`: an energy or a verifier of `sampler.denoise` does."""
+
+    def __call__(self, step: Step, logits_PV: Tensor) -> Offer: ...
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class Settings:
     end_ids_X: Tensor
     late_ids_X: Tensor
     constraint: Constraint | None = None
+    proposer: Proposer | None = None
 
 
 class Parts(NamedTuple):
@@ -57,7 +72,7 @@ class Step:
 
     logits_QV: of the queried positions, with -inf at ids that may not stand there. judged_QV: the same, but with all
     ids where a confidence is over the whole vocabulary (`sampler.confidence`). row_R: which of the B rows.
-    quota_R: the positions that the schedule commits.
+    quota_R: the positions that the schedule commits. query: what the model was asked.
     """
 
     state: GenerationState
@@ -69,6 +84,7 @@ class Step:
     noise: StepNoise
     logits_QV: Tensor
     judged_QV: Tensor
+    query: Query
 
     @property
     def at_P(self) -> tuple[Tensor, Tensor]:
@@ -89,20 +105,42 @@ class Step:
             judged_PV, judged_SV = self.judged_QV[index_P], self.judged_QV[index_S]
         return Parts(logits_PV, judged_PV, logits_SV, judged_SV, (row_Q[index_S], position_Q[index_S]))
 
+    def offer(self, logits_PV: Tensor) -> Offer:
+        """Returns what is proposed for the predicted positions, by the proposer where there is one."""
+        proposer = self.settings.proposer
+        return Offer(self.propose(logits_PV)) if proposer is None else proposer(self, logits_PV)
+
     def propose(self, logits_PV: Tensor) -> Tensor:
         """Returns ids (P,) for the predicted positions: the likeliest, or drawn at the temperature of the step."""
-        config = self.settings.config
-        first, last = config.temperature, config.temperature_end
-        constraint = self.settings.constraint
-        if not first and not last:
-            return logits_PV.argmax(-1) if constraint is None else constraint.propose(self, logits_PV, None)
-        if last is None:
-            temperature_P = torch.full((len(logits_PV),), first, device=logits_PV.device)
-        else:
-            temperature_P = self.rows.between(first, last)[self.work.at_P[0]]
+        config, constraint = self.settings.config, self.settings.constraint
+        temperature_P = self._temperature(logits_PV)
         if constraint is not None:
             return constraint.propose(self, logits_PV, temperature_P)
+        if temperature_P is None:
+            return logits_PV.argmax(-1)
         return draw(kept(logits_PV, config.top_k, config.top_p), temperature_P, self.noise.uniform("token"))
+
+    def law(self, logits_PV: Tensor) -> Tensor:
+        """Returns float64 (P, V), the probabilities that `propose` draws with where no grammar is held.
+
+        At temperature 0 the likeliest id has all of it.
+        """
+        config, temperature_P = self.settings.config, self._temperature(logits_PV)
+        best_PV = torch.zeros_like(logits_PV, dtype=torch.float64).scatter_(1, logits_PV.argmax(-1, keepdim=True), 1.0)
+        if temperature_P is None:
+            return best_PV
+        temperature_P1 = temperature_P.double()[:, None]
+        scaled_PV = kept(logits_PV, config.top_k, config.top_p).double() / temperature_P1.clamp(min=1e-9)
+        return torch.where(temperature_P1 > 0, scaled_PV.softmax(-1), best_PV)
+
+    def _temperature(self, logits_PV: Tensor) -> Tensor | None:
+        """Returns the temperature of each predicted position; None: 0 everywhere."""
+        first, last = self.settings.config.temperature, self.settings.config.temperature_end
+        if not first and not last:
+            return None
+        if last is None:
+            return torch.full((len(logits_PV),), first, device=logits_PV.device)
+        return self.rows.between(first, last)[self.work.at_P[0]]
 
     def rescored(self, judged_SV: Tensor, at_S: tuple[Tensor, Tensor]) -> Tensor:
         """Returns fp32 RL, this step's probability of committed ids where they are judged again; 1 elsewhere."""

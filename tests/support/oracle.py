@@ -183,6 +183,39 @@ class Chain:
         return max(distance(law.flatten(), torch.from_numpy(rng.multinomial(rows, p) / rows)) for _ in range(100))
 
 
+class Both:
+    """A Denoise of one chain, which is read from left to right as another."""
+
+    def __init__(self, drafts: Chain, verifies: Chain) -> None:
+        self.drafts, self.verifies = drafts, verifies
+
+    def __call__(self, query: Any) -> Any:
+        return self.drafts(query)
+
+    def left_to_right(self, folder: str | None) -> Any:
+        @by_query
+        def read(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Tensor | None = None) -> Tensor:
+            out_RLV = torch.full((*ids_RL.shape, WORDS + 2), -torch.inf)
+            canvases, back_R = ids_RL.unique(dim=0, return_inverse=True)
+            for position in range(ids_RL.shape[1]):
+                rows = [(*row[:position], *[MASK] * (len(row) - position)) for row in canvases.tolist()]
+                p_RV = torch.stack([self.verifies.conditionals(row)[position] for row in rows])
+                out_RLV[:, position, :WORDS] = p_RV.log().float()[back_R]
+            return out_RLV[predict_RL]
+
+        return read
+
+
+class Turned(Chain):
+    """A chain whose every next word is the last plus 2: it never agrees with the other."""
+
+    def __init__(self, length: int = 8, rho: float = 0.9) -> None:
+        super().__init__(length, rho)
+        swap = torch.tensor([0, 2, 1])
+        for axis in range(length):
+            self.joint = self.joint.index_select(axis, swap)
+
+
 def distance(p: Tensor, q: Tensor) -> float:
     """Total variation."""
     return float((p - q).abs().sum() / 2)

@@ -16,11 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from mmdiff.backbones import Backbone, new_backbone
-from mmdiff.canvas.batch import MediaBatch
+from mmdiff.canvas.batch import Batch, MediaBatch
+from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.sample import Item, Media, Part, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.config.saveable import saveable
 from mmdiff.config.settings import Config, ModelConfig, StageConfig, TrainConfig
+from mmdiff.data.collate import collate
+from mmdiff.data.stream import read_media
+from mmdiff.model import MMDiff
 from mmdiff.parts import part
 
 WORDS = ["where", "north", "east", "south", "west"]
@@ -135,6 +139,37 @@ def config(name: str = "toy", *, image: bool = True, **train: Any) -> Config:
             **{"stages": stages or {"only": first}, "save_every": 2, "log_every": 1, "tensorboard": False, **train}
         ),
     )
+
+
+def model(attention: Pattern | None = None, image: bool = True) -> MMDiff:
+    """A model with random weights that say something, and a picture where `image`."""
+    torch.manual_seed(0)
+    media = {"image": Patches()} if image else {}
+    connectors = {"image": Project(width_in=16, width_out=32)} if image else {}
+    m = MMDiff(backbone(), media, connectors, attention=attention).eval()
+    for p in m.backbone.parameters():  # weights that say something: neighbours matter, and so does what is committed
+        p.data.mul_(6.0 if p.ndim == 2 else 1.0)
+    return m
+
+
+def samples() -> list[Sample]:
+    """Ragged rows: a picture and a target, two spans, targets with given words alone and behind a context."""
+    image = Media("image", torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(3)))
+    return [
+        [image, Text([4, 5, 6]), Target(length=9)],
+        [Text([4]), Target(length=4), Text([8, 8]), Target(length=5)],
+        [Target([0, 0, 0, 7, 0, 0, 5, 0, 0, 0])],
+        [Text([4, 5]), image, Target([0, 0, 7, 0, 0, 8, 0])],
+    ]
+
+
+def batch_of(m: MMDiff, rows: list[Sample], index: list[int] | None = None, side: str = "left") -> Batch:
+    def filled(part: Any) -> Any:
+        given = part.ids if isinstance(part, Target) and part.ids else None
+        return part if given is None else Target([i or m.vocab.mask_id for i in given])
+
+    read = [read_media([filled(part) for part in row], m.readers) for row in rows]
+    return collate(read, m.vocab, m.readers, index=index, side=side)  # type: ignore[arg-type]
 
 
 MARKS = "<|startoftext|> <|endoftext|> <|mdm_mask|> <|start_header_id|> <|end_header_id|> <|eot_id|>".split()

@@ -1,6 +1,7 @@
 """The chain of what stands between the sampler and the model: guidance, caches, a verifier, an energy.
 
-Each is a Denoise made of a Denoise. `sampler.denoise` lists them, the one nearest to the model first.
+Most are a Denoise made of a Denoise. An energy or a verifier looks at the proposals of a step instead, and is the last.
+`sampler.denoise` lists them, the one nearest to the model first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from mmdiff.config.settings import GenerationConfig
 from mmdiff.errors import ConfigError
 from mmdiff.protocols import Denoise
 from mmdiff.samplers.rules.rules import build_rule
+from mmdiff.samplers.step import Proposer
 
 from .caches import Cache, Prefix
 from .guidance import Guidance
@@ -26,13 +28,31 @@ class Link(Protocol):
         ...
 
 
-def chained(denoise: Denoise, batch: Batch, vocab: Vocab, config: GenerationConfig) -> Denoise:
-    """Returns `denoise` with the links of `config.denoise` around it, and guidance around all where it has a scale.
+class Choice(Protocol):
+    """A node of `sampler.denoise` that chooses among proposals: an energy, a verifier. It is the last one."""
 
-    Raises ConfigError for what is no link, for two caches, and for guidance that is asked for twice.
+    def proposer(self, denoise: Denoise, batch: Batch, vocab: Vocab, config: GenerationConfig) -> Proposer:
+        """Returns what proposes tokens. denoise: the model itself, without any link. Raises ConfigError."""
+        ...
+
+
+def chained(denoise: Denoise, batch: Batch, vocab: Vocab, config: GenerationConfig) -> tuple[Denoise, Proposer | None]:
+    """Returns `denoise` with the links of `config.denoise` around it, and guidance around all where it has a scale;
+    and the proposer, where the last node is one.
+
+    Raises ConfigError for what is no link, for two caches, for guidance that is asked for twice, and for a choice that
+    is not the last.
     """
+    nodes = [build_rule(node, f"sampler.denoise[{i}]", "wrap|proposer") for i, node in enumerate(config.denoise)]
+    choice: Choice | None = nodes.pop() if nodes and hasattr(nodes[-1], "proposer") else None
+    for node in nodes:
+        if hasattr(node, "proposer"):
+            raise ConfigError(
+                f"sampler.denoise: {type(node).__qualname__} chooses among proposals, expected as the last of the list"
+            )
+    proposer = None if choice is None else choice.proposer(denoise, batch, vocab, config)
     links: list[Link] = [Prefix()] if config.prefix_cache else []
-    links += [build_rule(node, f"sampler.denoise[{i}]", "wrap") for i, node in enumerate(config.denoise)]
+    links += nodes
     if config.guidance_scale:
         links.append(Guidance(config.guidance_scale))
     for kind, what in ((Cache, "caches"), (Guidance, "guidance")):
@@ -41,4 +61,4 @@ def chained(denoise: Denoise, batch: Batch, vocab: Vocab, config: GenerationConf
             raise ConfigError(f"sampler.denoise: {' and '.join(names)}: two {what} cannot be combined, expected one")
     for link in links:
         denoise = link.wrap(denoise, batch, vocab)
-    return denoise
+    return denoise, proposer

@@ -43,14 +43,15 @@ class Absorbing:
 def commit(step: Step, logits_PV: Tensor, judged_PV: Tensor) -> Tensor:
     """Propose a token for each predicted position, score and select, and write what was selected: bool (P,)."""
     rules, late_X = step.settings.rules, step.settings.late_ids_X
-    ids_P = step.propose(logits_PV)
+    ids_P, commit_P = step.offer(logits_PV)
     late_P = torch.isin(ids_P, late_X)
     if len(late_X):
         judged_PV = judged_PV.index_fill(1, late_X, -torch.inf)
     confidence_P = confidence(judged_PV, ids_P).masked_fill(late_P, 0.0)
-    proposal = Proposal(*step.work.at_P, ids_P, confidence_P, step.quota_R, step.noise, step.rows)
-    score_P = rules.score(judged_PV, proposal).masked_fill(late_P, -torch.inf)
-    commit_P = rules.select(score_P, proposal)
+    if commit_P is None:
+        proposal = Proposal(*step.work.at_P, ids_P, confidence_P, step.quota_R, step.noise, step.rows)
+        score_P = rules.score(judged_PV, proposal).masked_fill(late_P, -torch.inf)
+        commit_P = rules.select(score_P, proposal)
     step.state.write(step.at_P, commit_P, ids_P, confidence_P)
     return commit_P
 

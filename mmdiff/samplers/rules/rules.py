@@ -76,13 +76,15 @@ def rules_of(config: GenerationConfig) -> Rules:
 def build_rule(node: Any, where: str, *methods: str) -> Any:
     """Returns the rule of a configuration's node; a rule that was made in Python is returned as it is.
 
-    methods: what it must have; none: it must be callable. Raises ConfigError that names the key `where`.
+    methods: what it must have ("a|b": one of them); none: it must be callable. Raises ConfigError that names the key
+        `where`.
     """
     from mmdiff.config import as_node, build
 
     plain = node is None or isinstance(node, str | dict | list | tuple | int | float)
     rule = build(as_node(node), where=where) if plain else node
-    missing = [name for name in methods or ("__call__",) if not callable(getattr(rule, name, None))]
+    asked = [name.split("|") for name in methods or ("__call__",)]
+    missing = [names[0] for names in asked if not any(callable(getattr(rule, name, None)) for name in names)]
     if missing:
         raise ConfigError(f"{where}: {type(rule).__qualname__} has no `{missing[0]}`, expected a part of another kind")
     return rule

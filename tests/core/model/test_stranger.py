@@ -76,6 +76,10 @@ PLACES = {
     "revise": at("sampler", "revise"),
     "draft": at("sampler", "draft"),
     "remasking": at("sampler", "remasking"),
+    "link": at("sampler", "denoise"),
+    "energy of a link": lambda tree, value: at("sampler", "denoise")(
+        tree, [{"target": "mmdiff.samplers.links.energy.Resample", "energy": value}]
+    ),
     "argument of the task": at("task", "image"),
     "argument of a connector": at("connectors", "image", "width_in"),
     "inner connector": lambda tree, value: at("connectors", "image")(
@@ -99,7 +103,8 @@ FORMS = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("form", FORMS)
 def test_no_place_and_no_form_of_a_saved_model_is_called(saved: Path, place: str, form: str, target: str) -> None:
-    plain = form == "string" and place in ("argument of the task", "argument of a connector")  # text, and no node
+    text = ("argument of the task", "argument of a connector", "energy of a link")
+    plain = form == "string" and place in text  # text, and no node
     change(saved / "config.json", lambda tree: PLACES[place](tree, FORMS[form](target)))
     try:
         load(saved)

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from toy import Patches, Project, backbone
+from toy import batch_of, model, samples
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.patterns import BlockCausal, Causal, CausalContext, PrefixCausal
-from mmdiff.canvas.sample import Media, Sample, Target, Text
+from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.data.collate import collate
-from mmdiff.data.stream import read_media
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.samplers.links.caches import Delayed, Dual, FreeCache, Prefix, Vicinity
@@ -27,36 +26,6 @@ from mmdiff.samplers.rules.maskgit import Remask
 
 CACHES = [Prefix(), Prefix(2), Dual(), Dual(3), Vicinity(2, 1), FreeCache(), Delayed(2), Delayed(100)]
 EXACT = [Causal(), PrefixCausal(), CausalContext(), BlockCausal(3), BlockCausal(4, "targets")]
-
-
-def model(attention: Pattern | None = None, image: bool = True) -> MMDiff:
-    torch.manual_seed(0)
-    media = {"image": Patches()} if image else {}
-    connectors = {"image": Project(width_in=16, width_out=32)} if image else {}
-    m = MMDiff(backbone(), media, connectors, attention=attention).eval()
-    for p in m.backbone.parameters():  # weights that say something: neighbours matter, and so does what is committed
-        p.data.mul_(6.0 if p.ndim == 2 else 1.0)
-    return m
-
-
-def samples() -> list[Sample]:
-    """Ragged rows: a picture and a target, two spans, targets with given words alone and behind a context."""
-    image = Media("image", torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(3)))
-    return [
-        [image, Text([4, 5, 6]), Target(length=9)],
-        [Text([4]), Target(length=4), Text([8, 8]), Target(length=5)],
-        [Target([0, 0, 0, 7, 0, 0, 5, 0, 0, 0])],
-        [Text([4, 5]), image, Target([0, 0, 7, 0, 0, 8, 0])],
-    ]
-
-
-def batch_of(m: MMDiff, rows: list[Sample], index: list[int] | None = None, side: str = "left") -> Batch:
-    def filled(part: Any) -> Any:
-        given = part.ids if isinstance(part, Target) and part.ids else None
-        return part if given is None else Target([i or m.vocab.mask_id for i in given])
-
-    read = [read_media([filled(part) for part in row], m.readers) for row in rows]
-    return collate(read, m.vocab, m.readers, index=index, side=side)  # type: ignore[arg-type]
 
 
 NAMED: list[dict[str, Any]] = [

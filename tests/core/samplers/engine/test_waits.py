@@ -17,6 +17,8 @@ from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.data.collate import collate
 from mmdiff.samplers.grammars.pattern import Pattern
+from mmdiff.samplers.links.energy import Resample
+from mmdiff.samplers.links.verifier import Speculate, Verifier
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.processes.editing import Editing
@@ -69,6 +71,9 @@ class Answers:
         row_P, position_P = query.at()
         return Prediction(_TABLE[query.ids_RL[row_P, position_P]] + 0.1 * position_P[:, None])
 
+    def left_to_right(self, folder: str | None) -> Any:
+        return Answers()
+
 
 WORDS = replace(VOCAB, tokenizer=word_tokenizer([f"w{i}" for i in range(53)]))
 WORDY = pytest.mark.needs("outlines_core")
@@ -89,6 +94,10 @@ WORDY = pytest.mark.needs("outlines_core")
         {"select": Hierarchical(2), "block_length": 2},
         {"process": Hybrid(0.3), "temperature": 1.0, "steps": 4},
         {"process": Editing(0.1), "threshold": 0.2},
+        {"denoise": [Resample(candidates=3, low=0.0)], "temperature": 1.0, "block_length": 4},
+        {"denoise": [Verifier(relative=0.4, mismatch="draft")], "block_length": 4},
+        {"denoise": [Verifier(top_k=2)], "temperature": 1.0},
+        {"denoise": [Speculate()], "temperature": 1.0, "top_p": 0.9},
         pytest.param({"constraint": Pattern("w[w1 ]*"), "steps": 3, "block_length": 2}, marks=WORDY),
         pytest.param({"constraint": Pattern("w[w1 ]*"), "temperature": 1.0, "temperature_end": 0.0}, marks=WORDY),
     ],
