@@ -44,7 +44,7 @@ class Guidance:
                 ids, media = [query.ids_RL, bare_RL], [shown_R, hidden_R]
             else:
                 ids, media = [query.ids_RL, query.ids_RL, bare_RL], [shown_R, hidden_R, hidden_R]
-            out = denoise(_copies(query, ids, media))
+            out = denoise(copies(query, ids, media))
             c_PV, *others = out.logits_PV.chunk(len(ids))
             u_PV = others[-1]
             if self.media is None:
@@ -59,7 +59,7 @@ class Guidance:
         return guided
 
 
-def _copies(query: Query, ids: list[Tensor], media: list[Tensor]) -> Query:
+def copies(query: Query, ids: list[Tensor], media: list[Tensor]) -> Query:
     """Returns the query of several canvases per row: all rows of the first, then all of the second, ..."""
     n, rows = len(ids), len(query.row_R)
     row_P, position_P = query.at()

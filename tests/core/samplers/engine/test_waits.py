@@ -17,6 +17,8 @@ from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.data.collate import collate
 from mmdiff.samplers.grammars.pattern import Pattern
+from mmdiff.samplers.links.classifier import Classifier
+from mmdiff.samplers.links.contrastive import Contrastive
 from mmdiff.samplers.links.energy import Resample
 from mmdiff.samplers.links.verifier import Speculate, Verifier
 from mmdiff.samplers.loop import sample
@@ -74,6 +76,16 @@ class Answers:
     def left_to_right(self, folder: str | None) -> Any:
         return Answers()
 
+    def other(self, folder: str) -> Any:
+        return Answers()
+
+
+class Often:
+    """A classifier: how often an id stands on a canvas."""
+
+    def bind(self, *_: Any) -> Any:
+        return lambda ids_NL, row_N: (ids_NL == 7).sum(1)
+
 
 WORDS = replace(VOCAB, tokenizer=word_tokenizer([f"w{i}" for i in range(53)]))
 WORDY = pytest.mark.needs("outlines_core")
@@ -97,6 +109,7 @@ WORDY = pytest.mark.needs("outlines_core")
         {"denoise": [Resample(candidates=3, low=0.0)], "temperature": 1.0, "block_length": 4},
         {"denoise": [Verifier(relative=0.4, mismatch="draft")], "block_length": 4},
         {"denoise": [Verifier(top_k=2)], "temperature": 1.0},
+        {"denoise": [Contrastive(model="weak"), Classifier(Often(), candidates=3, chunk=5)], "temperature": 1.0},
         {"denoise": [Speculate()], "temperature": 1.0, "top_p": 0.9},
         pytest.param({"constraint": Pattern("w[w1 ]*"), "steps": 3, "block_length": 2}, marks=WORDY),
         pytest.param({"constraint": Pattern("w[w1 ]*"), "temperature": 1.0, "temperature_end": 0.0}, marks=WORDY),
