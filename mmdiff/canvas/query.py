@@ -24,8 +24,8 @@ class StepInfo:
     row_R: which row of the batch. copy_R: tells the canvases of one row apart that are asked for in one step (guidance:
     0 with its context, 1 without): a cache keeps keys and values per row *and* copy. block_R: the row's current block.
     step_R: the step within it, from 1. forward_R: the row's steps so far, this one included. block_BL: the block of
-    each target position. recent_RL: bool, on the device, the positions that are pending or were so before the last
-    step. recent_R: how many.
+    each target position. recent_RL: bool, on the device, the positions that are queried, and those that were pending
+    before the last step. recent_R: how many.
     """
 
     seed: int

@@ -84,6 +84,13 @@ class Kept:
         first_R = np.where(later_RL, block_RL, np.iinfo(np.int64).max).min(1)
         self.final_SL |= run_RL & (block_RL < first_R[:, None])
 
+    def with_left(self, fresh: Fresh) -> Fresh:
+        """Returns `fresh` with the positions to the left of those that are run: where logits are shifted, their states
+        predict."""
+        run_RL = fresh.run_RL.cpu().numpy() if isinstance(fresh.run_RL, Tensor) else fresh.run_RL
+        left_RL = np.pad(run_RL[:, 1:], ((0, 0), (0, 1))) & self.attend_BL[self.slots % len(self.batch)]
+        return Fresh(fresh.whole_R, run_RL | left_RL, (run_RL | left_RL).sum(1))
+
     def _current(self, step: StepInfo) -> Bools:
         here_RL: Bools = self.target_BL[step.row_R] & (step.block_BL[step.row_R] == step.block_R[:, None])
         return here_RL
@@ -110,13 +117,22 @@ class Denoiser:
             h_PD = self._partly(query, query.step, batch)
         else:
             h_RLD = model.hidden(query.ids_RL, batch, self.features, query.row_R, query.media_R)
-            h_PD = model.gather(h_RLD, *query.at())
+            h_PD = h_RLD[query.at()[0], self._predicting(query, batch)]
         head, asked_PD = model.backbone.head, h_PD if query.hidden else None
         if self.allowed_ids_N is None:
             return Prediction(head(h_PD).float(), asked_PD)
         logits_PN = head(h_PD, self.allowed_ids_N).float()
         everywhere_PV = logits_PN.new_full((len(h_PD), model.vocab.size), -torch.inf)
         return Prediction(everywhere_PV.index_copy_(1, self.allowed_ids_N, logits_PN), asked_PD)
+
+    def _predicting(self, query: Query, batch: Batch) -> Tensor:
+        """Returns int64 (P,), the positions whose states predict what is queried: one to the left in models with
+        shifted logits; a row's first position has nothing there, and predicts itself, padded or not."""
+        row_P, position_P = query.at()
+        if not (shift := self.model.backbone.facts.shift):
+            return position_P
+        left_P = (position_P - shift).clamp(min=0)
+        return left_P.where(batch.attend_BL[query.row_R[row_P], left_P], position_P) if batch.padded else left_P
 
     def other(self, folder: str) -> Denoiser:
         """Returns the Denoise of another saved model, or finished run, for the same canvases; it is kept in memory.
@@ -170,8 +186,9 @@ class Denoiser:
             kept.settle(step, fresh.run_RL)  # type: ignore[arg-type]
         else:
             fresh = Fresh(fresh.whole_R | new_R, fresh.run_RL, fresh.count_R)
-        row_P, position_P = query.at()
-        position_P = (position_P - self.model.backbone.facts.shift).clamp(min=0)
+        if self.model.backbone.facts.shift:
+            fresh = kept.with_left(fresh)
+        row_P, position_P = query.at()[0], self._predicting(query, batch)
         if fresh.whole_R.all():
             return self._whole(query, kept, fresh.whole_R)[row_P, position_P]
         # a row that is run whole takes part here without positions, so that no slot need be copied out of the buffer
@@ -209,7 +226,7 @@ class Denoiser:
         """Runs some positions of all rows. Returns their hidden states (R, N, D), and which of the N stands at each
         position of the canvas, int64 (R, L + 1)."""
         batch, length = kept.batch, query.ids_RL.shape[1]
-        at_RN, ragged = self._positions(query, kept, fresh)
+        at_RN, ragged = self._positions(query, fresh)
         inside_RN = at_RN.clamp(max=length - 1)
         slots = {kind: slot_BL[query.row_R].gather(1, inside_RN) for kind, slot_BL in batch.slots.items()}
         if query.media_R is not None:
@@ -238,15 +255,10 @@ class Denoiser:
             return kept.numbered
         return bool((fresh.run_RL & ~kept.target_BL[kept.slots % len(kept.batch)]).any())
 
-    def _positions(self, query: Query, kept: Kept, fresh: Fresh) -> tuple[Tensor, bool]:
+    def _positions(self, query: Query, fresh: Fresh) -> tuple[Tensor, bool]:
         """Returns int64 (R, N), the positions that are run in part, L where a row has fewer; and whether one has."""
         count_R, run_RL, length = np.where(fresh.whole_R, 0, fresh.count_R), fresh.run_RL, query.ids_RL.shape[1]
-        device = query.row_R.device
-        if self.model.backbone.facts.shift:  # the states that predict stand one to the left
-            run_RL = run_RL.cpu().numpy() if isinstance(run_RL, Tensor) else run_RL
-            run_RL = run_RL | np.pad(run_RL[:, 1:], ((0, 0), (0, 1))) & kept.attend_BL[kept.slots % len(kept.batch)]
-            count_R = np.where(fresh.whole_R, 0, run_RL.sum(1))
-        n = int(count_R.max())
+        device, n = query.row_R.device, int(count_R.max())
         if isinstance(run_RL, Tensor):
             at_RN = (~run_RL).to(torch.uint8).argsort(dim=1, stable=True)[:, :n]
         else:

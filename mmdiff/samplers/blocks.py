@@ -24,7 +24,7 @@ class Work:
 
     row_R: the rows that have work. every: they are all rows of the batch, and nothing need be gathered. in_block_RL:
     bool, the current block. predict_RL, query_RL: bool. at_P, at_Q: their rows (of R) and positions.
-    recent_RL, recent_R: the positions that were pending before the last step, and how many.
+    recent_RL, recent_R: the positions that were pending before the last step or are queried now, and how many.
     """
 
     row_R: Ints
@@ -58,7 +58,7 @@ class Blocks:
         self.taken_BJ, self.start_BJ = np.zeros_like(self.steps_BJ), np.zeros_like(self.steps_BJ)
         self.left_BJ = np.full_like(self.steps_BJ, -1)  # predicted positions at the last step
         self.block_BL: Ints = state.block_BL.cpu().numpy()
-        self.recent: tuple[Tensor, Ints] | None = None  # what was pending before the last step
+        self.recent_BL: Tensor | None = None  # what was pending before the last step
 
     def next(self, state: GenerationState, live_BL: Tensor, rescore: Tensor | None, wrong: Tensor) -> tuple[Work, bool]:
         """Returns the work of the next step, and whether `wrong` (a bool on the device) is True.
@@ -71,11 +71,11 @@ class Blocks:
         in_block_BL = state.block_BL == block_B[:, None]
         predict_BL = state.pending_BL & in_block_BL
         query_BL = predict_BL if rescore is None else predict_BL | (rescore & in_block_BL)
-        counts = predict_BL.sum(1), query_BL.sum(1), state.pending_BL.sum(1)
+        recent_BL = (state.pending_BL if self.recent_BL is None else self.recent_BL) | query_BL
+        counts = predict_BL.sum(1), query_BL.sum(1), recent_BL.sum(1)
         status = torch.stack([block_B, *counts, wrong.long().expand_as(block_B)])
-        block_B, predicted_B, queried_B, pending_B, wrong_B = status.cpu().numpy()  # the one wait of a step
-        recent_BL, recent_B = self.recent or (state.pending_BL, pending_B)
-        self.recent = state.pending_BL, pending_B
+        block_B, predicted_B, queried_B, recent_B, wrong_B = status.cpu().numpy()  # the one wait of a step
+        self.recent_BL = state.pending_BL
         row_R = np.flatnonzero(block_B < n_blocks)
         every = len(row_R) == len(block_B)
         block_R, predicted_R, queried_R = block_B[row_R], predicted_B[row_R], queried_B[row_R]

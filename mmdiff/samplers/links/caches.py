@@ -149,8 +149,8 @@ class FreeCache:
 class Delayed:
     """dKV-Cache's decode variant (arXiv 2505.15781): a committed token is run once more, and then keeps its keys.
 
-    The positions that are run are those that were pending before the last step. refresh: all positions are run at the
-    first step of a block, and then at every so many steps.
+    The positions that are run are those that were pending before the last step, and committed ones that a rule judges
+    again. refresh: all positions are run at the first step of a block, and then at every so many steps.
     """
 
     refresh: AtLeast1 = 8

@@ -69,6 +69,7 @@ class Hybrid:
         x_P = torch.minimum(step.noise.uniform("token") * total_P, total_P.nextafter(torch.zeros_like(total_P)))
         ids_P = torch.searchsorted(mass_PV, x_P[:, None].contiguous(), right=True).squeeze(1)
         ids_P = torch.where(ids_P >= mass_PV.shape[1], mask_id, ids_P)
+        ids_P = torch.where(total_P == 0, now_P, ids_P)  # without uniform noise a token is sure, whatever p makes of it
         last_P = (rows.step_R >= rows.steps_R)[row_P]
         sure_P = p_PV.gather(1, ids_P[:, None]).squeeze(1)
         state = step.state

@@ -13,6 +13,7 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.patterns import BlockCausal, Causal, CausalContext, PrefixCausal
+from mmdiff.canvas.query import Query
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError
@@ -21,8 +22,10 @@ from mmdiff.samplers.links.caches import Delayed, Dual, FreeCache, Prefix, Vicin
 from mmdiff.samplers.links.guidance import Guidance
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
+from mmdiff.samplers.processes.editing import Editing
 from mmdiff.samplers.processes.hybrid import Hybrid
 from mmdiff.samplers.rules.maskgit import Remask
+from mmdiff.samplers.rules.revise import RunningConfidence
 
 CACHES = [Prefix(), Prefix(2), Dual(), Dual(3), Vicinity(2, 1), FreeCache(), Delayed(2), Delayed(100)]
 EXACT = [Causal(), PrefixCausal(), CausalContext(), BlockCausal(3), BlockCausal(4, "targets")]
@@ -57,10 +60,13 @@ class Uncached(MMDiff):
         return lambda query: denoise(replace(query, step=None))
 
 
-@pytest.mark.parametrize("named", NAMED)
+@pytest.mark.parametrize(("named", "shift"), [*((named, 0) for named in NAMED), (NAMED[1], 1), (NAMED[4], 1)])
 @pytest.mark.parametrize("attention", EXACT)
-def test_where_the_pattern_allows_it_keeping_changes_nothing(attention: Pattern, named: dict[str, Any]) -> None:
+def test_where_the_pattern_allows_it_keeping_changes_nothing(
+    attention: Pattern, named: dict[str, Any], shift: int
+) -> None:
     m = model(attention)
+    m.backbone.facts = replace(m.backbone.facts, shift=shift)
     plain = Uncached(m.backbone, dict(m.encoders), dict(m.connectors), attention=attention).eval()
     one, two = run(m, samples(), [8, 3, 5, 4], **named), run(plain, samples(), [8, 3, 5, 4], **named)
     assert one.ids_BL.tolist() == two.ids_BL.tolist() and one.step_BL.tolist() == two.step_BL.tolist()
@@ -128,6 +134,34 @@ def test_which_positions_each_cache_runs() -> None:
         found = lengths_of(m)
         run(m, rows, [0], block_length=3)
         assert [n for _, n in found] == expected, attention
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize(
+    "named",
+    [{"revise": Remask(0.4), "steps": 9}, {"process": Editing(0.1), "threshold": 0.3}, {"revise": RunningConfidence()}],
+    ids=str,
+)
+def test_every_position_that_is_asked_about_is_run(cache: Any, named: dict[str, Any]) -> None:
+    """Those that were masked again, and committed ones that a rule or process judges again, too."""
+    m = model(image=False)
+    batch = batch_of(m, samples()[1:3], [3, 5])
+    denoise = m.denoiser(batch)
+    steps = 0
+
+    def checked(query: Query) -> Any:
+        nonlocal steps
+        assert query.fresh is not None
+        run_RL = torch.as_tensor(query.fresh.run_RL)
+        assert run_RL.sum(1).tolist() == query.fresh.count_R.tolist()
+        run_RL = run_RL | torch.as_tensor(query.fresh.whole_R)[:, None]
+        assert (run_RL | ~query.predict_RL).all()
+        steps += 1
+        return denoise(query)
+
+    config = generation_config(denoise=[cache], block_length=5, early_stop=False, seed=1, **named)
+    out = sample(checked, batch, m.vocab, config)
+    assert steps == out.calls > 4
 
 
 def test_a_finished_row_leaves_the_buffer() -> None:

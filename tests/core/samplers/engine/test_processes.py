@@ -243,3 +243,32 @@ def test_a_row_is_the_same_alone_and_in_a_batch(named: dict[str, Any]) -> None:
         assert alone.targets()[0] == together.targets()[b]
         assert int(alone.forwards_B[0]) == int(together.forwards_B[b])
     assert not torch.isin(together.ids_BL[whole.target_BL], torch.tensor([BAN])).any()
+
+
+def test_without_uniform_noise_a_token_that_is_seen_stays() -> None:
+    """Whatever the model makes of it later: at temperature 0 its p is 0 wherever it has changed its mind."""
+    table_VV = torch.randn(V, V, generator=torch.Generator().manual_seed(0))
+    table_VV[:, WORDS_VOCAB.slot_id] = -9.0
+
+    @by_query
+    def denoise(ids_RL: Tensor, predict_RL: Tensor, row_R: Tensor, media_R: Any = None) -> Tensor:
+        row_P, position_P = predict_RL.nonzero(as_tuple=True)
+        n_masked_P = (ids_RL == BAN).sum(1)[row_P]
+        return 9.0 * table_VV[(n_masked_P + position_P) % V]  # another likeliest id for every count of masks
+
+    class Drafts:
+        seen: list[Tensor] = []
+
+        def put_draft(self, value: Tensor, **named: Any) -> None:
+            self.seen.append(value.clone())
+
+        def put(self, value: Tensor) -> None: ...
+        def end(self) -> None: ...
+
+    batch = collate([[Target(length=12)], [Text([3]), Target(length=9)]], WORDS_VOCAB)
+    config = generation_config(process=Hybrid(0.0), steps=6, early_stop=False)
+    out = sample(denoise, batch, WORDS_VOCAB, config, streamer=Drafts())
+    assert len(Drafts.seen) == 6 and not (out.ids_BL[out.target_BL] == BAN).any()
+    for before_BL, after_BL in itertools.pairwise(Drafts.seen):
+        assert (after_BL == before_BL)[before_BL != BAN].all()
+        assert (before_BL == BAN).any()

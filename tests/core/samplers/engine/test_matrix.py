@@ -1,0 +1,358 @@
+"""Batch = single rows, token for token, whatever is combined: every cache, rule, process, grammar, draft, attention.
+
+The axes hold every part of the samplers and every attention pattern (a part that none of them holds fails a test), so a
+new part is combined with all others unasked. What cannot be combined is listed in REFUSED; all else must work. Every
+pair of levels is run; every three of them is under the mark `slow`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from itertools import combinations, product
+from typing import Any
+
+import pytest
+import torch
+from imports import declared
+from torch import nn
+from toy import Patches, Project
+
+from mmdiff.backbones import new_backbone
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.generation import Generation
+from mmdiff.canvas.pattern import All, Pattern
+from mmdiff.canvas.patterns import BlockCausal, CausalContext, Documents, Full
+from mmdiff.canvas.sample import Media, Sample, Target, Text
+from mmdiff.canvas.vocab import word_tokenizer
+from mmdiff.data.collate import collate
+from mmdiff.data.stream import read_media
+from mmdiff.errors import ConfigError
+from mmdiff.model import MMDiff
+from mmdiff.samplers import deliberation as drafts
+from mmdiff.samplers import unmask_schedule as schedules
+from mmdiff.samplers.grammars import ebnf, pattern, schema
+from mmdiff.samplers.links import caches, energy, verifier
+from mmdiff.samplers.links.guidance import Guidance
+from mmdiff.samplers.processes.absorbing import Absorbing
+from mmdiff.samplers.processes.editing import Editing
+from mmdiff.samplers.processes.hybrid import Hybrid
+from mmdiff.samplers.rules import adaptive, hierarchical, maskgit, revise, score, select, spaced, timed
+
+Combination = dict[str, int]
+"""Axis -> which of its levels. A partial one lacks axes."""
+
+
+def covering(
+    axes: Mapping[str, Sequence[Any]], strength: int, refused: Callable[[Combination], bool]
+) -> Iterator[Combination]:
+    """Yields combinations that are not refused and hold, all together, every group of `strength` levels that can be.
+
+    A covering design, made greedily and without chance: the same axes give the same combinations.
+    refused: whether a combination, whole or partial, cannot be, whatever its missing axes are. Of levels that serve
+    equally the first is taken, so the rest of a combination is what it is by default.
+    """
+    names = sorted(axes)
+    left = {
+        group
+        for some in combinations(names, strength)
+        for levels in product(*(range(len(axes[name])) for name in some))
+        if not refused(dict(group := tuple(zip(some, levels, strict=True))))
+    }
+    order = list(axes)
+    for group in sorted(left, key=lambda group: (-sum(level for _, level in group), group)):
+        if group not in left:
+            continue
+        row = dict(group)
+        for name in sorted(axes, key=lambda name: (-len(axes[name]), order.index(name))):
+            if name not in row:
+                row[name] = _best(name, len(axes[name]), row, left, strength, refused)
+        assert not refused(row), f"{group} can be, but no combination with it"
+        left -= set(combinations([(name, row[name]) for name in names], strength))
+        yield {name: row[name] for name in axes}
+
+
+def _best(
+    name: str,
+    levels: int,
+    row: Combination,
+    left: set[tuple[tuple[str, int], ...]],
+    strength: int,
+    refused: Callable[[Combination], bool],
+) -> int:
+    """Returns the level that covers most with what the row holds already; 0 where all are refused."""
+    others = list(combinations(row.items(), strength - 1))
+    best, most = 0, -1
+    for level in range(levels):
+        if refused({**row, name: level}):
+            continue
+        gained = sum(tuple(sorted((*group, (name, level)))) in left for group in others)
+        if gained > most:
+            best, most = level, gained
+    return best
+
+
+pytestmark = pytest.mark.needs("outlines_core", "lark")
+
+TRUE, FALSE, NULL = "true", "false", "void"
+TOKENS = word_tokenizer([TRUE, FALSE, NULL, "north", "east", "south"])
+
+# Arguments of parts that need some, or that are worth more than one level; every other part is made without any.
+ARGUMENTS: dict[Any, list[dict[str, Any]]] = {
+    All: [{"patterns": (CausalContext(), Documents())}],
+    BlockCausal: [{"size": 3}, {"size": 4, "start": "targets"}],
+    caches.Prefix: [{}, {"refresh": 2}],
+    caches.Dual: [{}, {"refresh": 3}],
+    caches.Vicinity: [{"before": 2, "after": 1}],
+    caches.Delayed: [{"refresh": 2}, {"refresh": 100}],
+    Guidance: [{"scale": 1.5}, {"scale": 0.5, "media": 1.0}],
+    Editing: [{"threshold": 0.2, "most": 2}],
+    Hybrid: [{"uniform": 0.0}, {"uniform": 0.3, "given": "all"}, {"uniform": 1.0}],
+    ebnf.Ebnf: [{"grammar": f'start: WORD (" " WORD)*\nWORD: "{TRUE}" | "{FALSE}" | "north"', "null": NULL}],
+    pattern.Pattern: [{"pattern": f"({TRUE}|{FALSE}|north)( ({TRUE}|east))*", "null": NULL}],
+    pattern.Choices: [{"choices": [TRUE, f"{TRUE} {FALSE}", "north east south"], "null": NULL}],
+    schema.Schema: [{"schema": {"type": "boolean"}, "null": NULL}],
+    adaptive.EntropyThreshold: [{"threshold": 1.0}],
+    adaptive.EntropyBound: [{"bound": 1.0}],
+    adaptive.BestOfRuns: [{"threshold": 0.5, "low": 0.2}],
+    hierarchical.Hierarchical: [{"size": 3, "iterations": 2}],
+    maskgit.DrawnOrder: [{"temperature": 0.2}],
+    maskgit.Remask: [{"threshold": 0.3, "drop": 0.2}],
+    revise.Reroute: [{}, {"only_worse": True}],
+    score.Listed: [{"positions": [4, 0, 2]}],
+    score.EarlyEnds: [{}, {"progress": "positions", "score": score.Margin()}],
+    score.Credit: [{"tokens": 2}],
+    select.Threshold: [{"threshold": 0.4}, {"threshold": 0.4, "least": "quota"}],
+    select.Factor: [{"factor": 0.9}],
+    spaced.Dilated: [{}, {"skip": 0.3}],
+    spaced.MinimumGap: [{"select": select.Everything()}, {"select": timed.Ancestral()}],
+    timed.ReMDM: [{"kind": "cap", "eta": 0.3}, {"kind": "rescale", "eta": 0.5}, {"kind": "conf", "eta": 1.0}],
+    timed.FirstHitting: [{}, {"count": 2}],
+    verifier.Verifier: [{}, {"top_k": 3, "mismatch": "draft"}],
+    drafts.MaskRandom: [{"ratio": 0.5}],
+    drafts.MaskLeastConfident: [{"ratio": 0.5}],
+    drafts.MaskChunks: [{"ratio": 0.5}],
+}
+OF_METHOD = {
+    "advance": "process",
+    "regular": "constraint",
+    "proposer": "choice",
+    "bind": None,
+}  # an energy: of a choice
+OF_FIRST_ARGUMENT = {"logits_PV": "score", "score_P": "select", "committed": "revise", "draft": "draft"}
+FIELDS = {"score": "remasking", "schedule": "schedule", "select": "select", "revise": "revise", "draft": "draft",
+          "process": "process", "constraint": "constraint"}  # fmt: skip
+
+
+def axis_of(part: Any) -> str | None:
+    """The axis that a part belongs to, by what it can do; None for what is no part of a sampler."""
+    if isinstance(part, type) and issubclass(part, Pattern):
+        return "attention"
+    if not part.__module__.startswith("mmdiff.samplers."):
+        return None
+    for method, axis in OF_METHOD.items():
+        if hasattr(part, method):
+            return axis
+    if hasattr(part, "wrap"):
+        return "cache" if hasattr(part, "keeps") else "link"
+    if part.__module__ == schedules.__name__:
+        return "schedule"
+    return OF_FIRST_ARGUMENT[list(inspect.signature(part.__call__).parameters)[1]]
+
+
+@cache
+def axes() -> Mapping[str, Sequence[Any]]:
+    """Axis -> its levels; the first of each is what a configuration has that does not mention it."""
+    out: dict[str, list[Any]] = {"attention": [Full()]}
+    for part in declared():
+        if (axis := axis_of(part)) is not None and part not in (Full, Documents, Absorbing):
+            made = [part(**arguments) for arguments in ARGUMENTS.get(part, [{}])]
+            out.setdefault(axis, [None]).extend(made)
+    out["schedule"] += ["cosine", "ascending"]
+    return out | {
+        "outside": [True, False],  # whether links stand around the cache, or the cache around them
+        "media": [False, True],
+        "shift": [0, 1],
+        "side": ["left", "right"],
+        "block_length": [None, 3, 4],
+        "steps": [None, 4],
+        "draw": [{}, {"temperature": 0.8}, {"temperature": 1.0, "temperature_end": 0.0, "top_k": 4}],
+        "ends": [{"early_stop": False}, {}, {"end_rule": "at_once"}, {"eos_policy": "last"},
+                 {"eos_policy": "suppress", "confidence": "vocabulary"}],
+    }  # fmt: skip
+
+
+def is_a(kind: Any) -> Callable[[Any], bool]:
+    return lambda level: isinstance(level, kind)
+
+
+def given(level: Any) -> bool:
+    return level is not None
+
+
+def by_entropy(level: Any) -> bool:
+    return getattr(level, "of_score", None) is not None
+
+
+TO_THE_RIGHT = verifier.Verifier, verifier.Speculate
+
+# What cannot be combined: axes, what of each is meant, and what the refusal says. All else must work.
+REFUSED: list[tuple[dict[str, Callable[[Any], bool]], str]] = [
+    *(
+        ({"process": is_a(Hybrid), rule: given}, f"sampler.{FIELDS[rule]}: Hybrid")
+        for rule in ("score", "schedule", "select", "revise")
+    ),
+    *(
+        ({"choice": is_a(TO_THE_RIGHT), rule: given}, "commits from left to right")
+        for rule in ("score", "schedule", "select", "revise")
+    ),
+    ({"choice": is_a(TO_THE_RIGHT), "ends": lambda level: level.get("eos_policy") == "last"}, "sampler.eos_policy"),
+    ({"choice": given, "process": given}, "proposes no tokens"),
+    ({"choice": is_a(energy.Resample), "draw": lambda level: not level}, "sampler.temperature: at 0 all candidates"),
+    ({"choice": is_a(verifier.Speculate), "constraint": given}, "Speculate has the law of the causal model"),
+    ({"choice": is_a(verifier.Speculate), "draw": lambda level: "temperature_end" in level}, "one law for all steps"),
+    ({"choice": lambda level: level == verifier.Verifier(), "constraint": given}, "may leave the grammar"),
+    ({"process": is_a((Hybrid, Editing)), "constraint": given}, "sampler.constraint: "),
+    ({"constraint": given, "draw": lambda level: "top_k" in level}, "top_k and top_p could leave no text"),
+    ({"select": by_entropy, "score": lambda level: not isinstance(level, score.NegativeEntropy)}, "sampler.remasking"),
+    (
+        {"select": is_a(hierarchical.Hierarchical), "block_length": lambda level: level == 4},
+        "a block cuts a group of 3",
+    ),
+]
+
+
+def refusals(chosen: Combination) -> list[str]:
+    return [
+        message
+        for one, message in REFUSED
+        if all(axis in chosen and means(axes()[axis][chosen[axis]]) for axis, means in one.items())
+    ]
+
+
+def refused(chosen: Combination) -> bool:
+    return bool(refusals(chosen))
+
+
+@cache
+def model(attention: Pattern, media: bool, shift: int) -> MMDiff:
+    """In double precision, so that no two logits are equal but for the order in which a sum was taken."""
+    torch.manual_seed(0)
+    backbone = new_backbone(
+        tokenizer=TOKENS, hidden_size=16, layers=2, heads=2, dtype="float64", rope_in_fp32=False, init_std=0.3
+    )
+    backbone.facts = replace(backbone.facts, shift=shift)
+    parts: dict[str, nn.Module] = {"image": Patches().double()} if media else {}
+    connectors: dict[str, nn.Module] = {"image": Project(width_in=16, width_out=16).double()} if media else {}
+    return MMDiff(backbone, parts, connectors, attention=attention).eval()
+
+
+def rows(m: MMDiff, media: bool) -> list[Sample]:
+    """Ragged: a context and a target, two spans, given words in a target with
+    nothing before it; the first and last with a picture."""
+    image = [Media("image", torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(3)))] if media else []
+    true, null = m.vocab.encode(f"{TRUE} {NULL}")
+    mask = m.vocab.mask_id
+    return [
+        [*image, Text([7, 8, 9, 8]), Target(length=6)],
+        [Text([8]), Target(length=3), Text([7, 9]), Target(length=3)],
+        [*image, Target([mask, mask, true, mask, mask, null, mask, mask, mask])],
+    ]
+
+
+def write(m: MMDiff, samples: Sequence[Sample], index: list[int], side: str, named: dict[str, Any]) -> Generation:
+    read = [read_media(sample, m.readers) for sample in samples]
+    batch: Batch = collate(read, m.vocab, m.readers, index=index, side=side)  # type: ignore[arg-type]
+    return m.generate(batch, seed=1, **named)
+
+
+def settings(level: Mapping[str, Any]) -> dict[str, Any]:
+    links = [level["cache"], level["link"]] if level["outside"] else [level["link"], level["cache"]]
+    links.append(level["choice"])
+    named = {field: level[axis] for axis, field in FIELDS.items() if level[axis] is not None}
+    named |= {axis: level[axis] for axis in ("block_length", "steps")}
+    return named | level["draw"] | level["ends"] | {"denoise": [link for link in links if link is not None]}
+
+
+def levels(chosen: Combination) -> dict[str, Any]:
+    return {axis: axes()[axis][number] for axis, number in chosen.items()}
+
+
+def check(chosen: Combination) -> None:
+    level = levels(chosen)
+    m = model(level["attention"], level["media"], level["shift"])
+    samples, index = rows(m, level["media"]), [8, 3, 5]
+    run = partial(write, m, side=level["side"], named=settings(level))
+    together = run(samples, index)
+    assert not (together.ids_BL[together.target_BL] == m.vocab.mask_id).any()
+    for b, sample in enumerate(samples):
+        alone = run([sample], [index[b]])
+        at_L, own_L = together.target_BL[b], alone.target_BL[0]
+        assert alone.targets()[0] == together.targets()[b], (b, level)
+        assert alone.step_BL[0][own_L].tolist() == together.step_BL[b][at_L].tolist(), (b, level)
+        assert int(alone.forwards_B[0]) == int(together.forwards_B[b]), (b, level)
+        assert torch.allclose(alone.confidence_BL[0][own_L], together.confidence_BL[b][at_L], atol=1e-5), (b, level)
+
+
+def design(strength: int) -> Iterator[Combination]:
+    return covering(axes(), strength, refused)
+
+
+def named(chosen: Combination) -> str:
+    """What of a combination is not as by default."""
+    return " ".join(f"{axis}={axes()[axis][n]}" for axis, n in chosen.items() if n) or "default"
+
+
+def test_every_part_of_a_sampler_is_on_an_axis() -> None:
+    assert {
+        "cache",
+        "link",
+        "choice",
+        "process",
+        "constraint",
+        "score",
+        "select",
+        "revise",
+        "schedule",
+        "draft",
+    } < axes().keys()
+    held = {type(level) for levels in axes().values() for level in levels}
+    missing = {part for part in declared() if axis_of(part) is not None} - held
+    assert missing == {Documents, Absorbing}  # the one is part of every pattern, the other is what `None` is
+
+
+def test_the_design_holds_every_pair_that_can_be() -> None:
+    small = {"a": [0, 1, 2], "b": [0, 1], "c": [0, 1]}
+    found = list(covering(small, 2, lambda row: row.get("a") == 2 and row.get("b") == 1))
+    pairs = {(x, row[x], y, row[y]) for row in found for x in row for y in row if x < y}
+    assert len(pairs) == 3 * 2 + 3 * 2 + 2 * 2 - 1 and len(found) < 3 * 2 * 2 - 2
+    assert ("a", 2, "b", 1) not in pairs
+    assert len(list(covering(small, 3, lambda row: False))) == 12
+
+
+@pytest.mark.parametrize("chosen", list(design(2)), ids=named)
+def test_a_row_is_the_same_alone_and_in_a_batch(chosen: Combination) -> None:
+    check(chosen)
+
+
+@pytest.mark.slow
+def test_so_is_it_with_every_three_levels() -> None:
+    for chosen in design(3):
+        check(chosen)
+
+
+@pytest.mark.parametrize("one", [one for one, _ in REFUSED], ids="-".join)
+def test_what_cannot_be_combined_is_refused_in_one_sentence(one: dict[str, Callable[[Any], bool]]) -> None:
+    (a, of_a), (b, of_b) = one.items()
+    pairs = [(i, j) for i, x in enumerate(axes()[a]) if of_a(x) for j, y in enumerate(axes()[b]) if of_b(y)]
+    assert pairs
+    m = model(Full(), False, 0)
+    for i, j in pairs:
+        chosen = dict.fromkeys(axes(), 0) | {a: i, b: j}
+        for samples in (rows(m, False), rows(m, False)[:1]):
+            with pytest.raises(ConfigError) as raised:
+                write(m, samples, list(range(len(samples))), "left", settings(levels(chosen)))
+            message = str(raised.value)
+            assert any(known in message for known in refusals(chosen)) and "\n" not in message
