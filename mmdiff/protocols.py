@@ -131,6 +131,24 @@ class Connector(Protocol):
         ...
 
 
+class Extra(Protocol):
+    """An nn.Module of a model beside its encoders, connectors and readouts: `model.extras.<name>`.
+
+    Its class is decorated with `mmdiff.config.saveable.saveable`. A constructor that takes `width` (D) or `vocab_size`
+    is given them. One that takes `vocab_size` has `grow(source_V)`, as `mmdiff.objectives.heads.WordHead` has it, if
+    the vocabulary is to grow. What else it has is between it and the objectives and processes that use it; if it has
+    `embed`, every forward calls that.
+    """
+
+    def embed(self, x_RLD: Tensor, ids_RL: Tensor, values_RL: Tensor | None) -> Tensor:
+        """Returns embeddings (R, L, D), made of those of the ids and of what is given beside them.
+
+        values_RL: (R, L, ...), `Query.extras` of its name; None where nobody gives any. A position is embedded by what
+        stands at it, for caches embed some positions without the others.
+        """
+        ...
+
+
 class Model(Protocol):
     """What training, prefixes and objectives use of `mmdiff.model.MMDiff`, whose docstrings say more."""
 
@@ -155,17 +173,41 @@ class Model(Protocol):
         ...
 
     def embedded(
-        self, ids_RL: Tensor, features: Mapping[str, Tensor], slots: Mapping[str, Tensor], attend_RL: Tensor | None
+        self,
+        ids_RL: Tensor,
+        features: Mapping[str, Tensor],
+        slots: Mapping[str, Tensor],
+        attend_RL: Tensor | None,
+        extras: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Returns embeddings (R, L, D) of ids, with features put in where `slots` says which (-1: none)."""
+        """Returns embeddings (R, L, D) of ids, with features put in where `slots` says which (-1: none).
+
+        extras: what extras embed beside the ids, (R, L, ...) by name, here and below.
+        """
         ...
 
-    def hidden(self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], row_R: Tensor) -> Tensor:
+    def hidden(
+        self,
+        ids_RL: Tensor,
+        batch: Batch,
+        features: Mapping[str, Tensor],
+        row_R: Tensor,
+        media_R: Tensor | None = None,
+        memory: Any = None,
+        extras: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Returns last hidden states (R, L, D). row_R: the row of `batch` that each row is a copy of."""
         ...
 
     def hidden_copies(
-        self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int, *, blockwise: bool = False
+        self,
+        ids_RL: Tensor,
+        batch: Batch,
+        features: Mapping[str, Tensor],
+        copies: int,
+        *,
+        blockwise: bool = False,
+        extras: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Returns `hidden` of copies * B rows, copy after copy; a context that sees no target is run once.
 
@@ -205,7 +247,11 @@ class Denoise(Protocol):
 
 
 class NoiseProcess(Protocol):
-    """What noise does to a token, and how a generation undoes it (mmdiff.samplers.processes)."""
+    """What noise does to a token, and how a generation undoes it (mmdiff.samplers.processes).
+
+    A process may have `beside(rows, noise) -> {name: (R, L, ...)}`, what extras of the model embed beside the ids at a
+    step. rows: `mmdiff.samplers.rules.state.State`. noise: the step's `mmdiff.diffusion.step_noise.StepNoise`.
+    """
 
     def start(self, state: GenerationState, settings: Any, noise: Any) -> None:
         """Put noise where positions are pending, before the first step."""

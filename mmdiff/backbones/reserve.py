@@ -64,15 +64,22 @@ def reserve_more(backbone: Backbone, reserve: Mapping[str, int]) -> None:
 
 
 @torch.no_grad()
-def grow(backbone: Backbone, words: Sequence[str], reserve: Mapping[str, int]) -> Tensor:
-    """Add words to the tokenizer, and reserved ids. Returns int64 (V,): the old id of each id, -1 of one that is new.
+def grow(
+    backbone: Backbone, words: Sequence[str], reserve: Mapping[str, int], tables: Mapping[str, Any] | None = None
+) -> None:
+    """Add words to the tokenizer, and reserved ids.
 
+    tables: further modules of the vocabulary's size by name, which grow by `grow(source_V)`. source_V: int64 (V,), the
+        old id of each id, -1 of one that is new.
     reserve: names that are new, or had fewer ids. Words come behind those that the tokenizer has, ranges behind all
     words, so that old ranges may move: their rows move along. Numbers of old ids stay, to the bit; rows of new ids are
     drawn as the model's other weights once were.
     Raises ConfigError, before anything is changed, for words that the tokenizer knows, ranges that would shrink, and
-    for a family or an adapted layer that cannot grow.
+    for a family, an adapted layer or a module that cannot grow.
     """
+    for name, module in (tables or {}).items():
+        if not hasattr(module, "grow"):
+            raise ConfigError(f"{name}: {type(module).__name__} has no method `grow`, take it out")
     old, model = backbone.vocab, backbone.model
     had = {name: high - low for name, (low, high) in old.ranges.items()}
     for name, count in reserve.items():
@@ -99,14 +106,15 @@ def grow(backbone: Backbone, words: Sequence[str], reserve: Mapping[str, int]) -
     taken = {i for i in (old.mask_id, old.eos_id, old.pad_id, old.bos_id, *old.end_ids) if i is not None}
     if moved := sorted(i for i in taken if source_V[i] != i):
         raise ConfigError(f"backbone: id {moved[0]} is a special token, but not of the tokenizer: it cannot grow")
-    tables = [layer.weight.clone() for layer in layers.values()]
+    weights = [layer.weight.clone() for layer in layers.values()]
     if rows != old.size:
         resize(backbone, rows)
     backbone.vocab = replace(old, tokenizer=tokenizer, _known={}, _named=set())
     _name_ranges(backbone, ranges, rows)
-    for layer, table_VD in zip((model.get_input_embeddings(), model.get_output_embeddings()), tables, strict=True):
+    for layer, table_VD in zip((model.get_input_embeddings(), model.get_output_embeddings()), weights, strict=True):
         layer.weight.copy_(regrown(table_VD, source_V, model.config.initializer_range))
-    return source_V
+    for module in (tables or {}).values():
+        module.grow(source_V)
 
 
 def regrown(old_VD: Tensor, source_V: Tensor, std: float) -> Tensor:

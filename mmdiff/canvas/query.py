@@ -5,7 +5,7 @@ Shape letters: B samples, L canvas length, R rows of the call, P queried positio
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,8 @@ class Query:
     step: None where no sampler asks (likelihoods, probes).
     fresh: what may be left as it was at an earlier step of the generation; None: nothing, unless that changes nothing.
     hidden: whether the hidden states are wanted too.
+    extras: tensors (R, L, ...) by the names of extras of the model, which embed them beside the ids
+        (`mmdiff.protocols.Extra`). At committed positions they depend on the ids there alone, for caches keep those.
     """
 
     ids_RL: Tensor
@@ -95,6 +97,7 @@ class Query:
     fresh: Fresh | None = None
     at_P: tuple[Tensor, Tensor] | None = None  # rows (of R) and positions of what is queried, if they are known
     hidden: bool = False
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
     def at(self) -> tuple[Tensor, Tensor]:
         """Returns int64 (P,) twice, the row (of R) and the position of what is queried, in row-major order."""

@@ -24,7 +24,7 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.pattern import Coordinates, Visibility
 from mmdiff.canvas.patterns import Causal
 from mmdiff.canvas.query import Bools, Fresh, Ints, Prediction, Query, StepInfo
-from mmdiff.errors import ConfigError
+from mmdiff.errors import ConfigError, nearest
 from mmdiff.protocols import Denoise
 
 from .prefix import BehindClean
@@ -109,6 +109,8 @@ class Denoiser:
     @torch.no_grad()
     def __call__(self, query: Query) -> Prediction:
         model, batch = self.model, query.batch or self.batch
+        if unknown := next((name for name in query.extras if name not in model.extras), None):
+            raise ConfigError(f"model.extras.{unknown}: the model has no such extra{nearest(unknown, model.extras)}")
         keeps = model.backbone.caches and not batch.packed
         if query.fresh is not None and not keeps:
             what = "rows that are packed of several documents" if batch.packed else model.backbone.family
@@ -116,7 +118,7 @@ class Denoiser:
         if query.step is not None and keeps and (query.fresh is not None or model.attention.exact_prefix):
             h_PD = self._partly(query, query.step, batch)
         else:
-            h_RLD = model.hidden(query.ids_RL, batch, self.features, query.row_R, query.media_R)
+            h_RLD = model.hidden(query.ids_RL, batch, self.features, query.row_R, query.media_R, extras=query.extras)
             h_PD = h_RLD[query.at()[0], self._predicting(query, batch)]
         head, asked_PD = model.backbone.head, h_PD if query.hidden else None
         if self.allowed_ids_N is None:
@@ -216,10 +218,11 @@ class Denoiser:
         """Returns hidden states (W, L, D) of the rows that are run whole, whose keys and values are kept."""
         index_W = None if whole_R.all() else _sent(np.flatnonzero(whole_R), query.row_R.device)
         kept.memory.whole(index_W)
-        ids_WL, row_W, media_W = query.ids_RL, query.row_R, query.media_R
+        ids_WL, row_W, media_W, extras = query.ids_RL, query.row_R, query.media_R, query.extras
         if index_W is not None:
             ids_WL, row_W, media_W = ids_WL[index_W], row_W[index_W], None if media_W is None else media_W[index_W]
-        h_WLD: Tensor = self.model.hidden(ids_WL, kept.batch, self.features, row_W, media_W, kept.memory)
+            extras = {name: values_RL[index_W] for name, values_RL in extras.items()}
+        h_WLD: Tensor = self.model.hidden(ids_WL, kept.batch, self.features, row_W, media_W, kept.memory, extras)
         return h_WLD
 
     def _part(self, query: Query, kept: Kept, fresh: Fresh) -> tuple[Tensor, Tensor]:
@@ -231,7 +234,9 @@ class Denoiser:
         slots = {kind: slot_BL[query.row_R].gather(1, inside_RN) for kind, slot_BL in batch.slots.items()}
         if query.media_R is not None:
             slots = {kind: slot_RN.masked_fill(~query.media_R[:, None], -1) for kind, slot_RN in slots.items()}
-        x_RND = self.model.embedded(query.ids_RL.gather(1, inside_RN), self.features, slots, None)
+        row_R1 = torch.arange(len(inside_RN), device=inside_RN.device)[:, None]
+        extras = {name: values_RL[row_R1, inside_RN] for name, values_RL in query.extras.items()}
+        x_RND = self.model.embedded(query.ids_RL.gather(1, inside_RN), self.features, slots, None, extras)
         attend_RK = batch.attend_BL[query.row_R] if batch.padded or ragged else None
         block_RK = _sent(kept.block_BL, query.row_R.device)[query.row_R]
         if attend_RK is not None and ragged:

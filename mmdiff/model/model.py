@@ -42,7 +42,7 @@ from .evaluating import evaluating
 from .media_reader import MediaReader
 from .params import add_adapters, read_adapters
 from .prefix import hidden_copies
-from .saving import PARTS, load_weights, read_config, save_model, saved_part, weight_files
+from .saving import load_weights, read_config, save_model, saved_part, saved_parts, weight_files
 from .scorer import Scores, score
 
 T = TypeVar("T")
@@ -148,18 +148,19 @@ class MMDiff(nn.Module):
         row_R: Tensor,
         media_R: Tensor | None = None,
         memory: Any = None,
+        extras: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Returns last hidden states (R, L, D): ids are embedded, features put into their slots, the backbone is run.
 
         row_R: the row of `batch` that a row of ids is a copy of. media_R: bool, False where a row must not see its
-            media. memory: takes in keys and values.
+            media. memory: takes in keys and values. extras: as for `embedded`.
         """
         attend_RL = batch.attend_BL[row_R] if batch.padded else None
         slots = {kind: slot_BL[row_R] for kind, slot_BL in batch.slots.items()}
         if media_R is not None:
             slots = {kind: slot_RL.masked_fill(~media_R[:, None], -1) for kind, slot_RL in slots.items()}
         return self.backbone.hidden(
-            self.embedded(ids_RL, features, slots, attend_RL),
+            self.embedded(ids_RL, features, slots, attend_RL, extras),
             attend_RL,
             batch.position_ids_BL[row_R],
             visibility(self.attention, batch, row_R),
@@ -167,13 +168,22 @@ class MMDiff(nn.Module):
         )
 
     def embedded(
-        self, ids_RL: Tensor, features: Mapping[str, Tensor], slots: Mapping[str, Tensor], attend_RL: Tensor | None
+        self,
+        ids_RL: Tensor,
+        features: Mapping[str, Tensor],
+        slots: Mapping[str, Tensor],
+        attend_RL: Tensor | None,
+        extras: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Returns embeddings (R, L, D). slots: kind -> int64 (R, L), which feature stands there; -1: the id."""
+        """Returns embeddings (R, L, D). slots: kind -> int64 (R, L), which feature stands there; -1: the id.
+        extras: what extras embed beside the ids, (R, L, ...) by name."""
         most = BEYOND * self.backbone.facts.max_length
         if ids_RL.shape[1] > most:
             raise DataError(f"a canvas of {ids_RL.shape[1]} positions, expected at most {most} of this backbone")
         x_RLD = self.backbone.embed(ids_RL, attend_RL)
+        for name, extra in self.extras.items():
+            if hasattr(extra, "embed"):
+                x_RLD = extra.embed(x_RLD, ids_RL, (extras or {}).get(name))  # type: ignore[operator]
         for kind, features_MD in features.items():
             slot_RL = slots[kind]
             filled_RLD = features_MD.to(x_RLD.dtype)[slot_RL.clamp(min=0)]
@@ -181,12 +191,20 @@ class MMDiff(nn.Module):
         return x_RLD
 
     def hidden_copies(
-        self, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int, *, blockwise: bool = False
+        self,
+        ids_RL: Tensor,
+        batch: Batch,
+        features: Mapping[str, Tensor],
+        copies: int,
+        *,
+        blockwise: bool = False,
+        extras: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Returns `hidden` of copies * B rows, copy after copy. blockwise: they see earlier blocks clean."""
         if blockwise or (self.attention.one_target_block and copies > 1 and self.backbone.caches):
-            return hidden_copies(self, ids_RL, batch, features, copies)
-        return self.hidden(ids_RL, batch, features, torch.arange(len(batch), device=ids_RL.device).repeat(copies))
+            return hidden_copies(self, ids_RL, batch, features, copies, extras or {})
+        row_R = torch.arange(len(batch), device=ids_RL.device).repeat(copies)
+        return self.hidden(ids_RL, batch, features, row_R, extras=extras)
 
     def gather(self, h_RLD: Tensor, row_P: Tensor, position_P: Tensor) -> Tensor:
         """Returns (P, D), the states that predict the positions (one to the left in models with shifted logits)."""
@@ -241,14 +259,9 @@ class MMDiff(nn.Module):
     @typed
     def grow(self, words: Sequence[str] = (), reserve: Mapping[str, AtLeast1] | None = None) -> None:
         """Add words and reserved ids to the vocabulary; what there is stays, see `mmdiff.backbones.reserve.grow`."""
-        sized = {f"heads.{kind}": head for kind, head in self.heads.items()}
-        sized |= {f"extras.{name}": e for name, e in self.extras.items() if "vocab_size" in getattr(e, "node", ())}
-        for name, module in sized.items():
-            if not hasattr(module, "grow"):
-                raise ConfigError(f"{name}: {type(module).__name__} has no method `grow`, take it out")
-        source_V = grow(self.backbone, words, reserve or {})
-        for module in sized.values():
-            module.grow(source_V)  # type: ignore[operator]
+        tables = {f"heads.{kind}": head for kind, head in self.heads.items()}
+        tables |= {f"extras.{name}": e for name, e in self.extras.items() if "vocab_size" in getattr(e, "node", ())}
+        grow(self.backbone, words, reserve or {}, tables)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model to `folder`, see `mmdiff.model.saving`. Raises ConfigError unless it is new or empty."""
@@ -274,10 +287,7 @@ class MMDiff(nn.Module):
             made = config["backbone"] | ({"dtype": dtype} if dtype else {})
             with bounded_by(weight_files(folder), folder) if weights else nullcontext():
                 backbone = backbone_from_folder(folder / "backbone", weights=False, **made)
-                parts = [
-                    {kind: saved_part(node, f"{folder}: {name}.{kind}") for kind, node in config[name].items()}
-                    for name in PARTS
-                ]
+                parts = saved_parts(config, folder)
                 node = config["attention"]
                 model = cls(backbone, *parts, attention=node and saved_part(node, f"{folder}: attention", Pattern))
                 for adapter in read_adapters(config["adapters"], f"{folder}: adapters"):

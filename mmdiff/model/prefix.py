@@ -44,8 +44,10 @@ class Positions:
         return cls(at_BN.masked_fill(~real_BN, mask_BL.shape[1]), real_BN)
 
     def take(self, values_BL: Tensor) -> Tensor:
-        """Returns the values (B, N) at these positions; padding takes those of the last position of the canvas."""
-        return values_BL.gather(1, self.at_BN.clamp(max=values_BL.shape[1] - 1))
+        """Returns the values (B, N, ...) at these positions; padding takes those of the last position of the canvas."""
+        at_BN = self.at_BN.clamp(max=values_BL.shape[1] - 1)
+        at = at_BN.view(*at_BN.shape, *[1] * (values_BL.ndim - 2))
+        return values_BL.gather(1, at.expand(*at_BN.shape, *values_BL.shape[2:]))
 
 
 def scatter_to_canvas(at_BN: Tensor, h_BND: Tensor, over_BLD: Tensor) -> Tensor:
@@ -54,7 +56,14 @@ def scatter_to_canvas(at_BN: Tensor, h_BND: Tensor, over_BLD: Tensor) -> Tensor:
     return longer_BLD.scatter(1, at_BN[..., None].expand(-1, -1, h_BND.shape[2]), h_BND)[:, :-1]
 
 
-def hidden_copies(model: Model, ids_RL: Tensor, batch: Batch, features: Mapping[str, Tensor], copies: int) -> Tensor:
+def hidden_copies(
+    model: Model,
+    ids_RL: Tensor,
+    batch: Batch,
+    features: Mapping[str, Tensor],
+    copies: int,
+    extras: Mapping[str, Tensor],
+) -> Tensor:
     """Returns hidden states (R, L, D) of R = copies * B rows, copy after copy; clean ids are run once per sample.
 
     The backbone sees one row per sample, `clean, copy 1, copy 2, ...`. A copy is a stream of those blocks that hold
@@ -80,10 +89,14 @@ def hidden_copies(model: Model, ids_RL: Tensor, batch: Batch, features: Mapping[
     stream_N = torch.arange(copies + 1, device=ids_RL.device).repeat_interleave(ids_RL.new_tensor(sizes))
     key = Coordinates(take(whole.key.document), take(whole.key.block), stream_N.expand(len(batch), -1))
     real_BN = torch.cat([clean.real_BN, noised.real_BN.repeat(1, copies)], 1)
-    ids_BnN = torch.cat([noised.take(ids_BL) for ids_BL in ids_RL.view(copies, -1, length)], 1)
+
+    def take_copies(values_RL: Tensor) -> Tensor:
+        return torch.cat([noised.take(values_BL) for values_BL in values_RL.chunk(copies)], 1)
+
     slots = {kind: slot_BN.repeat(1, copies) for kind, slot_BN in _slots(noised, batch).items()}
     x_BCD = model.embedded(clean.take(batch.ids_BL), features, _slots(clean, batch), None)
-    x_BND = torch.cat([x_BCD, model.embedded(ids_BnN, features, slots, None)], 1)
+    beside = {name: take_copies(values_RL) for name, values_RL in extras.items()}
+    x_BND = torch.cat([x_BCD, model.embedded(take_copies(ids_RL), features, slots, None, beside)], 1)
     seen = Visibility(whole.pattern, key)
     h_BCD, *h_nBND = model.backbone.hidden(x_BND, real_BN, take(batch.position_ids_BL), seen).split(sizes, 1)
     # a state that predicts the first position of the next block, of shifted logits, is that of a finished block

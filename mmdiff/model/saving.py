@@ -165,6 +165,13 @@ def saved_part(node: dict[str, Any], where: str, kind: type = nn.Module) -> Any:
     return made
 
 
+def saved_parts(config: Mapping[str, Any], folder: Path) -> list[dict[str, nn.Module]]:
+    """Returns the parts of a config.json by name, in the order of `PARTS`."""
+    return [
+        {name: saved_part(node, f"{folder}: {part}.{name}") for name, node in config[part].items()} for part in PARTS
+    ]
+
+
 def load_weights(model: nn.Module | Model, folder: Path, prefix: str = "") -> None:
     """Copy every tensor of the folder into `model`, in place, one tensor at a time.
 

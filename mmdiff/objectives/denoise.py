@@ -157,17 +157,21 @@ class Denoise:
         return self.levels.mask(target_BL, level_B, coin_B, position_BL)
 
     def terms(self, model: Model, plan: NoisedBatch) -> dict[str, Term]:
+        return {"denoise": self.term(model, plan)}
+
+    def term(self, model: Model, plan: NoisedBatch, **extras: Tensor) -> Term:
+        """Returns the weighted cross-entropy. extras: what extras of the model embed beside the ids, (R, L, ...)."""
         batch, row_R = plan.batch, plan.row_R
         features = model.encode(batch.media)
-        copies = len(plan.ids_RL) // len(batch)
+        copies, beside = len(plan.ids_RL) // len(batch), {"extras": extras} if extras else {}
         if copies == 1:
-            h_RLD = model.hidden(plan.ids_RL, batch, features, row_R)
+            h_RLD = model.hidden(plan.ids_RL, batch, features, row_R, **beside)  # type: ignore[arg-type]
         else:
-            h_RLD = model.hidden_copies(plan.ids_RL, batch, features, copies)
+            h_RLD = model.hidden_copies(plan.ids_RL, batch, features, copies, **beside)  # type: ignore[arg-type]
         nll_P, correct_P = model.score(h_RLD, batch, plan.masked_RL, row_R, restrict=self.restrict)
         row_P = plan.masked_RL.nonzero()[:, 0]
         by_rate = by_level(nll_P.detach(), correct_P, plan.rate_R[row_P])
-        return {"denoise": Term((nll_P * plan.weight_R[row_P]).sum(), sums=by_rate)}
+        return Term((nll_P * plan.weight_R[row_P]).sum(), sums=by_rate)
 
 
 def cut(batch: Batch, key: NoiseKey, share: float) -> Batch:

@@ -25,7 +25,7 @@ class WordHead(nn.Module):
         self.linear = nn.Linear(width_in, words * vocab_size)
 
     def grow(self, source_V: Tensor) -> None:
-        """Give the readout a larger vocabulary. source_V: as `mmdiff.backbones.reserve.grow` returns it."""
+        """Give the readout a larger vocabulary. source_V: as `mmdiff.backbones.reserve.grow` has it."""
         words, old = self.node.get("words", 1), self.linear
         self.linear = nn.Linear(old.in_features, words * len(source_V)).to(old.weight)
         kept_V = source_V >= 0

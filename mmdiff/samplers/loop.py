@@ -85,7 +85,7 @@ def sample(
             break
         if not getattr(process, "bounded", False):
             _check_progress(blocks, work, settings)
-        step, logits_QV = _asked(denoise, state, settings, blocks, work, sample_B)
+        step, logits_QV = _asked(denoise, process, state, settings, blocks, work, sample_B)
         wrong = ~(logits_QV < torch.inf).all()  # NaN, too; -inf is an id that may not stand there
         process.advance(step)
         if stop is not None:
@@ -99,7 +99,13 @@ def sample(
 
 
 def _asked(
-    denoise: Denoise, state: GenerationState, settings: Settings, blocks: Blocks, work: Work, sample_B: np.ndarray
+    denoise: Denoise,
+    process: NoiseProcess,
+    state: GenerationState,
+    settings: Settings,
+    blocks: Blocks,
+    work: Work,
+    sample_B: np.ndarray,
 ) -> tuple[Step, Tensor]:
     """Asks for the logits of a step. Returns the step, and the logits as the model gave them."""
     config, device = settings.config, state.ids_BL.device
@@ -137,7 +143,17 @@ def _asked(
         block_BL=blocks.block_BL,
         recent_RL=work.recent_RL,
     )
-    query = Query(rows.ids_RL, work.query_RL, row_R, batch=state.batch, step=info, at_P=work.at_Q)
+    noise = StepNoise(config.seed, sample_B[work.row_R], forward_R, work.predicted_R, device)
+    beside = getattr(process, "beside", None)
+    query = Query(
+        rows.ids_RL,
+        work.query_RL,
+        row_R,
+        batch=state.batch,
+        step=info,
+        at_P=work.at_Q,
+        extras=beside(rows, noise) if beside else {},
+    )
     raw_QV = denoise(query).logits_PV.float()
     row_Q, position_Q = work.at_Q
     at_Q = (row_Q if work.every else row_R[row_Q]), position_Q
@@ -151,7 +167,7 @@ def _asked(
         work=work,
         row_R=row_R,
         quota_R=settings.rules.schedule(n_predicted_R, start_R, rows),
-        noise=StepNoise(config.seed, sample_B[work.row_R], forward_R, work.predicted_R, device),
+        noise=noise,
         logits_QV=logits_QV,
         judged_QV=raw_QV if whole else logits_QV,
         query=query,

@@ -72,4 +72,5 @@ def copies(query: Query, ids: list[Tensor], media: list[Tensor]) -> Query:
         step=None if query.step is None else query.step.repeat(n),
         fresh=None if query.fresh is None else query.fresh.repeat(n),
         at_P=(torch.cat([row_P + i * rows for i in range(n)]), position_P.repeat(n)),
+        extras={name: values_RL.repeat(n, *[1] * (values_RL.ndim - 1)) for name, values_RL in query.extras.items()},
     )
