@@ -5,12 +5,13 @@ Shape letters: B samples, L canvas length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.relayout import Relayout, relaid
 from mmdiff.canvas.vocab import Vocab
 
 
@@ -55,6 +56,7 @@ class GenerationState:
     calls: int = 0
     checks: int = 0
     extras: dict[str, Tensor] = field(default_factory=dict)
+    moved: Relayout | None = None  # what the last step did to the layout; the loop takes it from here
 
     @classmethod
     def of(cls, batch: Batch, vocab: Vocab) -> GenerationState:
@@ -85,6 +87,22 @@ class GenerationState:
         self.step_BL = self.step_BL.masked_fill(again_BL, 0)
         self.confidence_BL = self.confidence_BL.masked_fill(again_BL, 0.0)
         self.pending_BL = self.pending_BL | again_BL
+
+    def relay(self, keep_BL: Tensor, after_BL: Tensor, vocab: Vocab, allow_BL: Tensor | None = None) -> Relayout:
+        """Delete and insert positions, see `mmdiff.canvas.relayout.relaid`. Inserted ones are pending, their extras 0.
+
+        Returns where the new positions come from. The device is waited for once.
+        """
+        ids = {"mask_id": vocab.mask_id, "pad_id": vocab.pad_id}
+        self.batch, moved = relaid(replace(self.batch, ids_BL=self.ids_BL), keep_BL, after_BL, allow_BL=allow_BL, **ids)
+        self.ids_BL = self.batch.ids_BL
+        self.pending_BL = moved.carried(self.pending_BL, False) | moved.new_BK
+        self.step_BL = moved.carried(self.step_BL, 0)
+        self.confidence_BL = moved.carried(self.confidence_BL, 0.0)
+        self.block_BL = self.block_BL.gather(1, moved.source_BK)
+        self.extras = {name: moved.carried(values, 0) for name, values in self.extras.items()}
+        self.moved = moved
+        return moved
 
     def result(self) -> Generation:
         return Generation(

@@ -74,6 +74,23 @@ class Vocab:
         """Returns one token as text; special tokens are spelled out (a report shows canvases token by token)."""
         return str(self.tokenizer.decode([int(token_id)]))
 
+    def id_of(self, token: str | int, where: str) -> int:
+        """Returns the id of a token that is named by its exact spelling, or by its id.
+
+        Raises ConfigError, which begins with `where`, for one that the vocabulary does not have.
+        """
+        if isinstance(token, int):
+            if not 0 <= token < self.size:
+                raise ConfigError(f"{where}: {token} does not fit a vocabulary of {self.size}")
+            return token
+        found = None if self.tokenizer is None else self.tokenizer.convert_tokens_to_ids(token)
+        if (
+            found is None or self.tokenizer.convert_ids_to_tokens(found) != token
+        ):  # the unknown id, for what is not there
+            known = () if self.tokenizer is None else self.tokenizer.all_special_tokens
+            raise ConfigError(f"{where}: the tokenizer has no {token!r:.80}{nearest(token, known)}")
+        return int(found)
+
     def until_end(self, ids: Iterable[int]) -> list[int]:
         """Returns the ids before the first one that ends an answer."""
         out: list[int] = []

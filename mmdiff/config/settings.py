@@ -51,6 +51,8 @@ class GenerationConfig:
         n positions are still masked, with at least one committed per step (MaskGIT, arXiv 2202.04200) | shifted: many
         at first and ever fewer (LaViDa) | ascending: 1, 2, 4, ... (ASS) | a node (mmdiff.samplers.unmask_schedule).
     block_length: target positions per block; blocks are filled in order. None: all target positions are one block.
+    block_start: where blocks are counted from: `targets`, or `row`, whose first position may be context, so that the
+        first block may hold the end of the context and the beginning of the answer (LLaDA2, SDAR, Fast-dLLM v2).
     temperature: 0 is greedy; otherwise tokens are drawn with float64 Gumbel noise (arXiv 2409.02908). The confidence of
         a token never depends on it.
     temperature_end: the temperature of a block's last step, reached in a straight line from `temperature` at its first.
@@ -90,6 +92,7 @@ class GenerationConfig:
     steps: AtLeast1 | None = None
     schedule: Literal["linear", "cosine", "shifted", "ascending"] | Any = "linear"
     block_length: AtLeast1 | None = None
+    block_start: Literal["targets", "row"] = "targets"
     temperature: NotNegative = 0.0
     temperature_end: NotNegative | None = None
     top_k: AtLeast1 | None = None

@@ -7,6 +7,7 @@ positions (the predicted ones, and committed ones that are judged again).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmdiff.canvas.generation import GenerationState
+from mmdiff.canvas.relayout import Relayout
 
 Ints = NDArray[np.int64]
+Start = Literal["targets", "row"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,11 @@ class Blocks:
     """steps_BJ: the steps that each block of a row is given. taken_BJ: those it has taken. start_BJ: the predicted
     positions that it began with."""
 
-    def __init__(self, state: GenerationState, steps: int | None, block_length: int | None) -> None:
-        state.block_BL, steps_BJ = plan(state.pending_BL, state.batch.target_BL, steps, block_length)
+    def __init__(
+        self, state: GenerationState, steps: int | None, block_length: int | None, start: Start = "targets"
+    ) -> None:
+        counted_BL = state.batch.target_BL if start == "targets" else state.batch.attend_BL
+        state.block_BL, steps_BJ = plan(state.pending_BL, counted_BL, steps, block_length)
         self.steps_BJ: Ints = steps_BJ.cpu().numpy()
         self.taken_BJ, self.start_BJ = np.zeros_like(self.steps_BJ), np.zeros_like(self.steps_BJ)
         self.left_BJ = np.full_like(self.steps_BJ, -1)  # predicted positions at the last step
@@ -108,10 +114,20 @@ class Blocks:
         )
         return work, bool(wrong_B.any())
 
-    def stuck(self, work: Work, may_wait: bool) -> bool:
+    def relaid(self, state: GenerationState, work: Work, moved: Relayout) -> None:
+        """Take over a new layout. A block that was given positions has steps in proportion for them."""
+        self.block_BL = np.take_along_axis(self.block_BL, moved.source, 1)
+        self.recent = None
+        at, added_R = (work.row_R, work.block_R), moved.inserted_B[work.row_R]
+        self.steps_BJ[at] += -(-added_R * self.steps_BJ[at] // np.maximum(self.start_BJ[at], 1))
+
+    def stuck(self, work: Work, may_wait: bool, growth: int = 0) -> bool:
         """Whether a row has as many predicted positions in its block as a step before, or, under a rule that may wait,
-        more steps than it was given."""
+        more steps than it was given. growth: a row that may be given so many more positions has two steps for each."""
         at = work.row_R, work.block_R
+        if growth:
+            most_R = np.maximum(work.steps_R, work.start_R) + 2 * growth
+            return bool((work.step_R > most_R).any())
         before_R, self.left_BJ[at] = self.left_BJ[at], work.predicted_R
         stuck_R = work.step_R > work.steps_R if may_wait else before_R == work.predicted_R
         stuck_R &= work.predicted_R > 0
@@ -124,17 +140,17 @@ def positions(mask_RL: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return row_P, position_P
 
 
-def plan(masked_BL: Tensor, target_BL: Tensor, steps: int | None, block_length: int | None) -> tuple[Tensor, Tensor]:
+def plan(masked_BL: Tensor, counted_BL: Tensor, steps: int | None, block_length: int | None) -> tuple[Tensor, Tensor]:
     """Returns block_BL, the block of each target position, and steps_BJ, the steps that each block of a row is given.
 
-    A block is `block_length` target positions of a row, counted in row order wherever they lie. A block without masked
-    positions takes no steps. steps: for the whole row; None: one step per masked position.
+    A block is `block_length` of the positions `counted_BL` of a row, in row order wherever they lie. A block without
+    masked positions takes no steps. steps: for the whole row; None: one step per masked position.
     """
-    rank_BL = (target_BL.cumsum(1) - 1).clamp(min=0)
-    length = block_length or target_BL.shape[1]
+    rank_BL = (counted_BL.cumsum(1) - 1).clamp(min=0)
+    length = block_length or counted_BL.shape[1]
     block_BL = rank_BL // length
     n_masked_BJ = torch.zeros(
-        len(masked_BL), -(-target_BL.shape[1] // length), dtype=torch.int64, device=masked_BL.device
+        len(masked_BL), -(-counted_BL.shape[1] // length), dtype=torch.int64, device=masked_BL.device
     )
     n_masked_BJ.scatter_add_(1, block_BL, masked_BL.long())
     if steps is None:

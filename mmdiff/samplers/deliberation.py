@@ -28,7 +28,7 @@ from mmdiff.errors import ConfigError, nearest
 from mmdiff.parts import part
 from mmdiff.protocols import Denoise
 
-from .loop import sample
+from .loop import process_of, sample
 from .options import generation_config
 from .rules.rules import build_rule
 from .streamers import Streamer
@@ -172,6 +172,7 @@ def rewrite(
     rounds and of probes; kept positions have step 0 and, where the rule ran the model, its probability of their token.
     """
     config = generation_config(config)
+    process_of(config)
     rule: DraftRule = build_rule(config.draft, "sampler.draft")
     once = replace(config, draft=None, early_stop=False)
     masked_BL = batch.target_BL & (batch.ids_BL == vocab.mask_id)

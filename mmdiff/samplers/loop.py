@@ -11,6 +11,8 @@ step, noise and end, whatever it is batched with.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -51,7 +53,7 @@ def sample(
         raise ConfigError(
             "sampler.draft: `sample` fills a canvas once; mmdiff.samplers.deliberation.rewrite improves a draft"
         )
-    process = _process(config)
+    process = process_of(config)
     denoise, proposer = chained(denoise, batch, vocab, config)
     end_ids_X = torch.tensor(sorted({vocab.eos_id, *vocab.end_ids}), device=batch.ids_BL.device)
     allowed = Allowed.of(batch, vocab, config)
@@ -70,12 +72,10 @@ def sample(
         raise ConfigError(f"sampler.constraint: {type(process).__qualname__} replaces tokens; expected absorbing noise")
     if proposer is not None and not isinstance(process, Absorbing):
         raise ConfigError(f"sampler.denoise: {type(process).__qualname__} proposes no tokens; expected absorbing noise")
-    stop = None
-    if config.early_stop:
-        stop = Stopping.of(batch, allowed.allow_BL, vocab, end_ids_X, config.end_rule == "at_once")
-    blocks = Blocks(state, config.steps, config.block_length)
     sample_B = (batch.index_B if len(batch.index_B) else torch.arange(len(batch))).cpu().numpy()
     _start(process, state, settings, sample_B)
+    blocks = Blocks(state, config.steps, config.block_length, config.block_start)
+    settings, stop = _laid(state, settings)
     wrong = torch.zeros((), dtype=torch.bool, device=batch.ids_BL.device)  # logits not finite: read a step later
     while True:
         work, was_wrong = blocks.next(state, process.live(state), process.judged(state, settings), wrong)
@@ -84,12 +84,15 @@ def sample(
         if not len(work.row_R):
             break
         if not getattr(process, "bounded", False):
-            _check_progress(blocks, work, settings)
+            _check_progress(blocks, work, settings, getattr(process, "growth", 0))
         step, logits_QV = _asked(denoise, process, state, settings, blocks, work, sample_B)
         wrong = ~(logits_QV < torch.inf).all()  # NaN, too; -inf is an id that may not stand there
         process.advance(step)
+        if state.moved is not None:
+            blocks.relaid(state, work, state.moved)
+            settings, stop = _laid(state, settings)
         if stop is not None:
-            stop(state)
+            stop(state, process.live(state))
         if streamer is not None:
             streamer.put_draft(value=state.ids_BL, step=state.calls)
     if streamer is not None:
@@ -175,16 +178,19 @@ def _asked(
     return step, logits_QV
 
 
-def _process(config: GenerationConfig) -> NoiseProcess:
-    """Returns the noise process. Raises ConfigError for what is none, and for rules beside one that follows none."""
+def process_of(config: GenerationConfig) -> NoiseProcess:
+    """Returns the noise process. Raises ConfigError for what is none, and for settings that it has no use for."""
     if config.process is None:
         return Absorbing()
     process: NoiseProcess = build_rule(config.process, "sampler.process", "start", "live", "judged", "advance")
     name = type(process).__qualname__
     usual = GenerationConfig()
-    for field in ("remasking", "schedule", "threshold", "select", "revise"):
-        if getattr(process, "bounded", False) and getattr(config, field) != getattr(usual, field):
-            raise ConfigError(f"sampler.{field}: {name} draws every position at every step and follows no rule")
+    refused = getattr(process, "refuses", ())
+    if getattr(process, "bounded", False):
+        refused = ("remasking", "schedule", "threshold", "select", "revise", *refused)
+    for field in refused:
+        if getattr(config, field) != getattr(usual, field):
+            raise ConfigError(f"sampler.{field}: {name} has a way of its own, expected {getattr(usual, field)!r}")
     return process
 
 
@@ -195,11 +201,21 @@ def _start(process: NoiseProcess, state: GenerationState, settings: Settings, sa
     process.start(state, settings, noise)
 
 
-def _check_progress(blocks: Blocks, work: Work, settings: Settings) -> None:
-    """Raises ConfigError for a `select` rule that would go on for ever."""
+def _laid(state: GenerationState, settings: Settings) -> tuple[Settings, Stopping | None]:
+    """Returns the settings, and what ends a span, for the canvas as it is laid out now."""
+    state.moved, config = None, settings.config
+    settings = replace(settings, allowed=settings.allowed.relaid(state.batch))
+    if not config.early_stop:
+        return settings, None
+    at_once = config.end_rule == "at_once"
+    return settings, Stopping.of(state.batch, settings.allowed.allow_BL, settings.vocab, settings.end_ids_X, at_once)
+
+
+def _check_progress(blocks: Blocks, work: Work, settings: Settings, growth: int) -> None:
+    """Raises ConfigError for a `select` rule that would go on for ever. growth: what the process may insert per row."""
     rules = settings.rules
     may_wait = bool(getattr(rules.select, "may_wait", False))
-    if rules.revise is None and blocks.stuck(work, may_wait):
+    if rules.revise is None and blocks.stuck(work, may_wait, growth):
         raise ConfigError(
             f"sampler.select: {type(rules.select).__qualname__} committed nothing in a row with masked positions; "
             + ("it took more steps than the block was given" if may_wait else "expected at least one")

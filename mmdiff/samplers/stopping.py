@@ -39,11 +39,11 @@ class Stopping:
             may_end_BL = batch.allow_KV[batch.allow_BL, vocab.eos_id]
         return cls(spans(batch.target_BL, allow_BL), may_end_BL, end_ids_X, vocab.eos_id, at_once)
 
-    def __call__(self, state: GenerationState) -> None:
+    def __call__(self, state: GenerationState, live_BL: Tensor) -> None:
         """What stands behind the end of a span is no part of the answer, also where it was committed before the end
-        was. What was given stays."""
+        was. What was given stays. live_BL: positions that may yet change, where an end id ends nothing."""
         target_BL = state.batch.target_BL
-        ended_BL = target_BL & (state.step_BL > 0) & torch.isin(state.ids_BL, self.end_ids_X)
+        ended_BL = target_BL & (state.step_BL > 0) & ~live_BL & torch.isin(state.ids_BL, self.end_ids_X)
         end_BL = self._first(ended_BL)
         behind_BL = torch.arange(target_BL.shape[1], device=target_BL.device) > end_BL
         if not self.at_once:

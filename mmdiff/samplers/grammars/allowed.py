@@ -5,16 +5,15 @@ Shape letters: B samples, L canvas length, Q queried positions, K distinct allow
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from mmdiff.backbones.family import token_id
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.settings import GenerationConfig
-from mmdiff.errors import ConfigError, nearest
+from mmdiff.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,11 @@ class Allowed:
         banned_N = (~allow_KV[0]).nonzero().squeeze(1) if len(allow_KV) == 1 else None
         return cls(allow_KV, allow_BL, banned_N)
 
+    def relaid(self, batch: Batch) -> Allowed:
+        """Returns the same on the batch's new canvas."""
+        allow_BL = torch.zeros_like(batch.ids_BL) if batch.allow_BL is None else batch.allow_BL
+        return replace(self, allow_BL=allow_BL)
+
     def of_positions(self, at_Q: tuple[Tensor, Tensor]) -> Tensor:
         """Returns bool (Q, V), the ids that positions (of the B rows) may hold; (1, V) where they are the same."""
         return self.allow_KV if self.banned_N is not None else self.allow_KV[self.allow_BL[at_Q]]
@@ -68,14 +72,7 @@ class Allowed:
 
 def _banned(vocab: Vocab, config: GenerationConfig, ends: list[int]) -> list[int]:
     slots = [] if vocab.slot_id in ends else [vocab.slot_id]
-    banned = [vocab.mask_id, *slots, *config.suppress_ids, *(ends if config.eos_policy == "suppress" else [])]
-    for token in config.suppress_tokens:
-        i = None if vocab.tokenizer is None else token_id(vocab.tokenizer, token)
-        if i is None:
-            known = () if vocab.tokenizer is None else vocab.tokenizer.all_special_tokens
-            raise ConfigError(f"sampler.suppress_tokens: the tokenizer has no {token!r}{nearest(token, known)}")
-        banned.append(i)
-    for i in config.suppress_ids:
-        if not 0 <= i < vocab.size:
-            raise ConfigError(f"sampler.suppress_ids: {i} does not fit a vocabulary of {vocab.size}")
+    banned = [vocab.mask_id, *slots, *(ends if config.eos_policy == "suppress" else [])]
+    banned += [vocab.id_of(token, "sampler.suppress_tokens") for token in config.suppress_tokens]
+    banned += [vocab.id_of(i, "sampler.suppress_ids") for i in config.suppress_ids]
     return banned

@@ -24,7 +24,10 @@ from mmdiff.samplers.links.verifier import Speculate, Verifier
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.processes.editing import Editing
+from mmdiff.samplers.processes.expanding import Expanding
 from mmdiff.samplers.processes.hybrid import Hybrid
+from mmdiff.samplers.processes.indel import InsertDelete
+from mmdiff.samplers.processes.insertion import Insertion
 from mmdiff.samplers.rules.hierarchical import Hierarchical
 from mmdiff.samplers.rules.maskgit import RandomTopK, Remask
 from mmdiff.samplers.rules.revise import RunningConfidence
@@ -111,12 +114,21 @@ WORDY = pytest.mark.needs("outlines_core")
         {"denoise": [Verifier(top_k=2)], "temperature": 1.0},
         {"denoise": [Contrastive(model="weak"), Classifier(Often(), candidates=3, chunk=5)], "temperature": 1.0},
         {"denoise": [Speculate()], "temperature": 1.0, "top_p": 0.9},
+        {"process": InsertDelete(50, 51), "block_length": 4, "block_start": "row"},
+        {"process": Expanding(50, 51, most=3), "waits": 2},
+        {"process": Insertion(), "temperature": 1.0, "waits": 2},
         pytest.param({"constraint": Pattern("w[w1 ]*"), "steps": 3, "block_length": 2}, marks=WORDY),
         pytest.param({"constraint": Pattern("w[w1 ]*"), "temperature": 1.0, "temperature_end": 0.0}, marks=WORDY),
     ],
 )
-def test_a_step_waits_once(named: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_waits_once_and_twice_where_the_canvas_grows(
+    named: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = dict(named)
+    each = named.pop("waits", 1)
     vocab, rows = (WORDS, RAGGED[:2]) if "constraint" in named else (VOCAB, RAGGED)
+    if isinstance(named.get("process"), Insertion):
+        rows = [[Text([3]), *row] for row in rows]
     batch = collate(rows, vocab)
     waits, asked = Waits(), [0]
     config = generation_config(seed=1, **named)
@@ -145,7 +157,7 @@ def test_a_step_waits_once(named: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     with waits:
         out = sample(Timed(), batch, vocab, config)
     assert not waits.found, waits.found[0]
-    assert waits.copies == out.calls - 1 > 0, "one copy to the CPU after each step"
+    assert waits.copies == each * (out.calls - 1) > 0, "copies to the CPU after each step"
 
 
 def test_the_counter_counts() -> None:

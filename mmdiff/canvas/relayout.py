@@ -1,0 +1,88 @@
+"""A canvas laid out anew: positions are deleted, and others inserted, each row by its own wishes.
+
+Shape letters: B samples, L canvas length before, K canvas length after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmdiff.canvas.batch import Batch
+from mmdiff.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Relayout:
+    """Where each position of a new canvas comes from.
+
+    source_BK: int64, the old position; of an inserted one, that which it stands behind. new_BK: bool, it is inserted.
+    attend_BK: bool, False on padding, which stands on the right. inserted_B: how many positions each row was given.
+    source: `source_BK` on the CPU.
+    """
+
+    source_BK: Tensor
+    new_BK: Tensor
+    attend_BK: Tensor
+    inserted_B: NDArray[np.int64]
+    source: NDArray[np.int64]
+
+    def carried(self, values_BL: Tensor, new: float) -> Tensor:
+        """Returns (B, K, ...): the values at their new positions, `new` at inserted positions and on padding."""
+        at_BK = self.source_BK.view(*self.source_BK.shape, *[1] * (values_BL.dim() - 2))
+        out = values_BL.gather(1, at_BK.expand(*self.source_BK.shape, *values_BL.shape[2:]))
+        none_BK = (self.new_BK | ~self.attend_BK).view(at_BK.shape)
+        return out.masked_fill(none_BK, new)
+
+
+def relaid(
+    batch: Batch, keep_BL: Tensor, after_BL: Tensor, *, mask_id: int, pad_id: int, allow_BL: Tensor | None = None
+) -> tuple[Batch, Relayout]:
+    """Returns the batch on a new canvas, with position ids counted anew, and where its positions come from.
+
+    keep_BL: bool, False at positions to delete. after_BL: int64, how many positions to insert behind each position,
+        whether it is kept or not; they are targets that hold the mask id. Both are ignored on padding.
+    allow_BL: the allow-sets of what is inserted behind each position; None: that of the position.
+    The device is waited for once. Raises ConfigError for rows that are packed of several documents.
+    """
+    if batch.packed:
+        raise ConfigError("rows that are packed of several documents have a fixed length, expected one document each")
+    wishes_2BL = torch.stack([keep_BL.long(), after_BL]) * batch.attend_BL
+    keep_np, after_np = wishes_2BL.cpu().numpy()
+    count_BL = keep_np + after_np
+    end_BL, total_B = count_BL.cumsum(1), count_BL.sum(1)
+    length = max(int(total_B.max()), 1)
+    rows_B1, at_K = np.arange(len(count_BL))[:, None], np.arange(length)
+    width = length + 1  # rows are told apart by an offset, so that one search serves all
+    ends_N = (end_BL + rows_B1 * width).ravel()
+    source_BK = np.searchsorted(ends_N, at_K + rows_B1 * width, side="right") - rows_B1 * count_BL.shape[1]
+    attend_BK = at_K < total_B[:, None]
+    source_BK = np.where(attend_BK, source_BK, 0)
+    offset_BK = at_K - np.take_along_axis(end_BL - count_BL, source_BK, 1)
+    new_BK = attend_BK & (offset_BK >= np.take_along_axis(keep_np, source_BK, 1))
+    source, new, attend = (
+        torch.from_numpy(v).to(batch.ids_BL.device, non_blocking=True) for v in (source_BK, new_BK, attend_BK)
+    )
+    moved = Relayout(source, new, attend, after_np.sum(1), source_BK)
+    allowed_BK = None
+    if batch.allow_BL is not None:
+        allowed_BK = batch.allow_BL.gather(1, source)
+        if allow_BL is not None:
+            allowed_BK = torch.where(new, allow_BL.gather(1, source), allowed_BK)
+        allowed_BK = allowed_BK.masked_fill(~attend, 0)
+    laid = replace(
+        batch,
+        ids_BL=moved.carried(batch.ids_BL, mask_id).masked_fill(~attend, pad_id),
+        target_BL=moved.carried(batch.target_BL, False) | new,
+        attend_BL=attend,
+        position_ids_BL=(attend.cumsum(1) - 1).clamp(min=0),
+        segment_BL=torch.zeros_like(source),
+        slots={kind: moved.carried(slot_BL, -1) for kind, slot_BL in batch.slots.items()},
+        allow_BL=allowed_BK,
+        padded=not attend_BK.all(),
+    )
+    return laid, moved
