@@ -45,7 +45,7 @@ class Contrastive:
 
     def wrap(self, denoise: Denoise, batch: Batch, vocab: Vocab) -> Denoise:
         if self.model is None:
-            if not batch.media:
+            if not getattr(getattr(denoise, "model", None), "encoders", True):  # rows of other models may lack them
                 raise ConfigError("sampler.denoise: Contrastive leaves media out where it has no model; there are none")
             return lambda query: self._without_media(denoise, query)
         weak = self._weak(denoise, batch)

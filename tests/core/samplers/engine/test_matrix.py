@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from imports import declared
-from torch import nn
+from torch import Tensor, nn
 from toy import Patches, Project
 
 from mmdiff.backbones import new_backbone
@@ -35,6 +35,8 @@ from mmdiff.samplers import deliberation as drafts
 from mmdiff.samplers import unmask_schedule as schedules
 from mmdiff.samplers.grammars import ebnf, pattern, schema
 from mmdiff.samplers.links import caches, energy, verifier
+from mmdiff.samplers.links.classifier import Classifier
+from mmdiff.samplers.links.contrastive import Contrastive
 from mmdiff.samplers.links.guidance import Guidance
 from mmdiff.samplers.processes.absorbing import Absorbing
 from mmdiff.samplers.processes.editing import Editing
@@ -99,6 +101,14 @@ pytestmark = pytest.mark.needs("outlines_core", "lark")
 TRUE, FALSE, NULL = "true", "false", "void"
 TOKENS = word_tokenizer([TRUE, FALSE, NULL, "north", "east", "south"])
 
+
+class Likes:
+    """A classifier that likes one id."""
+
+    def bind(self, *given: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda ids_NL, row_N: 0.5 * (ids_NL == 7).sum(1)
+
+
 # Arguments of parts that need some, or that are worth more than one level; every other part is made without any.
 ARGUMENTS: dict[Any, list[dict[str, Any]]] = {
     All: [{"patterns": (CausalContext(), Documents())}],
@@ -108,6 +118,7 @@ ARGUMENTS: dict[Any, list[dict[str, Any]]] = {
     caches.Vicinity: [{"before": 2, "after": 1}],
     caches.Delayed: [{"refresh": 2}, {"refresh": 100}],
     Guidance: [{"scale": 1.5}, {"scale": 0.5, "media": 1.0}],
+    Classifier: [{"classifier": Likes(), "candidates": 3}],
     Editing: [{"threshold": 0.2, "most": 2}],
     Hybrid: [{"uniform": 0.0}, {"uniform": 0.3, "given": "all"}, {"uniform": 1.0}],
     ebnf.Ebnf: [{"grammar": f'start: WORD (" " WORD)*\nWORD: "{TRUE}" | "{FALSE}" | "north"', "null": NULL}],
@@ -209,6 +220,7 @@ REFUSED: list[tuple[dict[str, Callable[[Any], bool]], str]] = [
         for rule in ("score", "schedule", "select", "revise")
     ),
     ({"choice": is_a(TO_THE_RIGHT), "ends": lambda level: level.get("eos_policy") == "last"}, "sampler.eos_policy"),
+    ({"link": is_a(Contrastive), "media": lambda level: not level}, "Contrastive leaves media out"),
     ({"choice": given, "process": given}, "proposes no tokens"),
     ({"choice": is_a(energy.Resample), "draw": lambda level: not level}, "sampler.temperature: at 0 all candidates"),
     ({"choice": is_a(verifier.Speculate), "constraint": given}, "Speculate has the law of the causal model"),
