@@ -117,7 +117,7 @@ class Blocks:
     def relaid(self, state: GenerationState, work: Work, moved: Relayout) -> None:
         """Take over a new layout. A block that was given positions has steps in proportion for them."""
         self.block_BL = np.take_along_axis(self.block_BL, moved.source, 1)
-        self.recent = None
+        self.recent_BL = None
         at, added_R = (work.row_R, work.block_R), moved.inserted_B[work.row_R]
         self.steps_BJ[at] += -(-added_R * self.steps_BJ[at] // np.maximum(self.start_BJ[at], 1))
 
