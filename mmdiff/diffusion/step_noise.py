@@ -76,6 +76,13 @@ class StepNoise:
         first_R = np.cumsum(self.count_R) - self.count_R
         return self._sent(row_P, np.arange(len(row_P)) - first_R[row_P], stream)
 
+    def vectors(self, stream: str, size: int) -> Tensor:
+        """Returns float64 (P, size), so many standard normal numbers for each predicted position."""
+        row_P = np.repeat(np.arange(len(self.count_R)), self.count_R)
+        first_R = np.cumsum(self.count_R) - self.count_R
+        number_PZ = (np.arange(len(row_P)) - first_R[row_P])[:, None] * size + np.arange(size)
+        return torch.special.ndtri(self._sent(row_P.repeat(size), number_PZ.ravel(), stream)).view(-1, size)
+
     def row_uniform(self, stream: str) -> Tensor:
         """Returns float64 (R,), one number for each row."""
         row_R = np.arange(len(self.count_R))

@@ -109,8 +109,8 @@ class Denoiser:
     @torch.no_grad()
     def __call__(self, query: Query) -> Prediction:
         model, batch = self.model, query.batch or self.batch
-        if unknown := next((name for name in query.extras if name not in model.extras), None):
-            raise ConfigError(f"model.extras.{unknown}: the model has no such extra{nearest(unknown, model.extras)}")
+        for name in query.extras:
+            self.extra(name)
         keeps = model.backbone.caches and not batch.packed
         if query.fresh is not None and not keeps:
             what = "rows that are packed of several documents" if batch.packed else model.backbone.family
@@ -135,6 +135,12 @@ class Denoiser:
             return position_P
         left_P = (position_P - shift).clamp(min=0)
         return left_P.where(batch.attend_BL[query.row_R[row_P], left_P], position_P) if batch.padded else left_P
+
+    def extra(self, name: str) -> Any:
+        """Returns an extra of the model. Raises ConfigError where it has none of that name."""
+        if name not in self.model.extras:
+            raise ConfigError(f"model.extras.{name}: the model has no such extra{nearest(name, self.model.extras)}")
+        return self.model.extras[name]
 
     def other(self, folder: str) -> Denoiser:
         """Returns the Denoise of another saved model, or finished run, for the same canvases; it is kept in memory.

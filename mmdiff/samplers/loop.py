@@ -53,8 +53,8 @@ def sample(
         raise ConfigError(
             "sampler.draft: `sample` fills a canvas once; mmdiff.samplers.deliberation.rewrite improves a draft"
         )
-    process = process_of(config)
-    denoise, proposer = chained(denoise, batch, vocab, config)
+    process, model = process_of(config), denoise
+    denoise, proposer = chained(model, batch, vocab, config)
     end_ids_X = torch.tensor(sorted({vocab.eos_id, *vocab.end_ids}), device=batch.ids_BL.device)
     allowed = Allowed.of(batch, vocab, config)
     state = GenerationState.of(batch, vocab)
@@ -67,6 +67,7 @@ def sample(
         late_ids_X=end_ids_X if config.eos_policy == "last" else end_ids_X[:0],
         constraint=Constraint.of(state, vocab, config, allowed),
         proposer=proposer,
+        model=model,
     )
     if settings.constraint is not None and not isinstance(process, Absorbing):
         raise ConfigError(f"sampler.constraint: {type(process).__qualname__} replaces tokens; expected absorbing noise")

@@ -7,7 +7,7 @@ judged again, Q queried positions (P and S), V vocabulary, X end ids.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.diffusion.draw import confidence, draw, kept
 from mmdiff.diffusion.step_noise import StepNoise
+from mmdiff.errors import ConfigError
 
 from .blocks import Work
 from .grammars.allowed import Allowed
@@ -41,7 +42,10 @@ class Proposer(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What does not change between the steps of a generation. late_ids_X: ids that are committed after all others."""
+    """What does not change between the steps of a generation. late_ids_X: ids that are committed after all others.
+
+    model: the Denoise of the model itself, without any link.
+    """
 
     config: GenerationConfig
     rules: Rules
@@ -51,6 +55,16 @@ class Settings:
     late_ids_X: Tensor
     constraint: Constraint | None = None
     proposer: Proposer | None = None
+    model: Any = None
+
+    def extra(self, name: str) -> Any:
+        """Returns an extra of the model. Raises ConfigError where it has none of that name."""
+        found = getattr(self.model, "extra", None)
+        if found is None:
+            raise ConfigError(
+                f"sampler.process: {type(self.model).__qualname__} has no extras, expected a model's Denoise"
+            )
+        return found(name)
 
 
 class Parts(NamedTuple):

@@ -9,17 +9,11 @@ from typing import Any
 import pytest
 import torch
 import toy
-from torch import Tensor
 
 from mmdiff import check, train
-from mmdiff.backbones import new_backbone
-from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.patterns import BlockCausal, Full, PrefixCausal
-from mmdiff.canvas.query import Query
 from mmdiff.canvas.sample import Target, Text
-from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.data.collate import collate
-from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.objectives.denoise import Denoise
@@ -27,55 +21,13 @@ from mmdiff.objectives.extras.latent import Latent
 from mmdiff.objectives.latent import LatentDenoise, gaussian_kl
 from mmdiff.samplers.links.caches import Prefix
 from mmdiff.samplers.links.guidance import Guidance
-from mmdiff.samplers.loop import sample
-from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.processes.latent import Variational
 from mmdiff.session import load
-
-DIGITS, FIRST = 10, 4  # the words of a tokenizer begin behind its four special tokens
-KEY = NoiseKey(0, 0, "x", batch=64)
+from tests.core.objectives.pairs import DIGITS, FIRST, KEY, WIDTH, empty, fit, longer, model_with, pairs, sampled, valid
 
 
 def model(size: int = 4, layers: int = 2, attention: Any = None) -> MMDiff:
-    torch.manual_seed(0)
-    words = word_tokenizer([str(digit) for digit in range(DIGITS)])
-    backbone = new_backbone(tokenizer=words, hidden_size=32, layers=layers, heads=2)
-    return MMDiff(backbone, extras={"latent": Latent(width=32, size=size)}, attention=attention or Full())
-
-
-def pairs(rows: int, first: int = 0) -> Batch:
-    """(k, k + 1 mod 10): each half of a pair is uniform, and says all of the other."""
-    made = [[Text([FIRST]), Target([FIRST + k % DIGITS, FIRST + (k + 1) % DIGITS])] for k in range(first, first + rows)]
-    batch = collate(made, model().vocab)
-    batch.index_B = torch.arange(first, first + rows)
-    return batch
-
-
-def empty(rows: int, vocab: Any) -> Batch:
-    batch = collate([[Text([FIRST]), Target(length=2)]] * rows, vocab)
-    batch.index_B = torch.arange(rows)
-    return batch
-
-
-def valid(ids_BL: Tensor) -> float:
-    a_B, b_B = (ids_BL[:, -2:] - FIRST).unbind(1)
-    return float((((a_B + 1) % DIGITS == b_B) & (a_B >= 0) & (a_B < DIGITS)).float().mean())
-
-
-def fit(one: MMDiff, stages: list[tuple[Any, float, int]]) -> None:
-    """stages: objective, learning rate, steps."""
-    batch, step = pairs(40), 0
-    optimiser = torch.optim.AdamW(one.parameters(), weight_decay=0.0)
-    for objective, lr, steps in stages:
-        optimiser.param_groups[0]["lr"] = lr
-        for _ in range(steps):
-            step += 1
-            plan = objective.plan(batch, replace(KEY, step=step, batch=40), one.vocab)
-            terms = objective.terms(one, plan)
-            loss: Any = sum(term.coefficient * term.value / plan.counts[name] for name, term in terms.items())
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+    return model_with(lambda vocab_size: {"latent": Latent(width=WIDTH, size=size)}, layers, attention)
 
 
 def test_tokens_of_one_call_depend_on_each_other() -> None:
@@ -95,7 +47,7 @@ def test_tokens_of_one_call_depend_on_each_other() -> None:
 
 def small_plan(one: MMDiff, beta: float, copies: int = 2) -> tuple[LatentDenoise, Any]:
     objective = LatentDenoise(Variational(size=4), Denoise(copies=copies), beta)
-    return objective, objective.plan(pairs(8), replace(KEY, batch=8), one.vocab)
+    return objective, objective.plan(pairs(one.vocab, 8), replace(KEY, batch=8), one.vocab)
 
 
 @pytest.mark.parametrize("attention", [Full(), PrefixCausal()])
@@ -105,7 +57,7 @@ def test_a_latent_that_is_ignored_is_the_plain_loss(attention: Any, copies: int)
     torch.nn.init.zeros_(one.extras["latent"].up[2].weight)  # type: ignore[index, union-attr, arg-type]
     objective, plan = small_plan(one, 0.0, copies)
     terms = objective.terms(one, plan)
-    plain = Denoise(copies=copies).plan(pairs(8), replace(KEY, batch=8), one.vocab)
+    plain = Denoise(copies=copies).plan(pairs(one.vocab, 8), replace(KEY, batch=8), one.vocab)
     assert torch.equal(plain.masked_RL, plan.noised.masked_RL)
     term = Denoise(copies=copies).terms(one, plain)["denoise"]
     assert torch.equal(terms["denoise"].value, term.value) and plan.counts["denoise"] == plain.counts["denoise"]
@@ -150,11 +102,11 @@ def test_copies_that_share_a_context_see_their_own_latent() -> None:
 
 
 def test_draws_are_normal_and_each_copys_own() -> None:
-    objective = LatentDenoise(Variational(size=50), Denoise(copies=2))
-    plan = objective.plan(pairs(200), KEY, model().vocab)
+    objective, vocab = LatentDenoise(Variational(size=50), Denoise(copies=2)), model().vocab
+    plan = objective.plan(pairs(vocab, 200), KEY, vocab)
     assert plan.normal_RZ.shape == (400, 50) and len(plan.normal_RZ.unique(dim=0)) == 400
     assert plan.normal_RZ.mean().abs() < 4 / 20_000**0.5 and (plan.normal_RZ.std() - 1).abs() < 0.02
-    again = objective.plan(pairs(8, 16), KEY, model().vocab)
+    again = objective.plan(pairs(vocab, 8, 16), KEY, vocab)
     assert torch.equal(again.normal_RZ, torch.cat([plan.normal_RZ[16:24], plan.normal_RZ[216:224]]))
 
 
@@ -167,32 +119,6 @@ def test_padding_does_not_change_the_posterior() -> None:
     assert plans[0].batch.padded
     both, alone = (objective.posterior(one, plan.noised) for plan in plans)
     assert all(torch.allclose(a[:1], b, atol=1e-5) for a, b in zip(both, alone, strict=True))
-
-
-class Spy:
-    """A Denoise that keeps the queries of another. step: whether they may be answered from what is kept."""
-
-    def __init__(self, denoise: Any, step: bool = True) -> None:
-        self.denoise, self.step, self.queries, self.logits = denoise, step, list[Query](), list[Tensor]()
-
-    def __call__(self, query: Query) -> Any:
-        self.queries.append(query)
-        out = self.denoise(query if self.step else replace(query, step=None, fresh=None))
-        self.logits.append(out.logits_PV.clone())
-        return out
-
-
-def sampled(one: MMDiff, batch: Batch, *, step: bool = True, **options: Any) -> tuple[Tensor, Spy]:
-    spy = Spy(one.denoiser(batch), step)
-    config = generation_config(early_stop=False, temperature=1.0, seed=5, **options)
-    return sample(spy, batch, one.vocab, config).ids_BL, spy
-
-
-def longer(one: MMDiff) -> Batch:
-    rows = [[Text([4] * n), Target(length=6)] for n in (1, 3, 2)]
-    batch = collate(rows, one.vocab)
-    batch.index_B = torch.arange(3)
-    return batch
 
 
 @pytest.mark.parametrize("attention", [PrefixCausal(), BlockCausal(2)])
@@ -213,10 +139,8 @@ def test_a_row_is_what_it_is_alone(per: Any, denoise: Any) -> None:
     options: dict[str, Any] = {"process": Variational(size=4, per=per), "block_length": 3, "denoise": denoise}
     ids_BL, spy = sampled(one, batch, **options)
     for row in range(3):
-        single = collate([[Text([4] * (1, 3, 2)[row]), Target(length=6)]], one.vocab)
-        single.index_B = torch.tensor([row])
-        alone_BL, _ = sampled(one, single, **options)
-        assert torch.equal(alone_BL[single.target_BL], ids_BL[row, batch.target_BL[row]])
+        alone_BL, _ = sampled(one, longer(one, row), **options)
+        assert torch.equal(alone_BL[0, -6:], ids_BL[row, batch.target_BL[row]])
     z_SBZ = torch.stack([query.extras["latent"].amax(1) + query.extras["latent"].amin(1) for query in spy.queries])
     new_S = (z_SBZ[1:] != z_SBZ[:-1]).any(-1).all(-1)
     assert new_S.tolist() == [per == "step"] * 2 + [True] + [per == "step"] * 2
@@ -247,7 +171,7 @@ def test_what_does_not_fit_is_one_line(process: Variational, message: str) -> No
     one = model()
     with pytest.raises(ConfigError, match=message):
         one.generate(longer(one), process=process)
-    plan = LatentDenoise(process).plan(pairs(4), KEY, one.vocab)
+    plan = LatentDenoise(process).plan(pairs(one.vocab, 4), KEY, one.vocab)
     with pytest.raises(ConfigError, match=message):
         LatentDenoise(process).terms(one, plan)
 

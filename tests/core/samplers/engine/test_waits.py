@@ -16,6 +16,7 @@ from mmdiff.canvas.query import Prediction, Query
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.data.collate import collate
+from mmdiff.objectives.extras.companion import Companion
 from mmdiff.samplers.grammars.pattern import Pattern
 from mmdiff.samplers.links.classifier import Classifier
 from mmdiff.samplers.links.contrastive import Contrastive
@@ -23,11 +24,13 @@ from mmdiff.samplers.links.energy import Resample
 from mmdiff.samplers.links.verifier import Speculate, Verifier
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
+from mmdiff.samplers.processes.companion import Augmented
 from mmdiff.samplers.processes.editing import Editing
 from mmdiff.samplers.processes.expanding import Expanding
 from mmdiff.samplers.processes.hybrid import Hybrid
 from mmdiff.samplers.processes.indel import InsertDelete
 from mmdiff.samplers.processes.insertion import Insertion
+from mmdiff.samplers.processes.latent import Variational
 from mmdiff.samplers.rules.hierarchical import Hierarchical
 from mmdiff.samplers.rules.maskgit import RandomTopK, Remask
 from mmdiff.samplers.rules.revise import RunningConfidence
@@ -82,6 +85,9 @@ class Answers:
     def other(self, folder: str) -> Any:
         return Answers()
 
+    def extra(self, name: str) -> Any:
+        return Companion(width=4, vocab_size=V, size=3)
+
 
 class Often:
     """A classifier: how often an id stands on a canvas."""
@@ -108,6 +114,8 @@ WORDY = pytest.mark.needs("outlines_core")
         {"select": RandomTopK(), "revise": Remask(0.3), "steps": 5},
         {"select": Hierarchical(2), "block_length": 2},
         {"process": Hybrid(0.3), "temperature": 1.0, "steps": 4},
+        {"process": Variational(per="block"), "block_length": 3},
+        {"process": Augmented(size=3, estimate="soft"), "block_length": 3, "steps": 4},
         {"process": Editing(0.1), "threshold": 0.2},
         {"denoise": [Resample(candidates=3, low=0.0)], "temperature": 1.0, "block_length": 4},
         {"denoise": [Verifier(relative=0.4, mismatch="draft")], "block_length": 4},
