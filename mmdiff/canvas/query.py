@@ -81,7 +81,7 @@ class Query:
     media_R: bool, False where a row must not see its media; None: all do.
     batch: the layout of the canvases, where it is no longer that which the Denoise was made for: positions were
         inserted or deleted. None: it is.
-    step: None where no sampler asks (likelihoods, probes).
+    step: None where no sampler asks (likelihoods, probes), or its process keeps nothing between steps.
     fresh: what may be left as it was at an earlier step of the generation; None: nothing, unless that changes nothing.
     hidden: whether the hidden states are wanted too.
     extras: tensors (R, L, ...) by the names of extras of the model, which embed them beside the ids

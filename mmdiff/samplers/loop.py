@@ -154,7 +154,7 @@ def _asked(
         work.query_RL,
         row_R,
         batch=state.batch,
-        step=info,
+        step=None if getattr(process, "keeps_nothing", False) else info,
         at_P=work.at_Q,
         extras=beside(rows, noise) if beside else {},
     )

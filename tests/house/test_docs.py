@@ -211,7 +211,9 @@ def test_keys_in_the_table_of_places_exist() -> None:
     keys = re.findall(r"`((?:sampler|model|train|task|eval)\.[\w.<>]+)", table)
     assert keys
     for key in keys:
-        last = [name for name in key.split(".") if name not in ("target", "path", "image", "<name>", "<stage>", "<set>")][-1]
+        last = [
+            name for name in key.split(".") if name not in ("target", "path", "image", "<name>", "<stage>", "<set>")
+        ][-1]
         assert last in fields, key
 
 

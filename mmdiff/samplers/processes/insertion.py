@@ -39,6 +39,7 @@ class Insertion:
     gap_top_p: PositiveShare = 0.5
 
     bounded = True
+    keeps_nothing = True  # every step lays the canvas out anew, and asks about given positions
     refuses = (
         "constraint",
         "draft",

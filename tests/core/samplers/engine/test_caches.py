@@ -24,6 +24,7 @@ from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.processes.editing import Editing
 from mmdiff.samplers.processes.hybrid import Hybrid
+from mmdiff.samplers.processes.insertion import Insertion
 from mmdiff.samplers.rules.maskgit import Remask
 from mmdiff.samplers.rules.revise import RunningConfidence
 
@@ -72,6 +73,16 @@ def test_where_the_pattern_allows_it_keeping_changes_nothing(
     assert one.ids_BL.tolist() == two.ids_BL.tolist() and one.step_BL.tolist() == two.step_BL.tolist()
     assert torch.allclose(one.confidence_BL, two.confidence_BL, atol=1e-4)
     assert one.calls == two.calls
+
+
+@pytest.mark.parametrize("attention", EXACT)
+def test_insertion_asks_about_given_positions_and_keeps_nothing(attention: Pattern) -> None:
+    m = model(attention)
+    plain = Uncached(m.backbone, dict(m.encoders), dict(m.connectors), attention=attention).eval()
+    named: dict[str, Any] = {"process": Insertion(stop=1.0), "temperature": 1.0}
+    one, two = (run(x, samples()[:2], [8, 3], **named) for x in (m, plain))
+    assert one.targets() == two.targets() and one.calls == 9
+    assert torch.allclose(one.confidence_BL, two.confidence_BL, atol=1e-4)
 
 
 @pytest.mark.parametrize("cache", CACHES)

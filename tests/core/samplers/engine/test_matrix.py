@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import combinations, product
 from typing import Any
@@ -31,6 +31,7 @@ from mmdiff.data.collate import collate
 from mmdiff.data.stream import read_media
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
+from mmdiff.objectives.extras.latent import Latent
 from mmdiff.samplers import deliberation as drafts
 from mmdiff.samplers import unmask_schedule as schedules
 from mmdiff.samplers.grammars import ebnf, pattern, schema
@@ -102,10 +103,11 @@ def _best(
 
 pytestmark = pytest.mark.needs("outlines_core", "lark")
 
-TRUE, FALSE, NULL = "true", "false", "void"
-TOKENS = word_tokenizer([TRUE, FALSE, NULL, "north", "east", "south", "more", "gone"])
+TRUE, FALSE, NULL, MORE, LESS = "true", "false", "void", "more", "less"
+TOKENS = word_tokenizer([TRUE, FALSE, NULL, "north", "east", "south", MORE, LESS])
 
 
+@dataclass(frozen=True)
 class Likes:
     """A classifier that likes one id."""
 
@@ -123,10 +125,11 @@ ARGUMENTS: dict[Any, list[dict[str, Any]]] = {
     caches.Delayed: [{"refresh": 2}, {"refresh": 100}],
     Guidance: [{"scale": 1.5}, {"scale": 0.5, "media": 1.0}],
     Classifier: [{"classifier": Likes(), "candidates": 3}],
+    Expanding: [{"expand": MORE, "delete": LESS, "most": 3}, {"expand": MORE, "most": 2, "rest": True}],
+    InsertDelete: [{"delete": LESS, "split": MORE, "most": 3}],
+    Variational: [{"size": 3}],
     Editing: [{"threshold": 0.2, "most": 2}],
     Hybrid: [{"uniform": 0.0}, {"uniform": 0.3, "given": "all"}, {"uniform": 1.0}],
-    Expanding: [{"expand": "more", "delete": "gone", "most": 3}, {"expand": "more", "most": 2, "rest": True}],
-    InsertDelete: [{"delete": "gone", "split": "more", "most": 2}],
     ebnf.Ebnf: [{"grammar": f'start: WORD (" " WORD)*\nWORD: "{TRUE}" | "{FALSE}" | "north"', "null": NULL}],
     pattern.Pattern: [{"pattern": f"({TRUE}|{FALSE}|north)( ({TRUE}|east))*", "null": NULL}],
     pattern.Choices: [{"choices": [TRUE, f"{TRUE} {FALSE}", "north east south"], "null": NULL}],
@@ -151,12 +154,6 @@ ARGUMENTS: dict[Any, list[dict[str, Any]]] = {
     drafts.MaskRandom: [{"ratio": 0.5}],
     drafts.MaskLeastConfident: [{"ratio": 0.5}],
     drafts.MaskChunks: [{"ratio": 0.5}],
-}
-ELSEWHERE = {
-    Absorbing,  # what `None` is
-    Documents,  # part of every pattern
-    Insertion,  # takes no row that begins with a target: test_growing.py
-    Variational,  # needs an extra of the model: tests/core/objectives/test_latent.py
 }
 OF_METHOD = {
     "advance": "process",
@@ -190,7 +187,7 @@ def axes() -> Mapping[str, Sequence[Any]]:
     """Axis -> its levels; the first of each is what a configuration has that does not mention it."""
     out: dict[str, list[Any]] = {"attention": [Full()]}
     for part in declared():
-        if (axis := axis_of(part)) is not None and part not in ELSEWHERE and part is not Full:
+        if (axis := axis_of(part)) is not None and part not in (Full, Documents, Absorbing):
             made = [part(**arguments) for arguments in ARGUMENTS.get(part, [{}])]
             out.setdefault(axis, [None]).extend(made)
     out["schedule"] += ["cosine", "ascending"]
@@ -199,7 +196,7 @@ def axes() -> Mapping[str, Sequence[Any]]:
         "media": [False, True],
         "shift": [0, 1],
         "side": ["left", "right"],
-        "block_length": [None, 3, 4],
+        "block": [{}, {"block_length": 3}, {"block_length": 4}, {"block_length": 3, "block_start": "row"}],
         "steps": [None, 4],
         "draw": [{}, {"temperature": 0.8}, {"temperature": 1.0, "temperature_end": 0.0, "top_k": 4}],
         "ends": [{"early_stop": False}, {}, {"end_rule": "at_once"}, {"eos_policy": "last"},
@@ -215,21 +212,42 @@ def given(level: Any) -> bool:
     return level is not None
 
 
+def has(field: str) -> Callable[[Any], bool]:
+    return lambda level: field in level
+
+
 def by_entropy(level: Any) -> bool:
     return getattr(level, "of_score", None) is not None
 
 
-def refuses(axis: str) -> Callable[[Any], bool]:
-    """Whether a process has no use for what an axis sets."""
-    rule = axis in ("score", "schedule", "select", "revise")
-    field = FIELDS.get(axis, axis)
-    return lambda level: field in getattr(level, "refuses", ()) or (rule and getattr(level, "bounded", False))
+def refuses(field: str) -> Callable[[Any], bool]:
+    """Of a process: whether it declares that it has no use for a field; most rules, where its steps are bounded."""
+    rules = ("remasking", "schedule", "select", "revise")
+    return lambda level: field in getattr(level, "refuses", ()) or getattr(level, "bounded", False) and field in rules
 
 
 TO_THE_RIGHT = verifier.Verifier, verifier.Speculate
 
 # What cannot be combined: axes, what of each is meant, and what the refusal says. All else must work.
 REFUSED: list[tuple[dict[str, Callable[[Any], bool]], str]] = [
+    *(
+        ({"process": refuses(FIELDS[rule]), rule: given}, f"sampler.{FIELDS[rule]}: ")
+        for rule in FIELDS
+        if rule != "process"
+    ),
+    *(
+        ({"process": refuses(field), axis: has(field)}, f"sampler.{field}: ")
+        for axis, field in (
+            ("block", "block_length"),
+            ("block", "block_start"),
+            ("draw", "temperature"),
+            ("draw", "temperature_end"),
+            ("ends", "eos_policy"),
+            ("ends", "end_rule"),
+        )
+    ),
+    ({"process": refuses("steps"), "steps": given}, "sampler.steps: "),
+    ({"process": is_a(InsertDelete), "block": lambda level: not level}, "sampler.block_length: InsertDelete"),
     *(
         ({"choice": is_a(TO_THE_RIGHT), rule: given}, "commits from left to right")
         for rule in ("score", "schedule", "select", "revise")
@@ -239,23 +257,16 @@ REFUSED: list[tuple[dict[str, Callable[[Any], bool]], str]] = [
     ({"choice": given, "process": given}, "proposes no tokens"),
     ({"choice": is_a(energy.Resample), "draw": lambda level: not level}, "sampler.temperature: at 0 all candidates"),
     ({"choice": is_a(verifier.Speculate), "constraint": given}, "Speculate has the law of the causal model"),
-    ({"choice": is_a(verifier.Speculate), "draw": lambda level: "temperature_end" in level}, "one law for all steps"),
+    ({"choice": is_a(verifier.Speculate), "draw": has("temperature_end")}, "one law for all steps"),
     ({"choice": lambda level: level == verifier.Verifier(), "constraint": given}, "may leave the grammar"),
     ({"process": given, "constraint": given}, "sampler.constraint: "),
-    *(
-        ({"process": refuses(axis), axis: given}, f"sampler.{FIELDS.get(axis, axis)}: ")
-        for axis in ("score", "schedule", "select", "revise", "draft", "steps")
-    ),
-    (
-        {"process": is_a(InsertDelete), "block_length": lambda level: level is None},
-        "sampler.block_length: InsertDelete",
-    ),
-    ({"process": is_a(InsertDelete), "draw": lambda level: level}, "sampler.temperature"),
-    ({"process": is_a(InsertDelete), "ends": lambda level: {"end_rule", "eos_policy"} & {*level}}, "sampler.e"),
-    ({"constraint": given, "draw": lambda level: "top_k" in level}, "top_k and top_p could leave no text"),
+    ({"constraint": given, "draw": has("top_k")}, "top_k and top_p could leave no text"),
     ({"select": by_entropy, "score": lambda level: not isinstance(level, score.NegativeEntropy)}, "sampler.remasking"),
     (
-        {"select": is_a(hierarchical.Hierarchical), "block_length": lambda level: level == 4},
+        {
+            "select": is_a(hierarchical.Hierarchical),
+            "block": lambda level: level.get("block_length") == 4 or "block_start" in level,
+        },
         "a block cuts a group of 3",
     ),
 ]
@@ -283,19 +294,20 @@ def model(attention: Pattern, media: bool, shift: int) -> MMDiff:
     backbone.facts = replace(backbone.facts, shift=shift)
     parts: dict[str, nn.Module] = {"image": Patches().double()} if media else {}
     connectors: dict[str, nn.Module] = {"image": Project(width_in=16, width_out=16).double()} if media else {}
-    return MMDiff(backbone, parts, connectors, attention=attention).eval()
+    extras: dict[str, nn.Module] = {"latent": Latent(width=16, size=3).double()}
+    return MMDiff(backbone, parts, connectors, extras=extras, attention=attention).eval()
 
 
-def rows(m: MMDiff, media: bool) -> list[Sample]:
-    """Ragged: a context and a target, two spans, given words in a target with
-    nothing before it; the first and last with a picture."""
+def rows(m: MMDiff, media: bool, bos: bool = False) -> list[Sample]:
+    """Ragged: a context and a target, two spans, given words in a target with nothing before it, unless there must be
+    something (bos); the first and last with a picture."""
     image = [Media("image", torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(3)))] if media else []
     true, null = m.vocab.encode(f"{TRUE} {NULL}")
     mask = m.vocab.mask_id
     return [
         [*image, Text([7, 8, 9, 8]), Target(length=6)],
         [Text([8]), Target(length=3), Text([7, 9]), Target(length=3)],
-        [*image, Target([mask, mask, true, mask, mask, null, mask, mask, mask])],
+        [*image, *([Text([9])] if bos else []), Target([mask, mask, true, mask, mask, null, mask, mask, mask])],
     ]
 
 
@@ -309,8 +321,8 @@ def settings(level: Mapping[str, Any]) -> dict[str, Any]:
     links = [level["cache"], level["link"]] if level["outside"] else [level["link"], level["cache"]]
     links.append(level["choice"])
     named = {field: level[axis] for axis, field in FIELDS.items() if level[axis] is not None}
-    named |= {axis: level[axis] for axis in ("block_length", "steps")}
-    return named | level["draw"] | level["ends"] | {"denoise": [link for link in links if link is not None]}
+    named |= level["block"] | level["draw"] | level["ends"]
+    return named | {"steps": level["steps"], "denoise": [link for link in links if link is not None]}
 
 
 def levels(chosen: Combination) -> dict[str, Any]:
@@ -320,7 +332,7 @@ def levels(chosen: Combination) -> dict[str, Any]:
 def check(chosen: Combination) -> None:
     level = levels(chosen)
     m = model(level["attention"], level["media"], level["shift"])
-    samples, index = rows(m, level["media"]), [8, 3, 5]
+    samples, index = rows(m, level["media"], isinstance(level["process"], Insertion)), [8, 3, 5]
     run = partial(write, m, side=level["side"], named=settings(level))
     together = run(samples, index)
     assert not (together.ids_BL[together.target_BL] == m.vocab.mask_id).any()
@@ -357,7 +369,7 @@ def test_every_part_of_a_sampler_is_on_an_axis() -> None:
     } < axes().keys()
     held = {type(level) for levels in axes().values() for level in levels}
     missing = {part for part in declared() if axis_of(part) is not None} - held
-    assert missing == ELSEWHERE
+    assert missing == {Documents, Absorbing}  # the one is part of every pattern, the other is what `None` is
 
 
 def test_the_design_holds_every_pair_that_can_be() -> None:
