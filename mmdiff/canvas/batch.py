@@ -13,6 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from .vocab import Vocab
+
 T = TypeVar("T")
 
 
@@ -65,6 +67,22 @@ def real_NT(tokens: Sequence[int], features_NTE: Tensor) -> Tensor:
 def packed(features_NTE: Tensor, tokens: Sequence[int] | None) -> Tensor:
     """Returns (M, E), the features of all crops without padding. tokens: real features per crop; None: all are."""
     return features_NTE.flatten(0, 1) if tokens is None else features_NTE[real_NT(tokens, features_NTE)]
+
+
+def allow_sets(batch: Batch, vocab: Vocab) -> tuple[Tensor, Tensor]:
+    """Returns bool (K, V), the ids of each allow-set, and int64 (B, L), the set of each position; plain text where none
+    was named."""
+    text_V = torch.zeros(vocab.size, dtype=torch.bool)
+    if vocab.tokenizer is None:
+        text_V[:] = True
+        text_V[[vocab.mask_id, vocab.slot_id]] = False
+    else:
+        text_V[torch.as_tensor(vocab.text_ids)] = True
+    text_V[[vocab.eos_id, *vocab.end_ids]] = True
+    text_V = text_V.to(batch.ids_BL.device)
+    if batch.allow_KV is None or batch.allow_BL is None:
+        return text_V[None], torch.zeros_like(batch.ids_BL)
+    return torch.where(batch.allow_KV.all(1, keepdim=True), text_V, batch.allow_KV), batch.allow_BL
 
 
 def to_device(value: T, device: torch.device | str) -> T:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.batch import Batch, allow_sets
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import BetweenZeroAndOne, Positive
 from mmdiff.diffusion.keys import NoiseKey
@@ -62,7 +62,7 @@ class HybridBound:
             u_BL2[b, here_L] = np.array(draws).reshape(-1, 2)
         noise_BL2, t = torch.from_numpy(u_BL2), torch.from_numpy(t_B)
         _, masked_B, replaced_B = shares(t, self.process.uniform)
-        allow_KV, allow_BL = allowed(batch, vocab)
+        allow_KV, allow_BL = allow_sets(batch, vocab)
         rank_BL = (noise_BL2[..., 1] * allow_KV.sum(1)[allow_BL]).floor().long()
         by_rank_KV = (~allow_KV).to(torch.uint8).argsort(dim=1, stable=True)  # the ids of an allow-set first, ascending
         other_BL = by_rank_KV[allow_BL, rank_BL.clamp(max=allow_KV.shape[1] - 1)]
@@ -78,7 +78,7 @@ class HybridBound:
         h_BLD = model.hidden(plan.ids_BL, batch, model.encode(batch.media), rows_B)
         row_P, position_P = plan.scored_BL.nonzero(as_tuple=True)
         h_PD = model.gather(h_BLD, row_P, position_P)
-        allow_KV, allow_BL = allowed(batch, vocab)
+        allow_KV, allow_BL = allow_sets(batch, vocab)
         set_P, label_P = allow_BL[row_P, position_P], batch.ids_BL[row_P, position_P]
         now_P, t_P = plan.ids_BL[row_P, position_P], plan.t_B[row_P]
 
@@ -109,19 +109,3 @@ class HybridBound:
             masked_P, into_mask_P / masked[:, 0].clamp(min=tiny), into_any_P / allow_PV.sum(1) / x_now_P.clamp(min=tiny)
         )
         return rate_P.clamp(max=self.most) * (kl_P + ratio_P - ratio_P.log() - 1)
-
-
-def allowed(batch: Batch, vocab: Vocab) -> tuple[Tensor, Tensor]:
-    """Returns bool (K, V), the ids of each allow-set, and int64 (B, L), the set of each position; plain text where none
-    was named."""
-    text_V = torch.zeros(vocab.size, dtype=torch.bool)
-    if vocab.tokenizer is None:
-        text_V[:] = True
-        text_V[[vocab.mask_id, vocab.slot_id]] = False
-    else:
-        text_V[torch.as_tensor(vocab.text_ids)] = True
-    text_V[[vocab.eos_id, *vocab.end_ids]] = True
-    text_V = text_V.to(batch.ids_BL.device)
-    if batch.allow_KV is None or batch.allow_BL is None:
-        return text_V[None], torch.zeros_like(batch.ids_BL)
-    return torch.where(batch.allow_KV.all(1, keepdim=True), text_V, batch.allow_KV), batch.allow_BL

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.batch import Batch, allow_sets
 from mmdiff.canvas.relayout import relaid
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.keys import NoiseKey
@@ -23,7 +23,6 @@ from mmdiff.errors import DataError
 from mmdiff.parts import part
 from mmdiff.protocols import Model
 
-from .hybrid import allowed
 from .terms import Term
 
 
@@ -68,7 +67,7 @@ class InsertionLoss:
         lost_BL = torch.from_numpy(lost)
         follows_BL = scored_BL.roll(-1, 1)
         follows_BL[:, -1] = False
-        sets_BL = allowed(batch, vocab)[1]
+        sets_BL = allow_sets(batch, vocab)[1]
         set_BL = torch.where(follows_BL, sets_BL.roll(-1, 1), sets_BL)
         none_BL = torch.zeros_like(batch.ids_BL)
         laid, moved = relaid(batch, ~lost_BL, none_BL, mask_id=vocab.mask_id, pad_id=vocab.pad_id)
@@ -92,7 +91,7 @@ class InsertionLoss:
         h_BLD = model.hidden(batch.ids_BL, batch, model.encode(batch.media), rows_B)
         h_BD = model.gather(h_BLD, rows_B, torch.zeros_like(rows_B))
         stop_B = head(h_BD, torch.tensor([vocab.eos_id], device=rows_B.device)).float().squeeze(1)
-        allow_KV = allowed(batch, vocab)[0].index_fill(
+        allow_KV = allow_sets(batch, vocab)[0].index_fill(
             1, torch.tensor([vocab.eos_id, *vocab.end_ids], device=rows_B.device), False
         )
 

@@ -6,7 +6,7 @@ judged again, Q queried positions (P and S), V vocabulary, X end ids.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -44,7 +44,8 @@ class Proposer(Protocol):
 class Settings:
     """What does not change between the steps of a generation. late_ids_X: ids that are committed after all others.
 
-    model: the Denoise of the model itself, without any link.
+    model: the Denoise of the model itself, without any link. kept: what a noise process prepares at its start for all
+        steps, by name.
     """
 
     config: GenerationConfig
@@ -56,6 +57,7 @@ class Settings:
     constraint: Constraint | None = None
     proposer: Proposer | None = None
     model: Any = None
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def extra(self, name: str) -> Any:
         """Returns an extra of the model. Raises ConfigError where it has none of that name."""

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mmdiff.canvas.generation import GenerationState
 from mmdiff.config.ranges import Share
-from mmdiff.diffusion.draw import kept
 from mmdiff.diffusion.mixing import shares
 from mmdiff.diffusion.step_noise import StepNoise
 from mmdiff.parts import part
@@ -56,37 +55,22 @@ class Hybrid:
         return None
 
     def advance(self, step: Step) -> None:
-        rows, config, row_P = step.rows, step.settings.config, step.work.at_P[0]
-        steps_P = rows.steps_R.double()[row_P]
-        t_P, s_P = 1 - (rows.step_R[row_P] - 1) / steps_P, (1 - rows.step_R[row_P] / steps_P).clamp(min=0)
+        rows, row_P = step.rows, step.work.at_P[0]
+        t_P, s_P = times(step)
         now_P, mask_id = rows.ids_RL[step.work.at_P], step.settings.vocab.mask_id
-        logits_PV = kept(step.logits_QV, config.top_k, config.top_p).double()
-        p_PV = self._tempered(step, logits_PV).softmax(-1)
+        p_PV = step.law(step.logits_QV)
         allow_PV = step.settings.allowed.of_positions(step.at_P)
         weight_PV, weight_P = self._posterior(p_PV, allow_PV, now_P == mask_id, now_P, t_P, s_P)
-        mass_PV = weight_PV.cumsum(1)
-        total_P = mass_PV[:, -1] + weight_P
-        x_P = torch.minimum(step.noise.uniform("token") * total_P, total_P.nextafter(torch.zeros_like(total_P)))
-        ids_P = torch.searchsorted(mass_PV, x_P[:, None].contiguous(), right=True).squeeze(1)
-        ids_P = torch.where(ids_P >= mass_PV.shape[1], mask_id, ids_P)
-        ids_P = torch.where(total_P == 0, now_P, ids_P)  # without uniform noise a token is sure, whatever p makes of it
+        weight_PS = torch.cat([weight_PV, weight_P[:, None]], 1)
+        ids_P = pick(weight_PS, step.noise.uniform("token"))
+        ids_P = torch.where(ids_P >= weight_PV.shape[1], mask_id, ids_P)
+        sure_P = weight_PS.sum(1) == 0  # without uniform noise a token is sure, whatever p makes of it
+        ids_P = torch.where(sure_P, now_P, ids_P)
         last_P = (rows.step_R >= rows.steps_R)[row_P]
         sure_P = p_PV.gather(1, ids_P[:, None]).squeeze(1)
         state = step.state
         state.ids_BL = state.ids_BL.index_put(step.at_P, ids_P)
         state.write(step.at_P, last_P, ids_P, sure_P)
-
-    def _tempered(self, step: Step, logits_PV: Tensor) -> Tensor:
-        config = step.settings.config
-        if config.temperature_end is None:
-            if config.temperature:
-                return logits_PV / config.temperature
-            temperature_P1 = torch.zeros(len(logits_PV), 1, dtype=torch.float64, device=logits_PV.device)
-        else:
-            between_R = step.rows.between(config.temperature, config.temperature_end)
-            temperature_P1 = between_R[step.work.at_P[0]][:, None]
-        best_PV = torch.full_like(logits_PV, -torch.inf).scatter(1, logits_PV.argmax(1, keepdim=True), 0.0)
-        return torch.where(temperature_P1 > 0, logits_PV / temperature_P1.clamp(min=1e-9), best_PV)
 
     def _posterior(
         self, p_PV: Tensor, allow_PV: Tensor, masked_P: Tensor, now_P: Tensor, t_P: Tensor, s_P: Tensor
@@ -107,3 +91,18 @@ class Hybrid:
         weight_PV = at_s_PV * (to_P[:, None] + now_PV * step_kept_P[:, None])
         stays_P = torch.where(masked_P, step_kept_P + step_masked_P, step_replaced_P / n_P)  # the mask is kept, too
         return weight_PV, after.masked * stays_P
+
+
+def times(step: Step) -> tuple[Tensor, Tensor]:
+    """Returns float64 (P,) twice, the time before a step and that after it: from 1 down to 0 at a block's last step."""
+    row_P, rows = step.work.at_P[0], step.rows
+    steps_P = rows.steps_R.double()[row_P]
+    return 1 - (rows.step_R[row_P] - 1) / steps_P, (1 - rows.step_R[row_P] / steps_P).clamp(min=0)
+
+
+def pick(weight_PS: Tensor, u_P: Tensor) -> Tensor:
+    """Returns int64 (P,), states drawn in proportion to weights, by float64 numbers strictly between 0 and 1."""
+    mass_PS = weight_PS.cumsum(1)
+    total_P = mass_PS[:, -1]
+    at_P = torch.minimum(u_P * total_P, total_P.nextafter(torch.zeros_like(total_P)))
+    return torch.searchsorted(mass_PS, at_P[:, None].contiguous(), right=True).squeeze(1)

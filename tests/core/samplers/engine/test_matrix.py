@@ -29,6 +29,7 @@ from mmdiff.canvas.sample import Media, Sample, Target, Text
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.data.collate import collate
 from mmdiff.data.stream import read_media
+from mmdiff.diffusion.transitions import Gaussian, Masking
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.objectives.extras.latent import Latent
@@ -46,6 +47,7 @@ from mmdiff.samplers.processes.hybrid import Hybrid
 from mmdiff.samplers.processes.indel import InsertDelete
 from mmdiff.samplers.processes.insertion import Insertion
 from mmdiff.samplers.processes.latent import Variational
+from mmdiff.samplers.processes.matrix import Matrix
 from mmdiff.samplers.rules import adaptive, hierarchical, maskgit, revise, score, select, spaced, timed
 
 Combination = dict[str, int]
@@ -130,6 +132,9 @@ ARGUMENTS: dict[Any, list[dict[str, Any]]] = {
     Variational: [{"size": 3}],
     Editing: [{"threshold": 0.2, "most": 2}],
     Hybrid: [{"uniform": 0.0}, {"uniform": 0.3, "given": "all"}, {"uniform": 1.0}],
+    Matrix: [{"transition": Masking(), "given": "all"}, {"transition": Gaussian(2.0)}],
+    Expanding: [{"expand": "more", "delete": "gone", "most": 3}, {"expand": "more", "most": 2, "rest": True}],
+    InsertDelete: [{"delete": "gone", "split": "more", "most": 2}],
     ebnf.Ebnf: [{"grammar": f'start: WORD (" " WORD)*\nWORD: "{TRUE}" | "{FALSE}" | "north"', "null": NULL}],
     pattern.Pattern: [{"pattern": f"({TRUE}|{FALSE}|north)( ({TRUE}|east))*", "null": NULL}],
     pattern.Choices: [{"choices": [TRUE, f"{TRUE} {FALSE}", "north east south"], "null": NULL}],

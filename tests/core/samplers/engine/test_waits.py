@@ -16,6 +16,7 @@ from mmdiff.canvas.query import Prediction, Query
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.data.collate import collate
+from mmdiff.diffusion.transitions import Gaussian
 from mmdiff.objectives.extras.companion import Companion
 from mmdiff.samplers.grammars.pattern import Pattern
 from mmdiff.samplers.links.classifier import Classifier
@@ -31,6 +32,7 @@ from mmdiff.samplers.processes.hybrid import Hybrid
 from mmdiff.samplers.processes.indel import InsertDelete
 from mmdiff.samplers.processes.insertion import Insertion
 from mmdiff.samplers.processes.latent import Variational
+from mmdiff.samplers.processes.matrix import Matrix
 from mmdiff.samplers.rules.hierarchical import Hierarchical
 from mmdiff.samplers.rules.maskgit import RandomTopK, Remask
 from mmdiff.samplers.rules.revise import RunningConfidence
@@ -116,6 +118,7 @@ WORDY = pytest.mark.needs("outlines_core")
         {"process": Hybrid(0.3), "temperature": 1.0, "steps": 4},
         {"process": Variational(per="block"), "block_length": 3},
         {"process": Augmented(size=3, estimate="soft"), "block_length": 3, "steps": 4},
+        {"process": Matrix(Gaussian(2.0)), "temperature": 1.0, "steps": 4},
         {"process": Editing(0.1), "threshold": 0.2},
         {"denoise": [Resample(candidates=3, low=0.0)], "temperature": 1.0, "block_length": 4},
         {"denoise": [Verifier(relative=0.4, mismatch="draft")], "block_length": 4},
