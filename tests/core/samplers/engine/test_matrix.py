@@ -133,8 +133,6 @@ ARGUMENTS: dict[Any, list[dict[str, Any]]] = {
     Editing: [{"threshold": 0.2, "most": 2}],
     Hybrid: [{"uniform": 0.0}, {"uniform": 0.3, "given": "all"}, {"uniform": 1.0}],
     Matrix: [{"transition": Masking(), "given": "all"}, {"transition": Gaussian(2.0)}],
-    Expanding: [{"expand": "more", "delete": "gone", "most": 3}, {"expand": "more", "most": 2, "rest": True}],
-    InsertDelete: [{"delete": "gone", "split": "more", "most": 2}],
     ebnf.Ebnf: [{"grammar": f'start: WORD (" " WORD)*\nWORD: "{TRUE}" | "{FALSE}" | "north"', "null": NULL}],
     pattern.Pattern: [{"pattern": f"({TRUE}|{FALSE}|north)( ({TRUE}|east))*", "null": NULL}],
     pattern.Choices: [{"choices": [TRUE, f"{TRUE} {FALSE}", "north east south"], "null": NULL}],
