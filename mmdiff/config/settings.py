@@ -80,7 +80,8 @@ class GenerationConfig:
         (end ids are committed after all other proposals of a step; LLaDA's confidence_eos_eot_inf).
     early_stop: an end id ends its target span: what lies behind becomes EOS.
     end_rule: when it does: `complete`, as soon as no position before it is masked; `at_once`, as soon as it is
-        committed (Whisper-LLaDA, LLaDA-V): from then on only positions before it are predicted.
+        committed (Whisper-LLaDA): from then on only positions before it are predicted; `before`, so too, but what
+        stands behind becomes EOS at the end of the generation only, and is seen as it is until then (LLaDA-V).
     suppress_ids: ids that are never committed, besides mask, slot and padding rows of the embedding table.
     suppress_tokens: the same by spelling (`<|endoftext|>`), whatever ids the tokenizer gives them.
     prefix_cache: Fast-dLLM's prefix cache, an approximation: as `denoise: [mmdiff.samplers.links.caches.Prefix]`. A
@@ -109,7 +110,7 @@ class GenerationConfig:
     constraint: Any = None
     eos_policy: Literal["none", "suppress", "last"] = "none"
     early_stop: bool = True
-    end_rule: Literal["complete", "at_once"] = "complete"
+    end_rule: Literal["complete", "at_once", "before"] = "complete"
     suppress_ids: list[AtLeast0] = field(default_factory=list)
     suppress_tokens: list[str] = field(default_factory=list)
     prefix_cache: bool = False

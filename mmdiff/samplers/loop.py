@@ -96,6 +96,8 @@ def sample(
             stop(state, process.live(state))
         if streamer is not None:
             streamer.put_draft(value=state.ids_BL, step=state.calls)
+    if stop is not None:
+        stop.finish(state)
     if streamer is not None:
         streamer.put(state.ids_BL)
         streamer.end()
@@ -208,8 +210,8 @@ def _laid(state: GenerationState, settings: Settings) -> tuple[Settings, Stoppin
     settings = replace(settings, allowed=settings.allowed.relaid(state.batch))
     if not config.early_stop:
         return settings, None
-    at_once = config.end_rule == "at_once"
-    return settings, Stopping.of(state.batch, settings.allowed.allow_BL, settings.vocab, settings.end_ids_X, at_once)
+    ids_X, vocab = settings.end_ids_X, settings.vocab
+    return settings, Stopping.of(state.batch, settings.allowed.allow_BL, vocab, ids_X, config.end_rule)
 
 
 def _check_progress(blocks: Blocks, work: Work, settings: Settings, growth: int) -> None:

@@ -61,3 +61,30 @@ def likely(*rows: list[int], sure: list[list[float]] | None = None) -> Table:
         for position, token in enumerate(row):
             table[b, position, token] = 9.0 if sure is None else sure[b][position]
     return Table(table)
+
+
+class ByContext:
+    """A Denoise whose logits depend on everything attended: a hash of the ids that a row sees, and of the position."""
+
+    def __init__(self, seed: int = 0, sharp: float = 3.0, bonus: dict[int, float] | None = None) -> None:
+        self.seed, self.sharp, self.bonus = seed, sharp, bonus or {}
+        self.calls = 0
+
+    def row(self, ids: tuple[int, ...]) -> Tensor:
+        g = torch.Generator().manual_seed(hash((self.seed, ids)) % (2**62))
+        out_LV = self.sharp * torch.randn(len(ids), V, generator=g)
+        for token, extra in self.bonus.items():
+            out_LV[:, token] += extra
+        return out_LV
+
+    def __call__(self, query: Query) -> Prediction:
+        self.calls += 1
+        batch = query.batch
+        assert batch is not None
+        out = []
+        for r, b in enumerate(query.row_R.tolist()):
+            attend_L = batch.attend_BL[b]
+            table_LV = torch.zeros(len(attend_L), V)
+            table_LV[attend_L] = self.row(tuple(query.ids_RL[r][attend_L].tolist()))
+            out.append(table_LV[query.predict_RL[r]])
+        return Prediction(torch.cat(out))

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from logit_tables import EOS, EOT, MASK, SLOT, VOCAB, Table, V, likely
+from logit_tables import EOS, EOT, MASK, SLOT, VOCAB, ByContext, Table, V, likely
 
 from mmdiff.backbones.load import toy_backbone
-from mmdiff.canvas.sample import Sample, Target
+from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
@@ -136,3 +136,38 @@ def test_confidence_over_the_whole_vocabulary_counts_banned_ids() -> None:
     assert ours.targets() == theirs.targets() == [[5, 6]]
     p = table[0].softmax(-1)
     assert theirs.confidence_BL[0].tolist() == pytest.approx([float(p[0, 5]), float(p[1, 6])], abs=1e-6)
+
+
+def published_stop(ids: list[int], start: int, block: int, per_step: int, denoise: ByContext) -> tuple[list[int], int]:
+    """LLaDA-V's loop over a list: the tokens before the stop, and the forwards."""
+    ids, stop, calls = list(ids), len(ids), 0
+    for end in range(start + block, len(ids) + 1, block):
+        while MASK in ids[:stop][:end]:
+            logits_LV = denoise.row(tuple(ids))
+            logits_LV[:, [MASK, VOCAB.slot_id]] = -torch.inf
+            sure_L, token_L = logits_LV.softmax(-1).max(-1)
+            calls += 1
+            masked = sorted((i for i in range(min(stop, end)) if ids[i] == MASK), key=lambda i: -float(sure_L[i]))
+            for i in masked[:per_step]:
+                ids[i] = int(token_L[i])
+            stop = next((i for i in range(start, len(ids)) if ids[i] in (EOS, EOT)), stop)
+    return ids[start:stop], calls
+
+
+def test_what_stands_behind_a_stop_is_seen_until_the_end() -> None:
+    """`before`: the tokens and forwards of LLaDA-V's loop; `at_once` shows the model EOS there instead, and differs."""
+    other = 0
+    for seed in range(12):
+        denoise = ByContext(seed, bonus={EOS: 5.0})
+        batch = collate([[Text([1, 2, 3]), Target(length=12)], [Text([4]), Target(length=12)]], VOCAB)
+        named = {"block_length": 6, "steps": 6}
+        out = sample(denoise, batch, VOCAB, generation_config(end_rule="before", **named))
+        at_once = sample(denoise, batch, VOCAB, generation_config(end_rule="at_once", **named))
+        for b, start in enumerate((3, 1)):
+            ids = [1, 2, 3] if b == 0 else [4]
+            want, calls = published_stop(ids + [MASK] * 12, start, 6, 2, denoise)
+            assert VOCAB.until_end(out.targets()[b]) == want
+            assert set(out.targets()[b][len(want) + 1 :]) <= {EOS}
+            assert int(out.forwards_B[b]) == calls
+            other += VOCAB.until_end(at_once.targets()[b]) != want
+    assert other

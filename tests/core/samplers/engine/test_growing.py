@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from logit_tables import EOS, MASK, VOCAB, V
+from logit_tables import EOS, MASK, VOCAB, ByContext, V
 from torch import Tensor
 
 from mmdiff.canvas.query import Prediction, Query
@@ -31,33 +31,6 @@ RAGGED: list[Sample] = [
     [Target([2, MASK, 9, MASK, MASK, MASK])],
     [Text([7]), Target(length=9)],
 ]
-
-
-class ByContext:
-    """A Denoise whose logits depend on everything attended: a hash of the ids that a row sees, and of the position."""
-
-    def __init__(self, seed: int = 0, sharp: float = 3.0, bonus: dict[int, float] | None = None) -> None:
-        self.seed, self.sharp, self.bonus = seed, sharp, bonus or {}
-        self.calls = 0
-
-    def row(self, ids: tuple[int, ...]) -> Tensor:
-        g = torch.Generator().manual_seed(hash((self.seed, ids)) % (2**62))
-        out_LV = self.sharp * torch.randn(len(ids), V, generator=g)
-        for token, extra in self.bonus.items():
-            out_LV[:, token] += extra
-        return out_LV
-
-    def __call__(self, query: Query) -> Prediction:
-        self.calls += 1
-        batch = query.batch
-        assert batch is not None
-        out = []
-        for r, b in enumerate(query.row_R.tolist()):
-            attend_L = batch.attend_BL[b]
-            table_LV = torch.zeros(len(attend_L), V)
-            table_LV[attend_L] = self.row(tuple(query.ids_RL[r][attend_L].tolist()))
-            out.append(table_LV[query.predict_RL[r]])
-        return Prediction(torch.cat(out))
 
 
 def run(samples: list[Sample], denoise: Any, index: list[int] | None = None, side: Any = "right", **named: Any) -> Any:

@@ -202,7 +202,7 @@ def axes() -> Mapping[str, Sequence[Any]]:
         "block": [{}, {"block_length": 3}, {"block_length": 4}, {"block_length": 3, "block_start": "row"}],
         "steps": [None, 4],
         "draw": [{}, {"temperature": 0.8}, {"temperature": 1.0, "temperature_end": 0.0, "top_k": 4}],
-        "ends": [{"early_stop": False}, {}, {"end_rule": "at_once"}, {"eos_policy": "last"},
+        "ends": [{"early_stop": False}, {}, {"end_rule": "at_once"}, {"end_rule": "before"}, {"eos_policy": "last"},
                  {"eos_policy": "suppress", "confidence": "vocabulary"}],
     }  # fmt: skip
 
