@@ -253,7 +253,8 @@ class NoiseProcess(Protocol):
     fields of the sampler's settings that have no meaning for it; `growth`, how many positions it may insert per row.
 
     A process may have `beside(rows, noise) -> {name: (R, L, ...)}`, what extras of the model embed beside the ids at a
-    step. rows: `mmdiff.samplers.rules.state.State`. noise: the step's `mmdiff.diffusion.step_noise.StepNoise`.
+    step. rows: `mmdiff.samplers.rules.state.State`. noise: the step's `mmdiff.diffusion.step_noise.StepNoise`. One with
+    `hidden = True` is given hidden states with the logits.
     """
 
     def start(self, state: GenerationState, settings: Any, noise: Any) -> None:

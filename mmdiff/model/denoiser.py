@@ -120,12 +120,16 @@ class Denoiser:
         else:
             h_RLD = model.hidden(query.ids_RL, batch, self.features, query.row_R, query.media_R, extras=query.extras)
             h_PD = h_RLD[query.at()[0], self._predicting(query, batch)]
-        head, asked_PD = model.backbone.head, h_PD if query.hidden else None
+        return Prediction(self.logits(h_PD), h_PD if query.hidden else None)
+
+    @torch.no_grad()
+    def logits(self, h_PD: Tensor) -> Tensor:
+        """Returns fp32 logits (P, V) of hidden states that predict; -inf at ids that no target position may hold."""
         if self.allowed_ids_N is None:
-            return Prediction(head(h_PD).float(), asked_PD)
-        logits_PN = head(h_PD, self.allowed_ids_N).float()
-        everywhere_PV = logits_PN.new_full((len(h_PD), model.vocab.size), -torch.inf)
-        return Prediction(everywhere_PV.index_copy_(1, self.allowed_ids_N, logits_PN), asked_PD)
+            return self.model.backbone.head(h_PD).float()
+        logits_PN = self.model.backbone.head(h_PD, self.allowed_ids_N).float()
+        everywhere_PV = logits_PN.new_full((len(h_PD), self.model.vocab.size), -torch.inf)
+        return everywhere_PV.index_copy_(1, self.allowed_ids_N, logits_PN)
 
     def _predicting(self, query: Query, batch: Batch) -> Tensor:
         """Returns int64 (P,), the positions whose states predict what is queried: one to the left in models with
@@ -141,6 +145,10 @@ class Denoiser:
         if name not in self.model.extras:
             raise ConfigError(f"model.extras.{name}: the model has no such extra{nearest(name, self.model.extras)}")
         return self.model.extras[name]
+
+    def embed(self, ids_P: Tensor) -> Tensor:
+        """Returns (P, D), the embeddings of ids."""
+        return self.model.backbone.embed(ids_P[:, None]).squeeze(1)
 
     def other(self, folder: str) -> Denoiser:
         """Returns the Denoise of another saved model, or finished run, for the same canvases; it is kept in memory.

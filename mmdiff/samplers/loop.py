@@ -158,9 +158,11 @@ def _asked(
         batch=state.batch,
         step=None if getattr(process, "keeps_nothing", False) else info,
         at_P=work.at_Q,
+        hidden=getattr(process, "hidden", False),
         extras=beside(rows, noise) if beside else {},
     )
-    raw_QV = denoise(query).logits_PV.float()
+    prediction = denoise(query)
+    raw_QV = prediction.logits_PV.float()
     row_Q, position_Q = work.at_Q
     at_Q = (row_Q if work.every else row_R[row_Q]), position_Q
     whole = config.confidence == "vocabulary"
@@ -177,6 +179,7 @@ def _asked(
         logits_QV=logits_QV,
         judged_QV=raw_QV if whole else logits_QV,
         query=query,
+        hidden_QD=prediction.hidden_PD,
     )
     return step, logits_QV
 

@@ -88,7 +88,8 @@ class Step:
 
     logits_QV: of the queried positions, with -inf at ids that may not stand there. judged_QV: the same, but with all
     ids where a confidence is over the whole vocabulary (`sampler.confidence`). row_R: which of the B rows.
-    quota_R: the positions that the schedule commits. query: what the model was asked.
+    quota_R: the positions that the schedule commits. query: what the model was asked. hidden_QD: the states that
+    predict, for a process with `hidden`.
     """
 
     state: GenerationState
@@ -101,6 +102,7 @@ class Step:
     logits_QV: Tensor
     judged_QV: Tensor
     query: Query
+    hidden_QD: Tensor | None = None
 
     @property
     def at_P(self) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Extras: further modules of a model (`model.extras`, `mmdiff.protocols.Extra`), which objectives of this room train.
+"""Extras: further modules of a model (`model.extras`, `mmdiff.protocols.Extra`), and the objective of one.
 
-May import: config.
+May import: canvas, config, diffusion, objectives, protocols.
 """

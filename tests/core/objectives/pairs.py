@@ -75,21 +75,21 @@ class Spy:
     """A Denoise that keeps the queries of another. step: whether they may be answered from what is kept."""
 
     def __init__(self, denoise: Any, step: bool = True) -> None:
-        self.denoise, self.step, self.queries, self.logits = denoise, step, list[Query](), list[Tensor]()
+        self.denoise, self.step, self.queries, self.seen = denoise, step, list[Query](), list[Tensor]()
 
-    def extra(self, name: str) -> Any:
-        return self.denoise.extra(name)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.denoise, name)
 
     def __call__(self, query: Query) -> Any:
         self.queries.append(query)
         out = self.denoise(query if self.step else replace(query, step=None, fresh=None))
-        self.logits.append(out.logits_PV.clone())
+        self.seen.append(out.logits_PV.clone())
         return out
 
 
 def sampled(one: MMDiff, batch: Batch, *, step: bool = True, **options: Any) -> tuple[Tensor, Spy]:
     spy = Spy(one.denoiser(batch), step)
-    config = generation_config(early_stop=False, temperature=1.0, seed=5, **options)
+    config = generation_config(**{"early_stop": False, "temperature": 1.0, "seed": 5, **options})
     return sample(spy, batch, one.vocab, config).ids_BL, spy
 
 

@@ -98,7 +98,7 @@ def test_companions_of_zero_are_masked_diffusion(attention: Any, copies: int) ->
         ids_BL, spy = sampled(one, longer(one), process=Augmented(size=SIZE), **options)
         plain_BL, other = sampled(one, longer(one), **options)
         assert torch.equal(ids_BL, plain_BL)
-        assert all(torch.equal(a, b) for a, b in zip(spy.logits, other.logits, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(spy.seen, other.seen, strict=True))
 
 
 def test_a_clean_companion_is_copied_in_one_call() -> None:
@@ -132,7 +132,7 @@ def test_a_step_draws_the_posterior_of_what_is_still_masked() -> None:
             before, after = torch.tensor(step / 3), torch.tensor((step + 1) / 3)
             r = before / after
             row_P, position_P = first.at()
-            logits_PV = spy.logits[step].clone()
+            logits_PV = spy.seen[step].clone()
             logits_PV[:, [one.vocab.mask_id, one.vocab.slot_id]] = -torch.inf
             table_VZ = companion(one).table
             p_PV = torch.nn.functional.one_hot(logits_PV.argmax(1), len(table_VZ)).float()
@@ -165,7 +165,7 @@ def test_kept_keys_and_values_are_exact_beside_companions(attention: Any) -> Non
     ids_BL, kept = sampled(one, longer(one), **options)
     other_BL, whole = sampled(one, longer(one), step=False, **options)
     assert torch.equal(ids_BL, other_BL)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(kept.logits, whole.logits, strict=True))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(kept.seen, whole.seen, strict=True))
 
 
 def test_the_table_grows_with_the_vocabulary() -> None:

@@ -18,6 +18,7 @@ from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.data.collate import collate
 from mmdiff.diffusion.transitions import Gaussian
 from mmdiff.objectives.extras.companion import Companion
+from mmdiff.objectives.extras.sampler_layer import SamplerLayer
 from mmdiff.samplers.grammars.pattern import Pattern
 from mmdiff.samplers.links.classifier import Classifier
 from mmdiff.samplers.links.contrastive import Contrastive
@@ -31,6 +32,7 @@ from mmdiff.samplers.processes.expanding import Expanding
 from mmdiff.samplers.processes.hybrid import Hybrid
 from mmdiff.samplers.processes.indel import InsertDelete
 from mmdiff.samplers.processes.insertion import Insertion
+from mmdiff.samplers.processes.joint import Joint
 from mmdiff.samplers.processes.latent import Variational
 from mmdiff.samplers.processes.matrix import Matrix
 from mmdiff.samplers.rules.hierarchical import Hierarchical
@@ -79,7 +81,8 @@ class Answers:
 
     def __call__(self, query: Query) -> Prediction:
         row_P, position_P = query.at()
-        return Prediction(_TABLE[query.ids_RL[row_P, position_P]] + 0.1 * position_P[:, None])
+        logits_PV = _TABLE[query.ids_RL[row_P, position_P]] + 0.1 * position_P[:, None]
+        return Prediction(logits_PV, logits_PV[:, :4] if query.hidden else None)
 
     def left_to_right(self, folder: str | None) -> Any:
         return Answers()
@@ -88,7 +91,15 @@ class Answers:
         return Answers()
 
     def extra(self, name: str) -> Any:
+        if name == "sampler":
+            return SamplerLayer(width=4, heads=2).eval()
         return Companion(width=4, vocab_size=V, size=3)
+
+    def embed(self, ids_P: Tensor) -> Tensor:
+        return _TABLE[ids_P, :4]
+
+    def logits(self, h_PD: Tensor) -> Tensor:
+        return h_PD @ _TABLE[:4]
 
 
 class Often:
@@ -117,6 +128,7 @@ WORDY = pytest.mark.needs("outlines_core")
         {"select": Hierarchical(2), "block_length": 2},
         {"process": Hybrid(0.3), "temperature": 1.0, "steps": 4},
         {"process": Variational(per="block"), "block_length": 3},
+        {"process": Joint(count=3), "temperature": 1.0, "eos_policy": "last"},
         {"process": Augmented(size=3, estimate="soft"), "block_length": 3, "steps": 4},
         {"process": Matrix(Gaussian(2.0)), "temperature": 1.0, "steps": 4},
         {"process": Editing(0.1), "threshold": 0.2},
