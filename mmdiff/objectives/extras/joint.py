@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.batch import Batch, allow_sets
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import AtLeast2
 from mmdiff.diffusion.draw import draw
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.objectives.denoise import Denoise, NoisedBatch
-from mmdiff.objectives.hybrid import allowed
 from mmdiff.objectives.terms import Term
 from mmdiff.parts import part
 from mmdiff.protocols import Model
@@ -76,7 +75,7 @@ class AdjustLayer:
         if self.extra not in model.extras:
             raise ConfigError(f"model.extras.{self.extra}: no such extra{nearest(self.extra, model.extras)}")
         layer, batch, row_R = model.extras[self.extra], plan.batch, plan.noised.row_R
-        allow_KV, allow_BL = allowed(batch, model.vocab)
+        allow_KV, allow_BL = allow_sets(batch, model.vocab)
         masked_RL, ids_RL = plan.noised.masked_RL, plan.noised.ids_RL
         n = max(int(masked_RL.sum(1).max()), 1)
         at_RN = (~masked_RL).to(torch.uint8).argsort(dim=1, stable=True)[:, :n]
