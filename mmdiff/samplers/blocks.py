@@ -28,6 +28,7 @@ class Work:
     row_R: the rows that have work. every: they are all rows of the batch, and nothing need be gathered. in_block_RL:
     bool, the current block. predict_RL, query_RL: bool. at_P, at_Q: their rows (of R) and positions.
     recent_RL, recent_R: the positions that were pending before the last step or are queried now, and how many.
+    changed_R: whether canvas or queried positions are others than at the last step.
     """
 
     row_R: Ints
@@ -39,6 +40,7 @@ class Work:
     predicted_R: Ints
     queried_R: Ints
     recent_R: Ints
+    changed_R: NDArray[np.bool_]
     recent_RL: Tensor
     in_block_RL: Tensor
     predict_RL: Tensor
@@ -65,6 +67,7 @@ class Blocks:
         self.left_BJ = np.full_like(self.steps_BJ, -1)  # predicted positions at the last step
         self.block_BL: Ints = state.block_BL.cpu().numpy()
         self.recent_BL: Tensor | None = None  # what was pending before the last step
+        self.asked_BL: tuple[Tensor, Tensor] | None = None  # the canvas at the last step, and what was queried
 
     def next(self, state: GenerationState, live_BL: Tensor, rescore: Tensor | None, wrong: Tensor) -> tuple[Work, bool]:
         """Returns the work of the next step, and whether `wrong` (a bool on the device) is True.
@@ -78,9 +81,9 @@ class Blocks:
         predict_BL = state.pending_BL & in_block_BL
         query_BL = predict_BL if rescore is None else predict_BL | (rescore & in_block_BL)
         recent_BL = (state.pending_BL if self.recent_BL is None else self.recent_BL) | query_BL
-        counts = predict_BL.sum(1), query_BL.sum(1), recent_BL.sum(1)
+        counts = predict_BL.sum(1), query_BL.sum(1), recent_BL.sum(1), self._changed(state.ids_BL, query_BL)
         status = torch.stack([block_B, *counts, wrong.long().expand_as(block_B)])
-        block_B, predicted_B, queried_B, recent_B, wrong_B = status.cpu().numpy()  # the one wait of a step
+        block_B, predicted_B, queried_B, recent_B, changed_B, wrong_B = status.cpu().numpy()  # the one wait of a step
         self.recent_BL = state.pending_BL
         row_R = np.flatnonzero(block_B < n_blocks)
         every = len(row_R) == len(block_B)
@@ -105,6 +108,7 @@ class Blocks:
             predicted_R=predicted_R,
             queried_R=queried_R,
             recent_R=recent_B[row_R],
+            changed_R=changed_B[row_R] > 0,
             recent_RL=recent_BL,
             in_block_RL=in_block_BL,
             predict_RL=predict_BL,
@@ -114,10 +118,16 @@ class Blocks:
         )
         return work, bool(wrong_B.any())
 
+    def _changed(self, ids_BL: Tensor, query_BL: Tensor) -> Tensor:
+        """Returns how many positions of each row hold another id than at the last step, or are queried at one of the
+        two steps only."""
+        last, self.asked_BL = self.asked_BL, (ids_BL, query_BL)
+        return torch.ones_like(ids_BL[:, 0]) if last is None else ((ids_BL != last[0]) | (query_BL != last[1])).sum(1)
+
     def relaid(self, state: GenerationState, work: Work, moved: Relayout) -> None:
         """Take over a new layout. A block that was given positions has steps in proportion for them."""
         self.block_BL = np.take_along_axis(self.block_BL, moved.source, 1)
-        self.recent_BL = None
+        self.recent_BL = self.asked_BL = None
         at, added_R = (work.row_R, work.block_R), moved.inserted_B[work.row_R]
         self.steps_BJ[at] += -(-added_R * self.steps_BJ[at] // np.maximum(self.start_BJ[at], 1))
 

@@ -148,6 +148,8 @@ def _asked(
         recent_R=work.recent_R,
         block_BL=blocks.block_BL,
         recent_RL=work.recent_RL,
+        queried_R=work.queried_R,
+        changed_R=work.changed_R,
     )
     noise = StepNoise(config.seed, sample_B[work.row_R], forward_R, work.predicted_R, device)
     beside = getattr(process, "beside", None)

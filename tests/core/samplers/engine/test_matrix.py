@@ -32,6 +32,7 @@ from mmdiff.data.stream import read_media
 from mmdiff.diffusion.transitions import Gaussian, Masking
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
+from mmdiff.objectives.extras.companion import Companion
 from mmdiff.objectives.extras.latent import Latent
 from mmdiff.samplers import deliberation as drafts
 from mmdiff.samplers import unmask_schedule as schedules
@@ -41,6 +42,7 @@ from mmdiff.samplers.links.classifier import Classifier
 from mmdiff.samplers.links.contrastive import Contrastive
 from mmdiff.samplers.links.guidance import Guidance
 from mmdiff.samplers.processes.absorbing import Absorbing
+from mmdiff.samplers.processes.companion import Augmented
 from mmdiff.samplers.processes.editing import Editing
 from mmdiff.samplers.processes.expanding import Expanding
 from mmdiff.samplers.processes.hybrid import Hybrid
@@ -130,6 +132,7 @@ ARGUMENTS: dict[Any, list[dict[str, Any]]] = {
     Expanding: [{"expand": MORE, "delete": LESS, "most": 3}, {"expand": MORE, "most": 2, "rest": True}],
     InsertDelete: [{"delete": LESS, "split": MORE, "most": 3}],
     Variational: [{"size": 3}],
+    Augmented: [{"size": 3}],
     Editing: [{"threshold": 0.2, "most": 2}],
     Hybrid: [{"uniform": 0.0}, {"uniform": 0.3, "given": "all"}, {"uniform": 1.0}],
     Matrix: [{"transition": Masking(), "given": "all"}, {"transition": Gaussian(2.0)}],
@@ -297,7 +300,10 @@ def model(attention: Pattern, media: bool, shift: int) -> MMDiff:
     backbone.facts = replace(backbone.facts, shift=shift)
     parts: dict[str, nn.Module] = {"image": Patches().double()} if media else {}
     connectors: dict[str, nn.Module] = {"image": Project(width_in=16, width_out=16).double()} if media else {}
-    extras: dict[str, nn.Module] = {"latent": Latent(width=16, size=3).double()}
+    extras: dict[str, nn.Module] = {
+        "latent": Latent(width=16, size=3).double(),
+        "companion": Companion(width=16, vocab_size=backbone.vocab.size, size=3).double(),
+    }
     return MMDiff(backbone, parts, connectors, extras=extras, attention=attention).eval()
 
 
