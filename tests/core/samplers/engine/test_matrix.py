@@ -48,6 +48,7 @@ from mmdiff.samplers.processes.expanding import Expanding
 from mmdiff.samplers.processes.hybrid import Hybrid
 from mmdiff.samplers.processes.indel import InsertDelete
 from mmdiff.samplers.processes.insertion import Insertion
+from mmdiff.samplers.processes.inversion import Inverted
 from mmdiff.samplers.processes.latent import Variational
 from mmdiff.samplers.processes.matrix import Matrix
 from mmdiff.samplers.rules import adaptive, hierarchical, maskgit, revise, score, select, spaced, timed
@@ -129,6 +130,7 @@ ARGUMENTS: dict[Any, list[dict[str, Any]]] = {
     caches.Delayed: [{"refresh": 2}, {"refresh": 100}],
     Guidance: [{"scale": 1.5}, {"scale": 0.5, "media": 1.0}],
     Classifier: [{"classifier": Likes(), "candidates": 3}],
+    Inverted: [{"keep": 0.05, "keep_end": 0.0}],
     Expanding: [{"expand": MORE, "delete": LESS, "most": 3}, {"expand": MORE, "most": 2, "rest": True}],
     InsertDelete: [{"delete": LESS, "split": MORE, "most": 3}],
     Variational: [{"size": 3}],
@@ -253,6 +255,7 @@ REFUSED: list[tuple[dict[str, Callable[[Any], bool]], str]] = [
         )
     ),
     ({"process": refuses("steps"), "steps": given}, "sampler.steps: "),
+    ({"process": is_a(Inverted), "steps": lambda level: level is None}, "sampler.steps: Inverted"),
     ({"process": is_a(InsertDelete), "block": lambda level: not level}, "sampler.block_length: InsertDelete"),
     *(
         ({"choice": is_a(TO_THE_RIGHT), rule: given}, "commits from left to right")
@@ -307,15 +310,15 @@ def model(attention: Pattern, media: bool, shift: int) -> MMDiff:
     return MMDiff(backbone, parts, connectors, extras=extras, attention=attention).eval()
 
 
-def rows(m: MMDiff, media: bool, bos: bool = False) -> list[Sample]:
+def rows(m: MMDiff, media: bool, bos: bool = False, whole: bool = False) -> list[Sample]:
     """Ragged: a context and a target, two spans, given words in a target with nothing before it, unless there must be
-    something (bos); the first and last with a picture."""
+    something (bos); the first and last with a picture. whole: the targets are given."""
     image = [Media("image", torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(3)))] if media else []
     true, null = m.vocab.encode(f"{TRUE} {NULL}")
-    mask = m.vocab.mask_id
+    mask = true if whole else m.vocab.mask_id
     return [
-        [*image, Text([7, 8, 9, 8]), Target(length=6)],
-        [Text([8]), Target(length=3), Text([7, 9]), Target(length=3)],
+        [*image, Text([7, 8, 9, 8]), Target([mask] * 6)],
+        [Text([8]), Target([mask] * 3), Text([7, 9]), Target([mask] * 3)],
         [*image, *([Text([9])] if bos else []), Target([mask, mask, true, mask, mask, null, mask, mask, mask])],
     ]
 
@@ -341,7 +344,8 @@ def levels(chosen: Combination) -> dict[str, Any]:
 def check(chosen: Combination) -> None:
     level = levels(chosen)
     m = model(level["attention"], level["media"], level["shift"])
-    samples, index = rows(m, level["media"], isinstance(level["process"], Insertion)), [8, 3, 5]
+    process, index = level["process"], [8, 3, 5]
+    samples = rows(m, level["media"], isinstance(process, Insertion), isinstance(process, Inverted))
     run = partial(write, m, side=level["side"], named=settings(level))
     together = run(samples, index)
     assert not (together.ids_BL[together.target_BL] == m.vocab.mask_id).any()
