@@ -34,6 +34,7 @@ from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.objectives.extras.companion import Companion
 from mmdiff.objectives.extras.latent import Latent
+from mmdiff.objectives.extras.sampler_layer import SamplerLayer
 from mmdiff.samplers import deliberation as drafts
 from mmdiff.samplers import unmask_schedule as schedules
 from mmdiff.samplers.grammars import ebnf, pattern, schema
@@ -254,6 +255,7 @@ REFUSED: list[tuple[dict[str, Callable[[Any], bool]], str]] = [
             ("ends", "end_rule"),
         )
     ),
+    *(({"process": refuses("denoise"), axis: given}, "sampler.denoise: ") for axis in ("cache", "link", "choice")),
     ({"process": refuses("steps"), "steps": given}, "sampler.steps: "),
     ({"process": is_a(Inverted), "steps": lambda level: level is None}, "sampler.steps: Inverted"),
     ({"process": is_a(InsertDelete), "block": lambda level: not level}, "sampler.block_length: InsertDelete"),
@@ -304,6 +306,7 @@ def model(attention: Pattern, media: bool, shift: int) -> MMDiff:
     parts: dict[str, nn.Module] = {"image": Patches().double()} if media else {}
     connectors: dict[str, nn.Module] = {"image": Project(width_in=16, width_out=16).double()} if media else {}
     extras: dict[str, nn.Module] = {
+        "sampler": SamplerLayer(width=16).double(),
         "latent": Latent(width=16, size=3).double(),
         "companion": Companion(width=16, vocab_size=backbone.vocab.size, size=3).double(),
     }
