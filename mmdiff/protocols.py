@@ -134,10 +134,10 @@ class Connector(Protocol):
 class Extra(Protocol):
     """An nn.Module of a model beside its encoders, connectors and readouts: `model.extras.<name>`.
 
-    Its class is decorated with `mmdiff.config.saveable.saveable`. A constructor that takes `width` (D) or `vocab_size`
-    is given them. One that takes `vocab_size` has `grow(source_V)`, as `mmdiff.objectives.heads.WordHead` has it, if
-    the vocabulary is to grow. What else it has is between it and the objectives and processes that use it; if it has
-    `embed`, every forward calls that.
+    Its class is decorated with `mmdiff.config.saveable.saveable`. A constructor that takes `width` (D), `vocab_size`
+    or `mask_id` is given them. One that takes `vocab_size` has `grow(source_V)`, as `mmdiff.objectives.heads.WordHead`
+    has it, if the vocabulary is to grow. What else it has is between it and the objectives and processes that use it;
+    if it has `embed`, every forward calls that.
     """
 
     def embed(self, x_RLD: Tensor, ids_RL: Tensor, values_RL: Tensor | None) -> Tensor:

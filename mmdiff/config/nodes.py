@@ -21,7 +21,7 @@ from .sources import absent, signature_of
 
 RUN_TIME = {"model.connectors": {"width_in", "width_out"}, "model.heads": {"width_in", "vocab_size"}}
 """Arguments that no file gives, for the model knows them when it builds those nodes."""
-OFFERED = {"model.extras": {"width", "vocab_size"}}
+OFFERED = {"model.extras": {"width", "vocab_size", "mask_id"}}
 """The same, of nodes whose targets need not take them."""
 REUSED = ("model.encoders", "model.connectors", "model.heads", "model.extras")
 """Where `weights` may name a saved model, which says what the node leaves out (`mmdiff.model.build`)."""

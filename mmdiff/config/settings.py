@@ -31,7 +31,7 @@ class ModelConfig:
     encoders: dict[str, Any] = field(default_factory=dict)  # node: mmdiff.protocols.Encoder
     connectors: dict[str, Any] = field(default_factory=dict)  # node; given width_in and width_out
     heads: dict[str, Any] = field(default_factory=dict)  # node: readouts of an encoder, used by its pre-training only
-    extras: dict[str, Any] = field(default_factory=dict)  # node: further modules; given width and vocab_size if taken
+    extras: dict[str, Any] = field(default_factory=dict)  # node: further modules (width, ... given if taken)
     weights: str | None = None  # a saved model folder to start from, instead of the parts' own weights
     words: list[str] = field(default_factory=list)  # added to the tokenizer, see mmdiff.model.MMDiff.grow
     reserve: dict[str, AtLeast1] = field(default_factory=dict)  # ids by name, besides those that the backbone reserves

@@ -68,7 +68,7 @@ def _of_parts(config: ModelConfig, toy: bool, logit_chunk: int) -> MMDiff:
 
 
 def _extra(node: Mapping[str, Any], key: str, backbone: Backbone, *, toy: bool) -> nn.Module:
-    known = {"width": backbone.dim, "vocab_size": backbone.vocab.size}
+    known = {"width": backbone.dim, "vocab_size": backbone.vocab.size, "mask_id": backbone.vocab.mask_id}
     target = node.get("target") if isinstance(node, Mapping) else None
     names = taken(locate(target, f"model.{key}.target"), known) if target else ()
     return build_or_reuse(node, key, backbone, toy=toy, **{name: known[name] for name in names})

@@ -120,13 +120,19 @@ class Denoise:
             raise ConfigError(f"objective.corrupt: {self.corrupt} is not a share between 0 and 0.5")
 
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> NoisedBatch:
+        return self.noised(batch, key, vocab)[0]
+
+    def noised(self, batch: Batch, key: NoiseKey, vocab: Vocab, parts: int = 1) -> tuple[NoisedBatch, Tensor]:
+        """Returns a noised batch, and bool (R, L, parts), which parts of a token are masked; a token is if one is."""
         if self.random_length:
             batch = cut(batch, key.fold("length"), self.random_length)
         n = self.copies
         scored_BL = batch.target_BL & (batch.ids_BL != vocab.mask_id)  # an empty position stays empty
         ids_BL, target_BL = batch.ids_BL.numpy(), scored_BL.numpy()
-        copies = [self._mask(batch.index_B.tolist(), target_BL, key, copy) for copy in range(n)]
-        masked_RL = torch.from_numpy(np.concatenate([v.masked_BL for v in copies]))
+        part_BN = target_BL.repeat(parts, axis=1)
+        copies = [self._mask(batch.index_B.tolist(), part_BN, key, copy) for copy in range(n)]
+        part_RLN = torch.from_numpy(np.concatenate([v.masked_BL for v in copies])).unflatten(1, (-1, parts))
+        masked_RL = part_RLN.any(2)
         out = NoisedBatch(
             batch=batch,
             ids_RL=torch.from_numpy(np.tile(ids_BL, (n, 1))).masked_fill(masked_RL, vocab.mask_id),
@@ -141,7 +147,7 @@ class Denoise:
         size_R = scored_BL.sum(1).repeat(n).float()
         out.weight_R, count = DENOMINATORS[self.denominator](out, size_R)
         out.counts["denoise"] = count
-        return out
+        return out, part_RLN
 
     def _mask(self, index: list[int], target_BL: Bools, key: NoiseKey, copy: int) -> Masked:
         """Returns one masking. Two uniforms decide a row's level, then one per target position its order."""
@@ -161,17 +167,25 @@ class Denoise:
 
     def term(self, model: Model, plan: NoisedBatch, **extras: Tensor) -> Term:
         """Returns the weighted cross-entropy. extras: what extras of the model embed beside the ids, (R, L, ...)."""
-        batch, row_R = plan.batch, plan.row_R
-        features = model.encode(batch.media)
-        copies, beside = len(plan.ids_RL) // len(batch), {"extras": extras} if extras else {}
-        if copies == 1:
-            h_RLD = model.hidden(plan.ids_RL, batch, features, row_R, **beside)  # type: ignore[arg-type]
-        else:
-            h_RLD = model.hidden_copies(plan.ids_RL, batch, features, copies, **beside)  # type: ignore[arg-type]
-        nll_P, correct_P = model.score(h_RLD, batch, plan.masked_RL, row_R, restrict=self.restrict)
-        row_P = plan.masked_RL.nonzero()[:, 0]
-        by_rate = by_level(nll_P.detach(), correct_P, plan.rate_R[row_P])
-        return Term((nll_P * plan.weight_R[row_P]).sum(), sums=by_rate)
+        h_RLD = states(model, plan, **extras)
+        nll_P, correct_P = model.score(h_RLD, plan.batch, plan.masked_RL, plan.row_R, restrict=self.restrict)
+        return weighted(plan, nll_P, correct_P)
+
+
+def states(model: Model, plan: NoisedBatch, **extras: Tensor) -> Tensor:
+    """Returns hidden states (R, L, D) of the noised copies. extras: as for `Denoise.term`."""
+    features = model.encode(plan.batch.media)
+    copies, beside = len(plan.ids_RL) // len(plan.batch), {"extras": extras} if extras else {}
+    if copies == 1:
+        return model.hidden(plan.ids_RL, plan.batch, features, plan.row_R, **beside)  # type: ignore[arg-type]
+    return model.hidden_copies(plan.ids_RL, plan.batch, features, copies, **beside)  # type: ignore[arg-type]
+
+
+def weighted(plan: NoisedBatch, nll_P: Tensor, correct_P: Tensor) -> Term:
+    """Returns the weighted sum of the cross-entropies (P,) of masked positions, with what is logged of them."""
+    row_P = plan.masked_RL.nonzero()[:, 0]
+    by_rate = by_level(nll_P.detach(), correct_P, plan.rate_R[row_P])
+    return Term((nll_P * plan.weight_R[row_P]).sum(), sums=by_rate)
 
 
 def cut(batch: Batch, key: NoiseKey, share: float) -> Batch:

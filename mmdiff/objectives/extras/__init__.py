@@ -1,4 +1,4 @@
-"""Extras: further modules of a model (`model.extras`, `mmdiff.protocols.Extra`), and the objective of one.
+"""Extras: further modules of a model (`model.extras`, `mmdiff.protocols.Extra`), and objectives of some.
 
-May import: canvas, config, diffusion, objectives, protocols.
+May import: canvas, config, diffusion, objectives, protocols, samplers.
 """

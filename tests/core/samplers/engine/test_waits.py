@@ -35,6 +35,7 @@ from mmdiff.samplers.processes.insertion import Insertion
 from mmdiff.samplers.processes.joint import Joint
 from mmdiff.samplers.processes.latent import Variational
 from mmdiff.samplers.processes.matrix import Matrix
+from mmdiff.samplers.processes.partial import Partial
 from mmdiff.samplers.rules.hierarchical import Hierarchical
 from mmdiff.samplers.rules.maskgit import RandomTopK, Remask
 from mmdiff.samplers.rules.revise import RunningConfidence
@@ -127,6 +128,7 @@ WORDY = pytest.mark.needs("outlines_core")
         {"select": RandomTopK(), "revise": Remask(0.3), "steps": 5},
         {"select": Hierarchical(2), "block_length": 2},
         {"process": Hybrid(0.3), "temperature": 1.0, "steps": 4},
+        {"process": Partial(), "temperature": 1.0, "block_length": 3, "eos_policy": "last"},
         {"process": Variational(per="block"), "block_length": 3},
         {"process": Joint(count=3), "temperature": 1.0, "eos_policy": "last"},
         {"process": Augmented(size=3, estimate="soft"), "block_length": 3, "steps": 4},

@@ -1,0 +1,80 @@
+"""Masked denoising of tokens whose digits are masked one by one (MDM-Prime, arXiv 2505.18495).
+
+Shape letters: B samples, L canvas length, R rows = B * copies, P positions with a masked digit, N digits of an id, V
+vocabulary, D backbone width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.vocab import Vocab
+from mmdiff.diffusion.digits import base_of, consistent, to_digits
+from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.errors import ConfigError, nearest
+from mmdiff.objectives.denoise import Denoise, NoisedBatch, states, weighted
+from mmdiff.objectives.terms import Term
+from mmdiff.parts import part
+from mmdiff.protocols import Model
+from mmdiff.samplers.processes.partial import Partial
+
+
+@dataclass
+class PartialBatch:
+    """A noised batch, and the digits of its masked positions, int64 (R, L, N): the base where a digit is masked."""
+
+    batch: Batch
+    noised: NoisedBatch
+    digits_RLN: Tensor
+    counts: dict[str, float]
+
+
+@part
+@dataclass(frozen=True)
+class PartialDenoise:
+    """The weighted cross-entropy of tokens with a masked digit, over the ids that agree with their other digits.
+
+    process: the noise, as in `sampler.process`. denoise: how many digits are masked, and how a row weighs; of one digit
+    it is the loss itself. Raises ConfigError, at the first step, for a model without that extra.
+    """
+
+    process: Partial = field(default_factory=Partial)
+    denoise: Denoise = field(default_factory=Denoise)
+
+    def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> PartialBatch:
+        noised, part_RLN = self.denoise.noised(batch, key, vocab, self.process.count)
+        base = base_of(vocab.size, self.process.count)
+        clean_RL = noised.batch.ids_BL[noised.row_R]
+        digits_RLN = to_digits(clean_RL, base, self.process.count).masked_fill(part_RLN, base)
+        digits_RLN = digits_RLN.masked_fill(~noised.masked_RL[..., None], base)
+        return PartialBatch(noised.batch, noised, digits_RLN, noised.counts)
+
+    def terms(self, model: Model, plan: PartialBatch) -> dict[str, Term]:
+        name, noised, batch = self.process.extra, plan.noised, plan.batch
+        if name not in model.extras:
+            raise ConfigError(f"model.extras.{name}: the model has no such extra{nearest(name, model.extras)}")
+        h_RLD = states(model, noised, **{name: plan.digits_RLN})
+        row_P, position_P = noised.masked_RL.nonzero(as_tuple=True)
+        at_P = noised.row_R[row_P], position_P
+        h_PD, digits_PN = model.gather(h_RLD, row_P, position_P), plan.digits_RLN[row_P, position_P]
+        allow_KV = batch.allow_KV if self.denoise.restrict else None
+        sets_P = torch.zeros_like(row_P) if allow_KV is None or batch.allow_BL is None else batch.allow_BL[at_P]
+        size = model.vocab.size
+        base = base_of(size, self.process.count)
+
+        def one(h: Tensor, digits: Tensor, sets: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+            logits = model.backbone.head(h).float().masked_fill(~consistent(digits, size, base), -torch.inf)
+            if allow_KV is not None:
+                logits = logits.masked_fill(~allow_KV[sets], -torch.inf)
+            return F.cross_entropy(logits, label, reduction="none"), logits.detach().argmax(-1) == label
+
+        chunks = zip(*(x.split(model.logit_chunk) for x in (h_PD, digits_PN, sets_P, batch.ids_BL[at_P])), strict=True)
+        made = [checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks]
+        nll_P, correct_P = (torch.cat(parts) for parts in zip(*made, strict=True))
+        return {"denoise": weighted(noised, nll_P, correct_P)}
