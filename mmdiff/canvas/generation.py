@@ -43,6 +43,7 @@ class GenerationState:
         inserts or deletes positions replaces it, and every tensor below; nothing else does.
     pending_BL: the positions that are still to be filled. They are carried, not found again by comparing ids: a pending
         position may hold the mask id, noise, or a token that is going to be judged once more.
+    wrong: bool, a single one: whether logits of a verifier or an energy were no numbers; None: nothing was checked.
     extras: further tensors (B, L, ...) that a process or a rule keeps between steps, by name.
     """
 
@@ -55,6 +56,7 @@ class GenerationState:
     block_BL: Tensor  # int64, the block of a target position
     calls: int = 0
     checks: int = 0
+    wrong: Tensor | None = None
     extras: dict[str, Tensor] = field(default_factory=dict)
     moved: Relayout | None = None  # what the last step did to the layout; the loop takes it from here
 
@@ -80,6 +82,11 @@ class GenerationState:
         sure_P = torch.where(here_P, confidence_P.float(), self.confidence_BL[at_P])
         self.confidence_BL = self.confidence_BL.index_put(at_P, sure_P)
         self.pending_BL = self.pending_BL.index_put(at_P, self.pending_BL[at_P] & ~here_P)
+
+    def check(self, logits_PV: Tensor) -> None:
+        """Count a call of a verifier or an energy, and note whether its logits are numbers; -inf is one."""
+        wrong = ~(logits_PV < torch.inf).all()
+        self.checks, self.wrong = self.checks + 1, wrong if self.wrong is None else self.wrong | wrong
 
     def reopen(self, again_BL: Tensor, fill: int) -> None:
         """pending positions again, where `again_BL` is True; they then hold the id `fill`."""

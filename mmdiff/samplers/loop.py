@@ -89,6 +89,8 @@ def sample(
         step, logits_QV = _asked(denoise, process, state, settings, blocks, work, sample_B)
         wrong = ~(logits_QV < torch.inf).all()  # NaN, too; -inf is an id that may not stand there
         process.advance(step)
+        if state.wrong is not None:
+            wrong = wrong | state.wrong
         if state.moved is not None:
             blocks.relaid(state, work, state.moved)
             settings, stop = _laid(state, settings)

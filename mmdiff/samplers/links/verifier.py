@@ -128,8 +128,9 @@ def judged(read: Callable[..., Any], step: Step, ids_P: Tensor) -> Tensor:
     """Returns the verifier's logits (P, V) of the predicted positions of a step on which `ids_P` stand."""
     ids_RL = step.rows.ids_RL.index_put(step.work.at_P, ids_P)
     query = replace(step.query, ids_RL=ids_RL, predict_RL=step.work.predict_RL, at_P=step.work.at_P)
-    step.state.checks += 1
-    return step.settings.allowed.ban(read(query).logits_PV.float(), step.at_P, own=True)
+    logits_PV = read(query).logits_PV.float()
+    step.state.check(logits_PV)
+    return step.settings.allowed.ban(logits_PV, step.at_P, own=True)
 
 
 def rejected_before(step: Step, wrong_P: Tensor) -> Tensor:

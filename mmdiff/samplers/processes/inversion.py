@@ -88,9 +88,9 @@ class Inverted:
         for level in range(1, levels + 1):
             ids_BL = query.ids_RL.masked_fill(recorded.masked(level), settings.vocab.mask_id)
             logits_PV = settings.model(replace(query, ids_RL=ids_BL)).logits_PV.float()
+            state.check(logits_PV)
             log_p_PV = settings.allowed.ban(logits_PV, (row_P, position_P), own=True).log_softmax(-1)
             recorded.log_p.append(log_p_PV.clamp(min=LEAST))
-            state.checks += 1
         settings.kept["inversion"] = recorded
         state.reopen(target_BL, settings.vocab.mask_id)
         state.ids_BL = recorded.source_BL.masked_fill(recorded.masked(levels), settings.vocab.mask_id)

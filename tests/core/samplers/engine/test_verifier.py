@@ -17,8 +17,9 @@ from mmdiff.canvas.patterns import Causal
 from mmdiff.canvas.sample import Target, Text
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.data.collate import collate
-from mmdiff.errors import ConfigError
+from mmdiff.errors import ConfigError, DataError
 from mmdiff.model import MMDiff
+from mmdiff.samplers.links.energy import Reader, Resample
 from mmdiff.samplers.links.verifier import Speculate, Verifier
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
@@ -151,9 +152,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(named: dict[str, Any], shift: in
     m.backbone.facts = replace(m.backbone.facts, shift=shift)
     named = {"early_stop": False, "seed": 1, **named}
     together = m.generate(batch_of(m, samples(), [8, 3, 5, 4]), **named)
-    for b in (
-        (0, 1, 3) if shift else range(4)
-    ):  # row 2 has no context: the state that predicts its first word is padding
+    for b in range(4):
         alone = m.generate(batch_of(m, [samples()[b]], [[8, 3, 5, 4][b]]), **named)
         assert alone.targets()[0] == together.targets()[b]
         assert int(alone.forwards_B[0]) == int(together.forwards_B[b])
@@ -199,6 +198,15 @@ def test_what_cannot_be_combined_is_refused_in_one_sentence(named: dict[str, Any
     with pytest.raises(ConfigError) as raised:
         m.generate(batch_of(m, samples()[2:3]), **named)
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("link", [Verifier, Speculate, lambda m: Resample(Reader(m))])
+def test_logits_of_the_other_model_that_are_no_numbers_are_refused(link: Any) -> None:
+    m, broken = model(image=False), model(image=False)
+    for p in broken.backbone.parameters():
+        p.data.fill_(torch.nan)
+    with pytest.raises(DataError, match="logits are not finite"):
+        m.generate(batch_of(m, samples()[1:2]), denoise=[link(broken)], temperature=1.0)
 
 
 def test_a_denoise_that_cannot_be_read_so_is_refused() -> None:
