@@ -43,7 +43,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmdiff.backbones import new_backbone
-from mmdiff.backbones.esm import tokenizer
+from mmdiff.backbones.families.esm import tokenizer
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.model import MMDiff
 from mmdiff.protocols import Row

@@ -1,6 +1,6 @@
 """ESM-2 (Lin et al., 2023) as an encoder: a protein goes in as its sequence, and one feature per residue comes out.
 
-It is the model of `mmdiff.backbones.esm` without its head. DSM and DPLM are of that architecture.
+It is the model of `mmdiff.backbones.families.esm` without its head. DSM and DPLM are of that architecture.
 
 Shape letters: N proteins, T residues, L positions of ESM's own canvas (T + 2), E width.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdiff.backbones import Backbone, new_backbone
-from mmdiff.backbones.esm import DSM, TOKENS, tokenizer
+from mmdiff.backbones.families.esm import DSM, TOKENS, tokenizer
 from mmdiff.backbones.load import backbone_from_folder, local_folder
 from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.sample import Item

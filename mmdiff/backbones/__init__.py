@@ -1,4 +1,4 @@
-"""Backbones: stock transformers models that attend in both directions, one file per family; nothing is imported early.
+"""Backbones: stock transformers models that attend in both directions; nothing is imported early.
 
 May import: canvas, config.
 """

@@ -22,6 +22,7 @@ from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import ConfigError
 
 from .family import Facts, find_family
+from .shares import Share
 from .weights import write_weights
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ class Backbone(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         own, config = find_family(self.family), self.model.config
         published = own.published_names(config)
+        if not original_format:
+            published = {share.ours: (Share(share.ours),) for shares in published.values() for share in shares}
         if original_format:
             fields = own.published_config(config, self.facts)
         else:
@@ -138,12 +141,12 @@ class Backbone(nn.Module):
                 "pad_token_id": self.facts.pad_id,
                 "bos_token_id": self.facts.bos_id,
                 "reserve": self.node.get("reserve"),
+                **own.fields_of(self.facts),
             }
         (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         self.vocab.tokenizer.save_pretrained(folder)
         if weights:
-            names = {ours: name if original_format else ours for name, ours in published.items()}
-            write_weights(self.model, folder, names)
+            write_weights(self.model, folder, published)
 
 
 @torch.no_grad()

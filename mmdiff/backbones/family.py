@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from mmdiff.canvas.pattern import Pattern
 
+    from .shares import Share
+
 FAMILIES = {"llada": "llada", "llava_llada": "llada", "esm": "esm", "esm_diff": "esm", "dsm": "esm"}
 """`model_type` in a config.json -> the module of its family in this folder."""
 
@@ -79,7 +81,10 @@ class Sizes:
 
 
 class Family(Protocol):
-    """The functions of a family's file. `raw` is a config.json as it was read, `config` the transformers one."""
+    """What a family's file provides, as functions or as its `FAMILY`, mostly a `Decoder`.
+
+    `raw` is a config.json as it was read, `config` the transformers one.
+    """
 
     PUBLISHED: Mapping[str, Mapping[str, Any]]
     """Hub id -> its config.json."""
@@ -115,8 +120,12 @@ class Family(Protocol):
         """Returns a config.json as the family publishes it, the inverse of `config`."""
         ...
 
-    def published_names(self, config: Any) -> dict[str, str]:
-        """Returns {published name of every tensor: its name in the transformers class}."""
+    def published_names(self, config: Any) -> Mapping[str, tuple[Share, ...]]:
+        """Returns {published name of every tensor: the parameters of the transformers class that it holds}."""
+        ...
+
+    def fields_of(self, facts: Facts) -> dict[str, Any]:
+        """Returns the fields of config.json that hold facts which nothing else in a folder does."""
         ...
 
     def is_elsewhere(self, name: str) -> bool:
@@ -161,7 +170,8 @@ def find_family(name: str) -> Family:
     """Returns the family of a `model_type`. Raises ConfigError for one that `FAMILIES` lacks."""
     if name not in FAMILIES:
         raise ConfigError(f"model_type {name!r}: no backbone family of that name{nearest(name, FAMILIES)}")
-    return cast(Family, import_module(f".{FAMILIES[name]}", __package__))
+    module = import_module(f".families.{FAMILIES[name]}", __package__)
+    return cast(Family, getattr(module, "FAMILY", module))
 
 
 def token_id(tokenizer: Any, token: str) -> int | None:

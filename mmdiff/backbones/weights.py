@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.files import read_json as read_any
+
+from .shares import Published, Share
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -22,14 +24,14 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 def read_weights(
     model: nn.Module,
     folder: Path,
-    published: Mapping[str, str],
+    published: Published,
     is_elsewhere: Callable[[str], bool],
     *,
     lora_alpha: float | None = None,
 ) -> None:
     """Copy the tensors of `folder` into `model`, cast to its dtype, one at a time.
 
-    published: published name -> name in `model`; a folder may use either.
+    published: a folder may use these names, or those of `model`.
     is_elsewhere: names that belong to another part of a model and are left alone.
     lora_alpha: of the LoRA factors that a folder may hold beside a weight (`x.base_layer.weight`,
         `x.lora_A.default.weight`, `x.lora_B.default.weight`, as peft names them); W + alpha / r B A is what is read.
@@ -38,10 +40,9 @@ def read_weights(
     """
     from safetensors import safe_open
 
-    wanted = dict(model.named_parameters())  # tied ones once
-    required, named = set(wanted), set(published.values())
-    wanted |= {name: buffer for name, buffer in model.named_buffers() if name in named}  # type: ignore[misc]
-    found: dict[str, tuple[Path, str]] = {}  # name in the model -> file, name in the file
+    required = dict(model.named_parameters())  # tied ones once
+    wanted = required | _named_buffers(model, published)
+    found: dict[Share, tuple[Path, str]] = {}  # what of a parameter -> file, name in the file
     factors: dict[str, dict[str, tuple[Path, str]]] = {}  # name in the model -> A, B
     shapes: dict[str, tuple[int, ...]] = {}  # of the factors
     for path in weight_files(folder):
@@ -49,27 +50,29 @@ def read_weights(
             for name in file.keys():
                 if lora := re.fullmatch(r"(.+)\.lora_([AB])\.(?:\w+\.)?weight", name):
                     plain = lora[1] + ".weight"
-                    pair = factors.setdefault(published.get(plain, plain), {})
+                    pair = factors.setdefault(_shares(published, plain)[0].ours, {})
                     if lora[2] in pair:
                         raise ConfigError(f"{path}: {name!r} is of a second adapter of the weight, expected one")
                     pair[lora[2]] = (path, name)
                     shapes[name] = tuple(file.get_slice(name).get_shape())
                     continue
-                plain = name.replace(".base_layer.", ".")
-                ours = published.get(plain, plain)
-                if ours not in wanted:
+                shares = _shares(published, name.replace(".base_layer.", "."))
+                if shares[0].ours not in wanted:
                     if not is_elsewhere(name):
                         hint = nearest(name, [*published, *wanted])
                         raise ConfigError(f"{path}: unexpected tensor {name!r}{hint}")
                     continue
-                check_header(file.get_slice(name), wanted[ours], f"{path}: {name}")
-                if ours in found and ours in required:
-                    raise ConfigError(
-                        f"{path}: {name!r} and {found[ours][1]!r} are both {ours!r}, expected one of them"
-                    )
-                found[ours] = (path, name)
+                check_header(file.get_slice(name), _whole(shares, wanted), f"{path}: {name}")
+                for share in shares:
+                    held = _part(share)
+                    if held in found and share.ours in required:
+                        other = found[held][1]
+                        raise ConfigError(
+                            f"{path}: {name!r} and {other!r} are both {share.ours!r}, expected one of them"
+                        )
+                    found[held] = (path, name)
     for ours, pair in factors.items():
-        if ours not in found or set(pair) != {"A", "B"}:
+        if Share(ours) not in found or set(pair) != {"A", "B"}:
             raise ConfigError(f"{folder}: LoRA factors of {ours!r} without the weight, or without each other")
         if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, int | float):
             said = "is missing" if lora_alpha is None else f"{lora_alpha!r} is no number"
@@ -77,43 +80,91 @@ def read_weights(
         a, b = (shapes[pair[which][1]] for which in "AB")
         if len(a) != 2 or len(b) != 2 or not a[0] or (b[0], a[1]) != tuple(wanted[ours].shape) or b[1] != a[0]:
             raise ConfigError(f"{folder}: LoRA factors of {ours!r} have shapes {a} and {b}")
-    if missing := required - found.keys():
-        in_file = {ours: name for name, ours in published.items()} if _is_published(found) else {}
-        names = sorted(in_file.get(name, name) for name in missing)
+    if names := missing_names(required, published, found):
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         raise ConfigError(f"{folder}: {len(names)} missing tensors: {shown}")
     for path in sorted({path for path, _ in found.values()}):
         with safe_open(path, "pt") as file, torch.no_grad():
-            for ours, (home, name) in found.items():
-                if home == path:
-                    value = file.get_tensor(name)
-                    check_finite(value, f"{path}: {name}")
-                    wanted[ours].copy_(value)
+            for name in dict.fromkeys(name for home, name in found.values() if home == path):
+                value = file.get_tensor(name)
+                check_finite(value, f"{path}: {name}")
+                for ours, at, rows in _shares(published, name.replace(".base_layer.", ".")):
+                    wanted[ours][at].copy_(value if rows is None else value[rows[0] : rows[1]])
     for ours, pair in factors.items():
         a_RI, b_OR = (_tensor(*pair[which]).float() for which in "AB")
         with torch.no_grad():  # the sum in fp32, rounded once
-            whole = _tensor(*found[ours]).float() + float(lora_alpha or 0) / len(a_RI) * b_OR @ a_RI
+            whole = _tensor(*found[Share(ours)]).float() + float(lora_alpha or 0) / len(a_RI) * b_OR @ a_RI
             wanted[ours].copy_(whole)
 
 
-def write_weights(model: nn.Module, folder: Path, names: Mapping[str, str]) -> None:
+def write_weights(model: nn.Module, folder: Path, published: Published) -> None:
     """Write the parameters as safetensors of at most 5 GB each, with an index where there are several.
 
-    names: name in `model` -> name in the file. Raises ConfigError for a parameter it does not have.
+    published: what a file holds, of several names for one thing the last. Raises ConfigError for a parameter that none
+    of them holds.
     """
     from huggingface_hub import save_torch_state_dict
 
-    state: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():  # tied ones once
-        if name not in names:
+    have = {name: value.detach() for name, value in model.named_parameters()}  # tied ones once
+    for name in have:
+        if not any(share.ours == name for shares in published.values() for share in shares):
             raise ConfigError(
                 f"backbone: parameter {name!r} is not of this architecture (merge adapters before saving)"
             )
-        state[names[name]] = parameter.detach()
-    for name, buffer in model.named_buffers():
-        if name in names:  # rotary frequencies that a file brought, rounded as the model was trained with
-            state[names[name]] = buffer.detach()
+    have |= {name: value.detach() for name, value in _named_buffers(model, published).items()}
+    last = {_part(share): name for name, shares in published.items() for share in shares}
+    state = {}
+    for name in dict.fromkeys(last.values()):
+        values = [have[share.ours][share.at] for share in published[name] if share.ours in have]
+        if values:
+            state[name] = (torch.cat(values) if len(values) > 1 else values[0]).contiguous()
     save_torch_state_dict(state, folder)
+
+
+def missing_names(required: Mapping[str, Tensor], published: Published, found: Collection[Share]) -> list[str]:
+    """Returns, sorted, what is not among `found` of the parameters: published names where any of these was found."""
+    counts = dict.fromkeys(required, 0)
+    for ours, at, _ in found:
+        if ours in counts:
+            counts[ours] += required[ours][at].numel()
+    missing = {ours for ours, count in counts.items() if count < required[ours].numel()}
+    own = not any(
+        Share(name) != share and share in found for name, shares in published.items() for share in map(_part, shares)
+    )
+    if own:
+        return sorted(missing)
+    return sorted(
+        {
+            name
+            for name, shares in published.items()
+            for share in shares
+            if share.ours in missing and _part(share) not in found
+        }
+    )
+
+
+def _part(share: Share) -> Share:
+    """Returns the same part of a parameter, whatever tensor it comes from."""
+    return share._replace(rows=None)
+
+
+def _shares(published: Published, name: str) -> tuple[Share, ...]:
+    return published.get(name, (Share(name),))
+
+
+def _named_buffers(model: nn.Module, published: Published) -> dict[str, Tensor]:
+    """Buffers that published files hold, such as rotary frequencies, rounded as the model was trained with."""
+    named = {share.ours for shares in published.values() for share in shares}
+    return {name: value for name, value in model.named_buffers() if name in named}
+
+
+def _whole(shares: tuple[Share, ...], wanted: Mapping[str, Tensor]) -> Tensor:
+    """Returns a tensor of the shape and dtype that a file has for some shares."""
+    first = wanted[shares[0].ours][shares[0].at]
+    if shares[0].rows is None:
+        return first
+    rows = max(share.rows[1] for share in shares if share.rows is not None)
+    return torch.empty(rows, *first.shape[1:], dtype=first.dtype, device="meta")
 
 
 def tensor_names(folder: Path) -> set[str]:
@@ -171,10 +222,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected an object, found {type(content).__name__}")
     return content
-
-
-def _is_published(found: Mapping[str, tuple[Path, str]]) -> bool:
-    return any(ours != name for ours, (_, name) in found.items())
 
 
 def _tensor(path: Path, name: str) -> Tensor:

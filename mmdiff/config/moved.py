@@ -1,6 +1,7 @@
-"""Dotted paths of 0.1 and what they are called since the modules have rooms. The table goes in 0.3.
+"""Dotted paths of 0.1 and of earlier days of 0.2, and what they are called since the modules have rooms.
 
-Saved models and configurations name classes by dotted path; those that were written before the move still load.
+Saved models and configurations name classes by dotted path; those that were written before the move still load. The
+table goes in 0.3.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import re
 from typing import Any
 
 MOVED = {  # below `mmdiff.`; modules, and classes of a module that was split
+    "backbones.esm": "backbones.families.esm",
+    "backbones.llada": "backbones.families.llada",
     "diffusion.levels": "diffusion.mask_rates",
     "encoders.action": "tasks.vla.codecs.bins",
     "encoders.fast": "tasks.vla.codecs.fast",

@@ -39,8 +39,8 @@ class ExpandingLoss:
         `visible`, 1 - t as published, for a model that has been trained on masks before; `even`, 1.
     """
 
-    expand: str | int
-    delete: str | int | None = None
+    expand: str | AtLeast0
+    delete: str | AtLeast0 | None = None
     merge: Share = 0.5
     falling: Share = 0.5
     surplus: AtLeast0 = 8

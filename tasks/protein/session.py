@@ -57,7 +57,7 @@ def load_protein_session(path: str | Path, overrides: Sequence[str] = ()) -> Ses
     """Load the session of a run or saved model, or of a backbone, a folder or hub id, with `Protein` and `SAMPLER`.
 
     overrides: `sampler.steps=20`, `task.letters=...`; of a backbone also the arguments of `load_backbone`:
-    `backbone.dtype=bfloat16`, `backbone.options.token_dropout=true` (see `mmdiff.backbones.esm`).
+    `backbone.dtype=bfloat16`, `backbone.options.token_dropout=true` (see `mmdiff.backbones.families.esm`).
     Raises ConfigError, for a model of another task too.
     """
     if not is_backbone(path):

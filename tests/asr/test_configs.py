@@ -12,7 +12,8 @@ from paths import ROOT
 from torch import nn
 
 from mmdiff import check
-from mmdiff.backbones import backbone_from_folder, llada
+from mmdiff.backbones import backbone_from_folder
+from mmdiff.backbones.families import llada
 from mmdiff.canvas.sample import Item
 from mmdiff.config import build, check_nodes, load_config
 from mmdiff.config.settings import Config, StageConfig
@@ -39,7 +40,7 @@ def count(module: nn.Module | None) -> int:
 def full(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[MMDiff, int]]:
     """The models at full size, without memory, their stage's rules applied; and how many parameters are trained."""
     folder = tmp_path_factory.mktemp("llada")
-    published = llada.PUBLISHED["GSAI-ML/LLaDA-8B-Instruct"]
+    published = llada.FAMILY.PUBLISHED["GSAI-ML/LLaDA-8B-Instruct"]
     ids_aside = {key: value for key, value in published.items() if not key.endswith("token_id")}
     (folder / "config.json").write_text(json.dumps(ids_aside))
     models = {}

@@ -18,7 +18,7 @@ from toy import backbone
 from transformers import EsmConfig, EsmForMaskedLM
 
 from mmdiff import MMDiff, check
-from mmdiff.backbones import esm
+from mmdiff.backbones.families import esm
 from mmdiff.canvas.sample import Media, Target, Text
 from mmdiff.config import build, check_nodes, load_config
 from mmdiff.connectors.merge import FrameStack

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmdiff.backbones import esm, new_backbone
+from mmdiff.backbones import new_backbone
+from mmdiff.backbones.families import esm
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.tasks.protein.residues import CANONICAL, LETTERS, Residues, permuted

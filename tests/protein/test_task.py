@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mmdiff import MMDiff
-from mmdiff.backbones import esm, new_backbone
+from mmdiff.backbones import new_backbone
+from mmdiff.backbones.families import esm
 from mmdiff.canvas.sample import Media, Target, Text, canvas_length
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.data.collate import collate

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import EsmConfig, EsmForMaskedLM
 
-from mmdiff.backbones import esm
+from mmdiff.backbones.families import esm
 
 LAYERS, D, HEADS = 2, 32, 4
 SIZES = {"hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": 48}

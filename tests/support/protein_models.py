@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mmdiff import MMDiff
 from mmdiff.backbones import new_backbone
-from mmdiff.backbones.esm import tokenizer
+from mmdiff.backbones.families.esm import tokenizer
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.patterns import Full

@@ -143,7 +143,7 @@ def test_parse_stops_at_the_first_end(vocab: Vocab) -> None:
 
 
 def test_chat_templates_end_answers_with_their_own_token() -> None:
-    from mmdiff.backbones.llada import toy_tokenizer
+    from mmdiff.backbones.families.llada import toy_tokenizer
     from mmdiff.tasks.dialogue.templates import LLaDAChat
 
     made = toy_tokenizer()

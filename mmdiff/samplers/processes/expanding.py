@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas.generation import GenerationState
-from mmdiff.config.ranges import AtLeast1
+from mmdiff.config.ranges import AtLeast0, AtLeast1
 from mmdiff.diffusion.step_noise import StepNoise
 from mmdiff.parts import part
 from mmdiff.samplers.step import Settings, Step
@@ -32,8 +32,8 @@ class Expanding:
     rest: whether all masked positions of the span behind a deleted one go with it (`pad_delete_to_right` there).
     """
 
-    expand: str | int
-    delete: str | int | None = None
+    expand: str | AtLeast0
+    delete: str | AtLeast0 | None = None
     most: AtLeast1 = 64
     rest: bool = False
 

@@ -39,8 +39,8 @@ class InsertDelete:
     Given tokens stay where they are, and tokens move between them only. Needs `sampler.block_length`.
     """
 
-    delete: str | int
-    split: str | int
+    delete: str | AtLeast0
+    split: str | AtLeast0
     threshold: Share = 0.5
     edit: Share = 0.0
     most: AtLeast0 = 16

@@ -17,7 +17,9 @@ import torch
 from paths import ROOT
 from torch import Tensor
 
-from mmdiff.backbones import Backbone, backbone_from_folder, check_attention, llada, load_backbone, new_backbone
+from mmdiff.backbones import Backbone, backbone_from_folder, check_attention, load_backbone, new_backbone
+from mmdiff.backbones.families import llada
+from mmdiff.backbones.families.decoder import Decoder
 from mmdiff.backbones.family import Facts
 from mmdiff.backbones.reserve import resize
 from mmdiff.canvas.pattern import Coordinates, Pattern, Visibility
@@ -139,14 +141,14 @@ def test_every_position_sees_every_other() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_causal_configuration_fails(attention: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small().save_pretrained(tmp_path)
-    translate = llada._llama
+    made = Decoder._made
 
-    def causal(**architecture: Any) -> Any:
-        config = translate(**architecture)
+    def causal(self: Decoder, fields: Any) -> Any:
+        config = made(self, fields)
         config.is_causal = True
         return config
 
-    monkeypatch.setattr(llada, "_llama", causal)
+    monkeypatch.setattr(Decoder, "_made", causal)
     with pytest.raises(ConfigError, match="position 0 of a whole row does not see position 1, unlike Full"):
         load_backbone(tmp_path, attention=attention)
     with pytest.raises(ConfigError, match="position 0 of a whole row does not see position 1, unlike Full"):
@@ -432,7 +434,5 @@ def test_rows_behind_the_table_are_drawn_as_the_others_were() -> None:
 
 
 def test_importing_the_package_imports_no_torch() -> None:
-    code = (
-        "import sys, mmdiff.backbones, mmdiff.backbones.llada; assert not {'torch', 'transformers'} & set(sys.modules)"
-    )
+    code = "import sys, mmdiff.backbones.families.llada; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import EsmForMaskedLM
 
 from mmdiff import MMDiff
-from mmdiff.backbones import Backbone, esm, load_backbone, new_backbone
+from mmdiff.backbones import Backbone, load_backbone, new_backbone
+from mmdiff.backbones.families import esm
 from mmdiff.canvas.pattern import Coordinates, Visibility
 from mmdiff.canvas.patterns import Documents
 from mmdiff.canvas.sample import Target, Text
@@ -247,7 +248,7 @@ def test_every_published_size_is_that_of_its_name() -> None:
         ({"options": {"logit_cap": "3"}}, "options.logit_cap: '3', expected a number above 0"),
         ({"options": {"token_dropout": 1}}, "options.token_dropout: 1 is not true or false"),
         ({"kv_heads": 2}, "kv_heads 2: ESM has as many as heads = 4"),
-        ({"family": "llada", "options": {"logit_cap": 3}}, "options.logit_cap: LLaDA has no options"),
+        ({"family": "llada", "options": {"logit_cap": 3}}, "options.logit_cap: llada has no options"),
         ({"reserve": {"residues": 0}}, "reserve.residues: 0 is not a whole number"),
         ({"reserve": {"residues": 8}, "vocab_size": 40}, "reserve: 8 ids, but 7 rows of the 40 are free"),
     ],

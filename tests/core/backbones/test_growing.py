@@ -12,7 +12,8 @@ import toy
 from torch import Tensor
 
 from mmdiff import check, load, train
-from mmdiff.backbones import esm, new_backbone
+from mmdiff.backbones import new_backbone
+from mmdiff.backbones.families import esm
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.config import load_config
 from mmdiff.config.settings import ModelConfig

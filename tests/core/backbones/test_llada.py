@@ -17,7 +17,9 @@ from paths import ROOT
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmdiff.backbones import Backbone, Facts, llada, load_backbone
+from mmdiff.backbones import Backbone, Facts, load_backbone
+from mmdiff.backbones.families import llada
+from mmdiff.backbones.shares import Share
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.errors import ConfigError
 
@@ -211,20 +213,21 @@ def test_tied_embeddings(tmp_path: Path) -> None:
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == tensors.keys()
 
 
-@pytest.mark.parametrize("name", llada.PUBLISHED)
+@pytest.mark.parametrize("name", llada.FAMILY.PUBLISHED)
 def test_published_parameter_count(name: str) -> None:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):  # nothing is allocated
-        model = AutoModelForCausalLM.from_config(llada.config(llada.PUBLISHED[name]))
+        model = AutoModelForCausalLM.from_config(llada.FAMILY.config(llada.FAMILY.PUBLISHED[name]))
     assert sum(p.numel() for p in model.parameters()) == 8_015_581_184
 
 
 def test_published_names_at_full_size() -> None:
-    names = llada.published_names(llada.config(llada.PUBLISHED["GSAI-ML/LLaDA-8B-Instruct"]))
+    names = llada.FAMILY.published_names(llada.FAMILY.config(llada.FAMILY.PUBLISHED["GSAI-ML/LLaDA-8B-Instruct"]))
     assert len(names) == 32 * 9 + 3 == len(set(names.values()))
-    assert names["model.transformer.blocks.31.ff_out.weight"] == "model.layers.31.mlp.down_proj.weight"
-    assert names["model.transformer.ff_out.weight"] == "lm_head.weight"
+    (held,) = names["model.transformer.blocks.31.ff_out.weight"]
+    assert held == Share("model.layers.31.mlp.down_proj.weight")
+    assert names["model.transformer.ff_out.weight"] == (Share("lm_head.weight"),)
 
 
 @pytest.mark.parametrize(
@@ -279,16 +282,20 @@ def test_pickles_code_and_broken_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_ids_come_from_the_config_then_the_tokenizer_then_the_family(tmp_path: Path) -> None:
-    raw = llada.PUBLISHED["GSAI-ML/LLaDA-8B-Base"]
-    full, words = llada.config(raw), word_tokenizer(["a"])
-    assert llada.facts(raw, full, words).mask_id == raw["mask_token_id"]
-    assert llada.facts({}, full, words).mask_id == words.mask_token_id
+    raw = llada.FAMILY.PUBLISHED["GSAI-ML/LLaDA-8B-Base"]
+    full, words = llada.FAMILY.config(raw), word_tokenizer(["a"])
+    assert llada.FAMILY.facts(raw, full, words).mask_id == raw["mask_token_id"]
+    assert llada.FAMILY.facts({}, full, words).mask_id == words.mask_token_id
     words.mask_token = None
-    assert llada.facts({}, full, words).mask_id == raw["mask_token_id"]
-    small = llada.config(CONFIG)
+    assert llada.FAMILY.facts({}, full, words).mask_id == raw["mask_token_id"]
+    small = llada.FAMILY.config(CONFIG)
     with pytest.raises(ConfigError, match="no mask token"):
-        llada.facts({}, small, words)  # LLaDA-8B's ids mean nothing in another vocabulary
-    assert llada.facts(CONFIG | {"eos_token_id": [257, 259]}, small, llada.toy_tokenizer()).end_ids == (257, 259, 260)
+        llada.FAMILY.facts({}, small, words)  # LLaDA-8B's ids mean nothing in another vocabulary
+    assert llada.FAMILY.facts(CONFIG | {"eos_token_id": [257, 259]}, small, llada.toy_tokenizer()).end_ids == (
+        257,
+        259,
+        260,
+    )
     with pytest.raises(ConfigError, match="mask_token_id: 3 in config.json, but .* is 261 in the tokenizer"):
         load_backbone(write_folder(tmp_path, mask_token_id=3))
     with pytest.raises(ConfigError, match="pad_token_id 261: is the mask id too"):

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.masking_utils import create_bidirectional_mask
 
 from mmdiff.backbones import Backbone, new_backbone
-from mmdiff.backbones.esm import tokenizer as esm_tokenizer
+from mmdiff.backbones.families.esm import tokenizer as esm_tokenizer
 from mmdiff.canvas.pattern import All, Coordinates, Pattern, Visibility
 from mmdiff.canvas.patterns import BlockCausal, Causal, CausalContext, Documents, Full, PrefixCausal
 from mmdiff.canvas.vocab import word_tokenizer

@@ -11,7 +11,7 @@ from torch import Tensor
 from toy import Corners, Patches, Project, Where, backbone
 
 from mmdiff.backbones import new_backbone
-from mmdiff.backbones.esm import tokenizer as esm_tokenizer
+from mmdiff.backbones.families.esm import tokenizer as esm_tokenizer
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.patterns import Full, PrefixCausal
 from mmdiff.canvas.sample import Media, Sample, Target, Text

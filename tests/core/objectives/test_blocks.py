@@ -18,7 +18,7 @@ from oracle import SEQUENCES, Oracle, canvas
 from torch import Tensor
 
 from mmdiff.backbones import new_backbone
-from mmdiff.backbones.esm import tokenizer as esm_tokenizer
+from mmdiff.backbones.families.esm import tokenizer as esm_tokenizer
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.patterns import BlockCausal, Causal, CausalContext, Full, PrefixCausal

@@ -21,7 +21,7 @@ from protein_models import UNIFORM, VOCAB, Complements, agreement, entropy, exac
 
 from mmdiff import MMDiff
 from mmdiff.backbones import new_backbone
-from mmdiff.backbones.esm import TOKENS, tokenizer
+from mmdiff.backbones.families.esm import TOKENS, tokenizer
 from mmdiff.canvas.sample import Target, Text
 from mmdiff.commands.cli import main
 from mmdiff.config import load_config
@@ -247,7 +247,7 @@ def configuration(**stages: Any) -> dict[str, Any]:
             "backbone": {
                 "target": "mmdiff.backbones.new_backbone",
                 "family": "esm",
-                "tokenizer": {"target": "mmdiff.backbones.esm.tokenizer"},
+                "tokenizer": {"target": "mmdiff.backbones.families.esm.tokenizer"},
                 "hidden_size": 64,
                 "layers": 2,
                 "heads": 4,

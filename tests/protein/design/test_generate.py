@@ -17,7 +17,7 @@ from oracle import LENGTH, MASK, WORDS, Oracle
 from torch import Tensor
 
 from mmdiff.backbones import new_backbone
-from mmdiff.backbones.esm import tokenizer
+from mmdiff.backbones.families.esm import tokenizer
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError, DataError

@@ -13,7 +13,7 @@ import torch
 from failures import kills
 
 from mmdiff.backbones import new_backbone
-from mmdiff.backbones.esm import tokenizer
+from mmdiff.backbones.families.esm import tokenizer
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model import MMDiff
 from mmdiff.tasks.protein.embed.embeddings import Embeddings, embed

@@ -166,7 +166,7 @@ def test_probe_of_embeddings(tmp_path: Path) -> None:
     import torch
 
     from mmdiff.backbones import new_backbone
-    from mmdiff.backbones.esm import tokenizer
+    from mmdiff.backbones.families.esm import tokenizer
     from mmdiff.model import MMDiff
     from mmdiff.tasks.protein.embed.embeddings import Embeddings, embed
 

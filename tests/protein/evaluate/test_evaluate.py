@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmdiff import MMDiff
 from mmdiff.backbones import new_backbone
-from mmdiff.backbones.esm import tokenizer
+from mmdiff.backbones.families.esm import tokenizer
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.session import Session

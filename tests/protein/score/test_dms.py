@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmdiff import MMDiff
 from mmdiff.backbones import new_backbone
-from mmdiff.backbones.esm import TOKENS, tokenizer
+from mmdiff.backbones.families.esm import TOKENS, tokenizer
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.patterns import Full
 from mmdiff.config.settings import GenerationConfig

@@ -14,7 +14,7 @@ import torch
 
 from mmdiff import MMDiff
 from mmdiff.backbones import new_backbone
-from mmdiff.backbones.esm import TOKENS, tokenizer
+from mmdiff.backbones.families.esm import TOKENS, tokenizer
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError, DataError

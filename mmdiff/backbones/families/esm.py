@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.parts import part
 
-from .family import Facts, Sizes, checked_mask_id, required, token_id, transformers_config
+from ..family import Facts, Sizes, checked_mask_id, required, token_id, transformers_config
+from ..shares import Share
 from .published import ESM, ESM_COMMON, ESM_SIZES
 
 if TYPE_CHECKING:
@@ -156,8 +157,8 @@ def published_config(config: Any, facts: Facts) -> dict[str, Any]:
     return ESM_COMMON | fields | own | more
 
 
-def published_names(config: Any) -> dict[str, str]:
-    """Returns {published name of a tensor: its name in the transformers class}; of several, the last is written.
+def published_names(config: Any) -> dict[str, tuple[Share, ...]]:
+    """Returns {published name of a tensor: the parameter that it holds}; of several, the last is written.
 
     They differ in the head's bias in DSM, the rotary frequencies of older files, which hold them in every layer, and
     what transformers 5 writes: norms as `gamma` and `beta`, and frequencies of layer `*`.
@@ -181,7 +182,11 @@ def published_names(config: Any) -> dict[str, str]:
     for name in biases if not config.mmdiff["bias_in_decoder"] else reversed(biases):
         names.pop(name, None)
         names[name] = "lm_head.bias"
-    return names
+    return {name: (Share(ours),) for name, ours in names.items()}
+
+
+def fields_of(facts: Facts) -> dict[str, Any]:
+    return {}
 
 
 def is_elsewhere(name: str) -> bool:
