@@ -10,7 +10,7 @@ fuzz: NUMBER ?= 2000
 mutate: NUMBER ?= 300
 SEED ?= 0
 
-.PHONY: demo test slow fuzz mutate bench bench-decode vla-mt10 vla-tables lint typecheck clean
+.PHONY: demo test slow fuzz mutate bench bench-decode bench-samplers vla-mt10 vla-tables lint typecheck clean
 
 demo: $(READY)
 	$(BIN)/mmdiff demo vqa
@@ -35,6 +35,11 @@ mutate: $(READY)
 bench-decode: $(READY)
 	mkdir -p runs
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/decoding.py --json runs/decoding.json --png runs/decoding.png
+
+# Tokens per forward against accuracy on three small tasks: some ten minutes of one core; finished runs are taken as they are.
+bench-samplers: $(READY)
+	mkdir -p runs
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/which_sampler.py --json runs/which-sampler.json --png docs/which-sampler.png
 
 bench: $(READY)
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
