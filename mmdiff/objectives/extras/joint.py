@@ -84,7 +84,8 @@ class AdjustLayer:
         with torch.no_grad():
             features = model.encode(batch.media)
             first_RND = now_RND = self._states(model, ids_RL, batch, features, row_R, at_RN)
-        total = first_RND.new_zeros((), dtype=torch.float32)
+        # rows of one masked position have no second token; the sum then has a gradient of zero
+        total = torch.stack([parameter.float().sum() for parameter in layer.parameters()]).sum() * 0
         for number in range(1, min(self.count, n)):
             with torch.no_grad():
                 here_RN = rank_RN == number - 1
@@ -119,4 +120,4 @@ class AdjustLayer:
 
         chunks = zip(*(x.split(model.logit_chunk) for x in (true_PD, made_PD, set_P)), strict=True)
         sums = [checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks]
-        return torch.stack(sums).sum() if sums else made_PD.sum().float() * 0
+        return torch.stack(sums).sum()

@@ -55,7 +55,7 @@ class Latent(nn.Module):
         y_RLD = self.first(x_RLD.float()) + self.masked(masked_RL.long()) + waves(position_ids_RL, x_RLD.shape[2])
         y_RLD = self.encoder(y_RLD, src_key_padding_mask=~attend_RL)
         share_RL = masked_RL / masked_RL.sum(1, keepdim=True).clamp(min=1)
-        mean_RZ, log_var_RZ = self.out((y_RLD * share_RL[..., None]).sum(1)).chunk(2, 1)
+        mean_RZ, log_var_RZ = self.out((y_RLD * share_RL[..., None]).sum(1)).float().chunk(2, 1)
         return mean_RZ, log_var_RZ.clamp(-20, 20)
 
     def embed(self, x_RLD: Tensor, ids_RL: Tensor, values_RL: Tensor | None) -> Tensor:

@@ -178,6 +178,17 @@ def test_the_loss_is_the_divergence_along_roll_outs_of_the_model() -> None:
     assert float(objective.terms(one, plan)["adjust"].value) == pytest.approx(total, rel=1e-4)
 
 
+def test_rows_of_one_masked_position_train_nothing() -> None:
+    one, objective = model(), AdjustLayer(denoise=Denoise(ExactCount(full=0.0)))
+    plan = objective.plan(pairs(one.vocab, 4), KEY, one.vocab)
+    plan.noised.masked_RL[:, 1], plan.rank_RL[:, 1:] = False, torch.tensor([-1, 0])
+    plan.noised.masked_RL[:, 2] = True
+    term = objective.terms(one, plan)["adjust"]
+    term.value.backward()
+    assert float(term.value.detach()) == 0
+    assert all(not parameter.grad.any() for parameter in one.extras["sampler"].parameters())  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
