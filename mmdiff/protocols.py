@@ -254,7 +254,8 @@ class NoiseProcess(Protocol):
 
     A process may have `beside(rows, noise) -> {name: (R, L, ...)}`, what extras of the model embed beside the ids at a
     step. rows: `mmdiff.samplers.rules.state.State`. noise: the step's `mmdiff.diffusion.step_noise.StepNoise`. One with
-    `hidden = True` is given hidden states with the logits.
+    `hidden = True` is given hidden states with the logits; with one that has `proposes = True`, its tokens may be held
+    to a grammar, or chosen by an energy or a verifier.
     """
 
     def start(self, state: GenerationState, settings: Any, noise: Any) -> None:

@@ -69,9 +69,10 @@ def sample(
         proposer=proposer,
         model=model,
     )
-    if settings.constraint is not None and not isinstance(process, Absorbing):
+    proposes = getattr(process, "proposes", False)
+    if settings.constraint is not None and not proposes:
         raise ConfigError(f"sampler.constraint: {type(process).__qualname__} replaces tokens; expected absorbing noise")
-    if proposer is not None and not isinstance(process, Absorbing):
+    if proposer is not None and not proposes:
         raise ConfigError(f"sampler.denoise: {type(process).__qualname__} proposes no tokens; expected absorbing noise")
     sample_B = (batch.index_B if len(batch.index_B) else torch.arange(len(batch))).cpu().numpy()
     _start(process, state, settings, sample_B)

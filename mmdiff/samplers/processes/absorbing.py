@@ -6,6 +6,7 @@ Shape letters: B samples, R rows of a step, L canvas length, P predicted positio
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from mmdiff.samplers.step import Settings, Step
 @dataclass(frozen=True)
 class Absorbing:
     """Masked diffusion (MDLM, LLaDA): pending positions hold the mask id, and a step commits some of them for good."""
+
+    # a grammar, an energy or a verifier may choose the tokens of its steps
+    proposes: ClassVar[bool] = True
 
     def start(self, state: GenerationState, settings: Settings, noise: StepNoise) -> None:
         """pending positions hold the mask id already."""

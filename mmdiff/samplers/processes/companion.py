@@ -42,6 +42,8 @@ class Augmented:
     noise: Share = 1.0
     tokens: Absorbing = field(default_factory=Absorbing)
 
+    proposes: ClassVar[bool] = True
+
     refuses: ClassVar[tuple[str, ...]] = ("revise",)  # a position that is masked again has no companion
 
     def start(self, state: GenerationState, settings: Settings, noise: StepNoise) -> None:

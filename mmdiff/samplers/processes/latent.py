@@ -6,7 +6,7 @@ Shape letters: B samples, R rows of a step, L canvas length, Z size of the laten
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class Variational:
     size: AtLeast1 = 16
     per: Literal["step", "block"] = "step"
     tokens: Absorbing = field(default_factory=Absorbing)
+
+    proposes: ClassVar[bool] = True
 
     def start(self, state: GenerationState, settings: Settings, noise: StepNoise) -> None:
         self.tokens.start(state, settings, noise)

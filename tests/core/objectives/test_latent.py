@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from mmdiff.model import MMDiff
 from mmdiff.objectives.denoise import Denoise
 from mmdiff.objectives.extras.latent import Latent
 from mmdiff.objectives.latent import LatentDenoise, gaussian_kl
+from mmdiff.samplers.grammars.pattern import Pattern
 from mmdiff.samplers.links.caches import Prefix
+from mmdiff.samplers.links.energy import Resample
 from mmdiff.samplers.links.guidance import Guidance
 from mmdiff.samplers.processes.latent import Variational
 from mmdiff.session import load
@@ -158,6 +161,19 @@ def test_guidance_asks_with_the_same_latent() -> None:
     bare_RL = query.ids_RL.masked_fill(batch.attend_BL & ~batch.target_BL, one.vocab.mask_id)
     c, u = denoise(query).logits_PV, denoise(replace(query, ids_RL=bare_RL)).logits_PV
     assert torch.allclose(guided, u + 2.5 * (c - u), atol=1e-5) and not torch.allclose(c, u)
+
+
+@pytest.mark.needs("outlines_core")
+def test_a_grammar_holds_beside_a_latent() -> None:
+    one = model().eval()
+    grammar = {"process": Variational(size=4), "constraint": Pattern("[0-4]( [0-4])*"), "steps": 2}
+    ids_BL, spy = sampled(one, longer(one), **grammar)
+    texts = [one.vocab.decode(row) for row in ids_BL[:, -6:].tolist()]
+    assert all(re.fullmatch("[0-4]( [0-4])*", text) for text in texts) and spy.queries[0].extras["latent"].any()
+    free_BL, _ = sampled(one, longer(one), process=Variational(size=4), steps=2)
+    assert (free_BL > FIRST + 4).any()
+    chosen_BL, _ = sampled(one, longer(one), process=Variational(size=4), steps=2, denoise=[Resample(candidates=4)])
+    assert not torch.equal(chosen_BL, free_BL)
 
 
 @pytest.mark.parametrize(

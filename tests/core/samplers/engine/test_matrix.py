@@ -33,6 +33,7 @@ from mmdiff.diffusion.transitions import Gaussian, Masking
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.objectives.extras.companion import Companion
+from mmdiff.objectives.extras.digits import DigitEmbeddings
 from mmdiff.objectives.extras.latent import Latent
 from mmdiff.objectives.extras.sampler_layer import SamplerLayer
 from mmdiff.samplers import deliberation as drafts
@@ -221,6 +222,10 @@ def given(level: Any) -> bool:
     return level is not None
 
 
+def proposes_nothing(level: Any) -> bool:
+    return given(level) and not getattr(level, "proposes", False)
+
+
 def has(field: str) -> Callable[[Any], bool]:
     return lambda level: field in level
 
@@ -265,12 +270,12 @@ REFUSED: list[tuple[dict[str, Callable[[Any], bool]], str]] = [
     ),
     ({"choice": is_a(TO_THE_RIGHT), "ends": lambda level: level.get("eos_policy") == "last"}, "sampler.eos_policy"),
     ({"link": is_a(Contrastive), "media": lambda level: not level}, "Contrastive leaves media out"),
-    ({"choice": given, "process": given}, "proposes no tokens"),
+    ({"choice": given, "process": proposes_nothing}, "proposes no tokens"),
     ({"choice": is_a(energy.Resample), "draw": lambda level: not level}, "sampler.temperature: at 0 all candidates"),
     ({"choice": is_a(verifier.Speculate), "constraint": given}, "Speculate has the law of the causal model"),
     ({"choice": is_a(verifier.Speculate), "draw": has("temperature_end")}, "one law for all steps"),
     ({"choice": lambda level: level == verifier.Verifier(), "constraint": given}, "may leave the grammar"),
-    ({"process": given, "constraint": given}, "sampler.constraint: "),
+    ({"process": proposes_nothing, "constraint": given}, "sampler.constraint: "),
     ({"constraint": given, "draw": has("top_k")}, "top_k and top_p could leave no text"),
     ({"select": by_entropy, "score": lambda level: not isinstance(level, score.NegativeEntropy)}, "sampler.remasking"),
     (
@@ -305,7 +310,10 @@ def model(attention: Pattern, media: bool, shift: int) -> MMDiff:
     backbone.facts = replace(backbone.facts, shift=shift)
     parts: dict[str, nn.Module] = {"image": Patches().double()} if media else {}
     connectors: dict[str, nn.Module] = {"image": Project(width_in=16, width_out=16).double()} if media else {}
+    digits = DigitEmbeddings(width=16, vocab_size=backbone.vocab.size, mask_id=backbone.vocab.mask_id)
+    nn.init.normal_(digits.digits.weight, std=0.3)
     extras: dict[str, nn.Module] = {
+        "digits": digits.double(),
         "sampler": SamplerLayer(width=16).double(),
         "latent": Latent(width=16, size=3).double(),
         "companion": Companion(width=16, vocab_size=backbone.vocab.size, size=3).double(),

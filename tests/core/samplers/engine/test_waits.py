@@ -143,6 +143,7 @@ WORDY = pytest.mark.needs("outlines_core")
         {"process": Expanding(50, 51, most=3), "waits": 2},
         {"process": Insertion(), "temperature": 1.0, "waits": 2},
         pytest.param({"constraint": Pattern("w[w1 ]*"), "steps": 3, "block_length": 2}, marks=WORDY),
+        pytest.param({"constraint": Pattern("w[w1 ]*"), "process": Augmented(size=3)}, marks=WORDY),
         pytest.param({"constraint": Pattern("w[w1 ]*"), "temperature": 1.0, "temperature_end": 0.0}, marks=WORDY),
     ],
 )
