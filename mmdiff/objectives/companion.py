@@ -27,10 +27,14 @@ from .terms import Term
 class AugmentedBatch:
     """A noised batch, and the noise of its companions. normal_PZ: fp32, of masked positions in row-major order."""
 
-    batch: Batch
     noised: NoisedBatch
     normal_PZ: Tensor
     counts: dict[str, float]
+
+    @property
+    def batch(self) -> Batch:
+        """The batch that was planned."""
+        return self.noised.batch
 
 
 @part
@@ -52,7 +56,7 @@ class AugmentedDenoise:
         u_R = [fold.uniform(index[r % len(index)], n * size, r // len(index)) for r, n in enumerate(count_R)]
         u_P = torch.from_numpy(np.concatenate([np.zeros(0), *u_R]))
         normal_PZ = torch.special.ndtri(u_P.clamp(min=2.0**-53)).float().view(-1, size)
-        return AugmentedBatch(noised.batch, noised, normal_PZ, noised.counts)
+        return AugmentedBatch(noised, normal_PZ, noised.counts)
 
     def terms(self, model: Model, plan: AugmentedBatch) -> dict[str, Term]:
         return {"denoise": self.denoise.term(model, plan.noised, **{self.process.extra: self.companions(model, plan)})}

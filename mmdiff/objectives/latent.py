@@ -34,10 +34,14 @@ from .terms import Term
 class LatentBatch:
     """A noised batch, and the numbers that z is made of. normal_RZ: fp32, of the standard normal distribution."""
 
-    batch: Batch
     noised: NoisedBatch
     normal_RZ: Tensor
     counts: dict[str, float]
+
+    @property
+    def batch(self) -> Batch:
+        """The batch that was planned."""
+        return self.noised.batch
 
 
 @part
@@ -59,7 +63,7 @@ class LatentDenoise:
         u_RZ = np.concatenate([fold.uniforms(index, self.process.size, copy) for copy in range(self.denoise.copies)])
         normal_RZ = torch.special.ndtri(torch.from_numpy(u_RZ).clamp(min=2.0**-53)).float()
         counts = noised.counts | {"kl": noised.counts["denoise"]}
-        return LatentBatch(noised.batch, noised, normal_RZ, counts)
+        return LatentBatch(noised, normal_RZ, counts)
 
     def terms(self, model: Model, plan: LatentBatch) -> dict[str, Term]:
         noised = plan.noised

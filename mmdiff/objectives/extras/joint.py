@@ -32,11 +32,15 @@ class RollOuts:
     rank_RL: int64, when a masked position is committed, from 0; -1 elsewhere. u_RK: float64, what draws its token.
     """
 
-    batch: Batch
     noised: NoisedBatch
     rank_RL: Tensor
     u_RK: Tensor
     counts: dict[str, float]
+
+    @property
+    def batch(self) -> Batch:
+        """The batch that was planned."""
+        return self.noised.batch
 
 
 @part
@@ -67,9 +71,7 @@ class AdjustLayer:
             u_RK[r] = draws[:k].clip(min=2.0**-53)
             rank_RL[r, masked_L] = draws[k:].argsort().argsort()
             count += sum(max(0, n - number) for number in range(1, self.count))
-        return RollOuts(
-            noised.batch, noised, torch.from_numpy(rank_RL), torch.from_numpy(u_RK), {"adjust": float(count)}
-        )
+        return RollOuts(noised, torch.from_numpy(rank_RL), torch.from_numpy(u_RK), {"adjust": float(count)})
 
     def terms(self, model: Model, plan: RollOuts) -> dict[str, Term]:
         if self.extra not in model.extras:

@@ -29,10 +29,14 @@ from mmdiff.samplers.processes.partial import Partial
 class PartialBatch:
     """A noised batch, and the digits of its masked positions, int64 (R, L, N): the base where a digit is masked."""
 
-    batch: Batch
     noised: NoisedBatch
     digits_RLN: Tensor
     counts: dict[str, float]
+
+    @property
+    def batch(self) -> Batch:
+        """The batch that was planned."""
+        return self.noised.batch
 
 
 @part
@@ -53,7 +57,7 @@ class PartialDenoise:
         clean_RL = noised.batch.ids_BL[noised.row_R]
         digits_RLN = to_digits(clean_RL, base, self.process.count).masked_fill(part_RLN, base)
         digits_RLN = digits_RLN.masked_fill(~noised.masked_RL[..., None], base)
-        return PartialBatch(noised.batch, noised, digits_RLN, noised.counts)
+        return PartialBatch(noised, digits_RLN, noised.counts)
 
     def terms(self, model: Model, plan: PartialBatch) -> dict[str, Term]:
         name, noised, batch = self.process.extra, plan.noised, plan.batch
