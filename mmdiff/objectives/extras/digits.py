@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdiff.config.ranges import AtLeast1
+from mmdiff.config.ranges import AtLeast0, AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.diffusion.digits import base_of, to_digits
 from mmdiff.errors import ConfigError
@@ -29,7 +29,7 @@ class DigitEmbeddings(nn.Module):
 
     node: dict[str, Any]  # set by @saveable
 
-    def __init__(self, *, width: AtLeast1, vocab_size: AtLeast1, mask_id: int, count: AtLeast1 = 2) -> None:
+    def __init__(self, *, width: AtLeast1, vocab_size: AtLeast1, mask_id: AtLeast0, count: AtLeast1 = 2) -> None:
         super().__init__()
         if width % count:
             raise ConfigError(f"model.extras: a width of {width} is no multiple of count {count}")
