@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,47 +41,28 @@ def read_weights(
     """
     from safetensors import safe_open
 
-    required = dict(model.named_parameters())  # tied ones once
-    wanted = required | _named_buffers(model, published)
-    found: dict[Share, tuple[Path, str]] = {}  # what of a parameter -> file, name in the file
-    factors: dict[str, dict[str, tuple[Path, str]]] = {}  # name in the model -> A, B
-    shapes: dict[str, tuple[int, ...]] = {}  # of the factors
+    headers = []
     for path in weight_files(folder):
         with _opened(path) as file:
-            for name in file.keys():
-                if lora := re.fullmatch(r"(.+)\.lora_([AB])\.(?:\w+\.)?weight", name):
-                    plain = lora[1] + ".weight"
-                    pair = factors.setdefault(_shares(published, plain)[0].ours, {})
-                    if lora[2] in pair:
-                        raise ConfigError(f"{path}: {name!r} is of a second adapter of the weight, expected one")
-                    pair[lora[2]] = (path, name)
-                    shapes[name] = tuple(file.get_slice(name).get_shape())
-                    continue
-                shares = _shares(published, name.replace(".base_layer.", "."))
-                if shares[0].ours not in wanted:
-                    if not is_elsewhere(name):
-                        hint = nearest(name, [*published, *wanted])
-                        raise ConfigError(f"{path}: unexpected tensor {name!r}{hint}")
-                    continue
-                check_header(file.get_slice(name), _whole(shares, wanted), f"{path}: {name}")
-                for share in shares:
-                    held = _part(share)
-                    if held in found and share.ours in required:
-                        other = found[held][1]
-                        raise ConfigError(
-                            f"{path}: {name!r} and {other!r} are both {share.ours!r}, expected one of them"
-                        )
-                    found[held] = (path, name)
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            headers += [Header(path, n, at.get_dtype(), tuple(at.get_shape())) for n, at in slices.items()]
+    matched = match(model, headers, published, is_elsewhere)
+    wanted, found, factors = matched.wanted, matched.found, matched.factors
+    for name in matched.unexpected:
+        path = next(header.file for header in headers if header.name == name)
+        raise ConfigError(f"{path}: unexpected tensor {name!r}{nearest(name, [*published, *wanted])}")
+    for fault in matched.faults:
+        raise ConfigError(fault)
     for ours, pair in factors.items():
         if Share(ours) not in found or set(pair) != {"A", "B"}:
             raise ConfigError(f"{folder}: LoRA factors of {ours!r} without the weight, or without each other")
         if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, int | float):
             said = "is missing" if lora_alpha is None else f"{lora_alpha!r} is no number"
             raise ConfigError(f"{folder / 'config.json'}: lora_alpha {said}, and {ours!r} has LoRA factors")
-        a, b = (shapes[pair[which][1]] for which in "AB")
+        a, b = (pair[which].shape for which in "AB")
         if len(a) != 2 or len(b) != 2 or not a[0] or (b[0], a[1]) != tuple(wanted[ours].shape) or b[1] != a[0]:
             raise ConfigError(f"{folder}: LoRA factors of {ours!r} have shapes {a} and {b}")
-    if names := missing_names(required, published, found):
+    if names := matched.missing:
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         raise ConfigError(f"{folder}: {len(names)} missing tensors: {shown}")
     for path in sorted({path for path, _ in found.values()}):
@@ -91,10 +73,78 @@ def read_weights(
                 for ours, at, rows in _shares(published, name.replace(".base_layer.", ".")):
                     wanted[ours][at].copy_(value if rows is None else value[rows[0] : rows[1]])
     for ours, pair in factors.items():
-        a_RI, b_OR = (_tensor(*pair[which]).float() for which in "AB")
+        a_RI, b_OR = (_tensor(pair[which].file, pair[which].name).float() for which in "AB")
         with torch.no_grad():  # the sum in fp32, rounded once
             whole = _tensor(*found[Share(ours)]).float() + float(lora_alpha or 0) / len(a_RI) * b_OR @ a_RI
             wanted[ours].copy_(whole)
+
+
+class Header(NamedTuple):
+    """A tensor of a safetensors file, as the head of the file describes it. dtype: safetensors' name, such as BF16."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def get_dtype(self) -> str:
+        return self.dtype
+
+    def get_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+
+@dataclass
+class Match:
+    """Which tensors of files are of a model.
+
+    wanted: its parameters, and the buffers that published files hold. found: what of them -> file, name in the file.
+    factors: name in the model -> LoRA factors A and B beside it. missing: names that no file has. unexpected: names
+    that the model does not have. elsewhere: names of another part of a model. faults: a line per tensor of another
+    shape or kind of number, and per tensor that is there twice.
+    """
+
+    wanted: dict[str, Tensor]
+    found: dict[Share, tuple[Path, str]] = field(default_factory=dict)
+    factors: dict[str, dict[str, Header]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def match(
+    model: nn.Module, headers: Iterable[Header], published: Published, is_elsewhere: Callable[[str], bool]
+) -> Match:
+    """Returns which tensors are of `model`, which may be on the meta device. Arguments are those of `read_weights`."""
+    required = dict(model.named_parameters())  # tied ones once
+    out = Match(required | _named_buffers(model, published))
+    for header in headers:
+        name = header.name
+        if lora := re.fullmatch(r"(.+)\.lora_([AB])\.(?:\w+\.)?weight", name):
+            pair = out.factors.setdefault(_shares(published, lora[1] + ".weight")[0].ours, {})
+            if lora[2] in pair:
+                out.faults.append(f"{header.file}: {name!r} is of a second adapter of the weight, expected one")
+            pair[lora[2]] = header
+            continue
+        shares = _shares(published, name.replace(".base_layer.", "."))
+        if shares[0].ours not in out.wanted:
+            (out.elsewhere if is_elsewhere(name) else out.unexpected).append(name)
+            continue
+        try:
+            check_header(header, _whole(shares, out.wanted), f"{header.file}: {name}")
+        except ConfigError as error:
+            out.faults.append(str(error))
+        for share in shares:
+            held = _part(share)
+            if held in out.found and share.ours in required:
+                other = out.found[held][1]
+                out.faults.append(
+                    f"{header.file}: {name!r} and {other!r} are both {share.ours!r}, expected one of them"
+                )
+            out.found[held] = (header.file, name)
+    out.missing = missing_names(required, published, out.found)
+    return out
 
 
 def write_weights(model: nn.Module, folder: Path, published: Published) -> None:
