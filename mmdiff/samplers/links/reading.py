@@ -5,6 +5,7 @@ Shape letters: P predicted positions of a step.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from mmdiff.canvas.batch import Batch
@@ -18,6 +19,7 @@ def left_to_right(denoise: Denoise, model: Any, batch: Batch, where: str) -> Den
 
     denoise: of the model that generates. model: None: that one itself; the folder of a saved model or a finished run;
         or, in Python, a model (`mmdiff.model.MMDiff`).
+    It is asked without extras of the query: text that is read has no noise beside it.
     Raises ConfigError for anything else, and for a model that does not fit or cannot read so.
     """
     if model is not None and not isinstance(model, str):
@@ -31,7 +33,7 @@ def left_to_right(denoise: Denoise, model: Any, batch: Batch, where: str) -> Den
         found: Denoise = read(model)
     except ConfigError as error:
         raise ConfigError(f"{where}.model: {error}") from None
-    return found
+    return lambda query: found(replace(query, extras={}))
 
 
 def check_order(config: GenerationConfig, name: str) -> None:
