@@ -17,8 +17,20 @@ if TYPE_CHECKING:
 
     from .shares import Share
 
-FAMILIES = {"llada": "llada", "llava_llada": "llada", "esm": "esm", "esm_diff": "esm", "dsm": "esm"}
-"""`model_type` in a config.json -> the module of its family in this folder."""
+FAMILIES = {
+    "llada": "llada.FAMILY",
+    "llava_llada": "llada.FAMILY",
+    "llada_moe": "moe.LLADA_MOE",
+    "llada2_moe": "moe.LLADA2",
+    "Dream": "qwen.DREAM",
+    "sdar": "qwen.SDAR",
+    "sdar_moe": "moe.SDAR_MOE",
+    "Fast_dLLM_Qwen": "qwen.FAST_DLLM",
+    "esm": "esm",
+    "esm_diff": "esm",
+    "dsm": "esm",
+}
+"""`model_type` in a config.json -> the family in the room `families`."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +182,15 @@ def find_family(name: str) -> Family:
     """Returns the family of a `model_type`. Raises ConfigError for one that `FAMILIES` lacks."""
     if name not in FAMILIES:
         raise ConfigError(f"model_type {name!r}: no backbone family of that name{nearest(name, FAMILIES)}")
-    module = import_module(f".families.{FAMILIES[name]}", __package__)
-    return cast(Family, getattr(module, "FAMILY", module))
+    module, _, attribute = FAMILIES[name].partition(".")
+    home = import_module(f".families.{module}", __package__)
+    return cast(Family, getattr(home, attribute) if attribute else home)
+
+
+def model_type_of(raw: Mapping[str, Any]) -> str:
+    """Returns the name of a config.json's family: its `model_type`, but LLaDA-MoE calls itself as LLaDA does."""
+    name = str(raw.get("model_type"))
+    return "llada_moe" if name in ("llada", "lladamoe") and "num_experts" in raw else name
 
 
 def token_id(tokenizer: Any, token: str) -> int | None:

@@ -16,7 +16,7 @@ from mmdiff.parts import part
 
 from .backbone import Backbone, check_attention
 from .bounds import bounded_by, check_files, check_layers, one_line
-from .family import FAMILIES, Facts, Family, Sizes, find_family
+from .family import FAMILIES, Facts, Family, Sizes, find_family, model_type_of
 from .reserve import padded_rows, reserve_more, reserve_ranges, reserved_ids
 from .rope import rope_in_fp32 as use_rope_in_fp32
 from .weights import read_json, read_weights, tensor_names, weight_files
@@ -80,7 +80,7 @@ def backbone_from_folder(
     check_files(folder)
     raw = read_json(folder / "config.json")
     check_layers(raw, folder / "config.json")
-    name = str(raw.get("model_type"))
+    name = model_type_of(raw)
     own = find_family(name)
     if raw.get("quantization_config") is not None:
         raise ConfigError(f"{folder / 'config.json'}: quantization_config: expected plain floats")
@@ -172,7 +172,7 @@ def toy_backbone(
     here = Path(path) / "config.json"
     listed = (found[str(path)] for found in map(_published, FAMILIES) if str(path) in found)
     raw = read_json(here) if here.is_file() else next(listed, {"model_type": "llada"})
-    name = str(raw.get("model_type"))
+    name = model_type_of(raw)
     own = find_family(name)
     tokenizer = own.toy_tokenizer() if tokenizer is None else tokenizer
     return new_backbone(

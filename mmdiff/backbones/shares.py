@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Share(NamedTuple):
     """What of a parameter a published tensor holds.
 
-    ours: the parameter, or buffer. at: which part of it, an index; (): the whole. rows: the first row of the tensor
-    that belongs to it, and the one behind the last, where a tensor holds several one below the other; None: all of it.
+    ours: the parameter, or buffer. at: which part of it: (), the whole; (i,): its i-th; (i, first, last): of that the
+    rows from `first` up to, but without, `last`. rows: the same of the tensor that belongs to it, where a tensor holds
+    several parameters one below the other; None: all of it.
     """
 
     ours: str
-    at: tuple[Any, ...] = ()
+    at: tuple[int, ...] = ()
     rows: tuple[int, int] | None = None
+
+    def of(self, parameter: Tensor) -> Tensor:
+        """Returns the part of the parameter, as a view."""
+        part = parameter[self.at[0]] if self.at else parameter
+        return part[self.at[1] : self.at[2]] if len(self.at) > 1 else part
 
 
 Published = Mapping[str, tuple[Share, ...]]
 """Published tensor -> what it holds."""
+
+
+def per_layer(layers: int, names: Mapping[str, str], theirs: str, ours: str) -> dict[str, tuple[Share, ...]]:
+    """Returns {`theirs`.format(layer, name): its parameter} for tensors that a layer has under another name."""
+    return {f"{theirs.format(i)}{a}": (Share(f"{ours.format(i)}{b}"),) for i in range(layers) for a, b in names.items()}

@@ -70,8 +70,9 @@ def read_weights(
             for name in dict.fromkeys(name for home, name in found.values() if home == path):
                 value = file.get_tensor(name)
                 check_finite(value, f"{path}: {name}")
-                for ours, at, rows in _shares(published, name.replace(".base_layer.", ".")):
-                    wanted[ours][at].copy_(value if rows is None else value[rows[0] : rows[1]])
+                for share in _shares(published, name.replace(".base_layer.", ".")):
+                    rows = share.rows
+                    share.of(wanted[share.ours]).copy_(value if rows is None else value[rows[0] : rows[1]])
     for ours, pair in factors.items():
         a_RI, b_OR = (_tensor(pair[which].file, pair[which].name).float() for which in "AB")
         with torch.no_grad():  # the sum in fp32, rounded once
@@ -117,8 +118,10 @@ def match(
     model: nn.Module, headers: Iterable[Header], published: Published, is_elsewhere: Callable[[str], bool]
 ) -> Match:
     """Returns which tensors are of `model`, which may be on the meta device. Arguments are those of `read_weights`."""
-    required = dict(model.named_parameters())  # tied ones once
-    out = Match(required | _named_buffers(model, published))
+    buffers, saved = _named_buffers(model, published), model.state_dict()
+    needed = {name: value for name, value in buffers.items() if name in saved and not name.endswith("inv_freq")}
+    required = dict(model.named_parameters()) | needed  # tied ones once
+    out = Match(required | buffers)
     for header in headers:
         name = header.name
         if lora := re.fullmatch(r"(.+)\.lora_([AB])\.(?:\w+\.)?weight", name):
@@ -165,18 +168,19 @@ def write_weights(model: nn.Module, folder: Path, published: Published) -> None:
     last = {_part(share): name for name, shares in published.items() for share in shares}
     state = {}
     for name in dict.fromkeys(last.values()):
-        values = [have[share.ours][share.at] for share in published[name] if share.ours in have]
+        values = [share.of(have[share.ours]) for share in published[name] if share.ours in have]
         if values:
-            state[name] = (torch.cat(values) if len(values) > 1 else values[0]).contiguous()
+            whole = len(values) == 1 and not published[name][0].at
+            state[name] = values[0].contiguous() if whole else torch.cat(values)  # safetensors writes no views
     save_torch_state_dict(state, folder)
 
 
 def missing_names(required: Mapping[str, Tensor], published: Published, found: Collection[Share]) -> list[str]:
     """Returns, sorted, what is not among `found` of the parameters: published names where any of these was found."""
     counts = dict.fromkeys(required, 0)
-    for ours, at, _ in found:
-        if ours in counts:
-            counts[ours] += required[ours][at].numel()
+    for share in found:
+        if share.ours in counts:
+            counts[share.ours] += share.of(required[share.ours]).numel()
     missing = {ours for ours, count in counts.items() if count < required[ours].numel()}
     own = not any(
         Share(name) != share and share in found for name, shares in published.items() for share in map(_part, shares)
@@ -210,7 +214,7 @@ def _named_buffers(model: nn.Module, published: Published) -> dict[str, Tensor]:
 
 def _whole(shares: tuple[Share, ...], wanted: Mapping[str, Tensor]) -> Tensor:
     """Returns a tensor of the shape and dtype that a file has for some shares."""
-    first = wanted[shares[0].ours][shares[0].at]
+    first = shares[0].of(wanted[shares[0].ours])
     if shares[0].rows is None:
         return first
     rows = max(share.rows[1] for share in shares if share.rows is not None)

@@ -13,7 +13,7 @@ from torch import nn
 from mmdiff.backbones import Backbone
 from mmdiff.backbones.backbone import check_attention
 from mmdiff.backbones.bounds import bounded_by
-from mmdiff.backbones.family import find_family
+from mmdiff.backbones.family import find_family, model_type_of
 from mmdiff.backbones.load import tokenizer_of
 from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.pattern import Pattern
@@ -191,4 +191,4 @@ def _check_same(here: Mapping[str, Any], there: Mapping[str, Any], where: str, f
 
 def tokenizer_in(folder: Path) -> Any:
     """Returns the tokenizer in the folder of a backbone."""
-    return tokenizer_of(folder, find_family(str(read_json(folder / "config.json").get("model_type"))))
+    return tokenizer_of(folder, find_family(model_type_of(read_json(folder / "config.json"))))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from esm_checkpoints import reference, tensors, write_folder
+from models.esm_checkpoints import reference, tensors, write_folder
 from protein_models import saved
 from toy import Where, backbone
 

@@ -51,12 +51,12 @@ def unchanged(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return raw
 
 
-def no_attention(raw: Mapping[str, Any]) -> Pattern | None:
-    return None
-
-
-def no_shares(config: Any) -> Mapping[str, tuple[Share, ...]]:
+def nothing(config: Any) -> Mapping[str, Any]:
     return {}
+
+
+def full(raw: Mapping[str, Any]) -> Pattern | None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ class Decoder:
 
     name: the `model_type`. config_class: transformers' configuration. published: hub id -> config.json; the first of
         them is what `original_format` writes, with the sizes at hand.
-    renamed: published field -> field of `config_class`. translate: makes of `raw` one without fields that need thought.
+    renamed: published field -> field of `config_class`. translate: makes of `raw` one without fields that need thought;
+        publish: gives those of a `config` back.
     only: published fields with the one value that the class can express. without: published fields without effect on
         the arithmetic, as patterns. fixed: fields of the class that all models of the family have.
     shares: `config` -> {published tensor: the parameters, or parts of them, that it holds}, where names differ.
@@ -74,6 +75,7 @@ class Decoder:
         hold in a vocabulary of the published size.
     shift: the logits of position p come from hidden state p - shift. attention: `raw` -> who sees whom.
     needed: fields of the class without a default that would be right for the family.
+    block_field: the published field that holds the size of blocks. small: further fields of new models.
     usual: fields of the class that the published layout has no room for, with the value they must have there.
     hidden_ratio, theta, eps: of new models: the feed-forward's width over the model's, rope_theta, the norms' epsilon.
     tokenizer: of a toy twin.
@@ -85,18 +87,21 @@ class Decoder:
     mask: str
     renamed: Mapping[str, str] = field(default_factory=dict)
     translate: Callable[[Mapping[str, Any]], Mapping[str, Any]] = unchanged
+    publish: Callable[[Any], Mapping[str, Any]] = nothing
     only: Mapping[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    shares: Callable[[Any], Mapping[str, tuple[Share, ...]]] = no_shares
+    shares: Callable[[Any], Mapping[str, tuple[Share, ...]]] = nothing
     elsewhere: tuple[str, ...] = ()
     eos: str | None = None
     ends: tuple[str, ...] = ()
     ids: Mapping[str, int] = field(default_factory=dict)
     shift: int = 0
-    attention: Callable[[Mapping[str, Any]], Pattern | None] = no_attention
+    attention: Callable[[Mapping[str, Any]], Pattern | None] = full
     usual: Mapping[str, Any] = field(default_factory=dict)
     needed: tuple[str, ...] = NEEDED
+    block_field: str = "block_size"
+    small: Mapping[str, Any] = field(default_factory=dict)
     hidden_ratio: float = 3
     theta: float = 10_000.0
     eps: float = 1e-6
@@ -165,7 +170,8 @@ class Decoder:
             "rms_norm_eps": self.eps,
         }
         own = {*self._fields(), *ROPE, "head_dim"}
-        return self._made({**{name: value for name, value in fields.items() if name in own}, **self.fixed})
+        kept = {name: value for name, value in fields.items() if name in own}
+        return self._made({**kept, **self.small, **self.fixed})
 
     def facts(self, raw: Mapping[str, Any], config: Any, tokenizer: Any) -> Facts:
         """Returns ids from config.json, then from the tokenizer, then (in the published vocabulary only) published.
@@ -200,7 +206,13 @@ class Decoder:
         rope = config.rope_parameters
         if rope["rope_type"] != "default":
             raise ConfigError(f"original_format: the published layout has no {rope['rope_type']!r} rope")
-        own, ids = self._fields(), dict(zip(IDS[:3], (facts.mask_id, facts.eos_id, facts.pad_id), strict=True))
+        own, ids = (
+            self._fields(),
+            dict(zip(IDS, (facts.mask_id, facts.eos_id, facts.pad_id, facts.bos_id), strict=True)),
+        )
+        if facts.bos_id is None:  # Qwen's tokenizers have none, and its config.json names one of no effect
+            ids["bos_token_id"] = facts.eos_id
+        ids = {name: value for name, value in ids.items() if name in base or name == "mask_token_id"}
         out = {}
         for name, value in base.items():
             ours = self.renamed.get(name, name)
@@ -211,12 +223,12 @@ class Decoder:
             elif ours in own and name not in NO_EFFECT:
                 value = getattr(config, ours)
             out[name] = value
-        return out | ids | self.fields_of(facts)
+        return {**out, **ids, **self.fields_of(facts), **self.publish(config)}
 
     def fields_of(self, facts: Facts) -> dict[str, Any]:
         """Returns fields of config.json that hold facts: the size of blocks."""
         size = getattr(facts.attention, "size", None)
-        return {} if size is None else {"block_size": size}
+        return {} if size is None else {self.block_field: size}
 
     def published_names(self, config: Any) -> Mapping[str, tuple[Share, ...]]:
         """Returns {published tensor: the parts of parameters that it holds}, of all parameters of the model."""
@@ -279,11 +291,6 @@ class Decoder:
     def _no_options(self, options: Mapping[str, Any] | None) -> None:
         if options:
             raise ConfigError(f"options.{next(iter(options))}: {self.name} has no options")
-
-
-def per_layer(layers: int, names: Mapping[str, str], theirs: str, ours: str) -> dict[str, tuple[Share, ...]]:
-    """Returns {`theirs`.format(layer, name): its parameter} for tensors that a layer has under another name."""
-    return {f"{theirs.format(i)}{a}": (Share(f"{ours.format(i)}{b}"),) for i in range(layers) for a, b in names.items()}
 
 
 def _first(*values: Any) -> int | None:

@@ -12,9 +12,9 @@ from typing import Any
 from mmdiff.errors import ConfigError
 
 from ..family import required
-from ..shares import Share
-from .decoder import Decoder, per_layer
-from .published import LLADA, LLADA_8B, LLADA_REQUIRED
+from ..shares import Share, per_layer
+from .decoder import Decoder
+from .published_llada import LLADA, LLADA_8B, LLADA_REQUIRED
 from .tokenizers import byte_tokenizer
 
 MASK, BOS, EOS, EOT = "<|mdm_mask|>", "<|startoftext|>", "<|endoftext|>", "<|eot_id|>"

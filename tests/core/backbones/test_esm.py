@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from esm_checkpoints import HEADS, LAYERS, D, reference, tensors, write_folder
 from logit_tables import asked
+from models.esm_checkpoints import HEADS, LAYERS, D, reference, tensors, write_folder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import EsmForMaskedLM

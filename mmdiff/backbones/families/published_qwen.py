@@ -1,0 +1,129 @@
+"""config.json of published models of Qwen's architectures, by hub id, and the values that all models of a family share.
+
+They recognise a hub id without a download (`load_backbone.toy`), stand in for fields that a config.json leaves out, and
+are what `original_format` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_DREAM: dict[str, Any] = {
+    "architectures": ["DreamModel"],
+    "attention_dropout": 0.0,
+    "auto_map": {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "initializer_range": 0.02,
+    "intermediate_size": 18944,
+    "mask_token_id": 151666,
+    "max_position_embeddings": 131072,
+    "max_window_layers": 28,
+    "model_type": "Dream",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "pad_token_id": 151643,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": False,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+DREAM: Mapping[str, Mapping[str, Any]] = dict.fromkeys(
+    [
+        "Dream-org/Dream-v0-Base-7B",
+        "Dream-org/Dream-v0-Instruct-7B",
+        "Dream-org/Dream-Coder-v0-Instruct-7B",
+        "Dream-org/DreamOn-v0-7B",
+        "apple/DiffuCoder-7B-Base",
+        "apple/DiffuCoder-7B-Instruct",
+        "apple/DiffuCoder-7B-cpGRPO",
+    ],
+    _DREAM,
+)
+_SDAR: dict[str, Any] = {
+    "architectures": ["SDARForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "auto_map": {
+        "AutoConfig": "configuration_sdar.SDARConfig",
+        "AutoModel": "modeling_sdar.SDARModel",
+        "AutoModelForCausalLM": "modeling_sdar.SDARForCausalLM",
+    },
+    "block_size": 4,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "fuse_cross_entropy": True,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2560,
+    "initializer_range": 0.02,
+    "intermediate_size": 9728,
+    "mask_token_id": 151669,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 36,
+    "model_type": "sdar",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": False,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+SDAR: Mapping[str, Mapping[str, Any]] = {
+    "JetLM/SDAR-4B-Chat": _SDAR,
+    "JetLM/SDAR-1.7B-Chat": _SDAR,
+    "JetLM/SDAR-8B-Chat": _SDAR,
+    "Gen-Verse/TraDo-4B-Instruct": _SDAR,
+    "Gen-Verse/TraDo-8B-Instruct": _SDAR,
+}
+FAST_DLLM: Mapping[str, Mapping[str, Any]] = {
+    "Efficient-Large-Model/Fast_dLLM_v2_7B": {
+        **{name: value for name, value in _DREAM.items() if name != "mask_token_id"},
+        "architectures": ["Fast_dLLM_QwenForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "configuration.Fast_dLLM_QwenConfig",
+            "AutoModel": "modeling.Fast_dLLM_QwenModel",
+            "AutoModelForCausalLM": "modeling.Fast_dLLM_QwenForCausalLM",
+        },
+        "bd_size": 32,
+        "conplemenrary_mask": True,
+        "eos_token_id": 151645,
+        "max_position_embeddings": 32768,
+        "model_type": "Fast_dLLM_Qwen",
+        "pad_token_id": 151645,
+        "vocab_size": 152064,
+    }
+}
+
+SDAR_MOE: Mapping[str, Mapping[str, Any]] = {
+    "JetLM/SDAR-30B-A3B-Chat": {
+        **_SDAR,
+        "architectures": ["SDARMoeForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "configuration_sdar_moe.SDARMoeConfig",
+            "AutoModelForCausalLM": "modeling_sdar_moe.SDARMoeForCausalLM",
+        },
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "model_type": "sdar_moe",
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+    }
+}
