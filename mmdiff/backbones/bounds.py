@@ -21,6 +21,7 @@ SLACK_NUMBERS, SLACK_TENSORS = 16 * 1024**2, 2000
 FILE_BYTES = 256 * 1024**2
 """Most bytes of a file that is no weights: tokenizers of 250,000 words have about 35 MB."""
 LAYERS = 4096
+SIZES = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads".split()
 
 
 def check_files(folder: Path) -> None:
@@ -38,6 +39,14 @@ def check_layers(config: dict[str, Any], file: Path) -> None:
     for key, value in config.items():
         if "layer" in key and isinstance(value, int | float) and not isinstance(value, bool) and value > LAYERS:
             raise ConfigError(f"{file}: {key} is {value}, expected at most {LAYERS}")
+
+
+def check_sizes(config: Any, file: Path) -> None:
+    """Raise ConfigError for a size of a transformers configuration that is not above 0: it makes a model of nothing."""
+    for name in SIZES:
+        value = getattr(config, name, None)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{file}: {name} is {value!r}, expected a whole number above 0")
 
 
 @contextmanager

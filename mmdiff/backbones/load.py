@@ -15,7 +15,7 @@ from mmdiff.errors import ConfigError, nearest
 from mmdiff.parts import part
 
 from .backbone import Backbone, check_attention
-from .bounds import bounded_by, check_files, check_layers, one_line
+from .bounds import bounded_by, check_files, check_layers, check_sizes, one_line
 from .family import FAMILIES, Facts, Family, Sizes, find_family, model_type_of
 from .reserve import padded_rows, reserve_more, reserve_ranges, reserved_ids
 from .rope import rope_in_fp32 as use_rope_in_fp32
@@ -87,6 +87,7 @@ def backbone_from_folder(
     tokenizer = tokenizer_of(folder, own) if tokenizer is None else tokenizer
     with bounded_by(weight_files(folder), folder) if weights else nullcontext(), one_line(folder / "config.json"):
         config = own.config(own.settle(raw, tensor_names(folder)) if weights else raw, options)
+        check_sizes(config, folder / "config.json")
         facts = own.facts(raw, config, tokenizer)
         reserve = raw.get("reserve") if reserve is None else reserve
         grows = weights and own.GROWS and len(tokenizer) + reserved_ids(reserve) > config.vocab_size
@@ -206,8 +207,6 @@ def _build(
     initialise: bool,
 ) -> Backbone:
     """Returns the module, made in its dtype: casting it afterwards would cast the rotary frequencies too."""
-    from contextlib import nullcontext
-
     import transformers
     from transformers import AttentionInterface
     from transformers.initialization import no_init_weights
@@ -218,7 +217,7 @@ def _build(
     if attention not in known:
         raise ConfigError(f"attention {attention!r}: transformers has none of that name{nearest(attention, known)}")
     rows = config.vocab_size
-    _check_ids(facts, rows, len(tokenizer))
+    check_ids(facts, rows, len(tokenizer))
     ranges = reserve_ranges(reserve, len(tokenizer), rows)
     own = find_family(name)
     with nullcontext() if initialise else no_init_weights():
@@ -254,7 +253,7 @@ def _published(model_type: str) -> Mapping[str, Mapping[str, Any]]:
     return find_family(model_type).PUBLISHED
 
 
-def _check_ids(facts: Facts, rows: int, length: int) -> None:
+def check_ids(facts: Facts, rows: int, length: int) -> None:
     if length > rows:
         raise ConfigError(f"tokenizer: {length} ids do not fit {rows} rows of embeddings (vocab_size)")
     ids: Mapping[str, int | None] = {

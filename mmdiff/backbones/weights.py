@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,17 +51,8 @@ def read_weights(
     for name in matched.unexpected:
         path = next(header.file for header in headers if header.name == name)
         raise ConfigError(f"{path}: unexpected tensor {name!r}{nearest(name, [*published, *wanted])}")
-    for fault in matched.faults:
+    for fault in (*matched.faults, *factor_faults(matched, folder, lora_alpha)):
         raise ConfigError(fault)
-    for ours, pair in factors.items():
-        if Share(ours) not in found or set(pair) != {"A", "B"}:
-            raise ConfigError(f"{folder}: LoRA factors of {ours!r} without the weight, or without each other")
-        if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, int | float):
-            said = "is missing" if lora_alpha is None else f"{lora_alpha!r} is no number"
-            raise ConfigError(f"{folder / 'config.json'}: lora_alpha {said}, and {ours!r} has LoRA factors")
-        a, b = (pair[which].shape for which in "AB")
-        if len(a) != 2 or len(b) != 2 or not a[0] or (b[0], a[1]) != tuple(wanted[ours].shape) or b[1] != a[0]:
-            raise ConfigError(f"{folder}: LoRA factors of {ours!r} have shapes {a} and {b}")
     if names := matched.missing:
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         raise ConfigError(f"{folder}: {len(names)} missing tensors: {shown}")
@@ -150,6 +141,20 @@ def match(
     return out
 
 
+def factor_faults(matched: Match, folder: Path, lora_alpha: Any) -> Iterator[str]:
+    """Yields a line per LoRA factors that cannot be added to their weight. lora_alpha: as for `read_weights`."""
+    for ours, pair in matched.factors.items():
+        if Share(ours) not in matched.found or set(pair) != {"A", "B"}:
+            yield f"{folder}: LoRA factors of {ours!r} without the weight, or without each other"
+            continue
+        if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, int | float):
+            said = "is missing" if lora_alpha is None else f"{lora_alpha!r} is no number"
+            yield f"{folder / 'config.json'}: lora_alpha {said}, and {ours!r} has LoRA factors"
+        a, b = (pair[which].shape for which in "AB")
+        if len(a) != 2 or len(b) != 2 or not a[0] or (b[0], a[1]) != tuple(matched.wanted[ours].shape) or b[1] != a[0]:
+            yield f"{folder}: LoRA factors of {ours!r} have shapes {a} and {b}"
+
+
 def write_weights(model: nn.Module, folder: Path, published: Published) -> None:
     """Write the parameters as safetensors of at most 5 GB each, with an index where there are several.
 
@@ -233,7 +238,10 @@ def tensor_names(folder: Path) -> set[str]:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder. Raises ConfigError when there are none, or one of the index is not there."""
     if (folder / INDEX).is_file():
-        listed: Iterable[str] = set(read_json(folder / INDEX).get("weight_map", {}).values())
+        files = read_json(folder / INDEX).get("weight_map")
+        if not files or not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+            raise ConfigError(f"{folder / INDEX}: weight_map is not {{tensor: file}}")
+        listed = set(files.values())
         for name in listed:
             if Path(name).name != name or not (folder / name).is_file():
                 raise ConfigError(f"{folder / INDEX}: names {name!r}, which is not a file of the folder")

@@ -20,7 +20,7 @@ from typing import Any
 from mmdiff.errors import ConfigError, UserError, nearest
 from mmdiff.files import without_nan
 
-from .arguments import Output, Verb, parse, row_of
+from .arguments import AtLeast1, Output, Verb, parse, row_of
 from .ending import Signals, Stopped, one_line_errors, speaks
 from .terminal import loading_logged, log, silence_other_packages
 
@@ -91,6 +91,25 @@ def listed(lines: Mapping[str, str]) -> str:
     """Returns names with a line each, for people."""
     width = max(map(len, lines), default=0)
     return "\n".join(f"{name:{width}}  {line}".rstrip() for name, line in lines.items())
+
+
+def inspect(
+    folder: str, /, *, length: AtLeast1 | None = None, batch: AtLeast1 = 1, rank: AtLeast1 = 8, dtype: str | None = None
+) -> Output:
+    """Show what a folder with a model is, and the memory it takes; no weight is read and no code is run.
+
+    Args:
+        folder: a folder as published, a run, a saved model or a hub id in the cache.
+        length: positions of a canvas (default: the context length, at most 4096).
+        batch: canvases of a forward.
+        rank: rank of LoRA factors.
+        dtype: of the weights in memory: float32 | bfloat16 | float16 | float64 (default: that of the files).
+    """
+    from .inspection.inspect import inspect as look
+    from .inspection.text import as_text
+
+    found = look(folder, length=length, batch=batch, rank=rank, dtype=dtype)
+    return found, as_text(found)
 
 
 def check(name: str, /, *words: str) -> Output:
@@ -199,6 +218,7 @@ def demo(name: str = "", /, *words: str, fresh: bool = False) -> Output:
 VERBS: dict[str, Verb] = {
     "config": config,
     "ls": ls,
+    "inspect": inspect,
     "check": check,
     "train": train,
     "eval": evaluate,

@@ -1,0 +1,111 @@
+"""The folder that is inspected: which one it is, and its files besides weights, which may be anyone's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmdiff.backbones.bounds import check_files, check_layers
+from mmdiff.backbones.family import Family
+from mmdiff.backbones.load import DOWNLOADED, TOKENIZER_FILES, tokenizer_of
+from mmdiff.backbones.weights import INDEX
+from mmdiff.backbones.weights import weight_files as files_of
+from mmdiff.errors import ConfigError
+
+from .headers import HEAD_BYTES
+from .strict import CONFIG_BYTES, read_object
+
+TOKENIZER_BYTES, TOKENIZER_VALUES = 64 * 1024**2, 6_000_000
+"""Of tokenizer.json and vocab.json; a vocabulary of 262,000 words and 514,000 merges has 33 MB and 2,000,000 values."""
+
+
+@dataclass
+class Folder:
+    """What is inspected. home: the folder of config.json and tokenizer. saved: the configuration of a saved model."""
+
+    path: Path
+    home: Path
+    saved: Mapping[str, Any] | None
+
+
+def find_folder(path: str | Path) -> Folder:
+    """Returns a folder, the newest model of a run, or the snapshot of a hub id in the cache; nothing is downloaded."""
+    folder = Path(path)
+    if not folder.is_dir():
+        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)):
+            raise ConfigError(f"{str(path)[:200]}: neither a folder nor a hub id (owner/name)")
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(str(path), allow_patterns=DOWNLOADED, local_files_only=True))
+        except (OSError, ValueError):
+            raise ConfigError(f"{path}: no such folder, and no model of that name in the hub's cache") from None
+    is_run = not (folder / "config.json").exists() and any((folder / x).is_dir() for x in ("model", "checkpoints"))
+    if not is_run and not (folder / "backbone").is_dir():
+        return Folder(folder, folder, None)
+    from mmdiff.model.saving import read_config
+    from mmdiff.session import find_model
+
+    folder = find_model(folder)
+    for name in ("config.json", "SHA256SUMS"):
+        if (folder / name).exists():
+            _bounded(folder / name)
+    read_object(folder / "config.json")
+    return Folder(folder, folder / "backbone", read_config(folder))
+
+
+def read_configuration(folder: Folder) -> dict[str, Any]:
+    """Returns config.json. Raises ConfigError for it, and for any other file that is none or is too large."""
+    for home in {folder.home, folder.path}:
+        check_files(home)
+        for file in home.iterdir():
+            if file.suffix in (".json", ".jinja", ".txt", ".model") and file.is_file():
+                _bounded(file)
+    raw = read_object(folder.home / "config.json")
+    check_layers(raw, folder.home / "config.json")
+    return raw
+
+
+def _bounded(file: Path) -> None:
+    """Raise ConfigError for a file whose content would take far more memory than any published one does."""
+    large = file.name in (*TOKENIZER_FILES, "vocab.json", "merges.txt") and file.name != "tokenizer_config.json"
+    most = TOKENIZER_BYTES if large else HEAD_BYTES
+    if (size := file.stat().st_size) > most:
+        raise ConfigError(f"{file}: has {size:,} bytes, expected at most {most:,}")
+    if file.suffix == ".json" and size > CONFIG_BYTES:
+        text = file.read_bytes()
+        if text.count(b"{") + text.count(b"[") + text.count(b",") > TOKENIZER_VALUES // (1 if large else 10):
+            raise ConfigError(f"{file}: has more values than any file of that name")
+
+
+def weight_files(folder: Folder) -> list[Path]:
+    index = folder.path / INDEX
+    if index.exists():
+        read_object(index, HEAD_BYTES, 200_000)  # what is in it is checked behind this
+    elif index.is_symlink():
+        raise ConfigError(f"{index}: a link that leads nowhere")
+    return files_of(folder.path)
+
+
+def find_tokenizer(home: Path, own: Family) -> Any:
+    if own.folder_tokenizer(home) is None and not any((home / name).is_file() for name in TOKENIZER_FILES):
+        return _NoTokenizer()
+    return tokenizer_of(home, own)
+
+
+class _NoTokenizer:
+    """What a family asks of a tokenizer, where a folder has none."""
+
+    mask_token_id = eos_token_id = pad_token_id = bos_token_id = unk_token_id = None
+
+    def __len__(self) -> int:
+        return 0
+
+    def convert_tokens_to_ids(self, token: str) -> None:
+        return None
+
+    def convert_ids_to_tokens(self, index: int) -> None:
+        return None

@@ -1,0 +1,239 @@
+"""`mmdiff inspect`: family, facts, tensors by name and memory of a folder with a model, from heads of files alone.
+
+The folder may be anyone's. Nothing in it is imported or unpickled, and no tensor is read: its configuration makes a
+model on torch's meta device, whose parameters are compared with what the heads of its safetensors files describe.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import fields
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmdiff.backbones.bounds import bounded_by, check_sizes, one_line
+from mmdiff.backbones.family import Facts, Family, find_family
+from mmdiff.backbones.load import DTYPES, check_ids
+from mmdiff.backbones.reserve import reserve_ranges
+from mmdiff.backbones.weights import Header, Match, factor_faults, match
+from mmdiff.canvas.pattern import Pattern
+from mmdiff.canvas.patterns import Full
+from mmdiff.config.ranges import AtLeast1
+from mmdiff.config.typed import typed
+from mmdiff.errors import ConfigError, nearest
+
+from .folder import Folder, find_folder, find_tokenizer, read_configuration, weight_files
+from .headers import read_headers
+from .memory import ATTENTION, memory_of, register_attention
+
+DTYPE_OF = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+LONGEST = 4096
+"""Positions that memory is computed for where no length is given, of models with a longer context."""
+
+
+@typed
+def inspect(
+    path: str | Path,
+    *,
+    length: AtLeast1 | None = None,
+    batch: AtLeast1 = 1,
+    rank: AtLeast1 = 8,
+    dtype: str | None = None,
+) -> dict[str, Any]:
+    """Returns what a folder is, as `docs/commands.md` lists it.
+
+    path: a published folder, a run of mmdiff, a model that it saved, or a hub id whose files are in the hub's cache.
+    length, batch: of the canvases that memory is computed for; None: the context length, at most `LONGEST`.
+    rank: of the LoRA factors. dtype: of the weights in memory; None: that of the files.
+    Raises ConfigError, in one line, for a folder that cannot be one of a model, and for fields that its family does
+    not know.
+    """
+    folder = find_folder(path)
+    raw = read_configuration(folder)
+    file, name = folder.home / "config.json", str(raw.get("model_type"))[:200]
+    own = find_family(name)
+    problems = []
+    if raw.get("quantization_config") is not None:
+        problems.append("quantization_config: only plain floats are loaded")
+    files = weight_files(folder)
+    headers = read_headers(files)
+    names = {header.name for header in headers}
+    dtype = _dtype(folder, headers) if dtype is None else dtype
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r}: not a dtype of weights{nearest(dtype, DTYPES)}")
+    tokenizer = find_tokenizer(folder.home, own)
+    if not len(tokenizer):
+        problems.append("no tokenizer: ids are those of config.json and of the family")
+    with bounded_by(files, folder.path), one_line(file):
+        config = own.config(raw if folder.saved else own.settle(raw, names))
+        check_sizes(config, file)
+        facts = own.facts(raw, config, tokenizer)
+        model = on_meta(own, config, dtype)
+    with bounded_by(files, folder.path), one_line(file):
+        published = {} if folder.saved else own.published_names(config)
+    found = _matched(folder, model, headers, published, own)
+    if folder.saved is None:
+        problems += factor_faults(found, folder.path, raw.get("lora_alpha"))
+    rows, reserve = config.vocab_size, raw.get("reserve") or {}
+    try:
+        check_ids(facts, rows, len(tokenizer))
+        ranges = reserve_ranges(reserve, len(tokenizer), rows)
+    except ConfigError as error:
+        ranges = {}
+        problems.append(str(error))
+    pattern = _pattern(folder, facts)
+    size = getattr(pattern, "size", None)
+    length = min(facts.max_length, LONGEST) if length is None else length
+    with one_line(file, "its memory: "):
+        memory = memory_of(
+            model, own, length=length, batch=batch, masked=min(size or length, length), logit_chunk=4096, rank=rank
+        )
+    reserved = {key: high - low for key, (low, high) in ranges.items()}
+    return {
+        "path": str(path),
+        "family": name,
+        "class": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": dtype,
+        "files": len(files),
+        "bytes": sum(file.stat().st_size for file in files),
+        "dtypes": _dtypes(headers),
+        "parts": _parts(folder, headers, found),
+        "mask_id": facts.mask_id,
+        "attention": _spelled(pattern),
+        "block_length": size,
+        "shift": facts.shift,
+        "noise": getattr(facts, "noise", "absorbing"),  # what families without a fact of that name have
+        "special_ids": _special_ids(facts),
+        "end_ids": list(facts.end_ids),
+        "tokens": _tokens(facts, tokenizer),
+        "max_length": facts.max_length,
+        "vocabulary": {
+            "rows": rows,
+            "tokenizer": len(tokenizer),
+            "reserved": reserved,
+            "free": max(0, rows - len(tokenizer) - sum(reserved.values())),
+        },
+        "missing": found.missing,
+        "unexpected": found.unexpected,
+        "elsewhere": found.elsewhere,
+        "problems": [*found.faults, *problems],
+        "loads": not (found.missing or found.unexpected or found.faults or problems),
+        "code": _code(raw),
+        "task": ((folder.saved or {}).get("task") or {}).get("target"),
+        "memory": {"length": length, "batch": batch, "rank": rank, **memory},
+    }
+
+
+# The model ------------------------------------------------------------------------------------------------------------
+
+
+def on_meta(own: Family, config: Any, dtype: str) -> Any:
+    """Returns the model of a configuration, without numbers, to be counted."""
+    import transformers
+    from transformers.initialization import no_init_weights
+
+    register_attention()
+    made = getattr(transformers, own.AUTO_CLASS)
+    with torch.device("meta"), no_init_weights():
+        model = made.from_config(config, dtype=getattr(torch, dtype), attn_implementation=ATTENTION)
+    model = own.finished(model)
+    model.tie_weights()
+    return model
+
+
+def _matched(folder: Folder, model: Any, headers: list[Header], published: Any, own: Family) -> Match:
+    """Returns which tensors are of the model; of a saved one those that `MMDiff` calls `backbone.model.*`."""
+    if folder.saved is None:
+        return match(model, headers, published, own.is_elsewhere)
+    prefix = "backbone.model."
+    buffers = {name for name, _ in model.named_buffers()}
+    ours = [h._replace(name=h.name.removeprefix(prefix)) for h in headers if h.name.startswith(prefix)]
+    found = match(model, ours, {}, lambda name: name in buffers)
+    found.elsewhere = [h.name for h in headers if _part_of(folder, h.name)]
+    others = [h.name for h in headers if not h.name.startswith(prefix) and not _part_of(folder, h.name)]
+    found.unexpected = [prefix + name for name in found.unexpected] + others
+    found.missing = [prefix + name for name in found.missing]
+    return found
+
+
+def _part_of(folder: Folder, name: str) -> str | None:
+    """Returns the part of a saved model besides its backbone that a tensor is of, `encoders.image`."""
+    kind, _, rest = name.partition(".")
+    part = rest.partition(".")[0]
+    parts = (folder.saved or {}).get(kind)
+    return f"{kind}.{part}" if kind != "backbone" and isinstance(parts, Mapping) and part in parts else None
+
+
+def _parts(folder: Folder, headers: list[Header], found: Match) -> dict[str, int]:
+    """Returns the numbers in the files by part: the backbone, LoRA factors, and what is elsewhere by its name."""
+    elsewhere, out = set(found.elsewhere), Counter[str]()
+    for header in headers:
+        part = _part_of(folder, header.name) if folder.saved else None
+        if part is None and header.name in elsewhere:
+            part = ".".join(header.name.split(".")[:2])
+        if part is None:
+            part = "lora" if ".lora_" in header.name else "backbone"
+        out[part] += prod(header.shape)
+    return dict(out.most_common(100))
+
+
+def _dtypes(headers: list[Header]) -> dict[str, int]:
+    out = Counter[str]()
+    for header in headers:
+        out[header.dtype] += prod(header.shape)
+    return dict(out.most_common())
+
+
+def _dtype(folder: Folder, headers: list[Header]) -> str:
+    if folder.saved is not None:
+        return str(folder.saved["backbone"].get("dtype", "float32"))
+    return next((DTYPE_OF[dtype] for dtype in _dtypes(headers) if dtype in DTYPE_OF), "float32")
+
+
+# Facts ----------------------------------------------------------------------------------------------------------------
+
+
+def _pattern(folder: Folder, facts: Facts) -> Pattern:
+    node = (folder.saved or {}).get("attention")
+    if node is None:
+        return facts.attention or Full()
+    from mmdiff.model.saving import saved_part
+
+    pattern: Pattern = saved_part(node, f"{folder.path}: attention", Pattern)
+    return pattern
+
+
+def _spelled(pattern: Pattern) -> str:
+    """Returns `block-causal` of `BlockCausal(size=32)`."""
+    inner = getattr(pattern, "patterns", None)
+    if inner is not None:
+        return " and ".join(map(_spelled, inner))
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", type(pattern).__name__).lower()
+
+
+def _special_ids(facts: Facts) -> dict[str, int]:
+    """Returns the ids that a family has facts of, by name: mask, eos, pad, bos, and what else there is."""
+    ids = {f.name.removesuffix("_id"): getattr(facts, f.name) for f in fields(facts) if f.name.endswith("_id")}
+    return {name: i for name, i in ids.items() if i is not None}
+
+
+def _tokens(facts: Facts, tokenizer: Any) -> dict[str, str]:
+    """Returns the spellings of special ids and ends, by id, of those that the tokenizer has."""
+    spelled = {}
+    for i in sorted({*_special_ids(facts).values(), *facts.end_ids}):
+        if 0 <= i < len(tokenizer):
+            spelled[str(i)] = str(tokenizer.convert_ids_to_tokens(i))[:100]
+    return spelled
+
+
+def _code(raw: Mapping[str, Any]) -> list[str]:
+    """Returns what `auto_map` names, which is never imported."""
+    named = raw.get("auto_map")
+    listed = named.values() if isinstance(named, Mapping) else ()
+    return sorted({name[:200] for name in listed if isinstance(name, str)})[:20]
