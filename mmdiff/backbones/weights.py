@@ -48,7 +48,7 @@ def read_weights(
             headers += [Header(path, n, at.get_dtype(), tuple(at.get_shape())) for n, at in slices.items()]
     matched = match(model, headers, published, is_elsewhere)
     wanted, found, factors = matched.wanted, matched.found, matched.factors
-    for name in matched.unexpected:
+    for name in matched.unexpected[:1]:
         path = next(header.file for header in headers if header.name == name)
         raise ConfigError(f"{path}: unexpected tensor {name!r}{nearest(name, [*published, *wanted])}")
     for fault in (*matched.faults, *factor_faults(matched, folder, lora_alpha)):
@@ -192,14 +192,8 @@ def missing_names(required: Mapping[str, Tensor], published: Published, found: C
     )
     if own:
         return sorted(missing)
-    return sorted(
-        {
-            name
-            for name, shares in published.items()
-            for share in shares
-            if share.ours in missing and _part(share) not in found
-        }
-    )
+    parts = ((name, share) for name, shares in published.items() for share in shares)
+    return sorted({name for name, share in parts if share.ours in missing and _part(share) not in found})
 
 
 def _part(share: Share) -> Share:

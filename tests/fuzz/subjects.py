@@ -200,6 +200,12 @@ def robots(folder: Path) -> None:
     write(folder / "data")
 
 
+def published(folder: Path) -> None:
+    from mmdiff.backbones.load import toy_backbone
+
+    toy_backbone("GSAI-ML/LLaDA-8B-Base").save_pretrained(folder / "m", original_format=True)
+
+
 def request(folder: Path) -> None:
     from robots.policy_server import PICTURE, STATE, encoded
 
@@ -283,6 +289,7 @@ SUBJECTS = [
     Subject(
         "saved model without checksums", model_without_sums, within("model", payloads=True), GENERATE, kept=("model",)
     ),
+    Subject("published folder", published, within("m", payloads=True), ["inspect", "m"], kept=("m",)),
     Subject("checkpoints", unfinished, within("runs/x/checkpoints"), RESUME, vouched=True, result=weights_of),
     Subject(
         "cached features",

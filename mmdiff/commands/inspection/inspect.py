@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mmdiff.backbones.bounds import bounded_by, check_sizes, one_line
-from mmdiff.backbones.family import Facts, Family, find_family
+from mmdiff.backbones.family import Facts, Family, find_family, model_type_of
 from mmdiff.backbones.load import DTYPES, check_ids
 from mmdiff.backbones.reserve import reserve_ranges
 from mmdiff.backbones.weights import Header, Match, factor_faults, match
@@ -55,7 +55,7 @@ def inspect(
     """
     folder = find_folder(path)
     raw = read_configuration(folder)
-    file, name = folder.home / "config.json", str(raw.get("model_type"))[:200]
+    file, name = folder.home / "config.json", model_type_of(raw)
     own = find_family(name)
     problems = []
     if raw.get("quantization_config") is not None:
@@ -82,7 +82,7 @@ def inspect(
     rows, reserve = config.vocab_size, raw.get("reserve") or {}
     try:
         check_ids(facts, rows, len(tokenizer))
-        ranges = reserve_ranges(reserve, len(tokenizer), rows)
+        ranges = reserve_ranges(reserve, len(tokenizer), 2**63 if own.GROWS and not folder.saved else rows)
     except ConfigError as error:
         ranges = {}
         problems.append(str(error))

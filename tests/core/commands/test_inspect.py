@@ -20,8 +20,7 @@ from torch import Tensor
 
 from mmdiff.backbones import load_backbone, new_backbone
 from mmdiff.backbones.families.llada import toy_tokenizer
-from mmdiff.backbones.families.published import LLADA_8B
-from mmdiff.backbones.family import FAMILIES, find_family
+from mmdiff.backbones.family import FAMILIES, find_family, model_type_of
 from mmdiff.backbones.load import toy_backbone
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.commands import cli
@@ -33,7 +32,7 @@ from mmdiff.model.saving import save_model
 
 KEYS = set("family parameters mask_id attention block_length shift noise missing unexpected memory".split())
 PUBLISHED = {
-    name: next((i for i, raw in find_family(name).PUBLISHED.items() if raw.get("model_type") == name), None)
+    name: next((i for i, raw in find_family(name).PUBLISHED.items() if model_type_of(raw) == name), None)
     for name in FAMILIES
 }
 
@@ -202,7 +201,11 @@ def llada_8b(folder: Path) -> Path:
     for file in set(index.values()):
         sparse(folder / file, {name: tensors[name] for name in tensors if index[name] == file})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in LLADA_8B.items() if "token_id" not in k}))
+    (folder / "config.json").write_text(
+        json.dumps(
+            {k: v for k, v in find_family("llada").PUBLISHED["GSAI-ML/LLaDA-8B-Base"].items() if "token_id" not in k}
+        )
+    )
     toy_tokenizer().save_pretrained(folder)
     return folder
 

@@ -45,7 +45,7 @@ def head(folder: Path, text: bytes, behind: int = 0, length: int | None = None) 
         os.truncate(folder / WEIGHTS, len(first) + len(text) + behind)
 
 
-def tensors(folder: Path, behind: int = 0, **entries: Any) -> None:
+def tensors(folder: Path, behind: Any = 0, **entries: Any) -> None:
     head(folder, json.dumps(entries).encode(), behind)
 
 

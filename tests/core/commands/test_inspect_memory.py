@@ -33,7 +33,7 @@ def allocated(run: Callable[[], Any]) -> tuple[int, int]:
     """Bytes that a function has allocated when it ends and has not freed, and the most at one time."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         out = run()
-    events = found.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = found.profiler.kineto_results.events()
     now = most = 0
     for _, size in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
         now += size
@@ -103,11 +103,12 @@ def test_experts_are_counted(dtype: str, most: float) -> None:
     """Their kernels have shapes for bfloat16 alone: figures of float32 are too large, by what is float32 in both."""
     from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
-    config = Qwen3MoeConfig(
-        vocab_size=256, hidden_size=WIDTH, intermediate_size=256, moe_intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_experts=8, num_experts_per_tok=2,
-        is_causal=False, use_cache=False, pad_token_id=None,
-    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "vocab_size": 256, "hidden_size": WIDTH, "intermediate_size": 256, "moe_intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "num_experts": 8,
+        "num_experts_per_tok": 2, "is_causal": False, "use_cache": False, "pad_token_id": None,
+    }  # fmt: skip
+    config = Qwen3MoeConfig(**fields)
     real = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=getattr(torch, dtype)).train()
     llada, run = find_family("llada"), ids()
     now, _ = allocated(lambda: llada.run(real, llada.embed(real, run, None), None, None, None, False))
