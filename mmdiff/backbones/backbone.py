@@ -46,6 +46,7 @@ class Backbone(nn.Module):
         self.node = node
         self.dim: int = model.config.hidden_size
         self.vocab_size: int = model.config.vocab_size
+        self.compiled = False  # whether the layers are run as graphs now, see mmdiff.backbones.compiled
         model.generate = _no_generate
         model.register_forward_pre_hook(_no_labels, with_kwargs=True)
 

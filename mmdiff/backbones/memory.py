@@ -5,6 +5,7 @@ Shape letters: S slots (a canvas each), H heads of keys, L canvas length, N posi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -42,6 +43,41 @@ class Memory(Cache):
                 layer.keys, layer.values = layer.keys[slot_R], layer.values[slot_R]
 
 
+@dataclass(frozen=True)
+class Whole:
+    """Takes in keys and values of whole canvases. slot_R: the slots of its rows; None: all."""
+
+    keys: Tensor
+    values: Tensor
+    slot_R: Tensor | None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            if self.slot_R is None:
+                buffer[:, :, : states.shape[2]] = states
+            else:
+                buffer[self.slot_R, :, : states.shape[2]] = states
+        return key_states, value_states
+
+
+@dataclass(frozen=True)
+class Part:
+    """Takes in keys and values of some positions, and gives those of all. at_SN: where they stand, the column behind
+    the canvas where there are fewer. ragged: whether that column is seen; a mask leaves it out."""
+
+    keys: Tensor
+    values: Tensor
+    at_SN: Tensor
+    ragged: bool
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            buffer.scatter_(2, self.at_SN[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]), states)
+        if self.ragged:
+            return self.keys, self.values
+        return self.keys[:, :, :-1], self.values[:, :, :-1]
+
+
 class _Layer(CacheLayerMixin):
     is_sliding = False
 
@@ -55,19 +91,17 @@ class _Layer(CacheLayerMixin):
         self.keys, self.values = key_states.new_zeros(shape), value_states.new_zeros(*shape[:3], value_states.shape[3])
         self.is_initialized = True
 
+    def now(self) -> Whole | Part:
+        """Returns what takes in the keys and values of a forward: nothing but tensors, for a graph."""
+        assert self.keys is not None and self.values is not None
+        if self.owner.at_SN is None:
+            return Whole(self.keys, self.values, self.owner.slot_R)
+        return Part(self.keys, self.values, self.owner.at_SN, self.owner.ragged)
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        at_SN, length = self.owner.at_SN, self.owner.length
-        if at_SN is None:
-            slot_R = slice(None) if self.owner.slot_R is None else self.owner.slot_R
-            self.keys[slot_R, :, :length], self.values[slot_R, :, :length] = key_states, value_states
-            return key_states, value_states
-        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
-            buffer.scatter_(2, at_SN[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]), states)
-        seen = length + self.owner.ragged
-        return self.keys[:, :, :seen], self.values[:, :, :seen]
+        return self.now().update(key_states, value_states)
 
     def get_seq_length(self) -> int:
         return 0

@@ -86,6 +86,10 @@ class GenerationConfig:
     suppress_tokens: the same by spelling (`<|endoftext|>`), whatever ids the tokenizer gives them.
     prefix_cache: Fast-dLLM's prefix cache, an approximation: as `denoise: [mmdiff.samplers.links.caches.Prefix]`. A
         model whose attention pattern keeps the context exactly does so anyway.
+    compile: the layers of the model are run as graphs of this backend of torch.compile, and of cached forwards
+        the number of positions is filled up to a power of two, so that shapes repeat; only where `generate` of a model
+        runs the sampler. inductor compiles kernels, which takes about a minute once; eager and aot_eager only trace, to
+        look for faults.
     seed: with a sample's index and the row's own step it determines every draw.
     """
 
@@ -114,6 +118,7 @@ class GenerationConfig:
     suppress_ids: list[AtLeast0] = field(default_factory=list)
     suppress_tokens: list[str] = field(default_factory=list)
     prefix_cache: bool = False
+    compile: Literal["none", "inductor", "aot_eager", "eager"] = "none"
     seed: Whole = 0
 
 

@@ -278,11 +278,13 @@ class Denoiser:
         """Returns int64 (R, N), the positions that are run in part, L where a row has fewer; and whether one has."""
         count_R, run_RL, length = np.where(fresh.whole_R, 0, fresh.count_R), fresh.run_RL, query.ids_RL.shape[1]
         device, n = query.row_R.device, int(count_R.max())
+        if self.model.backbone.compiled:
+            n = min(length, max(2, 1 << (n - 1).bit_length()))  # so that shapes repeat
         if isinstance(run_RL, Tensor):
             at_RN = (~run_RL).to(torch.uint8).argsort(dim=1, stable=True)[:, :n]
         else:
             at_RN = _sent((~run_RL).argsort(axis=1, kind="stable")[:, :n], device)
-        if ragged := bool((count_R < n).any()):
+        if ragged := self.model.backbone.compiled or bool((count_R < n).any()):
             beyond_RN = torch.arange(n, device=device) >= _sent(count_R, device)[:, None]
             at_RN = at_RN.masked_fill(beyond_RN, length)
         return at_RN, ragged

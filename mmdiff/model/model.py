@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mmdiff.backbones import Backbone
 from mmdiff.backbones.backbone import check_attention
 from mmdiff.backbones.bounds import bounded_by
+from mmdiff.backbones.compiled import compiled
 from mmdiff.backbones.load import backbone_from_folder
 from mmdiff.backbones.reserve import grow
 from mmdiff.canvas.batch import Batch, MediaBatch, real_NT, to_device
@@ -249,7 +250,7 @@ class MMDiff(nn.Module):
         config = checked(generation_config, **named)
         batch = prompt_canvas(batch_or_ids, attention_mask, config.max_new_tokens, self.vocab)
         batch = to_device(batch, self.device)
-        with evaluating(self):
+        with evaluating(self), compiled(self.backbone, config.compile):
             if config.prefix_cache and self.attention.exact_prefix:
                 config = replace(config, prefix_cache=False)  # the context is kept, and exactly
             denoise = self.denoiser(batch, restrict=True)
