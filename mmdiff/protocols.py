@@ -276,7 +276,10 @@ class NoiseProcess(Protocol):
 
 
 class Objective(Protocol):
-    """What is trained: noised copies of a batch, then named sums, which the loop divides by global counts."""
+    """What is trained: noised copies of a batch, then named sums, which the loop divides by global counts.
+
+    One that has to know the model before it plans has `for_model(model) -> Objective`, which a stage calls first.
+    """
 
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Any:
         """Returns everything random, drawn from `key` on the CPU before any forward; the loop moves it to the device.

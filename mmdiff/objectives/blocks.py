@@ -11,7 +11,7 @@ target positions of a sample, M positions of its longest block.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -52,22 +52,29 @@ class NoisedBlocks:
 class BlockDenoise:
     """The weighted cross-entropy of masked positions, given clean earlier blocks; the mean per target token.
 
-    attention: the model's pattern, which numbers the blocks (`mmdiff.canvas.patterns.BlockCausal`).
+    attention: the model's pattern, which numbers the blocks (`mmdiff.canvas.patterns.BlockCausal`). None: a stage of
+        training takes it from the model, see `for_model`.
     levels: how many positions of a block are masked, drawn for each block. Stratified ones are spread evenly over the
         blocks of a sample, and over samples and copies.
     copies: noised copies of each sample; its clean ids are run once for all of them.
     random_length: the share of samples that are cut to a length uniform in 1..L.
     restrict: the softmax runs over the ids that a target position may hold (`Target.allow`) only.
-    Raises ConfigError, at the first step, for a model of another pattern.
+    Raises ConfigError, at the first step, for a model of another pattern, and where no pattern is known.
     """
 
-    attention: Pattern
+    attention: Pattern | None = None
     levels: Levels = field(default_factory=ExactCount)
     copies: AtLeast1 = 1
     random_length: Share = 0.0
     restrict: bool = True
 
+    def for_model(self, model: Model) -> BlockDenoise:
+        """Returns the same objective with the model's pattern, where none is given."""
+        return self if self.attention is not None else replace(self, attention=model.attention)
+
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> NoisedBlocks:
+        if self.attention is None:
+            raise ConfigError("objective.attention: none is given, expected the model's pattern, or `for_model` before")
         if self.random_length:
             batch = cut(batch, key.fold("length"), self.random_length)
         scored_BL = batch.target_BL & (batch.ids_BL != vocab.mask_id)  # an empty position stays empty

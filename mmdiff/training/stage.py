@@ -71,6 +71,8 @@ class Stage:
         stage, config, where = self.stage, self.config, f"train.stages.{self.name}"
         self.settings = config.train
         self.objective: Objective = build(stage.objective, where=f"{where}.objective", toy=self.toy)
+        if (for_model := getattr(self.objective, "for_model", None)) is not None:
+            self.objective = for_model(self.model)
         self.stream = make_stream(
             stage,
             self.task,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import toy
 from oracle import SEQUENCES, Oracle, canvas
 from torch import Tensor
 
+from mmdiff import train
 from mmdiff.backbones import new_backbone
 from mmdiff.backbones.families.esm import tokenizer as esm_tokenizer
 from mmdiff.canvas.batch import Batch
@@ -289,6 +291,23 @@ def test_what_cannot_be_is_refused() -> None:
     encoder = MMDiff(esm, attention=pattern)
     with pytest.raises(ConfigError, match="esm runs all positions of a canvas"):
         loss(objective, encoder, collate([[Text([0, 5]), Target([6, 7])]], encoder.vocab))
+
+
+def test_the_pattern_is_the_models_where_none_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old configurations give it twice, and train the same weights."""
+    monkeypatch.chdir(tmp_path)
+    pattern = {"target": "mmdiff.canvas.patterns.BlockCausal", "size": 1, "start": "targets"}
+    weights = []
+    for name, given in (("once", {}), ("twice", {"attention": pattern})):
+        objective = {"target": "mmdiff.objectives.blocks.BlockDenoise", **given}
+        config = toy.config(name, image=False, stage={"steps": 2, "eval": None, "objective": objective})
+        config.model.attention = pattern
+        train(config)
+        weights.append(MMDiff.from_pretrained(tmp_path / "runs" / name / "model").state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert BlockDenoise(BlockCausal(2)).for_model(model(Full())).attention == BlockCausal(2)
+    with pytest.raises(ConfigError, match="objective.attention: none is given"):
+        BlockDenoise().plan(batch_of(m := model(Full())), KEY, m.vocab)
 
 
 # It learns
