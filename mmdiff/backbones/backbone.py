@@ -139,7 +139,7 @@ class Backbone(nn.Module):
                 "is_causal": False,
                 "mask_token_id": self.facts.mask_id,
                 "eos_token_id": self.facts.eos_id,
-                "pad_token_id": self.facts.pad_id,
+                "pad_token_id": self.facts.pad_id if config.pad_token_id is None else config.pad_token_id,
                 "bos_token_id": self.facts.bos_id,
                 "reserve": self.node.get("reserve"),
                 **own.fields_of(self.facts),

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
     from .shares import Share
 
+MASKED = (
+    "bert", "camembert", "data2vec-text", "distilbert", "ernie", "eurobert", "modernbert", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
+)  # fmt: skip
+"""`model_type` of masked language models that are run as transformers has them."""
 FAMILIES = {
     "llada": "llada.FAMILY",
     "llava_llada": "llada.FAMILY",
@@ -29,8 +34,10 @@ FAMILIES = {
     "esm": "esm",
     "esm_diff": "esm",
     "dsm": "esm",
+    "esmc": "esmc.FAMILY",
+    **dict.fromkeys(MASKED, "masked.family()"),
 }
-"""`model_type` in a config.json -> the family in the room `families`."""
+"""`model_type` in a config.json -> the family in the room `families`; (): a function of the name, which returns it."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +191,8 @@ def find_family(name: str) -> Family:
         raise ConfigError(f"model_type {name!r}: no backbone family of that name{nearest(name, FAMILIES)}")
     module, _, attribute = FAMILIES[name].partition(".")
     home = import_module(f".families.{module}", __package__)
+    if attribute.endswith("()"):
+        return cast(Family, getattr(home, attribute[:-2])(name))
     return cast(Family, getattr(home, attribute) if attribute else home)
 
 

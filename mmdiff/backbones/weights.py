@@ -192,8 +192,8 @@ def missing_names(required: Mapping[str, Tensor], published: Published, found: C
     )
     if own:
         return sorted(missing)
-    parts = ((name, share) for name, shares in published.items() for share in shares)
-    return sorted({name for name, share in parts if share.ours in missing and _part(share) not in found})
+    last = {_part(share): name for name, shares in published.items() for share in shares}  # of several, as written
+    return sorted({name for share, name in last.items() if share.ours in missing and share not in found})
 
 
 def _part(share: Share) -> Share:

@@ -22,7 +22,7 @@ from mmdiff.parts import part
 
 from ..family import Facts, Sizes, checked_mask_id, required, token_id, transformers_config
 from ..shares import Share
-from .published_esm import ESM, ESM_COMMON, ESM_SIZES
+from .published.esm import ESM, ESM_COMMON, ESM_SIZES
 
 if TYPE_CHECKING:
     from torch import Tensor

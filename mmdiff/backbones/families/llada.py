@@ -14,7 +14,7 @@ from mmdiff.errors import ConfigError
 from ..family import required
 from ..shares import Share, per_layer
 from .decoder import Decoder
-from .published_llada import LLADA, LLADA_8B, LLADA_REQUIRED
+from .published.llada import LLADA, LLADA_8B, LLADA_REQUIRED
 from .tokenizers import byte_tokenizer
 
 MASK, BOS, EOS, EOT = "<|mdm_mask|>", "<|startoftext|>", "<|endoftext|>", "<|eot_id|>"

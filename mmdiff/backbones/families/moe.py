@@ -21,9 +21,9 @@ from mmdiff.errors import ConfigError
 from ..family import required
 from ..shares import Share, per_layer
 from .decoder import Decoder
-from .published_llada import LLADA2 as LLADA2_MODELS
-from .published_llada import LLADA_MOE as LLADA_MOE_MODELS
-from .published_qwen import SDAR_MOE as SDAR_MOE_MODELS
+from .published.llada import LLADA2 as LLADA2_MODELS
+from .published.llada import LLADA_MOE as LLADA_MOE_MODELS
+from .published.qwen import SDAR_MOE as SDAR_MOE_MODELS
 from .qwen import END, EOS, SLIDING, blocks
 from .tokenizers import byte_tokenizer
 

@@ -15,9 +15,9 @@ from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.patterns import BlockCausal
 
 from .decoder import Decoder
-from .published_qwen import DREAM as DREAM_MODELS
-from .published_qwen import FAST_DLLM as FAST_DLLM_MODELS
-from .published_qwen import SDAR as SDAR_MODELS
+from .published.qwen import DREAM as DREAM_MODELS
+from .published.qwen import FAST_DLLM as FAST_DLLM_MODELS
+from .published.qwen import SDAR as SDAR_MODELS
 from .tokenizers import byte_tokenizer
 
 MASK, EOS, END = "<|mask|>", "<|endoftext|>", "<|im_end|>"

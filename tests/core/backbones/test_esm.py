@@ -344,7 +344,6 @@ def test_weights_in_several_half_precision_files_and_no_tokenizer(tmp_path: Path
         ({"position_embedding_type": "relative_key"}, "position_embedding_type: 'relative_key'"),
         ({"mask_token_id": 31}, "mask_token_id: 31 in config.json, but <mask> is 32 in the tokenizer"),
         ({"hidden_size": None}, "config.json: hidden_size is missing"),
-        ({"model_type": "esmc"}, "model_type 'esmc': no backbone family of that name"),
         ({"vocab_size": 32}, "tokenizer: 33 ids do not fit 32 rows"),
     ],
 )
