@@ -1,4 +1,4 @@
-"""A sample: the sequence of `Text`, `Media` and `Target` that a task makes of a row.
+"""A sample: the sequence of `Text`, `Media` and `Target` that a task makes of a row, and `Break` between documents.
 
 Shape letters: n crops of one item of media.
 """
@@ -51,7 +51,12 @@ class Target:
             raise DataError(f"an answer of {self.length} positions, expected 0..{LONGEST}")
 
 
-Part = Text | Media | Target
+@dataclass(frozen=True)
+class Break:
+    """The end of a document in a row that is packed of several: nothing sees across it, and positions count anew."""
+
+
+Part = Text | Media | Target | Break
 Sample = Sequence[Part]
 
 

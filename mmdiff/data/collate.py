@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch, MediaBatch
-from mmdiff.canvas.sample import Item, Ranges, Sample, Target, Text
+from mmdiff.canvas.sample import Break, Item, Ranges, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, DataError
@@ -35,7 +35,7 @@ def collate(
     padding: Padding = "ignore",
     side: Literal["right", "left"] = "right",
 ) -> Batch:
-    """Returns the samples as one batch, on the CPU, each padded to the longest.
+    """Returns the samples as one batch, on the CPU, each padded to the longest. `Break`s number the documents of a row.
 
     readers: how media of each kind are read and how many slots they take (`MMDiff.readers`).
     index: global sample indices, the identity under which noise is drawn; 0, 1, ... when left out.
@@ -60,6 +60,8 @@ def collate(
             elif isinstance(part, Target):
                 ids = part.ids if part.ids is not None else [vocab.mask_id] * part.length
                 row.add(ids, True, allow_sets.setdefault(part.allow, len(allow_sets)))
+            elif isinstance(part, Break):
+                row.end_document()
             else:
                 if part.kind not in readers:
                     raise DataError(f"media of kind {part.kind!r}: this model reads {sorted(readers) or 'no media'}")
@@ -96,6 +98,8 @@ def collate(
         for kind, at, start, n in row.slots:
             slots[kind][b, at + shift : at + shift + n] = torch.arange(start, start + n)
     target_BL = torch.tensor([pad(row.target, eos) for row in rows])
+    segment_BL = torch.tensor([pad(row.segment, row.segment[-1]) for row in rows], dtype=torch.int64)
+    first_BL = torch.tensor([pad(row.first, row.first[-1]) for row in rows], dtype=torch.int64)
     allow_BL, allow_KV = None, None
     if len(allow_sets) > 1:
         allow_BL = torch.tensor([pad(row.allow, 0) for row in rows])
@@ -107,8 +111,8 @@ def collate(
         ids_BL=ids_BL,
         target_BL=target_BL,
         attend_BL=attend_BL,
-        position_ids_BL=(attend_BL.cumsum(1) - 1).clamp(min=0),
-        segment_BL=torch.zeros_like(ids_BL),
+        position_ids_BL=(attend_BL.cumsum(1) - 1 - first_BL).clamp(min=0),
+        segment_BL=segment_BL,
         slots=slots,
         media={kind: _stack(group) for kind, group in items.items()},
         allow_BL=allow_BL,
@@ -117,6 +121,7 @@ def collate(
         index_B=torch.arange(len(rows)) if index is None else torch.as_tensor(list(index), dtype=torch.int64),
         source_B=list(source) if source is not None else [""] * len(rows),
         padded=not bool(attend_BL.all()),
+        packed=any(row.segment[-1] for row in rows),
     )
 
 
@@ -128,11 +133,21 @@ class _Row:
         self.target: list[bool] = []
         self.allow: list[int] = []
         self.slots: list[tuple[str, int, int, int]] = []  # kind, position, first feature, count
+        self.segment: list[int] = []  # the document of each position
+        self.first: list[int] = []  # where it begins
+        self.document, self.begins = 0, 0  # those of the document that is being laid out
+
+    def end_document(self) -> None:
+        """Begin another document, unless this one is still empty."""
+        if len(self.ids) > self.begins:
+            self.document, self.begins = self.document + 1, len(self.ids)
 
     def add(self, ids: Sequence[int], target: bool, allow: int = 0) -> None:
         self.ids += [int(i) for i in ids]  # of a list, an array or a tensor
         self.target += [target] * len(ids)
         self.allow += [allow] * len(ids)
+        self.segment += [self.document] * len(ids)
+        self.first += [self.begins] * len(ids)
 
     def answer(self) -> int:
         """Returns the number of target positions at the end of the row."""

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mmdiff.config.ranges import BetweenZeroAndOne, Share
+from mmdiff.config.ranges import BetweenZeroAndOne, PositiveShare, Share
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
 
@@ -74,18 +74,24 @@ class ExactCount:
 
     full: the probability that all n positions are masked instead (weight 1). That is no longer a bound, but trains the
         state in which generation starts; half of the draws is right for answers of a few tokens.
+    most: k is uniform in 1..ceil(most * n) instead. That is no bound either, but a small model that begins from nothing
+        sees sooner that neighbours matter, if most of them are there; a first stage of 0.2 for example.
     """
 
     full: Share = 0.0
+    most: PositiveShare = 1.0
     stratified: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.full <= 1:
             raise ConfigError(f"levels.full: {self.full} is not a chance between 0 and 1")
+        if not 0 < self.most <= 1:
+            raise ConfigError(f"levels.most: {self.most} is not a share above 0 and up to 1")
 
     def mask(self, target_BL: Bools, level_B: Array, coin_B: Array, position_BL: Array) -> Masked:
         n_B = target_BL.sum(1)
-        k_B = np.where(coin_B < self.full, n_B, 1 + np.floor(level_B * n_B).astype(np.int64))
+        most_B = np.ceil(self.most * n_B - 1e-9)  # 0.3 * 10 lies just above 3
+        k_B = np.where(coin_B < self.full, n_B, 1 + np.floor(level_B * most_B).astype(np.int64))
         k_B = np.minimum(k_B, n_B)  # a row without targets masks nothing
         order_BL = np.where(target_BL, position_BL, 2.0).argsort(axis=1, kind="stable")
         rank_BL = np.empty_like(order_BL)

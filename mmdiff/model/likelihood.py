@@ -1,6 +1,6 @@
-"""Estimates of log p: the bound that evaluation reports.
+"""Estimates of log p: the bound that evaluation reports, and -log p itself of a model that reads from left to right.
 
-Shape letters: B samples, L canvas length, P masked positions, J blocks of a sample, G copies of one.
+Shape letters: B samples, L canvas length, P masked positions, J blocks of a sample, G copies of one, D width.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch, to_device
-from mmdiff.canvas.patterns import units
+from mmdiff.canvas.pattern import All
+from mmdiff.canvas.patterns import Causal, units
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.schedule import Array
-from mmdiff.errors import ConfigError
+from mmdiff.errors import ConfigError, DataError
+from mmdiff.protocols import Model
 
 from . import MMDiff
 from .scorer import Scores
@@ -85,6 +87,28 @@ def grid(n: int, part_G: Array) -> list[tuple[int, float]]:
         (k := a + 1 + int(part * (b - a)), (b - a) / k)
         for part, a, b in zip(part_G, edges[:-1], edges[1:], strict=True)
     ]
+
+
+def next_token(model: Model, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns what a causal model makes of clean ids: nll_P in nats, correct_P, and the row of each target position.
+
+    -log p(id | all ids before it), one forward, from the state to the left (arXiv 2410.17891 calls that shift). What a
+    target holds in place of an id, the mask, is not scored. Raises ConfigError where attention is not causal, DataError
+    for a target with which a document begins: nothing stands before it.
+    """
+    parts = model.attention.patterns if isinstance(model.attention, All) else (model.attention,)
+    if not any(isinstance(one, Causal) for one in parts):
+        raise ConfigError(f"model.attention: {model.attention}; the next token is predicted under Causal only")
+    scored_BL = batch.target_BL & (batch.ids_BL != model.vocab.mask_id)
+    if bool((scored_BL & batch.attend_BL & (batch.position_ids_BL == 0)).any()):
+        raise DataError("a document begins with a target, which a causal model cannot predict: put a token before it")
+    h_BLD = model.hidden(
+        batch.ids_BL, batch, model.encode(batch.media), torch.arange(len(batch), device=batch.ids_BL.device)
+    )
+    if not model.backbone.facts.shift:  # of shifted logits, `score` takes the state to the left itself
+        h_BLD = torch.cat([h_BLD[:, :1], h_BLD[:, :-1]], 1)
+    scores = model.score(h_BLD, batch, scored_BL)
+    return scores.nll_P, scores.correct_P, scored_BL.nonzero()[:, 0]
 
 
 def score_masked(

@@ -199,7 +199,7 @@ def cut(batch: Batch, key: NoiseKey, share: float) -> Batch:
         coin, u = key.uniform(sample, 2)
         if coin < share:
             keep_B[b] = 1 + int(u * int(batch.attend_BL[b].sum()))
-    keep_BL = batch.position_ids_BL < torch.tensor(keep_B)[:, None]
+    keep_BL = batch.attend_BL.cumsum(1) <= torch.tensor(keep_B)[:, None]
     attend_BL = batch.attend_BL & keep_BL
     padded = not bool(attend_BL.all())
     return replace(batch, attend_BL=attend_BL, target_BL=batch.target_BL & keep_BL, padded=padded)

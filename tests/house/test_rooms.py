@@ -18,7 +18,7 @@ import mmdiff
 WIDEST = {"mmdiff": 20}  # rooms and files in a folder; 12 elsewhere
 LONGEST = 300  # lines of a file
 
-TASKS = ("asr", "protein", "vla", "vqa")
+TASKS = ("asr", "protein", "text", "vla", "vqa")
 DIALOGUE = ("mmdiff.tasks.dialogue", "mmdiff.tasks.background")
 GRAPH = module_graph()
 PACKAGES = sorted(

@@ -14,7 +14,7 @@ import toy
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch, MediaBatch, to_device
-from mmdiff.canvas.sample import Item, Media, Sample, Target, Text
+from mmdiff.canvas.sample import Break, Item, Media, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError, DataError, UserError
@@ -67,6 +67,24 @@ def test_left_padding_moves_everything_alike() -> None:
     assert torch.equal(left.slots["image"][0], right.slots["image"][0].roll(2))
     assert left.slots["image"][0].tolist() == [-1, -1, 0, 1, -1, -1, -1]
     assert torch.equal(left.ids_BL[1], right.ids_BL[1])
+
+
+def test_breaks_number_the_documents_of_a_row_and_its_positions_anew() -> None:
+    samples: list[Sample] = [
+        [Text([1]), Target([2, 3]), Break(), Break(), Text([4]), Target([5]), Break()],
+        [Text([6])],
+    ]
+    right, left = lay(*samples), lay(*samples, side="left")
+    assert right.ids_BL[0].tolist() == [1, 2, 3, 4, 5] and right.packed
+    assert right.segment_BL[0].tolist() == [0, 0, 0, 1, 1] and right.segment_BL[1, 0] == 0
+    assert right.position_ids_BL[0].tolist() == [0, 1, 2, 0, 1]
+    assert left.position_ids_BL[0].tolist() == [0, 1, 2, 0, 1] and left.position_ids_BL[1, 4] == 0
+    assert not lay([Break(), Text([1]), Target([2]), Break()]).packed  # one document
+
+
+def test_what_fills_a_packed_row_up_with_eos_is_of_its_last_document() -> None:
+    batch = lay([Text([1]), Target([2]), Break(), Text([3])], [Text([1, 2, 3, 4, 5])], padding="eos")
+    assert batch.segment_BL[0].tolist() == [0, 0, 1, 1, 1] and batch.position_ids_BL[0].tolist() == [0, 1, 0, 1, 2]
 
 
 def test_rows_of_one_length_are_not_padded() -> None:
