@@ -187,6 +187,8 @@ class Family(Protocol):
 
 def find_family(name: str) -> Family:
     """Returns the family of a `model_type`. Raises ConfigError for one that `FAMILIES` lacks."""
+    if name not in FAMILIES and (found := import_module(".families.causal", __package__).find(name)) is not None:
+        return cast(Family, found)
     if name not in FAMILIES:
         raise ConfigError(f"model_type {name!r}: no backbone family of that name{nearest(name, FAMILIES)}")
     module, _, attribute = FAMILIES[name].partition(".")
@@ -214,6 +216,11 @@ def checked_mask_id(raw: Mapping[str, Any], tokenizer: Any, spelling: str) -> in
     if given is not None and spelled is not None and given != spelled:
         raise ConfigError(f"mask_token_id: {given} in config.json, but {spelling} is {spelled} in the tokenizer")
     return spelled if given is None else int(given)
+
+
+def first(*values: Any) -> int | None:
+    """Returns the first value that is not None, as a number."""
+    return next((int(value) for value in values if value is not None), None)
 
 
 def required(raw: Mapping[str, Any], name: str) -> Any:

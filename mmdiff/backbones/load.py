@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def backbone_from_folder(
         reserve = raw.get("reserve") if reserve is None else reserve
         grows = weights and own.GROWS and len(tokenizer) + reserved_ids(reserve) > config.vocab_size
         first = None if grows else reserve
-        backbone = _build(name, config, facts, tokenizer, dtype, attention, rope_in_fp32, first, initialise=False)
+        backbone = _build(name, config, facts, tokenizer, dtype, attention, rope_in_fp32, first, not grows, False)
     if weights:
         read_weights(
             backbone.model, folder, own.published_names(config), own.is_elsewhere, lora_alpha=raw.get("lora_alpha")
@@ -149,8 +150,10 @@ def new_backbone(
         init_std=init_std,
     )
     config = own.new_config(sizes, options)
-    facts = own.facts({}, config, tokenizer)
-    backbone = _build(family, config, facts, tokenizer, dtype, attention, rope_in_fp32, reserve, initialise=True)
+    facts = own.facts({}, config, tokenizer)  # which may give the tokenizer a mask token
+    if vocab_size is None and (rows := len(tokenizer) + reserved_ids(reserve)) > config.vocab_size:
+        config = own.new_config(replace(sizes, vocab_size=rows), options)
+    backbone = _build(family, config, facts, tokenizer, dtype, attention, rope_in_fp32, reserve, True, True)
     check_attention(backbone, backbone.facts.attention)
     return backbone
 
@@ -171,7 +174,7 @@ def toy_backbone(
     taken for a LLaDA. Arguments are those of `load_backbone`.
     """
     here = Path(path) / "config.json"
-    listed = (found[str(path)] for found in map(_published, FAMILIES) if str(path) in found)
+    listed = (found[str(path)] for found in (find_family(name).PUBLISHED for name in FAMILIES) if str(path) in found)
     raw = read_json(here) if here.is_file() else next(listed, {"model_type": "llada"})
     name = model_type_of(raw)
     own = find_family(name)
@@ -203,7 +206,7 @@ def _build(
     attention: str,
     rope_in_fp32: bool,
     reserve: Mapping[str, int] | None,
-    *,
+    fits: bool,
     initialise: bool,
 ) -> Backbone:
     """Returns the module, made in its dtype: casting it afterwards would cast the rotary frequencies too."""
@@ -217,8 +220,9 @@ def _build(
     if attention not in known:
         raise ConfigError(f"attention {attention!r}: transformers has none of that name{nearest(attention, known)}")
     rows = config.vocab_size
-    check_ids(facts, rows, len(tokenizer))
-    ranges = reserve_ranges(reserve, len(tokenizer), rows)
+    room = rows if fits else max(rows, len(tokenizer))
+    check_ids(facts, room, len(tokenizer))
+    ranges = reserve_ranges(reserve, len(tokenizer), room)
     own = find_family(name)
     with nullcontext() if initialise else no_init_weights():
         model = getattr(transformers, own.AUTO_CLASS).from_config(config, dtype=dtype, attn_implementation=attention)
@@ -247,10 +251,6 @@ def _build(
         **({"reserve": dict(reserve)} if reserve else {}),
     }
     return Backbone(model, facts, vocab, name, node)
-
-
-def _published(model_type: str) -> Mapping[str, Mapping[str, Any]]:
-    return find_family(model_type).PUBLISHED
 
 
 def check_ids(facts: Facts, rows: int, length: int) -> None:
@@ -293,7 +293,7 @@ def local_folder(path: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(path), allow_patterns=DOWNLOADED))
     except (OSError, ValueError) as error:
-        published = [name for model_type in FAMILIES for name in _published(model_type)]
+        published = [name for model_type in FAMILIES for name in find_family(model_type).PUBLISHED]
         hint = "" if str(path) in published else nearest(str(path), published)
         cause = " ".join(str(error).split())[:200] + hint
         raise ConfigError(f"path {str(path)!r}: no such folder, and no download: {cause}") from error

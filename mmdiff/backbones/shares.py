@@ -34,3 +34,16 @@ Published = Mapping[str, tuple[Share, ...]]
 def per_layer(layers: int, names: Mapping[str, str], theirs: str, ours: str) -> dict[str, tuple[Share, ...]]:
     """Returns {`theirs`.format(layer, name): its parameter} for tensors that a layer has under another name."""
     return {f"{theirs.format(i)}{a}": (Share(f"{ours.format(i)}{b}"),) for i in range(layers) for a, b in names.items()}
+
+
+def experts(at: str, count: int, wide: int) -> dict[str, tuple[Share, ...]]:
+    """Returns the tensors of the experts of one layer, three each, and where transformers keeps them, in two.
+
+    at: the beginning of their names. wide: the feed-forward's width.
+    """
+    out: dict[str, tuple[Share, ...]] = {}
+    for e in range(count):
+        out[f"{at}{e}.gate_proj.weight"] = (Share(f"{at}gate_up_proj", (e, 0, wide)),)
+        out[f"{at}{e}.up_proj.weight"] = (Share(f"{at}gate_up_proj", (e, wide, 2 * wide)),)
+        out[f"{at}{e}.down_proj.weight"] = (Share(f"{at}down_proj", (e,)),)
+    return out

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from mmdiff.backbones import forward
 from mmdiff.errors import ConfigError, nearest
 
-from ..family import Facts, Sizes, checked_mask_id, required, token_id, transformers_config
+from ..family import Facts, Sizes, checked_mask_id, first, required, token_id, transformers_config
 from ..shares import Share
+from .options import check_options, stock_fields, with_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,7 @@ NEEDED = (
 )
 NO_EFFECT = frozenset(
     "architectures auto_map attn_implementation model_type torch_dtype dtype transformers_version use_cache is_causal "
-    "reserve lora_alpha quantization_config sep_token_id decoder_start_token_id tokenizer_class".split()
+    "reserve mmdiff lora_alpha quantization_config sep_token_id decoder_start_token_id tokenizer_class".split()
 )
 """Fields of a config.json that change nothing in the arithmetic, or are read elsewhere."""
 
@@ -75,6 +76,8 @@ class Decoder:
         hold in a vocabulary of the published size.
     shift: the logits of position p come from hidden state p - shift. attention: `raw` -> who sees whom.
     needed: fields of the class without a default that would be right for the family.
+    options: what `options` of a backbone may hold, with defaults: `shift`, and `mask`, the spelling of the mask token
+        that a tokenizer without one is given.
     block_field: the published field that holds the size of blocks. small: further fields of new models.
     usual: fields of the class that the published layout has no room for, with the value they must have there.
     hidden_ratio, theta, eps: of new models: the feed-forward's width over the model's, rope_theta, the norms' epsilon.
@@ -100,6 +103,7 @@ class Decoder:
     attention: Callable[[Mapping[str, Any]], Pattern | None] = full
     usual: Mapping[str, Any] = field(default_factory=dict)
     needed: tuple[str, ...] = NEEDED
+    options: Mapping[str, Any] = field(default_factory=dict)
     block_field: str = "block_size"
     small: Mapping[str, Any] = field(default_factory=dict)
     hidden_ratio: float = 3
@@ -123,7 +127,7 @@ class Decoder:
 
         Raises ConfigError for a missing field, one that is not known, and one that the class cannot express.
         """
-        self._no_options(options)
+        check_options(self.name, self.options, options)
         if raw.get("is_causal"):
             raise ConfigError(
                 "config.json: is_causal: true, expected false: diffusion needs attention in both directions"
@@ -136,9 +140,9 @@ class Decoder:
                     f"config.json: {name}: {raw[name]!r}: {self.config_class} cannot express it, expected {what}"
                 )
         fields: dict[str, Any] = {}
-        known = {*own, *ROPE, *self.renamed, *self.only, *NO_EFFECT, *IDS}
+        known = {*own, *ROPE, *self.renamed, *self.only, *NO_EFFECT, *self.options}
         for name, value in self.translate(raw).items():
-            if name in self.only or name in NO_EFFECT or name in IDS or self._has_no_effect(name):
+            if name in (*self.only, *self.options) or self._has_no_effect(name):
                 continue
             if name not in known:
                 hint = nearest(name, known)
@@ -148,13 +152,13 @@ class Decoder:
         for name in self.needed:
             if name not in fields and name not in self.fixed:
                 required(raw, name)
-        if fields.get("rope_parameters") is None:
+        if self.needed and fields.get("rope_parameters") is None:
             required(raw, "rope_theta")
-        return self._made({**fields, **self.fixed})
+        return with_options(self._made({**fields, **self.fixed}), self.options, raw, options)
 
     def new_config(self, sizes: Sizes, options: Mapping[str, Any] | None = None) -> Any:
         """Returns the architecture at any size."""
-        self._no_options(options)
+        check_options(self.name, self.options, options)
         wide = int(self.hidden_ratio * sizes.hidden_size)
         fields = {
             "vocab_size": sizes.vocab_size,
@@ -171,34 +175,40 @@ class Decoder:
         }
         own = {*self._fields(), *ROPE, "head_dim"}
         kept = {name: value for name, value in fields.items() if name in own}
-        return self._made({**kept, **self.small, **self.fixed})
+        return with_options(self._made({**kept, **self.small, **self.fixed}), self.options, {}, options)
 
     def facts(self, raw: Mapping[str, Any], config: Any, tokenizer: Any) -> Facts:
         """Returns ids from config.json, then from the tokenizer, then (in the published vocabulary only) published.
 
         The beginning of a text is the tokenizer's alone: config.json often names an id of another vocabulary.
         """
-        first = next(iter(self.published.values()), {})
-        ids = self.ids if config.vocab_size == first.get("vocab_size", config.vocab_size) and first else {}
-        mask = _first(checked_mask_id(raw, tokenizer, self.mask), tokenizer.mask_token_id, ids.get("mask_token_id"))
+        base = next(iter(self.published.values()), {})
+        ids = self.ids if config.vocab_size == base.get("vocab_size") else {}
+        mask = first(checked_mask_id(raw, tokenizer, self.mask), tokenizer.mask_token_id, ids.get("mask_token_id"))
+        chosen = getattr(config, "mmdiff", {})
+        if mask is None and "mask" in chosen:  # a model that never had one
+            tokenizer.add_special_tokens({"mask_token": str(chosen["mask"])})
+            mask = tokenizer.mask_token_id
         given = raw.get("eos_token_id")
         ends = list(given) if isinstance(given, list) else [given]
         spelled = None if self.eos is None else token_id(tokenizer, self.eos)
-        eos = _first(*ends, tokenizer.eos_token_id, spelled, ids.get("eos_token_id"))
+        eos = first(*ends, tokenizer.eos_token_id, spelled, ids.get("eos_token_id"))
         found = Facts.found(
             mask_id=mask,
             eos_id=eos,
-            pad_id=_first(raw.get("pad_token_id"), tokenizer.pad_token_id),
+            pad_id=first(raw.get("pad_token_id"), tokenizer.pad_token_id),
             bos_id=tokenizer.bos_token_id,
             end_ids=(eos, *ends, *(token_id(tokenizer, end) for end in self.ends)),
             max_length=config.max_position_embeddings,
         )
-        return replace(found, shift=self.shift, attention=self.attention(raw))
+        return replace(found, shift=chosen.get("shift", self.shift), attention=self.attention(raw))
 
     def published_config(self, config: Any, facts: Facts) -> dict[str, Any]:
         """Returns the config.json that the family's own code reads. Raises ConfigError for what it has no field for."""
-        usual = {"head_dim": config.hidden_size // config.num_attention_heads, **self.usual}
         base = dict(next(iter(self.published.values()), {}))
+        if not base:  # of no published layout: transformers' own
+            return stock_fields(config) | {"mask_token_id": facts.mask_id, "eos_token_id": facts.eos_id}
+        usual = {"head_dim": config.hidden_size // config.num_attention_heads, **self.usual}
         for name, one in usual.items():
             value = getattr(config, name, one)
             if name not in base and name not in self.renamed.values() and value != one:
@@ -228,7 +238,8 @@ class Decoder:
     def fields_of(self, facts: Facts) -> dict[str, Any]:
         """Returns fields of config.json that hold facts: the size of blocks."""
         size = getattr(facts.attention, "size", None)
-        return {} if size is None else {self.block_field: size}
+        shift = {"shift": facts.shift} if "shift" in self.options else {}
+        return shift if size is None else {**shift, self.block_field: size}
 
     def published_names(self, config: Any) -> Mapping[str, tuple[Share, ...]]:
         """Returns {published tensor: the parts of parameters that it holds}, of all parameters of the model."""
@@ -286,12 +297,4 @@ class Decoder:
         return {*made().to_dict(), *made.attribute_map, "head_dim"}
 
     def _has_no_effect(self, name: str) -> bool:
-        return any(re.fullmatch(pattern, name) for pattern in self.without)
-
-    def _no_options(self, options: Mapping[str, Any] | None) -> None:
-        if options:
-            raise ConfigError(f"options.{next(iter(options))}: {self.name} has no options")
-
-
-def _first(*values: Any) -> int | None:
-    return next((int(value) for value in values if value is not None), None)
+        return name in NO_EFFECT or any(re.fullmatch(pattern, name) for pattern in (r"\w+_token_id", *self.without))

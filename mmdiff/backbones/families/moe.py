@@ -11,7 +11,7 @@ tensors per expert.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmdiff.canvas.pattern import Pattern
@@ -19,7 +19,7 @@ from mmdiff.canvas.patterns import BlockCausal
 from mmdiff.errors import ConfigError
 
 from ..family import required
-from ..shares import Share, per_layer
+from ..shares import Share, experts, per_layer
 from .decoder import Decoder
 from .published.llada import LLADA2 as LLADA2_MODELS
 from .published.llada import LLADA_MOE as LLADA_MOE_MODELS
@@ -31,16 +31,10 @@ MASK, ROLE_END = "<|mask|>", "<|role_end|>"
 LAYER = "model.layers.{}."
 
 
-def experts(config: Any, count: int, layers: Sequence[int]) -> dict[str, tuple[Share, ...]]:
-    """Returns the tensors of every expert, and where transformers keeps them."""
-    wide, out = config.moe_intermediate_size, dict[str, tuple[Share, ...]]()
-    for i in layers:
-        at = f"{LAYER.format(i)}mlp.experts."
-        for e in range(count):
-            out[f"{at}{e}.gate_proj.weight"] = (Share(f"{at}gate_up_proj", (e, 0, wide)),)
-            out[f"{at}{e}.up_proj.weight"] = (Share(f"{at}gate_up_proj", (e, wide, 2 * wide)),)
-            out[f"{at}{e}.down_proj.weight"] = (Share(f"{at}down_proj", (e,)),)
-    return out
+def of_layers(config: Any, count: int, layers: Iterable[int]) -> dict[str, tuple[Share, ...]]:
+    """Returns the tensors of every expert of some layers."""
+    of = (experts(f"{LAYER.format(i)}mlp.experts.", count, config.moe_intermediate_size) for i in layers)
+    return {name: held for layer in of for name, held in layer.items()}
 
 
 # LLaDA-MoE ------------------------------------------------------------------------------------------------------------
@@ -63,7 +57,7 @@ def _moe_published(config: Any) -> Mapping[str, Any]:
 
 def _qwen3_experts(config: Any) -> dict[str, tuple[Share, ...]]:
     sparse = [i for i in range(config.num_hidden_layers) if i not in config.mlp_only_layers]
-    return experts(config, config.num_local_experts, sparse)
+    return of_layers(config, config.num_local_experts, sparse)
 
 
 LLADA_MOE = Decoder(
@@ -147,7 +141,7 @@ def _glm_shares(config: Any) -> dict[str, tuple[Share, ...]]:
     for i in sparse:
         at = f"{LAYER.format(i)}mlp.gate."
         out[f"{at}expert_bias"] = (Share(f"{at}e_score_correction_bias"),)
-    return out | experts(config, config.n_routed_experts, sparse)
+    return out | of_layers(config, config.n_routed_experts, sparse)
 
 
 def _blocks_of_32(raw: Mapping[str, Any]) -> Pattern | None:

@@ -1,0 +1,122 @@
+"""Causal language models of transformers as backbones: run as they were trained they compute what transformers does.
+
+Shape letters: R rows, L positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from mmdiff.backbones import Backbone, load_backbone, new_backbone
+from mmdiff.backbones.families.tokenizers import byte_tokenizer
+from mmdiff.canvas.pattern import Coordinates, Visibility
+from mmdiff.canvas.patterns import Causal
+from mmdiff.canvas.sample import Target, Text
+from mmdiff.canvas.vocab import word_tokenizer
+from mmdiff.data.collate import collate
+from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.errors import ConfigError
+from mmdiff.model import MMDiff
+from mmdiff.objectives.denoise import Denoise
+
+KINDS = ["llama", "qwen2", "qwen3", "mistral", "olmo2", "gpt2", "phi3", "qwen3_moe", "olmoe", "smollm3", "granite"]
+SIZES = {
+    "vocab_size": 258, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": None, "bos_token_id": None,
+    "eos_token_id": 256, "sliding_window": None, "use_sliding_window": False, "initializer_range": 0.2,
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8,
+}  # fmt: skip
+IDS = torch.randint(0, 250, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def stock(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as transformers saves it, whose tokenizer has no mask token and whose table has no row to spare."""
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(request.param)
+    own = {*config.to_dict(), *config.attribute_map, "head_dim"}
+    config = AutoConfig.for_model(request.param, **{name: value for name, value in SIZES.items() if name in own})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    byte_tokenizer(bos=None, eos="<eos>", special=("<more>",)).save_pretrained(folder)
+    return folder
+
+
+def left_to_right(backbone: Backbone, ids_RL: Tensor) -> Tensor:
+    block_RL = torch.arange(ids_RL.shape[1]).expand(ids_RL.shape)
+    shown = Visibility(Causal(), Coordinates(block=block_RL))
+    return backbone.head(backbone.hidden(backbone.embed(ids_RL), None, None, shown))
+
+
+@torch.no_grad()
+def test_left_to_right_it_is_the_model_it_was(stock: Path, tmp_path: Path) -> None:
+    """Loaded, saved in either layout and loaded again, there and here: the same logits for the ids that there were."""
+    theirs = AutoModelForCausalLM.from_pretrained(stock).eval()(IDS).logits
+    assert theirs.std() > 0.1
+    backbone = load_backbone(stock).eval()
+    assert backbone.facts.shift == 1 and backbone.facts.mask_id == 258 < backbone.vocab_size
+    torch.testing.assert_close(left_to_right(backbone, IDS)[..., :258], theirs, atol=1e-5, rtol=1e-5)
+    assert (backbone(IDS)[..., :258] - theirs).abs().max() > 0.01  # in both directions it is another function
+    for name, original in (("ours", False), ("theirs", True)):
+        backbone.save_pretrained(tmp_path / name, original_format=original)
+        again = load_backbone(tmp_path / name).eval()
+        assert again.facts == backbone.facts and torch.equal(again(IDS), backbone(IDS))
+    stock_again = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
+    torch.testing.assert_close(stock_again(IDS).logits[..., :258], theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_it_trains_and_generates(stock: Path) -> None:
+    model = MMDiff(load_backbone(stock))
+    batch = collate([[Text([5, 6]), Target([7, 8, 9, 10])]], model.vocab)
+    plan = Denoise().plan(batch, NoiseKey(0, 0, "x"), model.vocab)
+    Denoise().terms(model.train(), plan)["denoise"].value.backward()
+    grad = model.backbone.model.get_input_embeddings().weight.grad
+    assert grad is not None and float(grad[model.vocab.mask_id].abs().sum()) > 0
+    out = model.generate(collate([[Text([5, 6, 7]), Target(length=4)]], model.vocab), early_stop=False).targets()
+    assert len(out[0]) == 4 and model.vocab.mask_id not in out[0]
+
+
+def test_options(tmp_path: Path) -> None:
+    made = new_backbone(
+        family="llama", tokenizer=byte_tokenizer(bos=None, eos="<eos>", special=()), hidden_size=16, layers=1, heads=2,
+        options={"shift": 0, "mask": "<hole>"},
+    )  # fmt: skip
+    assert made.facts.shift == 0 and made.vocab.encode("<hole>") == [made.facts.mask_id]
+    made.save_pretrained(tmp_path)
+    assert load_backbone(tmp_path).facts == made.facts
+    assert load_backbone(tmp_path, options={"shift": 1}).facts.shift == 1
+    assert new_backbone(family="qwen3", tokenizer=word_tokenizer(["a"]), hidden_size=16, layers=1, heads=2)
+    for options, message in (
+        ({"shift": 2}, "options.shift: 2, expected 0 or 1"),
+        ({"shfit": 0}, 'options.shfit: no such option of llama \\(did you mean "shift"'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_backbone(tmp_path, options=options)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "t5"])
+def test_what_cannot_look_both_ways_is_one_line(kind: str, tmp_path: Path) -> None:
+    config: Any = AutoConfig.for_model(kind)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        new_backbone(family=kind, tokenizer=word_tokenizer(["a"]), hidden_size=16, layers=1, heads=2)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif("MMDIFF_REAL_WEIGHTS" not in os.environ, reason="needs a folder of real weights")
+@torch.no_grad()
+def test_a_trained_model_is_what_transformers_makes_of_it() -> None:
+    folder = Path(os.environ["MMDIFF_REAL_WEIGHTS"]) / "smollm2-135m"
+    backbone = load_backbone(folder)
+    ids = torch.tensor([backbone.vocab.encode("The capital of France is")])
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
+    ours = left_to_right(backbone, ids)
+    torch.testing.assert_close(ours[..., : theirs.shape[-1]], theirs, atol=1e-4, rtol=1e-4)
+    assert backbone.vocab.decode([int(ours[0, -1].argmax())]) == " Paris"
