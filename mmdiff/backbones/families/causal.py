@@ -8,27 +8,11 @@ gives that up). `model.attention: mmdiff.canvas.patterns.Causal` runs the model 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
-from ..shares import Share, experts
 from .decoder import Decoder
 from .tokenizers import byte_tokenizer
 
 MASK = "<|mask|>"
-
-
-def shares(config: Any) -> dict[str, tuple[Share, ...]]:
-    """Returns the tensors of every expert, of which transformers makes one per layer, and files hold one each."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        sizes = dict(AutoModelForCausalLM.from_config(config).named_parameters())
-    out: dict[str, tuple[Share, ...]] = {}
-    for name in sizes:
-        if name.endswith(".experts.gate_up_proj"):
-            out |= experts(name.removesuffix("gate_up_proj"), sizes[name].shape[0], sizes[name].shape[1] // 2)
-    return out
 
 
 @cache
@@ -48,7 +32,6 @@ def find(model_type: str) -> Decoder | None:
         published={},
         mask=MASK,
         without=("_name_or_path", "is_llama_config", "rope_interleaved", "task_specific_params"),
-        shares=shares,
         needed=(),
         options={"shift": 1, "mask": MASK},
         tokenizer=lambda: byte_tokenizer(bos=None, eos="<|endoftext|>", special=(MASK,)),

@@ -17,7 +17,7 @@ from mmdiff.backbones import forward
 from mmdiff.errors import ConfigError, nearest
 
 from ..family import Facts, Sizes, checked_mask_id, first, required, token_id, transformers_config
-from ..shares import Share
+from ..shares import Share, experts
 from .options import check_options, stock_fields, with_options
 
 if TYPE_CHECKING:
@@ -52,12 +52,9 @@ def unchanged(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return raw
 
 
-def nothing(config: Any) -> Mapping[str, Any]:
+def nothing(_: Any) -> Any:
+    """Returns what a family has that differs in nothing: no further names or fields."""
     return {}
-
-
-def full(raw: Mapping[str, Any]) -> Pattern | None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class Decoder:
     ends: tuple[str, ...] = ()
     ids: Mapping[str, int] = field(default_factory=dict)
     shift: int = 0
-    attention: Callable[[Mapping[str, Any]], Pattern | None] = full
+    attention: Callable[[Mapping[str, Any]], Pattern | None] = lambda raw: None
     usual: Mapping[str, Any] = field(default_factory=dict)
     needed: tuple[str, ...] = NEEDED
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -223,7 +220,7 @@ class Decoder:
         if facts.bos_id is None:  # Qwen's tokenizers have none, and its config.json names one of no effect
             ids["bos_token_id"] = facts.eos_id
         ids = {name: value for name, value in ids.items() if name in base or name == "mask_token_id"}
-        out = {}
+        out: dict[str, Any] = {}
         for name, value in base.items():
             ours = self.renamed.get(name, name)
             if name in rope:
@@ -246,12 +243,14 @@ class Decoder:
         import torch
         from transformers import AutoModelForCausalLM
 
-        shares = dict(self.shares(config))
-        held = {share.ours for group in shares.values() for share in group}
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        same = {name: (Share(name),) for name, _ in model.named_parameters() if name not in held}
-        return {**shares, **same}
+            sizes = dict(AutoModelForCausalLM.from_config(config).named_parameters())
+        shares = dict(self.shares(config))
+        for name, value in sizes.items():
+            if name.endswith(merged := "gate_up_proj"):
+                shares |= experts(name.removesuffix(merged), value.shape[0], value.shape[1] // 2)
+        held = {share.ours for group in shares.values() for share in group}
+        return {**shares, **{name: (Share(name),) for name in sizes if name not in held}}
 
     def is_elsewhere(self, name: str) -> bool:
         return any(re.match(pattern, name) for pattern in self.elsewhere)

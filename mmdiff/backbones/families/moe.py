@@ -11,7 +11,7 @@ tensors per expert.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mmdiff.canvas.pattern import Pattern
@@ -19,7 +19,7 @@ from mmdiff.canvas.patterns import BlockCausal
 from mmdiff.errors import ConfigError
 
 from ..family import required
-from ..shares import Share, experts, per_layer
+from ..shares import Share, per_layer
 from .decoder import Decoder
 from .published.llada import LLADA2 as LLADA2_MODELS
 from .published.llada import LLADA_MOE as LLADA_MOE_MODELS
@@ -29,12 +29,6 @@ from .tokenizers import byte_tokenizer
 
 MASK, ROLE_END = "<|mask|>", "<|role_end|>"
 LAYER = "model.layers.{}."
-
-
-def of_layers(config: Any, count: int, layers: Iterable[int]) -> dict[str, tuple[Share, ...]]:
-    """Returns the tensors of every expert of some layers."""
-    of = (experts(f"{LAYER.format(i)}mlp.experts.", count, config.moe_intermediate_size) for i in layers)
-    return {name: held for layer in of for name, held in layer.items()}
 
 
 # LLaDA-MoE ------------------------------------------------------------------------------------------------------------
@@ -53,11 +47,6 @@ def _moe_fields(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 def _moe_published(config: Any) -> Mapping[str, Any]:
     sparse = [int(i not in config.mlp_only_layers) for i in range(config.num_hidden_layers)]
     return {"moe_layer_freq": sparse, "norm_topk_prob": None}
-
-
-def _qwen3_experts(config: Any) -> dict[str, tuple[Share, ...]]:
-    sparse = [i for i in range(config.num_hidden_layers) if i not in config.mlp_only_layers]
-    return of_layers(config, config.num_local_experts, sparse)
 
 
 LLADA_MOE = Decoder(
@@ -80,7 +69,6 @@ LLADA_MOE = Decoder(
     },
     without=("router_num_group", "router_topk_group", "output_router_logits", "router_aux_loss_coef"),
     fixed={"decoder_sparse_step": 1, "norm_topk_prob": False},
-    shares=_qwen3_experts,
     eos=EOS,
     ends=(ROLE_END,),
     ids={"mask_token_id": 156895, "eos_token_id": 156892},
@@ -98,7 +86,6 @@ SDAR_MOE = Decoder(
     only={**SLIDING, "attention_bias": False},
     without=("block_size", "debug", "ep_size", "fuse_cross_entropy", "micro_forward", "skip_checkpoint", "use_deepep",
              "output_router_logits", "router_aux_loss_coef", "max_window_layers"),
-    shares=_qwen3_experts,
     eos=EOS,
     ends=(END,),
     ids={"mask_token_id": 151669, "eos_token_id": 151643},
@@ -137,11 +124,10 @@ def _glm_shares(config: Any) -> dict[str, tuple[Share, ...]]:
         out[f"{at}attention.query_key_value.weight"] = tuple(
             Share(f"{at}self_attn.{name}_proj.weight", (), span) for name, span in rows.items()
         )
-    sparse = range(config.first_k_dense_replace, layers)
-    for i in sparse:
+    for i in range(config.first_k_dense_replace, layers):
         at = f"{LAYER.format(i)}mlp.gate."
         out[f"{at}expert_bias"] = (Share(f"{at}e_score_correction_bias"),)
-    return out | of_layers(config, config.n_routed_experts, sparse)
+    return out
 
 
 def _blocks_of_32(raw: Mapping[str, Any]) -> Pattern | None:

@@ -81,8 +81,9 @@ def inspect(
         problems += factor_faults(found, folder.path, raw.get("lora_alpha"))
     rows, reserve = config.vocab_size, raw.get("reserve") or {}
     try:
-        check_ids(facts, rows, len(tokenizer))
-        ranges = reserve_ranges(reserve, len(tokenizer), 2**63 if own.GROWS and not folder.saved else rows)
+        grows = own.GROWS and not folder.saved
+        check_ids(facts, max(rows, len(tokenizer)) if grows else rows, len(tokenizer))
+        ranges = reserve_ranges(reserve, len(tokenizer), 2**63 if grows else rows)
     except ConfigError as error:
         ranges = {}
         problems.append(str(error))
