@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -166,8 +167,15 @@ def test_a_hub_id_is_looked_up_in_the_cache_alone(tmp_path: Path, monkeypatch: p
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123")
     assert inspect("GSAI-ML/LLaDA-8B-Base")["mask_id"] == 261
-    with pytest.raises(ConfigError, match="no model of that name in the hub's cache"):
-        inspect("GSAI-ML/LLaDA-1.5")
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        hub.setblocking(False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.3)
+        with pytest.raises(ConfigError, match="no model of that name in the hub's cache"):
+            inspect("GSAI-ML/LLaDA-1.5")
+        with pytest.raises(BlockingIOError):
+            hub.accept()
 
 
 # The work

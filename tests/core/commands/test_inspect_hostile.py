@@ -127,6 +127,7 @@ HOSTILE: dict[str, Damage] = {
     "pickles": pickled,
     # the index
     "an index out of the folder": lambda f: indexed(f, {"weight_map": {"a": "../../etc/passwd"}}),
+    "an index to a neighbour": lambda f: indexed(f, {"weight_map": {"a": "../harmless/model.safetensors"}}),
     "an index to /": lambda f: indexed(f, {"weight_map": {"a": "/etc/passwd"}}),
     "an index to nothing": lambda f: indexed(f, {"weight_map": {"a": "b.safetensors"}}),
     "an index to itself": lambda f: indexed(f, {"weight_map": {"a": INDEX}}),
@@ -254,6 +255,8 @@ def test_lines_name_what_is_wrong(judged: Any) -> None:
         "more layers than weights": "asks for a larger model than the weights there are of",
         "tensors over each other": "tensors overlap, or leave bytes between them",
         "truncated numbers": "follow its head",
+        "a huge size": "4 bytes, expected",
+        "an index to a neighbour": "which is not a file of the folder",
     }.items():
         assert part in lines[name], lines[name]
 

@@ -68,9 +68,10 @@ def test_what_a_forward_keeps(family: str, dtype: str, tolerance: float) -> None
     assert kept(shapes_of(real), find_family(family), B, L).whole == pytest.approx(now, rel=tolerance)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_a_forward_keeps_under_lora(family: str) -> None:
-    real = backbone(family)
+def test_what_a_forward_keeps_under_lora(family: str, dtype: str) -> None:
+    real = backbone(family, dtype)
     model = MMDiff(real)
     modules = Lora().modules if family == "llada" else "query|key|value|dense"
     add_adapters(model, {"part": "backbone", "r": 4, "alpha": 8.0, "dropout": 0.0, "modules": modules})
@@ -78,13 +79,13 @@ def test_what_a_forward_keeps_under_lora(family: str) -> None:
         parameter.requires_grad_(".lora_" in name)
     run = ids()
     now, _ = allocated(lambda: real.hidden(real.embed(run)))
-    shapes = shapes_of(backbone(family))
+    shapes = shapes_of(backbone(family, dtype))
     with lora_factors(shapes, 4) as factors:
         found = kept(shapes, find_family(family), B, L)
     adapted = sum(p.numel() for p in model.parameters() if p.requires_grad)
     slack = 4 * (sum(f.numel() for f in factors) - adapted)  # ESM: the head's layer, which has no name of its own
     assert abs(slack) < 4 * 4 * 4 * WIDTH
-    assert found.whole == pytest.approx(now, rel=0.02)
+    assert found.whole == pytest.approx(now, rel=0.02 if dtype == "float32" else 0.05)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
