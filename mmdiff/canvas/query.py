@@ -26,7 +26,7 @@ class StepInfo:
     step_R: the step within it, from 1. forward_R: the row's steps so far, this one included. block_BL: the block of
     each target position. recent_RL: bool, on the device, the positions that are queried, and those that were pending
     before the last step. recent_R: how many. queried_R: how many positions are queried. changed_R: False where canvas
-    and queried positions of the row are those of its last step.
+    and queried positions of the row are those of its last step. given_R: how many steps the row was given.
     """
 
     seed: int
@@ -40,6 +40,7 @@ class StepInfo:
     recent_RL: Tensor
     queried_R: Ints
     changed_R: Bools
+    given_R: Ints
 
     def repeat(self, n: int) -> StepInfo:
         """Returns what is known of `n` copies of the rows, copy after copy."""
@@ -54,11 +55,12 @@ class StepInfo:
             recent_RL=self.recent_RL.repeat(n, 1),
             queried_R=np.tile(self.queried_R, n),
             changed_R=np.tile(self.changed_R, n),
+            given_R=np.tile(self.given_R, n),
         )
 
     def picked(self, index_C: Ints, rows_C: Tensor) -> StepInfo:
         """Returns what is known of some rows of a call; rows_C: their numbers on the device."""
-        names = ("row_R", "copy_R", "block_R", "step_R", "forward_R", "recent_R", "queried_R", "changed_R")
+        names = ["row_R", "copy_R", "block_R", "step_R", "forward_R", "recent_R", "queried_R", "changed_R", "given_R"]
         picked = {name: getattr(self, name)[index_C] for name in names}
         return replace(self, recent_RL=self.recent_RL[rows_C], **picked)
 

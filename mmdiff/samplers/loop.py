@@ -153,6 +153,7 @@ def _asked(
         recent_RL=work.recent_RL,
         queried_R=work.queried_R,
         changed_R=work.changed_R,
+        given_R=given_R,
     )
     noise = StepNoise(config.seed, sample_B[work.row_R], forward_R, work.predicted_R, device)
     beside = getattr(process, "beside", None)

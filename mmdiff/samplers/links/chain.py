@@ -21,7 +21,10 @@ from .guidance import Guidance
 
 
 class Link(Protocol):
-    """A node of `sampler.denoise`. It is frozen: what it keeps between steps belongs to the Denoise that it returns."""
+    """A node of `sampler.denoise`. It is frozen: what it keeps between steps belongs to the Denoise that it returns.
+
+    One with `nearest = True` stands nearest to the model, wherever it is listed.
+    """
 
     def wrap(self, denoise: Denoise, batch: Batch, vocab: Vocab) -> Denoise:
         """Returns a Denoise over `denoise`, for the canvases of `batch`."""
@@ -59,6 +62,6 @@ def chained(denoise: Denoise, batch: Batch, vocab: Vocab, config: GenerationConf
         names = [type(link).__qualname__ for link in links if isinstance(link, kind)]
         if len(names) > 1:
             raise ConfigError(f"sampler.denoise: {' and '.join(names)}: two {what} cannot be combined, expected one")
-    for link in links:
+    for link in sorted(links, key=lambda link: not getattr(link, "nearest", False)):
         denoise = link.wrap(denoise, batch, vocab)
     return denoise, proposer

@@ -138,7 +138,7 @@ def test_a_reader_scores_a_canvas_as_the_causal_model_does_one_by_one(shift: int
     left_BL[:, -2] = True  # a later block
     ids_BL = ids_BL.masked_fill(left_BL, mask)
     none = torch.zeros(4, dtype=torch.int64)
-    info = StepInfo(0, none.numpy() + range(4), *[none.numpy()] * 6, none, none.numpy(), none.numpy())  # type: ignore[arg-type]
+    info = StepInfo(0, none.numpy() + range(4), *[none.numpy()] * 6, none, *[none.numpy()] * 3)  # type: ignore[arg-type]
     query = Query(batch.ids_BL, left_BL, torch.arange(4), batch=batch, step=info)
     mu_R = torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64)
     energy_R = Reader().bind(m.denoiser(batch), batch, m.vocab)(Candidate(ids_BL, query, left_BL, mu_R))

@@ -43,6 +43,7 @@ from mmdiff.samplers.links import caches, energy, verifier
 from mmdiff.samplers.links.classifier import Classifier
 from mmdiff.samplers.links.contrastive import Contrastive
 from mmdiff.samplers.links.guidance import Guidance
+from mmdiff.samplers.links.sparse import SparseD
 from mmdiff.samplers.processes.absorbing import Absorbing
 from mmdiff.samplers.processes.companion import Augmented
 from mmdiff.samplers.processes.editing import Editing
@@ -129,6 +130,7 @@ ARGUMENTS: dict[Any, list[dict[str, Any]]] = {
     caches.Prefix: [{}, {"refresh": 2}],
     caches.Dual: [{}, {"refresh": 3}],
     caches.Vicinity: [{"before": 2, "after": 1}],
+    SparseD: [{"size": 2, "select": 0.5, "skip": 0.1}],
     caches.Delayed: [{"refresh": 2}, {"refresh": 100}],
     Guidance: [{"scale": 1.5}, {"scale": 0.5, "media": 1.0}],
     Classifier: [{"classifier": Likes(), "candidates": 3}],
@@ -269,6 +271,7 @@ REFUSED: list[tuple[dict[str, Callable[[Any], bool]], str]] = [
         for rule in ("score", "schedule", "select", "revise")
     ),
     ({"choice": is_a(TO_THE_RIGHT), "ends": lambda level: level.get("eos_policy") == "last"}, "sampler.eos_policy"),
+    ({"cache": is_a(SparseD), "attention": lambda level: not isinstance(level, Full)}, "expected full attention"),
     ({"link": is_a(Contrastive), "media": lambda level: not level}, "Contrastive leaves media out"),
     ({"choice": given, "process": proposes_nothing}, "proposes no tokens"),
     ({"choice": is_a(energy.Resample), "draw": lambda level: not level}, "sampler.temperature: at 0 all candidates"),
@@ -432,9 +435,9 @@ def test_what_cannot_be_combined_is_refused_in_one_sentence(one: dict[str, Calla
     (a, of_a), (b, of_b) = one.items()
     pairs = [(i, j) for i, x in enumerate(axes()[a]) if of_a(x) for j, y in enumerate(axes()[b]) if of_b(y)]
     assert pairs
-    m = model(Full(), False, 0)
     for i, j in pairs:
         chosen = dict.fromkeys(axes(), 0) | {a: i, b: j}
+        m = model(levels(chosen)["attention"], False, 0)
         for samples in (rows(m, False), rows(m, False)[:1]):
             with pytest.raises(ConfigError) as raised:
                 write(m, samples, list(range(len(samples))), "left", settings(levels(chosen)))
