@@ -96,7 +96,9 @@ def with_own_rows(config: Config, progress: Callable[[str], None]) -> Config:
         if not hasattr(function, "toy"):
             return inner
         files = [Path(str(node[name])) for name in FILES if name in node]
-        if "limit" in inspect.signature(function).parameters and files and all(file.exists() for file in files):
+        there = bool(files) and all(file.exists() for file in files)
+        is_source = hasattr(function, "__getitem__")  # documents, of which a source is made, are none
+        if there and is_source and "limit" in inspect.signature(function).parameters:
             source: Source = build({**node, "limit": min(FEW, node.get("limit") or FEW)}, where=key)
             few = Few(source)
             read = [few[i] for i in range(len(few))]
@@ -123,7 +125,7 @@ def words_of(config: Config) -> Words | None:
     node = backbone.get("tokenizer") if isinstance(backbone, Mapping) else None
     if not isinstance(node, Mapping) or "target" not in node:
         return None
-    tokenizer = build(node, where="model.backbone.tokenizer")
+    tokenizer = build(node, where="model.backbone.tokenizer", toy=True)  # not from all of somebody's files
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None or type(core.model).__name__ != "WordLevel":
         return None

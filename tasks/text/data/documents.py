@@ -115,6 +115,11 @@ class Split:
             if (int.from_bytes(digest) < self.heldout * 2**64) == (self.which == "heldout"):
                 yield row
 
+    @classmethod
+    def toy(cls, documents: Any, **settings: Any) -> Any:
+        """All documents: of a few, none may be on one side."""
+        return documents
+
 
 def texts_of(documents: Iterable[Row], field: str = "text") -> Iterator[tuple[str, str]]:
     """Yields (where, text) of documents of any kind. Raises DataError for what holds no text."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,7 +37,7 @@ class StandardLibrary:
     limit: AtLeast1 | None = None
 
     def __iter__(self) -> Iterator[Row]:
-        for where, text in _documents()[: self.limit]:
+        for where, text in islice(_documents(), self.limit):
             yield {"text": text, "where": where}
 
     @classmethod
@@ -45,16 +46,18 @@ class StandardLibrary:
         return cls(limit=min(20, arguments.get("limit") or 20))
 
 
-@cache
-def _documents() -> list[tuple[str, str]]:
-    root = Path(sysconfig.get_path("stdlib"))
-    files = [file for file in sorted(root.rglob("*.py")) if LEFT_OUT.isdisjoint(file.relative_to(root).parts)]
-    found = [(str(file.relative_to(root)), text) for file in files if len(text := _docstrings(file)) >= SHORTEST]
+def _documents() -> Iterator[tuple[str, str]]:
+    yield from _topics()
+    root, found = Path(sysconfig.get_path("stdlib")), False
+    for file in sorted(root.rglob("*.py")):
+        if LEFT_OUT.isdisjoint(file.relative_to(root).parts) and len(text := _docstrings(file)) >= SHORTEST:
+            found = True
+            yield str(file.relative_to(root)), text
     if not found:
         raise DataError(f"{root}: no module of the standard library has its source there")
-    return _topics() + found
 
 
+@cache  # to parse them all takes seconds, and a run reads them several times
 def _docstrings(file: Path) -> str:
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
