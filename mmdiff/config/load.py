@@ -23,6 +23,7 @@ from mmdiff.files import SUMS, regular
 from .gate import check_parts, import_from_here, trusted
 from .moved import renewed
 from .nodes import as_node, flatten
+from .presets import split_preset
 from .schema import as_annotated, expand, join
 from .settings import Config, GenerationConfig, ModelConfig
 from .typed import typed
@@ -74,6 +75,7 @@ def task_and_sampler(task: Any, sampler: Mapping[str, Any], overrides: Sequence[
     given: dict[str, Any] = {}
     for override in overrides:
         _set(given, override)
+    given = _with_preset(given)
     for key in given:
         if key not in ("task", "sampler"):
             near = nearest(key, ("task", "sampler"))
@@ -178,7 +180,7 @@ def _read(name: str, folder: Path, readers: tuple[str, ...], *, own: bool) -> tu
 
 def _expanded(tree: dict[Any, Any]) -> dict[str, Any]:
     """Returns the tree with a node for every dotted path that stands where one belongs, those of mixtures included."""
-    tree = expand(Config, tree)
+    tree = _with_preset(expand(Config, tree))
     stages = tree["train"].get("stages") if isinstance(tree.get("train"), dict) else None
     for stage in stages.values() if isinstance(stages, dict) else ():
         data = stage.get("data") if isinstance(stage, dict) else None
@@ -187,6 +189,14 @@ def _expanded(tree: dict[Any, Any]) -> dict[str, Any]:
                 if key in entry:
                     entry[key] = as_node(entry[key])
     return tree
+
+
+def _with_preset(tree: dict[str, Any]) -> dict[str, Any]:
+    """Returns the tree with the settings of the preset that its sampler names, under those that it names itself."""
+    if not isinstance(sampler := tree.get("sampler"), Mapping):
+        return tree
+    below, above = split_preset(sampler)
+    return {**tree, "sampler": _merge(below, above, "sampler") if below else above}
 
 
 def _check_foreign(tree: Mapping[str, Any], where: str) -> None:

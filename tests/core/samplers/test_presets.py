@@ -1,0 +1,86 @@
+"""Presets: each parses, generates on a toy of the checkpoint that it is for, and lies where the command line finds it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from paths import ROOT
+
+from mmdiff.backbones import load_backbone
+from mmdiff.canvas.sample import Sample, Target, Text
+from mmdiff.config.load import load_config, task_and_sampler
+from mmdiff.config.presets import preset, presets
+from mmdiff.config.settings import GenerationConfig
+from mmdiff.data.collate import collate
+from mmdiff.errors import ConfigError
+from mmdiff.model import MMDiff
+
+TOYS = {
+    "dream-7b-instruct": "Dream-org/Dream-v0-Instruct-7B",
+    "dreamon-7b": "Dream-org/DreamOn-v0-7B",
+    "fast-dllm-llada": "GSAI-ML/LLaDA-8B-Instruct",
+    "fast-dllm-v2-7b": "Efficient-Large-Model/Fast_dLLM_v2_7B",
+    "llada-1.5": "GSAI-ML/LLaDA-1.5",
+    "llada-8b-instruct": "GSAI-ML/LLaDA-8B-Instruct",
+    "llada-8b-instruct-gsm8k": "GSAI-ML/LLaDA-8B-Instruct",
+    "llada-8b-instruct-humaneval": "GSAI-ML/LLaDA-8B-Instruct",
+    "llada-8b-instruct-math": "GSAI-ML/LLaDA-8B-Instruct",
+    "llada2.0-mini": "inclusionAI/LLaDA2.0-mini",
+    "llada2.1-mini": "inclusionAI/LLaDA2.1-mini",
+    "llada2.1-mini-speed": "inclusionAI/LLaDA2.1-mini",
+    "llada2.2-flash": "inclusionAI/LLaDA2.1-mini",
+    "sdar-4b-chat": "JetLM/SDAR-4B-Chat",
+}
+IDS = {"expand": 5, "delete": 6, "split": 7}  # ids of a toy's for tokens that it does not have
+
+
+def test_every_preset_has_a_toy_and_names_its_source() -> None:
+    assert presets() == sorted(TOYS)
+    for name in presets():
+        lines = (ROOT / "configs" / "presets" / f"{name}.yaml").read_text().splitlines()
+        assert lines[0].startswith("# ") and "/" in lines[0] and any(x.startswith("# Source: ") for x in lines)
+        given = yaml.safe_load("\n".join(lines))
+        assert given.keys() <= preset(name).keys() == asdict(GenerationConfig()).keys()
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_it_generates_on_a_toy(name: str) -> None:
+    """Rows of two lengths get what each gets alone, without a masked position left."""
+    torch.manual_seed(0)
+    model = MMDiff(load_backbone.toy(TOYS[name]))  # type: ignore[attr-defined]
+    with torch.no_grad():
+        model.backbone.model.get_output_embeddings().weight.mul_(20)  # else entropies differ in their last digits only
+    settings = preset(name)
+    if settings["process"]:
+        settings["process"] |= {key: i for key, i in IDS.items() if key in settings["process"]}
+    rows: list[Sample] = [[Text([40, 41, 42]), Target(length=9)], [Text([43]), Target(length=5)]]
+    many = model.generate(collate(rows, model.vocab, index=[0, 1]), **settings)
+    assert all(model.vocab.mask_id not in row for row in many.targets())
+    for i, row in enumerate(rows):
+        one = model.generate(collate([row], model.vocab, index=[i]), **settings)
+        assert one.targets() == [many.targets()[i]]
+
+
+def test_a_preset_is_published_and_no_more(tmp_path: Path) -> None:
+    """A base's own settings do not get into it; what is named beside it lies over it, node by node."""
+    (tmp_path / "mine.yaml").write_text("base: vqa-demo\nsampler: {preset: llada2.1-mini, seed: 3}\n")
+    (tmp_path / "base.yaml").write_text("base: mine.yaml\nsampler: {threshold: 0.6}\n")
+    published: dict[str, Any] = preset("llada2.1-mini")
+    assert asdict(load_config(tmp_path / "mine.yaml").sampler) == published | {"seed": 3}
+    assert asdict(load_config(tmp_path / "base.yaml").sampler) == published | {"seed": 3, "threshold": 0.6}
+    overrides = ["sampler.preset=llada2.1-mini", "sampler.process.most=4"]
+    expected = published | {"process": published["process"] | {"most": 4}}
+    base = load_config("vqa-demo").sampler
+    assert asdict(base)["steps"] is not None and published["steps"] is None
+    assert asdict(load_config("vqa-demo", overrides).sampler) == expected
+    assert asdict(task_and_sampler({"target": "x"}, asdict(base), overrides)[1]) == expected
+    for wrong in ("llada-8b-instuct", 3):
+        with pytest.raises(ConfigError, match=f"sampler.preset: {wrong!r}: no preset"):
+            load_config("vqa-demo", [f"sampler.preset={wrong}"])
+    with pytest.raises(ConfigError, match=r"sampler.tresholt: no such field"):
+        load_config("vqa-demo", ["sampler.preset=llada-1.5", "sampler.tresholt=0.5"])
