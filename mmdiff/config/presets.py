@@ -26,7 +26,7 @@ def presets() -> list[str]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """Returns the settings of a preset by name, for `generate(batch, **preset("dream-7b-instruct"))` or a configuration.
+    """Returns the settings of a preset, as `generate` of a model takes them by name.
 
     Raises ConfigError for a name that there is not.
     """

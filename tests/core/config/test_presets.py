@@ -1,4 +1,4 @@
-"""Presets: each parses, generates on a toy of the checkpoint that it is for, and lies where the command line finds it."""
+"""Presets: each parses, generates on a toy of the checkpoint that it is for, and is found by the command line."""
 
 from __future__ import annotations
 
