@@ -78,6 +78,9 @@ class Facts:
             missing = "mask" if mask_id is None else "eos"
             raise ConfigError(f"tokenizer: no {missing} token, and config.json has no {missing}_token_id")
         ends = tuple(dict.fromkeys(i for i in end_ids if i is not None))
+        for i in (mask_id, eos_id, pad_id, bos_id, *ends):
+            if i is not None and (isinstance(i, bool) or not isinstance(i, int)):
+                raise ConfigError(f"config.json: {str(i)[:80]!r} is no id of a token, expected a whole number")
         return cls(mask_id, eos_id, eos_id if pad_id is None else pad_id, bos_id, ends, 0, max_length)
 
 

@@ -18,7 +18,7 @@ from mmdiff.parts import part
 from .backbone import Backbone, check_attention
 from .bounds import bounded_by, check_files, check_layers, check_sizes, one_line
 from .family import FAMILIES, Facts, Family, Sizes, find_family, model_type_of
-from .reserve import padded_rows, reserve_more, reserve_ranges, reserved_ids
+from .reserve import padded_rows, reserve_more, reserve_of, reserve_ranges, reserved_ids
 from .rope import rope_in_fp32 as use_rope_in_fp32
 from .weights import read_json, read_weights, tensor_names, weight_files
 
@@ -90,7 +90,8 @@ def backbone_from_folder(
         config = own.config(own.settle(raw, tensor_names(folder)) if weights else raw, options)
         check_sizes(config, folder / "config.json")
         facts = own.facts(raw, config, tokenizer)
-        reserve = raw.get("reserve") if reserve is None else reserve
+        if reserve is None:
+            reserve = reserve_of(raw, len(tokenizer), config.vocab_size)
         grows = weights and own.GROWS and len(tokenizer) + reserved_ids(reserve) > config.vocab_size
         first = None if grows else reserve
         backbone = _build(name, config, facts, tokenizer, dtype, attention, rope_in_fp32, first, not grows, False)

@@ -44,6 +44,19 @@ def reserve_ranges(reserve: Mapping[str, int] | None, first: int, rows: int) -> 
     return ranges
 
 
+def reserve_of(raw: Mapping[str, Any], first: int, rows: int) -> Mapping[str, int] | None:
+    """Returns the reserved ids of a folder's config.json, which stand in the table that it has.
+
+    Raises ConfigError for what is none, and as `reserve_ranges` does.
+    """
+    reserve = raw.get("reserve")
+    if reserve is not None and not isinstance(reserve, dict):
+        raise ConfigError(f"config.json: reserve is {str(reserve)[:80]!r}, expected {{name: how many}}")
+    if reserve:
+        reserve_ranges(reserve, first, rows)
+    return reserve
+
+
 def padded_rows(ids: int) -> int:
     """Returns the rows of an embedding table for so many ids: a multiple of 128, as LLaDA's 126464 is."""
     return -(-ids // 128) * 128

@@ -19,7 +19,7 @@ import torch
 from mmdiff.backbones.bounds import bounded_by, check_sizes, one_line
 from mmdiff.backbones.family import Facts, Family, find_family, model_type_of
 from mmdiff.backbones.load import DTYPES, check_ids
-from mmdiff.backbones.reserve import reserve_ranges
+from mmdiff.backbones.reserve import reserve_of, reserve_ranges
 from mmdiff.backbones.weights import Header, Match, factor_faults, match
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.patterns import Full
@@ -79,13 +79,11 @@ def inspect(
     found = _matched(folder, model, headers, published, own)
     if folder.saved is None:
         problems += factor_faults(found, folder.path, raw.get("lora_alpha"))
-    rows, reserve = config.vocab_size, raw.get("reserve") or {}
+    rows, ranges = config.vocab_size, {}
     try:
-        grows = own.GROWS and not folder.saved
-        check_ids(facts, max(rows, len(tokenizer)) if grows else rows, len(tokenizer))
-        ranges = reserve_ranges(reserve, len(tokenizer), 2**63 if grows else rows)
+        check_ids(facts, max(rows, len(tokenizer)) if own.GROWS and not folder.saved else rows, len(tokenizer))
+        ranges = reserve_ranges(reserve_of(raw, len(tokenizer), rows), len(tokenizer), max(rows, len(tokenizer)))
     except ConfigError as error:
-        ranges = {}
         problems.append(str(error))
     pattern = _pattern(folder, facts)
     size = getattr(pattern, "size", None)

@@ -20,11 +20,12 @@ import pytest
 import torch
 from paths import ROOT
 
-from mmdiff.backbones import new_backbone
+from mmdiff.backbones import load_backbone, new_backbone
 from mmdiff.backbones.families.llada import toy_tokenizer
 from mmdiff.commands import cli
 from mmdiff.commands.inspection import headers
 from mmdiff.commands.inspection.headers import read_headers
+from mmdiff.commands.inspection.inspect import inspect
 from mmdiff.errors import ConfigError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -173,6 +174,7 @@ HOSTILE: dict[str, Damage] = {
     "a negative vocabulary": lambda f: fields(f, vocab_size=-1, embedding_size=-1),
     "a mask id of another": lambda f: fields(f, mask_token_id=3),
     "a mask id that is text": lambda f: fields(f, mask_token_id="x"),
+    "an end id of 0.5": lambda f: fields(f, eos_token_id=[257, 0.5]),
     "a context of 2^62": lambda f: fields(f, max_sequence_length="many"),
     # the tokenizer
     "a tokenizer of lists": lambda f: (f / "tokenizer.json").write_bytes(MANY),
@@ -272,6 +274,17 @@ def test_code_of_a_folder_is_named_and_not_run(tmp_path: Path, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert code == 2 or "modeling_llada.LLaDAModelLM" in json.loads(out.splitlines()[-1])["code"]
     assert not Path("ran").exists() and not list(tmp_path.rglob("ran"))
+
+
+def test_ids_that_a_folder_reserves_stand_in_its_table(tmp_path: Path) -> None:
+    """A table grows for the ids that a caller asks for, not by what is in a stranger's configuration."""
+    fields(harmless(tmp_path), reserve=[1])
+    assert "reserve is '[1]', expected {name: how many}" in inspect(tmp_path)["problems"][0]
+    fields(tmp_path, reserve={"action": 10**12})
+    assert "reserve: 1000000000000 ids, but" in inspect(tmp_path)["problems"][0]
+    with pytest.raises(ConfigError, match=r"reserve: 1000000000000 ids, but \d+ rows of the 300 are free"):
+        load_backbone(tmp_path)
+    assert load_backbone(tmp_path, reserve={"action": 500}).vocab_size > 600
 
 
 def test_heads_of_all_files_have_one_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
