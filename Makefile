@@ -66,5 +66,5 @@ clean:
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[vision,audio,protein,vla,metaworld,structured,serve,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[vision,audio,protein,vla,metaworld,text,structured,harness,serve,dev]'
 	touch $@

@@ -1,0 +1,203 @@
+"""EleutherAI's lm-evaluation-harness: `python -m mmdiff.evals.lm_eval --model mmdiff --model_args pretrained=runs/x`.
+
+All arguments are the harness's own (extra `harness`). Log-likelihoods are -bound (`mmdiff.model.likelihood`), so lower
+bounds of log p; of a model with causal attention they are log p itself. The options of one question are scored with the
+same random numbers, so that their differences are less noisy than they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from lm_eval import utils
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+
+from mmdiff.backbones import load_backbone
+from mmdiff.canvas.batch import to_device
+from mmdiff.canvas.patterns import Causal
+from mmdiff.canvas.sample import Sample, Target, Text
+from mmdiff.config.gate import trusting
+from mmdiff.config.settings import GenerationConfig
+from mmdiff.data.collate import collate
+from mmdiff.errors import ConfigError
+from mmdiff.model import MMDiff
+from mmdiff.model.evaluating import evaluating
+from mmdiff.model.likelihood import bound, next_token
+from mmdiff.model.saving import read_config
+from mmdiff.samplers.options import generation_config
+from mmdiff.session import find_model
+
+T = TypeVar("T")
+
+
+@register_model("mmdiff")
+class Harness(LM):
+    """A run, a saved model or a folder of a published backbone, as the harness asks for it.
+
+    levels: mask counts per text of the bound, and so forwards; a text of at most so many tokens is bounded exactly.
+    greedy: whether `is_greedy` is found out, by one token per forward; else it is False, but under causal attention.
+    batch_size: texts per forward. dtype: of a published backbone. trust: as in `mmdiff.session.load`.
+    sampler: further settings of generation, over those of the run (`block_length=32,steps=128`).
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        batch_size: int | str = 8,
+        levels: int = 16,
+        seed: int = 0,
+        greedy: bool = False,
+        max_new_tokens: int = 128,
+        dtype: str = "float32",
+        device: str | None = None,
+        trust: bool = False,
+        max_batch_size: int | None = None,
+        **sampler: Any,
+    ) -> None:
+        super().__init__()
+        self.batch_size = 8 if batch_size == "auto" else int(batch_size)
+        self.levels, self.seed, self.greedy = int(levels), int(seed), greedy
+        self.model, config = open_model(Path(pretrained), dtype, trust)
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = self.model.to(chosen).eval()
+        self.sampler = generation_config(config, **{"max_new_tokens": int(max_new_tokens), **sampler})
+        self.causal = isinstance(self.model.attention, Causal)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.model.vocab.tokenizer.name_or_path).replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Returns the text of a dialogue, by the tokenizer's own template."""
+        text: str = self.model.vocab.tokenizer.apply_chat_template(
+            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+        return text
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Returns (log p of the continuation given the context, whether greedy decoding gives it) of each request."""
+        pairs = [self._pair(*request.args) for request in requests]
+        index = [_number(request, i) for i, request in enumerate(requests)]
+        return self._batched(list(zip(pairs, index, strict=True)), self._scored, lambda job: sum(map(len, job[0])))
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Returns log p of whole texts: windows of the context's length, each behind the token before it."""
+        jobs, owners = [], []
+        length = self.model.backbone.facts.max_length
+        for i, request in enumerate(requests):
+            ids = self.model.vocab.encode(request.args[0])
+            windows = utils.get_rolling_token_windows(ids, self._first(), length - 1, 1)
+            for n, window in enumerate(map(utils.make_disjoint_window, windows)):
+                jobs.append((window, 1000 * i + n))
+                owners.append(i)
+        out = [0.0] * len(requests)
+        scored = self._batched(jobs, self._scored, lambda job: sum(map(len, job[0])))
+        for owner, (logp, _) in zip(owners, scored, strict=True):
+            out[owner] += logp
+        return out
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Returns the generated texts, each cut before the first of its stop strings."""
+        jobs = [(*request.args, _number(request, i)) for i, request in enumerate(requests)]
+        return self._batched(jobs, self._generated, lambda job: len(job[0]))
+
+    def _scored(self, jobs: Sequence[tuple[tuple[list[int], list[int]], int]]) -> list[tuple[float, bool]]:
+        samples: list[Sample] = [[Text(context), Target(rest)] for (context, rest), _ in jobs]
+        batch = collate(samples, self.model.vocab, index=[number for _, number in jobs])
+        with evaluating(self.model), torch.no_grad():
+            if self.causal:
+                nll_P, right_P, row_P = (v.cpu() for v in next_token(self.model, to_device(batch, self.model.device)))
+                logp_B = -torch.zeros(len(jobs), dtype=torch.float64).index_add(0, row_P, nll_P.double())
+                greedy_B = torch.ones(len(jobs)).scatter_reduce(0, row_P, right_P.float(), "amin") > 0
+                return list(zip(logp_B.tolist(), greedy_B.tolist(), strict=True))
+            logp_B = -bound(self.model, batch, levels=self.levels, seed=self.seed).nll_B
+        if not self.greedy:
+            return [(logp, False) for logp in logp_B.tolist()]
+        empty: list[Sample] = [[Text(context), Target(length=len(rest))] for (context, rest), _ in jobs]
+        config = replace(self.sampler, temperature=0.0, steps=None, early_stop=False)
+        index = [number for _, number in jobs]
+        batch = to_device(collate(empty, self.model.vocab, index=index), self.model.device)
+        out = self.model.generate(batch, generation_config=config).targets()
+        return [(logp, ids == rest) for logp, ids, ((_, rest), _) in zip(logp_B.tolist(), out, jobs, strict=True)]
+
+    def _generated(self, jobs: Sequence[tuple[str, dict[str, Any], int]]) -> list[str]:
+        """jobs: context, settings of the harness for it, and what identifies its random numbers."""
+        vocab, texts = self.model.vocab, [""] * len(jobs)
+        alike: dict[tuple[int, float | None], list[int]] = {}
+        for i, (_, named, _) in enumerate(jobs):
+            length = int(named.get("max_gen_toks", named.get("max_new_tokens", self.sampler.max_new_tokens)))
+            heat = float(named["temperature"]) if named.get("do_sample") and "temperature" in named else None
+            alike.setdefault((length, heat), []).append(i)
+        for (length, heat), some in alike.items():
+            config = self.sampler if heat is None else replace(self.sampler, temperature=heat)
+            most = max(self.model.backbone.facts.max_length - length, 1)
+            contexts = [vocab.encode(jobs[i][0])[-most:] or [self._first()] for i in some]
+            rows: list[Sample] = [[Text(ids), Target(length=length)] for ids in contexts]
+            batch = to_device(collate(rows, vocab, index=[jobs[i][2] for i in some], side="left"), self.model.device)
+            for i, ids in zip(some, self.model.generate(batch, generation_config=config).targets(), strict=True):
+                text, until = vocab.decode(vocab.until_end(ids)), jobs[i][1].get("until") or []
+                for stop in [until] if isinstance(until, str) else until:
+                    text = text.split(stop)[0] if stop else text
+                texts[i] = text
+        return texts
+
+    def _pair(self, context: str, rest: str) -> tuple[list[int], list[int]]:
+        """Returns the ids of both; white space at the context's end belongs to what follows, as tokenizers have it."""
+        bare = context.rstrip()
+        context, rest = bare, context[len(bare) :] + rest
+        before = self.model.vocab.encode(context) if context else []
+        after = self.model.vocab.encode(context + rest)[len(before) :]
+        length = self.model.backbone.facts.max_length
+        return (before or [self._first()])[-max(length - len(after), 1) :], after
+
+    def _first(self) -> int:
+        vocab = self.model.vocab
+        return vocab.eos_id if vocab.bos_id is None else vocab.bos_id
+
+    def _batched(self, jobs: Sequence[Any], run: Callable[[Any], list[T]], size: Callable[[Any], int]) -> list[T]:
+        """Returns `run` of all jobs, in their order; those of one length are run together."""
+        order, out = sorted(range(len(jobs)), key=lambda i: -size(jobs[i])), dict[int, T]()
+        for start in range(0, len(order), self.batch_size):
+            some = order[start : start + self.batch_size]
+            out |= dict(zip(some, run([jobs[i] for i in some]), strict=True))
+        return [out[i] for i in range(len(jobs))]
+
+
+def open_model(path: Path, dtype: str, trust: bool) -> tuple[MMDiff, GenerationConfig | None]:
+    """Returns the model of a run, a saved model or a published folder, and the run's sampler settings."""
+    try:
+        where = find_model(path)
+    except ConfigError:
+        if path.is_dir() and not (path / "config.json").is_file():
+            raise
+        return MMDiff(load_backbone(path, dtype=dtype)), None
+    with trusting(trust):
+        named = read_config(where).get("sampler") or {}
+        return MMDiff.from_pretrained(where, trust=trust), generation_config(None, **named)
+
+
+def _number(request: Instance, i: int) -> int:
+    """Returns what identifies the random numbers of a request: those of one question have the same."""
+    return i if request.doc_id is None else int(request.doc_id)
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Run the harness's own command line, in which `--model mmdiff` is known."""
+    import sys
+
+    from lm_eval.__main__ import cli_evaluate
+
+    if arguments is not None:
+        sys.argv = ["lm_eval", *arguments]
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()
