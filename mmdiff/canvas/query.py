@@ -70,17 +70,18 @@ class Fresh:
     """The positions that are run at a step; all others keep the keys and values of an earlier one.
 
     whole_R: rows that are run whole, and whose keys and values are all made anew. run_RL: bool, the positions of the
-    other rows: an array, or a tensor of which `count_R` positions per row are True.
+    other rows: an array, or a tensor of which `count_R` positions per row are True; at_most: or fewer.
     """
 
     whole_R: Bools
     run_RL: Bools | Tensor
     count_R: Ints
+    at_most: bool = False
 
     def repeat(self, n: int) -> Fresh:
         """Returns the same of `n` copies of the rows, copy after copy."""
         run_RL = self.run_RL.repeat(n, 1) if isinstance(self.run_RL, Tensor) else np.tile(self.run_RL, (n, 1))
-        return Fresh(np.tile(self.whole_R, n), run_RL, np.tile(self.count_R, n))
+        return Fresh(np.tile(self.whole_R, n), run_RL, np.tile(self.count_R, n), self.at_most)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -201,7 +201,7 @@ class Denoiser:
             fresh = kept.exact(step)
             kept.settle(step, fresh.run_RL)  # type: ignore[arg-type]
         else:
-            fresh = Fresh(fresh.whole_R | new_R, fresh.run_RL, fresh.count_R)
+            fresh = replace(fresh, whole_R=fresh.whole_R | new_R)
         if self.model.backbone.facts.shift:
             fresh = kept.with_left(fresh)
         row_P, position_P = query.at()[0], self._predicting(query, batch)
@@ -280,13 +280,12 @@ class Denoiser:
         device, n = query.row_R.device, int(count_R.max())
         if self.model.backbone.compiled:
             n = min(length, max(2, 1 << (n - 1).bit_length()))  # so that shapes repeat
-        if isinstance(run_RL, Tensor):
-            at_RN = (~run_RL).to(torch.uint8).argsort(dim=1, stable=True)[:, :n]
-        else:
-            at_RN = _sent((~run_RL).argsort(axis=1, kind="stable")[:, :n], device)
-        if ragged := self.model.backbone.compiled or bool((count_R < n).any()):
+        if not isinstance(run_RL, Tensor):
+            run_RL = _sent(run_RL, device)
+        at_RN = (~run_RL).to(torch.uint8).argsort(dim=1, stable=True)[:, :n]
+        if ragged := self.model.backbone.compiled or fresh.at_most or bool((count_R < n).any()):
             beyond_RN = torch.arange(n, device=device) >= _sent(count_R, device)[:, None]
-            at_RN = at_RN.masked_fill(beyond_RN, length)
+            at_RN = at_RN.masked_fill(beyond_RN | ~run_RL.gather(1, at_RN), length)
         return at_RN, ragged
 
 

@@ -67,7 +67,7 @@ def cached(denoise: Denoise, batch: Batch, whole: Callable[[StepInfo], Bools], r
     return chosen
 
 
-def _block_start(step: StepInfo, refresh: int) -> Bools:
+def block_start(step: StepInfo, refresh: int) -> Bools:
     """Whether a row is at a block's first step, or at one of every `refresh` steps of it (0: at no other)."""
     done_R = step.step_R - 1
     start_R: Bools = done_R % refresh == 0 if refresh else done_R == 0
@@ -90,7 +90,7 @@ class Prefix:
         def behind(rows: Rows) -> Bools:
             return rows.between(rows.start_R, np.full_like(rows.start_R, rows.attend_RL.shape[1]))
 
-        return cached(denoise, batch, lambda step: _block_start(step, self.refresh), behind)
+        return cached(denoise, batch, lambda step: block_start(step, self.refresh), behind)
 
 
 @part
@@ -103,7 +103,7 @@ class Dual:
     keeps: ClassVar[bool] = True
 
     def wrap(self, denoise: Denoise, batch: Batch, vocab: Vocab) -> Denoise:
-        return cached(denoise, batch, lambda step: _block_start(step, self.refresh), lambda rows: rows.block_RL)
+        return cached(denoise, batch, lambda step: block_start(step, self.refresh), lambda rows: rows.block_RL)
 
 
 @part
@@ -124,7 +124,7 @@ class Vicinity:
         def near(rows: Rows) -> Bools:
             return rows.between(rows.start_R - self.before, rows.end_R + self.after)
 
-        return cached(denoise, batch, lambda step: _block_start(step, self.refresh), near)
+        return cached(denoise, batch, lambda step: block_start(step, self.refresh), near)
 
 
 @part
@@ -162,6 +162,6 @@ class Delayed:
             step = query.step
             if step is None:
                 return denoise(query)
-            return denoise(replace(query, fresh=Fresh(_block_start(step, self.refresh), step.recent_RL, step.recent_R)))
+            return denoise(replace(query, fresh=Fresh(block_start(step, self.refresh), step.recent_RL, step.recent_R)))
 
         return delayed

@@ -43,8 +43,8 @@ def chained(denoise: Denoise, batch: Batch, vocab: Vocab, config: GenerationConf
     """Returns `denoise` with the links of `config.denoise` around it, and guidance around all where it has a scale;
     and the proposer, where the last node is one.
 
-    Raises ConfigError for what is no link, for two caches, for guidance that is asked for twice, and for a choice that
-    is not the last.
+    Raises ConfigError for what is no link, for two caches, for guidance that is asked for twice, for a choice that is
+    not the last, and for rules beside a link with `only_commits` that do anything else.
     """
     nodes = [build_rule(node, f"sampler.denoise[{i}]", "wrap|proposer") for i, node in enumerate(config.denoise)]
     choice: Choice | None = nodes.pop() if nodes and hasattr(nodes[-1], "proposer") else None
@@ -62,6 +62,12 @@ def chained(denoise: Denoise, batch: Batch, vocab: Vocab, config: GenerationConf
         names = [type(link).__qualname__ for link in links if isinstance(link, kind)]
         if len(names) > 1:
             raise ConfigError(f"sampler.denoise: {' and '.join(names)}: two {what} cannot be combined, expected one")
+    for link in links:
+        if getattr(link, "only_commits", False) and (config.revise is not None or config.process is not None):
+            raise ConfigError(
+                f"sampler.denoise: {type(link).__qualname__} judges positions by logits of earlier steps, expected no "
+                "sampler.revise and no sampler.process"
+            )
     for link in sorted(links, key=lambda link: not getattr(link, "nearest", False)):
         denoise = link.wrap(denoise, batch, vocab)
     return denoise, proposer

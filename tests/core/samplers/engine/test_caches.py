@@ -19,6 +19,7 @@ from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.samplers.links.caches import Delayed, Dual, FreeCache, Prefix, Vicinity
+from mmdiff.samplers.links.greedy import Greedy
 from mmdiff.samplers.links.guidance import Guidance
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
@@ -240,6 +241,75 @@ def test_what_cannot_be_combined_is_refused_in_one_sentence(named: dict[str, Any
     with pytest.raises(ConfigError) as raised:
         run(m, [[Text([4]), Target(length=2)]], [0], **named)
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("named", NAMED[:5], ids=str)
+def test_greedy_is_no_cache_when_refreshed_and_delayed_when_its_window_is_all(named: dict[str, Any]) -> None:
+    m = model()
+    greedy = [
+        run(m, samples(), [8, 3, 5, 4], **with_cache(cache, named)) for cache in (Greedy(refresh=1), Greedy(1, 3))
+    ]
+    plain = run(m, samples(), [8, 3, 5, 4], **named)
+    assert greedy[0].ids_BL.tolist() == plain.ids_BL.tolist() and greedy[0].step_BL.tolist() == plain.step_BL.tolist()
+    assert torch.allclose(greedy[0].confidence_BL, plain.confidence_BL, atol=1e-4)
+    for b in range(4):
+        alone = run(m, [samples()[b]], [[8, 3, 5, 4][b]], **with_cache(Greedy(1, 3), named))
+        assert alone.targets()[0] == greedy[1].targets()[b]
+        own = alone.confidence_BL[0][alone.target_BL[0]]
+        assert torch.allclose(own, greedy[1].confidence_BL[b][greedy[1].target_BL[b]], atol=1e-4)
+    one = {**named, "block_length": None}
+    wide, delayed = (run(m, samples(), [8, 3, 5, 4], **with_cache(c, one)) for c in (Greedy(99, 4), Delayed(4)))
+    assert wide.ids_BL.tolist() == delayed.ids_BL.tolist()
+    assert torch.allclose(wide.confidence_BL, delayed.confidence_BL, atol=1e-4)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_greedy_runs_what_was_committed_what_is_surest_and_their_neighbours(shift: int) -> None:
+    """Against lists: which positions are run; all others are judged by the logits of the step that ran them."""
+    m = model(image=False)
+    m.backbone.facts = replace(m.backbone.facts, shift=shift)
+    batch = batch_of(m, samples()[1:3], [3, 5])
+    denoise = m.denoiser(batch)
+    seen: list[tuple[Query, torch.Tensor]] = []
+    given: list[tuple[Query, torch.Tensor]] = []
+
+    def inner(query: Query) -> Any:
+        out = denoise(query)
+        seen.append((query, out.logits_PV.clone()))
+        return out
+
+    greedy = Greedy(window=1, refresh=4, ahead=2).wrap(inner, batch, m.vocab)
+
+    def outer(query: Query) -> Any:
+        out = greedy(query)
+        given.append((query, out.logits_PV.clone()))
+        return out
+
+    sample(outer, batch, m.vocab, generation_config(steps=6, early_stop=False, seed=1))
+    kept: dict[tuple[int, int], torch.Tensor] = {}
+    before: dict[int, list[int]] = {}
+    few = 0
+    for (query, fresh_PV), (_, logits_PV) in zip(seen, given, strict=True):
+        assert query.fresh is not None and query.step is not None
+        at = list(zip(query.row_R[query.at()[0]].tolist(), query.at()[1].tolist(), strict=True))
+        for r, b in enumerate(query.row_R.tolist()):
+            asked = [position for row, position in at if row == b]
+            if query.step.forward_R[r] % 4 == 1:
+                assert query.fresh.whole_R[r]
+                run = asked
+            else:
+                closed = [i for i in before[b] if i not in asked]
+                surest = sorted(asked, key=lambda i: -float(kept[b, i].softmax(-1).max()))[:2]
+                run = [i for i in asked if any(abs(i - j) <= 1 for j in closed + surest)]
+                assert query.fresh.run_RL[r].nonzero()[:, 0].tolist() == sorted(run + closed)
+                few += len(run) < len(asked)
+            for n, (row, position) in enumerate(at):
+                if row == b:
+                    if position in run:
+                        kept[b, position] = fresh_PV[n]
+                    assert torch.equal(logits_PV[n], kept[b, position])
+            before[b] = asked
+    assert few > 1
 
 
 @pytest.mark.parametrize("attention", [BlockCausal(3, "targets"), PrefixCausal()], ids=str)

@@ -42,6 +42,7 @@ from mmdiff.samplers.grammars import ebnf, pattern, schema
 from mmdiff.samplers.links import caches, energy, verifier
 from mmdiff.samplers.links.classifier import Classifier
 from mmdiff.samplers.links.contrastive import Contrastive
+from mmdiff.samplers.links.greedy import Greedy
 from mmdiff.samplers.links.guidance import Guidance
 from mmdiff.samplers.links.sparse import SparseD
 from mmdiff.samplers.processes.absorbing import Absorbing
@@ -131,6 +132,7 @@ ARGUMENTS: dict[Any, list[dict[str, Any]]] = {
     caches.Dual: [{}, {"refresh": 3}],
     caches.Vicinity: [{"before": 2, "after": 1}],
     SparseD: [{"size": 2, "select": 0.5, "skip": 0.1}],
+    Greedy: [{"window": 1, "refresh": 3}],
     caches.Delayed: [{"refresh": 2}, {"refresh": 100}],
     Guidance: [{"scale": 1.5}, {"scale": 0.5, "media": 1.0}],
     Classifier: [{"classifier": Likes(), "candidates": 3}],
@@ -271,6 +273,7 @@ REFUSED: list[tuple[dict[str, Callable[[Any], bool]], str]] = [
         for rule in ("score", "schedule", "select", "revise")
     ),
     ({"choice": is_a(TO_THE_RIGHT), "ends": lambda level: level.get("eos_policy") == "last"}, "sampler.eos_policy"),
+    *(({"cache": is_a(Greedy), rule: given}, "judges positions by logits") for rule in ("revise", "process")),
     ({"cache": is_a(SparseD), "attention": lambda level: not isinstance(level, Full)}, "expected full attention"),
     ({"link": is_a(Contrastive), "media": lambda level: not level}, "Contrastive leaves media out"),
     ({"choice": given, "process": proposes_nothing}, "proposes no tokens"),

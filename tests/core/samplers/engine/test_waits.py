@@ -23,6 +23,7 @@ from mmdiff.samplers.grammars.pattern import Pattern
 from mmdiff.samplers.links.classifier import Classifier
 from mmdiff.samplers.links.contrastive import Contrastive
 from mmdiff.samplers.links.energy import Resample
+from mmdiff.samplers.links.greedy import Greedy
 from mmdiff.samplers.links.verifier import Speculate, Verifier
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
@@ -135,6 +136,7 @@ WORDY = pytest.mark.needs("outlines_core")
         {"process": Matrix(Gaussian(2.0)), "temperature": 1.0, "steps": 4},
         {"process": Editing(0.1), "threshold": 0.2},
         {"denoise": [Resample(candidates=3, low=0.0)], "temperature": 1.0, "block_length": 4},
+        {"denoise": [Greedy(1, 3)], "block_length": 4, "temperature": 1.0},
         {"denoise": [Verifier(relative=0.4, mismatch="draft")], "block_length": 4},
         {"denoise": [Verifier(top_k=2)], "temperature": 1.0},
         {"denoise": [Contrastive(model="weak"), Classifier(Often(), candidates=3, chunk=5)], "temperature": 1.0},
