@@ -248,7 +248,7 @@ def test_every_published_size_is_that_of_its_name() -> None:
         ({"options": {"logit_cap": "3"}}, "options.logit_cap: '3', expected a number above 0"),
         ({"options": {"token_dropout": 1}}, "options.token_dropout: 1 is not true or false"),
         ({"kv_heads": 2}, "kv_heads 2: ESM has as many as heads = 4"),
-        ({"family": "llada", "options": {"logit_cap": 3}}, "options.logit_cap: llada has no options"),
+        ({"family": "llada", "options": {"logit_cap": 3}}, "options.logit_cap: no such option of llada"),
         ({"reserve": {"residues": 0}}, "reserve.residues: 0 is not a whole number"),
         ({"reserve": {"residues": 8}, "vocab_size": 40}, "reserve: 8 ids, but 7 rows of the 40 are free"),
     ],
