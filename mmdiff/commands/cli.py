@@ -21,6 +21,7 @@ from mmdiff.errors import ConfigError, UserError, nearest
 from mmdiff.files import without_nan
 
 from .arguments import AtLeast1, Output, Verb, parse, row_of
+from .chat import chat
 from .ending import Signals, Stopped, one_line_errors, speaks
 from .terminal import loading_logged, log, silence_other_packages
 
@@ -224,6 +225,7 @@ VERBS: dict[str, Verb] = {
     "eval": evaluate,
     "sweep": sweep,
     "generate": generate,
+    "chat": chat,
     "demo": demo,
 }
 

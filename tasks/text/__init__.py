@@ -1,6 +1,6 @@
 """Text: pre-training, instruction tuning, infilling and rewriting.
 
-May import: the core, tasks.background, tasks.dialogue.
+May import: the core, commands, tasks.background, tasks.dialogue.
 """
 
 from __future__ import annotations

@@ -1,0 +1,144 @@
+"""Text with a trained run: fill the gaps of a file, rewrite it, embed texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mmdiff.commands.arguments import AtLeast1, Output, PositiveShare, Verb, overrides_of
+from mmdiff.errors import DataError, UserError, shown
+from mmdiff.files import unreadable, write_text
+
+if TYPE_CHECKING:
+    from mmdiff.session import Session
+
+    from .task import PlainText
+
+STRATEGIES = {"low_confidence": "MaskLeastConfident", "random": "MaskRandom", "chunks": "MaskChunks"}
+
+
+def infill(
+    run: str, file: str, /, *words: str, length: AtLeast1 = 16, out: str | None = None, show: bool = False
+) -> Output:
+    """Fill the gaps of a file of text or code: `<gap>`, or `<gap:8>` for 8 masked positions. All else stays as it is.
+
+    Args:
+        run: a run, a checkpoint in it or a saved model.
+        file: the file with gaps.
+        words: settings as dotted.key=value.
+        length: masked positions of a `<gap>`.
+        out: the file of the result (default: it is printed).
+        show: show the gaps on stderr as they are filled.
+    """
+    from .infill import fill, pieces_of
+
+    pieces = pieces_of(_read(file), length)
+    found = fill(_session(run, words), pieces, show=show)
+    return _result({"text": found.text, "gaps": found.gaps, "forwards": found.forwards}, out)
+
+
+def rewrite(
+    run: str,
+    file: str,
+    /,
+    *words: str,
+    strategy: Literal["low_confidence", "random", "chunks"] = "low_confidence",
+    ratio: PositiveShare = 0.3,
+    rounds: AtLeast1 = 1,
+    out: str | None = None,
+    show: bool = False,
+) -> Output:
+    """Rewrite a draft, text or code: a part of it is masked again and predicted anew.
+
+    Args:
+        run: a run, a checkpoint in it or a saved model.
+        file: the draft.
+        words: settings as dotted.key=value.
+        strategy: what is masked: the tokens that the model finds least likely, any, or one stretch after the other.
+        ratio: the share that is masked at a time.
+        rounds: how often, each time from what came of the last.
+        out: the file of the result (default: it is printed).
+        show: show the draft on stderr as it changes.
+    """
+    from .infill import rewritten
+
+    rule = f"{{target: mmdiff.samplers.deliberation.{STRATEGIES[strategy]}, ratio: {ratio}}}"
+    session = _session(run, (f"sampler.draft={rule}", *words))
+    found = rewritten(session, _read(file), rounds=rounds, show=show)
+    return _result({"text": found.text, "changed": found.gaps, "forwards": found.forwards}, out)
+
+
+def embed(
+    run: str,
+    documents: str,
+    /,
+    *words: str,
+    out: str,
+    pooling: Literal["mean", "last", "first"] = "mean",
+    length: AtLeast1 = 512,
+    field: str = "text",
+) -> Output:
+    """Embed documents: a row of an .npy file per document, float32, in their order.
+
+    Args:
+        run: a run, a checkpoint in it or a saved model, of any task.
+        documents: a file or a pattern, see `mmdiff.tasks.text.data.documents`.
+        words: settings as dotted.key=value.
+        out: the .npy file.
+        pooling: the mean of the states of all tokens, or the state of the last or the first one.
+        length: tokens of a document that are read; the rest is left out.
+        field: the column or field of the text.
+    """
+    import numpy as np
+
+    from mmdiff.session import load
+
+    from .data.documents import Documents
+    from .embed import embed_texts
+
+    settings = _settings(words)
+    if not out.endswith(".npy"):
+        raise UserError(f"--out: {shown(out)!r} does not end in .npy")
+    texts = [str(row["text"]) for row in Documents(documents, field)]
+    vectors_ND = embed_texts(load(run, *settings).model, texts, pooling=pooling, length=length)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    np.save(out, vectors_ND)
+    shape = list(vectors_ND.shape)
+    return {"out": out, "shape": shape}, f"{out}: {shape[0]} x {shape[1]}"
+
+
+VERBS: dict[str, Verb] = {"infill": infill, "rewrite": rewrite, "embed": embed}
+
+
+def _settings(words: tuple[str, ...]) -> list[str]:
+    others, overrides = overrides_of(words)
+    if others:
+        raise UserError(f"{shown(others[0])!r} is not a setting, dotted.key=value")
+    return overrides
+
+
+def _session(run: str, words: tuple[str, ...]) -> Session[PlainText]:
+    settings = _settings(words)
+    from mmdiff.session import load
+
+    from .task import PlainText
+
+    return load(run, *settings, task=PlainText)
+
+
+def _read(file: str) -> str:
+    if fault := unreadable(Path(file)):
+        raise DataError(f"{shown(file)}: cannot be read ({fault})")
+    try:
+        return Path(file).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{shown(file)}: not UTF-8 at byte {error.start}") from None
+
+
+def _result(found: dict[str, object], out: str | None) -> Output:
+    text = str(found["text"])
+    if out is None:
+        return found, text
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    write_text(Path(out), text)
+    return {**found, "out": out}, out
