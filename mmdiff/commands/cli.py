@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from mmdiff.errors import ConfigError, UserError, nearest
@@ -111,6 +112,21 @@ def inspect(
 
     found = look(folder, length=length, batch=batch, rank=rank, dtype=dtype)
     return found, as_text(found)
+
+
+def card(run: str, /, *, out: Path | None = None, licence: str | None = None, medical: bool = False) -> Output:
+    """Write a model card, README.md beside the weights, of what is known of a run or a saved model.
+
+    Args:
+        run: a run, a checkpoint in it or a saved model.
+        out: another file; a card that a person edited is not overwritten.
+        licence: its identifier on the hub, such as apache-2.0.
+        medical: with the headings of MI-CLAIM-GEN.
+    """
+    from .card import write_card
+
+    file = write_card(run, out=out, licence=licence, medical=medical)
+    return {"card": str(file)}, str(file)
 
 
 def check(name: str, /, *words: str) -> Output:
@@ -220,6 +236,7 @@ VERBS: dict[str, Verb] = {
     "config": config,
     "ls": ls,
     "inspect": inspect,
+    "card": card,
     "check": check,
     "train": train,
     "eval": evaluate,

@@ -1,0 +1,232 @@
+"""`mmdiff card`: a model card in the hub's format (README.md with YAML front matter) of what is known of a model.
+
+What is known: the configuration that a run was trained by, its result, its evaluation, and the heads of the weights.
+What is not is "not reported", for a person to fill in. The last line holds a checksum, by which a card that a person
+edited is known: it is never overwritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmdiff import __version__
+from mmdiff.config import flatten, load_config
+from mmdiff.config.settings import Config
+from mmdiff.errors import ConfigError
+from mmdiff.files import write_text
+from mmdiff.runs.folder import RUN_FILE, Run, standing
+
+from .inspection.folder import find_folder
+from .inspection.inspect import inspect
+
+UNKNOWN = "not reported"
+MARK = re.compile(r"<!-- mmdiff card ([0-9a-f]{64}) -->\n?\Z")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+MEDICAL = {
+    "Research question and study design": None,
+    "Cohort selection, and how clinical text was brought into it": None,
+    "Training": "Recipe",
+    "Evaluation": "Metrics",
+    "Interpretability: what predictions rest on": None,
+    "Reproducibility": "Recipe",
+    "Alignment with ethical standards, and approval": None,
+}
+"""What MI-CLAIM-GEN (Miao et al., arXiv 2403.02558) asks to be reported, by the areas that its abstract names, and the
+section of a card that holds what is known of it."""
+
+
+def write_card(path: str, *, out: Path | None = None, licence: str | None = None, medical: bool = False) -> Path:
+    """Write the card of a run, a checkpoint or a saved model to README.md in the model's folder, or to `out`.
+
+    licence: its identifier on the hub, such as apache-2.0. medical: with the headings of MI-CLAIM-GEN.
+    Raises ConfigError for a folder that is neither, and for a card that a person wrote or edited.
+    """
+    folder = find_folder(path)
+    if folder.saved is None:
+        raise ConfigError(f"{path}: neither a run nor a model that mmdiff saved")
+    file = out or folder.path / "README.md"
+    if file.exists() and not unedited(file):
+        raise ConfigError(f"{file}: was written or edited by a person; choose another file by --out")
+    home = _run_of(folder.path)
+    text = card_of(
+        inspect(path),
+        saved=folder.saved,
+        run=Run(home) if home else None,
+        model=folder.path,
+        licence=licence,
+        medical=medical,
+    )
+    write_text(file, f"{text}<!-- mmdiff card {_digest(text)} -->\n")
+    return file
+
+
+def _run_of(model: Path) -> Path | None:
+    """Returns the folder of the run that a model is in, as its result or as a checkpoint; None for one by itself."""
+    model = model.resolve()
+    parent = model.parent
+    home = parent if model.name == "model" else parent.parent if parent.name == "checkpoints" else None
+    return home if home and (home / RUN_FILE).is_file() else None
+
+
+def unedited(file: Path) -> bool:
+    """Returns whether a card is as `write_card` wrote it."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except ValueError:
+        return False
+    mark = MARK.search(text)
+    return mark is not None and _digest(text[: mark.start()]) == mark[1]
+
+
+def card_of(
+    found: Mapping[str, Any],
+    *,
+    saved: Mapping[str, Any],
+    run: Run | None,
+    model: Path,
+    licence: str | None,
+    medical: bool,
+) -> str:
+    """Returns the text of a card. found: what `inspect` returns. saved: config.json of the model."""
+    from huggingface_hub import ModelCardData
+
+    config = load_config(str(run.folder)) if run else None
+    result = (run.result if run else None) or {}
+    name = str(config.name) if config else model.resolve().name
+    base = _base(config)
+    relation: dict[str, Any] = {"base_model_relation": "adapter" if saved["adapters"] else "finetune"} if base else {}
+    data = ModelCardData(
+        license=licence,
+        library_name="mmdiff",
+        base_model=base,
+        tags=["masked-diffusion", f"family:{found['family']}", *(["medical"] if medical else [])],
+        model_name=name,
+        **relation,
+    )
+    note = standing(run.folder, model) if run else None
+    parts = {part: f"{count:,} numbers" for part, count in found["parts"].items()}
+    sections = {
+        "Use": _code(f'import mmdiff\n\nmmdiff.load("{model.name}").predict({{...}})  # a row of {found["task"]}'),
+        "Base": _base_text(base, saved, config),
+        "Architecture": _table(
+            {
+                "family": f"{found['family']} ({found['class']})",
+                **parts,
+                "attention": found["attention"],
+                "context": f"{found['max_length']:,} positions",
+                "noise": found["noise"],
+                "weights": found["dtype"],
+            }
+        ),
+        "Data": _data(config),
+        "Recipe": _recipe(config, result),
+        "Metrics": _metrics(result),
+        "Limits": _limits(found, result, note),
+        "Licence": licence or f"{UNKNOWN}. That of the base model and of the data holds for what was made of them.",
+    }
+    if medical:
+        sections["Reporting in clinical research"] = _medical()
+    head = f"---\n{data.to_yaml()}\n---\n\n# {_plain(name)}\n\nA masked-diffusion model, by mmdiff {__version__}.\n"
+    texts = (f"\n## {heading}\n\n{text.strip(chr(10))}\n" for heading, text in sections.items())
+    return head + "".join(texts) + "\n"
+
+
+def _base(config: Config | None) -> str | None:
+    """Returns the hub id that a run began with, None where it is not known to be one."""
+    backbone = (config.model.backbone if config else None) or {}
+    path = backbone.get("path") if isinstance(backbone, Mapping) else None
+    return path if isinstance(path, str) and HUB_ID.fullmatch(path) and not Path(path).exists() else None
+
+
+def _base_text(base: str | None, saved: Mapping[str, Any], config: Config | None) -> str:
+    nodes = {"backbone": config.model.backbone} if config and config.model.backbone else {}
+    if config and config.model.weights:
+        nodes["weights"] = config.model.weights
+    for kind in ("encoders", "connectors", "heads", "extras"):
+        nodes |= {f"{kind}.{name}": node for name, node in saved[kind].items()}
+    first = f"[{base}](https://huggingface.co/{base})" if base else f"The published model it began with: {UNKNOWN}."
+    return f"{first}\n\n{_yaml(nodes)}" if nodes else first
+
+
+def _data(config: Config | None) -> str:
+    if config is None:
+        return UNKNOWN
+    stages = {name: stage.data for name, stage in config.train.stages.items()}
+    held_out = {name: node for name, node in config.eval.data.items() if node}
+    return f"Trained on, by stage:\n\n{_yaml(stages)}\n\nEvaluated on:\n\n{_yaml(held_out) if held_out else UNKNOWN}"
+
+
+def _recipe(config: Config | None, result: Mapping[str, Any]) -> str:
+    if config is None:
+        return UNKNOWN
+    kept = "steps objective params batch_size accumulate lr weight_decay warmup lr_schedule".split()
+    stages = {name: {key: getattr(stage, key) for key in kept} for name, stage in config.train.stages.items()}
+    whole = {key: getattr(config.train, key) for key in ("seed", "precision", "betas", "clip")}
+    taken = {key: result[key] for key in ("steps", "tokens", "seconds_training") if key in result}
+    return f"{_yaml({**whole, 'stages': stages})}\n\n{_table(taken)}" if taken else _yaml({**whole, "stages": stages})
+
+
+def _metrics(result: Mapping[str, Any]) -> str:
+    figures = flatten({"loss": result.get("loss", {}), **result.get("eval", {})})
+    numbers = {k: f"{v:.6g}" for k, v in figures.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return _table(numbers) if numbers else UNKNOWN
+
+
+def _limits(found: Mapping[str, Any], result: Mapping[str, Any], note: str | None) -> str:
+    known = [
+        f"Canvases of more than {found['max_length']:,} positions are longer than any it was made for.",
+        "The figures are of the sets named above, and of no others."
+        if result.get("eval")
+        else "It was not evaluated on sets of its own.",
+        *([f"The run: {note}."] if note else []),
+        *(f"Of the folder: {problem}" for problem in found["problems"]),
+        f"Who is harmed by its errors, and what it must not be used for: {UNKNOWN}.",
+    ]
+    return "\n".join(f"* {_plain(line)}" for line in known)
+
+
+def _medical() -> str:
+    lines = [f"* {area}: {f'see {section}' if section else UNKNOWN}." for area, section in MEDICAL.items()]
+    source = "By the areas that the abstract of MI-CLAIM-GEN names (Miao et al., arXiv 2403.02558)"
+    return f"{source}; the items of its table are to be filled in beside them.\n\n" + "\n".join(lines)
+
+
+# Markdown -------------------------------------------------------------------------------------------------------------
+
+
+def _plain(text: str) -> str:
+    """Returns text on one line that is no markup: what stands in a configuration may be anything."""
+    line = "".join(c for c in " ".join(text.split()) if c.isprintable())
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", line)
+
+
+def _code(text: str) -> str:
+    """Returns an indented block, which no text in it can end."""
+    return "\n".join(f"    {line}".rstrip() for line in text.splitlines())
+
+
+def _yaml(tree: Any) -> str:
+    return _code(yaml.safe_dump(_of_yaml(tree), sort_keys=False, allow_unicode=False, width=110))
+
+
+def _of_yaml(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _of_yaml(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_of_yaml(inner) for inner in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    rows = [f"| {_plain(str(key))} | {_plain(str(value))} |" for key, value in values.items()]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
