@@ -56,7 +56,9 @@ def one_line(file: Path, what: str = "") -> Iterator[None]:
         yield
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # bare ones, too: of tokenizers, which are written in Rust
+    except BaseException as error:  # of tokenizers, written in Rust: bare ones, and panics, which are no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         cause = " ".join(str(error).split())[:200]
         raise ConfigError(f"{file}: {what}cannot be read: {cause}") from error
 

@@ -287,6 +287,17 @@ def test_ids_that_a_folder_reserves_stand_in_its_table(tmp_path: Path) -> None:
     assert load_backbone(tmp_path, reserve={"action": 500}).vocab_size > 600
 
 
+def test_a_panic_of_another_language_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rust's own report of it goes past Python to the terminal."""
+    file = harmless(tmp_path) / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    file.write_text(json.dumps(content))
+    assert cli.main(["inspect", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert "the tokenizer cannot be read" in err and err.count("\n") == 1
+
+
 def test_heads_of_all_files_have_one_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(headers, "HEAD_BYTES", 220)
     files = []
