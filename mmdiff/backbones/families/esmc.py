@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmdiff.parts import part
+
 from .masked import MaskedLM
 
 
@@ -30,7 +32,9 @@ def run(
     return BaseModelOutput(last_hidden_state=body.norm(every[-1]), hidden_states=states)
 
 
+@part
 def tokenizer() -> Any:
+    """Returns transformers' `EsmcTokenizer` with its 33 tokens; sequences do not go through it."""
     from transformers import EsmcTokenizer
 
     return EsmcTokenizer()
