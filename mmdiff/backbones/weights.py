@@ -39,8 +39,6 @@ def read_weights(
     Raises ConfigError, before anything is read, for missing, unexpected, misshapen or non-float tensors; then for
     numbers that are not finite.
     """
-    from safetensors import safe_open
-
     headers = []
     for path in weight_files(folder):
         with _opened(path) as file:
@@ -57,13 +55,18 @@ def read_weights(
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         raise ConfigError(f"{folder}: {len(names)} missing tensors: {shown}")
     for path in sorted({path for path, _ in found.values()}):
-        with safe_open(path, "pt") as file, torch.no_grad():
+        with _opened(path) as file, torch.no_grad():
             for name in dict.fromkeys(name for home, name in found.values() if home == path):
                 value = file.get_tensor(name)
                 check_finite(value, f"{path}: {name}")
                 for share in _shares(published, name.replace(".base_layer.", ".")):
-                    rows = share.rows
-                    share.of(wanted[share.ours]).copy_(value if rows is None else value[rows[0] : rows[1]])
+                    share.of(wanted[share.ours]).copy_(value[slice(*(share.rows or (None,)))])
+    for header, share in matched.copies:
+        value, held = _tensor(header.file, header.name), share.of(wanted[share.ours])
+        if not torch.equal(value[slice(*(share.rows or (None,)))].to(held), held):
+            raise ConfigError(
+                f"{header.file}: {header.name!r} differs from {found[_part(share)][1]!r}, expected the same"
+            )
     for ours, pair in factors.items():
         a_RI, b_OR = (_tensor(pair[which].file, pair[which].name).float() for which in "AB")
         with torch.no_grad():  # the sum in fp32, rounded once
@@ -93,7 +96,7 @@ class Match:
     wanted: its parameters, and the buffers that published files hold. found: what of them -> file, name in the file.
     factors: name in the model -> LoRA factors A and B beside it. missing: names that no file has. unexpected: names
     that the model does not have. elsewhere: names of another part of a model. faults: a line per tensor of another
-    shape or kind of number, and per tensor that is there twice.
+    shape or kind of number. copies: tensors of what another tensor holds as well, which have to be equal.
     """
 
     wanted: dict[str, Tensor]
@@ -103,6 +106,7 @@ class Match:
     unexpected: list[str] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    copies: list[tuple[Header, Share]] = field(default_factory=list)
 
 
 def match(
@@ -133,9 +137,10 @@ def match(
             held = _part(share)
             if held in out.found and share.ours in required:
                 other = out.found[held][1]
-                out.faults.append(
-                    f"{header.file}: {name!r} and {other!r} are both {share.ours!r}, expected one of them"
-                )
+                if {name, other} <= published.keys():  # of one layout: a head that shares the embeddings
+                    out.copies.append((header, share))
+                    continue
+                out.faults.append(f"{header.file}: {name!r} and {other!r} are both {share.ours!r}, expected one")
             out.found[held] = (header.file, name)
     out.missing = missing_names(required, published, out.found)
     return out

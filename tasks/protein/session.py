@@ -1,4 +1,4 @@
-"""A model to work with: a run, a saved model, or a published backbone as it stands (ESM-2, DSM, DPLM).
+"""A model to work with: a run, a saved model, or a published backbone as it stands (ESM-2, ESM C, DSM, DPLM).
 
 What the verbs of `mmdiff protein` do, from Python:
 

@@ -204,6 +204,23 @@ def test_files_as_they_were_published_are_read(name: str, tmp_path: Path) -> Non
         backbone(IDS[:, :1].expand(3, 41))
 
 
+def test_a_head_beside_the_embeddings_that_it_shares_is_read_if_it_is_the_same(tmp_path: Path) -> None:
+    theirs("bert").save_pretrained(tmp_path)
+    find_family("bert").toy_tokenizer().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    table, head = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
+    expected = load_backbone(tmp_path)(IDS)
+    both = tensors | {head: tensors[table].clone(), "cls.predictions.decoder.bias": tensors["cls.predictions.bias"] + 0}
+    alone = {head if name == table else name: value for name, value in tensors.items()}
+    for same in (both, alone):
+        save_file(same, tmp_path / "model.safetensors", {"format": "pt"})
+        assert torch.equal(load_backbone(tmp_path)(IDS), expected)
+        assert load_backbone(tmp_path, dtype="bfloat16")
+    save_file(both | {head: tensors[table] + 1e-3}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"weight' differs from '.*weight', expected the same"):
+        load_backbone(tmp_path)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_new_ones_at_any_size_and_toy_twins(name: str) -> None:
     family = find_family(name)
