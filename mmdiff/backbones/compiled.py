@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from mmdiff.errors import ConfigError
+
 from .backbone import Backbone
 from .memory import Memory
 
@@ -25,16 +27,18 @@ def compiled(backbone: Backbone, backend: str) -> Iterator[None]:
     """Run the layers of `backbone` as graphs of a backend of torch.compile; none: as they are.
 
     What a layer computes stays the same up to the order in which sums are taken. The forward that makes the buffers of
-    a memory, the first of a generation, is not compiled.
+    a memory, the first of a generation, is not compiled. Raises ConfigError for a model without such layers.
     """
     if backend == "none":
         yield
         return
     import torch
     from torch.fx.experimental import _config as shapes
+    from transformers.modeling_layers import GradientCheckpointingLayer  # every layer that transformers repeats
 
-    names = set(backbone.model._no_split_modules or ())
-    layers = [module for module in backbone.model.modules() if type(module).__name__ in names]
+    layers: list[Any] = [layer for layer in backbone.model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(f"sampler.compile: {backbone.family} has no layers that are compiled, expected none")
     before = [layer._compiled_call_impl for layer in layers]
     for number, layer in enumerate(layers):
         layer._compiled_call_impl = _called(layer, number, backend)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +13,11 @@ import torch
 from torch._dynamo.utils import counters
 from toy import Patches, Project, backbone, batch_of, samples
 
+from mmdiff.backbones.load import toy_backbone
 from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.patterns import BlockCausal
-from mmdiff.canvas.sample import Sample
+from mmdiff.canvas.sample import Sample, Target, Text
+from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.samplers.links.caches import Delayed, Dual, Prefix
@@ -82,6 +86,22 @@ def test_so_are_they_traced_for_a_compiler() -> None:
 def test_so_are_they_by_compiled_kernels_with_keys_and_without(backend: str) -> None:
     generate_all(backend, whole=True)
     assert counters["stats"]["unique_graphs"] <= 11
+
+
+MORE = ["llada_moe", "llada2_moe", "sdar", "esm", "modernbert"]
+
+
+@pytest.mark.parametrize("family", ["distilbert", *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+def test_families_are_compiled_too(family: str, tmp_path: Path) -> None:
+    """Mixtures of experts, layers with masks of their own, and encoders, which keep nothing."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    torch.manual_seed(0)
+    m = MMDiff(toy_backbone(tmp_path)).eval()
+    mask = m.vocab.mask_id
+    batch = collate([[Text([4, 5, 6]), Target([mask] * 8)], [Text([4]), Target([mask] * 5)]], m.vocab)
+    plain, graphs = (m.generate(batch, block_length=4, early_stop=False, compile=by) for by in ("none", "eager"))
+    assert plain.ids_BL.tolist() == graphs.ids_BL.tolist()
+    assert 0 < counters["stats"]["unique_graphs"] <= 4 and not counters["graph_break"]
 
 
 def test_nothing_is_left_behind() -> None:
