@@ -36,7 +36,7 @@ class Bits:
 
 
 def masked_bits(
-    model: MMDiff, task: Task, windows: Source, size: int, *, levels: int = 4, batch_size: int = 32
+    model: MMDiff, task: Task, windows: Source, size: int, *, levels: int = 2, batch_size: int = 32
 ) -> Bits:
     """Returns the upper bound by a masked model: ELBO by exact counts of masked tokens (arXiv 2406.03736).
 

@@ -63,8 +63,8 @@ class Chat:
     def parse(self, ids: Sequence[int], vocab: Vocab) -> str:
         """Returns the answer: what stands before the first end id, or any token that only a template writes."""
         known = self.template.tokens(vocab).every
-        ids = takewhile(lambda i: not known.fullmatch(vocab.piece(i)), vocab.until_end(ids))
-        return vocab.decode(list(ids)).strip()
+        before = takewhile(lambda i: not known.fullmatch(vocab.piece(i)), vocab.until_end(ids))
+        return vocab.decode(list(before)).strip()
 
     def score(self, prediction: str, row: Row) -> dict[str, float]:
         """Returns whether the prediction is the answer of the row, white space around both left out."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from mmdiff.config import build, load_config
+from mmdiff.config import build, flatten, load_config
 from mmdiff.config.settings import Config
 from mmdiff.evaluation.report import write_report
 from mmdiff.runs.folder import RUNS, Run
@@ -48,7 +50,7 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     """
     start = time.perf_counter()
     run, fit = Run(RUNS / str(config.name)), config.train.stages["fit"]
-    alike = [f"name={config.name}-causal", f"train.seed={config.train.seed}", *_changed(config)]
+    alike = [f"name={config.name}-causal", *_changed(config)]
     causal = load_config("text-demo-causal", alike)
     with in_background(["train", "text-demo-causal", *alike, *(["--fresh"] if fresh else [])]):
         train(config, fresh=fresh)
@@ -101,9 +103,7 @@ def infilled(session: Session[PlainText], windows: Any) -> list[dict[str, Any]]:
 
 
 def _changed(config: Config) -> list[str]:
-    """Returns the sizes of model and stages as overrides: the other model has what a command line changed."""
-    backbone: Mapping[str, Any] = config.model.backbone
-    sizes = [f"model.backbone.{name}={backbone[name]}" for name in ("hidden_size", "layers", "intermediate_size")]
-    for name, stage in config.train.stages.items():
-        sizes += [f"train.stages.{name}.steps={stage.steps}", f"train.stages.{name}.batch_size={stage.batch_size}"]
-    return sizes
+    """Returns as overrides what a command line changed in model and training, the objective left out."""
+    packaged, here = (flatten(asdict(one)) for one in (load_config("text-demo"), config))
+    keys = [key for key in here if key.startswith(("model.", "train.")) and ".objective" not in key]
+    return [f"{key}={json.dumps(here[key])}" for key in keys if key not in packaged or packaged[key] != here[key]]

@@ -178,7 +178,7 @@ def _parts(text: str, special: Sequence[Span], answers: Sequence[Span], vocab: V
         ids = [vocab.id_of(piece, "template")] if tokens.get(begin) == piece else known.encode(piece, vocab)
         kind = Target if target else Text
         if parts and isinstance(parts[-1], kind) and begin not in {a for a, _ in answers}:
-            parts[-1] = kind([*(parts[-1].ids or ()), *ids])  # type: ignore[union-attr]
+            parts[-1] = kind([*(parts[-1].ids or ()), *ids])
         else:
             parts.append(kind(ids))
     return parts
