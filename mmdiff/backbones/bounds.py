@@ -47,6 +47,10 @@ def check_sizes(config: Any, file: Path) -> None:
         value = getattr(config, name, None)
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ConfigError(f"{file}: {name} is {value!r}, expected a whole number above 0")
+    rope = getattr(config, "rope_parameters", None)
+    theta = rope.get("rope_theta", 1.0) if isinstance(rope, dict) else 1.0
+    if not isinstance(theta, int | float) or not 0 < theta < float("inf"):
+        raise ConfigError(f"{file}: rope_theta is {theta!r}, expected a number above 0")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
+from mmdiff.errors import ConfigError
 
 from .batch import Batch
 from .pattern import Coordinates, Pattern, Visibility, rank
@@ -88,6 +89,10 @@ class BlockCausal(Pattern):
     start: Literal["row", "targets"] = "row"
 
     exact_prefix = True
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"attention: blocks of {self.size} positions, expected at least 1")
 
     def blocks(self, target_RL: Tensor, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
         if self.start == "row":

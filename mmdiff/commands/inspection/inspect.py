@@ -138,6 +138,8 @@ def on_meta(own: Family, config: Any, dtype: str) -> Any:
     from transformers.initialization import no_init_weights
 
     register_attention()
+    if getattr(config, "chunk_size_feed_forward", 0):
+        config.chunk_size_feed_forward = 0  # a loop over the canvas that changes no result, and takes minutes
     made = getattr(transformers, own.AUTO_CLASS)
     with torch.device("meta"), no_init_weights():
         model = made.from_config(config, dtype=getattr(torch, dtype), attn_implementation=ATTENTION)

@@ -22,6 +22,7 @@ from paths import ROOT
 
 from mmdiff.backbones import load_backbone, new_backbone
 from mmdiff.backbones.families.llada import toy_tokenizer
+from mmdiff.backbones.load import toy_backbone
 from mmdiff.commands import cli
 from mmdiff.commands.inspection import headers
 from mmdiff.commands.inspection.headers import read_headers
@@ -175,6 +176,8 @@ HOSTILE: dict[str, Damage] = {
     "a mask id of another": lambda f: fields(f, mask_token_id=3),
     "a mask id that is text": lambda f: fields(f, mask_token_id="x"),
     "an end id of 0.5": lambda f: fields(f, eos_token_id=[257, 0.5]),
+    "angles of a negative base": lambda f: fields(f, rope_theta=-1.0),
+    "angles of base 0": lambda f: fields(f, rope_theta=0),
     "a context of 2^62": lambda f: fields(f, max_sequence_length="many"),
     # the tokenizer
     "a tokenizer of lists": lambda f: (f / "tokenizer.json").write_bytes(MANY),
@@ -285,6 +288,15 @@ def test_ids_that_a_folder_reserves_stand_in_its_table(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"reserve: 1000000000000 ids, but \d+ rows of the 300 are free"):
         load_backbone(tmp_path)
     assert load_backbone(tmp_path, reserve={"action": 500}).vocab_size > 600
+
+
+@pytest.mark.parametrize("size", [-4, -0.5])
+def test_blocks_have_a_size(size: float, tmp_path: Path) -> None:
+    toy_backbone("JetLM/SDAR-1.7B-Chat").save_pretrained(tmp_path, original_format=True)
+    fields(tmp_path, block_size=size)
+    for look in (inspect, load_backbone):
+        with pytest.raises(ConfigError, match="expected at least 1"):
+            look(tmp_path)
 
 
 def test_a_panic_of_another_language_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
