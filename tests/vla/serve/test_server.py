@@ -308,12 +308,14 @@ def _ended_by(
     said: list[str] = []
 
     def client() -> None:
-        until(lambda: said.append(capfd.readouterr().err) or "/act" in "".join(said))
-        port = int(re.findall(r":(\d+)/act", "".join(said))[0])
-        asking = threading.Thread(target=lambda: found.update(ask(f"http://127.0.0.1:{port}").json()))
-        asking.start()
-        until(lambda: session.inside == 1)
-        os.kill(os.getpid(), number)
+        try:
+            until(lambda: said.append(capfd.readouterr().err) or "/act" in "".join(said))
+            port = int(re.findall(r":(\d+)/act", "".join(said))[0])
+            asking = threading.Thread(target=lambda: found.update(ask(f"http://127.0.0.1:{port}").json()))
+            asking.start()
+            until(lambda: session.inside == 1)
+        finally:  # also where nothing came: the server would go on for ever, and the test with it
+            os.kill(os.getpid(), number)
         time.sleep(0.05)
         session.gate.set()
         asking.join()
