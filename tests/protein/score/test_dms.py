@@ -268,9 +268,9 @@ def test_forwards_are_shared(session: Session, monkeypatch: pytest.MonkeyPatch) 
     rows: list[int] = []
     inner = session.model.hidden
 
-    def spy(ids_RL: Tensor, *rest: Any) -> Tensor:
+    def spy(ids_RL: Tensor, *rest: Any, **named: Any) -> Tensor:
         rows.append(len(ids_RL))
-        return inner(ids_RL, *rest)
+        return inner(ids_RL, *rest, **named)
 
     monkeypatch.setattr(session.model, "hidden", spy)
 

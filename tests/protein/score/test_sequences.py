@@ -130,9 +130,9 @@ def test_forwards_are_full_and_no_fuller(session: Session, monkeypatch: pytest.M
     sizes = []
     hidden = session.model.hidden
 
-    def spy(ids_RL: Any, *rest: Any) -> Any:
+    def spy(ids_RL: Any, *rest: Any, **named: Any) -> Any:
         sizes.append(tuple(ids_RL.shape))
-        return hidden(ids_RL, *rest)
+        return hidden(ids_RL, *rest, **named)
 
     monkeypatch.setattr(session.model, "hidden", spy)
     list(score_sequences(session, ROWS, methods=["pseudo_perplexity"], tokens=64))
