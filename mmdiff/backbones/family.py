@@ -27,10 +27,11 @@ FAMILIES = {
     "llava_llada": "llada.FAMILY",
     "llada_moe": "moe.LLADA_MOE",
     "llada2_moe": "moe.LLADA2",
-    "Dream": "qwen.DREAM",
-    "sdar": "qwen.SDAR",
+    "Dream": "dense.DREAM",
+    "sdar": "dense.SDAR",
     "sdar_moe": "moe.SDAR_MOE",
-    "Fast_dLLM_Qwen": "qwen.FAST_DLLM",
+    "Fast_dLLM_Qwen": "dense.FAST_DLLM",
+    "nemotron_labs_diffusion": "dense.NEMOTRON",
     "esm": "esm",
     "esm_diff": "esm",
     "dsm": "esm",
@@ -48,6 +49,7 @@ class Facts:
     shift: the logits of position p come from hidden state p - shift.
     max_length: positions the model was trained on.
     attention: who sees whom in the published model; None: every position sees every other.
+    causal_shift: `shift` of a model that was trained from left to right as well, where it is run so; None: `shift`.
     """
 
     mask_id: int
@@ -58,6 +60,7 @@ class Facts:
     shift: int
     max_length: int
     attention: Pattern | None = None
+    causal_shift: int | None = None
 
     @classmethod
     def found(

@@ -43,11 +43,13 @@ class Pattern:
     exact_prefix: whether no position sees a later block, so that keys and values of finished blocks stay as they are
         whatever is written behind them: a cache may keep them and be exact.
     one_target_block: whether all targets are one block, behind all context, which then can be run once, alone.
+    finished_is_context: whether a block of targets is attended to otherwise once it is finished: as context.
     """
 
     node: dict[str, Any]
     exact_prefix: bool = False
     one_target_block: bool = False
+    finished_is_context: bool = False
 
     def sees(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         """Returns whether the one position sees the other, of any shapes that broadcast.
@@ -92,6 +94,10 @@ class All(Pattern):
     @property
     def one_target_block(self) -> bool:  # type: ignore[override]
         return any(p.one_target_block for p in self.patterns)
+
+    @property
+    def finished_is_context(self) -> bool:  # type: ignore[override]
+        return any(p.finished_is_context for p in self.patterns)
 
     def sees(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         seen: Tensor | bool = True

@@ -64,13 +64,37 @@ class PrefixCausal(Pattern):
 @saveable
 @dataclass(frozen=True)
 class CausalContext(Pattern):
-    """The context is causal; targets see all of it and each other (DiffusionGemma)."""
+    """The context is causal; targets see all of it and each other (DiffusionGemma, Nemotron-Labs-Diffusion).
+
+    size: target positions per block, at most. A block sees what stands before it and itself; one that is finished is
+        context, and causal, for the next. None: all targets are one block, which sees all context.
+    """
+
+    size: AtLeast1 | None = None
 
     exact_prefix = True
-    one_target_block = True
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise ConfigError(f"attention: blocks of {self.size} positions, expected at least 1")
+
+    @property
+    def one_target_block(self) -> bool:  # type: ignore[override]
+        return self.size is None
+
+    @property
+    def finished_is_context(self) -> bool:  # type: ignore[override]
+        return self.size is not None
 
     def blocks(self, target_RL: Tensor, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
-        return rank(attend_RL & ~target_RL, document_RL).masked_fill(target_RL, target_RL.shape[1])
+        if self.size is None:
+            return rank(attend_RL & ~target_RL, document_RL).masked_fill(target_RL, target_RL.shape[1])
+        number_RL, own_RL = rank(attend_RL, document_RL), rank(target_RL, document_RL)
+        first_RL = rank(target_RL) - own_RL % self.size  # which of the row's targets its block begins with
+        number_RN = torch.full_like(number_RL, number_RL.shape[1]).scatter_reduce(
+            1, first_RL.where(target_RL, 0), number_RL.where(target_RL, number_RL.shape[1]), "amin"
+        )
+        return torch.where(target_RL, number_RN.gather(1, first_RL.where(target_RL, 0)), number_RL)
 
 
 @saveable

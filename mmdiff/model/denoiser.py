@@ -21,9 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.kept import Kept, sent
+from mmdiff.canvas.now import Now
 from mmdiff.canvas.pattern import Coordinates, Visibility
 from mmdiff.canvas.patterns import Causal
-from mmdiff.canvas.query import Bools, Fresh, Ints, Prediction, Query, StepInfo
+from mmdiff.canvas.query import Bools, Fresh, Prediction, Query, StepInfo
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.protocols import Denoise
 
@@ -32,86 +34,28 @@ from .saving import saved_folder
 
 
 @dataclass
-class Kept:
-    """Keys and values of the canvases of one layout, and what the CPU must know of them.
-
-    slots: copy * B + row of each canvas, in the order of the rows of a call. block_BL: the blocks of the attention
-    pattern; numbered: whether it has any. final_SL: positions whose keys and values can no longer change, by it.
-    """
-
-    batch: Batch
-    slots: Ints
-    memory: Any
-    attend_BL: Bools
-    target_BL: Bools
-    block_BL: Ints
-    numbered: bool
-    final_SL: Bools
-
-    @classmethod
-    def of(cls, model: Any, batch: Batch, slots: Ints) -> Kept:
-        block = model.attention.blocks(batch.target_BL, batch.attend_BL)
-        return cls(
-            batch=batch,
-            slots=slots,
-            memory=model.backbone.memory(len(slots), batch.ids_BL.shape[1]),
-            attend_BL=batch.attend_BL.cpu().numpy(),
-            target_BL=batch.target_BL.cpu().numpy(),
-            block_BL=torch.as_tensor(block).expand(batch.ids_BL.shape).cpu().numpy(),
-            numbered=isinstance(block, Tensor),
-            final_SL=np.zeros((len(slots), batch.ids_BL.shape[1]), dtype=np.bool_),
-        )
-
-    def leave(self, slots: Ints, device: torch.device) -> None:
-        """Forget the canvases of rows that are finished: all but `slots`."""
-        order = self.slots.argsort()
-        index_S = order[np.searchsorted(self.slots, slots, sorter=order)]
-        self.memory.keep(_sent(index_S, device))
-        self.slots, self.final_SL = slots, self.final_SL[index_S]
-
-    def exact(self, step: StepInfo) -> Fresh:
-        """Returns the positions that must be run for an exact answer: those that may have changed since they were run
-        last, and that the rows' current blocks see."""
-        seen_R = np.where(self._current(step), self.block_BL[step.row_R], -1).max(1)
-        run_RL = self.attend_BL[step.row_R] & ~self.final_SL & (self.block_BL[step.row_R] <= seen_R[:, None])
-        return Fresh(np.zeros(len(step.row_R), dtype=np.bool_), run_RL, run_RL.sum(1))
-
-    def settle(self, step: StepInfo, run_RL: Bools) -> None:
-        """Mark positions as final that were run and that see nothing which is still to change: of earlier blocks than
-        every target of the current block and of later ones."""
-        later_RL = self.target_BL[step.row_R] & (step.block_BL[step.row_R] >= step.block_R[:, None])
-        block_RL = self.block_BL[step.row_R]
-        first_R = np.where(later_RL, block_RL, np.iinfo(np.int64).max).min(1)
-        self.final_SL |= run_RL & (block_RL < first_R[:, None])
-
-    def with_left(self, fresh: Fresh) -> Fresh:
-        """Returns `fresh` with the positions to the left of those that are run: where logits are shifted, their states
-        predict."""
-        run_RL = fresh.run_RL.cpu().numpy() if isinstance(fresh.run_RL, Tensor) else fresh.run_RL
-        left_RL = np.pad(run_RL[:, 1:], ((0, 0), (0, 1))) & self.attend_BL[self.slots % len(self.batch)]
-        return Fresh(fresh.whole_R, run_RL | left_RL, (run_RL | left_RL).sum(1))
-
-    def _current(self, step: StepInfo) -> Bools:
-        here_RL: Bools = self.target_BL[step.row_R] & (step.block_BL[step.row_R] == step.block_R[:, None])
-        return here_RL
-
-
-@dataclass
 class Denoiser:
-    """The Denoise of an `MMDiff` for the canvases of `batch`, see `MMDiff.denoiser`."""
+    """The Denoise of an `MMDiff` for the canvases of `batch`, see `MMDiff.denoiser`. shift: of its logits."""
 
     model: Any
     batch: Batch
     features: Mapping[str, Tensor]
     allowed_ids_N: Tensor | None
     kept: Kept | None = field(default=None, repr=False)
+    now: Now | None = field(default=None, repr=False)
+    shift: int = 0
 
     @torch.no_grad()
     def __call__(self, query: Query) -> Prediction:
         model, batch = self.model, query.batch or self.batch
+        if query.step is not None and model.attention.finished_is_context:
+            self.now = Now.of(batch, query.step, self.now)
+            batch = self.now.seen
         for name in query.extras:
             self.extra(name)
-        keeps = model.backbone.caches and not batch.packed
+        # where logits are shifted, what predicts a block's first position may see context that stands behind it
+        behind = model.attention.finished_is_context and self.shift > 0
+        keeps = model.backbone.caches and not batch.packed and not behind
         if query.fresh is not None and not keeps:
             what = "rows that are packed of several documents" if batch.packed else model.backbone.family
             raise ConfigError(f"sampler.denoise: keys and values of {what} cannot be kept, expected no cache")
@@ -135,9 +79,9 @@ class Denoiser:
         """Returns int64 (P,), the positions whose states predict what is queried: one to the left in models with
         shifted logits; a row's first position has nothing there, and predicts itself, padded or not."""
         row_P, position_P = query.at()
-        if not (shift := self.model.backbone.facts.shift):
+        if not self.shift:
             return position_P
-        left_P = (position_P - shift).clamp(min=0)
+        left_P = (position_P - self.shift).clamp(min=0)
         return left_P.where(batch.attend_BL[query.row_R[row_P], left_P], position_P) if batch.padded else left_P
 
     def extra(self, name: str) -> Any:
@@ -172,7 +116,7 @@ class Denoiser:
         for kind, features_MD in features.items():
             if len(features_MD) != len(self.features[kind]):
                 raise ConfigError(f"{folder}: {kind} takes other slots than in this model, expected as many")
-        return Denoiser(model, self.batch, features, self.allowed_ids_N)
+        return Denoiser(model, self.batch, features, self.allowed_ids_N, shift=model.backbone.facts.shift)
 
     def left_to_right(self, folder: str | None = None) -> Denoise:
         """Returns a Denoise that reads finished canvases: logits of the queried positions given the ids before them.
@@ -185,13 +129,14 @@ class Denoiser:
             return self.other(folder).left_to_right()
         if not self.model.backbone.caches:
             raise ConfigError(f"backbone: {self.model.backbone.family} cannot read a canvas from left to right")
-        shift, batch = self.model.backbone.facts.shift, self.batch
+        facts, batch = self.model.backbone.facts, self.batch
+        shift = facts.shift if facts.causal_shift is None else facts.causal_shift
         begins_BL = batch.attend_BL & batch.target_BL & (batch.position_ids_BL < shift)
         if not shift or bool(begins_BL.any()):
             return BehindClean(self.model, self.batch, self.features)
         causal = copy(self.model)  # the same weights
         causal.attention = Causal()
-        return Denoiser(causal, self.batch, self.features, None)
+        return Denoiser(causal, self.batch, self.features, None, shift=shift)
 
     def _partly(self, query: Query, step: StepInfo, batch: Batch) -> Tensor:
         """Returns hidden states (P, D) of what is queried, of rows that are run whole and others."""
@@ -202,7 +147,7 @@ class Denoiser:
             kept.settle(step, fresh.run_RL)  # type: ignore[arg-type]
         else:
             fresh = replace(fresh, whole_R=fresh.whole_R | new_R)
-        if self.model.backbone.facts.shift:
+        if self.shift:
             fresh = kept.with_left(fresh)
         row_P, position_P = query.at()[0], self._predicting(query, batch)
         if fresh.whole_R.all():
@@ -212,9 +157,9 @@ class Denoiser:
         part_PD = h_RND[row_P, column_RL[row_P, position_P]]
         if not fresh.whole_R.any():
             return part_PD
-        index_R = _sent(np.maximum(np.cumsum(fresh.whole_R) - 1, 0), row_P.device)
+        index_R = sent(np.maximum(np.cumsum(fresh.whole_R) - 1, 0), row_P.device)
         whole_PD = self._whole(query, kept, fresh.whole_R)[index_R[row_P], position_P]
-        return torch.where(_sent(fresh.whole_R, row_P.device)[row_P, None], whole_PD, part_PD)
+        return torch.where(sent(fresh.whole_R, row_P.device)[row_P, None], whole_PD, part_PD)
 
     def _kept(self, step: StepInfo, batch: Batch, device: torch.device) -> tuple[Kept, Bools]:
         """Returns what is kept of the rows of the call, and which of them begin a generation."""
@@ -230,7 +175,7 @@ class Denoiser:
 
     def _whole(self, query: Query, kept: Kept, whole_R: Bools) -> Tensor:
         """Returns hidden states (W, L, D) of the rows that are run whole, whose keys and values are kept."""
-        index_W = None if whole_R.all() else _sent(np.flatnonzero(whole_R), query.row_R.device)
+        index_W = None if whole_R.all() else sent(np.flatnonzero(whole_R), query.row_R.device)
         kept.memory.whole(index_W)
         ids_WL, row_W, media_W, extras = query.ids_RL, query.row_R, query.media_R, query.extras
         if index_W is not None:
@@ -252,7 +197,7 @@ class Denoiser:
         extras = {name: values_RL[row_R1, inside_RN] for name, values_RL in query.extras.items()}
         x_RND = self.model.embedded(query.ids_RL.gather(1, inside_RN), self.features, slots, None, extras)
         attend_RK = batch.attend_BL[query.row_R] if batch.padded or ragged else None
-        block_RK = _sent(kept.block_BL, query.row_R.device)[query.row_R]
+        block_RK = sent(kept.block_BL, query.row_R.device)[query.row_R]
         if attend_RK is not None and ragged:
             attend_RK, block_RK = F.pad(attend_RK, (0, 1), value=False), F.pad(block_RK, (0, 1))
         kept.memory.part(at_RN, ragged=ragged)
@@ -281,16 +226,12 @@ class Denoiser:
         if self.model.backbone.compiled:
             n = min(length, max(2, 1 << (n - 1).bit_length()))  # so that shapes repeat
         if not isinstance(run_RL, Tensor):
-            run_RL = _sent(run_RL, device)
+            run_RL = sent(run_RL, device)
         at_RN = (~run_RL).to(torch.uint8).argsort(dim=1, stable=True)[:, :n]
         if ragged := self.model.backbone.compiled or fresh.at_most or bool((count_R < n).any()):
-            beyond_RN = torch.arange(n, device=device) >= _sent(count_R, device)[:, None]
+            beyond_RN = torch.arange(n, device=device) >= sent(count_R, device)[:, None]
             at_RN = at_RN.masked_fill(beyond_RN | ~run_RL.gather(1, at_RN), length)
         return at_RN, ragged
-
-
-def _sent(values: Any, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=2)

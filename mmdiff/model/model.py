@@ -231,7 +231,8 @@ class MMDiff(nn.Module):
         """
         with torch.no_grad():
             features = self.encode(batch.media)
-        return Denoiser(self, batch, features, batch.allowed_ids_N if restrict else None)
+        allowed_ids_N = batch.allowed_ids_N if restrict else None
+        return Denoiser(self, batch, features, allowed_ids_N, shift=self.backbone.facts.shift)
 
     @typed
     def generate(

@@ -87,7 +87,11 @@ def hidden_copies(
 
     sizes = [clean.at_BN.shape[1], *[noised.at_BN.shape[1]] * copies]
     stream_N = torch.arange(copies + 1, device=ids_RL.device).repeat_interleave(ids_RL.new_tensor(sizes))
-    key = Coordinates(take(whole.key.document), take(whole.key.block), stream_N.expand(len(batch), -1))
+    block_BN = take(whole.key.block)
+    if model.attention.finished_is_context:  # a clean block is attended to as context is
+        own_BL = Causal().blocks(batch.target_BL, batch.attend_BL, whole.key.document)
+        block_BN = torch.cat([clean.take(torch.as_tensor(own_BL)), block_BN[:, sizes[0] :]], 1)
+    key = Coordinates(take(whole.key.document), block_BN, stream_N.expand(len(batch), -1))
     real_BN = torch.cat([clean.real_BN, noised.real_BN.repeat(1, copies)], 1)
 
     def take_copies(values_RL: Tensor) -> Tensor:

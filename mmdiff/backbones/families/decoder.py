@@ -26,12 +26,8 @@ if TYPE_CHECKING:
     from mmdiff.canvas.pattern import Pattern
 
 IDS = ("mask_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
-ROPE = (
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "partial_rotary_factor",
-)  # transformers makes one field of them
+ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
+"""Fields that transformers makes one of."""
 NEEDED = (
     "vocab_size",
     "hidden_size",
@@ -71,7 +67,8 @@ class Decoder:
     elsewhere: patterns of published tensors that belong to another part of a model.
     mask, eos, ends: spellings of tokens. ids: the published ids, for a config.json and tokenizer that name none; they
         hold in a vocabulary of the published size.
-    shift: the logits of position p come from hidden state p - shift. attention: `raw` -> who sees whom.
+    shift: the logits of position p come from hidden state p - shift; causal_shift: where it is run from left to right.
+    attention: `raw` -> who sees whom.
     needed: fields of the class without a default that would be right for the family.
     options: what `options` of a backbone may hold, with defaults: `shift`, and `mask`, the spelling of the mask token
         that a tokenizer without one is given.
@@ -97,6 +94,7 @@ class Decoder:
     ends: tuple[str, ...] = ()
     ids: Mapping[str, int] = field(default_factory=dict)
     shift: int = 0
+    causal_shift: int | None = None
     attention: Callable[[Mapping[str, Any]], Pattern | None] = lambda raw: None
     usual: Mapping[str, Any] = field(default_factory=dict)
     needed: tuple[str, ...] = NEEDED
@@ -198,7 +196,8 @@ class Decoder:
             end_ids=(eos, *ends, *(token_id(tokenizer, end) for end in self.ends)),
             max_length=config.max_position_embeddings,
         )
-        return replace(found, shift=chosen.get("shift", self.shift), attention=self.attention(raw))
+        shift = chosen.get("shift", self.shift)
+        return replace(found, shift=shift, causal_shift=self.causal_shift, attention=self.attention(raw))
 
     def published_config(self, config: Any, facts: Facts) -> dict[str, Any]:
         """Returns the config.json that the family's own code reads. Raises ConfigError for what it has no field for."""
@@ -211,19 +210,19 @@ class Decoder:
             if name not in base and name not in self.renamed.values() and value != one:
                 raise ConfigError(f"original_format: {name}: {value!r}, the published layout has {one!r} only")
         rope = config.rope_parameters
-        if rope["rope_type"] != "default":
+        if rope["rope_type"] != "default" and "rope_parameters" not in base:
             raise ConfigError(f"original_format: the published layout has no {rope['rope_type']!r} rope")
-        own, ids = (
-            self._fields(),
-            dict(zip(IDS, (facts.mask_id, facts.eos_id, facts.pad_id, facts.bos_id), strict=True)),
-        )
+        own = self._fields()
+        ids = dict(zip(IDS, (facts.mask_id, facts.eos_id, facts.pad_id, facts.bos_id), strict=True))
         if facts.bos_id is None:  # Qwen's tokenizers have none, and its config.json names one of no effect
             ids["bos_token_id"] = facts.eos_id
         ids = {name: value for name, value in ids.items() if name in base or name == "mask_token_id"}
         out: dict[str, Any] = {}
         for name, value in base.items():
             ours = self.renamed.get(name, name)
-            if name in rope:
+            if name == "rope_parameters":
+                value = dict(rope)
+            elif name in rope:
                 value = rope[name]
             elif name in ids:
                 value = ids[name]

@@ -21,10 +21,10 @@ from mmdiff.errors import ConfigError
 from ..family import required
 from ..shares import Share, per_layer
 from .decoder import Decoder
+from .dense import END, EOS, SLIDING, blocks
 from .published.llada import LLADA2 as LLADA2_MODELS
 from .published.llada import LLADA_MOE as LLADA_MOE_MODELS
 from .published.qwen import SDAR_MOE as SDAR_MOE_MODELS
-from .qwen import END, EOS, SLIDING, blocks
 from .tokenizers import byte_tokenizer
 
 MASK, ROLE_END = "<|mask|>", "<|role_end|>"

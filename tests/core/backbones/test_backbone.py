@@ -194,7 +194,9 @@ class OwnBlock(Pattern):
         return query.block == key.block
 
 
-@pytest.mark.parametrize("pattern", [PrefixCausal(), BlockCausal(32), Causal(), CausalContext() & Documents()])
+@pytest.mark.parametrize(
+    "pattern", [PrefixCausal(), BlockCausal(32), Causal(), CausalContext() & Documents(), CausalContext(2)]
+)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_the_declared_pattern_is_what_is_looked_for(
     attention: str, pattern: Pattern, monkeypatch: pytest.MonkeyPatch

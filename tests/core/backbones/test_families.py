@@ -29,13 +29,26 @@ from mmdiff.model import MMDiff
 from mmdiff.model.params import add_adapters
 from mmdiff.objectives.denoise import Denoise
 
-NAMES = ["Dream", "sdar", "Fast_dLLM_Qwen", "llada_moe", "sdar_moe", "llada2_moe"]
+NAMES = ["Dream", "sdar", "Fast_dLLM_Qwen", "nemotron_labs_diffusion", "llada_moe", "sdar_moe", "llada2_moe"]
+BIASED = ("Dream", "Fast_dLLM_Qwen")
+ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 5000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 4,
+    "beta_fast": 2.0,
+    "beta_slow": 0.1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.5,
+}
 SMALL: dict[str, Any] = {
     "hidden_size": 48, "intermediate_size": 80, "dense_intermediate_size": 80, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300, "rope_theta": 5000.0,
     "max_position_embeddings": 64, "num_experts": 8, "num_experts_per_tok": 3, "expert_intermediate_size": 24,
     "moe_intermediate_size": 24, "n_group": 4, "topk_group": 2, "moe_layer_freq": [1, 0, 1], "block_size": 3,
     "bd_size": 3, "mask_token_id": None, "eos_token_id": 256, "pad_token_id": 256, "bos_token_id": 256,
+    "rope_parameters": ROPE,
 }  # fmt: skip
 
 
@@ -78,7 +91,7 @@ def tensors_of(name: str) -> dict[str, Tensor]:
         else:
             sizes = {"q_proj": (heads * f, d), "k_proj": (kv * f, d), "v_proj": (kv * f, d), "o_proj": (d, heads * f)}
             shapes |= {f"{at}.self_attn.{part}": shape for part, shape in sizes.items()}
-            if name not in ("Dream", "Fast_dLLM_Qwen"):
+            if name not in (*BIASED, "nemotron_labs_diffusion"):
                 shapes |= {f"{at}.self_attn.q_norm": (f,), f"{at}.self_attn.k_norm": (f,)}
         dense = {"llada2_moe": i < 1, "llada_moe": not raw.get("moe_layer_freq", [1] * 9)[i], "sdar_moe": False}
         if dense.get(name, True):
@@ -96,11 +109,13 @@ def tensors_of(name: str) -> dict[str, Tensor]:
         for part, shape in shapes.items()
     }
     for i in range(raw["num_hidden_layers"]):
-        if name in ("Dream", "Fast_dLLM_Qwen"):
+        if name in BIASED:
             for part, n in (("q", heads), ("k", kv), ("v", kv)):
                 out[f"model.layers.{i}.self_attn.{part}_proj.bias"] = torch.randn(n * f)
         if name == "llada2_moe" and i >= 1:
             out[f"model.layers.{i}.mlp.gate.expert_bias"] = 0.3 * torch.randn(raw["num_experts"])
+    if name == "nemotron_labs_diffusion":
+        out = {k.replace("model.", "encoder.").replace("lm_head", "diffusion_head"): x for k, x in out.items()}
     return out
 
 
@@ -122,21 +137,21 @@ PADDING = {"whole": [[1] * 11] * 3, "right": [[1] * 11, [1] * 6 + [0] * 5, [1] *
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
 def test_logits_equal_plain_torch(published: tuple[str, Path], attention: str, padding: str) -> None:
-    """With the published attention: block-causal, counted from a row's first position, where the family is."""
+    """With the published attention: block-causal, counted from a row's first position, or causal over all context."""
     name, folder = published
     backbone = load_backbone(folder, attention=attention)
     assert backbone.family == name
     attend_RL = torch.tensor(PADDING[padding], dtype=torch.bool)
     pattern = backbone.facts.attention or Full()
     assert (pattern == Full()) == (name in ("Dream", "llada_moe"))
-    block_RL = (attend_RL.cumsum(1) - 1).clamp(min=0) // 3
+    block_RL = (attend_RL.cumsum(1) - 1).clamp(min=0) // (1 if name == "nemotron_labs_diffusion" else 3)
     sees_RLL = attend_RL[:, None] & (block_RL[:, None] <= block_RL[:, :, None] if pattern != Full() else True)
     sees_RLL = sees_RLL | torch.eye(11, dtype=torch.bool)
-    expected = plain_logits(tensors_of(name), raw_of(name), IDS, sees_RLL)
     model = MMDiff(backbone)
     batch = collate([[Text(row[keep].tolist())] for row, keep in zip(IDS, attend_RL, strict=True)], backbone.vocab,
                     side="left" if padding == "left" else "right")  # fmt: skip
     shown: Visibility = visibility(model.attention, batch, torch.arange(3))
+    expected = plain_logits(tensors_of(name), raw_of(name), IDS, sees_RLL, batch.position_ids_BL)
     hidden = backbone.hidden(backbone.embed(IDS, attend_RL), attend_RL, batch.position_ids_BL, shown)
     found = backbone.head(hidden)
     assert expected.std() > 0.5  # else a tolerance would say little
@@ -206,6 +221,7 @@ def test_unknown_fields_and_missing_tensors_are_refused(published: tuple[str, Pa
         "Dream": ("use_sliding_window", True),
         "llada2_moe": ("norm_head", True),
         "llada_moe": ("qk_layernorm", False),
+        "nemotron_labs_diffusion": ("sliding_window", 4096),
     }
     for field, value in [("looped_layers", 2), refused.get(name, ("rope_scaling", {"factor": 4}))]:
         (tmp_path / "config.json").write_text(json.dumps({**raw, field: value}))

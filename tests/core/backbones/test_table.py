@@ -12,7 +12,7 @@ from paths import ROOT
 
 from mmdiff.backbones import load_backbone, new_backbone
 from mmdiff.backbones.family import FAMILIES, MASKED, find_family
-from mmdiff.canvas.patterns import BlockCausal
+from mmdiff.canvas.patterns import BlockCausal, CausalContext
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.config.presets import presets
 from mmdiff.data.collate import collate
@@ -34,7 +34,7 @@ def test_every_family_has_a_row_and_every_preset_a_cell() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(MASKED) - {"esmc"}))
 def test_facts_of_published_models(name: str) -> None:
-    _, _, kind, mask, attention, shift, _, _ = FACTS[name]
+    _, _, class_of, mask, attention, shift, _, _ = FACTS[name]
     family: Any = find_family(name)
     raw = {"model_type": name, **dict(next(iter(family.PUBLISHED.values())))}
     if family.AUTO_CLASS == "AutoModelForCausalLM":
@@ -43,12 +43,13 @@ def test_facts_of_published_models(name: str) -> None:
         assert int(mask) == ids["mask_token_id"] and int(shift) == family.shift
         pattern = family.attention(raw)
         block = 32 if name == "Fast_dLLM_Qwen" else getattr(pattern, "size", None)
-        assert attention == ("full" if pattern is None else f"block-causal {block}")
-        assert pattern is None or isinstance(pattern, BlockCausal) and pattern.size == block
+        kind_of = {CausalContext: "causal context", BlockCausal: "block-causal"}
+        assert attention == ("full" if pattern is None else f"{kind_of[type(pattern)]} {block}")
+        assert pattern is None or pattern.size == block
     else:
         config = family.config(raw)
         assert (int(mask), attention, shift) == (raw["mask_token_id"], "full", "0")
-    assert kind == f"`{type(config).__name__.removesuffix('Config')}{KINDS[family.AUTO_CLASS]}`"
+    assert class_of == f"`{type(config).__name__.removesuffix('Config')}{KINDS[family.AUTO_CLASS]}`"
 
 
 def test_every_cell_is_a_test() -> None:

@@ -34,6 +34,7 @@ TOYS = {
     "llada2.1-mini": "inclusionAI/LLaDA2.1-mini",
     "llada2.1-mini-speed": "inclusionAI/LLaDA2.1-mini",
     "llada2.2-flash": "inclusionAI/LLaDA2.1-mini",
+    "nemotron-labs-diffusion": "nvidia/Nemotron-Labs-Diffusion-8B",
     "sdar-4b-chat": "JetLM/SDAR-4B-Chat",
 }
 IDS = {"expand": 5, "delete": 6, "split": 7}  # ids of a toy's for tokens that it does not have

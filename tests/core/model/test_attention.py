@@ -95,7 +95,7 @@ def test_the_family_says_what_a_published_model_attends_to() -> None:
     assert MMDiff(made, attention=Full()).attention == Full()
 
 
-KINDS = [Full(), Causal(), PrefixCausal(), CausalContext(), BlockCausal(2), BlockCausal(2, "targets")]
+KINDS = [Full(), Causal(), PrefixCausal(), CausalContext(), CausalContext(2), BlockCausal(2), BlockCausal(2, "targets")]
 
 
 def model(pattern: Pattern) -> MMDiff:

@@ -15,8 +15,11 @@ from torch import Tensor
 Weights = Mapping[str, Tensor]
 
 
-def logits(w: Weights, raw: Mapping[str, Any], ids_RL: Tensor, sees_RLL: Tensor) -> Tensor:
-    """Returns (R, L, V). raw: a published config.json. sees_RLL: bool, who sees whom."""
+def logits(
+    w: Weights, raw: Mapping[str, Any], ids_RL: Tensor, sees_RLL: Tensor, position_RL: Tensor | None = None
+) -> Tensor:
+    """Returns (R, L, V). raw: a published config.json. sees_RLL: bool, who sees whom. position_RL: 0 behind padding, as
+    it matters where the size of queries depends on it; None: 0, 1, ..."""
     llada2 = raw["model_type"] == "llada2_moe"
     embed, o, qn, kn = (
         ("word_embeddings", "attention.dense", "attention.query_layernorm", "attention.key_layernorm")
@@ -27,7 +30,14 @@ def logits(w: Weights, raw: Mapping[str, Any], ids_RL: Tensor, sees_RLL: Tensor)
     width = raw.get("head_dim") or raw["hidden_size"] // heads
     eps, length = raw["rms_norm_eps"], ids_RL.shape[1]
     turned = int(width * raw.get("partial_rotary_factor", 1.0))
-    rate_F = raw["rope_theta"] ** -(torch.arange(0, turned, 2) / turned)
+    rope = raw.get("rope_parameters") or {}
+    rate_F = (raw["rope_theta"] if not rope else rope["rope_theta"]) ** -(torch.arange(0, turned, 2) / turned)
+    scale_R1L1 = torch.ones(1, 1, length, 1)
+    if rope:
+        rate_F = yarn(rate_F, rope)
+        beta, span = rope["llama_4_scaling_beta"], rope["original_max_position_embeddings"]
+        position_RL = torch.arange(length)[None] if position_RL is None else position_RL
+        scale_R1L1 = 1 + beta * (1 + position_RL[:, None, :, None] // span).log()
     angle_LF = (torch.arange(length)[:, None] * rate_F).repeat(1, 2)
 
     def norm(x: Tensor, name: str) -> Tensor:
@@ -65,9 +75,10 @@ def logits(w: Weights, raw: Mapping[str, Any], ids_RL: Tensor, sees_RLL: Tensor)
                 out[n] += weight * gated(x_ND[n], f"{at}.experts.{expert}")
         return out + gated(x_ND, f"{at}.shared_experts") if llada2 else out
 
-    x = w[f"model.{embed}.weight"][ids_RL]
+    body, top = ("encoder", "diffusion_head") if "diffusion_head.weight" in w else ("model", "lm_head")
+    x = w[f"{body}.{embed}.weight"][ids_RL]
     for i in range(raw["num_hidden_layers"]):
-        at = f"model.layers.{i}"
+        at = f"{body}.layers.{i}"
         h = norm(x, f"{at}.input_layernorm")
         if llada2:
             q, k, v = linear(h, f"{at}.attention.query_key_value").split([n * width for n in (heads, kv, kv)], -1)
@@ -77,9 +88,24 @@ def logits(w: Weights, raw: Mapping[str, Any], ids_RL: Tensor, sees_RLL: Tensor)
         if f"{at}.{qn}.weight" in w:
             q, k = norm(q, f"{at}.{qn}"), norm(k, f"{at}.{kn}")
         k, v = rotate(k).repeat_interleave(heads // kv, 1), v.repeat_interleave(heads // kv, 1)
-        score = (rotate(q) @ k.mT / width**0.5).masked_fill(~sees_RLL[:, None], -torch.inf)
+        score = (rotate(q) * scale_R1L1 @ k.mT / width**0.5).masked_fill(~sees_RLL[:, None], -torch.inf)
         x = x + linear((score.softmax(-1) @ v).transpose(1, 2).flatten(-2), f"{at}.{o}")
         h = norm(x, f"{at}.post_attention_layernorm")
         sparse = f"{at}.mlp.gate.weight" in w
         x = x + (mixture(h.flatten(0, 1), f"{at}.mlp").view_as(h) if sparse else gated(h, f"{at}.mlp"))
-    return linear(norm(x, "model.norm"), "lm_head")
+    return linear(norm(x, f"{body}.norm"), top)
+
+
+def yarn(rate_F: Tensor, rope: Mapping[str, Any]) -> Tensor:
+    """Returns rotary frequencies by YaRN (arXiv 2309.00071, eq. 18 and 23): slow ones are divided by the factor."""
+    # in the published code the ramp is linear in the number of the frequency, between two whole numbers
+    number_F = torch.arange(len(rate_F))
+    width, theta = 2 * len(rate_F), torch.tensor(rope["rope_theta"])
+
+    def where(turns: float) -> Tensor:
+        span = torch.tensor(rope["original_max_position_embeddings"] / (turns * 2 * torch.pi))
+        return width * span.log() / (2 * theta.log())
+
+    low, high = where(rope["beta_fast"]).floor().clamp(min=0), where(rope["beta_slow"]).ceil().clamp(max=width - 1)
+    ramp_F = ((number_F - low) / (high - low if high != low else 0.001)).clamp(0, 1)
+    return rate_F / rope["factor"] * ramp_F + rate_F * (1 - ramp_F)

@@ -1,20 +1,27 @@
-"""Families of Qwen's architectures: Dream, SDAR, Fast-dLLM v2. Their tensors have transformers' names.
+"""Families that are a dense decoder: Dream, SDAR, Fast-dLLM v2 (Qwen's architectures), Nemotron-Labs-Diffusion.
 
 Dream 7B (arXiv 2508.15487; Dream-Coder, DreamOn and DiffuCoder, too): Qwen2.5, every position sees every other, and
     the logits of a position come from the state one to the left.
 SDAR (arXiv 2510.06303; TraDo, too): Qwen3, block-causal, of `block_size` positions counted from the row's start.
 Fast-dLLM v2 (arXiv 2509.26328): Qwen2.5, block-causal of `bd_size`, with the logits of the state to the left.
+Nemotron-Labs-Diffusion (Fu et al., 2026): Ministral 3; the body is called `encoder`, the head `diffusion_head`. A block
+    of `block_size` targets sees itself and a causal context. Run from left to right the same weights are a causal
+    model, whose logits come from the state to the left (`mmdiff.samplers.links.verifier.Speculate`). The published code
+    has that causal model write the first token of each block; here it is predicted as the others are.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from mmdiff.canvas.pattern import Pattern
-from mmdiff.canvas.patterns import BlockCausal
+from mmdiff.canvas.patterns import BlockCausal, CausalContext
 
+from ..shares import Share
 from .decoder import Decoder
+from .published.ministral import NEMOTRON as NEMOTRON_MODELS
 from .published.qwen import DREAM as DREAM_MODELS
 from .published.qwen import FAST_DLLM as FAST_DLLM_MODELS
 from .published.qwen import SDAR as SDAR_MODELS
@@ -80,3 +87,36 @@ FAST_DLLM = Decoder(
     theta=1_000_000.0,
     tokenizer=lambda: toy_tokenizer("|<MASK>|"),
 )
+
+
+def _nemotron_shares(config: Any) -> dict[str, tuple[Share, ...]]:
+    """Returns the published tensors: transformers' with `encoder` for `model`, and a head of another name."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        names = [name for name, _ in AutoModelForCausalLM.from_config(config).named_parameters()]
+    theirs = {name: re.sub(r"^model\.", "encoder.", name).replace("lm_head", "diffusion_head") for name in names}
+    return {theirs[name]: (Share(name),) for name in names}
+
+
+NEMOTRON = Decoder(
+    name="nemotron_labs_diffusion",
+    config_class="Ministral3Config",
+    published=NEMOTRON_MODELS,
+    mask="[MASK]",
+    only={"attention_bias": False, "mlp_bias": False, "sliding_window": None, "tie_word_embeddings": False},
+    without=("ar_loss_weight", "block_size", "dlm_loss_weight", "dlm_paradigm", "dp_varying_mask_ratio"),
+    shares=_nemotron_shares,
+    eos="<|im_end|>",
+    ids={"mask_token_id": 100, "eos_token_id": 11},
+    causal_shift=1,
+    attention=lambda raw: CausalContext(int(raw.get("block_size") or 32)),
+    small={"rope_parameters": {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 16384,
+                               "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+                               "llama_4_scaling_beta": 0.1}},
+    hidden_ratio=3.5,
+    theta=1_000_000.0,
+    eps=1e-5,
+    tokenizer=lambda: byte_tokenizer(bos="<s>", eos="<|im_end|>", special=("[MASK]",)),
+)  # fmt: skip
