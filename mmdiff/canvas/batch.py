@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from .pattern import Pattern
 from .vocab import Vocab
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class Batch:
     source_B: list[str] = field(default_factory=list)  # the name of the mixture part a row came from
     padded: bool = False  # whether attend_BL is False anywhere (known on the CPU, so the device need not be asked)
     packed: bool = False  # whether segment_BL has more than one document in a row
+    attention: Pattern | None = None  # who sees whom, where it is not as the model has it (mmdiff.training.annealing)
 
     def __len__(self) -> int:
         return len(self.ids_BL)

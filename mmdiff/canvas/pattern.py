@@ -26,15 +26,18 @@ class Coordinates:
     document: which of the documents of a packed row a position belongs to.
     block: blocks are in the order in which they are filled, and block-causal patterns see no later one.
     stream: 0: clean ids; 1, 2, ...: noised ids at the same positions, which nothing but their own stream sees.
+    sample: the global number of the row's sample, for patterns that are drawn.
     """
 
     document: Tensor | int = 0
     block: Tensor | int = 0
     stream: Tensor | int = 0
+    sample: Tensor | int = 0
 
     def at(self, *index: Tensor) -> Coordinates:
         """Returns the coordinates of some positions, `[index]` of every tensor."""
-        return Coordinates(*(v if isinstance(v, int) else v[index] for v in (self.document, self.block, self.stream)))
+        own = (self.document, self.block, self.stream, self.sample)
+        return Coordinates(*(v if isinstance(v, int) else v[index] for v in own))
 
 
 class Pattern:
@@ -44,12 +47,14 @@ class Pattern:
         whatever is written behind them: a cache may keep them and be exact.
     one_target_block: whether all targets are one block, behind all context, which then can be run once, alone.
     finished_is_context: whether a block of targets is attended to otherwise once it is finished: as context.
+    drawn: whether it is random: a batch of training attends so (`Batch.attention`), a model does not.
     """
 
     node: dict[str, Any]
     exact_prefix: bool = False
     one_target_block: bool = False
     finished_is_context: bool = False
+    drawn: bool = False
 
     def sees(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         """Returns whether the one position sees the other, of any shapes that broadcast.

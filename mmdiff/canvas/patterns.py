@@ -1,8 +1,8 @@
-"""The attention patterns: full, by document, causal, prefix-causal, block-causal, causal context.
+"""The attention patterns: full, by document, causal, partly causal, prefix-causal, block-causal, causal context.
 
-All but `Documents` are one relation, `Pattern.sees`, over different numberings of the positions. With streams it is
-also that of noised copies that stand behind one context, and of the rows of 2L positions of block diffusion, noisy and
-clean (BD3LM, arXiv 2503.09573).
+All but `Documents` and `PartlyCausal` are one relation, `Pattern.sees`, over different numberings of the positions.
+With streams it is also that of noised copies that stand behind one context, and of the rows of 2L positions of block
+diffusion, noisy and clean (BD3LM, arXiv 2503.09573).
 
 Shape letters: R rows, L canvas length.
 """
@@ -15,8 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmdiff.config.ranges import AtLeast1
+from mmdiff.config.ranges import AtLeast0, AtLeast1, Share
 from mmdiff.config.saveable import saveable
+from mmdiff.diffusion.keys import WORD_32, mixed
 from mmdiff.errors import ConfigError
 
 from .batch import Batch
@@ -44,6 +45,32 @@ class Causal(Pattern):
     """A position sees itself and those before it: every position is a block."""
 
     exact_prefix = True
+
+    def blocks(self, target_RL: Tensor, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
+        return rank(attend_RL, document_RL)
+
+
+@saveable
+@dataclass(frozen=True)
+class PartlyCausal(Pattern):
+    """Causal, and every later position is seen with probability `share`: half way from causal to full attention.
+
+    DiffuLLaMA's attention mask annealing (arXiv 2410.17891, section 3.3) raises the share from step to step
+    (`mmdiff.training.annealing`). Each pair of positions of a sample has one draw, a hash of `draw`, the sample, the
+    document and the two positions; so a greater share adds pairs and takes none away, and padding changes nothing.
+    """
+
+    share: Share
+    draw: AtLeast0 = 0
+
+    drawn = True
+
+    def sees(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
+        if self.share >= 1:
+            return True
+        row = mixed(mixed(mixed(self.draw) + query.sample) + query.document)
+        later = mixed(mixed(row + query.block) + key.block) < round(self.share * (WORD_32 + 1))
+        return super().sees(query, key) | later
 
     def blocks(self, target_RL: Tensor, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
         return rank(attend_RL, document_RL)
@@ -138,7 +165,12 @@ def units(pattern: Pattern, batch: Batch) -> Tensor:
 
 
 def visibility(pattern: Pattern, batch: Batch, row_R: Tensor) -> Visibility:
-    """Returns who sees whom on whole canvases of `batch`, of which row r is the row `row_R[r]`."""
+    """Returns who sees whom on whole canvases of `batch`, of which row r is the row `row_R[r]`.
+
+    pattern: the model's; that of the batch goes before.
+    """
+    pattern = batch.attention or pattern
     document = batch.segment_BL if batch.packed else 0
     block = pattern.blocks(batch.target_BL, batch.attend_BL, document)
-    return Visibility(pattern & Documents(), Coordinates(document, block).at(row_R))
+    sample = batch.index_B[:, None].expand(batch.ids_BL.shape) if pattern.drawn else 0
+    return Visibility(pattern & Documents(), Coordinates(document, block, sample=sample).at(row_R))

@@ -138,6 +138,7 @@ class StageConfig:
     warmup: NotNegative = 0.03  # below 1: a share of the steps, else steps
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     lr_end: Share = 0.0  # share of lr left at the end
+    anneal: AtLeast0 = 0  # steps in which attention goes from causal to full, see mmdiff.training.annealing; 0: none
     padding: Literal["ignore", "eos", "answer"] = "ignore"  # see mmdiff.data.collate.collate
     cache_features: bool = False  # keep a frozen encoder's features on disk
     eval: Any = None  # node of held-out rows for the bound (default: none)

@@ -9,11 +9,25 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 WORD = (1 << 64) - 1
+WORD_32 = (1 << 32) - 1
+
+
+def mixed(value: Any) -> Any:
+    """Returns 32 bits, 0 to 2^32 - 1, of which each depends on all low 32 bits of a whole number or int64 tensor.
+
+    The finaliser of MurmurHash3 (Appleby), one to one, for draws that must be made on the device, per pair of
+    positions, say. It needs no more than the low half of a product, so that the 64 bits of a tensor suffice.
+    """
+    value = value & WORD_32
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        value = ((value ^ (value >> shift)) * factor) & WORD_32
+    return value ^ (value >> 16)
 
 
 @dataclass(frozen=True)

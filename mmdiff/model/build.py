@@ -15,7 +15,7 @@ from mmdiff.backbones.backbone import check_attention
 from mmdiff.backbones.bounds import bounded_by
 from mmdiff.backbones.family import find_family, model_type_of
 from mmdiff.backbones.load import tokenizer_of
-from mmdiff.backbones.weights import read_json
+from mmdiff.backbones.weights import read_json, tensor_names
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.config import build, flatten, locate
 from mmdiff.config.load import check_weights
@@ -24,6 +24,7 @@ from mmdiff.config.nodes import OFFERED, RUN_TIME, taken
 from mmdiff.config.settings import ModelConfig
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.files import check_sums
+from mmdiff.parts import part
 
 from .model import MMDiff
 from .saving import PARTS, load_weights, prefix_causal_node, read_config, saved_folder, weight_files
@@ -80,6 +81,8 @@ def _attending(model: MMDiff, node: dict[str, Any] | None) -> MMDiff:
         pattern = build(node, where="model.attention")
         if not isinstance(pattern, Pattern):
             raise ConfigError(f"model.attention: {node['target']} is no attention pattern, see mmdiff.canvas.patterns")
+        if pattern.drawn:
+            raise ConfigError(f"model.attention: {node['target']} is drawn anew at every step, see stages' `anneal`")
         check_attention(model.backbone, pattern)
         model.attention = pattern
     return model
@@ -189,6 +192,29 @@ def _check_same(here: Mapping[str, Any], there: Mapping[str, Any], where: str, f
                 )
 
 
-def tokenizer_in(folder: Path) -> Any:
-    """Returns the tokenizer in the folder of a backbone."""
-    return tokenizer_of(folder, find_family(model_type_of(read_json(folder / "config.json"))))
+@part
+def tokenizer_in(folder: str | Path) -> Any:
+    """Returns the tokenizer of a backbone's folder, a saved model or a run, with the mask token that its model has.
+
+    So a causal model's, which came without, has the words that windows of text and other models are to share with it.
+    Raises ConfigError for a folder without one.
+    """
+    saved = saved_folder(folder)
+    folder = Path(folder) if saved is None else saved / "backbone"
+    raw = read_json(folder / "config.json")
+    own = find_family(model_type_of(raw))
+    tokenizer = tokenizer_of(folder, own)
+    if tokenizer.mask_token_id is None:
+        own.facts(raw, own.config(own.settle(raw, tensor_names(folder))), tokenizer)
+    return tokenizer
+
+
+def _toy_tokenizer(folder: str | Path) -> Any:
+    """Returns a tokenizer of bytes with a mask token, whatever the folder: it need not be there."""
+    own = find_family("llada")
+    tokenizer = own.toy_tokenizer()
+    tokenizer.mask_token = own.mask  # type: ignore[attr-defined]
+    return tokenizer
+
+
+tokenizer_in.toy = _toy_tokenizer  # type: ignore[attr-defined]

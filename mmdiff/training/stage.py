@@ -39,6 +39,7 @@ from mmdiff.runs.checkpoint import (
 )
 from mmdiff.runs.folder import Run
 
+from .annealing import annealed, check_annealing
 from .divergence import not_finite, refuse
 from .held_out import UNUSED, evaluate_bound
 from .meters import Meters
@@ -70,6 +71,7 @@ class Stage:
     def __post_init__(self) -> None:
         stage, config, where = self.stage, self.config, f"train.stages.{self.name}"
         self.settings = config.train
+        check_annealing(stage.anneal, self.model, where)
         self.objective: Objective = build(stage.objective, where=f"{where}.objective", toy=self.toy)
         if (for_model := getattr(self.objective, "for_model", None)) is not None:
             self.objective = for_model(self.model)
@@ -144,6 +146,7 @@ class Stage:
         world = accelerator.num_processes
         key = NoiseKey(self.settings.seed, progress.step, self.name, batch=stage.batch_size * stage.accumulate * world)
         torch.manual_seed(key.fold(f"dropout/{accelerator.process_index}").integer(1 << 62))
+        window = [annealed(batch, key, progress.stage_step, stage.anneal) for batch in window]
         plans = [self.objective.plan(batch, key, self.model.vocab) for batch in window]
         names = sorted(plans[0].counts)
         counts_N = torch.tensor([[plan.counts[n] for n in names] for plan in plans], dtype=torch.float64).sum(0)

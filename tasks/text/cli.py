@@ -1,4 +1,4 @@
-"""Text with a trained run: fill the gaps of a file, rewrite it, embed texts."""
+"""Text with a trained run: fill the gaps of a file, rewrite it, embed texts, find a fact in a long text."""
 
 from __future__ import annotations
 
@@ -107,7 +107,39 @@ def embed(
     return {"out": out, "shape": shape}, f"{out}: {shape[0]} x {shape[1]}"
 
 
-VERBS: dict[str, Verb] = {"infill": infill, "rewrite": rewrite, "embed": embed}
+def needle(run: str, /, *words: str, batch_size: AtLeast1 = 1) -> Output:
+    """Ask for a fact that is hidden in a long text: the share of right answers by length of the text and depth.
+
+    Args:
+        run: a run, a checkpoint in it or a saved model, of any task.
+        words: settings as dotted.key=value; those of `rows` are arguments of `mmdiff.tasks.text.data.needle.Needles`,
+            `rows.lengths=[512,1024]` say.
+        batch_size: rows per batch.
+    """
+    from dataclasses import replace
+
+    from mmdiff.commands.cli import table
+    from mmdiff.config import build, parsed
+    from mmdiff.evaluation.evaluate import evaluate
+    from mmdiff.session import load
+
+    from .data.needle import Needles, grid
+    from .task import PlainText
+
+    settings = _settings(words)
+    of_rows = [setting.removeprefix("rows.") for setting in settings if setting.startswith("rows.")]
+    session = load(run, "sampler.temperature=0", *(one for one in settings if not one.startswith("rows.")))
+    node = {"target": "mmdiff.tasks.text.data.needle.Needles", "tokenizer": session.model.vocab.tokenizer}
+    rows: Needles = build({**node, **dict(map(parsed, of_rows))}, where="rows")
+    _, records = evaluate(replace(session, task=PlainText()), rows, name="needle", batch_size=batch_size)
+    found = grid(rows, records)
+    lines = {f"{length} tokens": {f"depth {d:g}": share for d, share in own.items()} for length, own in found.items()}
+    whole = sum(record["scores"]["exact_match"] for record in records) / len(records)
+    by_length = {str(n): {f"{d:g}": share for d, share in own.items()} for n, own in found.items()}
+    return {"found": whole, "by_length": by_length, "records": records}, table(lines)[1]
+
+
+VERBS: dict[str, Verb] = {"infill": infill, "rewrite": rewrite, "embed": embed, "needle": needle}
 
 
 def _settings(words: tuple[str, ...]) -> list[str]:

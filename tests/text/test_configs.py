@@ -22,8 +22,9 @@ def test_files_of_documents_that_are_there_give_way_to_toys(tmp_path: Path) -> N
     assert check(load_config("text-pretrain", [*SMALLER["text-pretrain"], *paths]))["loss"].keys() == {"fit"}
 
 
-@pytest.mark.parametrize("name", ["text-demo", "text-demo-causal", "text-pretrain", "text-llada-chat"])
-def test_every_stage_runs_at_toy_width(name: str) -> None:
+@pytest.mark.parametrize("name", ["text-demo", "text-demo-causal", "text-pretrain", "text-llada-chat", "text-convert"])
+def test_every_stage_runs_at_toy_width(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MMDIFF_REAL_WEIGHTS", raising=False)
     config = load_config(name, SMALLER.get(name, []))
     found = check(config)
     assert found["loss"].keys() == config.train.stages.keys()

@@ -15,7 +15,6 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,10 +104,8 @@ def _tokenizer(given: Any) -> Any:
     if not isinstance(given, str):
         return given
     from mmdiff.model.build import tokenizer_in
-    from mmdiff.model.saving import saved_folder
 
-    folder = saved_folder(given)
-    return tokenizer_in(Path(given) if folder is None else folder / "backbone")
+    return tokenizer_in(given)
 
 
 @lru_cache(maxsize=8)

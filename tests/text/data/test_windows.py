@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mmdiff.backbones import load_backbone, new_backbone
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.errors import ConfigError, DataError
+from mmdiff.model.build import tokenizer_in
 from mmdiff.tasks.text.data.windows import Windows
+from mmdiff.tasks.text.task import PlainText
 from mmdiff.tasks.text.tokenizer import byte_pairs
 
 WORDS = [f"w{n}" for n in range(40)]
@@ -82,3 +87,19 @@ def test_the_tokenizer_of_the_same_texts_is_the_same() -> None:
     assert first.decode(first(text)["input_ids"]) == text
     with pytest.raises(ConfigError, match="at least 259"):
         byte_pairs(rows, 100)
+
+
+def test_windows_of_a_folders_tokenizer_have_the_words_of_its_model(tmp_path: Path) -> None:
+    """A causal model's tokenizer has no mask token, its backbone gives it one; both then count as the same words."""
+    plain: Any = word_tokenizer(WORDS)
+    new_backbone(family="llama", tokenizer=plain, hidden_size=16, layers=1, heads=2).save_pretrained(tmp_path)
+    causal: Any = word_tokenizer(WORDS)
+    causal.mask_token = None
+    causal.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "mask_token_id"}))
+    vocab = load_backbone(tmp_path).vocab
+    row = Windows(documents(), str(tmp_path), 8)[0]
+    assert PlainText().sample(row, vocab) and tokenizer_in(tmp_path).get_vocab() == vocab.tokenizer.get_vocab()
+    with pytest.raises(DataError, match="another tokenizer"):
+        PlainText().sample(Windows(documents(), byte_pairs(documents(), 300), 8)[0], vocab)
