@@ -15,7 +15,7 @@ from mmdiff.canvas.sample import Item
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
-from mmdiff.model.pretrained import fill_own
+from mmdiff.model.published.tensors import fill_own
 
 from .media.images import ImageSpec, read_item
 

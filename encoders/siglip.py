@@ -17,7 +17,8 @@ from mmdiff.canvas.sample import Item
 from mmdiff.config.ranges import AtLeast1, Finite, Positive, Whole
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest
-from mmdiff.model.pretrained import fill, tensors_around
+from mmdiff.model.published.llava import is_multimodal, tower_config
+from mmdiff.model.published.tensors import fill, tensor_files, tensor_shapes, tensors_around
 
 from .media.images import CLIP_MEAN, CLIP_STD, HALF, ImageSpec, Interpolation, ResizeMode, read_item
 from .media.towers import check_layer, checkpoint_layers, resized_positions
@@ -46,8 +47,10 @@ class Siglip(nn.Module):
 
     config: the vision part of a `config.json`: model_type (siglip_vision_model, clip_vision_model), hidden_size, ...;
         left out, the one of `weights` is read.
-    weights: a folder with `config.json`, of the tower alone or of a model that holds it, or a safetensors file.
+    weights: a folder with `config.json`, of the tower alone or of a model that holds it, or a safetensors file. The
+        towers in LLaVA's, such as LLaDA-V's, were saved without the block that is not used: their layer is -1.
     layer: -1 is the last block, -2 the one before it; those above are dropped. norm: whether the last norm is applied.
+    spare_norm: keep a last norm that is not applied, of a checkpoint that has it (LLaVA's), so that it is saved again.
     image_size: side of the pictures, in pixels; the position table is resized to it.
     mean, std, interpolation: default to the `preprocessor_config.json` of `weights`, then to the family's.
     Raises ConfigError for what does not exist or does not fit.
@@ -62,6 +65,7 @@ class Siglip(nn.Module):
         weights: str | None = None,
         layer: Whole = -2,
         norm: bool = False,
+        spare_norm: bool = False,
         image_size: AtLeast1 | None = None,
         mean: Sequence[Finite] | None = None,
         std: Sequence[Positive] | None = None,
@@ -89,7 +93,10 @@ class Siglip(nn.Module):
         side = config["image_size"] // config["patch_size"]
         self.prefix = 1 if clip else 0
         self.norm: nn.Module = tower.post_layernorm if norm else nn.Identity()
-        if not norm:
+        if spare_norm:  # buffers: a parameter that nothing uses would have no gradient
+            for name, value in tower.post_layernorm.named_parameters():
+                self.register_buffer(f"spare_norm_{name}", value.detach())
+        if not norm and not spare_norm:
             tower.post_layernorm = nn.Identity()
         if weights is not None:
             tensors = tensors_around(weights, FIRST, "vision tower")  # also under the longer paths of LLaVA
@@ -114,6 +121,7 @@ class Siglip(nn.Module):
         *,
         layer: Whole = -2,
         norm: bool = False,
+        spare_norm: bool = False,
         resize_mode: ResizeMode = "squash",
         **outside: Any,
     ) -> Siglip:
@@ -121,7 +129,8 @@ class Siglip(nn.Module):
         family = _family(config or {})
         size = {"image_size": 28, "patch_size": 14, "num_hidden_layers": 1 - layer}
         width = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
-        return cls({"model_type": family, **size, **width}, layer=layer, norm=norm, resize_mode=resize_mode)
+        config = {"model_type": family, **size, **width}
+        return cls(config, layer=layer, norm=norm, spare_norm=spare_norm, resize_mode=resize_mode)
 
     def read(self, data: object) -> Item:
         return read_item(data, self.spec)
@@ -153,6 +162,8 @@ def _architecture(config: Mapping[str, Any] | None, weights: str | None) -> dict
         raise ConfigError("config: neither a config nor weights are given")
     elif Path(weights).is_dir():
         config = read_json(Path(weights) / "config.json")
+        if is_multimodal(config):  # the folder of a whole model, which describes its language model
+            config = tower_config(str(config["mm_vision_tower"]), tensor_shapes(tensor_files(weights)))
     else:
         raise ConfigError(f"weights: {weights} is not a folder with config.json; give config as well")
     family = _family(config)

@@ -19,7 +19,7 @@ from mmdiff.canvas.sample import Item
 from mmdiff.config.ranges import AtLeast1, BelowOne, Positive
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
-from mmdiff.model.pretrained import fill_own
+from mmdiff.model.published.tensors import fill_own
 
 from .media.audio import read_waveform, windows
 from .media.mel import LogMel

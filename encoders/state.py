@@ -16,7 +16,7 @@ from mmdiff.canvas.sample import Item
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.model.pretrained import fill_own
+from mmdiff.model.published.tensors import fill_own
 
 
 @saveable

@@ -5,6 +5,7 @@ Shape letters: N crops, H W pixels, T tokens, E width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from mmdiff.canvas.sample import Item
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
-from mmdiff.connectors.anyres import select_canvas
+from mmdiff.connectors.anyres import grid_canvases, select_canvas
 from mmdiff.errors import ConfigError
 
 from .media.images import ImageSpec, pixels, read_image
@@ -31,20 +32,29 @@ class Tiles(nn.Module):
     middle, on black (LLaVA-OneVision, arXiv 2408.03326; LLaDA-V has grid=6).
 
     encoder: a vision tower with `spec` and a square picture. max_tiles: of a canvas; None: grid * grid.
+    canvases: [rows, columns] of the canvases to choose from, instead of `grid` and `max_tiles` (LaViDa has five).
     Items have layout (height, width, rows, columns). Raises ConfigError.
     """
 
-    def __init__(self, encoder: Any, *, grid: AtLeast1 = 6, max_tiles: AtLeast1 | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Any,
+        *,
+        grid: AtLeast1 = 6,
+        max_tiles: AtLeast1 | None = None,
+        canvases: Sequence[Sequence[AtLeast1]] | None = None,
+    ) -> None:
         super().__init__()
         spec = getattr(encoder, "spec", None)
         if not isinstance(spec, ImageSpec) or spec.size[0] != spec.size[1]:
             raise ConfigError(f"encoder: {type(encoder).__name__} does not take square pictures, which can be tiled")
         if grid < 1 or (max_tiles is not None and max_tiles < 1):
             raise ConfigError(f"grid: {grid}, max_tiles: {max_tiles}; expected whole numbers above 0")
+        if canvases is not None and (not canvases or any(len(canvas) != 2 for canvas in canvases)):
+            raise ConfigError("canvases: expected [[rows, columns], ...], at least one")
         self.encoder = encoder
         self.spec = spec
-        self.max_grid = grid
-        self.max_tiles = max_tiles
+        self.canvases = grid_canvases(grid, max_tiles) if canvases is None else [(r, c) for r, c in canvases]
         self.width: int = encoder.width
         self.tokens: int = encoder.tokens
         self.grid: tuple[int, int] = encoder.grid
@@ -52,7 +62,7 @@ class Tiles(nn.Module):
     def read(self, data: object) -> Item:
         image = read_image(data)
         side = self.spec.size[0]
-        rows, columns = select_canvas((image.height, image.width), side, self.max_grid, self.max_tiles)
+        rows, columns = select_canvas((image.height, image.width), side, self.canvases)
         canvas = _on_canvas(image, rows * side, columns * side, self.spec)
         crops = [pixels(image, self.spec)]
         for top in range(0, rows * side, side):

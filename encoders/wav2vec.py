@@ -20,7 +20,7 @@ from mmdiff.canvas.sample import Item
 from mmdiff.config.ranges import Positive, Whole
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest, require
-from mmdiff.model.pretrained import fill
+from mmdiff.model.published.tensors import fill
 
 from .media.audio import read_waveform, windows
 from .media.towers import check_layer

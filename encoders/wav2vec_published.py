@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmdiff.backbones.weights import read_json
 from mmdiff.errors import ConfigError
-from mmdiff.model.pretrained import tensor_files, tensors_around
+from mmdiff.model.published.tensors import tensor_files, tensors_around
 
 THEIRS = {
     "extractor_conv_bias": "conv_bias",

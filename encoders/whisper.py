@@ -19,7 +19,7 @@ from mmdiff.canvas.sample import Item
 from mmdiff.config.ranges import Positive, Whole
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest
-from mmdiff.model.pretrained import fill, tensors_around
+from mmdiff.model.published.tensors import fill, tensors_around
 
 from .media.audio import read_waveform, windows
 from .media.mel import LogMel, filled

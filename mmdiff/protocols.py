@@ -158,6 +158,7 @@ class Model(Protocol):
     heads: Any  # nn.ModuleDict of readouts, by kind of media
     extras: Any  # nn.ModuleDict of further modules, by the names that objectives and samplers ask for
     adapters: list[dict[str, Any]]  # LoRA configurations that are in place
+    published: dict[str, Any] | None  # config.json of the multimodal checkpoint that it came from
     attention: Pattern  # who sees whom
     logit_chunk: int  # masked positions whose logits exist at one time
 

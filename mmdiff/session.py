@@ -13,6 +13,7 @@ from mmdiff.canvas.generation import Generation
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.fields import check_row
 from mmdiff.data.stream import canvases
+from mmdiff.model.published.folder import is_published
 from mmdiff.model.saving import read_config
 from mmdiff.runs.checkpoint import checkpoints_in
 from mmdiff.runs.folder import RUNS
@@ -101,6 +102,9 @@ def load(folder: str | Path, *overrides: str, task: type[T], trust: bool = False
 def load(folder: str | Path, *overrides: str, task: type[Any] | None = None, trust: bool = False) -> Session[Any]:
     """Load the session of a run (`runs/x`), a checkpoint in it, or a saved model folder.
 
+    A multimodal checkpoint in the folder of its authors answers questions about pictures (`mmdiff.tasks.vqa.VQA`), with
+    the template and the settings of generation that they use.
+
     overrides: `sampler.steps=4` and `task.metrics=[...]`, as on the command line.
     task: the class that the saved task must be an instance of.
     trust: call whatever the folder names. Without it, a folder that this user did not write may name declared parts
@@ -136,7 +140,7 @@ def find_model(folder: Path) -> Path:
     if not folder.is_dir():
         runs = [str(p) for p in RUNS.glob("*")] if RUNS.is_dir() else []
         raise ConfigError(f"{folder}: no such folder{nearest(str(folder), runs)}")
-    if (folder / "backbone").is_dir():
+    if (folder / "backbone").is_dir() or is_published(folder):
         return folder
     if (folder / "model" / "config.json").is_file():
         return folder / "model"

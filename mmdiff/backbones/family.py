@@ -28,6 +28,7 @@ FAMILIES = {
     "llada_moe": "moe.LLADA_MOE",
     "llada2_moe": "moe.LLADA2",
     "Dream": "dense.DREAM",
+    "llava_dream": "dense.LLAVA_DREAM",
     "sdar": "dense.SDAR",
     "sdar_moe": "moe.SDAR_MOE",
     "Fast_dLLM_Qwen": "dense.FAST_DLLM",

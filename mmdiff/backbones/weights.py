@@ -160,11 +160,11 @@ def factor_faults(matched: Match, folder: Path, lora_alpha: Any) -> Iterator[str
             yield f"{folder}: LoRA factors of {ours!r} have shapes {a} and {b}"
 
 
-def write_weights(model: nn.Module, folder: Path, published: Published) -> None:
+def write_weights(model: nn.Module, folder: Path, published: Published, dtype: torch.dtype | None = None) -> None:
     """Write the parameters as safetensors of at most 5 GB each, with an index where there are several.
 
-    published: what a file holds, of several names for one thing the last. Raises ConfigError for a parameter that none
-    of them holds.
+    published: what a file holds, of several names for one thing the last. dtype: of the files; None: as the parameters
+    are. Raises ConfigError for a parameter that none of the names holds.
     """
     from huggingface_hub import save_torch_state_dict
 
@@ -181,7 +181,8 @@ def write_weights(model: nn.Module, folder: Path, published: Published) -> None:
         values = [share.of(have[share.ours]) for share in published[name] if share.ours in have]
         if values:
             whole = len(values) == 1 and not published[name][0].at
-            state[name] = values[0].contiguous() if whole else torch.cat(values)  # safetensors writes no views
+            value = values[0].contiguous() if whole else torch.cat(values)  # safetensors writes no views
+            state[name] = value if dtype is None else value.to(dtype)
     save_torch_state_dict(state, folder)
 
 
@@ -201,8 +202,7 @@ def missing_names(required: Mapping[str, Tensor], published: Published, found: C
     return sorted({name for share, name in last.items() if share.ours in missing and share not in found})
 
 
-def _part(share: Share) -> Share:
-    """Returns the same part of a parameter, whatever tensor it comes from."""
+def _part(share: Share) -> Share:  # whatever tensor it comes from
     return share._replace(rows=None)
 
 
@@ -227,10 +227,10 @@ def _whole(shares: tuple[Share, ...], wanted: Mapping[str, Tensor]) -> Tensor:
 
 def tensor_names(folder: Path) -> set[str]:
     """Names of all tensors of a folder."""
-    names: set[str] = set()
+    names = set[str]()
     for path in weight_files(folder):
         with _opened(path) as file:
-            names |= set(file.keys())
+            names.update(file.keys())
     return names
 
 

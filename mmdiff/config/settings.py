@@ -32,7 +32,8 @@ class ModelConfig:
     connectors: dict[str, Any] = field(default_factory=dict)  # node; given width_in and width_out
     heads: dict[str, Any] = field(default_factory=dict)  # node: readouts of an encoder, used by its pre-training only
     extras: dict[str, Any] = field(default_factory=dict)  # node: further modules (width, ... given if taken)
-    weights: str | None = None  # a saved model folder to start from, instead of the parts' own weights
+    weights: str | None = None  # a saved model or a published multimodal one to start from, instead of the parts' own
+    dtype: str | None = None  # of the backbone of `weights`; None: as it was saved, float32 of a published one
     words: list[str] = field(default_factory=list)  # added to the tokenizer, see mmdiff.model.MMDiff.grow
     reserve: dict[str, AtLeast1] = field(default_factory=dict)  # ids by name, besides those that the backbone reserves
     attention: Any = None  # node: who sees whom, see mmdiff.canvas.patterns; None: as saved, or as the family has it

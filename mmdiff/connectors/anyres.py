@@ -8,7 +8,8 @@ Shape letters: N crops, T features per crop, S side of a crop's grid of features
 
 from __future__ import annotations
 
-from math import isqrt, sqrt
+from collections.abc import Iterable
+from math import sqrt
 from typing import Any
 
 import torch
@@ -22,26 +23,31 @@ from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 
+from .merge import square
+
 SLACK = 1.1  # a map this much larger a side than allowed is not shrunk yet
 
 
-def select_canvas(size: tuple[int, int], tile: int, grid: int, max_tiles: int | None = None) -> tuple[int, int]:
-    """Returns (rows, columns) of the grid of tiles that shows most pixels of a picture, and of those the smallest.
+def grid_canvases(grid: int, max_tiles: int | None = None) -> list[tuple[int, int]]:
+    """Returns the (rows, columns) of all canvases of at most `grid` tiles per side, and `max_tiles` in all."""
+    sides = range(1, grid + 1)
+    return [(rows, columns) for rows in sides for columns in sides if max_tiles is None or rows * columns <= max_tiles]
 
-    size: (height, width) of the picture. tile: side in pixels. grid: most tiles per side. max_tiles: most in all.
+
+def select_canvas(size: tuple[int, int], tile: int, canvases: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """Returns (rows, columns) of the canvas of tiles that shows most pixels of a picture, and of those the smallest.
+
+    size: (height, width) of the picture. tile: side in pixels. canvases: of equal ones the first is taken.
     """
     height, width = size
     best, chosen = (-1, 0), (1, 1)
-    for rows in range(1, grid + 1):
-        for columns in range(1, grid + 1):
-            if max_tiles is not None and rows * columns > max_tiles:
-                continue
-            # in floats, as published: where a product falls just below a whole number, the choice depends on it
-            scale = min(columns * tile / width, rows * tile / height)
-            shown = min(int(width * scale) * int(height * scale), width * height)
-            waste = rows * columns * tile * tile - shown
-            if (shown, -waste) > best:
-                best, chosen = (shown, -waste), (rows, columns)
+    for rows, columns in canvases:
+        # in floats, as published: where a product falls just below a whole number, the choice depends on it
+        scale = min(columns * tile / width, rows * tile / height)
+        shown = min(int(width * scale) * int(height * scale), width * height)
+        waste = rows * columns * tile * tile - shown
+        if (shown, -waste) > best:
+            best, chosen = (shown, -waste), (rows, columns)
     return chosen
 
 
@@ -56,13 +62,15 @@ def unpad(size: tuple[int, int], rows: int, columns: int) -> tuple[int, int]:
     return 0, (columns - width * rows // height) // 2
 
 
-def shrink(rows: int, columns: int, side: int, max_tiles: int) -> tuple[int, int]:
+def shrink(rows: int, columns: int, side: int, max_tiles: int | None) -> tuple[int, int]:
     """Returns the size of a map that may not hold many more features than `max_tiles` tiles of side x side."""
+    if max_tiles is None:
+        return rows, columns
     ratio = sqrt(rows * columns / (max_tiles * side**2))
     return (int(rows // ratio), int(columns // ratio)) if ratio > SLACK else (rows, columns)
 
 
-def map_size(layout: tuple[int, ...], side: int, max_tiles: int) -> tuple[int, int]:
+def map_size(layout: tuple[int, ...], side: int, max_tiles: int | None) -> tuple[int, int]:
     """Returns (rows, columns) of the features of all tiles of a picture, newlines not counted.
 
     layout: (height, width, tile rows, tile columns). side: features along a tile.
@@ -81,7 +89,8 @@ class AnyRes(nn.Module):
 
     inner: the connector of each crop, or the dotted path of one that takes the widths alone; it makes a square grid of
         slots per crop.
-    max_tiles: the features of this many tiles are kept at most, with a slack of 1.1 per side (`anyres_max_4`).
+    max_tiles: the features of this many tiles are kept at most, with a slack of 1.1 per side (`anyres_max_4`); None:
+        all (`anyres`).
     Raises ConfigError when the slots of a crop are not square.
     """
 
@@ -91,10 +100,10 @@ class AnyRes(nn.Module):
         width_out: AtLeast1,
         *,
         inner: Any = "mmdiff.connectors.mlp.MLP",
-        max_tiles: AtLeast1 = 4,
+        max_tiles: AtLeast1 | None = 4,
     ) -> None:
         super().__init__()
-        if max_tiles < 1:
+        if max_tiles is not None and max_tiles < 1:
             raise ConfigError(f"max_tiles: {max_tiles} is not above 0")
         if isinstance(inner, str):
             inner = build_part({"target": inner}, where="inner", width_in=width_in, width_out=width_out)
@@ -106,7 +115,7 @@ class AnyRes(nn.Module):
         per_crop = int(self.inner.slots(tokens, Item(item.values[:1])))
         if len(item.values) == 1:
             return per_crop + 1
-        rows, columns = map_size(item.layout, _side(per_crop), self.max_tiles)
+        rows, columns = map_size(item.layout, square(per_crop), self.max_tiles)
         return per_crop + rows * (columns + 1)
 
     def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
@@ -119,7 +128,7 @@ class AnyRes(nn.Module):
         newline_D = self.image_newline.to(crop_NTD.dtype)
         if len(crop_NTD) == 1:
             return torch.cat([crop_NTD[0], newline_D[None]])
-        side = _side(crop_NTD.shape[1])
+        side = square(crop_NTD.shape[1])
         height, width, tile_rows, tile_columns = layout
         tiles = crop_NTD[1:].reshape(tile_rows, tile_columns, side, side, -1)
         map_DHW = tiles.permute(4, 0, 2, 1, 3).flatten(3, 4).flatten(1, 2)
@@ -131,10 +140,3 @@ class AnyRes(nn.Module):
         ends_DH1 = newline_D[:, None, None].expand(-1, size[0], 1)
         rows_DHW = torch.cat([map_DHW, ends_DH1], 2)
         return torch.cat([crop_NTD[0], rows_DHW.flatten(1).T])
-
-
-def _side(tokens: int) -> int:
-    side = isqrt(tokens)
-    if side * side != tokens:
-        raise ConfigError(f"inner: {tokens} slots per crop are not a square grid, which tiles need")
-    return side

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isqrt
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdiff.canvas.batch import MediaBatch
 from mmdiff.canvas.sample import Item
+from mmdiff.config import build_part
 from mmdiff.config.ranges import AtLeast1, Positive
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
@@ -66,6 +68,43 @@ class PixelShuffle(nn.Module):
             fits = [n for n in range(2, max(rows, columns) + 1) if not (rows % n or columns % n)]
             raise ConfigError(f"factor: {self.factor} does not divide {rows} x {columns}, expected one of {fits}")
         return rows, columns
+
+
+@saveable
+class Pooled(nn.Module):
+    """Applies a connector, then halves the side of each crop's square grid of slots, rounded up (LaViDa, 27 to 14).
+
+    A slot is the bilinear mean of its neighbours (arXiv 2505.16839), at the middle of the features that it stands for.
+    inner: the connector, or the dotted path of one that takes the widths alone; it makes a square grid per crop.
+    Raises ConfigError when the slots of a crop are not square.
+    """
+
+    def __init__(
+        self, width_in: AtLeast1, width_out: AtLeast1, *, inner: Any = "mmdiff.connectors.mlp.MLP"
+    ) -> None:
+        super().__init__()
+        if isinstance(inner, str):
+            inner = build_part({"target": inner}, where="inner", width_in=width_in, width_out=width_out)
+        self.inner = inner
+
+    def slots(self, tokens: int, item: Item) -> int:
+        side = square(self.inner.slots(tokens, Item(item.values[:1])))
+        return len(item.values) * (-(-side // 2)) ** 2
+
+    def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
+        slots_NTD: Tensor = self.inner(features_NTE, media).unflatten(0, (len(features_NTE), -1))
+        side = square(slots_NTD.shape[1])
+        map_NDHW = slots_NTD.transpose(1, 2).unflatten(2, (side, side))
+        half = -(-side // 2)
+        return F.interpolate(map_NDHW, (half, half), mode="bilinear").flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def square(tokens: int) -> int:
+    """Returns the side of a square grid of slots. Raises ConfigError where there is none."""
+    side = isqrt(tokens)
+    if side * side != tokens:
+        raise ConfigError(f"inner: {tokens} slots per crop are not a square grid, which tiles need")
+    return side
 
 
 @saveable

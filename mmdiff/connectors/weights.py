@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmdiff.errors import ConfigError
-from mmdiff.model.pretrained import tensor_files, tensor_names
+from mmdiff.model.published.tensors import tensor_files, tensor_names
 
 Found = dict[str, tuple[Path, str]]
 """Name in the connector -> file, name in the file."""

@@ -14,7 +14,7 @@ from mmdiff.backbones import Backbone
 from mmdiff.backbones.backbone import check_attention
 from mmdiff.backbones.bounds import bounded_by
 from mmdiff.backbones.family import find_family, model_type_of
-from mmdiff.backbones.load import tokenizer_of
+from mmdiff.backbones.load import local_folder, tokenizer_of
 from mmdiff.backbones.weights import read_json, tensor_names
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.config import build, flatten, locate
@@ -27,7 +27,18 @@ from mmdiff.files import check_sums
 from mmdiff.parts import part
 
 from .model import MMDiff
-from .saving import PARTS, load_weights, prefix_causal_node, read_config, saved_folder, weight_files
+from .published.folder import toy_published
+from .published.released import RELEASED
+from .saving import (
+    PARTS,
+    backbone_folder,
+    load_weights,
+    model_folder,
+    prefix_causal_node,
+    read_config,
+    saved_folder,
+    weight_files,
+)
 
 
 def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 4096) -> MMDiff:
@@ -38,10 +49,10 @@ def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 40
     check_weights(config)
     attention = _attention(config)
     if config.weights and not toy:
-        model = MMDiff.from_pretrained(saved_folder(config.weights) or config.weights)
+        model = MMDiff.from_pretrained(_weights_folder(config.weights), dtype=config.dtype)
         model.logit_chunk = logit_chunk
     else:
-        parts = parts_of(saved_folder(config.weights) or Path(config.weights)) if config.weights else config
+        parts = toy_parts(config.weights) if config.weights else config
         attention = attention or parts.attention
         model = _of_parts(parts, toy, logit_chunk)
     if config.words or config.reserve:
@@ -97,20 +108,36 @@ def _attention(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def parts_of(folder: Path) -> ModelConfig:
-    """Returns the parts of a saved model as a configuration, of which `build_model` makes a toy twin."""
-    saved = read_config(folder)
+    """Returns the parts of a saved model, or of a published one, of which `build_model` makes a toy twin."""
+    home = backbone_folder(folder)
+    tokenizer = tokenizer_in(home)  # its words are those of the user's rows
+    return _as_config(read_config(folder), {"path": str(home), "tokenizer": tokenizer})
+
+
+def toy_parts(weights: str) -> ModelConfig:
+    """Returns `parts_of` a folder; of a released multimodal checkpoint also where none is here."""
+    folder = model_folder(weights)
+    released = None if folder is not None else toy_published(weights)
+    if released is None:
+        return parts_of(folder or Path(weights))
+    family = find_family(model_type_of(released["published"]))
+    return _as_config(released, {"path": next(iter(family.PUBLISHED))})
+
+
+def _as_config(saved: Mapping[str, Any], backbone: Mapping[str, Any]) -> ModelConfig:
     given = {name: (RUN_TIME | OFFERED).get(f"model.{name}", set()) for name in PARTS}  # by `build_model` itself
     parts: dict[str, Any] = {
         name: {k: {key: v for key, v in node.items() if key not in given[name]} for k, node in saved[name].items()}
         for name in PARTS
     }
-    backbone = {
-        "target": "mmdiff.backbones.load_backbone",
-        "path": str(folder / "backbone"),
-        "tokenizer": tokenizer_in(folder / "backbone"),  # its words are those of the user's rows
-        **saved["backbone"],
-    }
-    return ModelConfig(backbone=backbone, attention=saved["attention"], **parts)
+    node = {"target": "mmdiff.backbones.load_backbone", **backbone, **saved["backbone"]}
+    return ModelConfig(backbone=node, attention=saved["attention"], **parts)
+
+
+def _weights_folder(weights: str) -> Path:
+    """Returns the folder that `model.weights` names; a released checkpoint is fetched as a backbone is."""
+    folder = model_folder(weights)
+    return folder or (local_folder(weights) if weights in RELEASED else Path(weights))
 
 
 # One part of a saved model in another: `model.encoders.image.weights=runs/x`

@@ -32,18 +32,17 @@ from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.files import check_sums
 from mmdiff.protocols import Denoise
 from mmdiff.samplers.deliberation import rewrite
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config as checked
 
+from . import saving
 from .denoiser import Denoiser
 from .evaluating import evaluating
 from .media_reader import MediaReader
 from .params import add_adapters, read_adapters
 from .prefix import hidden_copies
-from .saving import load_weights, read_config, save_model, saved_part, saved_parts, weight_files
 from .scorer import Scores, score
 
 T = TypeVar("T")
@@ -79,6 +78,7 @@ class MMDiff(nn.Module):
         parts = (nn.ModuleDict(part or {}) for part in (encoders, connectors, heads, extras))
         self.encoders, self.connectors, self.heads, self.extras = parts
         self.adapters: list[dict[str, Any]] = []  # LoRA configurations in place, see mmdiff.model.params
+        self.published: dict[str, Any] | None = None  # config.json of the checkpoint, see mmdiff.model.published
         self.logit_chunk = logit_chunk
         self.attention = attention or backbone.facts.attention or Full()
         if set(self.encoders) != set(self.connectors):
@@ -265,16 +265,19 @@ class MMDiff(nn.Module):
         tables |= {f"extras.{name}": e for name, e in self.extras.items() if "vocab_size" in getattr(e, "node", ())}
         grow(self.backbone, words, reserve or {}, tables)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model to `folder`, see `mmdiff.model.saving`. Raises ConfigError unless it is new or empty."""
-        save_model(self, Path(folder))
+    def save_pretrained(self, folder: str | Path, *, original_format: bool = False) -> None:
+        """Write the model to `folder`, see `mmdiff.model.saving`. Raises ConfigError unless it is new or empty.
+
+        original_format: as the authors of the multimodal checkpoint that it came from lay it out.
+        """
+        (saving.save_original if original_format else saving.save_model)(self, Path(folder))
 
     @classmethod
     @typed
     def from_pretrained(
         cls, folder: str | Path, *, dtype: str | None = None, weights: bool = True, trust: bool = False
     ) -> MMDiff:
-        """Returns the model of a saved folder.
+        """Returns the model of a saved folder, or of a multimodal checkpoint as its authors publish it.
 
         dtype: of the backbone ("float32", "bfloat16"); None: as it was saved.
         weights: False leaves the numbers as they are made; whoever fills them in calls `check_attention` then.
@@ -283,18 +286,16 @@ class MMDiff(nn.Module):
         weights need, and missing, unexpected or misshapen weights, by name.
         """
         with trusting(trust):
-            config = read_config(folder := Path(folder))
-            if weights:
-                check_sums(folder)
+            config = saving.read_config(folder := Path(folder), whole=weights)
             made = config["backbone"] | ({"dtype": dtype} if dtype else {})
-            with bounded_by(weight_files(folder), folder) if weights else nullcontext():
-                backbone = backbone_from_folder(folder / "backbone", weights=False, **made)
-                parts = saved_parts(config, folder)
-                node = config["attention"]
-                model = cls(backbone, *parts, attention=node and saved_part(node, f"{folder}: attention", Pattern))
+            with bounded_by(saving.weight_files(folder), folder) if weights else nullcontext():
+                backbone = backbone_from_folder(saving.backbone_folder(folder), weights=False, **made)
+                pattern = config["attention"] and saving.saved_part(config["attention"], f"{folder}: attention", Pattern)
+                model = cls(backbone, *saving.saved_parts(config, folder), attention=pattern)
+                model.published = config.get("published")
                 for adapter in read_adapters(config["adapters"], f"{folder}: adapters"):
                     add_adapters(model, adapter)
         if weights:
-            load_weights(model, folder)
+            saving.load_model_weights(model, folder, config)
             check_attention(backbone, model.attention)
         return model.eval()

@@ -24,8 +24,11 @@ from torch import Tensor, nn
 from mmdiff.backbones.weights import check_finite, check_header
 from mmdiff.config import as_node, build_saved, check_parts, sampler_nodes, trusted
 from mmdiff.errors import ConfigError, nearest
-from mmdiff.files import aside, link, read_json, write_sums
+from mmdiff.files import aside, check_sums, link, read_json, write_sums
 from mmdiff.protocols import Model
+
+from .published.folder import is_published, read_published, read_weights_of, write_published
+from .published.llava import is_multimodal
 
 FORMAT = 1
 INDEX = "model.safetensors.index.json"
@@ -61,6 +64,7 @@ def write_model(
         **nodes,
         "adapters": model.adapters,
         "attention": model.attention.node,
+        **({"published": model.published} if model.published else {}),
         **(extra or {}),
     }
     try:
@@ -82,6 +86,20 @@ def write_model(
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
 
 
+def save_original(model: Model, folder: Path) -> None:
+    """Write a model that came from a published multimodal checkpoint as its authors lay it out.
+
+    Raises ConfigError for another model, a folder that is not empty, and what the layout has no room for.
+    """
+    if not model.published:
+        raise ConfigError("original_format: the model is of no multimodal checkpoint; its backbone can be written so")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is there already and not empty; nothing was overwritten")
+    with aside(folder) as part:
+        part.mkdir(parents=True, exist_ok=True)
+        write_published(model, part, model.published)
+
+
 def weights(model: Model) -> dict[str, Tensor]:
     """Returns every tensor by name, on the CPU; tied weights once, under their first name."""
     seen: dict[int, str] = {}
@@ -94,8 +112,11 @@ def weights(model: Model) -> dict[str, Tensor]:
     return out
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:
     """Returns the checked config.json of a saved model, every part in it as a node `{target: ..., **arguments}`.
+
+    A published multimodal checkpoint is described as a saved model is, with its own config.json as `published`.
+    whole: check all files of the folder against its checksums.
 
     A node that names anything but a declared part is refused, unless this user's mmdiff wrote the file: it is neither
     imported nor called. Raises ConfigError that names the file and the field.
@@ -105,6 +126,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = read_json(file)
     except FileNotFoundError:
         raise ConfigError(f"{folder}: no saved model here (config.json is missing)") from None
+    if isinstance(config, dict) and is_multimodal(config):
+        return read_published(folder)
     if not isinstance(config, dict) or config.get("mmdiff_format") != FORMAT:
         found = config.get("mmdiff_format") if isinstance(config, dict) else config
         raise ConfigError(f"{file}: mmdiff_format is {found!r}, expected {FORMAT}")
@@ -126,6 +149,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not trusted(file):
         check_parts(config, str(file))
         check_parts(sampler_nodes(config.get("sampler") or {}), f"{file}: sampler")
+    if not isinstance(config.get("published") or {}, dict):
+        raise ConfigError(f"{file}: published is {config['published']!r}, expected a mapping")
+    if whole:
+        check_sums(folder)
     return config
 
 
@@ -157,6 +184,17 @@ def saved_folder(path: str | Path) -> Path | None:
     return None
 
 
+def model_folder(path: str | Path) -> Path | None:
+    """Returns `saved_folder`, or the folder of a published multimodal checkpoint; None for anything else."""
+    found = saved_folder(path)
+    return Path(path) if found is None and is_published(Path(path)) else found
+
+
+def backbone_folder(folder: Path) -> Path:
+    """Returns where a model's backbone is described: in a folder of its own, or among the rest as published."""
+    return folder / "backbone" if (folder / "backbone").is_dir() else folder
+
+
 def saved_part(node: dict[str, Any], where: str, kind: type = nn.Module) -> Any:
     """Returns a part of a saved model, made of its node. Raises ConfigError for what is not of its kind."""
     made = build_saved(node, where)
@@ -170,6 +208,14 @@ def saved_parts(config: Mapping[str, Any], folder: Path) -> list[dict[str, nn.Mo
     return [
         {name: saved_part(node, f"{folder}: {part}.{name}") for name, node in config[part].items()} for part in PARTS
     ]
+
+
+def load_model_weights(model: Model, folder: Path, config: Mapping[str, Any]) -> None:
+    """Copy every tensor of a model's folder into it. config: as `read_config` returns it. Raises as `load_weights`."""
+    if "mmdiff_format" in config:
+        load_weights(model, folder)
+    else:
+        read_weights_of(model, folder, config["published"])
 
 
 def load_weights(model: nn.Module | Model, folder: Path, prefix: str = "") -> None:

@@ -75,6 +75,33 @@ class LLaDAChat:
         return parts
 
 
+@part
+class ChatML:
+    """The dialogue format of Qwen and Dream, with LLaVA's system text: LaViDa-Dream (arXiv 2505.16839).
+
+    system: None leaves the system turn out. Raises ConfigError when the tokenizer lacks one of the tokens.
+    """
+
+    def __init__(self, system: str | None = LLADA_V_SYSTEM) -> None:
+        self.system = system
+
+    def end(self, vocab: Vocab) -> int:
+        return special("<|im_end|>", vocab)
+
+    def canvas(self, turns: Sequence[tuple[Content, Text | Target]], vocab: Vocab, *, train: bool) -> list[Part]:
+        parts: list[Part] = [] if self.system is None else self._turn("system", [self.system], vocab)
+        for i, (content, answer) in enumerate(turns):
+            before = [] if i == 0 else [Text(literal("\n", vocab))]  # behind the end id of the answer before
+            start = [Text([special("<|im_start|>", vocab)]), Text(literal("assistant\n", vocab))]
+            parts += [*before, *self._turn("user", content, vocab), *start, answer]
+        return parts
+
+    def _turn(self, role: str, content: Content, vocab: Vocab) -> list[Part]:
+        said = [p if isinstance(p, Media) else Text(literal(p, vocab)) for p in joined([f"{role}\n", *content])]
+        ends = [Text([special("<|im_end|>", vocab)]), Text(literal("\n", vocab))]
+        return [Text([special("<|im_start|>", vocab)]), *said, *ends]
+
+
 Kind = type[Text] | type[Target]
 
 

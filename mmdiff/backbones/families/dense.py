@@ -1,4 +1,4 @@
-"""Families that are a dense decoder: Dream, SDAR, Fast-dLLM v2 (Qwen's architectures), Nemotron-Labs-Diffusion.
+"""Families that are a dense decoder: Dream (LaViDa's, too), SDAR, Fast-dLLM v2 (all Qwen), Nemotron-Labs-Diffusion.
 
 Dream 7B (arXiv 2508.15487; Dream-Coder, DreamOn and DiffuCoder, too): Qwen2.5, every position sees every other, and
     the logits of a position come from the state one to the left.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mmdiff.canvas.pattern import Pattern
@@ -21,6 +22,7 @@ from mmdiff.canvas.patterns import BlockCausal, CausalContext
 
 from ..shares import Share
 from .decoder import Decoder
+from .llada import ELSEWHERE, OF_PICTURES
 from .published.ministral import NEMOTRON as NEMOTRON_MODELS
 from .published.qwen import DREAM as DREAM_MODELS
 from .published.qwen import FAST_DLLM as FAST_DLLM_MODELS
@@ -54,6 +56,9 @@ DREAM = Decoder(
     hidden_ratio=4,
     theta=1_000_000.0,
     tokenizer=toy_tokenizer,
+)
+LLAVA_DREAM = replace(
+    DREAM, name="llava_dream", without=(*DREAM.without, *OF_PICTURES, "max_window_layers"), elsewhere=ELSEWHERE
 )
 SDAR = Decoder(
     name="sdar",

@@ -50,11 +50,11 @@ _WITHOUT_EFFECT = (
     "alibi_bias_max attention_layer_norm_with_affine flash_attention init_cutoff_factor init_device init_fn precision "
     "rope_full_precision pretraining_tp"
 ).split()
-_OF_LLADA_V = (  # of its pictures, and of how it was trained
+OF_PICTURES = (  # and of how a model of them was trained (mmdiff.model.published.llava reads the former)
     "mm_.* image_.* vision_.* tokenizer_.* add_faster_video add_time_instruction delay_load faster_token_stride "
     "force_sample pos_skipping_range unfreeze_mm_vision_tower use_mm_proj use_pos_skipping"
 ).split()
-_ELSEWHERE = tuple(
+ELSEWHERE = tuple(
     rf"model\.{name}" for name in ("vision_tower\\.", "mm_projector\\.", "vision_resampler\\.", "image_newline")
 )
 
@@ -108,9 +108,9 @@ FAMILY = Decoder(
     mask=MASK,
     renamed=RENAMED,
     translate=translate,
-    without=(*_WITHOUT_EFFECT, *_OF_LLADA_V),
+    without=(*_WITHOUT_EFFECT, *OF_PICTURES),
     shares=shares,
-    elsewhere=_ELSEWHERE,
+    elsewhere=ELSEWHERE,
     ends=(EOT,),
     ids={name: LLADA_8B[name] for name in ("mask_token_id", "eos_token_id")},
     usual={"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"},

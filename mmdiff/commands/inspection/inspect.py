@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mmdiff.backbones.bounds import bounded_by, check_sizes, one_line
 from mmdiff.backbones.family import Facts, Family, find_family, model_type_of
@@ -23,9 +24,13 @@ from mmdiff.backbones.reserve import reserve_of, reserve_ranges
 from mmdiff.backbones.weights import Header, Match, factor_faults, match
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.patterns import Full
+from mmdiff.config import build_saved
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, nearest
+from mmdiff.model.published.folder import names_of
+from mmdiff.model.published.folder import part_of as published_part
+from mmdiff.model.published.llava import is_multimodal, parts
 
 from .folder import Folder, find_folder, find_tokenizer, read_configuration, weight_files
 from .headers import read_headers
@@ -76,7 +81,8 @@ def inspect(
         model = on_meta(own, config, dtype)
     with bounded_by(files, folder.path), one_line(file):
         published = {} if folder.saved else own.published_names(config)
-    found = _matched(folder, model, headers, published, own)
+        whole = on_meta_whole(model, raw, headers) if folder.saved is None and is_multimodal(raw) else None
+    found = _matched(folder, model, headers, published, own) if whole is None else _matched_whole(whole, raw, headers)
     if folder.saved is None:
         problems += factor_faults(found, folder.path, raw.get("lora_alpha"))
     rows, ranges = config.vocab_size, {}
@@ -97,12 +103,12 @@ def inspect(
         "path": str(path),
         "family": name,
         "class": type(model).__name__,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in (whole or model).parameters()),
         "dtype": dtype,
         "files": len(files),
         "bytes": sum(file.stat().st_size for file in files),
         "dtypes": _dtypes(headers),
-        "parts": _parts(folder, headers, found),
+        "parts": _parts(folder, headers, found, whole is not None),
         "mask_id": facts.mask_id,
         "attention": _spelled(pattern),
         "block_length": size,
@@ -163,6 +169,22 @@ def _matched(folder: Folder, model: Any, headers: list[Header], published: Any, 
     return found
 
 
+def on_meta_whole(model: Any, raw: Mapping[str, Any], headers: list[Header]) -> nn.Module:
+    """Returns a multimodal checkpoint without numbers, its parts under the names that they have in an `MMDiff`."""
+    whole, made = nn.Module(), parts(raw, {header.name: header.shape for header in headers})
+    whole.backbone = nn.Module()
+    whole.backbone.model = model
+    with torch.device("meta"):
+        for name in ("encoders", "connectors"):
+            built = {kind: build_saved(node, f"{name}.{kind}") for kind, node in made[name].items()}
+            setattr(whole, name, nn.ModuleDict(built))
+    return whole
+
+
+def _matched_whole(whole: nn.Module, raw: Mapping[str, Any], headers: list[Header]) -> Match:
+    return match(whole, headers, names_of(whole, raw), lambda name: False)
+
+
 def _part_of(folder: Folder, name: str) -> str | None:
     """Returns the part of a saved model besides its backbone that a tensor is of, `encoders.image`."""
     kind, _, rest = name.partition(".")
@@ -171,7 +193,7 @@ def _part_of(folder: Folder, name: str) -> str | None:
     return f"{kind}.{part}" if kind != "backbone" and isinstance(parts, Mapping) and part in parts else None
 
 
-def _parts(folder: Folder, headers: list[Header], found: Match) -> dict[str, int]:
+def _parts(folder: Folder, headers: list[Header], found: Match, multimodal: bool) -> dict[str, int]:
     """Returns the numbers in the files by part: the backbone, LoRA factors, and what is elsewhere by its name."""
     elsewhere, out = set(found.elsewhere), Counter[str]()
     for header in headers:
@@ -179,7 +201,7 @@ def _parts(folder: Folder, headers: list[Header], found: Match) -> dict[str, int
         if part is None and header.name in elsewhere:
             part = ".".join(header.name.split(".")[:2])
         if part is None:
-            part = "lora" if ".lora_" in header.name else "backbone"
+            part = "lora" if ".lora_" in header.name else published_part(header.name) if multimodal else "backbone"
         out[part] += prod(header.shape)
     return dict(out.most_common(100))
 

@@ -31,16 +31,21 @@ def tensor_files(weights: str, single: Sequence[str] = ()) -> list[Path]:
 
 def tensor_names(files: Iterable[Path]) -> list[str]:
     """Returns the names of all tensors. Raises ConfigError for a damaged file."""
+    return list(tensor_shapes(files))
+
+
+def tensor_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of all tensors by name. Raises ConfigError for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
-    names: list[str] = []
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
         try:
             with safe_open(path, "pt") as file:
-                names += file.keys()
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
         except SafetensorError as error:
             raise ConfigError(f"{path}: not a safetensors file: {error}") from None
-    return names
+    return shapes
 
 
 def read_tensors(files: Iterable[Path], prefix: str = "") -> dict[str, Tensor]:

@@ -1,0 +1,106 @@
+"""A multimodal checkpoint in the one folder that its authors publish: every tensor read by name, and written back.
+
+A language model, a tower, a projector and a newline are in the same files. They are matched together, so that no tensor
+of any of them is left out and none is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmdiff.backbones.bounds import check_files
+from mmdiff.backbones.family import find_family, model_type_of
+from mmdiff.backbones.shares import Published, Share
+from mmdiff.backbones.weights import read_json, read_weights, weight_files, write_weights
+from mmdiff.errors import ConfigError, nearest
+
+from .llava import NEWLINE, PROJECTOR, TOWER, is_multimodal, parts
+from .released import RELEASED
+from .tensors import tensor_shapes
+
+BACKBONE = "backbone.model."
+ROWS = ("vocab_size", "embedding_size")  # fields that change with the vocabulary
+
+
+def is_published(folder: Path) -> bool:
+    """Returns whether a folder is a published multimodal checkpoint. Raises ConfigError for a config.json that is no
+    JSON."""
+    return (folder / "config.json").is_file() and is_multimodal(read_json(folder / "config.json"))
+
+
+def read_published(folder: Path) -> dict[str, Any]:
+    """Returns the parts of a published folder as those of a saved model. Raises ConfigError as `parts` does."""
+    check_files(folder)
+    return parts(read_json(folder / "config.json"), tensor_shapes(weight_files(folder)))
+
+
+def toy_published(path: str) -> dict[str, Any] | None:
+    """Returns the parts of a checkpoint that is not here and that `RELEASED` lists; None for any other name.
+
+    path: a hub id, or a folder of its last word.
+    """
+    for name, raw in RELEASED.items():
+        if path == name or Path(path).name == name.rpartition("/")[2]:
+            return parts(raw, None)
+    return None
+
+
+def names_of(model: Any, raw: Mapping[str, Any]) -> Published:
+    """Returns {published tensor: what of the model it holds}, of all tensors of a folder.
+
+    model: an MMDiff, or an object with its `backbone`, `encoders` and `connectors`. raw: the folder's config.json.
+    """
+    family = find_family(model_type_of(raw))
+    inner = model.backbone.model
+    theirs = family.published_names(inner.config)
+    if "d_model" not in raw:  # LLaDA-V has Llama's names, unlike LLaDA
+        theirs = {share.ours: (Share(share.ours),) for shares in theirs.values() for share in shares}
+    out = {name: tuple(s._replace(ours=BACKBONE + s.ours) for s in shares) for name, shares in theirs.items()}
+    encoder, connector = model.encoders["image"], model.connectors["image"]
+    at = "encoders.image." + ("encoder." if hasattr(encoder, "encoder") else "")
+    siglip = getattr(encoder, "encoder", encoder)
+    out |= {f"{TOWER}{name}": (Share(f"{at}tower.{name}"),) for name in siglip.tower.state_dict()}
+    out |= {f"{TOWER}post_layernorm.{kind}": (Share(f"{at}spare_norm_{kind}"),) for kind in ("weight", "bias")}
+    for name in connector.state_dict():
+        if name == "image_newline":
+            out[NEWLINE] = (Share(f"connectors.image.{name}"),)
+        else:  # of the two layers, however deep they lie
+            out[PROJECTOR + name.rpartition("layers.")[2]] = (Share(f"connectors.image.{name}"),)
+    return out
+
+
+def part_of(name: str) -> str:
+    """Returns what of a model a published tensor is of: vision_tower, mm_projector, image_newline or backbone."""
+    found = next((start for start in (TOWER, PROJECTOR, NEWLINE) if name.startswith(start)), None)
+    return "backbone" if found is None else found.split(".")[1]
+
+
+def read_weights_of(model: Any, folder: Path, raw: Mapping[str, Any]) -> None:
+    """Copy all tensors of a published folder into a model.
+
+    Raises ConfigError for tensors of any part that are missing, unexpected, misshapen, or hold numbers that are not
+    finite.
+    """
+    read_weights(model, folder, names_of(model, raw), lambda name: False, lora_alpha=raw.get("lora_alpha"))
+
+
+def write_published(model: Any, folder: Path, raw: Mapping[str, Any]) -> None:
+    """Write a model as the folder that it came from: the same fields, names and kind of numbers, and its tokenizer.
+
+    Raises ConfigError where the model has something that the published layout has no room for.
+    """
+    if model.adapters or len(model.heads) or len(model.extras) or set(model.encoders) != {"image"}:
+        raise ConfigError("original_format: the model has parts besides those of its checkpoint (or adapters: merge)")
+    rows = model.backbone.vocab.size
+    fields = {name: rows if name in ROWS else value for name, value in raw.items()}
+    dtype = str(raw.get("torch_dtype") or raw.get("dtype") or "float32").removeprefix("torch.")
+    if dtype not in (known := ("float32", "bfloat16", "float16", "float64")):
+        raise ConfigError(f"config.json: torch_dtype {dtype!r}: not a dtype of weights{nearest(dtype, known)}")
+    write_weights(model, folder, names_of(model, raw), dtype=getattr(torch, dtype))
+    (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    model.backbone.vocab.tokenizer.save_pretrained(folder)
