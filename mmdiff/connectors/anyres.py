@@ -56,10 +56,10 @@ def unpad(size: tuple[int, int], rows: int, columns: int) -> tuple[int, int]:
 
     size: (height, width) of the picture, in any unit.
     """
-    height, width = size
-    if width * rows > columns * height:
-        return (rows - height * columns // width) // 2, 0
-    return 0, (columns - width * rows // height) // 2
+    height, width = size  # in floats, as published: a product may fall just below a whole number
+    if width / height > columns / rows:
+        return (rows - int(height * (columns / width))) // 2, 0
+    return 0, (columns - int(width * (rows / height))) // 2
 
 
 def shrink(rows: int, columns: int, side: int, max_tiles: int | None) -> tuple[int, int]:

@@ -79,9 +79,7 @@ class Pooled(nn.Module):
     Raises ConfigError when the slots of a crop are not square.
     """
 
-    def __init__(
-        self, width_in: AtLeast1, width_out: AtLeast1, *, inner: Any = "mmdiff.connectors.mlp.MLP"
-    ) -> None:
+    def __init__(self, width_in: AtLeast1, width_out: AtLeast1, *, inner: Any = "mmdiff.connectors.mlp.MLP") -> None:
         super().__init__()
         if isinstance(inner, str):
             inner = build_part({"target": inner}, where="inner", width_in=width_in, width_out=width_out)

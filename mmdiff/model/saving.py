@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmdiff.backbones.weights import check_finite, check_header
+from mmdiff.canvas.pattern import Pattern
 from mmdiff.config import as_node, build_saved, check_parts, sampler_nodes, trusted
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.files import aside, check_sums, link, read_json, write_sums
@@ -208,6 +209,13 @@ def saved_parts(config: Mapping[str, Any], folder: Path) -> list[dict[str, nn.Mo
     return [
         {name: saved_part(node, f"{folder}: {part}.{name}") for name, node in config[part].items()} for part in PARTS
     ]
+
+
+def saved_pattern(config: Mapping[str, Any], folder: Path) -> Pattern | None:
+    """Returns who sees whom by a config.json, None where it says nothing."""
+    node = config["attention"]
+    found: Pattern | None = node and saved_part(node, f"{folder}: attention", Pattern)
+    return found
 
 
 def load_model_weights(model: Model, folder: Path, config: Mapping[str, Any]) -> None:

@@ -20,11 +20,12 @@ from mmdiff.canvas.sample import Media, Text
 from mmdiff.commands.cli import main
 from mmdiff.commands.inspection.inspect import inspect
 from mmdiff.commands.inspection.text import as_text
+from mmdiff.config import load_config
 from mmdiff.data.collate import collate
 from mmdiff.data.stream import canvases, read_media
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError
-from mmdiff.model import MMDiff
+from mmdiff.model import MMDiff, build_model
 from mmdiff.model.params import add_adapters
 from mmdiff.objectives.denoise import Denoise
 from mmdiff.session import load
@@ -149,7 +150,7 @@ def test_a_field_of_unknown_effect_is_refused(field: str, value: Any, tmp_path: 
 
 
 def test_pictures_in_one_crop_need_no_newline(tmp_path: Path) -> None:
-    """`square` and `pad` with `flat`, as LLaVA's first stage has them: a feature is a slot, and no tensor is a newline."""
+    """`square` and `pad` with `flat`, as LLaVA's first stage has them: a feature is a slot, no newline."""
     for aspect in ("square", "pad"):
         folder = write_folder(tmp_path / aspect, small.LLADA_V, image_aspect_ratio=aspect, mm_patch_merge_type="flat")
         with pytest.raises(ConfigError, match="unexpected tensor 'model.image_newline'"):
@@ -171,9 +172,35 @@ def test_generate_answers_from_the_folder(published: tuple[str, Path], tmp_path:
     out = json.loads(capsys.readouterr().out)
     assert isinstance(out["prediction"], str) and out["forwards"] == 4
     session = load(folder, *words[2:])
-    rows = [{"image": str(tmp_path / "one.png"), "question": "what is it?"}, {"image": picture(50, 50), "question": "a"}]
+    rows = [
+        {"image": str(tmp_path / "one.png"), "question": "what is it?"},
+        {"image": picture(50, 50), "question": "a"},
+    ]
     assert session.predict_many(rows)[0]["canvas"] == [tuple(t) for t in out["canvas"]]
     assert session.sampler.schedule == ("linear" if name in (small.LLADA_V, small.MEDV) else "shifted")
+
+
+def test_one_path_is_all_that_a_configuration_needs(tmp_path: Path) -> None:
+    """`vqa-llada-v` takes the folder whole; `vla-llada` takes language model, tower and projector of it."""
+    folder, tensors = write_folder(tmp_path / "LLaDA-V", small.LLADA_V), tensors_of(small.LLADA_V)
+    whole = build_model(load_config("vqa-llada-v-lora", [f"model.weights={folder}"]).model)
+    assert whole.backbone.model.dtype == torch.bfloat16
+    parts = build_model(load_config("vla-llada", [f"model.backbone.path={folder}"]).model)
+    for model, at in ((whole, "encoder."), (parts, "")):
+        state = model.encoders["image"].state_dict()
+        for name, value in tensors.items():
+            ours = at + name.replace(small.TOWER, "tower.")
+            assert not name.startswith(small.TOWER) or "post_layernorm" in name or torch.equal(state[ours], value)
+        newest = {n.rpartition("layers.")[2]: value for n, value in model.connectors["image"].state_dict().items()}
+        assert all(torch.equal(newest[f"{i}.bias"], tensors[f"model.mm_projector.{i}.bias"]) for i in (0, 2))
+
+
+def test_a_release_that_is_not_here_has_a_toy_twin() -> None:
+    for name in NAMES:
+        model = build_model(load_config("vqa-llada-v", [f"model.weights={name}"]).model, toy=True)
+        assert set(model.encoders) == {"image"} and sum(p.numel() for p in model.parameters()) < 1e6
+    with pytest.raises(ConfigError, match="no saved model here"):
+        build_model(load_config("vqa-llada-v", ["model.weights=data/none"]).model)
 
 
 def test_it_trains_and_takes_adapters(published: tuple[str, Path]) -> None:

@@ -20,7 +20,9 @@ def as_text(found: Mapping[str, Any]) -> str:
     lines = {
         "family": f"{found['family']} ({found['class']})",
         "parameters": f"{found['parameters']:,}",
-        "elsewhere" if found["elsewhere"] else "parts": ", ".join(f"{name} {count:,}" for name, count in others.items()),
+        "elsewhere" if found["elsewhere"] else "parts": ", ".join(
+            f"{name} {count:,}" for name, count in others.items()
+        ),
         "files": f"{found['files']}, {found['bytes'] / 1e9:.4g} GB, {' and '.join(found['dtypes'])}",
         "task": found["task"] or "",
         "attention": f"{found['attention']}{block}{shift}",

@@ -211,4 +211,6 @@ def canvases(pinpoints: Any, tile: int) -> list[list[int]]:
     except (TypeError, ValueError, SyntaxError, MemoryError, RecursionError):
         pass
     shown = str(pinpoints)[:80]
-    raise ConfigError(f"config.json: image_grid_pinpoints: {shown!r}, expected [[width, height], ...] in tiles of {tile}")
+    raise ConfigError(
+        f"config.json: image_grid_pinpoints: {shown!r}, expected [[width, height], ...] in tiles of {tile}"
+    )

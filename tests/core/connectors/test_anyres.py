@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmdiff.canvas.batch import MediaBatch
 from mmdiff.canvas.sample import Item
 from mmdiff.config import build
-from mmdiff.connectors.anyres import AnyRes, map_size, select_canvas, shrink, unpad
+from mmdiff.connectors.anyres import AnyRes, grid_canvases, map_size, select_canvas, shrink, unpad
 from mmdiff.encoders.conv import ConvTower
 from mmdiff.encoders.media.images import ImageSpec, pixels, read_image
 from mmdiff.encoders.siglip import Siglip
@@ -26,7 +26,7 @@ TILE, SIDE = 384, 27  # pixels and features along a tile of LLaDA-V
 
 
 def layout(height: int, width: int, tile: int = TILE, grid: int = 6) -> tuple[int, ...]:
-    return (height, width, *select_canvas((height, width), tile, grid))
+    return (height, width, *select_canvas((height, width), tile, grid_canvases(grid)))
 
 
 def count(height: int, width: int) -> int:
@@ -57,13 +57,24 @@ def test_counts_are_bounded() -> None:
     assert 4200 < max(count(*size) for size in sizes) <= 4341
 
 
+def test_canvases_of_lavida() -> None:
+    """Five, none of them square tiles alone: of equal ones the first is taken, two rows for a small square picture."""
+    five = [(2, 1), (1, 2), (2, 2), (1, 3), (3, 1)]
+    assert select_canvas((100, 100), TILE, five) == (2, 1)
+    assert select_canvas((480, 640), TILE, five) == (2, 2)
+    assert select_canvas((300, 1200), TILE, five) == (1, 3)
+    assert map_size((480, 640, 2, 2), 14, None) == (22, 28)  # (28 - 28 * 480 // 640) // 2 = 3 rows cut on each side
+    with pytest.raises(ConfigError, match="canvases"):
+        Tiles(ConvTower(), canvases=[[1, 2, 3]])
+
+
 def test_canvas() -> None:
-    assert select_canvas((384, 384), 384, 6) == (1, 1)
-    assert select_canvas((10, 10), 384, 6) == (1, 1)
-    assert select_canvas((384, 1000), 384, 6) == (1, 3)
-    assert select_canvas((9000, 9000), 384, 6) == (6, 6)
-    assert select_canvas((9000, 9000), 384, 6, max_tiles=9) == (3, 3)
-    assert select_canvas((300, 9000), 384, 6, max_tiles=4) == (1, 4)
+    assert select_canvas((384, 384), 384, grid_canvases(6)) == (1, 1)
+    assert select_canvas((10, 10), 384, grid_canvases(6)) == (1, 1)
+    assert select_canvas((384, 1000), 384, grid_canvases(6)) == (1, 3)
+    assert select_canvas((9000, 9000), 384, grid_canvases(6)) == (6, 6)
+    assert select_canvas((9000, 9000), 384, grid_canvases(6, 9)) == (3, 3)
+    assert select_canvas((300, 9000), 384, grid_canvases(6, 4)) == (1, 4)
 
 
 def test_margins() -> None:
@@ -71,6 +82,7 @@ def test_margins() -> None:
     assert unpad((1, 2), 8, 8) == (2, 0)
     assert unpad((2, 1), 8, 8) == (0, 2)
     assert unpad((480, 640), 54, 54) == (7, 0)  # 40.5 rows of picture count as 40, so 14 are cut
+    assert unpad((1323, 1372), 28, 28) == (1, 0)  # 27 rows of picture count as 26.999..., in floats as published
     assert shrink(54, 54, 27, 4) == (54, 54) and shrink(108, 108, 27, 4) == (54, 54)
     assert shrink(59, 59, 27, 4) == (59, 59)  # within the slack
 
@@ -178,7 +190,7 @@ def test_tiles_delegate() -> None:
     assert tower.checkpointed
     again = build(json.loads(json.dumps(tiles.node)))
     again.load_state_dict(tiles.state_dict())
-    assert torch.equal(again(item.values), tiles(item.values)) and again.max_tiles == 4
+    assert torch.equal(again(item.values), tiles(item.values)) and again.canvases == grid_canvases(3, 4)
 
 
 def test_every_position_of_a_picture_reaches_its_slot() -> None:

@@ -1,4 +1,4 @@
-"""Small multimodal checkpoints in the layout of LLaVA's code base, and what their code computes, in plain torch and PIL.
+"""Small multimodal checkpoints in the layout of LLaVA's code base, and what its code computes in plain torch, PIL.
 
 Shape letters: N crops, T features of a crop, E width of the tower, D of the language model, H heads, L positions.
 """
@@ -103,11 +103,11 @@ def write_folder(folder: Path, name: str, dtype: torch.dtype = torch.float32, **
     return folder
 
 
-# What the code computes ------------------------------------------------------------------------------------------------
+# What the code computes -----------------------------------------------------------------------------------------------
 
 
 def picture_slots(w: Mapping[str, Tensor], raw: Mapping[str, Any], image: Image.Image) -> Tensor:
-    """Returns (M, D), what a picture puts on the canvas: the whole, then its tiles row by row, a newline behind each."""
+    """Returns (M, D), what a picture puts on the canvas: the whole, then its tiles, a newline behind each row."""
     columns, rows = best_canvas(image.size, [(w // TILE, h // TILE) for w, h in raw["image_grid_pinpoints"]])
     crops = [image.resize((TILE, TILE), Image.Resampling.BICUBIC), *tiles(image, columns, rows)]
     maps = torch.stack([project(w, tower(w, _scaled(crop))) for crop in crops]).unflatten(1, (SIDE, SIDE))
