@@ -39,7 +39,7 @@ _LLADA_V: dict[str, Any] = {
     "attention_bias": False,
     "attention_dropout": 0.0,
     "bos_token_id": 128000,
-    "eos_token_id": 126081,
+    "eos_token_id": LLADA_8B["eos_token_id"],
     "hidden_act": "silu",
     "hidden_size": 4096,
     "image_aspect_ratio": "anyres_max_4",
