@@ -290,9 +290,7 @@ class MMDiff(nn.Module):
             made = config["backbone"] | ({"dtype": dtype} if dtype else {})
             with bounded_by(saving.weight_files(folder), folder) if weights else nullcontext():
                 backbone = backbone_from_folder(saving.backbone_folder(folder), weights=False, **made)
-                model = cls(
-                    backbone, *saving.saved_parts(config, folder), attention=saving.saved_pattern(config, folder)
-                )
+                model = cls(backbone, *saving.saved_parts(config, folder), attention=saving.pattern_of(config, folder))
                 model.published = config.get("published")
                 for adapter in read_adapters(config["adapters"], f"{folder}: adapters"):
                     add_adapters(model, adapter)

@@ -211,7 +211,7 @@ def saved_parts(config: Mapping[str, Any], folder: Path) -> list[dict[str, nn.Mo
     ]
 
 
-def saved_pattern(config: Mapping[str, Any], folder: Path) -> Pattern | None:
+def pattern_of(config: Mapping[str, Any], folder: Path) -> Pattern | None:
     """Returns who sees whom by a config.json, None where it says nothing."""
     node = config["attention"]
     found: Pattern | None = node and saved_part(node, f"{folder}: attention", Pattern)
