@@ -10,7 +10,7 @@ fuzz: NUMBER ?= 2000
 mutate: NUMBER ?= 300
 SEED ?= 0
 
-.PHONY: demo test slow fuzz mutate bench bench-decode bench-samplers vla-mt10 vla-tables lint typecheck clean
+.PHONY: demo test slow fuzz mutate bench bench-decode bench-samplers real vla-mt10 vla-tables lint typecheck clean
 
 demo: $(READY)
 	$(BIN)/mmdiff demo vqa
@@ -40,6 +40,10 @@ bench-decode: $(READY)
 bench-samplers: $(READY)
 	mkdir -p runs
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/which_sampler.py --json runs/which-sampler.json --png docs/which-sampler.png
+
+# Trained weights, of folders in $MMDIFF_REAL_WEIGHTS (or runs/real): an hour of one core; skipped where there are none.
+real: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real.py --json runs/real.json
 
 bench: $(READY)
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

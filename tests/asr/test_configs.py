@@ -168,3 +168,12 @@ def test_what_the_files_say_can_be_changed(name: str, override: str) -> None:
     check_nodes(config)
     if config.task:
         build(config.task, where="task")
+
+
+@pytest.mark.needs("espeakng_loader")
+def test_a_converted_model_behind_whisper_runs_at_toy_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the folders of trained weights, which only the real run needs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MMDIFF_REAL_WEIGHTS", raising=False)
+    found = check(load_config("asr-whisper-convert"))
+    assert found["loss"].keys() == {"tune"}
