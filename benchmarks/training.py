@@ -71,7 +71,7 @@ def head(vocabulary: int) -> None:
         logits_BLV = backbone(noised.ids_RL)
         position_BL = noised.masked_RL
         nll_P = torch.nn.functional.cross_entropy(logits_BLV[position_BL], batch.ids_BL[position_BL], reduction="none")
-        loss = (nll_P * noised.weight_R[:, None].expand_as(position_BL)[position_BL]).sum() / noised.counts["denoise"]
+        loss = (nll_P * noised.weight_RL[position_BL]).sum() / noised.counts["denoise"]
         loss.backward()
         return float(loss.detach())
 
@@ -111,7 +111,7 @@ def spread(levels: Levels, n: int, draws: int = 100_000) -> float:
     target = np.ones((draws, n), dtype=bool)
     masked, weight, _ = levels.mask(target, rng.random(draws), rng.random(draws), rng.random((draws, n)))
     k = masked.sum(1)
-    return float((k * weight / n * (k / n)).var())
+    return float((k * weight[:, 0] / n * (k / n)).var())
 
 
 def main() -> None:

@@ -36,7 +36,8 @@ from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.model import MMDiff
-from mmdiff.objectives.denoise import Denoise, NoisedBatch
+from mmdiff.objectives.denoise import Denoise
+from mmdiff.objectives.noising.noised import NoisedBatch
 
 COPIES = 4
 

@@ -83,6 +83,7 @@ def relaid(
         segment_BL=torch.zeros_like(source),
         slots={kind: moved.carried(slot_BL, -1) for kind, slot_BL in batch.slots.items()},
         allow_BL=allowed_BK,
+        step_BL=None if batch.step_BL is None else moved.carried(batch.step_BL, -1),
         padded=not attend_BK.all(),
     )
     return laid, moved

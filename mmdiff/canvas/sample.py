@@ -40,13 +40,17 @@ class Target:
     Positions of `ids` that hold the mask id are masked, all others are given: infilling and drafts need nothing else.
     What is masked in training stays so and is not scored: what lies behind the end of an episode, for example.
     allow: the ids that the span may hold; None: any.
+    steps: the step, from 0, at which a recorded generation committed each of `ids`; None: not known.
     """
 
     ids: Sequence[int] | None = None
     length: int = 0
     allow: Ranges | None = None
+    steps: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        if self.steps is not None and (self.ids is None or len(self.steps) != len(self.ids)):
+            raise DataError(f"steps of an answer: {len(self.steps)}, expected one for each of its ids")
         if not 0 <= self.length <= LONGEST:
             raise DataError(f"an answer of {self.length} positions, expected 0..{LONGEST}")
 

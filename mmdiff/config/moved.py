@@ -17,6 +17,8 @@ MOVED = {  # below `mmdiff.`; modules, and classes of a module that was split
     "encoders.fast": "tasks.vla.codecs.fast",
     "encoders.statistics": "tasks.vla.codecs.normalise",
     "heads": "objectives.heads",
+    "objectives.companion": "objectives.extras.augmented",
+    "objectives.latent": "objectives.extras.variational",
     "samplers.drafts": "samplers.deliberation",
     "samplers.drafts.LowConfidence": "samplers.deliberation.MaskLeastConfident",
     "samplers.drafts.Random": "samplers.deliberation.MaskRandom",

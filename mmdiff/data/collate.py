@@ -60,6 +60,7 @@ def collate(
             elif isinstance(part, Target):
                 ids = part.ids if part.ids is not None else [vocab.mask_id] * part.length
                 row.add(ids, True, allow_sets.setdefault(part.allow, len(allow_sets)))
+                row.steps[len(row.ids) - len(ids) :] = part.steps or [-1] * len(ids)
             elif isinstance(part, Break):
                 row.end_document()
             else:
@@ -98,6 +99,7 @@ def collate(
         for kind, at, start, n in row.slots:
             slots[kind][b, at + shift : at + shift + n] = torch.arange(start, start + n)
     target_BL = torch.tensor([pad(row.target, eos) for row in rows])
+    stepped = any(step >= 0 for row in rows for step in row.steps)
     segment_BL = torch.tensor([pad(row.segment, row.segment[-1]) for row in rows], dtype=torch.int64)
     first_BL = torch.tensor([pad(row.first, row.first[-1]) for row in rows], dtype=torch.int64)
     allow_BL, allow_KV = None, None
@@ -119,6 +121,7 @@ def collate(
         allow_KV=allow_KV,
         allowed_ids_N=_common_ids(allow_BL, allow_KV, target_BL),
         index_B=torch.arange(len(rows)) if index is None else torch.as_tensor(list(index), dtype=torch.int64),
+        step_BL=torch.tensor([pad(row.steps, -1) for row in rows]) if stepped else None,
         source_B=list(source) if source is not None else [""] * len(rows),
         padded=not bool(attend_BL.all()),
         packed=any(row.segment[-1] for row in rows),
@@ -132,6 +135,7 @@ class _Row:
         self.ids: list[int] = []
         self.target: list[bool] = []
         self.allow: list[int] = []
+        self.steps: list[int] = []
         self.slots: list[tuple[str, int, int, int]] = []  # kind, position, first feature, count
         self.segment: list[int] = []  # the document of each position
         self.first: list[int] = []  # where it begins
@@ -146,6 +150,7 @@ class _Row:
         self.ids += [int(i) for i in ids]  # of a list, an array or a tensor
         self.target += [target] * len(ids)
         self.allow += [allow] * len(ids)
+        self.steps += [-1] * len(ids)
         self.segment += [self.document] * len(ids)
         self.first += [self.begins] * len(ids)
 

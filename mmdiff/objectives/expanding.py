@@ -19,8 +19,8 @@ from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.parts import part
 from mmdiff.protocols import Model
 
-from .blocks import NoisedBlocks
-from .denoise import by_level
+from .denoise import weighted
+from .noising.noised import NoisedBatch
 from .terms import Term
 
 
@@ -46,7 +46,7 @@ class ExpandingLoss:
     surplus: AtLeast0 = 8
     weight: Literal["visible", "even"] = "visible"
 
-    def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> NoisedBlocks:
+    def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> NoisedBatch:
         expand = vocab.id_of(self.expand, "objective.expand")
         delete = vocab.eos_id if self.delete is None else vocab.id_of(self.delete, "objective.delete")
         scored_BL = (batch.target_BL & (batch.ids_BL != vocab.mask_id)).numpy()
@@ -76,18 +76,19 @@ class ExpandingLoss:
         n_R, new_R = (masked_RL & ~moved.new_BK).sum(1), moved.new_BK.sum(1)
         of_token_R = 1 - rate_R if self.weight == "visible" else torch.ones_like(rate_R)
         weight_RL = torch.where(moved.new_BK, 1 / new_R.clamp(min=1)[:, None], of_token_R[:, None])
-        return NoisedBlocks(
+        return NoisedBatch(
             batch=laid,
             ids_RL=laid.ids_BL.masked_fill(masked_RL, vocab.mask_id),
             masked_RL=masked_RL,
             weight_RL=weight_RL,
             rate_RL=rate_R[:, None].expand(masked_RL.shape),
             row_R=torch.arange(len(batch)),
+            copy_R=torch.zeros(len(batch), dtype=torch.int64),
+            group_RL=torch.where(laid.target_BL, torch.arange(len(batch))[:, None], -1),
             counts={"denoise": float((n_R + (new_R > 0)).sum())},
         )
 
-    def terms(self, model: Model, plan: NoisedBlocks) -> dict[str, Term]:
+    def terms(self, model: Model, plan: NoisedBatch) -> dict[str, Term]:
         h_RLD = model.hidden(plan.ids_RL, plan.batch, model.encode(plan.batch.media), plan.row_R)
         nll_P, correct_P = model.score(h_RLD, plan.batch, plan.masked_RL, restrict=False)
-        by_rate = by_level(nll_P.detach(), correct_P, plan.rate_RL[plan.masked_RL])
-        return {"denoise": Term((nll_P * plan.weight_RL[plan.masked_RL]).sum(), sums=by_rate)}
+        return {"denoise": weighted(plan, nll_P, correct_P)}

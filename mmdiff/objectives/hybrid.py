@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from mmdiff.canvas.batch import Batch, allow_sets
 from mmdiff.canvas.vocab import Vocab
@@ -25,7 +24,7 @@ from mmdiff.protocols import Model
 from mmdiff.samplers.processes.hybrid import Hybrid, pick
 from mmdiff.samplers.processes.matrix import Matrix, States
 
-from .terms import Term
+from .terms import Term, chunked
 
 
 @dataclass
@@ -90,9 +89,8 @@ class HybridBound:
             masked = now_P[at] == vocab.mask_id
             return self.loss(logits, allow_KV[set_P[at]], label_P[at], now_P[at], masked, t_P[at])
 
-        chunks = torch.arange(len(row_P), device=row_P.device).split(model.logit_chunk)
-        parts = [checkpoint(one, h_PD[at], at, use_reentrant=False) for at in chunks]
-        return {"hybrid": Term(torch.cat(parts).sum() if parts else h_PD.sum() * 0)}
+        at_P = torch.arange(len(row_P), device=row_P.device)
+        return {"hybrid": Term(chunked(one, model.logit_chunk, h_PD, at_P).sum())}
 
     def loss(
         self, logits_PV: Tensor, allow_PV: Tensor, label_P: Tensor, now_P: Tensor, masked_P: Tensor, t_P: Tensor
@@ -161,11 +159,10 @@ class MatrixBound:
         def one(h: Tensor, at: Tensor) -> Tensor:
             logits_PN = model.backbone.head(h, ids_N).double()
             nll_P = F.cross_entropy(logits_PN, x_P[at], reduction="none")
-            return torch.stack([self.loss(logits_PN, x_P[at], now_P[at], plan.t_B[row_P[at]], states), nll_P])
+            return torch.stack([self.loss(logits_PN, x_P[at], now_P[at], plan.t_B[row_P[at]], states), nll_P], 1)
 
-        chunks = torch.arange(len(row_P), device=row_P.device).split(model.logit_chunk)
-        parts = [checkpoint(one, h_PD[at], at, use_reentrant=False) for at in chunks]
-        sums_2 = torch.cat(parts, 1).sum(1).float() if parts else (h_PD.sum() * 0).expand(2)
+        at_P = torch.arange(len(row_P), device=row_P.device)
+        sums_2 = chunked(one, model.logit_chunk, h_PD, at_P).reshape(-1, 2).sum(0).float()
         terms = {"matrix": Term(sums_2[0])}
         return terms | ({"auxiliary": Term(sums_2[1], self.auxiliary)} if self.auxiliary else {})
 

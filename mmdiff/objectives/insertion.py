@@ -6,14 +6,12 @@ taken off, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from mmdiff.canvas.batch import Batch, allow_sets
 from mmdiff.canvas.relayout import relaid
@@ -23,7 +21,7 @@ from mmdiff.errors import DataError
 from mmdiff.parts import part
 from mmdiff.protocols import Model
 
-from .terms import Term
+from .terms import Term, chunked
 
 
 @dataclass
@@ -102,19 +100,11 @@ class InsertionLoss:
             return head(h).float().gather(1, token[:, None]).squeeze(1)
 
         at_G = plan.gap_BL.nonzero(as_tuple=True)
-        mass_G = _chunked(mass, model.gather(h_BLD, *at_G), plan.set_BL[at_G], model.logit_chunk)
+        mass_G = chunked(mass, model.logit_chunk, model.gather(h_BLD, *at_G), plan.set_BL[at_G])
         mass_BL = torch.full(batch.ids_BL.shape, -torch.inf, device=mass_G.device).index_put(at_G, mass_G)
         total_B = torch.where(plan.gap_BL.any(1), mass_BL.logsumexp(1), 0.0)
-        logit_N = _chunked(of_id, model.gather(h_BLD, plan.row_N, plan.gap_N), plan.id_N, model.logit_chunk)
+        logit_N = chunked(of_id, model.logit_chunk, model.gather(h_BLD, plan.row_N, plan.gap_N), plan.id_N)
         nll_N = (total_B[plan.row_N] - logit_N) / plan.count_B[plan.row_N]
         ended_B = (plan.count_B == 0).float()
         stop = F.binary_cross_entropy_with_logits(stop_B, ended_B, reduction="sum")
         return {"insert": Term(nll_N.sum()), "stop": Term(stop)}
-
-
-def _chunked(function: Callable[[Tensor, Tensor], Tensor], h_PD: Tensor, other_P: Tensor, chunk: int) -> Tensor:
-    """Returns `function(h, other)` of all positions; logits of at most `chunk` exist at one time."""
-    if not len(h_PD):
-        return h_PD.sum(1)
-    parts = zip(h_PD.split(chunk), other_P.split(chunk), strict=True)
-    return torch.cat([checkpoint(function, h, other, use_reentrant=False) for h, other in parts])

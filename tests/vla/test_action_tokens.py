@@ -58,7 +58,7 @@ def test_the_loss_is_the_formula() -> None:
     plan.masked_RL[0] = torch.tensor([0, 0, 1, 0, 0, 1, 0, 1], dtype=torch.bool)
     plan.masked_RL[1] = torch.tensor([0, 0, 0, 0, 1, 0, 0, 0], dtype=torch.bool)
     plan.ids_RL = batch.ids_BL.masked_fill(plan.masked_RL, m.vocab.mask_id)
-    plan.weight_R, plan.counts["denoise"] = each(plan, torch.tensor([6.0, 6.0]))
+    plan.weight_RL, plan.counts["denoise"] = each(plan)
     low, high = m.vocab.range("action")
     with torch.no_grad():
         logits = m.backbone(plan.ids_RL).double().numpy()[:, :, low:high]

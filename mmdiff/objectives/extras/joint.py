@@ -11,36 +11,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from mmdiff.canvas.batch import Batch, allow_sets
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import AtLeast2
 from mmdiff.diffusion.draw import draw
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, nearest
-from mmdiff.objectives.denoise import Denoise, NoisedBatch
-from mmdiff.objectives.terms import Term
+from mmdiff.objectives.denoise import Denoise
+from mmdiff.objectives.noising.noised import NoisedBatch
+from mmdiff.objectives.terms import Term, chunked, extra_of
 from mmdiff.parts import part
 from mmdiff.protocols import Model
-
-
-@dataclass
-class RollOuts:
-    """Noised copies, and the random numbers of what is committed to them, token by token.
-
-    rank_RL: int64, when a masked position is committed, from 0; -1 elsewhere. u_RK: float64, what draws its token.
-    """
-
-    noised: NoisedBatch
-    rank_RL: Tensor
-    u_RK: Tensor
-    counts: dict[str, float]
-
-    @property
-    def batch(self) -> Batch:
-        """The batch that was planned."""
-        return self.noised.batch
 
 
 @part
@@ -60,28 +41,34 @@ class AdjustLayer:
     count: AtLeast2 = 4
     denoise: Denoise = field(default_factory=Denoise)
 
-    def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> RollOuts:
+    def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> NoisedBatch:
+        """What is committed to the copies, token by token, is drawn, too.
+
+        `drawn["rank"]`: int64 (R, L), when a masked position is committed, from 0; -1 elsewhere. `drawn["token"]`:
+        float64 (R, K), what draws its token.
+        """
         noised, fold, k = self.denoise.plan(batch, key, vocab), key.fold("roll-out"), self.count - 1
-        masked_RL, index = noised.masked_RL.numpy(), noised.batch.index_B.tolist()
+        masked_RL, index_R = noised.masked_RL.numpy(), noised.batch.index_B[noised.row_R].tolist()
         rank_RL = np.full(masked_RL.shape, -1)
         u_RK, count = np.zeros((len(masked_RL), k)), 0
         for r, masked_L in enumerate(masked_RL):
             n = int(masked_L.sum())
-            draws = fold.uniform(index[r % len(index)], k + n, r // len(index))
+            draws = fold.uniform(index_R[r], k + n, int(noised.copy_R[r]))
             u_RK[r] = draws[:k].clip(min=2.0**-53)
             rank_RL[r, masked_L] = draws[k:].argsort().argsort()
             count += sum(max(0, n - number) for number in range(1, self.count))
-        return RollOuts(noised, torch.from_numpy(rank_RL), torch.from_numpy(u_RK), {"adjust": float(count)})
+        noised.drawn |= {"rank": torch.from_numpy(rank_RL), "token": torch.from_numpy(u_RK)}
+        noised.counts = {"adjust": float(count)}
+        return noised
 
-    def terms(self, model: Model, plan: RollOuts) -> dict[str, Term]:
-        if self.extra not in model.extras:
-            raise ConfigError(f"model.extras.{self.extra}: no such extra{nearest(self.extra, model.extras)}")
-        layer, batch, row_R = model.extras[self.extra], plan.batch, plan.noised.row_R
+    def terms(self, model: Model, noised: NoisedBatch) -> dict[str, Term]:
+        layer, batch, row_R = extra_of(model, self.extra), noised.batch, noised.row_R
         allow_KV, allow_BL = allow_sets(batch, model.vocab)
-        masked_RL, ids_RL = plan.noised.masked_RL, plan.noised.ids_RL
+        masked_RL, ids_RL = noised.masked_RL, noised.ids_RL
         n = max(int(masked_RL.sum(1).max()), 1)
         at_RN = (~masked_RL).to(torch.uint8).argsort(dim=1, stable=True)[:, :n]
-        real_RN, rank_RN, set_RN = (x_RL.gather(1, at_RN) for x_RL in (masked_RL, plan.rank_RL, allow_BL[row_R]))
+        rank_RL, u_RK = noised.drawn["rank"], noised.drawn["token"]
+        real_RN, rank_RN, set_RN = (x_RL.gather(1, at_RN) for x_RL in (masked_RL, rank_RL, allow_BL[row_R]))
         row_R1 = torch.arange(len(ids_RL), device=ids_RL.device)[:, None]
         with torch.no_grad():
             features = model.encode(batch.media)
@@ -94,7 +81,7 @@ class AdjustLayer:
                 row_P, column_P = here_RN.nonzero(as_tuple=True)
                 logits_PV = model.backbone.head(now_RND[row_P, column_P]).float()
                 logits_PV = logits_PV.masked_fill(~allow_KV[set_RN[row_P, column_P]], -torch.inf)
-                drawn_P = draw(logits_PV, torch.ones(len(row_P), device=row_P.device), plan.u_RK[row_P, number - 1])
+                drawn_P = draw(logits_PV, torch.ones(len(row_P), device=row_P.device), u_RK[row_P, number - 1])
                 ids_RL = ids_RL.index_put((row_P, at_RN[row_P, column_P]), drawn_P)
                 now_RND = self._states(model, ids_RL, batch, features, row_R, at_RN)
                 tokens_RND = model.backbone.embed(ids_RL)[row_R1, at_RN]
@@ -118,8 +105,7 @@ class AdjustLayer:
             banned = ~allow_KV[sets]
             true_NV, made_NV = (model.backbone.head(h).float().masked_fill(banned, -torch.inf) for h in (true, made))
             log_p, log_q = true_NV.detach().log_softmax(-1), made_NV.log_softmax(-1)
-            return (log_p.exp() * (log_p - log_q).masked_fill(banned, 0.0)).sum()
+            divergence_N: Tensor = (log_p.exp() * (log_p - log_q).masked_fill(banned, 0.0)).sum(1)
+            return divergence_N
 
-        chunks = zip(*(x.split(model.logit_chunk) for x in (true_PD, made_PD, set_P)), strict=True)
-        sums = [checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks]
-        return torch.stack(sums).sum()
+        return chunked(one, model.logit_chunk, true_PD, made_PD, set_P).sum()

@@ -11,32 +11,17 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.digits import base_of, consistent, to_digits
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, nearest
-from mmdiff.objectives.denoise import Denoise, NoisedBatch, states, weighted
-from mmdiff.objectives.terms import Term
+from mmdiff.objectives.denoise import Denoise, states, weighted
+from mmdiff.objectives.noising.noised import NoisedBatch
+from mmdiff.objectives.terms import Term, chunked, extra_of
 from mmdiff.parts import part
 from mmdiff.protocols import Model
 from mmdiff.samplers.processes.partial import Partial
-
-
-@dataclass
-class PartialBatch:
-    """A noised batch, and the digits of its masked positions, int64 (R, L, N): the base where a digit is masked."""
-
-    noised: NoisedBatch
-    digits_RLN: Tensor
-    counts: dict[str, float]
-
-    @property
-    def batch(self) -> Batch:
-        """The batch that was planned."""
-        return self.noised.batch
 
 
 @part
@@ -51,34 +36,33 @@ class PartialDenoise:
     process: Partial = field(default_factory=Partial)
     denoise: Denoise = field(default_factory=Denoise)
 
-    def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> PartialBatch:
+    def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> NoisedBatch:
+        """`drawn["digits"]` are the digits of masked positions, int64 (R, L, N): the base where a digit is masked."""
         noised, part_RLN = self.denoise.noised(batch, key, vocab, self.process.count)
         base = base_of(vocab.size, self.process.count)
         clean_RL = noised.batch.ids_BL[noised.row_R]
         digits_RLN = to_digits(clean_RL, base, self.process.count).masked_fill(part_RLN, base)
-        digits_RLN = digits_RLN.masked_fill(~noised.masked_RL[..., None], base)
-        return PartialBatch(noised, digits_RLN, noised.counts)
+        noised.drawn["digits"] = digits_RLN.masked_fill(~noised.masked_RL[..., None], base)
+        return noised
 
-    def terms(self, model: Model, plan: PartialBatch) -> dict[str, Term]:
-        name, noised, batch = self.process.extra, plan.noised, plan.batch
-        if name not in model.extras:
-            raise ConfigError(f"model.extras.{name}: the model has no such extra{nearest(name, model.extras)}")
-        h_RLD = states(model, noised, **{name: plan.digits_RLN})
+    def terms(self, model: Model, noised: NoisedBatch) -> dict[str, Term]:
+        batch, name, digits_RLN = noised.batch, self.process.extra, noised.drawn["digits"]
+        extra_of(model, name)
+        h_RLD = states(model, noised, **{name: digits_RLN})
         row_P, position_P = noised.masked_RL.nonzero(as_tuple=True)
         at_P = noised.row_R[row_P], position_P
-        h_PD, digits_PN = model.gather(h_RLD, row_P, position_P), plan.digits_RLN[row_P, position_P]
+        h_PD, digits_PN = model.gather(h_RLD, row_P, position_P), digits_RLN[row_P, position_P]
         allow_KV = batch.allow_KV if self.denoise.restrict else None
         sets_P = torch.zeros_like(row_P) if allow_KV is None or batch.allow_BL is None else batch.allow_BL[at_P]
         size = model.vocab.size
         base = base_of(size, self.process.count)
 
-        def one(h: Tensor, digits: Tensor, sets: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        def one(h: Tensor, digits: Tensor, sets: Tensor, label: Tensor) -> Tensor:
             logits = model.backbone.head(h).float().masked_fill(~consistent(digits, size, base), -torch.inf)
             if allow_KV is not None:
                 logits = logits.masked_fill(~allow_KV[sets], -torch.inf)
-            return F.cross_entropy(logits, label, reduction="none"), logits.detach().argmax(-1) == label
+            right = logits.detach().argmax(-1) == label
+            return torch.stack([F.cross_entropy(logits, label, reduction="none"), right.float()], 1)
 
-        chunks = zip(*(x.split(model.logit_chunk) for x in (h_PD, digits_PN, sets_P, batch.ids_BL[at_P])), strict=True)
-        made = [checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks]
-        nll_P, correct_P = (torch.cat(parts) for parts in zip(*made, strict=True))
-        return {"denoise": weighted(noised, nll_P, correct_P)}
+        made_P2 = chunked(one, model.logit_chunk, h_PD, digits_PN, sets_P, batch.ids_BL[at_P]).reshape(-1, 2)
+        return {"denoise": weighted(noised, made_P2[:, 0], made_P2[:, 1] > 0, self.denoise.emphasis)}

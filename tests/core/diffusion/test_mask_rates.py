@@ -15,11 +15,32 @@ from oracle import VOCAB, canvas
 
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mask_rates import Bernoulli, ExactCount, Levels, Masked
-from mmdiff.diffusion.schedule import Array, Cosine, Linear, Schedule
+from mmdiff.diffusion.schedule import (
+    Array,
+    Cosine,
+    CosineMDLM,
+    CosineSquared,
+    Discrete,
+    Geometric,
+    Linear,
+    Logarithmic,
+    Partly,
+    Polynomial,
+    Schedule,
+)
 from mmdiff.errors import ConfigError
 from mmdiff.objectives.denoise import Denoise
 
-SCHEDULES = [Linear(), Cosine()]
+SCHEDULES = [
+    Linear(),
+    Cosine(),
+    CosineMDLM(),
+    CosineSquared(),
+    Polynomial(2.0),
+    Polynomial(0.7),
+    Logarithmic(),
+    Geometric(1e-10, 40.0),
+]
 
 
 def draw(levels: Levels, rows: int, length: int, seed: int = 0) -> Masked:
@@ -30,7 +51,7 @@ def draw(levels: Levels, rows: int, length: int, seed: int = 0) -> Masked:
 
 def losses(drawn: Masked) -> Array:
     """The loss per position of rows whose cross-entropy is 1 nat everywhere."""
-    return drawn.masked_BL.mean(1) * drawn.weight_B
+    return (drawn.masked_BL * drawn.weight_BL).mean(1)
 
 
 # Schedules ------------------------------------------------------------------------------------------------------------
@@ -40,26 +61,72 @@ def losses(drawn: Masked) -> Array:
 def test_weight_is_the_log_derivative_of_the_mask_rate(schedule: Schedule) -> None:
     t, h = np.linspace(0.01, 0.99, 99), 1e-6
     slope = (schedule.mask_rate(t + h) - schedule.mask_rate(t - h)) / (2 * h)
-    np.testing.assert_allclose(schedule.weight(t), slope / schedule.mask_rate(t), rtol=1e-7)
+    np.testing.assert_allclose(schedule.weight(t), slope / schedule.mask_rate(t), rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_mask_rate_rises_from_0_to_1(schedule: Schedule) -> None:
-    np.testing.assert_allclose(schedule.mask_rate(np.array([0.0, 1.0])), [0, 1], atol=1e-12)
-    t = np.linspace(0, 1, 101)
-    assert (np.diff(schedule.mask_rate(t)) > 0).all()
+    np.testing.assert_allclose(schedule.mask_rate(np.array([0.0, 1.0])), [0, 1], atol=1e-9)
+    rate = schedule.mask_rate(np.linspace(0, 1, 101))
+    assert (np.diff(rate)[rate[1:] < 1 - 1e-12] > 0).all()
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("length", [1, 4, 7])
 def test_every_schedule_weighs_a_set_of_masked_positions_the_same(schedule: Schedule, length: int) -> None:
     """integral of w(t) m^k (1 - m)^(L - k) dt = (k-1)! (L-k)! / L!."""
-    x, weight = np.polynomial.legendre.leggauss(80)
-    t, weight = (x + 1) / 2, weight / 2
-    m = schedule.mask_rate(t)
     for k in range(1, length + 1):
-        got = (weight * schedule.weight(t) * m**k * (1 - m) ** (length - k)).sum()
-        assert got == pytest.approx(factorial(k - 1) * factorial(length - k) / factorial(length), rel=1e-9)
+        expected = factorial(k - 1) * factorial(length - k) / factorial(length)
+        assert weight_of_a_set(schedule, k, length) == pytest.approx(expected, rel=2e-6)
+
+
+def weight_of_a_set(schedule: Schedule, k: int, length: int) -> float:
+    x, weight = np.polynomial.legendre.leggauss(400)
+    t = ((x + 1) / 2) ** 4  # nodes are close where a power of t is steep
+    m = schedule.mask_rate(t)
+    slope = 4 * ((x + 1) / 2) ** 3
+    return float((weight / 2 * slope * schedule.weight(t) * m**k * (1 - m) ** (length - k)).sum())
+
+
+def test_a_schedule_that_does_not_end_at_1_loses_its_share_of_the_bound() -> None:
+    """What is checked above sees a schedule that leaves tokens unmasked: it keeps 63 % of one position's weight."""
+    assert weight_of_a_set(Geometric(1e-10, 1.0), 1, 1) == pytest.approx(1 - np.exp(-1), rel=1e-6)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_weights_near_the_end_of_noise_are_analytic(schedule: Schedule) -> None:
+    """At t = 1e-9 a difference quotient is 0 / 0; the weight times t is there the power of t that the rate goes by."""
+    found = schedule.weight(np.array([1e-9, 1e-12])) * np.array([1e-9, 1e-12])
+    assert np.isfinite(found).all()
+    if not isinstance(schedule, Geometric):
+        square = isinstance(schedule, CosineSquared | CosineMDLM)
+        expected = schedule.power if isinstance(schedule, Polynomial) else 1 + square
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Polynomial(2.0)])
+def test_even_steps_are_the_bound_of_discrete_time(schedule: Schedule) -> None:
+    """The weight is MD4's T expm1(gamma_t - gamma_s) alpha_s with its sign, gamma the log odds of being kept."""
+    steps, end, s = Discrete(8, schedule), np.arange(1, 9) / 8, np.arange(8) / 8
+    a_t, a_s = 1 - schedule.mask_rate(end)[1:-1], 1 - schedule.mask_rate(s)[1:-1]  # at 0 and 1 log odds are infinite
+    expected = -8 * np.expm1(np.log(a_t / (1 - a_t)) - np.log(a_s / (1 - a_s))) * a_s
+    for t in (end, end - 1 / 16):  # a time within a step counts as its end
+        np.testing.assert_allclose(steps.weight(t)[1:-1], expected, rtol=1e-9)
+        np.testing.assert_allclose(steps.mask_rate(t), schedule.mask_rate(end))
+    np.testing.assert_allclose(steps.weight(end)[[0, -1]], [8, 8 * (1 - schedule.mask_rate(s)[-1])], rtol=1e-9)
+    fine = Discrete(4000, schedule)
+    t = np.linspace(1 / 4000, 1, 4000)
+    m = fine.mask_rate(t)
+    assert (fine.weight(t) * m * (1 - m)).mean() == pytest.approx(0.5, rel=1e-3)  # one of two positions: 0! 1! / 2!
+
+
+def test_a_schedule_that_begins_part_way() -> None:
+    schedule = Partly(0.4, Cosine())
+    np.testing.assert_allclose(schedule.mask_rate(np.array([0.0, 1.0])), [0.6, 1])
+    t, h = np.linspace(0.01, 0.99, 99), 1e-6
+    slope = (schedule.mask_rate(t + h) - schedule.mask_rate(t - h)) / (2 * h)
+    np.testing.assert_allclose(schedule.weight(t), slope / schedule.mask_rate(t), rtol=1e-7)
+    assert weight_of_a_set(schedule, 1, 1) == pytest.approx(0.4, rel=1e-6)  # the share that diffusion reveals
 
 
 # Bernoulli ------------------------------------------------------------------------------------------------------------
@@ -72,7 +139,7 @@ def test_bernoulli_is_the_published_recipe_bit_for_bit() -> None:
     drawn = Bernoulli().mask(np.ones((500, 6), dtype=bool), u, rng.random(500), r)
     p = (1 - eps) * u + eps
     np.testing.assert_array_equal(drawn.masked_BL, r < p[:, None])
-    np.testing.assert_array_equal(drawn.weight_B, 1 / p)
+    np.testing.assert_array_equal(drawn.weight_BL[:, 0], 1 / p)
     np.testing.assert_array_equal(drawn.rate_B, p)
 
 
@@ -91,7 +158,7 @@ def test_share_of_bernoulli_rows_without_a_mask(length: int) -> None:
     assert empty.mean() == pytest.approx(share * (1 - 1e-3) ** length, abs=4 * (share * (1 - share) / 100_000) ** 0.5)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES[:2])
 def test_bernoulli_masks_at_the_rate_of_its_schedule(schedule: Schedule) -> None:
     level = np.full(2000, 0.4)
     rng = np.random.default_rng(0)
@@ -111,7 +178,7 @@ def test_exact_count_enumerated() -> None:
         level = np.full(24, (k - 0.5) / 4)
         drawn = ExactCount().mask(np.ones((24, 4), dtype=bool), level, level, orders)
         assert (drawn.masked_BL.sum(1) == k).all()
-        np.testing.assert_allclose(drawn.weight_B, 4 / k)
+        np.testing.assert_allclose(drawn.weight_BL, 4 / k)
         np.testing.assert_allclose(drawn.rate_B, k / 4)
         sets, times = np.unique(drawn.masked_BL, axis=0, return_counts=True)
         assert len(sets) == comb(4, k) and (times == 24 / comb(4, k)).all()
@@ -137,11 +204,11 @@ def test_only_targets_are_masked(levels: Levels) -> None:
     target_BL[0] = False
     drawn = levels.mask(target_BL, rng.random(300), rng.random(300), np.where(target_BL, rng.random((300, 9)), 0))
     assert not (drawn.masked_BL & ~target_BL).any() and drawn.masked_BL.any()
-    assert not drawn.masked_BL[0].any() and np.isfinite(drawn.weight_B).all()
+    assert not drawn.masked_BL[0].any() and np.isfinite(drawn.weight_BL).all()
     if isinstance(levels, ExactCount):
         n_B = target_BL.sum(1)[1:]
         has = n_B > 0
-        np.testing.assert_allclose((drawn.weight_B[1:] * drawn.masked_BL.sum(1)[1:])[has], n_B[has])
+        np.testing.assert_allclose((drawn.weight_BL[1:, 0] * drawn.masked_BL.sum(1)[1:])[has], n_B[has])
 
 
 def test_the_highest_level_masks_no_more_than_all() -> None:

@@ -16,8 +16,8 @@ from mmdiff.canvas.patterns import BlockCausal, Full, PrefixCausal
 from mmdiff.canvas.query import Query
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
-from mmdiff.objectives.companion import AugmentedDenoise
 from mmdiff.objectives.denoise import Denoise
+from mmdiff.objectives.extras.augmented import AugmentedDenoise
 from mmdiff.objectives.extras.companion import Companion
 from mmdiff.samplers.links.caches import Prefix
 from mmdiff.samplers.links.guidance import Guidance
@@ -72,17 +72,17 @@ def test_companions_of_a_batch_are_noised_by_their_rate() -> None:
     one = model()
     objective = AugmentedDenoise(Augmented(size=SIZE), Denoise(copies=2))
     plan = objective.plan(pairs(one.vocab, 30), KEY, one.vocab)
-    z_RLZ, noised, at = objective.companions(one, plan), plan.noised, 0
+    z_RLZ, noised, at = objective.companions(one, plan), plan, 0
     for row, position in noised.masked_RL.nonzero().tolist():
         g = 1 - float(noised.rate_R[row])
         e = companion(one).table[plan.batch.ids_BL[row % 30, position]]
-        assert torch.allclose(z_RLZ[row, position], g**0.5 * e + (1 - g) ** 0.5 * plan.normal_PZ[at])
+        assert torch.allclose(z_RLZ[row, position], g**0.5 * e + (1 - g) ** 0.5 * plan.drawn["companion"][at])
         at += 1
-    assert at == len(plan.normal_PZ) and not z_RLZ[~noised.masked_RL].any()
+    assert at == len(plan.drawn["companion"]) and not z_RLZ[~noised.masked_RL].any()
     again = objective.plan(pairs(one.vocab, 5, 10), KEY, one.vocab)
-    first = plan.normal_PZ[: int(noised.masked_RL[:10].sum())]
-    assert torch.equal(again.normal_PZ[:1], plan.normal_PZ[len(first) : len(first) + 1])
-    assert len(plan.normal_PZ.unique(dim=0)) == at
+    first = plan.drawn["companion"][: int(noised.masked_RL[:10].sum())]
+    assert torch.equal(again.drawn["companion"][:1], plan.drawn["companion"][len(first) : len(first) + 1])
+    assert len(plan.drawn["companion"].unique(dim=0)) == at
 
 
 @pytest.mark.parametrize("attention", [Full(), PrefixCausal()])
@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_one_line(options: Any, message: str) -> None:
 def test_a_configuration_trains_and_samples_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     process = {"target": "mmdiff.samplers.processes.companion.Augmented", "size": 3, "estimate": "soft"}
-    objective = {"target": "mmdiff.objectives.companion.AugmentedDenoise", "process": process}
+    objective = {"target": "mmdiff.objectives.extras.augmented.AugmentedDenoise", "process": process}
     config = toy.config(image=False, stage={"objective": objective})
     config.model.extras["companion"] = {"target": "mmdiff.objectives.extras.companion.Companion", "size": 3}
     config.sampler.process = process

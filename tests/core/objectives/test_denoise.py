@@ -25,8 +25,10 @@ from mmdiff.diffusion.mask_rates import Bernoulli, ExactCount, Levels, Masked
 from mmdiff.diffusion.schedule import Array, Cosine
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model import MMDiff
-from mmdiff.objectives.denoise import Denoise, NoisedBatch, by_level, replaced
+from mmdiff.objectives.denoise import Denoise, by_level
 from mmdiff.objectives.heads import WordHead
+from mmdiff.objectives.noising.change import replaced
+from mmdiff.objectives.noising.noised import NoisedBatch
 from mmdiff.objectives.readout import Readout
 
 KEY = NoiseKey(7, step=2, stream="s", batch=4)
@@ -56,11 +58,11 @@ def words(*lengths: int, image: bool = False, prompt: int = 2) -> list[Sample]:
 
 
 def row_losses(objective: Denoise, m: Any, plan: NoisedBatch) -> Array:
-    """The loss of each row: the derivative of the weighted sum by the weight is the row's cross-entropy."""
-    weight_R = plan.weight_R.clone().requires_grad_()
-    value = objective.terms(m, replace(plan, weight_R=weight_R))["denoise"].value
-    (nll_R,) = torch.autograd.grad(value, weight_R)
-    return (nll_R * plan.weight_R).double().numpy()
+    """The loss of each row: the derivative of the weighted sum by a weight is the cross-entropy at its position."""
+    weight_RL = plan.weight_RL.clone().requires_grad_()
+    value = objective.terms(m, replace(plan, weight_RL=weight_RL))["denoise"].value
+    (nll_RL,) = torch.autograd.grad(value, weight_RL)
+    return (nll_RL.double() * plan.weight_RL).sum(1).numpy()
 
 
 # The bound -----------------------------------------------------------------------------------------------------------
@@ -93,7 +95,7 @@ class Clipped:
 
     def mask(self, *draws: Any) -> Masked:
         out = Bernoulli().mask(*draws)
-        return out._replace(weight_B=np.minimum(out.weight_B, 2))
+        return out._replace(weight_BL=np.minimum(out.weight_BL, 2))
 
 
 @dataclass(frozen=True)
@@ -280,8 +282,8 @@ def test_views_share_one_encoding_and_average_to_the_single_views() -> None:
     for v in range(3):
         rows = slice(2 * v, 2 * v + 2)
         one = replace(
-            plan, ids_RL=plan.ids_RL[rows], masked_RL=plan.masked_RL[rows], weight_R=plan.weight_R[rows],
-            rate_R=plan.rate_R[rows], row_R=torch.arange(2),
+            plan, ids_RL=plan.ids_RL[rows], masked_RL=plan.masked_RL[rows], weight_RL=plan.weight_RL[rows],
+            rate_RL=plan.rate_RL[rows], row_R=torch.arange(2),
         )  # fmt: skip
         single.append(float(objective.terms(m, one)["denoise"].value.detach()) / 7)
     assert len({round(s, 4) for s in single}) == 3

@@ -157,7 +157,7 @@ def test_the_loss_is_the_divergence_along_roll_outs_of_the_model() -> None:
     total, count = 0.0, 0
     for r in range(6):
         whole = rows.attend_BL[r % 3]
-        ids_L, order = plan.noised.ids_RL[r, whole].clone(), plan.rank_RL[r, whole]
+        ids_L, order = plan.ids_RL[r, whole].clone(), plan.drawn["rank"][r, whole]
         at = (order >= 0).nonzero()[:, 0].tolist()
         assert sorted(order[at].tolist()) == list(range(len(at)))
         first = now = one.backbone.hidden(one.backbone.embed(ids_L[None]))[0]
@@ -165,7 +165,7 @@ def test_the_loss_is_the_divergence_along_roll_outs_of_the_model() -> None:
             position = int((order == number - 1).nonzero())
             p = one.backbone.head(now[position])[allowed].double().softmax(-1)
             by_id = torch.zeros(one.vocab.size, dtype=torch.float64).index_put((torch.tensor(allowed),), p)
-            ids_L[position] = int((by_id.cumsum(0) <= plan.u_RK[r, number - 1]).sum())
+            ids_L[position] = int((by_id.cumsum(0) <= plan.drawn["token"][r, number - 1]).sum())
             now = one.backbone.hidden(one.backbone.embed(ids_L[None]))[0]
             new = [i for i in at if order[i] < number]
             made = by_hand(one, ids_L, at, first[at], new)
@@ -181,8 +181,8 @@ def test_the_loss_is_the_divergence_along_roll_outs_of_the_model() -> None:
 def test_rows_of_one_masked_position_train_nothing() -> None:
     one, objective = model(), AdjustLayer(denoise=Denoise(ExactCount(full=0.0)))
     plan = objective.plan(pairs(one.vocab, 4), KEY, one.vocab)
-    plan.noised.masked_RL[:, 1], plan.rank_RL[:, 1:] = False, torch.tensor([-1, 0])
-    plan.noised.masked_RL[:, 2] = True
+    plan.masked_RL[:, 1], plan.drawn["rank"][:, 1:] = False, torch.tensor([-1, 0])
+    plan.masked_RL[:, 2] = True
     term = objective.terms(one, plan)["adjust"]
     term.value.backward()
     assert float(term.value.detach()) == 0
@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_one_line(options: Any, message: str) -> None:
 def test_a_layer_that_is_missing_or_cannot_be_made_is_one_line() -> None:
     one = model()
     objective = AdjustLayer("samplers")
-    with pytest.raises(ConfigError, match="model.extras.samplers: no such extra .did you mean"):
+    with pytest.raises(ConfigError, match="model.extras.samplers: the model has no such extra .did you mean"):
         objective.terms(one, objective.plan(pairs(one.vocab, 4), KEY, one.vocab))
     with pytest.raises(ConfigError, match="a width of 30 is no multiple of heads 4"):
         SamplerLayer(width=30)

@@ -19,7 +19,7 @@ from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.objectives.denoise import Denoise
 from mmdiff.objectives.extras.latent import Latent
-from mmdiff.objectives.latent import LatentDenoise, gaussian_kl
+from mmdiff.objectives.extras.variational import LatentDenoise, gaussian_kl
 from mmdiff.samplers.grammars.pattern import Pattern
 from mmdiff.samplers.links.caches import Prefix
 from mmdiff.samplers.links.energy import Resample
@@ -61,7 +61,7 @@ def test_a_latent_that_is_ignored_is_the_plain_loss(attention: Any, copies: int)
     objective, plan = small_plan(one, 0.0, copies)
     terms = objective.terms(one, plan)
     plain = Denoise(copies=copies).plan(pairs(one.vocab, 8), replace(KEY, batch=8), one.vocab)
-    assert torch.equal(plain.masked_RL, plan.noised.masked_RL)
+    assert torch.equal(plain.masked_RL, plan.masked_RL)
     term = Denoise(copies=copies).terms(one, plain)["denoise"]
     assert torch.equal(terms["denoise"].value, term.value) and plan.counts["denoise"] == plain.counts["denoise"]
     total = terms["denoise"].value + terms["kl"].coefficient * terms["kl"].value
@@ -71,20 +71,20 @@ def test_a_latent_that_is_ignored_is_the_plain_loss(attention: Any, copies: int)
 def test_the_kl_is_that_of_normal_distributions() -> None:
     one = model()
     objective, plan = small_plan(one, 0.7)
-    term, (mean_RZ, log_var_RZ) = objective.terms(one, plan)["kl"], objective.posterior(one, plan.noised)
+    term, (mean_RZ, log_var_RZ) = objective.terms(one, plan)["kl"], objective.posterior(one, plan)
     normal = torch.distributions.Normal
     q, p = normal(mean_RZ, (log_var_RZ / 2).exp()), normal(torch.zeros(4), torch.ones(4))
     exact_R = torch.distributions.kl_divergence(q, p).sum(1)
     assert torch.allclose(gaussian_kl(mean_RZ, log_var_RZ), exact_R, atol=1e-6) and (exact_R > 0).all()
-    assert torch.allclose(term.value, (exact_R * plan.noised.weight_R).sum()) and term.coefficient == 0.7
+    assert torch.allclose(term.value, (exact_R * plan.weight_R).sum()) and term.coefficient == 0.7
     assert torch.allclose(term.sums["kl"][0] / term.sums["kl"][1], exact_R.mean())
 
 
 def test_the_loss_is_the_cross_entropy_given_the_drawn_latent() -> None:
     one = model()
     objective, plan = small_plan(one, 1.0)
-    noised, (mean_RZ, log_var_RZ) = plan.noised, objective.posterior(one, plan.noised)
-    z_RZ = mean_RZ + (log_var_RZ / 2).exp() * plan.normal_RZ
+    noised, (mean_RZ, log_var_RZ) = plan, objective.posterior(one, plan)
+    z_RZ = mean_RZ + (log_var_RZ / 2).exp() * plan.drawn["latent"]
     x_RLD, up = one.backbone.embed(noised.ids_RL), one.extras["latent"].up
     for row, position in noised.masked_RL.nonzero().tolist():
         x_RLD = x_RLD.index_put((torch.tensor([row]), torch.tensor([position])), up(z_RZ[row])[None], accumulate=True)  # type: ignore[operator]
@@ -97,7 +97,7 @@ def test_the_loss_is_the_cross_entropy_given_the_drawn_latent() -> None:
 def test_copies_that_share_a_context_see_their_own_latent() -> None:
     one = model(attention=PrefixCausal()).eval()
     _, plan = small_plan(one, 1.0)
-    noised, z_RZ = plan.noised, plan.normal_RZ
+    noised, z_RZ = plan, plan.drawn["latent"]
     beside = {"latent": z_RZ[:, None] * noised.masked_RL[..., None]}
     shared_RLD = one.hidden_copies(noised.ids_RL, noised.batch, {}, 2, extras=beside)
     whole_RLD = one.hidden(noised.ids_RL, noised.batch, {}, noised.row_R, extras=beside)
@@ -107,10 +107,10 @@ def test_copies_that_share_a_context_see_their_own_latent() -> None:
 def test_draws_are_normal_and_each_copys_own() -> None:
     objective, vocab = LatentDenoise(Variational(size=50), Denoise(copies=2)), model().vocab
     plan = objective.plan(pairs(vocab, 200), KEY, vocab)
-    assert plan.normal_RZ.shape == (400, 50) and len(plan.normal_RZ.unique(dim=0)) == 400
-    assert plan.normal_RZ.mean().abs() < 4 / 20_000**0.5 and (plan.normal_RZ.std() - 1).abs() < 0.02
+    assert plan.drawn["latent"].shape == (400, 50) and len(plan.drawn["latent"].unique(dim=0)) == 400
+    assert plan.drawn["latent"].mean().abs() < 4 / 20_000**0.5 and (plan.drawn["latent"].std() - 1).abs() < 0.02
     again = objective.plan(pairs(vocab, 8, 16), KEY, vocab)
-    assert torch.equal(again.normal_RZ, torch.cat([plan.normal_RZ[16:24], plan.normal_RZ[216:224]]))
+    assert torch.equal(again.drawn["latent"], torch.cat([plan.drawn["latent"][16:24], plan.drawn["latent"][216:224]]))
 
 
 def test_padding_does_not_change_the_posterior() -> None:
@@ -118,9 +118,9 @@ def test_padding_does_not_change_the_posterior() -> None:
     rows = [[Text([5]), Target([4, 6])], [Text([5, 7, 8]), Target([9, 4])]]
     objective = LatentDenoise(Variational(size=4))
     plans = [objective.plan(collate(part, one.vocab), KEY, one.vocab) for part in (rows, rows[:1])]
-    plans[1].noised.masked_RL[:] = plans[0].noised.masked_RL[:1, :3]
+    plans[1].masked_RL[:] = plans[0].masked_RL[:1, :3]
     assert plans[0].batch.padded
-    both, alone = (objective.posterior(one, plan.noised) for plan in plans)
+    both, alone = (objective.posterior(one, plan) for plan in plans)
     assert all(torch.allclose(a[:1], b, atol=1e-5) for a, b in zip(both, alone, strict=True))
 
 
@@ -195,7 +195,7 @@ def test_what_does_not_fit_is_one_line(process: Variational, message: str) -> No
 def test_a_configuration_trains_and_samples_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     process = {"target": "mmdiff.samplers.processes.latent.Variational", "size": 3}
-    objective = {"target": "mmdiff.objectives.latent.LatentDenoise", "process": process, "beta": 0.5}
+    objective = {"target": "mmdiff.objectives.extras.variational.LatentDenoise", "process": process, "beta": 0.5}
     config = toy.config(image=False, stage={"objective": objective})
     config.model.extras["latent"] = {"target": "mmdiff.objectives.extras.latent.Latent", "size": 3}
     config.sampler.process = process

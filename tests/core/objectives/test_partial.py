@@ -74,7 +74,7 @@ def test_one_digit_is_masked_diffusion_to_the_bit(attention: Any) -> None:
         batch = pairs(one.vocab, 8)
         objective, denoise = PartialDenoise(Partial(count=1), Denoise(copies=copies)), Denoise(copies=copies)
         plan, other = objective.plan(batch, KEY, one.vocab), denoise.plan(batch, KEY, one.vocab)
-        assert torch.equal(plan.noised.ids_RL, other.ids_RL) and plan.counts == other.counts
+        assert torch.equal(plan.ids_RL, other.ids_RL) and plan.counts == other.counts
         assert torch.equal(objective.terms(one, plan)["denoise"].value, denoise.terms(plain, other)["denoise"].value)
     for options in ({}, {"block_length": 2, "eos_policy": "last"}, {"steps": 3, "confidence": "vocabulary"}):
         ids_BL, spy = sampled(one, longer(one), process=Partial(count=1), **options)
@@ -176,10 +176,10 @@ def test_the_loss_is_over_ids_that_agree_with_what_is_seen() -> None:
     one = model()
     objective = PartialDenoise(denoise=Denoise(copies=2))
     plan = objective.plan(pairs(one.vocab, 10), replace(KEY, batch=10), one.vocab)
-    noised, base, total, partly = plan.noised, base_of(one.vocab.size, 2), torch.zeros(()), 0
-    h_RLD = one.hidden(noised.ids_RL, plan.batch, {}, noised.row_R, extras={"digits": plan.digits_RLN})
+    noised, base, total, partly = plan, base_of(one.vocab.size, 2), torch.zeros(()), 0
+    h_RLD = one.hidden(noised.ids_RL, plan.batch, {}, noised.row_R, extras={"digits": plan.drawn["digits"]})
     for row, position in noised.masked_RL.nonzero().tolist():
-        seen, truth = plan.digits_RLN[row, position].tolist(), int(plan.batch.ids_BL[row % 10, position])
+        seen, truth = plan.drawn["digits"][row, position].tolist(), int(plan.batch.ids_BL[row % 10, position])
         ids = [
             i for i in range(one.vocab.size) if all(s in (base, d) for s, d in zip(seen, divmod(i, base), strict=True))
         ]
@@ -188,7 +188,7 @@ def test_the_loss_is_over_ids_that_agree_with_what_is_seen() -> None:
         log_p = one.backbone.head(h_RLD[row, position])[ids].log_softmax(0)
         total = total - log_p[ids.index(truth)] * noised.weight_R[row]
     assert partly > 3 and torch.allclose(objective.terms(one, plan)["denoise"].value, total, rtol=1e-5)
-    count_R = (plan.digits_RLN == base).flatten(1).sum(1) - 2 * (~noised.masked_RL).sum(1)
+    count_R = (plan.drawn["digits"] == base).flatten(1).sum(1) - 2 * (~noised.masked_RL).sum(1)
     assert torch.allclose(noised.weight_R, 4 / count_R)  # of four digits, so many are masked
 
 

@@ -22,7 +22,8 @@ from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.files import without_nan
 from mmdiff.model.likelihood import bound
-from mmdiff.objectives.denoise import Denoise, NoisedBatch
+from mmdiff.objectives.denoise import Denoise
+from mmdiff.objectives.noising.noised import NoisedBatch
 from mmdiff.protocols import Model
 from mmdiff.samplers.deliberation import rewrite
 from mmdiff.samplers.loop import sample

@@ -21,27 +21,13 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import NotNegative
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, nearest
+from mmdiff.errors import ConfigError
+from mmdiff.objectives.denoise import Denoise
+from mmdiff.objectives.noising.noised import NoisedBatch
+from mmdiff.objectives.terms import Term, extra_of
 from mmdiff.parts import part
 from mmdiff.protocols import Model
 from mmdiff.samplers.processes.latent import Variational
-
-from .denoise import Denoise, NoisedBatch
-from .terms import Term
-
-
-@dataclass
-class LatentBatch:
-    """A noised batch, and the numbers that z is made of. normal_RZ: fp32, of the standard normal distribution."""
-
-    noised: NoisedBatch
-    normal_RZ: Tensor
-    counts: dict[str, float]
-
-    @property
-    def batch(self) -> Batch:
-        """The batch that was planned."""
-        return self.noised.batch
 
 
 @part
@@ -57,18 +43,18 @@ class LatentDenoise:
     denoise: Denoise = field(default_factory=Denoise)
     beta: NotNegative = 1.0
 
-    def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> LatentBatch:
-        noised = self.denoise.plan(batch, key, vocab)
-        fold, index = key.fold("latent"), noised.batch.index_B.tolist()
-        u_RZ = np.concatenate([fold.uniforms(index, self.process.size, copy) for copy in range(self.denoise.copies)])
-        normal_RZ = torch.special.ndtri(torch.from_numpy(u_RZ).clamp(min=2.0**-53)).float()
-        counts = noised.counts | {"kl": noised.counts["denoise"]}
-        return LatentBatch(noised, normal_RZ, counts)
+    def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> NoisedBatch:
+        """`drawn["latent"]` is what z is made of, fp32 (R, Z), of the standard normal distribution."""
+        noised, fold = self.denoise.plan(batch, key, vocab), key.fold("latent")
+        rows = zip(noised.batch.index_B[noised.row_R].tolist(), noised.copy_R.tolist(), strict=True)
+        u_RZ = torch.from_numpy(np.stack([fold.uniform(i, self.process.size, copy) for i, copy in rows]))
+        noised.drawn["latent"] = torch.special.ndtri(u_RZ.clamp(min=2.0**-53)).float()
+        noised.counts["kl"] = noised.counts["denoise"]
+        return noised
 
-    def terms(self, model: Model, plan: LatentBatch) -> dict[str, Term]:
-        noised = plan.noised
+    def terms(self, model: Model, noised: NoisedBatch) -> dict[str, Term]:
         mean_RZ, log_var_RZ = self.posterior(model, noised)
-        z_RZ = mean_RZ + (log_var_RZ / 2).exp() * plan.normal_RZ
+        z_RZ = mean_RZ + (log_var_RZ / 2).exp() * noised.drawn["latent"]
         beside = {self.process.extra: z_RZ[:, None] * noised.masked_RL[..., None]}
         kl_R = gaussian_kl(mean_RZ, log_var_RZ) * noised.masked_RL.any(1)
         count = torch.tensor(float(len(kl_R)), device=kl_R.device)
@@ -77,10 +63,8 @@ class LatentDenoise:
 
     def posterior(self, model: Model, noised: NoisedBatch) -> tuple[Tensor, Tensor]:
         """Returns mean and log-variance (R, Z) of q. Raises ConfigError."""
-        name, batch, row_R = self.process.extra, noised.batch, noised.row_R
-        if name not in model.extras:
-            raise ConfigError(f"model.extras.{name}: the model has no such extra{nearest(name, model.extras)}")
-        latent = model.extras[name]
+        batch, row_R = noised.batch, noised.row_R
+        latent = extra_of(model, self.process.extra)
         if latent.size != self.process.size:
             raise ConfigError(
                 f"objective.process.size: {self.process.size}, expected {latent.size}, as the extra has it"
