@@ -38,7 +38,7 @@ def test_tokens_of_one_call_depend_on_each_other() -> None:
     process, options = Variational(size=1), {"steps": 1, "early_stop": False, "seed": 3}
     one, plain = model(size=1, layers=1), model(layers=1)
     loose, tight = (LatentDenoise(process, beta=beta) for beta in (0.1, 1.0))
-    fit(one, [(loose, 1e-2, 100), (tight, 5e-3, 200), (tight, 1e-3, 100)])
+    fit(one, [(loose, 5e-3, 200), (tight, 5e-3, 200), (tight, 1e-3, 100)])
     batch = empty(1000, one.vocab)
     out = one.generate(batch, process=process, **options)
     share_K = torch.bincount(out.ids_BL[:, -2] - FIRST, minlength=DIGITS) / 1000
