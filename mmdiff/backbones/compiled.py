@@ -1,4 +1,4 @@
-"""The layers of a backbone as compiled graphs (`torch.compile`), while a generation lasts.
+"""The layers of a backbone as compiled graphs (`torch.compile`), while a generation or a stage of training lasts.
 
 One graph serves all layers of a class: each is run with its own weights, and with its own keys and values in place of
 the memory of all layers and its number. Sizes are symbols, so other lengths and numbers of rows need no new graph.
@@ -38,7 +38,7 @@ def compiled(backbone: Backbone, backend: str) -> Iterator[None]:
 
     layers: list[Any] = [layer for layer in backbone.model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
-        raise ConfigError(f"sampler.compile: {backbone.family} has no layers that are compiled, expected none")
+        raise ConfigError(f"compile: {backbone.family} has no layers that are compiled, expected none")
     before = [layer._compiled_call_impl for layer in layers]
     for number, layer in enumerate(layers):
         layer._compiled_call_impl = _called(layer, number, backend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
@@ -23,6 +24,8 @@ RUN_TIME = {"model.connectors": {"width_in", "width_out"}, "model.heads": {"widt
 """Arguments that no file gives, for the model knows them when it builds those nodes."""
 OFFERED = {"model.extras": {"width", "vocab_size", "mask_id"}}
 """The same, of nodes whose targets need not take them."""
+OPTIMIZER = re.compile(r"train\.stages\.[^.]+\.optimizer")
+"""Nodes that are given `params` and `lr`, and `weight_decay` if they take it: a stage says what these are."""
 REUSED = ("model.encoders", "model.connectors", "model.heads", "model.extras")
 """Where `weights` may name a saved model, which says what the node leaves out (`mmdiff.model.build`)."""
 
@@ -62,6 +65,8 @@ def check_nodes(config: Config, *, importing: bool = True) -> None:
             if "target" in value:
                 above = key.rpartition(".")[0]
                 run_time, offered = RUN_TIME.get(above, set()), OFFERED.get(above, set())
+                if OPTIMIZER.fullmatch(key):
+                    run_time, offered = {"params", "lr"}, {"weight_decay"}
                 target, where = value["target"], join(key, "target")
                 reused = above in REUSED and isinstance(value.get("weights"), str)
                 if importing:
@@ -96,7 +101,7 @@ def _node_keys(config: Config) -> Iterable[tuple[str, ...]]:
     for name in ("encoders", "connectors", "heads", "extras"):
         yield from (("model", name, kind) for kind in getattr(config.model, name))
     for stage in config.train.stages:
-        yield from (("train", "stages", stage, name) for name in ("objective", "eval"))
+        yield from (("train", "stages", stage, name) for name in ("objective", "optimizer", "eval"))
     yield from (("eval", "data", name) for name in config.eval.data)
 
 

@@ -130,6 +130,7 @@ class StageConfig:
     steps: AtLeast1 = 1000
     data: Any = None  # node of rows, or {name: {rows: node, task: node, weight: float}} for a mixture
     objective: Any = None  # node: mmdiff.protocols.Objective
+    optimizer: Any = None  # node: a class of torch.optim, or one like them; None: AdamW, see mmdiff.training.optim
     params: list[Any] = field(default_factory=list)  # rules, see mmdiff.model.params
     batch_size: AtLeast1 = 32  # samples per forward and process
     bucket: AtLeast0 = 0  # this many batches are sorted by length together, for less padding; 0: off
@@ -137,12 +138,14 @@ class StageConfig:
     lr: NotNegative = 1e-4
     weight_decay: NotNegative = 0.0
     warmup: NotNegative = 0.03  # below 1: a share of the steps, else steps
-    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # see mmdiff.training.optim.lr_factor
     lr_end: Share = 0.0  # share of lr left at the end
     anneal: AtLeast0 = 0  # steps in which attention goes from causal to full, see mmdiff.training.annealing; 0: none
+    decay: PositiveShare = 0.2  # of wsd (warm-up, stable, decay): the share of the steps, at the end, in which lr falls
     padding: Literal["ignore", "eos", "answer"] = "ignore"  # see mmdiff.data.collate.collate
     cache_features: bool = False  # keep a frozen encoder's features on disk
     eval: Any = None  # node of held-out rows for the bound (default: none)
+    patience: AtLeast0 = 0  # bounds in a row, none below the lowest before, that end the stage early; 0: never
 
 
 @dataclass
@@ -154,6 +157,11 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # mixed, by accelerate
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     clip: NotNegative = 1.0  # gradient norm; 0: off
+    on_divergence: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does to a run, a step
+    ema: BelowOne = 0.0  # decay of the average of the trained weights that is evaluated and saved; 0: off
+    sharding: Literal["none", "full", "gradients", "hybrid"] = "none"  # over processes, see mmdiff.training.parallel
+    deepspeed: str | None = None  # a configuration file of DeepSpeed, in place of `sharding`
+    compile: Literal["none", "inductor", "aot_eager", "eager"] = "none"  # of the backbone's layers, by torch.compile
     gradient_checkpointing: bool = False
     logit_chunk: AtLeast1 = 4096  # masked positions whose logits exist at one time
     workers: Processes = 0  # data processes
@@ -161,9 +169,11 @@ class TrainConfig:
     threads: Threads | None = None  # torch threads; None: torch's own choice
     log_every: AtLeast1 = 10
     save_every: AtLeast1 = 500
-    keep: AtLeast1 = 2  # checkpoints kept
+    keep: AtLeast1 = 2  # checkpoints kept, the newest
+    keep_best: AtLeast0 = 0  # and those with the lowest bounds on held-out rows
     eval_every: AtLeast0 = 0  # steps between bounds on the stage's `eval` rows; 0: at the end of the stage
     tensorboard: bool = True
+    trackers: list[Literal["wandb", "mlflow"]] = field(default_factory=list)  # by accelerate
 
 
 @dataclass

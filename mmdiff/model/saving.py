@@ -3,7 +3,7 @@
     config.json            every part's target and arguments, LoRA adapters, task and sampler (what `load` needs);
                            a folder from elsewhere may name declared parts only, see mmdiff.config.parts
     backbone/              the architecture and the tokenizer, as transformers writes them
-    model.safetensors      all weights, or several files and model.safetensors.index.json
+    model.safetensors      all weights, or several files (of at most FILE_BYTES) and model.safetensors.index.json
     SHA256SUMS             of all these files, signed, see mmdiff.files.sums
 
 Folders are written aside and renamed, so one that is there is whole.
@@ -12,7 +12,7 @@ Folders are written aside and renamed, so one that is there is whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from .published.llava import is_multimodal
 
 FORMAT = 1
 INDEX = "model.safetensors.index.json"
+FILE_BYTES = 4 << 30
 PARTS = ("encoders", "connectors", "heads", "extras")
 BACKBONE_FIELDS = ("dtype", "attention", "rope_in_fp32", "reserve")  # of the backbone, in config.json
 
@@ -76,14 +77,15 @@ def write_model(
     model.backbone.save_pretrained(folder / "backbone", weights=False)
     tensors = weights(model)
     if frozen is None:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        files = write_tensors(tensors, folder, "model")
+        if len(set(files.values())) > 1:
+            (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
         return
     with safe_open(frozen, "pt") as held:
         there = set(held.keys())
     link(frozen, folder / "frozen.safetensors")
-    trained = {name: tensor for name, tensor in tensors.items() if name not in there}
-    save_file(trained, folder / "trained.safetensors", metadata={"format": "pt"})
-    files = {name: "frozen.safetensors" if name in there else "trained.safetensors" for name in tensors}
+    files = write_tensors({name: tensor for name, tensor in tensors.items() if name not in there}, folder, "trained")
+    files = {name: "frozen.safetensors" if name in there else files[name] for name in tensors}
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
 
 
@@ -102,15 +104,54 @@ def save_original(model: Model, folder: Path) -> None:
 
 
 def weights(model: Model) -> dict[str, Tensor]:
-    """Returns every tensor by name, on the CPU; tied weights once, under their first name."""
+    """Returns every tensor by name, where and as it lies; tied weights once, under their first name."""
+    own = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
     seen: dict[int, str] = {}
     out: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() in seen and tensor.numel() and tensor.shape == out[seen[tensor.data_ptr()]].shape:
+        key = own[name] if sharded(tensor) else tensor.data_ptr()  # a shard may be empty, and have none
+        if key in seen and tensor.numel() and tensor.shape == out[seen[key]].shape:
             continue
-        seen[tensor.data_ptr()] = name
-        out[name] = tensor.detach().cpu().contiguous()
+        seen[key] = name
+        out[name] = tensor.detach()
     return out
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """Returns a tensor on the CPU. Every process has to ask for one of which each has a shard."""
+    full: Tensor = tensor.full_tensor() if sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return full.detach().cpu().contiguous()
+
+
+def sharded(tensor: Tensor) -> bool:
+    """Whether processes have a shard each (a DTensor, whose package takes a second to import)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], folder: Path, stem: str) -> dict[str, str]:
+    """Write tensors in files of at most `FILE_BYTES`, whose names begin with `stem`. Returns {tensor: file}.
+
+    Shards are put together a file at a time, so that no more than one is in the memory of the process that writes.
+    """
+    groups, size = [[]], 0  # type: list[list[str]], int
+    for name, tensor in tensors.items():
+        size += tensor.numel() * tensor.element_size()
+        if size > FILE_BYTES and groups[-1]:
+            groups, size = [*groups, []], tensor.numel() * tensor.element_size()
+        groups[-1].append(name)
+    out: dict[str, str] = {}
+    for number, names in enumerate(groups, 1):
+        file = f"{stem}.safetensors" if len(groups) == 1 else f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors"
+        save_file({name: gathered(tensors[name]) for name in names}, folder / file, metadata={"format": "pt"})
+        out |= dict.fromkeys(names, file)
+    return out
+
+
+def give_shards(tensors: Sequence[Tensor]) -> None:
+    """What a process does that writes nothing, while another writes these: it gives its shards."""
+    for tensor in tensors:
+        if sharded(tensor):
+            gathered(tensor)
 
 
 def read_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:

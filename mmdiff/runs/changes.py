@@ -12,8 +12,8 @@ from mmdiff.errors import ConfigError
 
 FREE = re.compile(
     r"base|demo|eval(\..*)?|train\.stages\.[^.]+\.eval(\..*)?"
-    r"|train\.(log_every|save_every|keep|eval_every|tensorboard|workers|sample_cache_mb)"
-    r"|train\.(threads|gradient_checkpointing|logit_chunk)"
+    r"|train\.(log_every|save_every|keep|keep_best|eval_every|tensorboard|trackers(\..*)?|workers|sample_cache_mb)"
+    r"|train\.(threads|gradient_checkpointing|logit_chunk|sharding|compile|on_divergence)"
 )
 """Keys that change no training, besides rounding."""
 

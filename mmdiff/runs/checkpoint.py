@@ -2,32 +2,30 @@
 
     runs/<name>/checkpoints/step-00000500/   a saved model (loadable as it is), and
         trainer.json             where training stands
-        optimizer.safetensors    AdamW's moments, by parameter name
+        optimizer.safetensors    the optimizer's moments, by parameter name, see mmdiff.runs.moments
+        ema.safetensors          where weights are averaged: both, see mmdiff.training.ema
 
 Nothing else is needed to go on bitwise: noise, data order, dropout and learning rates are functions of the step.
+Files hold whole tensors, so any number of processes resumes; one of more than 4 GiB is several, as those of a model.
 Weights that the stage does not train are written once a stage and linked into each checkpoint.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.optim import Optimizer
 
-from mmdiff.backbones.weights import check_finite, check_header
 from mmdiff.errors import ConfigError
-from mmdiff.files import aside, damaged, digest, part_of, read_json, remove, write_sums, write_text
+from mmdiff.files import aside, damaged, digest, part_of, read_json, remove, without_nan, write_sums, write_text
 from mmdiff.model import MMDiff
-from mmdiff.model.saving import weights, write_model
+from mmdiff.model.saving import gathered, give_shards, weights, write_model, write_tensors
 
 
 @dataclass
@@ -43,6 +41,7 @@ class Progress:
     stages_done: list[str] = field(default_factory=list)
     loss: dict[str, float] = field(default_factory=dict)  # of the last logged steps of each stage
     samples: dict[str, int] = field(default_factory=dict)  # of a step of each stage, over all processes
+    skipped: int = 0  # steps that changed nothing, for their loss or gradient was not finite
 
 
 def save_frozen(model: MMDiff, file: Path) -> None:
@@ -50,7 +49,8 @@ def save_frozen(model: MMDiff, file: Path) -> None:
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     file.parent.mkdir(parents=True, exist_ok=True)
     with aside(file) as part:
-        save_file({n: t for n, t in weights(model).items() if n in frozen}, part, metadata={"format": "pt"})
+        held = {name: gathered(tensor) for name, tensor in weights(model).items() if name in frozen}
+        save_file(held, part, metadata={"format": "pt"})
     write_text(_digest_of(file), digest(file))
 
 
@@ -73,29 +73,41 @@ def _digest_of(file: Path) -> Path:
 def save_checkpoint(
     folder: Path,
     model: MMDiff,
-    optimizer: Optimizer | None,
     progress: Progress,
     *,
+    state: Mapping[str, Mapping[str, Tensor]],
     extra: Mapping[str, Any],
     frozen: Path,
-    keep: int,
+    main: bool = True,
 ) -> None:
-    """Write `folder`/step-N, then remove all but the newest `keep`."""
+    """Write `folder`/step-N.
+
+    state: what training needs besides, tensors by the stem of their file. main: False writes nothing, and gives this
+    process's shards to the one that does.
+    """
     target = folder / f"step-{progress.step:08d}"
+    if not main:
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        give_shards([tensor for name, tensor in weights(model).items() if name in trained])
+        for tensors in state.values():
+            give_shards(list(tensors.values()))
+        return
     if target.exists():
         return
     with aside(target) as part:
         write_model(model, part, extra=extra, frozen=frozen)
-        save_file(moments(optimizer) if optimizer is not None else {}, part / "optimizer.safetensors")
-        (part / "trainer.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
+        for stem, tensors in state.items():
+            write_tensors(tensors, part, stem)
+        (part / "trainer.json").write_text(json.dumps(without_nan(asdict(progress)), indent=2) + "\n")
         write_sums(part, known={"frozen.safetensors": _digest_of(frozen).read_text()})
-    prune(folder, keep)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep`, out of sight first: a kill must not leave half a checkpoint under its name."""
+def prune(folder: Path, keep: int, best: Collection[int] = ()) -> None:
+    """Remove all but the newest `keep` and those of the steps `best`, out of sight first: a kill must not leave half a
+    checkpoint under its name."""
     for old in checkpoints_in(folder)[:-keep]:
-        remove(old.rename(part_of(old)))
+        if int(old.name.removeprefix("step-")) not in best:
+            remove(old.rename(part_of(old)))
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -140,48 +152,3 @@ def samples_of_steps(folder: Path) -> dict[str, int]:
         with suppress(ConfigError):
             return read_progress(checkpoint).samples
     return {}
-
-
-def moments(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The state of AdamW by parameter name; groups carry `names` beside `params`."""
-    out = {}
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            for key, value in optimizer.state.get(parameter, {}).items():
-                out[f"{key}:{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    return out
-
-
-def load_moments(optimizer: Optimizer, file: Path) -> None:
-    """Put saved moments in place.
-
-    Raises ConfigError for a file that cannot be read, and for moments of other parameters, of another shape or kind of
-    number, of a part of a parameter's only, or not finite: AdamW's fused kernel would read beyond them.
-    """
-    wanted: dict[str, tuple[Tensor, str, Tensor]] = {}  # key in the file -> parameter, key in the state, its like
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            likes = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
-            wanted |= {f"{key}:{name}": (parameter, key, like) for key, like in likes.items()}
-    states: dict[Tensor, dict[str, Tensor]] = {}
-    try:
-        with safe_open(file, "pt") as saved:
-            for stored in saved.keys():
-                if stored not in wanted:
-                    _, _, name = stored.partition(":")
-                    raise ConfigError(f"{file}: moments of {name or stored}, which this stage does not train")
-                parameter, key, like = wanted[stored]
-                check_header(saved.get_slice(stored), like, f"{file}: {stored}")
-                value = saved.get_tensor(stored)
-                check_finite(value, f"{file}: {stored}")
-                if value.dtype != like.dtype:
-                    raise ConfigError(f"{file}: {stored} holds {value.dtype}, expected {like.dtype}")
-                if key != "exp_avg" and bool((value < 0).any()):
-                    raise ConfigError(f"{file}: {stored} is negative")
-                states.setdefault(parameter, {})[key] = value if key == "step" else value.to(parameter.device)
-    except (SafetensorError, FileNotFoundError) as error:
-        raise ConfigError(f"{file}: not a readable safetensors file ({error})") from None
-    for stored, (parameter, key, _) in wanted.items():
-        if parameter in states and key not in states[parameter]:  # one that never had a gradient has none of the three
-            raise ConfigError(f"{file}: {stored} is missing")
-    optimizer.state.update(states)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +26,7 @@ from mmdiff.files import clear, lock, named, read_json, unlock, without_nan, wri
 
 from .changes import changed
 from .checkpoint import checkpoints_in, read_progress, samples_of_steps
+from .trackers import log, started
 
 RUNS = Path("runs")
 LONGEST = 200  # bytes of a run's name: most file systems take 255, and other names are made of it
@@ -41,6 +42,7 @@ class Run:
         self.metrics = folder / "metrics.jsonl"
         self._lock: TextIO | None = None
         self._board: Any = None
+        self._trackers: list[Any] = []
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -69,8 +71,14 @@ class Run:
         for folder in (self.folder, self.checkpoints):
             clear(folder)
 
-    def begin_log(self, step: int, *, tensorboard: bool) -> None:
-        """Go on with the metrics of a run that stands at `step`: lines that are later are dropped, they come again."""
+    def begin_log(
+        self, step: int, *, tensorboard: bool, trackers: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """Go on with the metrics of a run that stands at `step`: lines that are later are dropped, they come again.
+
+        trackers, settings: see `mmdiff.runs.trackers.started`.
+        """
+        self._trackers = started(trackers, self.folder, settings or {})
         if self.metrics.is_file():
             lines = self.metrics.read_text(encoding="utf-8", errors="replace").split("\n")
             kept = [line for line in lines if _step(line) <= step]
@@ -85,10 +93,22 @@ class Run:
         lines = self.metrics.read_text(errors="replace").splitlines() if self.metrics.is_file() else []
         return any("bound_per_sample" in line and _step(line) == step for line in lines)
 
+    def bounds(self, stage: str) -> dict[int, float]:
+        """Returns the bounds per token on a stage's held-out rows, by step, as the metrics have them."""
+        lines = self.metrics.read_text(errors="replace").splitlines() if self.metrics.is_file() else []
+        found = [json.loads(line) for line in lines if '"bound_per_token"' in line and _step(line) < 1 << 62]
+        return {f["step"]: f["bound_per_token"] for f in found if f.get("stage") == stage and f["bound_per_token"]}
+
+    def best(self, stage: str, count: int) -> list[int]:
+        """Returns the steps with the `count` lowest bounds of a stage, the lowest first."""
+        bounds = self.bounds(stage) if count else {}
+        return sorted(bounds, key=lambda step: (bounds[step], step))[:count]
+
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Append the figures of a step to metrics.jsonl and to TensorBoard."""
         with named(self.metrics), open(self.metrics, "a") as file:
             file.write(json.dumps(without_nan({"step": step, **values})) + "\n")
+        log(self._trackers, step, values)
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
@@ -106,6 +126,9 @@ class Run:
         """Let other processes train in this folder."""
         if self._board is not None:
             self._board.close()
+        for tracker in self._trackers:
+            tracker.finish()
+        self._trackers = []
         if self._lock is not None:
             unlock(self._lock)
             self._lock = None

@@ -1,4 +1,8 @@
-"""Training that has diverged: it ends in one line, before anything that is not finite is saved."""
+"""Training that has diverged: it ends in one line, before anything that is not finite is saved.
+
+Under `train.on_divergence: skip` a step whose loss or gradient is not finite changes nothing and is counted; a run that
+has to skip `IN_A_ROW` steps, one after the other, has diverged all the same.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from torch.optim import Optimizer
 from mmdiff.errors import ConfigError
 from mmdiff.runs.checkpoint import checkpoints_in
 from mmdiff.runs.folder import Run
+
+IN_A_ROW = 20
 
 
 def refuse(what: str, stage: str, lr: float, step: int, run: Run) -> NoReturn:
@@ -23,10 +29,18 @@ def refuse(what: str, stage: str, lr: float, step: int, run: Run) -> NoReturn:
 
 
 def not_finite(optimizer: Optimizer) -> str | None:
-    """Returns the name of a trained weight that is not finite, or whose moments are not; None where all are."""
+    """Returns the name of a trained weight that is not finite, or whose moments are not; None where all are.
+
+    Of a sharded weight this process looks at its own shard.
+    """
+    names: list[str] = []
+    flags: list[torch.Tensor] = []
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             for value in (parameter, *optimizer.state.get(parameter, {}).values()):
-                if not bool(torch.as_tensor(value).isfinite().all()):
-                    return str(name)
-    return None
+                if isinstance(value, torch.Tensor):
+                    local = value.to_local() if hasattr(value, "to_local") else value
+                    names.append(name)
+                    flags.append(local.detach().isfinite().all().to(parameter.device))
+    wrong = [name for name, fine in zip(names, torch.stack(flags).tolist(), strict=True) if not fine]
+    return wrong[0] if wrong else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from mmdiff.canvas.sample import Media, Sample
 from mmdiff.config import build
 from mmdiff.config.settings import StageConfig
@@ -20,12 +22,20 @@ from mmdiff.runs.checkpoint import Progress
 UNUSED = 0.01  # media whose exchange costs less than this share of the bound are reported as hardly used
 
 
-def evaluate_bound(model: MMDiff, stage: StageConfig, task: Task, rows: Source) -> dict[str, float]:
+def evaluate_bound(
+    model: MMDiff, stage: StageConfig, task: Task, rows: Source, *, divided: bool = False
+) -> dict[str, float]:
     """Returns the bound on the stage's held-out rows, in nats per sample and per target position.
 
     The same rows always give the same figures. `bound_per_token_swapped` is the bound with each row's media exchanged
-    for its neighbour's: a model that does not use its media has the same in both.
+    for its neighbour's: a model that does not use its media has the same in both. divided: the model lies in shards, and
+    all processes evaluate the same rows at once.
     """
+    if divided:
+        with torch.no_grad():
+            figures: dict[str, float] = model(evaluate_bound, stage, task, rows)  # as a forward, which puts it together
+        model.reshard()  # type: ignore[operator]
+        return figures
     stream = Stream([Component("eval", rows, task)], seed=0)
     nats, positions = {"own": 0.0, "swapped": 0.0}, {"own": 0, "swapped": 0}
     with evaluating(model):

@@ -20,7 +20,7 @@ from mmdiff.data.stream import Component, Stream
 from mmdiff.errors import ConfigError
 from mmdiff.files import damaged, digest, read_json, write_sums
 from mmdiff.model import MMDiff
-from mmdiff.runs.checkpoint import load_moments, moments
+from mmdiff.runs.moments import load_moments, moments
 from mmdiff.training.stage import Stage
 
 STAGE = {"steps": 7, "params": [{"match": "encoders", "train": False}, {"match": "*"}]}

@@ -150,7 +150,7 @@ def test_held_out_rows_of_a_later_stage_are_checked_at_the_start() -> None:
 
 
 def test_an_error_of_the_evaluation_costs_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> dict[str, float]:
+    def fails(*_: Any, **__: Any) -> dict[str, float]:
         raise DataError("gone meanwhile")
 
     monkeypatch.setattr(stage, "evaluate_bound", fails)

@@ -1,0 +1,126 @@
+"""One step: windows of batches -> noised copies -> hidden states -> loss of masked positions -> one sum -> new weights.
+
+A step plans all its forwards first; their counts, summed over the window and all processes, are the denominators. So
+the gradient of a step does not depend on how its samples are split into forwards or processes. Every draw is a
+function of (seed, step, sample, copy), so a run that was killed ends as one that was not.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from mmdiff.canvas.batch import Batch, to_device
+from mmdiff.config.settings import StageConfig, TrainConfig
+from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.model import MMDiff
+from mmdiff.protocols import Objective
+from mmdiff.runs.checkpoint import Progress
+
+from .annealing import annealed
+from .ema import Average
+from .meters import Meters
+from .optim import lr_factor
+from .parallel import clipped, touched, unsynced, unused_parts
+
+
+@dataclass
+class Stepper:
+    """What the steps of a stage are taken with. wrapped: the model as it is called, replicated, in shards or as it is.
+
+    divided: whether the model lies in shards. average: of the weights; None: there is none.
+    """
+
+    name: str
+    stage: StageConfig
+    settings: TrainConfig
+    objective: Objective
+    model: MMDiff
+    wrapped: Any
+    optimizer: Any
+    average: Average | None
+    accelerator: Accelerator
+    divided: bool
+    meters: Meters = field(default_factory=Meters)
+
+    def __post_init__(self) -> None:
+        self.parameters: list[nn.Parameter] = [p for g in self.optimizer.param_groups for p in g["params"]]
+        self.optional = unused_parts(self.model) if self.divided else {}
+        self.copies: int = getattr(self.objective, "copies", 1)
+
+    def take(self, window: list[Batch], progress: Progress) -> bool:
+        """Take the step that `progress` stands before. Returns False where it was skipped: nothing has changed then."""
+        stage, accelerator, world = self.stage, self.accelerator, self.accelerator.num_processes
+        key = NoiseKey(self.settings.seed, progress.step, self.name, batch=stage.batch_size * stage.accumulate * world)
+        torch.manual_seed(key.fold(f"dropout/{accelerator.process_index}").integer(1 << 62))
+        window = [annealed(batch, key, progress.stage_step, stage.anneal) for batch in window]
+        plans = [self.objective.plan(batch, key, self.model.vocab) for batch in window]
+        count, absent = self._counted(plans)
+        factor = lr_factor(progress.stage_step, stage)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        for i, plan in enumerate(plans):
+            ready = to_device(plan, accelerator.device)
+            last = i == len(plans) - 1
+            with nullcontext() if last else unsynced(self.wrapped, accelerator, self.divided):
+                with accelerator.autocast() if self.divided else nullcontext():
+                    total, terms = self.wrapped(self._terms, ready, count)
+                accelerator.backward(total * world if world > 1 else total)  # processes take the mean
+            self.meters.add(terms, count, int(plan.batch.attend_BL.sum()) * self.copies)
+        for parameter in absent:
+            parameter.grad = None
+        if not self._finish():
+            progress.skipped += 1
+            return False
+        if self.average is not None:
+            self.average.update(progress.stage_step + 1)
+        return True
+
+    def _terms(self, model: MMDiff, plan: Any, count: dict[str, float]) -> tuple[Tensor, Any]:
+        terms = self.objective.terms(model, plan)
+        total = sum((t.value * (t.coefficient / count[n]) for n, t in terms.items()), start=torch.zeros(()))
+        return (touched(total, unused_parts(model)) if self.divided else total), terms
+
+    def _counted(self, plans: list[Any]) -> tuple[dict[str, float], list[nn.Parameter]]:
+        """Returns the denominators over all forwards and processes, and the parameters that none of these uses."""
+        names, kinds = sorted(plans[0].counts), sorted(self.optional)
+        counts = [sum(plan.counts[name] for plan in plans) for name in names]
+        counts += [float(any(not kind or kind in plan.batch.media for plan in plans)) for kind in kinds]
+        if self.accelerator.num_processes > 1:
+            counts_N = torch.tensor(counts, device=self.accelerator.device)
+            counts = self.accelerator.reduce(counts_N).tolist()
+        seen = dict(zip(kinds, counts[len(names) :], strict=True))
+        absent = [p for kind in kinds if not seen[kind] for p in self.optional[kind]]
+        return {name: max(c, 1.0) for name, c in zip(names, counts[: len(names)], strict=True)}, absent
+
+    def _finish(self) -> bool:
+        """Clip the gradient and move the weights, unless the step is one to skip."""
+        accelerator, scaled = self.accelerator, self.accelerator.scaler is not None
+        skips = self.settings.on_divergence == "skip" and not scaled
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip)
+        elif self.settings.clip or skips:
+            if scaled:
+                accelerator.unscale_gradients(self.optimizer)
+            self.meters.norm(clipped(self.parameters, self.settings.clip), scaled=scaled)
+        taken = not (skips and self._wrong())
+        if taken:
+            self.optimizer.step()
+            self.meters.step()
+        else:
+            self.meters.skip()
+        self.optimizer.zero_grad()
+        return taken
+
+    def _wrong(self) -> bool:
+        """Whether a loss or gradient of any process is not finite: the one wait of a step that may be skipped."""
+        wrong = self.meters.wrong()
+        if self.accelerator.num_processes > 1:
+            wrong = self.accelerator.reduce(wrong.to(self.accelerator.device))
+        return bool(wrong > 0)

@@ -1,0 +1,159 @@
+"""A run in shards over gloo processes is the run of one process: losses, moments, weights, averages, in any number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mmdiff import load, train
+from mmdiff.config.settings import Config, TrainConfig
+from mmdiff.errors import ConfigError, MissingExtra
+from mmdiff.model import saving
+from mmdiff.training import parallel
+from mmdiff.training.stage import Stage
+
+FROZEN = {"match": "encoders", "train": False}
+LORA = {"match": "backbone", "lora": {"r": 2, "alpha": 4, "modules": "q_proj|up_proj"}}
+ROWS = {"target": "toy.Corners", "n": 9, "lengths": [1, 2, 5]}
+SEEN_AND_BLIND = {
+    "seen": {"rows": ROWS},
+    "blind": {"rows": ROWS, "task": {"target": "toy.Where", "image": False}},
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(name: str, world: int, **more: Any) -> Config:
+    """Two stages, LoRA beside a frozen tower and then everything but the tower, on rows half of which have a picture:
+    one of two processes may have none. A step has 4 samples."""
+    fields = {"batch_size": 4 // world, "lr": 1e-3, "data": SEEN_AND_BLIND, "weight_decay": 0.1}
+    evaluated = {"steps": 3, "eval": {"target": "toy.Corners", "n": 3, "seed": 2}}
+    first = toy.config(stage=fields | evaluated | {"params": [FROZEN, {"match": "connectors"}, LORA]})
+    second = toy.config(stage=fields | {"steps": 4, "params": [FROZEN, {"match": "*"}], "cache_features": True})
+    stages = {"lora": first.train.stages["only"], "all": second.train.stages["only"]}
+    return toy.config(name, stages=stages, keep=9, **{"ema": 0.9, "save_every": 1, **more})
+
+
+def lines(name: str) -> list[dict[str, Any]]:
+    clock = ("seconds", "tokens_per_second", "bound_per_token_swapped")  # a neighbour is one of the batch
+    found = [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in clock} for line in found]
+
+
+def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max((float((one[k].float() - other[k].float()).abs().max()) for k in one), default=0.0)
+
+
+def assert_same_run(name: str, other: str) -> None:
+    """To rounding: losses, the moments of a stage's first steps, the model, the averages."""
+    for a, b in zip(lines(name), lines(other), strict=True):
+        assert a.keys() == b.keys() and a["step"] == b["step"]
+        for key in {"loss", "nll", "grad_norm", "bound_per_token"} & a.keys():
+            assert a[key] == pytest.approx(b[key], abs=2e-5), key
+    for step, near in ((1, 1e-7), (4, 1e-6), (7, 1e-5)):
+        for file in ("optimizer", "ema", "trained", "frozen"):
+            pair = [load_file(f"runs/{r}/checkpoints/step-{step:08d}/{file}.safetensors") for r in (name, other)]
+            assert apart(*pair) < (1e-5 if file == "trained" else near), (step, file)
+    models = [load_file(f"runs/{r}/model/model.safetensors") for r in (name, other)]
+    assert apart(*models) < 1e-5 and not [p for p in Path("runs").rglob("*") if ".part-" in p.name]
+
+
+@pytest.mark.parametrize(
+    ("world", "sharding"),
+    [
+        (2, "full"),
+        pytest.param(2, "gradients", marks=pytest.mark.slow),
+        pytest.param(2, "none", marks=pytest.mark.slow),
+        pytest.param(4, "full", marks=pytest.mark.slow),
+        pytest.param(4, "hybrid", marks=pytest.mark.slow),
+    ],
+)
+def test_processes_give_the_run_of_one(world: int, sharding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two nodes of two, for `hybrid`
+    train(run("one", 1))
+    toy.in_processes(world, run("several", world, sharding=sharding))
+    assert_same_run("one", "several")
+    moved = load_file("runs/several/checkpoints/step-00000007/ema.safetensors")
+    assert any(name.startswith("average:") and ".lora_" in name for name in moved)
+    assert load("runs/several").predict(toy.Corners()[0])["prediction"]
+
+
+class Cut(Exception):
+    """The run ends here."""
+
+
+def cut_at(step: int, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = Stage._step, [0]
+
+    def counted(self: Stage, *args: Any) -> None:
+        calls[0] += 1
+        if calls[0] > step:
+            raise Cut
+        original(self, *args)
+
+    with monkeypatch.context() as m:
+        m.setattr(Stage, "_step", counted)
+        with pytest.raises(Cut):
+            train(config)
+
+
+def test_a_checkpoint_resumes_in_any_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process, then two with shards, and back; files hold whole tensors, here several files of each kind."""
+    monkeypatch.setattr(saving, "FILE_BYTES", 20_000)
+    train(run("whole", 1))
+    cut_at(5, run("handed", 1), monkeypatch)  # in the second stage
+    longer = run("handed", 2, sharding="full")
+    toy.in_processes(2, longer)
+    folder = Path("runs/handed/checkpoints/step-00000007")
+    names = sorted(p.name for p in folder.glob("optimizer-*"))
+    assert len(names) > 2 and names[0].endswith(f"-of-{len(names):05d}.safetensors")
+    for name in names:
+        with safe_open(folder / name, "pt") as file:
+            assert all(file.get_slice(key).get_shape() is not None for key in file.keys())
+    more = replace(run("handed", 1).train.stages["all"], steps=9)
+    one, other = (run(n, 1) for n in ("handed", "whole"))
+    for config in (one, other):
+        stages = {**config.train.stages, "all": more}
+        train(replace(config, train=replace(config.train, stages=stages)))
+    a, b = (load(f"runs/{n}").model.state_dict() for n in ("handed", "whole"))
+    assert apart(a, b) < 1e-5
+    assert [line["step"] for line in lines("handed")] == [line["step"] for line in lines("whole")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "fp16", "sharding": "full"}, "train.precision: fp16"),
+        ({"deepspeed": "ds.json", "sharding": "full"}, "train.deepspeed: divides the model by its own file"),
+    ],
+)
+def test_what_does_not_go_together(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parallel.make_accelerator(TrainConfig(**settings))
+
+
+def test_deepspeed_is_asked_for_by_name() -> None:
+    with pytest.raises(MissingExtra, match=r"^deepspeed is not installed: pip install 'mmdiff\[deepspeed\]'$"):
+        parallel.make_accelerator(TrainConfig(deepspeed="ds.json"))
+
+
+def test_the_gradient_of_what_a_process_does_not_use_is_zero_and_not_missing() -> None:
+    model = toy.model()
+    parts = parallel.unused_parts(model)
+    assert set(parts) == {"image"}
+    parallel.touched(torch.zeros(()), parts).backward()
+    assert all(p.grad is not None and not p.grad.any() for found in parts.values() for p in found)
