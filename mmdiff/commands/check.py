@@ -45,8 +45,16 @@ def check(config: Config | str | Path, *, progress: Callable[[str], None] = lamb
     config = with_own_rows(config, progress)
     stages = {name: shrunk(stage) for name, stage in config.train.stages.items()}
     settings = replace(
-        config.train, stages=stages, save_every=10**9, log_every=1, workers=0, tensorboard=False, precision="fp32",
-        trackers=[], deepspeed=None, compile="none",
+        config.train,
+        stages=stages,
+        save_every=10**9,
+        log_every=1,
+        workers=0,
+        tensorboard=False,
+        precision="fp32",
+        trackers=[],
+        deepspeed=None,
+        compile="none",
     )
     small = replace(config, train=settings)
     with tempfile.TemporaryDirectory() as folder:

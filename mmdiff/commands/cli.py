@@ -37,22 +37,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     silence_other_packages()
     with Signals(whole_process=argv is None) as signals:
         try:
-            with nullcontext() if {"--help", "-h"} & set(words) else loading_logged(words), one_line_errors():
-                call, as_json = parse(words, VERBS)
-                result, text = call()
-            if signals.received:
-                raise Stopped
-        except BaseException as error:
-            if signals.received or isinstance(error, KeyboardInterrupt):  # whatever became of it on its way
-                signals.say()
-                return signals.code
-            if not isinstance(error, UserError):
-                raise
-            if speaks():
-                line = " ".join(str(error).split())
-                line = line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 4 :]}"
-                print(f"mmdiff: error: {line}", file=sys.stderr)
-            return 2
+            try:
+                with nullcontext() if {"--help", "-h"} & set(words) else loading_logged(words), one_line_errors():
+                    call, as_json = parse(words, VERBS)
+                    result, text = call()
+                if signals.received:
+                    raise Stopped
+            except BaseException as error:
+                if signals.received or isinstance(error, KeyboardInterrupt):  # whatever became of it on its way
+                    raise Stopped from None
+                if not isinstance(error, UserError):
+                    raise
+                if speaks():
+                    line = " ".join(str(error).split())
+                    line = line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 4 :]}"
+                    print(f"mmdiff: error: {line}", file=sys.stderr)
+                return 2
+        except Stopped:  # it may have come while an error was being dealt with
+            signals.say()
+            return signals.code
     if os.environ.get("RANK", "0") == "0":  # under torchrun every process gets here
         try:
             print(json.dumps(without_nan(result), default=str) if as_json else text, flush=True)

@@ -65,9 +65,10 @@ class Signals:
     def code(self) -> int:
         return 128 + (self.received or signal.SIGINT)
 
-    def say(self) -> None:
-        """Print the one line about the signal. Under torchrun, where all processes get it, the first one prints."""
-        if not self.said and os.environ.get("RANK", "0") == "0":
+    def say(self, *, asking: bool = True) -> None:
+        """Print the one line about the signal. Under torchrun, where all processes get it, the first one prints, unless
+        another has said why they end. asking: False does not ask, for that may take a while."""
+        if not self.said and os.environ.get("RANK", "0") == "0" and (not asking or speaks()):
             log(f"mmdiff: {WORDS[self.received or signal.SIGINT]}")
         self.said = True
 
@@ -86,7 +87,7 @@ class Signals:
 
     def _end(self) -> None:
         if self._open:
-            self.say()
+            self.say(asking=False)
             os._exit(self.code)
 
 

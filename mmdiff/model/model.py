@@ -31,6 +31,7 @@ from mmdiff.config import trusting
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.config.typed import typed
+from mmdiff.data.media_reader import MediaReader
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.protocols import Denoise
 from mmdiff.samplers.deliberation import rewrite
@@ -40,7 +41,6 @@ from mmdiff.samplers.options import generation_config as checked
 from . import saving
 from .denoiser import Denoiser
 from .evaluating import evaluating
-from .media_reader import MediaReader
 from .params import add_adapters, read_adapters
 from .prefix import hidden_copies
 from .scorer import Scores, score

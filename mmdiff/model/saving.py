@@ -3,7 +3,7 @@
     config.json            every part's target and arguments, LoRA adapters, task and sampler (what `load` needs);
                            a folder from elsewhere may name declared parts only, see mmdiff.config.parts
     backbone/              the architecture and the tokenizer, as transformers writes them
-    model.safetensors      all weights, or several files (of at most FILE_BYTES) and model.safetensors.index.json
+    model.safetensors      all weights, or several files (of at most 4 GiB) and model.safetensors.index.json
     SHA256SUMS             of all these files, signed, see mmdiff.files.sums
 
 Folders are written aside and renamed, so one that is there is whole.
@@ -12,14 +12,13 @@ Folders are written aside and renamed, so one that is there is whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from mmdiff.backbones.weights import check_finite, check_header
 from mmdiff.canvas.pattern import Pattern
@@ -30,10 +29,10 @@ from mmdiff.protocols import Model
 
 from .published.folder import is_published, read_published, read_weights_of, write_published
 from .published.llava import is_multimodal
+from .tensors import weights, write_tensors
 
 FORMAT = 1
 INDEX = "model.safetensors.index.json"
-FILE_BYTES = 4 << 30
 PARTS = ("encoders", "connectors", "heads", "extras")
 BACKBONE_FIELDS = ("dtype", "attention", "rope_in_fp32", "reserve")  # of the backbone, in config.json
 
@@ -101,57 +100,6 @@ def save_original(model: Model, folder: Path) -> None:
     with aside(folder) as part:
         part.mkdir(parents=True, exist_ok=True)
         write_published(model, part, model.published)
-
-
-def weights(model: Model) -> dict[str, Tensor]:
-    """Returns every tensor by name, where and as it lies; tied weights once, under their first name."""
-    own = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
-    seen: dict[int, str] = {}
-    out: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        key = own[name] if sharded(tensor) else tensor.data_ptr()  # a shard may be empty, and have none
-        if key in seen and tensor.numel() and tensor.shape == out[seen[key]].shape:
-            continue
-        seen[key] = name
-        out[name] = tensor.detach()
-    return out
-
-
-def gathered(tensor: Tensor) -> Tensor:
-    """Returns a tensor on the CPU. Every process has to ask for one of which each has a shard."""
-    full: Tensor = tensor.full_tensor() if sharded(tensor) else tensor  # type: ignore[attr-defined]
-    return full.detach().cpu().contiguous()
-
-
-def sharded(tensor: Tensor) -> bool:
-    """Whether processes have a shard each (a DTensor, whose package takes a second to import)."""
-    return hasattr(tensor, "full_tensor")
-
-
-def write_tensors(tensors: Mapping[str, Tensor], folder: Path, stem: str) -> dict[str, str]:
-    """Write tensors in files of at most `FILE_BYTES`, whose names begin with `stem`. Returns {tensor: file}.
-
-    Shards are put together a file at a time, so that no more than one is in the memory of the process that writes.
-    """
-    groups, size = [[]], 0  # type: list[list[str]], int
-    for name, tensor in tensors.items():
-        size += tensor.numel() * tensor.element_size()
-        if size > FILE_BYTES and groups[-1]:
-            groups, size = [*groups, []], tensor.numel() * tensor.element_size()
-        groups[-1].append(name)
-    out: dict[str, str] = {}
-    for number, names in enumerate(groups, 1):
-        file = f"{stem}.safetensors" if len(groups) == 1 else f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors"
-        save_file({name: gathered(tensors[name]) for name in names}, folder / file, metadata={"format": "pt"})
-        out |= dict.fromkeys(names, file)
-    return out
-
-
-def give_shards(tensors: Sequence[Tensor]) -> None:
-    """What a process does that writes nothing, while another writes these: it gives its shards."""
-    for tensor in tensors:
-        if sharded(tensor):
-            gathered(tensor)
 
 
 def read_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:

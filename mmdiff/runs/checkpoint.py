@@ -25,7 +25,8 @@ from torch import Tensor
 from mmdiff.errors import ConfigError
 from mmdiff.files import aside, damaged, digest, part_of, read_json, remove, without_nan, write_sums, write_text
 from mmdiff.model import MMDiff
-from mmdiff.model.saving import gathered, give_shards, weights, write_model, write_tensors
+from mmdiff.model.saving import write_model
+from mmdiff.model.tensors import gathered, give_shards, weights, write_tensors
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torch.optim import AdamW, Optimizer
 
 from mmdiff.backbones.weights import check_finite, check_header
 from mmdiff.errors import ConfigError
-from mmdiff.model.saving import sharded
+from mmdiff.model.tensors import sharded
 
 ADAMW = ("step", "exp_avg", "exp_avg_sq")
 LIKE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
@@ -107,7 +107,10 @@ def put(value: Tensor, into: Tensor) -> Tensor:
         from torch.distributed.tensor import distribute_tensor
 
         value = distribute_tensor(  # no communication: every process has read the file
-            value.to(into.device), into.device_mesh, into.placements, src_data_rank=None  # type: ignore[attr-defined]
+            value.to(into.device),
+            into.device_mesh,
+            into.placements,
+            src_data_rank=None,  # type: ignore[attr-defined]
         )
     with torch.no_grad():
         into.copy_(value)

@@ -1,4 +1,4 @@
-"""The moving average of the weights that a stage trains: what is evaluated and saved, while training goes on without it.
+"""The moving average of the weights that a stage trains: what is evaluated and saved; training does without it.
 
 After step t (counted from 1) the average moves towards the weights by 1 - min(decay, (1 + t) / (10 + t)): at first it
 follows them, for the weights that a stage begins with are not worth remembering.

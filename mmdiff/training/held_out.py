@@ -28,7 +28,7 @@ def evaluate_bound(
     """Returns the bound on the stage's held-out rows, in nats per sample and per target position.
 
     The same rows always give the same figures. `bound_per_token_swapped` is the bound with each row's media exchanged
-    for its neighbour's: a model that does not use its media has the same in both. divided: the model lies in shards, and
+    for its neighbour's: a model that does not use its media has the same in both. divided: the model lies in shards;
     all processes evaluate the same rows at once.
     """
     if divided:

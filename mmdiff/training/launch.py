@@ -1,8 +1,8 @@
 """torchrun, whose last words are those of mmdiff: `python -m mmdiff.training.launch --nproc-per-node 8 train NAME`.
 
 All options of torchrun go before the verb, those of many machines too (`--nnodes`, `--rdzv-endpoint`, ...). Where a
-process fails, all are ended, and the exit code is that of the first to fail. What torchrun has to say of it, a traceback
-of its own and a table, is left out: the process that failed has said it in one line.
+process fails, all are ended, and the exit code is that of the first to fail. What torchrun has to say of it, a
+traceback of its own and a table, is left out: the process that failed has said it in one line.
 """
 
 from __future__ import annotations

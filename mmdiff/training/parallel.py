@@ -70,7 +70,7 @@ def divides(settings: TrainConfig, accelerator: Accelerator) -> bool:
 
 
 def shard(model: MMDiff, settings: TrainConfig, accelerator: Accelerator) -> None:
-    """Divide a model over the processes, in place: its parameters become DTensors, a layer of the backbone at a time."""
+    """Divide a model over the processes, in place: parameters become DTensors, a layer of the backbone at a time."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -96,8 +96,8 @@ def shard(model: MMDiff, settings: TrainConfig, accelerator: Accelerator) -> Non
 
 
 def _with_gradient(layer: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Let what goes into a layer have a gradient. Under frozen embeddings it has one where a row has a picture only, and
-    without one, this process would add up its layers' gradients later than others do: each would wait for another."""
+    """Let what goes into a layer have a gradient. Under frozen embeddings it has one only where a row has a picture;
+    without one this process would add up its layers' gradients later than others do: each would wait for another."""
     if not torch.is_grad_enabled():
         return None
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 import toy
 
+from mmdiff.data.media_reader import MediaReader
 from mmdiff.data.stream import CHUNK, OVERHEAD, Batches, Component, Stream, canvases, samples_of
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.model import MediaReader, MMDiff
+from mmdiff.model import MMDiff
 
 
 def stream(*sizes: tuple[int, float], seed: int = 0) -> Stream:

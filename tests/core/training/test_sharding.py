@@ -18,7 +18,7 @@ from torch import Tensor
 from mmdiff import load, train
 from mmdiff.config.settings import Config, TrainConfig
 from mmdiff.errors import ConfigError, MissingExtra
-from mmdiff.model import saving
+from mmdiff.model import tensors
 from mmdiff.training import parallel
 from mmdiff.training.stage import Stage
 
@@ -113,7 +113,7 @@ def cut_at(step: int, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_checkpoint_resumes_in_any_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """One process, then two with shards, and back; files hold whole tensors, here several files of each kind."""
-    monkeypatch.setattr(saving, "FILE_BYTES", 20_000)
+    monkeypatch.setattr(tensors, "FILE_BYTES", 20_000)
     train(run("whole", 1))
     cut_at(5, run("handed", 1), monkeypatch)  # in the second stage
     longer = run("handed", 2, sharding="full")
