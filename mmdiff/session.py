@@ -95,28 +95,36 @@ def canvas_of(out: Generation, row: int, model: MMDiff) -> list[tuple[str, int, 
 
 
 @overload
-def load(folder: str | Path, *overrides: str, trust: bool = False) -> Session[Task]: ...
+def load(folder: str | Path, *overrides: str, dtype: str | None = None, trust: bool = False) -> Session[Task]: ...
 @overload
-def load(folder: str | Path, *overrides: str, task: type[T], trust: bool = False) -> Session[T]: ...
+def load(
+    folder: str | Path, *overrides: str, task: type[T], dtype: str | None = None, trust: bool = False
+) -> Session[T]: ...
 @typed
-def load(folder: str | Path, *overrides: str, task: type[Any] | None = None, trust: bool = False) -> Session[Any]:
+def load(
+    folder: str | Path,
+    *overrides: str,
+    task: type[Any] | None = None,
+    dtype: str | None = None,
+    trust: bool = False,
+) -> Session[Any]:
     """Load the session of a run (`runs/x`), a checkpoint in it, or a saved model folder.
 
     A multimodal checkpoint in the folder of its authors answers questions about pictures (`mmdiff.tasks.vqa.VQA`), with
     the template and the settings of generation that they use.
 
     overrides: `sampler.steps=4` and `task.metrics=[...]`, as on the command line.
-    task: the class that the saved task must be an instance of.
+    task: the class that the saved task must be an instance of. dtype: of the backbone; None: as it was saved.
     trust: call whatever the folder names. Without it, a folder that this user did not write may name declared parts
         only (docs/security.md).
     Raises ConfigError, for another task too.
     """
     where = find_model(Path(folder))
     with trusting(trust):
-        return _load(where, overrides, task, str(folder))
+        return _load(where, overrides, task, str(folder), dtype)
 
 
-def _load(where: Path, overrides: Sequence[str], task: type[Any] | None, name: str) -> Session[Any]:
+def _load(where: Path, overrides: Sequence[str], task: type[Any] | None, name: str, dtype: str | None) -> Session[Any]:
     config = read_config(where)
     if not config.get("task"):
         raise ConfigError(f"{where}: the model was saved without a task; use MMDiff.from_pretrained")
@@ -127,7 +135,7 @@ def _load(where: Path, overrides: Sequence[str], task: type[Any] | None, name: s
     for method in METHODS:
         if not callable(getattr(found, method, None)):
             raise ConfigError(f"{where}: {dotted(type(found))} is no task, it has no method `{method}`")
-    model = MMDiff.from_pretrained(where).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = MMDiff.from_pretrained(where, dtype=dtype).to("cuda" if torch.cuda.is_available() else "cpu")
     return Session(model, found, sampler, where)
 
 

@@ -7,10 +7,10 @@ same random numbers, so that their differences are less noisy than they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from lm_eval import utils
@@ -20,20 +20,17 @@ from lm_eval.api.registry import register_model
 
 from mmdiff.backbones import load_backbone
 from mmdiff.canvas.batch import to_device
-from mmdiff.canvas.patterns import Causal
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.config.gate import trusting
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
-from mmdiff.model.evaluating import evaluating
-from mmdiff.model.likelihood import bound, next_token
 from mmdiff.model.saving import read_config
 from mmdiff.samplers.options import generation_config
 from mmdiff.session import find_model
 
-T = TypeVar("T")
+from .requests import batched, cut, log_likelihoods, number
 
 
 @register_model("mmdiff")
@@ -68,7 +65,6 @@ class Harness(LM):
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = self.model.to(chosen).eval()
         self.sampler = generation_config(config, **{"max_new_tokens": int(max_new_tokens), **sampler})
-        self.causal = isinstance(self.model.attention, Causal)
 
     @property
     def tokenizer_name(self) -> str:
@@ -84,8 +80,9 @@ class Harness(LM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Returns (log p of the continuation given the context, whether greedy decoding gives it) of each request."""
         pairs = [self._pair(*request.args) for request in requests]
-        index = [_number(request, i) for i, request in enumerate(requests)]
-        return self._batched(list(zip(pairs, index, strict=True)), self._scored, lambda job: sum(map(len, job[0])))
+        index = [number(request, i) for i, request in enumerate(requests)]
+        jobs = list(zip(pairs, index, strict=True))
+        return batched(jobs, self._scored, lambda job: sum(map(len, job[0])), self.batch_size)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Returns log p of whole texts: windows of the context's length, each behind the token before it."""
@@ -98,34 +95,28 @@ class Harness(LM):
                 jobs.append((window, 1000 * i + n))
                 owners.append(i)
         out = [0.0] * len(requests)
-        scored = self._batched(jobs, self._scored, lambda job: sum(map(len, job[0])))
+        scored = batched(jobs, self._scored, lambda job: sum(map(len, job[0])), self.batch_size)
         for owner, (logp, _) in zip(owners, scored, strict=True):
             out[owner] += logp
         return out
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Returns the generated texts, each cut before the first of its stop strings."""
-        jobs = [(*request.args, _number(request, i)) for i, request in enumerate(requests)]
-        return self._batched(jobs, self._generated, lambda job: len(job[0]))
+        jobs = [(*request.args, number(request, i)) for i, request in enumerate(requests)]
+        return batched(jobs, self._generated, lambda job: len(job[0]), self.batch_size)
 
     def _scored(self, jobs: Sequence[tuple[tuple[list[int], list[int]], int]]) -> list[tuple[float, bool]]:
         samples: list[Sample] = [[Text(context), Target(rest)] for (context, rest), _ in jobs]
         batch = collate(samples, self.model.vocab, index=[number for _, number in jobs])
-        with evaluating(self.model), torch.no_grad():
-            if self.causal:
-                nll_P, right_P, row_P = (v.cpu() for v in next_token(self.model, to_device(batch, self.model.device)))
-                logp_B = -torch.zeros(len(jobs), dtype=torch.float64).index_add(0, row_P, nll_P.double())
-                greedy_B = torch.ones(len(jobs)).scatter_reduce(0, row_P, right_P.float(), "amin") > 0
-                return list(zip(logp_B.tolist(), greedy_B.tolist(), strict=True))
-            logp_B = -bound(self.model, batch, levels=self.levels, seed=self.seed).nll_B
-        if not self.greedy:
-            return [(logp, False) for logp in logp_B.tolist()]
+        logp, greedy = log_likelihoods(self.model, batch, levels=self.levels, seed=self.seed)
+        if greedy is not None or not self.greedy:
+            return list(zip(logp, greedy or [False] * len(jobs), strict=True))
         empty: list[Sample] = [[Text(context), Target(length=len(rest))] for (context, rest), _ in jobs]
         config = replace(self.sampler, temperature=0.0, steps=None, early_stop=False)
         index = [number for _, number in jobs]
         batch = to_device(collate(empty, self.model.vocab, index=index), self.model.device)
         out = self.model.generate(batch, generation_config=config).targets()
-        return [(logp, ids == rest) for logp, ids, ((_, rest), _) in zip(logp_B.tolist(), out, jobs, strict=True)]
+        return [(one, ids == rest) for one, ids, ((_, rest), _) in zip(logp, out, jobs, strict=True)]
 
     def _generated(self, jobs: Sequence[tuple[str, dict[str, Any], int]]) -> list[str]:
         """jobs: context, settings of the harness for it, and what identifies its random numbers."""
@@ -142,10 +133,7 @@ class Harness(LM):
             rows: list[Sample] = [[Text(ids), Target(length=length)] for ids in contexts]
             batch = to_device(collate(rows, vocab, index=[jobs[i][2] for i in some], side="left"), self.model.device)
             for i, ids in zip(some, self.model.generate(batch, generation_config=config).targets(), strict=True):
-                text, until = vocab.decode(vocab.until_end(ids)), jobs[i][1].get("until") or []
-                for stop in [until] if isinstance(until, str) else until:
-                    text = text.split(stop)[0] if stop else text
-                texts[i] = text
+                texts[i] = cut(vocab.decode(vocab.until_end(ids)), jobs[i][1].get("until"))
         return texts
 
     def _pair(self, context: str, rest: str) -> tuple[list[int], list[int]]:
@@ -161,14 +149,6 @@ class Harness(LM):
         vocab = self.model.vocab
         return vocab.eos_id if vocab.bos_id is None else vocab.bos_id
 
-    def _batched(self, jobs: Sequence[Any], run: Callable[[Any], list[T]], size: Callable[[Any], int]) -> list[T]:
-        """Returns `run` of all jobs, in their order; those of one length are run together."""
-        order, out = sorted(range(len(jobs)), key=lambda i: -size(jobs[i])), dict[int, T]()
-        for start in range(0, len(order), self.batch_size):
-            some = order[start : start + self.batch_size]
-            out |= dict(zip(some, run([jobs[i] for i in some]), strict=True))
-        return [out[i] for i in range(len(jobs))]
-
 
 def open_model(path: Path, dtype: str, trust: bool) -> tuple[MMDiff, GenerationConfig | None]:
     """Returns the model of a run, a saved model or a published folder, and the run's sampler settings."""
@@ -181,11 +161,6 @@ def open_model(path: Path, dtype: str, trust: bool) -> tuple[MMDiff, GenerationC
     with trusting(trust):
         named = read_config(where).get("sampler") or {}
         return MMDiff.from_pretrained(where, trust=trust), generation_config(None, **named)
-
-
-def _number(request: Instance, i: int) -> int:
-    """Returns what identifies the random numbers of a request: those of one question have the same."""
-    return i if request.doc_id is None else int(request.doc_id)
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
