@@ -250,8 +250,10 @@ class Denoise(Protocol):
 class NoiseProcess(Protocol):
     """What noise does to a token, and how a generation undoes it (mmdiff.samplers.processes).
 
-    Optional attributes: `bounded`, True where it ends by itself and follows no rule of the sampler; `refuses`, the
-    fields of the sampler's settings that have no meaning for it; `growth`, how many positions it may insert per row.
+    Optional attributes: `bounded`, True where it ends by itself and, unless it is `ruled`, follows no rule of the
+    sampler; `masks`, False where no position ever holds the mask id, so that a model need not have one; `refuses`, the
+    fields of the sampler's settings that have no meaning for it; `growth`, how many positions it may insert per row;
+    `steps`, how many every block takes, in place of the sampler's.
 
     A process may have `beside(rows, noise) -> {name: (R, L, ...)}`, what extras of the model embed beside the ids at a
     step. rows: `mmdiff.samplers.rules.state.State`. noise: the step's `mmdiff.diffusion.step_noise.StepNoise`. One with

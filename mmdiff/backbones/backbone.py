@@ -61,6 +61,8 @@ class Backbone(nn.Module):
         position_ids_RL: Tensor | None = None,
         visibility: Visibility | None = None,
         memory: Memory | None = None,
+        noised_RL: Tensor | None = None,
+        soft_RLD: Tensor | None = None,
     ) -> Tensor:
         """Returns the last hidden states (R, L, D), after the final norm; the head is not run.
 
@@ -71,6 +73,8 @@ class Backbone(nn.Module):
             documents of a packed row apart: position ids that start again do not, where attention is bidirectional.
         memory: takes in the keys and values of these positions. Where it is set to a part of the canvas, they attend to
             all that it holds, and `attend_RL` (R, K) and `visibility` cover the whole canvas.
+        noised_RL: bool, which positions of the whole canvas are noised. soft_RLD: what stands beside the embeddings
+            there (`soft`). Only families that run noise otherwise than context look at them.
         Raises ConfigError for a mask of pairs under a flash attention, and for a memory with a family of encoders.
         """
         family = find_family(self.family)
@@ -78,7 +82,8 @@ class Backbone(nn.Module):
             raise ConfigError(f"backbone: {self.family} runs all positions of a canvas; keys and values cannot be kept")
         attention = self.model.config._attn_implementation
         mask = attend_RL if visibility is None else visibility.mask(x_RLD, attend_RL, attention)
-        out = family.run(self.model, x_RLD, mask, attend_RL, position_ids_RL, False, memory)
+        noise = {"noised_RL": noised_RL, "soft_RQD": soft_RLD} if self.tells_noise else {}
+        out = family.run(self.model, x_RLD, mask, attend_RL, position_ids_RL, False, memory, **noise)
         hidden_RLD: Tensor = out.last_hidden_state
         return hidden_RLD
 
@@ -88,6 +93,22 @@ class Backbone(nn.Module):
         """Returns the hidden states (R, L, D) of all layers: first the embeddings, last what `hidden` returns."""
         out = find_family(self.family).run(self.model, x_RLD, attend_RL, attend_RL, position_ids_RL, True)
         return (*out.hidden_states[:-1], out.last_hidden_state)
+
+    @property
+    def tells_noise(self) -> bool:
+        """True where noised positions are run otherwise than context, with an earlier prediction beside their ids."""
+        return bool(getattr(find_family(self.family), "NOISED", False))
+
+    def soft(self, logits_PV: Tensor) -> Tensor:
+        """Returns (P, D), what `hidden` takes as `soft_RLD` for a prediction of the step before.
+
+        Raises ConfigError for a family that takes none.
+        """
+        if not self.tells_noise:
+            raise ConfigError(
+                f"sampler.process.conditioning: {self.family} takes no earlier prediction, expected false"
+            )
+        return find_family(self.family).soft(self.model, logits_PV)  # type: ignore[attr-defined,no-any-return]
 
     @property
     def caches(self) -> bool:

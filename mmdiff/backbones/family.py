@@ -33,6 +33,7 @@ FAMILIES = {
     "sdar_moe": "moe.SDAR_MOE",
     "Fast_dLLM_Qwen": "dense.FAST_DLLM",
     "nemotron_labs_diffusion": "dense.NEMOTRON",
+    "diffusion_gemma": "gemma.FAMILY",
     "esm": "esm",
     "esm_diff": "esm",
     "dsm": "esm",
@@ -50,10 +51,11 @@ class Facts:
     shift: the logits of position p come from hidden state p - shift.
     max_length: positions the model was trained on.
     attention: who sees whom in the published model; None: every position sees every other.
+    mask_id: None: the model has no mask token, its noise is uniform.
     causal_shift: `shift` of a model that was trained from left to right as well, where it is run so; None: `shift`.
     """
 
-    mask_id: int
+    mask_id: int | None
     eos_id: int
     pad_id: int
     bos_id: int | None
@@ -62,6 +64,11 @@ class Facts:
     max_length: int
     attention: Pattern | None = None
     causal_shift: int | None = None
+
+    @property
+    def noise(self) -> str:
+        """What noise does to a token: `absorbing`, it becomes the mask; `uniform`, it becomes any."""
+        return "uniform" if self.mask_id is None else "absorbing"
 
     @classmethod
     def found(
@@ -73,13 +80,14 @@ class Facts:
         bos_id: int | None,
         end_ids: Iterable[int | None],
         max_length: int,
+        masks: bool = True,
     ) -> Facts:
         """Returns the facts of a model without shift; padding is EOS where there is none.
 
-        Raises ConfigError where no mask or end-of-sequence id was found.
+        masks: whether it has a mask token. Raises ConfigError where no mask or end-of-sequence id was found.
         """
-        if mask_id is None or eos_id is None:
-            missing = "mask" if mask_id is None else "eos"
+        if (masks and mask_id is None) or eos_id is None:
+            missing = "eos" if eos_id is None else "mask"
             raise ConfigError(f"tokenizer: no {missing} token, and config.json has no {missing}_token_id")
         ends = tuple(dict.fromkeys(i for i in end_ids if i is not None))
         for i in (mask_id, eos_id, pad_id, bos_id, *ends):
@@ -122,7 +130,10 @@ class Family(Protocol):
     """Whether `run` takes a memory: keys and values of positions that are not run again."""
 
     GROWS: bool
-    """Whether rows can be put behind the embedding table and the head."""
+    """Whether rows can be put behind the embedding table and the head.
+
+    `NOISED = True`, which few have: noised positions are run otherwise than context. `run` takes `noised_RL` then, of
+    the whole canvas, and `soft_RQD`, of `Query.extras["backbone"]`; and there is `soft(model, logits)`."""
 
     def settle(self, raw: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
         """Returns `raw` with the fields that the names of the tensors in its folder decide."""
@@ -246,3 +257,11 @@ def transformers_config(name: str, **fields: Any) -> Any:
         return getattr(transformers, name)(is_causal=False, use_cache=False, **fields)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"config.json: {' '.join(str(error).split())[:200]}") from error
+
+
+def stock_model(family: Family, config: Any, **named: Any) -> Any:
+    """Returns transformers' model of a configuration, of an auto class or a class of its own. named: as it has them."""
+    import transformers
+
+    made = getattr(transformers, family.AUTO_CLASS)
+    return (made.from_config if hasattr(made, "from_config") else made._from_config)(config, **named)

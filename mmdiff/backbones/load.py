@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmdiff.canvas.vocab import Vocab
+from mmdiff.canvas.vocab import NO_MASK, Vocab
 from mmdiff.config.ranges import AtLeast0, AtLeast1, Positive
 from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, nearest
@@ -17,7 +17,7 @@ from mmdiff.parts import part
 
 from .backbone import Backbone, check_attention
 from .bounds import bounded_by, check_files, check_layers, check_sizes, one_line
-from .family import FAMILIES, Facts, Family, Sizes, find_family, model_type_of
+from .family import FAMILIES, Facts, Family, Sizes, find_family, model_type_of, stock_model
 from .reserve import padded_rows, reserve_more, reserve_of, reserve_ranges, reserved_ids
 from .rope import rope_in_fp32 as use_rope_in_fp32
 from .weights import read_json, read_weights, tensor_names, weight_files
@@ -211,7 +211,6 @@ def _build(
     initialise: bool,
 ) -> Backbone:
     """Returns the module, made in its dtype: casting it afterwards would cast the rotary frequencies too."""
-    import transformers
     from transformers import AttentionInterface
     from transformers.initialization import no_init_weights
 
@@ -226,7 +225,7 @@ def _build(
     ranges = reserve_ranges(reserve, len(tokenizer), room)
     own = find_family(name)
     with nullcontext() if initialise else no_init_weights():
-        model = getattr(transformers, own.AUTO_CLASS).from_config(config, dtype=dtype, attn_implementation=attention)
+        model = stock_model(own, config, dtype=dtype, attn_implementation=attention)
     model = own.finished(model)
     model.tie_weights()
     model.eval()
@@ -235,7 +234,7 @@ def _build(
     vocab = Vocab(
         tokenizer=tokenizer,
         size=rows,
-        mask_id=facts.mask_id,
+        mask_id=NO_MASK if facts.mask_id is None else facts.mask_id,
         eos_id=facts.eos_id,
         pad_id=facts.pad_id,
         slot_id=facts.pad_id,  # its embedding is overwritten by features
@@ -266,7 +265,7 @@ def check_ids(facts: Facts, rows: int, length: int) -> None:
     for name, value in ids.items():
         if value is not None and not 0 <= value < rows:
             raise ConfigError(f"{name} {value}: expected an id below vocab_size {rows}")
-        if name != "mask_token_id" and value == facts.mask_id:
+        if name != "mask_token_id" and value is not None and value == facts.mask_id:
             raise ConfigError(f"{name} {value}: is the mask id too, which diffusion never commits")
 
 

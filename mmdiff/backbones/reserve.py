@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdiff.canvas.vocab import unknown_words
+from mmdiff.canvas.vocab import NO_MASK, unknown_words
 from mmdiff.errors import ConfigError
 
 from .backbone import Backbone
@@ -116,7 +116,8 @@ def grow(
     for name, count in had.items():
         low, was = ranges[name][0], old.ranges[name][0]
         source_V[low : low + count] = torch.arange(was, was + count)
-    taken = {i for i in (old.mask_id, old.eos_id, old.pad_id, old.bos_id, *old.end_ids) if i is not None}
+    ids = (old.mask_id, old.eos_id, old.pad_id, old.bos_id, *old.end_ids)
+    taken = {i for i in ids if i is not None and i != NO_MASK}
     if moved := sorted(i for i in taken if source_V[i] != i):
         raise ConfigError(f"backbone: id {moved[0]} is a special token, but not of the tokenizer: it cannot grow")
     weights = [layer.weight.clone() for layer in layers.values()]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .pattern import Pattern
-from .vocab import Vocab
+from .vocab import NO_MASK, Vocab
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ def allow_sets(batch: Batch, vocab: Vocab) -> tuple[Tensor, Tensor]:
     text_V = torch.zeros(vocab.size, dtype=torch.bool)
     if vocab.tokenizer is None:
         text_V[:] = True
-        text_V[[vocab.mask_id, vocab.slot_id]] = False
+        text_V[[i for i in (vocab.mask_id, vocab.slot_id) if i != NO_MASK]] = False
     else:
         text_V[torch.as_tensor(vocab.text_ids)] = True
     text_V[[vocab.eos_id, *vocab.end_ids]] = True

@@ -18,11 +18,16 @@ from mmdiff.parts import part
 
 KNOWN = 1 << 16  # encoded texts kept; a tokenizer call costs 70 microseconds, and questions come again every epoch
 
+NO_MASK = -1
+"""Marks masked positions for a model that has no mask token; it must not reach an embedding table."""
+
 
 @dataclass(frozen=True)
 class Vocab:
     """The ids of a model. size: rows of the embedding table, which may exceed the tokenizer's length.
 
+    mask_id: stands at masked positions of a canvas. A model whose noise is uniform has no mask token: `NO_MASK`, no id
+        of its table, only marks them until a noise process puts noise there.
     slot_id: stands at the positions of media; its embedding is never read, for features overwrite it.
     end_ids: ids that end an answer (EOS, and end-of-turn where a family has one).
     ranges: named half-open ranges of ids that are not text.
@@ -39,6 +44,16 @@ class Vocab:
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     _known: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)  # texts that were encoded
     _named: set[str] = field(default_factory=set, repr=False, compare=False)  # unknown words that were warned of
+
+    @property
+    def noise_id(self) -> int:
+        """The mask id, for what a model is to see masked. Raises ConfigError for a model without a mask token."""
+        if self.mask_id == NO_MASK:
+            raise ConfigError(
+                "the model has no mask token, its noise is uniform: expected a process or objective of uniform noise, "
+                "such as mmdiff.samplers.processes.hybrid.Renoising or .Hybrid with uniform: 1"
+            )
+        return self.mask_id
 
     @cached_property
     def text_ids(self) -> np.ndarray:
@@ -68,7 +83,7 @@ class Vocab:
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Returns the text of `ids`, without special tokens unless `special`."""
-        return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=not special))
+        return str(self.tokenizer.decode([int(i) for i in ids if i != NO_MASK], skip_special_tokens=not special))
 
     def piece(self, token_id: int) -> str:
         """Returns one token as text; special tokens are spelled out (a report shows canvases token by token)."""

@@ -75,7 +75,8 @@ def collate(
                 n_slots[part.kind] = start + n
         if not row.ids:
             raise DataError(f"sample {b} of the batch is empty")
-        low, high = min(row.ids), max(row.ids)
+        known = [i for i, target in zip(row.ids, row.target, strict=True) if not target or i != vocab.mask_id]
+        low, high = min(known, default=0), max(known, default=0)
         if low < 0 or high >= vocab.size:
             raise DataError(f"sample {b} of the batch: ids {low}..{high} do not fit a vocabulary of {vocab.size}")
     if padding == "answer":

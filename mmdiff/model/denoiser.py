@@ -35,7 +35,7 @@ from .saving import saved_folder
 
 @dataclass
 class Denoiser:
-    """The Denoise of an `MMDiff` for the canvases of `batch`, see `MMDiff.denoiser`. shift: of its logits."""
+    """The Denoise of an `MMDiff` for the canvases of `batch`, see `MMDiff.denoiser`. shift: None: the model's."""
 
     model: Any
     batch: Batch
@@ -43,7 +43,10 @@ class Denoiser:
     allowed_ids_N: Tensor | None
     kept: Kept | None = field(default=None, repr=False)
     now: Now | None = field(default=None, repr=False)
-    shift: int = 0
+    shift: int | None = None
+
+    def __post_init__(self) -> None:
+        self.shift = self.model.backbone.facts.shift if self.shift is None else self.shift
 
     @torch.no_grad()
     def __call__(self, query: Query) -> Prediction:
@@ -54,7 +57,7 @@ class Denoiser:
         for name in query.extras:
             self.extra(name)
         # where logits are shifted, what predicts a block's first position may see context that stands behind it
-        behind = model.attention.finished_is_context and self.shift > 0
+        behind = model.attention.finished_is_context and bool(self.shift)
         keeps = model.backbone.caches and not batch.packed and not behind
         if query.fresh is not None and not keeps:
             what = "rows that are packed of several documents" if batch.packed else model.backbone.family
@@ -85,7 +88,9 @@ class Denoiser:
         return left_P.where(batch.attend_BL[query.row_R[row_P], left_P], position_P) if batch.padded else left_P
 
     def extra(self, name: str) -> Any:
-        """Returns an extra of the model. Raises ConfigError where it has none of that name."""
+        """Returns an extra of the model, or its backbone. Raises ConfigError where it has none of that name."""
+        if name == "backbone":
+            return self.model.backbone
         if name not in self.model.extras:
             raise ConfigError(f"model.extras.{name}: the model has no such extra{nearest(name, self.model.extras)}")
         return self.model.extras[name]
@@ -116,7 +121,7 @@ class Denoiser:
         for kind, features_MD in features.items():
             if len(features_MD) != len(self.features[kind]):
                 raise ConfigError(f"{folder}: {kind} takes other slots than in this model, expected as many")
-        return Denoiser(model, self.batch, features, self.allowed_ids_N, shift=model.backbone.facts.shift)
+        return Denoiser(model, self.batch, features, self.allowed_ids_N)
 
     def left_to_right(self, folder: str | None = None) -> Denoise:
         """Returns a Denoise that reads finished canvases: logits of the queried positions given the ids before them.
@@ -208,6 +213,8 @@ class Denoiser:
             batch.position_ids_BL[query.row_R].gather(1, inside_RN),
             Visibility(self.model.attention, Coordinates(block=seen_RK), at_RN),
             kept.memory,
+            batch.target_BL[query.row_R],
+            extras.get("backbone"),
         )
         column_RN = torch.arange(at_RN.shape[1], device=at_RN.device).expand(at_RN.shape)
         return h_RND, at_RN.new_zeros(len(at_RN), length + 1).scatter(1, at_RN, column_RN)

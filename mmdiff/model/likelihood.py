@@ -118,7 +118,7 @@ def score_masked(
 
     blockwise: given, of earlier blocks, the clean ids. Raises ConfigError for scores that are not numbers.
     """
-    ids_BL = batch.ids_BL.masked_fill(masked_BL, model.vocab.mask_id)
+    ids_BL = batch.ids_BL.masked_fill(masked_BL, model.vocab.noise_id)
     if blockwise:
         h_BLD = model.hidden_copies(ids_BL, batch, features, 1, blockwise=True)
     else:

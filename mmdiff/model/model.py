@@ -75,8 +75,8 @@ class MMDiff(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        parts = (nn.ModuleDict(part or {}) for part in (encoders, connectors, heads, extras))
-        self.encoders, self.connectors, self.heads, self.extras = parts
+        given = (encoders, connectors, heads, extras)
+        self.encoders, self.connectors, self.heads, self.extras = (nn.ModuleDict(part or {}) for part in given)
         self.adapters: list[dict[str, Any]] = []  # LoRA configurations in place, see mmdiff.model.params
         self.published: dict[str, Any] | None = None  # config.json of the checkpoint, see mmdiff.model.published
         self.logit_chunk = logit_chunk
@@ -166,6 +166,8 @@ class MMDiff(nn.Module):
             batch.position_ids_BL[row_R],
             visibility(self.attention, batch, row_R),
             memory,
+            batch.target_BL[row_R],
+            (extras or {}).get("backbone"),
         )
 
     def embedded(
@@ -176,8 +178,7 @@ class MMDiff(nn.Module):
         attend_RL: Tensor | None,
         extras: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Returns embeddings (R, L, D). slots: kind -> int64 (R, L), which feature stands there; -1: the id.
-        extras: what extras embed beside the ids, (R, L, ...) by name."""
+        """Returns embeddings (R, L, D). slots: kind -> int64 (R, L), the feature there; -1: the id. extras: by name."""
         most = BEYOND * self.backbone.facts.max_length
         if ids_RL.shape[1] > most:
             raise DataError(f"a canvas of {ids_RL.shape[1]} positions, expected at most {most} of this backbone")
@@ -231,8 +232,7 @@ class MMDiff(nn.Module):
         """
         with torch.no_grad():
             features = self.encode(batch.media)
-        allowed_ids_N = batch.allowed_ids_N if restrict else None
-        return Denoiser(self, batch, features, allowed_ids_N, shift=self.backbone.facts.shift)
+        return Denoiser(self, batch, features, batch.allowed_ids_N if restrict else None)
 
     @typed
     def generate(

@@ -73,6 +73,8 @@ def hidden_copies(
     """
     if not model.backbone.caches:
         raise ConfigError(f"backbone: {model.backbone.family} runs all positions of a canvas; copies can share none")
+    if model.backbone.tells_noise:
+        raise ConfigError(f"backbone: {model.backbone.family} runs noise otherwise than context; expected one copy")
     length, unit_BL = batch.ids_BL.shape[1], units(model.attention, batch)
     whole = visibility(model.attention, batch, torch.arange(len(batch), device=ids_RL.device))
     has_target_U = torch.bincount(unit_BL.flatten(), batch.target_BL.flatten().float()) > 0
@@ -133,7 +135,7 @@ class BehindClean:
         def twice(values_BL: Tensor | int) -> Any:
             return values_BL if isinstance(values_BL, int) else values_BL[row_R].repeat(1, 2)
 
-        ids_RN = torch.cat([query.ids_RL, query.ids_RL.masked_fill(query.predict_RL, model.vocab.mask_id)], 1)
+        ids_RN = torch.cat([query.ids_RL, query.ids_RL.masked_fill(query.predict_RL, model.vocab.noise_id)], 1)
         attend_RN = twice(batch.attend_BL) if batch.padded else None
         slots = {kind: twice(slot_BL) for kind, slot_BL in batch.slots.items()}
         if query.media_R is not None:

@@ -63,7 +63,7 @@ class BlockDenoise:
         scored_BL = batch.target_BL & (batch.ids_BL != vocab.mask_id)  # an empty position stays empty
         unit_BL, index, ids_BL = units(self.attention, batch).numpy(), batch.index_B.tolist(), batch.ids_BL.numpy()
         masks = draw_masks(self.levels, self.spread, scored_BL.numpy(), unit_BL, index, key, self.copies, ids_BL)
-        out = noised_batch(batch, masks, vocab.mask_id)
+        out = noised_batch(batch, masks, vocab.noise_id)
         out.counts["denoise"] = float(scored_BL.sum()) * self.copies
         return out
 

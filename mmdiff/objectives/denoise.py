@@ -147,7 +147,7 @@ class Denoise:
         if parts > 1:
             first = slice(None, None, parts)
             masks = Masks(part_RLN.any(2).numpy(), *(values_RL[:, first] for values_RL in masks[1:]))
-        out = noised_batch(batch, masks, vocab.mask_id)
+        out = noised_batch(batch, masks, vocab.noise_id)
         out.ids_RL = out.ids_RL.masked_fill(scope.hidden_BL.repeat(self.copies, 1), vocab.mask_id)
         for change in (*([Replaced(self.corrupt)] if self.corrupt else []), *self.changes):
             out = change(out, key.fold(change.stream), vocab)

@@ -78,7 +78,7 @@ class ExpandingLoss:
         weight_RL = torch.where(moved.new_BK, 1 / new_R.clamp(min=1)[:, None], of_token_R[:, None])
         return NoisedBatch(
             batch=laid,
-            ids_RL=laid.ids_BL.masked_fill(masked_RL, vocab.mask_id),
+            ids_RL=laid.ids_BL.masked_fill(masked_RL, vocab.noise_id),
             masked_RL=masked_RL,
             weight_RL=weight_RL,
             rate_RL=rate_R[:, None].expand(masked_RL.shape),

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch, allow_sets
-from mmdiff.canvas.vocab import Vocab
+from mmdiff.canvas.vocab import NO_MASK, Vocab
 from mmdiff.config.ranges import AtLeast1, BetweenZeroAndOne, NotNegative, Positive
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mixing import rates, shares
@@ -58,7 +58,7 @@ class HybridBound:
         u_BL2 = np.zeros((*scored_BL.shape, 2))
         t_B = np.zeros(len(batch))
         for b, sample in enumerate(batch.index_B.tolist()):
-            here_L = scored_BL[b].numpy()
+            here_L = (scored_BL[b] | (batch.ids_BL[b] == NO_MASK)).numpy()
             u, *draws = key.uniform(sample, 1 + 2 * int(here_L.sum()))
             t_B[b] = self.eps + (1 - 2 * self.eps) * (sample % key.batch + u) / key.batch
             u_BL2[b, here_L] = np.array(draws).reshape(-1, 2)
@@ -70,8 +70,11 @@ class HybridBound:
         other_BL = by_rank_KV[allow_BL, rank_BL.clamp(max=allow_KV.shape[1] - 1)]
         coin_BL, masked_B1 = noise_BL2[..., 0], masked_B[:, None]
         ids_BL = torch.where(coin_BL < masked_B1 + replaced_B[:, None], other_BL, batch.ids_BL)
-        ids_BL = torch.where(coin_BL < masked_B1, vocab.mask_id, ids_BL)
-        ids_BL = torch.where(scored_BL, ids_BL, batch.ids_BL)
+        if self.process.masks:
+            ids_BL = torch.where(coin_BL < masked_B1, vocab.noise_id, ids_BL)
+        # an empty position stays empty, and is noise where there is no mask
+        drawn_BL = scored_BL | (batch.ids_BL == NO_MASK)
+        ids_BL = torch.where(drawn_BL, torch.where(batch.ids_BL == NO_MASK, other_BL, ids_BL), batch.ids_BL)
         return Noised(batch, ids_BL, scored_BL, t, {"hybrid": float(scored_BL.sum())})
 
     def terms(self, model: Model, plan: Noised) -> dict[str, Term]:
@@ -131,6 +134,8 @@ class MatrixBound:
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Noised:
         states = States.of(batch, vocab, self.process.transition)
         scored_BL = batch.target_BL & (batch.ids_BL != vocab.mask_id)
+        if (batch.ids_BL == NO_MASK).any():
+            raise DataError("a target has an empty position, and the model no mask: expected HybridBound, or no gap")
         if not torch.isin(batch.ids_BL[scored_BL], states.ids_S[: states.ids]).all():
             raise DataError("a target holds an id that its allow-set does not, which no noise leads to")
         u_BL, t_B = np.zeros(scored_BL.shape), np.zeros(len(batch))

@@ -54,15 +54,22 @@ class Work:
 
 
 class Blocks:
-    """steps_BJ: the steps that each block of a row is given. taken_BJ: those it has taken. start_BJ: the predicted
-    positions that it began with."""
+    """each: the steps of a block, whatever `steps`. steps_BJ: those that each block of a row is given. taken_BJ: those
+    it has taken. start_BJ: the predicted positions that it began with."""
 
     def __init__(
-        self, state: GenerationState, steps: int | None, block_length: int | None, start: Start = "targets"
+        self,
+        state: GenerationState,
+        steps: int | None,
+        block_length: int | None,
+        start: Start = "targets",
+        each: int | None = None,
     ) -> None:
         counted_BL = state.batch.target_BL if start == "targets" else state.batch.attend_BL
         state.block_BL, steps_BJ = plan(state.pending_BL, counted_BL, steps, block_length)
         self.steps_BJ: Ints = steps_BJ.cpu().numpy()
+        if each is not None:
+            self.steps_BJ = (self.steps_BJ > 0) * np.int64(each)
         self.taken_BJ, self.start_BJ = np.zeros_like(self.steps_BJ), np.zeros_like(self.steps_BJ)
         self.left_BJ = np.full_like(self.steps_BJ, -1)  # predicted positions at the last step
         self.block_BL: Ints = state.block_BL.cpu().numpy()

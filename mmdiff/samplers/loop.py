@@ -54,6 +54,8 @@ def sample(
             "sampler.draft: `sample` fills a canvas once; mmdiff.samplers.deliberation.rewrite improves a draft"
         )
     process, model = process_of(config), denoise
+    if getattr(process, "masks", True):
+        _ = vocab.noise_id  # there must be one
     denoise, proposer = chained(model, batch, vocab, config)
     end_ids_X = torch.tensor(sorted({vocab.eos_id, *vocab.end_ids}), device=batch.ids_BL.device)
     allowed = Allowed.of(batch, vocab, config)
@@ -76,7 +78,10 @@ def sample(
         raise ConfigError(f"sampler.denoise: {type(process).__qualname__} proposes no tokens; expected absorbing noise")
     sample_B = (batch.index_B if len(batch.index_B) else torch.arange(len(batch))).cpu().numpy()
     _start(process, state, settings, sample_B)
-    blocks = Blocks(state, config.steps, config.block_length, config.block_start)
+    each = getattr(process, "steps", None)
+    if each is not None and config.steps is not None:
+        raise ConfigError(f"sampler.steps: sampler.process.steps gives every block {each}, expected one of the two")
+    blocks = Blocks(state, config.steps, config.block_length, config.block_start, each)
     settings, stop = _laid(state, settings)
     wrong = torch.zeros((), dtype=torch.bool, device=batch.ids_BL.device)  # logits not finite: read a step later
     while True:
@@ -198,7 +203,7 @@ def process_of(config: GenerationConfig) -> NoiseProcess:
     name = type(process).__qualname__
     usual = GenerationConfig()
     refused = getattr(process, "refuses", ())
-    if getattr(process, "bounded", False):
+    if getattr(process, "bounded", False) and not getattr(process, "ruled", False):
         refused = ("remasking", "schedule", "threshold", "select", "revise", *refused)
     for field in refused:
         if getattr(config, field) != getattr(usual, field):

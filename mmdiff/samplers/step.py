@@ -131,7 +131,7 @@ class Step:
     def propose(self, logits_PV: Tensor) -> Tensor:
         """Returns ids (P,) for the predicted positions: the likeliest, or drawn at the temperature of the step."""
         config, constraint = self.settings.config, self.settings.constraint
-        temperature_P = self._temperature(logits_PV)
+        temperature_P = self.temperature(logits_PV)
         if constraint is not None:
             return constraint.propose(self, logits_PV, temperature_P)
         if temperature_P is None:
@@ -143,7 +143,7 @@ class Step:
 
         At temperature 0 the likeliest id has all of it.
         """
-        config, temperature_P = self.settings.config, self._temperature(logits_PV)
+        config, temperature_P = self.settings.config, self.temperature(logits_PV)
         best_PV = torch.zeros_like(logits_PV, dtype=torch.float64).scatter_(1, logits_PV.argmax(-1, keepdim=True), 1.0)
         if temperature_P is None:
             return best_PV
@@ -151,7 +151,7 @@ class Step:
         scaled_PV = kept(logits_PV, config.top_k, config.top_p).double() / temperature_P1.clamp(min=1e-9)
         return torch.where(temperature_P1 > 0, scaled_PV.softmax(-1), best_PV)
 
-    def _temperature(self, logits_PV: Tensor) -> Tensor | None:
+    def temperature(self, logits_PV: Tensor) -> Tensor | None:
         """Returns the temperature of each predicted position; None: 0 everywhere."""
         first, last = self.settings.config.temperature, self.settings.config.temperature_end
         if not first and not last:

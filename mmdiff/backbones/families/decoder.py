@@ -71,7 +71,7 @@ class Decoder:
     attention: `raw` -> who sees whom.
     needed: fields of the class without a default that would be right for the family.
     options: what `options` of a backbone may hold, with defaults: `shift`, and `mask`, the spelling of the mask token
-        that a tokenizer without one is given.
+        that a tokenizer without one is given; null: the model has none, and its noise is uniform.
     block_field: the published field that holds the size of blocks. small: further fields of new models.
     usual: fields of the class that the published layout has no room for, with the value they must have there.
     hidden_ratio, theta, eps: of new models: the feed-forward's width over the model's, rope_theta, the norms' epsilon.
@@ -177,11 +177,11 @@ class Decoder:
 
         The beginning of a text is the tokenizer's alone: config.json often names an id of another vocabulary.
         """
-        base = next(iter(self.published.values()), {})
+        base, chosen = next(iter(self.published.values()), {}), getattr(config, "mmdiff", {})
         ids = self.ids if config.vocab_size == base.get("vocab_size") else {}
         mask = first(checked_mask_id(raw, tokenizer, self.mask), tokenizer.mask_token_id, ids.get("mask_token_id"))
-        chosen = getattr(config, "mmdiff", {})
-        if mask is None and "mask" in chosen:  # a model that never had one
+        masks = chosen.get("mask", "") is not None
+        if masks and mask is None and "mask" in chosen:  # a model that never had one
             tokenizer.add_special_tokens({"mask_token": str(chosen["mask"])})
             mask = tokenizer.mask_token_id
         given = raw.get("eos_token_id")
@@ -189,15 +189,16 @@ class Decoder:
         spelled = None if self.eos is None else token_id(tokenizer, self.eos)
         eos = first(*ends, tokenizer.eos_token_id, spelled, ids.get("eos_token_id"))
         found = Facts.found(
-            mask_id=mask,
+            mask_id=mask if masks else None,
+            masks=masks,
             eos_id=eos,
             pad_id=first(raw.get("pad_token_id"), tokenizer.pad_token_id),
             bos_id=tokenizer.bos_token_id,
             end_ids=(eos, *ends, *(token_id(tokenizer, end) for end in self.ends)),
             max_length=config.max_position_embeddings,
         )
-        shift = chosen.get("shift", self.shift)
-        return replace(found, shift=shift, causal_shift=self.causal_shift, attention=self.attention(raw))
+        found = replace(found, causal_shift=self.causal_shift, attention=self.attention(raw))
+        return replace(found, shift=chosen.get("shift", self.shift))
 
     def published_config(self, config: Any, facts: Facts) -> dict[str, Any]:
         """Returns the config.json that the family's own code reads. Raises ConfigError for what it has no field for."""
@@ -210,12 +211,12 @@ class Decoder:
             if name not in base and name not in self.renamed.values() and value != one:
                 raise ConfigError(f"original_format: {name}: {value!r}, the published layout has {one!r} only")
         rope = config.rope_parameters
-        if rope["rope_type"] != "default" and "rope_parameters" not in base:
-            raise ConfigError(f"original_format: the published layout has no {rope['rope_type']!r} rope")
+        if (kind := rope["rope_type"]) != "default" and "rope_parameters" not in base:
+            raise ConfigError(f"original_format: the published layout has no {kind!r} rope")
         own = self._fields()
         ids = dict(zip(IDS, (facts.mask_id, facts.eos_id, facts.pad_id, facts.bos_id), strict=True))
-        if facts.bos_id is None:  # Qwen's tokenizers have none, and its config.json names one of no effect
-            ids["bos_token_id"] = facts.eos_id
+        # Qwen's tokenizers have no bos, and its config.json names one of no effect
+        ids["bos_token_id"] = facts.eos_id if facts.bos_id is None else facts.bos_id
         ids = {name: value for name, value in ids.items() if name in base or name == "mask_token_id"}
         out: dict[str, Any] = {}
         for name, value in base.items():
@@ -234,8 +235,9 @@ class Decoder:
     def fields_of(self, facts: Facts) -> dict[str, Any]:
         """Returns fields of config.json that hold facts: the size of blocks."""
         size = getattr(facts.attention, "size", None)
-        shift = {"shift": facts.shift} if "shift" in self.options else {}
-        return shift if size is None else {**shift, self.block_field: size}
+        chosen = {"shift": facts.shift} if "shift" in self.options else {}
+        chosen |= {"mask": None} if facts.mask_id is None else {}
+        return chosen if size is None else {**chosen, self.block_field: size}
 
     def published_names(self, config: Any) -> Mapping[str, tuple[Share, ...]]:
         """Returns {published tensor: the parts of parameters that it holds}, of all parameters of the model."""

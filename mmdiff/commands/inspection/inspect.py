@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from mmdiff.backbones.bounds import bounded_by, check_sizes, one_line
-from mmdiff.backbones.family import Facts, Family, find_family, model_type_of
+from mmdiff.backbones.family import Facts, Family, find_family, model_type_of, stock_model
 from mmdiff.backbones.load import DTYPES, check_ids
 from mmdiff.backbones.reserve import reserve_of, reserve_ranges
 from mmdiff.backbones.weights import Header, Match, factor_faults, match
@@ -113,7 +113,7 @@ def inspect(
         "attention": _spelled(pattern),
         "block_length": size,
         "shift": facts.shift,
-        "noise": getattr(facts, "noise", "absorbing"),  # what families without a fact of that name have
+        "noise": facts.noise,
         "special_ids": _special_ids(facts),
         "end_ids": list(facts.end_ids),
         "tokens": _tokens(facts, tokenizer),
@@ -140,15 +140,13 @@ def inspect(
 
 def on_meta(own: Family, config: Any, dtype: str) -> Any:
     """Returns the model of a configuration, without numbers, to be counted."""
-    import transformers
     from transformers.initialization import no_init_weights
 
     register_attention()
     if getattr(config, "chunk_size_feed_forward", 0):
         config.chunk_size_feed_forward = 0  # a loop over the canvas that changes no result, and takes minutes
-    made = getattr(transformers, own.AUTO_CLASS)
     with torch.device("meta"), no_init_weights():
-        model = made.from_config(config, dtype=getattr(torch, dtype), attn_implementation=ATTENTION)
+        model = stock_model(own, config, dtype=getattr(torch, dtype), attn_implementation=ATTENTION)
     model = own.finished(model)
     model.tie_weights()
     return model

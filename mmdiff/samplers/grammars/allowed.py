@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
-from mmdiff.canvas.vocab import Vocab
+from mmdiff.canvas.vocab import NO_MASK, Vocab
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.errors import ConfigError
 
@@ -62,6 +62,16 @@ class Allowed:
         """Returns bool (Q, V), the ids that positions (of the B rows) may hold; (1, V) where they are the same."""
         return self.allow_KV if self.banned_N is not None else self.allow_KV[self.allow_BL[at_Q]]
 
+    def any_id(self, at_Q: tuple[Tensor, Tensor], u_Q: Tensor) -> Tensor:
+        """Returns int64 (Q,), an id that each position may hold, all as likely. u_Q: float64 numbers in (0, 1)."""
+        if self.banned_N is not None:
+            count = self.allow_KV.shape[1] - len(self.banned_N)
+            ids_N = torch.nonzero_static(self.allow_KV[0], size=count).squeeze(1)
+            return ids_N[(u_Q * count).floor().long()]
+        allow_QV = self.of_positions(at_Q)
+        rank_Q1 = (u_Q * allow_QV.sum(1)).floor().long()[:, None]
+        return torch.searchsorted(allow_QV.long().cumsum(1), rank_Q1, right=True).squeeze(1)
+
     def ban(self, logits_QV: Tensor, at_Q: tuple[Tensor, Tensor], *, own: bool) -> Tensor:
         """Returns the logits with -inf at ids that may not stand there. own: the tensor may be overwritten."""
         out_QV = logits_QV if own else logits_QV.clone()
@@ -72,7 +82,8 @@ class Allowed:
 
 def _banned(vocab: Vocab, config: GenerationConfig, ends: list[int]) -> list[int]:
     slots = [] if vocab.slot_id in ends else [vocab.slot_id]
-    banned = [vocab.mask_id, *slots, *(ends if config.eos_policy == "suppress" else [])]
+    masks = [] if vocab.mask_id == NO_MASK else [vocab.mask_id]
+    banned = [*masks, *slots, *(ends if config.eos_policy == "suppress" else [])]
     banned += [vocab.id_of(token, "sampler.suppress_tokens") for token in config.suppress_tokens]
     banned += [vocab.id_of(i, "sampler.suppress_ids") for i in config.suppress_ids]
     return banned

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.backbones.family import token_id
-from mmdiff.canvas.vocab import Vocab
+from mmdiff.canvas.vocab import NO_MASK, Vocab
 from mmdiff.errors import ConfigError, nearest, require
 
 from .regular import SYMBOLS, Regular
@@ -251,7 +251,8 @@ def _of_ids(regular: Regular, vocab: Vocab, null: str | None) -> Automaton:
     class_V[[vocab.eos_id, *vocab.end_ids]] = ends
     if null is not None:
         class_V[null_id(vocab, null)] = nulls
-    class_V[vocab.mask_id] = nothing
+    if vocab.mask_id != NO_MASK:
+        class_V[vocab.mask_id] = nothing
     used, class_V = np.unique(np.append([nothing], class_V), return_inverse=True)  # `nothing` is class 0
     next_SC = np.stack([rows[c] for c in used], axis=1)
     accepts_S[end] = True

@@ -37,7 +37,7 @@ class Guidance:
         def guided(query: Query) -> Prediction:
             layout = query.batch or batch
             context_RL = (layout.attend_BL & ~layout.target_BL)[query.row_R]
-            bare_RL = query.ids_RL.masked_fill(context_RL, vocab.mask_id)
+            bare_RL = query.ids_RL.masked_fill(context_RL, vocab.noise_id)
             shown_R = query.media_R if query.media_R is not None else torch.ones_like(query.row_R, dtype=torch.bool)
             hidden_R = torch.zeros_like(shown_R)
             if self.media is None:

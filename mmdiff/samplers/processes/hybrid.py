@@ -1,22 +1,26 @@
-"""Noise that masks and replaces (GIDD, uniform diffusion): a token may be noised again and again until the last step.
+"""Noise that replaces tokens (GIDD, uniform diffusion): a token may be noised again and again until the last step.
 
-Shape letters: B samples, L canvas length, P predicted positions, V vocabulary.
+Shape letters: B samples, R rows of a step, L canvas length, P predicted positions, V vocabulary, D backbone width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mmdiff.canvas.generation import GenerationState
-from mmdiff.config.ranges import Share
+from mmdiff.config.ranges import AtLeast0, AtLeast1, NotNegative, Share
+from mmdiff.diffusion.draw import confidence
 from mmdiff.diffusion.mixing import shares
 from mmdiff.diffusion.step_noise import StepNoise
+from mmdiff.errors import ConfigError
 from mmdiff.parts import part
 from mmdiff.samplers.blocks import positions
+from mmdiff.samplers.rules.score import NegativeEntropy
+from mmdiff.samplers.rules.state import Proposal, State
 from mmdiff.samplers.step import Settings, Step
 
 
@@ -39,14 +43,15 @@ class Hybrid:
 
     bounded = True  # it takes the steps it was given, whatever is committed
 
+    @property
+    def masks(self) -> bool:
+        """Whether noise ever puts the mask id at a position."""
+        return self.uniform < 1
+
     def start(self, state: GenerationState, settings: Settings, noise: StepNoise) -> None:
-        if self.uniform < 1:  # at time 1 every token is the mask
+        if self.masks:  # at time 1 every token is the mask
             return
-        at_P = positions(state.pending_BL, int(noise.count_R.sum()))
-        allow_PV = settings.allowed.of_positions(at_P).expand(len(at_P[0]), -1)
-        rank_P1 = (noise.uniform("start") * allow_PV.sum(1)).floor().long()[:, None]
-        ids_P = torch.searchsorted(allow_PV.long().cumsum(1), rank_P1, right=True).squeeze(1)
-        state.ids_BL = state.ids_BL.index_put(at_P, ids_P)
+        fill(state, settings, noise)
 
     def live(self, state: GenerationState) -> Tensor:
         return state.pending_BL
@@ -91,6 +96,87 @@ class Hybrid:
         weight_PV = at_s_PV * (to_P[:, None] + now_PV * step_kept_P[:, None])
         stays_P = torch.where(masked_P, step_kept_P + step_masked_P, step_replaced_P / n_P)  # the mask is kept, too
         return weight_PV, after.masked * stays_P
+
+
+@part
+@dataclass(frozen=True)
+class Renoising:
+    """Uniform noise of which a step takes back what the model is sure of (DiffusionGemma's sampler).
+
+    A step draws a token for every position of the block; the rules (`sampler.select`, `sampler.remasking`) choose those
+    that stay for the next step, and all others are any id again. Scores are of the model's distribution at the step's
+    temperature. At the end of a block its likeliest tokens are committed, not those drawn.
+
+    steps: of a block, at most; None: its share of `sampler.steps`.
+    stable, confident: a block ends early when its likeliest tokens are those of the last `stable` steps too, and the
+        mean entropy of its positions is below `confident`, in nats. confident: None: it takes all its steps.
+    conditioning: whether the model is given what it predicted at the step before (`Backbone.soft`).
+    """
+
+    steps: AtLeast1 | None = None
+    stable: AtLeast0 = 1
+    confident: NotNegative | None = None
+    conditioning: bool = False
+
+    bounded: ClassVar[bool] = True
+    ruled: ClassVar[bool] = True
+    masks: ClassVar[bool] = False
+    refuses: ClassVar[tuple[str, ...]] = ("revise",)
+
+    def start(self, state: GenerationState, settings: Settings, noise: StepNoise) -> None:
+        if len(settings.late_ids_X):
+            raise ConfigError("sampler.eos_policy: last: Renoising commits a block at once, expected none or suppress")
+        fill(state, settings, noise)
+        state.extras["likeliest"] = torch.full_like(state.ids_BL, -1)
+        state.extras["stood"] = torch.zeros_like(state.ids_BL)
+        if self.conditioning:
+            backbone = settings.extra("backbone")
+            backbone.soft(torch.zeros(0, settings.vocab.size, device=state.ids_BL.device))
+            state.extras["soft"] = torch.zeros(*state.ids_BL.shape, backbone.dim, device=state.ids_BL.device)
+
+    def live(self, state: GenerationState) -> Tensor:
+        return state.pending_BL
+
+    def judged(self, state: GenerationState, settings: Settings) -> Tensor | None:
+        return None
+
+    def beside(self, rows: State, noise: StepNoise) -> dict[str, Tensor]:
+        """Returns {"backbone": (R, L, D)}, the mean embedding of the last prediction at pending positions."""
+        if not self.conditioning:
+            return {}
+        return {"backbone": rows.extras["soft"][rows.row_R] * rows.pending_RL[..., None]}
+
+    def advance(self, step: Step) -> None:
+        state, rows, rules, logits_PV = step.state, step.rows, step.settings.rules, step.logits_QV
+        at_P, row_P = step.at_P, step.work.at_P[0]
+        ids_P, best_P = step.propose(logits_PV), logits_PV.argmax(-1)
+        temperature_P, scaled_PV = step.temperature(logits_PV), logits_PV
+        if temperature_P is not None:
+            scaled_PV = logits_PV / temperature_P.where(temperature_P > 0, 1.0).to(logits_PV.dtype)[:, None]
+        sure_P = confidence(step.judged_QV, ids_P)
+        proposal = Proposal(*step.work.at_P, ids_P, sure_P, step.quota_R, step.noise, rows)
+        stays_P = rules.select(rules.score(scaled_PV, proposal), proposal)
+        any_P = step.settings.allowed.any_id(at_P, step.noise.uniform("renoise"))
+        state.ids_BL = state.ids_BL.index_put(at_P, torch.where(stays_P, ids_P, any_P))
+        stood_P = torch.where(best_P == state.extras["likeliest"][at_P], state.extras["stood"][at_P] + 1, 0)
+        new = {"likeliest": best_P, "stood": stood_P}
+        if self.conditioning:
+            new["soft"] = step.settings.extra("backbone").soft(scaled_PV).float()
+        for name, values_P in new.items():
+            state.extras[name] = state.extras[name].index_put(at_P, values_P)
+        done_R = rows.step_R >= rows.steps_R
+        if self.confident is not None:
+            entropy_RL = proposal.canvas(-NegativeEntropy()(scaled_PV, proposal), 0.0)
+            mean_R = entropy_RL.sum(1) / step.work.predict_RL.sum(1).clamp(min=1)
+            stable_R = proposal.canvas(stood_P >= self.stable, True).all(1)
+            done_R = done_R | (stable_R & (mean_R < self.confident))
+        state.write(at_P, done_R[row_P], best_P, confidence(step.judged_QV, best_P))
+
+
+def fill(state: GenerationState, settings: Settings, noise: StepNoise) -> None:
+    """Put an id that may stand there, each as likely, at every pending position."""
+    at_P = positions(state.pending_BL, int(noise.count_R.sum()))
+    state.ids_BL = state.ids_BL.index_put(at_P, settings.allowed.any_id(at_P, noise.uniform("start")))
 
 
 def times(step: Step) -> tuple[Tensor, Tensor]:

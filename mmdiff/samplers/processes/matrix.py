@@ -74,6 +74,11 @@ class Matrix:
 
     bounded = True  # it takes the steps it was given, whatever is committed
 
+    @property
+    def masks(self) -> bool:
+        """Whether noise ever puts the mask id at a position."""
+        return bool(getattr(self.transition, "masks", True))
+
     def __post_init__(self) -> None:
         if not callable(getattr(self.transition, "rates", None)):
             raise ConfigError(f"process.transition: {self.transition!r:.80} has no `rates`, expected a transition")

@@ -46,6 +46,12 @@ def test_facts_of_published_models(name: str) -> None:
         kind_of = {CausalContext: "causal context", BlockCausal: "block-causal"}
         assert attention == ("full" if pattern is None else f"{kind_of[type(pattern)]} {block}")
         assert pattern is None or pattern.size == block
+    elif name == "diffusion_gemma":
+        config = family.config(raw)
+        facts = family.facts(raw, config, family.toy_tokenizer())
+        found = facts.mask_id, f"causal context {facts.attention.size}", facts.shift
+        assert found == (None, attention, int(shift)) and mask == "none" and class_of == f"`{family.AUTO_CLASS}`"
+        return
     else:
         config = family.config(raw)
         assert (int(mask), attention, shift) == (raw["mask_token_id"], "full", "0")

@@ -21,6 +21,7 @@ from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 
 TOYS = {
+    "diffusion-gemma": "google/diffusiongemma-26B-A4B-it",
     "dream-7b-instruct": "Dream-org/Dream-v0-Instruct-7B",
     "dreamon-7b": "Dream-org/DreamOn-v0-7B",
     "fast-dllm-llada": "GSAI-ML/LLaDA-8B-Instruct",

@@ -49,7 +49,7 @@ from mmdiff.samplers.processes.absorbing import Absorbing
 from mmdiff.samplers.processes.companion import Augmented
 from mmdiff.samplers.processes.editing import Editing
 from mmdiff.samplers.processes.expanding import Expanding
-from mmdiff.samplers.processes.hybrid import Hybrid
+from mmdiff.samplers.processes.hybrid import Hybrid, Renoising
 from mmdiff.samplers.processes.indel import InsertDelete
 from mmdiff.samplers.processes.insertion import Insertion
 from mmdiff.samplers.processes.inversion import Inverted
@@ -143,6 +143,7 @@ ARGUMENTS: dict[Any, list[dict[str, Any]]] = {
     Augmented: [{"size": 3}],
     Editing: [{"threshold": 0.2, "most": 2}],
     Hybrid: [{"uniform": 0.0}, {"uniform": 0.3, "given": "all"}, {"uniform": 1.0}],
+    Renoising: [{"stable": 0, "confident": 9.0}, {"confident": 1.0}],
     Matrix: [{"transition": Masking(), "given": "all"}, {"transition": Gaussian(2.0)}],
     ebnf.Ebnf: [{"grammar": f'start: WORD (" " WORD)*\nWORD: "{TRUE}" | "{FALSE}" | "north"', "null": NULL}],
     pattern.Pattern: [{"pattern": f"({TRUE}|{FALSE}|north)( ({TRUE}|east))*", "null": NULL}],
@@ -241,7 +242,12 @@ def by_entropy(level: Any) -> bool:
 def refuses(field: str) -> Callable[[Any], bool]:
     """Of a process: whether it declares that it has no use for a field; most rules, where its steps are bounded."""
     rules = ("remasking", "schedule", "select", "revise")
-    return lambda level: field in getattr(level, "refuses", ()) or getattr(level, "bounded", False) and field in rules
+
+    def meant(level: Any) -> bool:
+        bounded = getattr(level, "bounded", False) and not getattr(level, "ruled", False)
+        return field in getattr(level, "refuses", ()) or bounded and field in rules
+
+    return meant
 
 
 TO_THE_RIGHT = verifier.Verifier, verifier.Speculate
@@ -267,6 +273,10 @@ REFUSED: list[tuple[dict[str, Callable[[Any], bool]], str]] = [
     *(({"process": refuses("denoise"), axis: given}, "sampler.denoise: ") for axis in ("cache", "link", "choice")),
     ({"process": refuses("steps"), "steps": given}, "sampler.steps: "),
     ({"process": is_a(Inverted), "steps": lambda level: level is None}, "sampler.steps: Inverted"),
+    (
+        {"process": is_a(Renoising), "ends": lambda level: level.get("eos_policy") == "last"},
+        "sampler.eos_policy: last",
+    ),
     ({"process": is_a(InsertDelete), "block": lambda level: not level}, "sampler.block_length: InsertDelete"),
     *(
         ({"choice": is_a(TO_THE_RIGHT), rule: given}, "commits from left to right")
