@@ -20,13 +20,17 @@ from lm_eval.api.registry import register_model
 
 from mmdiff.backbones import load_backbone
 from mmdiff.canvas.batch import to_device
+from mmdiff.canvas.patterns import Causal
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.config.gate import trusting
+from mmdiff.config.nodes import build
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
+from mmdiff.model.likelihood.elbo import Elbo
 from mmdiff.model.saving import read_config
+from mmdiff.samplers.links.guidance import Guidance
 from mmdiff.samplers.options import generation_config
 from mmdiff.session import find_model
 
@@ -38,6 +42,8 @@ class Harness(LM):
     """A run, a saved model or a folder of a published backbone, as the harness asks for it.
 
     levels: mask counts per text of the bound, and so forwards; a text of at most so many tokens is bounded exactly.
+    estimator: the dotted path of another estimate of log p (`mmdiff.model.likelihood.orders.LeftToRight`). guidance: a
+        scale of classifier-free guidance that likelihoods are computed under.
     greedy: whether `is_greedy` is found out, by one token per forward; else it is False, but under causal attention.
     batch_size: texts per forward. dtype: of a published backbone. trust: as in `mmdiff.session.load`.
     sampler: further settings of generation, over those of the run (`block_length=32,steps=128`).
@@ -49,6 +55,8 @@ class Harness(LM):
         *,
         batch_size: int | str = 8,
         levels: int = 16,
+        estimator: str | None = None,
+        guidance: float = 0.0,
         seed: int = 0,
         greedy: bool = False,
         max_new_tokens: int = 128,
@@ -60,11 +68,15 @@ class Harness(LM):
     ) -> None:
         super().__init__()
         self.batch_size = 8 if batch_size == "auto" else int(batch_size)
-        self.levels, self.seed, self.greedy = int(levels), int(seed), greedy
+        self.seed, self.greedy = int(seed), greedy
+        self.estimator = build({"target": estimator}) if estimator else Elbo(int(levels))
+        self.links = [Guidance(float(guidance))] if guidance else []
         self.model, config = open_model(Path(pretrained), dtype, trust)
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = self.model.to(chosen).eval()
         self.sampler = generation_config(config, **{"max_new_tokens": int(max_new_tokens), **sampler})
+        if isinstance(self.model.attention, Causal) and (estimator or guidance):
+            raise ConfigError("estimator, guidance: a model with causal attention reads clean ids, expected neither")
 
     @property
     def tokenizer_name(self) -> str:
@@ -108,9 +120,8 @@ class Harness(LM):
     def _scored(self, jobs: Sequence[tuple[tuple[list[int], list[int]], int]]) -> list[tuple[float, bool]]:
         samples: list[Sample] = [[Text(context), Target(rest)] for (context, rest), _ in jobs]
         batch = collate(samples, self.model.vocab, index=[number for _, number in jobs])
-        logp, greedy = log_likelihoods(self.model, batch, levels=self.levels, seed=self.seed)
-        if greedy is not None or not self.greedy:
-            return list(zip(logp, greedy or [False] * len(jobs), strict=True))
+        if isinstance(self.model.attention, Causal) and (estimator or guidance):
+            raise ConfigError("estimator, guidance: a model with causal attention reads clean ids, expected neither")
         empty: list[Sample] = [[Text(context), Target(length=len(rest))] for (context, rest), _ in jobs]
         config = replace(self.sampler, temperature=0.0, steps=None, early_stop=False)
         index = [number for _, number in jobs]

@@ -119,7 +119,7 @@ class Harness(lmms):
         samples: list[Sample] = [read_media(task.sample(row, model.vocab), model.readers) for row, _ in jobs]
         index = [number for _, number in jobs]
         batch = collate(samples, model.vocab, model.readers, index=index)
-        logp, greedy = log_likelihoods(model, batch, levels=self.levels, seed=self.seed)
+        logp, greedy = log_likelihoods(model, batch, Elbo(self.levels), seed=self.seed)
         if greedy is not None or not self.greedy:
             return list(zip(logp, greedy or [False] * len(jobs), strict=True))
         empty = [[Target(length=len(p.ids)) if isinstance(p, Target) else p for p in sample] for sample in samples]

@@ -11,7 +11,8 @@ from mmdiff.canvas.batch import Batch, to_device
 from mmdiff.canvas.patterns import Causal
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
-from mmdiff.model.likelihood import bound, next_token
+from mmdiff.model.likelihood import estimate, next_token
+from mmdiff.model.likelihood.passes import Estimator
 
 T = TypeVar("T")
 
@@ -25,15 +26,17 @@ def batched(jobs: Sequence[Any], run: Callable[[Any], list[T]], size: Callable[[
     return [out[i] for i in range(len(jobs))]
 
 
-def log_likelihoods(model: MMDiff, batch: Batch, *, levels: int, seed: int) -> tuple[list[float], list[bool] | None]:
+def log_likelihoods(
+    model: MMDiff, batch: Batch, estimator: Estimator, *, seed: int, links: Sequence[Any] = ()
+) -> tuple[list[float], list[bool] | None]:
     """Returns log p of each row's targets, and whether greedy decoding gives them, None where that is not known.
 
-    Under causal attention both are exact. Else log p is -bound: rows of one index have the same random numbers.
+    Under causal attention both are exact. Else log p is minus the estimate: rows of one index have the same random numbers.
     batch: on the CPU.
     """
     with evaluating(model), torch.no_grad():
         if not isinstance(model.attention, Causal):
-            return (-bound(model, batch, levels=levels, seed=seed).nll_B).tolist(), None
+            return (-estimate(model, batch, estimator, seed=seed, links=links).nll_B).tolist(), None
         nll_P, right_P, row_P = (v.cpu() for v in next_token(model, to_device(batch, model.device)))
         logp_B = -torch.zeros(len(batch), dtype=torch.float64).index_add(0, row_P, nll_P.double())
         greedy_B = torch.ones(len(batch)).scatter_reduce(0, row_P, right_P.float(), "amin") > 0

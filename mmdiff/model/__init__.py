@@ -1,6 +1,6 @@
 """The model: encoders, connectors and one backbone (`model.py`), with LoRA, prefixes, scores and saving.
 
-May import: backbones, canvas, config, data, diffusion, protocols, samplers.
+May import: backbones, canvas, config, data, protocols, samplers.
 """
 
 from __future__ import annotations

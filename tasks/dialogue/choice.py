@@ -24,7 +24,9 @@ from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
 from mmdiff.model.features import subset
-from mmdiff.model.likelihood import bound
+from mmdiff.model.likelihood import estimate
+from mmdiff.model.likelihood.elbo import Elbo
+from mmdiff.model.likelihood.passes import Estimator
 from mmdiff.parts import part
 from mmdiff.protocols import Row, Task
 from mmdiff.session import Session
@@ -68,8 +70,10 @@ def nll(
     samples: int = 1,
     seed: int = 0,
     batch_size: int = 16,
+    estimator: Estimator | None = None,
+    links: Sequence[Any] = (),
 ) -> list[float]:
-    """Returns -log p(answer | the rest of the row) of each row, in nats: `mmdiff.model.likelihood.bound`.
+    """Returns -log p(answer | the rest of the row) of each row, in nats: `mmdiff.model.likelihood.estimate`.
 
     It is computed on the training canvas.
     normalise: "sum" is of the whole answer with what the task puts behind it (an end id, EOS up to `answer_length`);
@@ -77,6 +81,8 @@ def nll(
     levels: how many numbers of masked positions are scored; of an answer with more positions, a sample of them.
     samples: masks that are drawn per number, the mean is taken. All rows are masked by the same noise, so a figure does
         not depend on which rows stand beside it, and answers of one length are compared under the same masks.
+    estimator: None: the bound of `levels`; or another (`mmdiff.model.likelihood.elbo`, `orders`), which has no levels.
+    links: guidance, as `mmdiff.model.likelihood.estimate` has it.
     batch_size: rows per forward. Media that several rows share are encoded once per batch.
     """
     if normalise not in ("sum", "token"):
@@ -88,7 +94,8 @@ def nll(
     with evaluating(model):
         for first in range(0, len(rows), batch_size):
             batch = _batch(model, task, rows[first : first + batch_size])
-            drawn = [bound(model, batch, levels=levels, seed=seed + n).nll_B for n in range(samples)]
+            chosen = estimator or Elbo(levels)
+            drawn = [estimate(model, batch, chosen, seed=seed + n, links=links).nll_B for n in range(samples)]
             nll_B = torch.stack(drawn).mean(0)
             if normalise == "token":
                 nll_B = nll_B / batch.target_BL.sum(1).clamp(min=1)

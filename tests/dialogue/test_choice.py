@@ -23,6 +23,8 @@ from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model import MMDiff
+from mmdiff.model.likelihood.elbo import AnyOrder
+from mmdiff.model.likelihood.orders import LeftToRight, RightToLeft
 from mmdiff.session import Session
 from mmdiff.tasks.dialogue import choice
 from mmdiff.tasks.dialogue.choice import LETTERS, MultipleChoice, choose, nll, rescore
@@ -105,6 +107,15 @@ def test_one_place_is_exact(model: MMDiff) -> None:
     expected = [-float(logp_V[model.vocab.encode(word)[0]]) for word in CORNERS]
     assert found == pytest.approx(expected, rel=1e-5)
     assert model.training  # as it was
+
+
+def test_another_estimator_of_several_tokens(model: MMDiff) -> None:
+    """Order by order the mean is what all sets together give, and the bound of as many levels as tokens estimates."""
+    rows = [where() | {"answer": "north west"}, where() | {"answer": "south"}]
+    both = [nll(model, toy.Where(), rows, estimator=one()) for one in (LeftToRight, RightToLeft)]
+    whole = nll(model, toy.Where(), rows, estimator=AnyOrder())
+    assert whole == pytest.approx(np.mean(both, axis=0), rel=1e-5)
+    assert abs(both[0][0] - both[1][0]) > 1e-4
 
 
 # What it does not depend on -------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from mmdiff.backbones.families.tokenizers import byte_tokenizer
 from mmdiff.canvas.patterns import Causal, Full
 from mmdiff.canvas.sample import Target, Text
 from mmdiff.data.collate import collate
+from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.likelihood import bound
 
@@ -121,3 +122,27 @@ def test_the_harness_gets_what_the_model_says(saved: Path, tmp_path: Path) -> No
         total = sum(logp(model, "<eos>", row["question"]) for row in QUESTIONS)
         size = sum(len(row["question"]) for row in QUESTIONS)
         assert bits == pytest.approx(-total / size / torch.log(torch.tensor(2.0)).item(), rel=1e-4)
+
+
+@torch.no_grad()
+def test_another_estimator_and_guidance_by_name(saved: Path) -> None:
+    """From left to right, one token per forward, and with the context masked in a second forward."""
+    from mmdiff.evals.lm_eval import Harness
+
+    path = "mmdiff.model.likelihood.orders.LeftToRight"
+    if saved.name == "causal":
+        with pytest.raises(ConfigError, match="reads clean ids, expected neither"):
+            Harness(str(saved), estimator=path)
+        return
+    for guidance in (0.0, 0.7):
+        harness = Harness(str(saved), estimator=path, guidance=guidance)  # type: ignore[arg-type]
+        model, total = harness.model, 0.0
+        before, rest = model.vocab.encode("ab"), model.vocab.encode("cde")
+        mask = model.vocab.mask_id
+        for n in range(len(rest)):
+            ids = torch.tensor([[*before, *rest[:n], *[mask] * (len(rest) - n)]])
+            bare = torch.tensor([[*[mask] * len(before), *rest[:n], *[mask] * (len(rest) - n)]])
+            given, empty = (model.backbone(x)[0, len(before) + n].double() for x in (ids, bare))
+            total += float((empty + (guidance + 1) * (given - empty)).log_softmax(-1)[rest[n]])
+        found = harness._scored([((before, rest), 0)])[0][0]
+        assert found == pytest.approx(total, rel=1e-4)

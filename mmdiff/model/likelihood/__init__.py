@@ -1,0 +1,29 @@
+"""Estimates of log p: bounds on both sides, exact ones, and those of policy gradients, by one sum over forwards.
+
+May import: canvas, config, diffusion, model, protocols.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmdiff.lazy import lazy
+
+if TYPE_CHECKING:
+    from .bound import Bound as Bound
+    from .bound import bound as bound
+    from .bound import estimate as estimate
+    from .elbo import grid as grid
+    from .score import next_token as next_token
+    from .score import score_masked as score_masked
+
+_HOMES = {
+    "Bound": "bound",
+    "bound": "bound",
+    "estimate": "bound",
+    "grid": "elbo",
+    "next_token": "score",
+    "score_masked": "score",
+}
+__all__ = list(_HOMES)
+__getattr__, __dir__ = lazy(__name__, _HOMES)
