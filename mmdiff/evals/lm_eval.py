@@ -120,8 +120,9 @@ class Harness(LM):
     def _scored(self, jobs: Sequence[tuple[tuple[list[int], list[int]], int]]) -> list[tuple[float, bool]]:
         samples: list[Sample] = [[Text(context), Target(rest)] for (context, rest), _ in jobs]
         batch = collate(samples, self.model.vocab, index=[number for _, number in jobs])
-        if isinstance(self.model.attention, Causal) and (estimator or guidance):
-            raise ConfigError("estimator, guidance: a model with causal attention reads clean ids, expected neither")
+        logp, greedy = log_likelihoods(self.model, batch, self.estimator, seed=self.seed, links=self.links)
+        if greedy is not None or not self.greedy:
+            return list(zip(logp, greedy or [False] * len(jobs), strict=True))
         empty: list[Sample] = [[Text(context), Target(length=len(rest))] for (context, rest), _ in jobs]
         config = replace(self.sampler, temperature=0.0, steps=None, early_stop=False)
         index = [number for _, number in jobs]

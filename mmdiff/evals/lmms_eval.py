@@ -21,6 +21,7 @@ from mmdiff.canvas.sample import Sample, Target
 from mmdiff.data.collate import collate
 from mmdiff.data.stream import read_media
 from mmdiff.errors import ConfigError, DataError
+from mmdiff.model.likelihood.elbo import Elbo
 from mmdiff.session import load
 
 from .requests import batched, cut, log_likelihoods, number

@@ -31,8 +31,8 @@ def log_likelihoods(
 ) -> tuple[list[float], list[bool] | None]:
     """Returns log p of each row's targets, and whether greedy decoding gives them, None where that is not known.
 
-    Under causal attention both are exact. Else log p is minus the estimate: rows of one index have the same random numbers.
-    batch: on the CPU.
+    Under causal attention both are exact. Else log p is minus the estimate; rows of one index have the same random
+    numbers. batch: on the CPU.
     """
     with evaluating(model), torch.no_grad():
         if not isinstance(model.attention, Causal):
