@@ -83,7 +83,7 @@ def next_token(model: Model, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     parts = model.attention.patterns if isinstance(model.attention, All) else (model.attention,)
     if not any(isinstance(one, Causal) for one in parts):
         raise ConfigError(f"model.attention: {model.attention}; the next token is predicted under Causal only")
-    scored_BL = batch.target_BL & (batch.ids_BL != model.vocab.noise_id)
+    scored_BL = batch.target_BL & (batch.ids_BL != model.vocab.mask_id)
     if bool((scored_BL & batch.attend_BL & (batch.position_ids_BL == 0)).any()):
         raise DataError("a document begins with a target, which a causal model cannot predict: put a token before it")
     h_BLD = model.hidden(
