@@ -29,6 +29,7 @@ FAMILIES = {
     "llada2_moe": "moe.LLADA2",
     "Dream": "dense.DREAM",
     "llava_dream": "dense.LLAVA_DREAM",
+    "diffusionvl_qwen": "dense.DIFFUSION_VL",
     "sdar": "dense.SDAR",
     "sdar_moe": "moe.SDAR_MOE",
     "Fast_dLLM_Qwen": "dense.FAST_DLLM",

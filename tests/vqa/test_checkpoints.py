@@ -15,7 +15,7 @@ from models.multimodal import NAMES, raw_of, tensors_of, write_folder
 from models.plain_decoder import logits as plain_logits
 from safetensors.torch import load_file, save_file
 
-from mmdiff.canvas.patterns import PrefixCausal
+from mmdiff.canvas.patterns import BlockCausal, PrefixCausal
 from mmdiff.canvas.sample import Media, Text
 from mmdiff.commands.cli import main
 from mmdiff.commands.inspection.inspect import inspect
@@ -88,6 +88,10 @@ def test_prompt_and_picture_equal_plain_torch(published: tuple[str, Path]) -> No
     if name in (small.LAVIDA, small.LAVIDA_DREAM):  # the prompt does not see the answer
         assert model.attention == PrefixCausal()
         sees_RLL = (context_L[None, :] | ~context_L[:, None])[None]
+    if name == small.DIFFUSION_VL:  # blocks of eight, counted from the first position of the row, picture or not
+        block_L = torch.arange(length) // 8
+        assert model.attention == BlockCausal(8)
+        sees_RLL = (block_L[None, :] <= block_L[:, None])[None]
     w["model.embed_tokens.weight"] = expected_LD
     expected_RLV = plain_logits(w, raw, torch.arange(length)[None], sees_RLL)
     hidden_RLD = model.hidden(batch.ids_BL, batch, features, torch.zeros(1, dtype=torch.int64))
@@ -177,7 +181,7 @@ def test_generate_answers_from_the_folder(published: tuple[str, Path], tmp_path:
         {"image": picture(50, 50), "question": "a"},
     ]
     assert session.predict_many(rows)[0]["canvas"] == [tuple(t) for t in out["canvas"]]
-    assert session.sampler.schedule == ("linear" if name in (small.LLADA_V, small.MEDV) else "shifted")
+    assert session.sampler.schedule == ("shifted" if name in (small.LAVIDA, small.LAVIDA_DREAM) else "linear")
 
 
 def test_one_path_is_all_that_a_configuration_needs(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Dream 7B (arXiv 2508.15487; Dream-Coder, DreamOn and DiffuCoder, too): Qwen2.5, 
     the logits of a position come from the state one to the left.
 SDAR (arXiv 2510.06303; TraDo, too): Qwen3, block-causal, of `block_size` positions counted from the row's start.
 Fast-dLLM v2 (arXiv 2509.26328): Qwen2.5, block-causal of `bd_size`, with the logits of the state to the left.
+DiffusionVL of Qwen2.5 (arXiv 2512.15713): Qwen2.5, block-causal of `bd3lm_block_size`.
 Nemotron-Labs-Diffusion (Fu et al., 2026): Ministral 3; the body is called `encoder`, the head `diffusion_head`. A block
     of `block_size` targets sees itself and a causal context. Run from left to right the same weights are a causal
     model, whose logits come from the state to the left (`mmdiff.samplers.links.verifier.Speculate`). The published code
@@ -24,6 +25,7 @@ from ..shares import Share
 from .decoder import Decoder
 from .llada import ELSEWHERE, OF_PICTURES
 from .published.ministral import NEMOTRON as NEMOTRON_MODELS
+from .published.qwen import DIFFUSION_VL as DIFFUSION_VL_MODELS
 from .published.qwen import DREAM as DREAM_MODELS
 from .published.qwen import FAST_DLLM as FAST_DLLM_MODELS
 from .published.qwen import SDAR as SDAR_MODELS
@@ -59,6 +61,19 @@ DREAM = Decoder(
 )
 LLAVA_DREAM = replace(
     DREAM, name="llava_dream", without=(*DREAM.without, *OF_PICTURES, "max_window_layers"), elsewhere=ELSEWHERE
+)
+DIFFUSION_VL = replace(
+    DREAM,
+    name="diffusionvl_qwen",
+    published=DIFFUSION_VL_MODELS,
+    only={**SLIDING, "enable_bd3lm": True},
+    without=(*OF_PICTURES, "max_window_layers", r"bd3lm_\w+"),
+    elsewhere=ELSEWHERE,
+    eos=END,
+    ids={"mask_token_id": 151671, "eos_token_id": 151645},  # an id that the tokenizer has no token for
+    shift=0,
+    attention=lambda raw: BlockCausal(int(raw.get("bd3lm_block_size") or 8)),
+    block_field="bd3lm_block_size",
 )
 SDAR = Decoder(
     name="sdar",

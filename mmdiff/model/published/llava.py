@@ -1,9 +1,10 @@
 """What the config.json of a multimodal checkpoint of LLaVA's code base says of pictures, as nodes of our parts.
 
-LLaDA-V (arXiv 2505.16933), LLaDA-MedV (arXiv 2508.01617, the same code) and LaViDa (arXiv 2505.16839) are published as
-one folder: the language model, a SigLIP tower without its last block and head, a projector of two layers, and
-`image_newline`, which ends a row of a picture's features. config.json describes the language model, which its family
-reads (`mmdiff.backbones.families`), and here the pictures: nothing of it is skipped that has an effect.
+LLaDA-V (arXiv 2505.16933), LLaDA-MedV (arXiv 2508.01617, the same code), LaViDa (arXiv 2505.16839) and DiffusionVL of
+Qwen2.5 (arXiv 2512.15713) are one folder each: the language model, a SigLIP tower without its last block and head, a
+projector of two layers, and `image_newline`, which ends a row of a picture's features. config.json describes the
+language model, which its family reads (`mmdiff.backbones.families`), and here the pictures: nothing of it is skipped
+that has an effect.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ class Release:
     """What the code of a release does and no field says.
 
     inner: what makes slots of the features of one crop: LaViDa pools them whatever `mm_spatial_pool_stride` says.
-    attention: who sees whom. template: of its dialogues. sampler: as its authors generate.
+    attention: who sees whom. template: of its dialogues, `system` its own text. sampler: as its authors generate.
     """
 
     inner: str
     template: str
     attention: str | None = None
     sampler: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
 
 
 MLP, POOLED = "mmdiff.connectors.mlp.MLP", "mmdiff.connectors.merge.Pooled"
@@ -52,6 +54,12 @@ RELEASES = {
     ),
     "LlavaLladaForMaskedDiffusion": Release(POOLED, f"{TEMPLATES}.LLaDAChat", PREFIX, LAVIDA),
     "LlavaDreamForMaskedDiffusion": Release(POOLED, f"{TEMPLATES}.ChatML", PREFIX, LAVIDA),
+    "DiffusionVLQwenForCausalLM": Release(
+        MLP,
+        f"{TEMPLATES}.ChatML",
+        sampler={"block_length": 8, "block_start": "row"},
+        system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+    ),
 }
 """Architecture of a config.json -> what its code does."""
 
@@ -100,6 +108,7 @@ def parts(raw: Mapping[str, Any], shapes: Shapes | None) -> dict[str, Any]:
         **({"resize_mode": "pad"} if raw["image_aspect_ratio"] == "pad" else {}),
     }
     encoder = {**encoder, "encoder": siglip} if encoder else siglip
+    template = {"target": release.template, **({"system": release.system} if release.system else {})}
     wide = int(raw["hidden_size"] if "hidden_size" in raw else raw["d_model"])
     return {
         "backbone": {},
@@ -109,7 +118,7 @@ def parts(raw: Mapping[str, Any], shapes: Shapes | None) -> dict[str, Any]:
         "extras": {},
         "adapters": [],
         "attention": release.attention and {"target": release.attention},
-        "task": {"target": "mmdiff.tasks.vqa.VQA", "template": {"target": release.template}},
+        "task": {"target": "mmdiff.tasks.vqa.VQA", "template": template},
         "sampler": dict(release.sampler),
         "published": dict(raw),
     }

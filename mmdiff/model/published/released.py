@@ -1,7 +1,7 @@
 """config.json of released multimodal checkpoints, by hub id: what a toy twin is made of where no folder is here.
 
 The fields are those that the released training code writes (`train.py` of each repository, with the arguments of its
-scripts); sizes are those of LLaDA-8B and Dream 7B.
+scripts); sizes are those of LLaDA-8B, Dream 7B and Qwen2.5 7B.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmdiff.backbones.families.published.llada import LLADA_8B
-from mmdiff.backbones.families.published.qwen import DREAM
+from mmdiff.backbones.families.published.qwen import DIFFUSION_VL, DREAM
 
 _PICTURES: dict[str, Any] = {
     "image_crop_resolution": None,
@@ -67,6 +67,7 @@ _LAVIDA: dict[str, Any] = {
     "mm_pooler_ratio": 2,
     "mm_vision_tower": "google/siglip-so400m-patch14-384",
 }
+_ANY = {name: _LLADA_V[name] for name in ("image_aspect_ratio", "image_grid_pinpoints", "mm_vision_tower")}
 RELEASED: Mapping[str, Mapping[str, Any]] = {
     "GSAI-ML/LLaDA-V": _LLADA_V,
     "XZDong123/LLaDA-MedV": _LLADA_V,
@@ -82,4 +83,5 @@ RELEASED: Mapping[str, Mapping[str, Any]] = {
         "architectures": ["LlavaDreamForMaskedDiffusion"],
         "model_type": "llava_dream",
     },
+    **{name: {**_PICTURES, **_ANY, **raw} for name, raw in DIFFUSION_VL.items()},
 }

@@ -23,7 +23,8 @@ from mmdiff.model.published.released import RELEASED
 
 LLADA_V, MEDV = "GSAI-ML/LLaDA-V", "XZDong123/LLaDA-MedV"
 LAVIDA, LAVIDA_DREAM = "jacklishufan/lavida-llada-v1.0-instruct", "jacklishufan/lavida-dream-v1.0-instruct"
-NAMES = [LLADA_V, MEDV, LAVIDA, LAVIDA_DREAM]
+DIFFUSION_VL = "hustvl/DiffusionVL-Qwen2.5-7B"
+NAMES = [LLADA_V, MEDV, LAVIDA, LAVIDA_DREAM, DIFFUSION_VL]
 PATCH, SIDE, TILE = 14, 3, 44  # 3 x 3 patches, and 2 pixels that none covers, as there are 6 of 384
 E, E_WIDE, E_HEADS, E_LAYERS = 32, 48, 16, 2
 D, WIDE, HEADS, LAYERS, V = 24, 40, 4, 2, 300
@@ -41,7 +42,7 @@ def raw_of(name: str) -> dict[str, Any]:
              "n_heads": HEADS, "num_key_value_heads": HEADS, "n_kv_heads": HEADS, "rope_theta": 5000.0}  # fmt: skip
     raw |= {field: value for field, value in sizes.items() if field in raw}
     tokenizer = find_family(raw["model_type"]).toy_tokenizer()
-    mask = "<|mask|>" if name == LAVIDA_DREAM else "<|mdm_mask|>"
+    mask = "<|mask|>" if name in (LAVIDA_DREAM, DIFFUSION_VL) else "<|mdm_mask|>"
     ids = {"mask_token_id": tokenizer.convert_tokens_to_ids(mask)}
     ids |= dict.fromkeys(("eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
     raw |= {field: value for field, value in ids.items() if field in raw}
@@ -71,7 +72,7 @@ def tensors_of(name: str, dtype: torch.dtype = torch.float32) -> dict[str, Tenso
     out = {f"{n}.weight": torch.randn(s) / math.sqrt(math.prod(s[1:])) for n, s in shapes.items()}
     out |= {f"{n}.bias": torch.randn(s[0]) / 4 for n, s in biased.items()}
     out["model.image_newline"] = torch.randn(D)
-    if name == LAVIDA_DREAM:  # Qwen2
+    if name in (LAVIDA_DREAM, DIFFUSION_VL):  # Qwen2
         out |= {f"model.layers.{i}.self_attn.{p}_proj.bias": torch.randn(D) for i in range(LAYERS) for p in "qkv"}
     if name == LAVIDA:
         out = {_olmo(n): value for n, value in out.items()}
