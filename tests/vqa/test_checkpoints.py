@@ -153,6 +153,27 @@ def test_a_field_of_unknown_effect_is_refused(field: str, value: Any, tmp_path: 
     assert field == "attention_bias" or field.split("_")[0] in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_size", None), ("hidden_size", "wide"), ("hidden_size", -3), ("hidden_size", [24]),
+        ("architectures", [{}]), ("architectures", None), ("architectures", []), ("mm_vision_tower", 5),
+        ("mm_vision_tower", "siglip-so400m-patch0-44"), ("mm_vision_tower", "siglip-so400m-patch14-" + "9" * 5000),
+        ("mm_vision_tower", {"a": 1}), ("image_aspect_ratio", None), ("image_aspect_ratio", [1]),
+        ("image_aspect_ratio", "anyres_max_0"), ("mm_patch_merge_type", {"x": "y" * 9999}),
+        ("mm_hidden_size", "x" * 9999),
+        ("image_grid_pinpoints", "[" * 5000), ("image_grid_pinpoints", "(1x1),...,(99999x99999)"),
+        ("image_grid_pinpoints", [[44, True]]), ("image_grid_pinpoints", [[44.0, 44.0]]), ("image_grid_pinpoints", 7),
+    ],
+)  # fmt: skip
+def test_anyones_config_json_is_one_line(field: str, value: Any, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, small.LLADA_V, **{field: value})
+    for read in (MMDiff.from_pretrained, inspect, load):
+        with pytest.raises(ConfigError) as error:
+            read(folder)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
 def test_pictures_in_one_crop_need_no_newline(tmp_path: Path) -> None:
     """`square` and `pad` with `flat`, as LLaVA's first stage has them: a feature is a slot, no newline."""
     for aspect in ("square", "pad"):

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmdiff.backbones.family import required
 from mmdiff.errors import ConfigError, nearest
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
@@ -97,7 +98,9 @@ def parts(raw: Mapping[str, Any], shapes: Shapes | None) -> dict[str, Any]:
     tower = tower_config(str(raw["mm_vision_tower"]), shapes)
     width = tower["hidden_size"]
     if raw.get("mm_hidden_size", width) != width:
-        raise ConfigError(f"config.json: mm_hidden_size: {raw['mm_hidden_size']!r}, but the tower's width is {width}")
+        raise ConfigError(
+            f"config.json: mm_hidden_size: {str(raw['mm_hidden_size'])[:80]!r}, but the tower's width is {width}"
+        )
     encoder, connector = _layout(raw, release, tower["image_size"])
     siglip = {
         "target": f"{ENCODERS}.siglip.Siglip",
@@ -109,7 +112,9 @@ def parts(raw: Mapping[str, Any], shapes: Shapes | None) -> dict[str, Any]:
     }
     encoder = {**encoder, "encoder": siglip} if encoder else siglip
     template = {"target": release.template, **({"system": release.system} if release.system else {})}
-    wide = int(raw["hidden_size"] if "hidden_size" in raw else raw["d_model"])
+    wide = required(raw, "d_model" if "d_model" in raw else "hidden_size")
+    if type(wide) is not int or wide < 1:
+        raise ConfigError(f"config.json: hidden_size: {str(wide)[:80]!r}, expected a whole number above 0")
     return {
         "backbone": {},
         "encoders": {"image": encoder},
@@ -131,7 +136,7 @@ def tower_config(name: str, shapes: Shapes | None) -> dict[str, Any]:
     """
     found = re.search(r"siglip2?-(\w+)-patch([1-9]\d{0,2})-(\d{2,4})/*$", name)
     if found is None or found[1] not in HEADS:
-        raise ConfigError(f"config.json: mm_vision_tower: {name!r}, expected siglip or siglip2-so400m-patch14-384")
+        raise ConfigError(f"config.json: mm_vision_tower: {name[:80]!r}, expected siglip or siglip2-so400m-patch14-384")
     patch, side = int(found[2]), int(found[3])
     sizes = dict(SO400M)
     if shapes is not None:
@@ -168,10 +173,10 @@ def _tower_sizes(shapes: Shapes, patch: int, side: int) -> dict[str, int]:
 
 def _release(raw: Mapping[str, Any]) -> Release:
     names = raw.get("architectures")
-    name = names[0] if isinstance(names, list) and names else names
+    name = str(names[0] if isinstance(names, list) and names else names)[:80]
     if name not in RELEASES:
-        raise ConfigError(f"config.json: architectures: {name!r} is no multimodal model{nearest(str(name), RELEASES)}")
-    return RELEASES[str(name)]
+        raise ConfigError(f"config.json: architectures: {name!r} is no multimodal model{nearest(name, RELEASES)}")
+    return RELEASES[name]
 
 
 def _check(raw: Mapping[str, Any]) -> None:
@@ -179,21 +184,23 @@ def _check(raw: Mapping[str, Any]) -> None:
     for name, value in raw.items():
         if name.startswith(("mm_", "image_", "vision_")) and name not in known:
             hint = nearest(name, known)
-            raise ConfigError(f"config.json: {name}: no such field of pictures, its effect is unknown{hint}")
+            raise ConfigError(f"config.json: {name[:80]}: no such field of pictures, its effect is unknown{hint}")
         if name in MUST and value != MUST[name]:
-            raise ConfigError(f"config.json: {name}: {value!r}, expected {MUST[name]!r}")
+            raise ConfigError(f"config.json: {name}: {str(value)[:80]!r}, expected {MUST[name]!r}")
     if raw.get("mm_projector_type") is None:
         raise ConfigError("config.json: mm_projector_type is missing")
     if raw.get("mm_spatial_pool_mode", "bilinear") != "bilinear":
-        raise ConfigError(f"config.json: mm_spatial_pool_mode: {raw['mm_spatial_pool_mode']!r}, expected 'bilinear'")
+        raise ConfigError(
+            f"config.json: mm_spatial_pool_mode: {str(raw['mm_spatial_pool_mode'])[:80]!r}, expected 'bilinear'"
+        )
 
 
 def _layout(raw: Mapping[str, Any], release: Release, tile: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the nodes of tiles, {} for a picture in one crop, and of the connector. tile: side in pixels."""
-    aspect, merge = raw.get("image_aspect_ratio"), raw.get("mm_patch_merge_type", "flat")
+    aspect, merge = (str(raw.get(name, "flat"))[:80] for name in ("image_aspect_ratio", "mm_patch_merge_type"))
     if aspect in ("pad", "square") and merge == "flat" and release.inner == MLP:
         return {}, {"target": MLP}
-    most = re.fullmatch(r"anyres(?:_max_([1-9]\d{0,3}))?", str(aspect))
+    most = re.fullmatch(r"anyres(?:_max_([1-9]\d{0,3}))?", aspect)
     if most is None or merge != "spatial_unpad":
         raise ConfigError(
             f"config.json: image_aspect_ratio: {aspect!r} with mm_patch_merge_type {merge!r}, expected anyres or "
