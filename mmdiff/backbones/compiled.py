@@ -6,6 +6,7 @@ the memory of all layers and its number. Sizes are symbols, so other lengths and
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -44,7 +45,12 @@ def compiled(backbone: Backbone, backend: str) -> Iterator[None]:
         layer._compiled_call_impl = _called(layer, number, backend)
     backbone.compiled = True
     try:  # sizes that happen to be equal are not taken to be always
-        with torch._dynamo.config.patch(recompile_limit=GRAPHS), shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+        with (
+            torch._dynamo.config.patch(recompile_limit=GRAPHS),  # type: ignore[attr-defined]
+            shapes.patch(use_duck_shape=False),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # asked by dynamo
             yield
     finally:
         backbone.compiled = False

@@ -3,6 +3,7 @@
     - {match: encoders, train: false}
     - {match: connectors, lr: 1e-3}
     - {match: backbone, lora: {r: 8, alpha: 16, modules: "q_proj|v_proj"}}
+    - {match: encoders.image, lr: 2e-4, lr_decay: 0.8}
 
 `match` is a prefix of the parameter's name at a dot (`backbone`, `encoders.image`), or a glob (`*.bias`). A parameter
 no rule matches, and a rule that matches none, are errors. No rules: everything is trained.
@@ -19,7 +20,7 @@ from typing import Any
 import regex
 from torch import nn
 
-from mmdiff.config.ranges import AtLeast1, BelowOne, NotNegative, Positive
+from mmdiff.config.ranges import AtLeast1, BelowOne, NotNegative, Positive, PositiveShare
 from mmdiff.config.schema import as_annotated
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.protocols import Model
@@ -37,11 +38,16 @@ class Lora:
 
 @dataclass(frozen=True)
 class Rule:
-    """lr, weight_decay: None takes the stage's. lora: the matched weights are frozen, adapters in them are trained."""
+    """lr, weight_decay: None takes the stage's. lora: the matched weights are frozen, adapters in them are trained.
+
+    lr_decay: the learning rate falls by this factor from layer to layer, downwards from what stands above the last
+        layer; what stands below the first (embeddings) is one layer more (BEiT, arXiv 2106.08254).
+    """
 
     match: str
     train: bool = True
     lr: NotNegative | None = None
+    lr_decay: PositiveShare = 1.0
     weight_decay: NotNegative | None = None
     lora: Lora | None = None
 
@@ -105,6 +111,7 @@ def apply_rules(
             if config not in model.adapters:
                 add_adapters(model, config)
     lines = [RuleEffect(r.match, 0, 0, r.lr if r.lr is not None else lr, 0.0, "frozen") for r in rules]
+    depths = [layers_below(model, rule) if rule.lr_decay < 1 else {} for rule in rules]
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         plain = re.sub(r"\.base_layer\.|\.lora_[AB]\.default\.", ".", name)
@@ -122,8 +129,8 @@ def apply_rules(
         line.count += parameter.numel()
         line.what = "lora" if rule.lora else "trained"
         line.weight_decay = max(line.weight_decay, decay)
-        key = (line.lr, decay)
-        group = groups.setdefault(key, {"params": [], "names": [], "base_lr": line.lr, "weight_decay": decay})
+        rate = line.lr * rule.lr_decay ** depths[chosen].get(name, 0)
+        group = groups.setdefault((rate, decay), {"params": [], "names": [], "base_lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
         group["names"].append(name)
     for rule, line in zip(rules, lines, strict=True):
@@ -133,6 +140,19 @@ def apply_rules(
     if not groups:
         raise ConfigError("params: every parameter is frozen, nothing is left to train")
     return list(groups.values()), lines
+
+
+def layers_below(model: Model, rule: Rule) -> dict[str, int]:
+    """Returns how many layers below the top each parameter of a rule stands, by name: 0 above the last layer, n + 1
+    below the first of n. A layer is a numbered module, the first number in a name."""
+    names = [name for name, _ in model.named_parameters() if rule.covers(name)]
+    numbers = [int(found[1]) if (found := re.search(r"\.(\d+)\.", name)) else None for name in names]
+    layers = [number for number in numbers if number is not None]
+    count, first = max(layers, default=-1) + 1, next((i for i, n in enumerate(numbers) if n is not None), 0)
+    return {
+        name: count - number if number is not None else (count + 1 if i < first else 0)
+        for i, (name, number) in enumerate(zip(names, numbers, strict=True))
+    }
 
 
 def add_adapters(model: Model, config: dict[str, Any]) -> None:
