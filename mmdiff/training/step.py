@@ -58,7 +58,7 @@ class Stepper:
         """Take the step that `progress` stands before. Returns False where it was skipped: nothing has changed then."""
         stage, accelerator, world = self.stage, self.accelerator, self.accelerator.num_processes
         key = NoiseKey(self.settings.seed, progress.step, self.name, batch=stage.batch_size * stage.accumulate * world)
-        torch.manual_seed(key.fold(f"dropout/{accelerator.process_index}").integer(1 << 62))
+        seed(key.fold(f"dropout/{accelerator.process_index}").integer(1 << 62))
         window = [annealed(batch, key, progress.stage_step, stage.anneal) for batch in window]
         plans = [self.objective.plan(batch, key, self.model.vocab) for batch in window]
         count, absent = self._counted(plans)
@@ -124,3 +124,12 @@ class Stepper:
         if self.accelerator.num_processes > 1:
             wrong = self.accelerator.reduce(wrong.to(self.accelerator.device))
         return bool(wrong > 0)
+
+
+def seed(number: int) -> None:
+    """As `torch.manual_seed`, which without a GPU keeps a traceback of each call for the GPU that may come, and takes
+    a millisecond to do so."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:
+        torch.default_generator.manual_seed(number)
