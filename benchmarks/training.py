@@ -5,6 +5,8 @@
              L * D^2 + L^2 * D for both.
     memory   bytes of those logits: the plain way keeps B * L * V floats, ours at most `logit_chunk` * V.
     encoder  features from the cache, against the tower run again; grows with the tower.
+    packing  tokens per second of ragged rows: padded as they come, sorted by length, packed (`bucket` and `pack` of a
+             stage). Padding grows with the spread of lengths; a packed row pays for a mask of pairs.
     levels   variance of the loss over draws for an answer of n tokens, Bernoulli 1/t against exact counts.
 
 Run: python benchmarks/training.py
@@ -17,12 +19,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from mmdiff.backbones import new_backbone
 from mmdiff.canvas.batch import MediaBatch
+from mmdiff.canvas.packing import PackedModel, Packing
 from mmdiff.canvas.sample import Media, Target, Text
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.connectors.mlp import MLP
@@ -105,6 +109,35 @@ def encoder() -> None:
     print(f"encoder  16 pictures of 96 x 96: tower / cache {again / kept:.1f}x time")
 
 
+def packing(width: int = 128, rows: int = 16, batches: int = 8) -> None:
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer([f"w{i}" for i in range(64)])
+    backbone = new_backbone(tokenizer=tokenizer, hidden_size=width, layers=4, heads=4, vocab_size=512)
+    model, vocab, objective = MMDiff(backbone), backbone.vocab, Denoise()
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(8 + rng.geometric(1 / 48, rows * batches), 384)
+    samples = [[Text(rng.integers(4, 60, 4).tolist()), Target(rng.integers(4, 60, n).tolist())] for n in lengths]
+    by_length = [samples[i] for i in np.argsort(lengths, kind="stable")]
+
+    def steps(order: list[Any], length: int) -> Callable[[], None]:
+        made = [collate(order[i : i + rows], vocab) for i in range(0, len(order), rows)]
+
+        def run() -> None:
+            for batch in made:
+                plan = objective.plan(batch, NoiseKey(0, batch=rows), vocab)
+                packed = Packing.of(plan.batch, plan.row_R, length) if length else None
+                loss = objective.terms(PackedModel(model, packed) if packed else model, plan)["denoise"]  # type: ignore[arg-type]
+                (loss.value / plan.counts["denoise"]).backward()
+            model.zero_grad()
+
+        return run
+
+    tokens = int(lengths.sum()) + 4 * len(samples)
+    seconds = median_seconds(steps(samples, 0), steps(by_length, 0), steps(samples, 256))
+    padded, bucketed, packed = (tokens / s for s in seconds)
+    print(f"packing  {padded:.0f} tokens/s padded, {bucketed:.0f} sorted by length, {packed:.0f} packed")
+
+
 def spread(levels: Levels, n: int, draws: int = 100_000) -> float:
     """Variance of the loss of one sample when a token costs k/n nats while k of n are masked."""
     rng = np.random.default_rng(0)
@@ -119,6 +152,7 @@ def main() -> None:
     for vocabulary in (8_192, 32_768):
         head(vocabulary)
     encoder()
+    packing()
     for n in (1, 4, 16):
         bernoulli, exact = spread(Bernoulli(), n), spread(ExactCount(stratified=False), n)
         print(f"levels   n={n}: variance {bernoulli:.2f} with Bernoulli 1/t, {exact:.2f} with exact counts")

@@ -134,6 +134,7 @@ class StageConfig:
     params: list[Any] = field(default_factory=list)  # rules, see mmdiff.model.params
     batch_size: AtLeast1 = 32  # samples per forward and process
     bucket: AtLeast0 = 0  # this many batches are sorted by length together, for less padding; 0: off
+    pack: AtLeast0 = 0  # positions of a row that samples share in a forward, see mmdiff.canvas.packing; 0: off
     accumulate: AtLeast1 = 1  # forwards per step
     lr: NotNegative = 1e-4
     weight_decay: NotNegative = 0.0

@@ -64,6 +64,8 @@ class Stage:
         self.settings = config.train
         check_annealing(stage.anneal, self.model, where)
         self.main = self.accelerator.is_main_process
+        if stage.pack and getattr(self.model.backbone.model.config, "mmdiff", {}).get("token_dropout"):
+            raise ConfigError(f"{where}.pack: token dropout counts the masks of a whole row; expected 0")
         self.objective: Objective = build(stage.objective, where=f"{where}.objective", toy=self.toy)
         if (for_model := getattr(self.objective, "for_model", None)) is not None:
             self.objective = for_model(self.model)

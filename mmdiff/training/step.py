@@ -8,7 +8,7 @@ function of (seed, step, sample, copy), so a run that was killed ends as one tha
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from mmdiff.canvas.batch import Batch, to_device
+from mmdiff.canvas.packing import PackedModel, Packing
 from mmdiff.config.settings import StageConfig, TrainConfig
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.model import MMDiff
@@ -66,11 +67,11 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         for i, plan in enumerate(plans):
-            ready = to_device(plan, accelerator.device)
+            ready, packing = (to_device(part, accelerator.device) for part in (plan, self._packing(plan)))
             last = i == len(plans) - 1
             with nullcontext() if last else unsynced(self.wrapped, accelerator, self.divided):
                 with accelerator.autocast() if self.divided else nullcontext():
-                    total, terms = self.wrapped(self._terms, ready, count)
+                    total, terms = self.wrapped(self._terms, ready, count, packing)
                 accelerator.backward(total * world if world > 1 else total)  # processes take the mean
             self.meters.add(terms, count, int(plan.batch.attend_BL.sum()) * self.copies)
         for parameter in absent:
@@ -82,8 +83,14 @@ class Stepper:
             self.average.update(progress.stage_step + 1)
         return True
 
-    def _terms(self, model: MMDiff, plan: Any, count: dict[str, float]) -> tuple[Tensor, Any]:
-        terms = self.objective.terms(model, plan)
+    def _packing(self, plan: Any) -> Packing | None:
+        row_R = getattr(plan, "row_R", None)
+        return Packing.of(plan.batch, row_R, self.stage.pack) if self.stage.pack and row_R is not None else None
+
+    def _terms(self, model: MMDiff, plan: Any, count: dict[str, float], packing: Packing | None) -> tuple[Tensor, Any]:
+        if packing is not None:  # its rows are those of the plan, by name
+            packing = replace(packing, row_R=plan.row_R)
+        terms = self.objective.terms(PackedModel(model, packing) if packing else model, plan)  # type: ignore[arg-type]
         total = sum((t.value * (t.coefficient / count[n]) for n, t in terms.items()), start=torch.zeros(()))
         return (touched(total, unused_parts(model)) if self.divided else total), terms
 
