@@ -108,7 +108,7 @@ class Backbone(nn.Module):
             raise ConfigError(
                 f"sampler.process.conditioning: {self.family} takes no earlier prediction, expected false"
             )
-        return find_family(self.family).soft(self.model, logits_PV)  # type: ignore[attr-defined,no-any-return]
+        return find_family(self.family).soft(self.model, logits_PV)  # type: ignore[attr-defined]
 
     @property
     def caches(self) -> bool:

@@ -235,7 +235,7 @@ class Decoder:
     def fields_of(self, facts: Facts) -> dict[str, Any]:
         """Returns fields of config.json that hold facts: the size of blocks."""
         size = getattr(facts.attention, "size", None)
-        chosen = {"shift": facts.shift} if "shift" in self.options else {}
+        chosen: dict[str, Any] = {"shift": facts.shift} if "shift" in self.options else {}
         chosen |= {"mask": None} if facts.mask_id is None else {}
         return chosen if size is None else {**chosen, self.block_field: size}
 

@@ -256,10 +256,10 @@ class DiffusionGemma:
         keys, window = x_RQD.shape[1], model.text_config.sliding_window
         if memory is not None and memory.at_SN is not None:
             keys = memory.length + memory.ragged
-        if mask is not None and mask.ndim == 4:
-            seen = mask if mask.dtype == torch.bool else mask == 0
-        else:
-            seen = None if mask is None else mask[:, None, None].bool()
+        seen: Tensor | None = None
+        if mask is not None:
+            pairs = mask if mask.ndim == 4 else mask[:, None, None].bool()
+            seen = pairs if pairs.dtype == torch.bool else pairs == 0
         key_K = torch.arange(keys, device=x_RQD.device)
         near = None if keys <= window else (from_RQ[..., None] - key_K < window)[:, None]
         own = (at_RQ[..., None] == key_K)[:, None]
