@@ -1,6 +1,6 @@
 """What an objective hands to the loop: named sums, their denominators, and what is worth logging.
 
-Also what objectives share in making them. Shape letters: P positions.
+Also what objectives share in making them. Shape letters: P positions, K allow-sets, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from mmdiff.canvas.batch import Batch
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.protocols import Model
 
@@ -41,6 +42,13 @@ def chunked(function: Callable[..., Tensor], chunk: int, h_PD: Tensor, *others_P
         return function(h_PD, *others_P)
     parts = zip(*(x.split(chunk) for x in (h_PD, *others_P)), strict=True)
     return torch.cat([checkpoint(function, *some, use_reentrant=False) for some in parts])
+
+
+def allowed(batch: Batch, row_P: Tensor, position_P: Tensor, restrict: bool) -> tuple[Tensor | None, Tensor]:
+    """Returns bool (K, V), allow-sets, and int64 (P,), the set of each position; None where the softmax is over all."""
+    if not restrict or batch.allow_KV is None or batch.allow_BL is None:
+        return None, torch.zeros_like(row_P)
+    return batch.allow_KV, batch.allow_BL[row_P, position_P]
 
 
 def extra_of(model: Model, name: str) -> Any:

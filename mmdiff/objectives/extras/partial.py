@@ -18,7 +18,7 @@ from mmdiff.diffusion.digits import base_of, consistent, to_digits
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.objectives.denoise import Denoise, states, weighted
 from mmdiff.objectives.noising.noised import NoisedBatch
-from mmdiff.objectives.terms import Term, chunked, extra_of
+from mmdiff.objectives.terms import Term, allowed, chunked, extra_of
 from mmdiff.parts import part
 from mmdiff.protocols import Model
 from mmdiff.samplers.processes.partial import Partial
@@ -52,8 +52,7 @@ class PartialDenoise:
         row_P, position_P = noised.masked_RL.nonzero(as_tuple=True)
         at_P = noised.row_R[row_P], position_P
         h_PD, digits_PN = model.gather(h_RLD, row_P, position_P), digits_RLN[row_P, position_P]
-        allow_KV = batch.allow_KV if self.denoise.restrict else None
-        sets_P = torch.zeros_like(row_P) if allow_KV is None or batch.allow_BL is None else batch.allow_BL[at_P]
+        allow_KV, sets_P = allowed(batch, *at_P, self.denoise.restrict)
         size = model.vocab.size
         base = base_of(size, self.process.count)
 
