@@ -91,7 +91,7 @@ class Harness(lmms):
         found = batched(jobs, self._scored, lambda job: len(job[0]["answer"]), self.batch_size)
         signs = [1.0 if callable(request.args[1]) else -1.0 for request in requests]
         pairs = [(sign * logp, greedy) for sign, (logp, greedy) in zip(signs, found, strict=True)]
-        return [GenerationResult(text=pair) for pair in pairs]  # type: ignore[arg-type]
+        return [GenerationResult(text=pair) for pair in pairs]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Returns the predictions, each cut before the first of its stop strings."""
@@ -123,11 +123,13 @@ class Harness(lmms):
         logp, greedy = log_likelihoods(model, batch, Elbo(self.levels), seed=self.seed)
         if greedy is not None or not self.greedy:
             return list(zip(logp, greedy or [False] * len(jobs), strict=True))
-        empty = [[Target(length=len(p.ids)) if isinstance(p, Target) else p for p in sample] for sample in samples]
+        empty = [
+            [Target(length=len(p.ids or ())) if isinstance(p, Target) else p for p in sample] for sample in samples
+        ]
         masked = to_device(collate(empty, model.vocab, model.readers, index=index), model.device)
         settings = {"temperature": 0.0, "steps": None, "early_stop": False}
         found = model.generate(masked, generation_config=self.session.sampler, **settings).targets()
-        wanted = [[i for p in sample if isinstance(p, Target) for i in p.ids] for sample in samples]
+        wanted = [[i for p in sample if isinstance(p, Target) for i in p.ids or ()] for sample in samples]
         return [(one, ids == ours) for one, ids, ours in zip(logp, found, wanted, strict=True)]
 
     def _generated(self, jobs: Sequence[tuple[dict[str, Any], dict[str, Any], int]]) -> list[str]:

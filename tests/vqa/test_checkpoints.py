@@ -258,7 +258,9 @@ def test_inspect_tells_the_parts(published: tuple[str, Path], tmp_path: Path) ->
     assert found["parts"] == dict(sorted(counts.items(), key=lambda item: -item[1]))
     assert found["loads"] and not found["missing"] and not found["unexpected"] and not found["elsewhere"]
     assert found["parameters"] == sum(counts.values()) - 2 * small.E  # without the norm that nothing uses
-    assert "parts         vision_tower" in as_text(found)
+    assert "parts         vision_tower" in as_text(found) and found["task"] == "mmdiff.tasks.vqa.VQA"
+    seen = {small.LAVIDA: "prefix-causal", small.LAVIDA_DREAM: "prefix-causal", small.DIFFUSION_VL: "block-causal"}
+    assert found["attention"] == seen.get(name, "full")
     bad = write_folder(tmp_path, name)
     del tensors["model.mm_projector.0.bias"]
     save_file(tensors | {"model.faster_token": torch.ones(2)}, bad / "model.safetensors", {"format": "pt"})

@@ -81,7 +81,9 @@ def inspect(
         model = on_meta(own, config, dtype)
     with bounded_by(files, folder.path), one_line(file):
         published = {} if folder.saved else own.published_names(config)
-        whole = on_meta_whole(model, raw, headers) if folder.saved is None and is_multimodal(raw) else None
+        shapes = {header.name: header.shape for header in headers}
+        made = parts(raw, shapes) if folder.saved is None and is_multimodal(raw) else folder.saved or {}
+        whole = on_meta_whole(model, made) if "published" in made and folder.saved is None else None
     found = _matched(folder, model, headers, published, own) if whole is None else _matched_whole(whole, raw, headers)
     if folder.saved is None:
         problems += factor_faults(found, folder.path, raw.get("lora_alpha"))
@@ -91,7 +93,7 @@ def inspect(
         ranges = reserve_ranges(reserve_of(raw, len(tokenizer), rows), len(tokenizer), max(rows, len(tokenizer)))
     except ConfigError as error:
         problems.append(str(error))
-    pattern = _pattern(folder, facts)
+    pattern = _pattern(folder, facts, made)
     size = getattr(pattern, "size", None)
     length = min(facts.max_length, LONGEST) if length is None else length
     with one_line(file, "its memory: "):
@@ -130,7 +132,7 @@ def inspect(
         "problems": [*found.faults, *problems],
         "loads": not (found.missing or found.unexpected or found.faults or problems),
         "code": _code(raw),
-        "task": ((folder.saved or {}).get("task") or {}).get("target"),
+        "task": (made.get("task") or {}).get("target"),
         "memory": {"length": length, "batch": batch, "rank": rank, **memory},
     }
 
@@ -167,9 +169,9 @@ def _matched(folder: Folder, model: Any, headers: list[Header], published: Any, 
     return found
 
 
-def on_meta_whole(model: Any, raw: Mapping[str, Any], headers: list[Header]) -> nn.Module:
+def on_meta_whole(model: Any, made: Mapping[str, Any]) -> nn.Module:
     """Returns a multimodal checkpoint without numbers, its parts under the names that they have in an `MMDiff`."""
-    whole, made = nn.Module(), parts(raw, {header.name: header.shape for header in headers})
+    whole = nn.Module()
     whole.backbone = nn.Module()
     whole.backbone.model = model
     with torch.device("meta"):
@@ -220,8 +222,8 @@ def _dtype(folder: Folder, headers: list[Header]) -> str:
 # Facts ----------------------------------------------------------------------------------------------------------------
 
 
-def _pattern(folder: Folder, facts: Facts) -> Pattern:
-    node = (folder.saved or {}).get("attention")
+def _pattern(folder: Folder, facts: Facts, made: Mapping[str, Any]) -> Pattern:
+    node = made.get("attention")
     if node is None:
         return facts.attention or Full()
     from mmdiff.model.saving import saved_part
