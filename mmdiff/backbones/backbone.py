@@ -75,7 +75,8 @@ class Backbone(nn.Module):
             all that it holds, and `attend_RL` (R, K) and `visibility` cover the whole canvas.
         noised_RL: bool, which positions of the whole canvas are noised. soft_RLD: what stands beside the embeddings
             there (`soft`). Only families that run noise otherwise than context look at them.
-        Raises ConfigError for a mask of pairs under a flash attention, and for a memory with a family of encoders.
+        Raises ConfigError for a mask of pairs under a flash attention, for several canvases in a row of such a family, and
+            for a memory with a family of encoders.
         """
         family = find_family(self.family)
         if memory is not None and not family.CACHES:
@@ -83,6 +84,11 @@ class Backbone(nn.Module):
         attention = self.model.config._attn_implementation
         mask = attend_RL if visibility is None else visibility.mask(x_RLD, attend_RL, attention)
         noise = {"noised_RL": noised_RL, "soft_RQD": soft_RLD} if self.tells_noise else {}
+        key = Coordinates() if visibility is None else visibility.key
+        if noise and not (isinstance(key.document, int) and isinstance(key.stream, int)):
+            raise ConfigError(
+                f"backbone: {self.family} has one canvas per row, expected no pack and no clean copy beside"
+            )
         out = family.run(self.model, x_RLD, mask, attend_RL, position_ids_RL, False, memory, **noise)
         hidden_RLD: Tensor = out.last_hidden_state
         return hidden_RLD

@@ -73,8 +73,6 @@ def hidden_copies(
     """
     if not model.backbone.caches:
         raise ConfigError(f"backbone: {model.backbone.family} runs all positions of a canvas; copies can share none")
-    if model.backbone.tells_noise:
-        raise ConfigError(f"backbone: {model.backbone.family} runs noise otherwise than context; expected one copy")
     length, unit_BL = batch.ids_BL.shape[1], units(model.attention, batch)
     whole = visibility(model.attention, batch, torch.arange(len(batch), device=ids_RL.device))
     has_target_U = torch.bincount(unit_BL.flatten(), batch.target_BL.flatten().float()) > 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 from mmdiff.backbones import load_backbone, new_backbone
 from mmdiff.backbones.family import find_family
 from mmdiff.canvas.patterns import CausalContext
-from mmdiff.canvas.sample import Target, Text
+from mmdiff.canvas.sample import Break, Target, Text
 from mmdiff.canvas.vocab import NO_MASK
 from mmdiff.commands.inspection.inspect import inspect
 from mmdiff.config.presets import preset
@@ -298,6 +299,19 @@ def test_it_trains_takes_adapters_and_has_no_mask(folder: Path, kind: str, tmp_p
     assert moved(model, objective) and all("lora_" in n for n in moved(model, objective))
     model.backbone.gradient_checkpointing(True)
     assert moved(model, objective) and all("lora_" in n for n in moved(model, objective))
+
+
+def test_a_row_has_one_canvas(folder: Path) -> None:
+    """Windows are counted from it, so documents of a packed row and clean copies beside it are refused."""
+    model = MMDiff(load_backbone(folder))
+    both = [[Text([5]), Target([6, 7]), Break(), Text([8]), Target([9, 10])]]
+    batch = collate(both, model.vocab)
+    for run in (
+        lambda: model.hidden(batch.ids_BL, batch, {}, torch.arange(1)),
+        lambda: model.hidden_copies(batch.ids_BL, replace(batch, packed=False), {}, 1, blockwise=True),
+    ):
+        with pytest.raises(ConfigError, match="diffusion_gemma has one canvas per row"):
+            run()
 
 
 @torch.no_grad()
