@@ -75,8 +75,8 @@ class Backbone(nn.Module):
             all that it holds, and `attend_RL` (R, K) and `visibility` cover the whole canvas.
         noised_RL: bool, which positions of the whole canvas are noised. soft_RLD: what stands beside the embeddings
             there (`soft`). Only families that run noise otherwise than context look at them.
-        Raises ConfigError for a mask of pairs under a flash attention, for several canvases in a row of such a family, and
-            for a memory with a family of encoders.
+        Raises ConfigError for a mask of pairs under a flash attention, for several canvases in a row of such a family,
+            and for a memory with a family of encoders.
         """
         family = find_family(self.family)
         if memory is not None and not family.CACHES:
