@@ -88,7 +88,7 @@ class Facts:
         masks: whether it has a mask token. Raises ConfigError where no mask or end-of-sequence id was found.
         """
         if (masks and mask_id is None) or eos_id is None:
-            missing = "eos" if eos_id is None else "mask"
+            missing = "mask" if masks and mask_id is None else "eos"
             raise ConfigError(f"tokenizer: no {missing} token, and config.json has no {missing}_token_id")
         ends = tuple(dict.fromkeys(i for i in end_ids if i is not None))
         for i in (mask_id, eos_id, pad_id, bos_id, *ends):
