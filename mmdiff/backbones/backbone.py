@@ -84,8 +84,8 @@ class Backbone(nn.Module):
         attention = self.model.config._attn_implementation
         mask = attend_RL if visibility is None else visibility.mask(x_RLD, attend_RL, attention)
         noise = {"noised_RL": noised_RL, "soft_RQD": soft_RLD} if self.tells_noise else {}
-        key = Coordinates() if visibility is None else visibility.key
-        if noise and not (isinstance(key.document, int) and isinstance(key.stream, int)):
+        key = visibility.key if noise and visibility is not None else Coordinates()
+        if not (isinstance(key.document, int) and isinstance(key.stream, int)):
             raise ConfigError(
                 f"backbone: {self.family} has one canvas per row, expected no pack and no clean copy beside"
             )
