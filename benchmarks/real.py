@@ -198,9 +198,9 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[[], *parts], help="default: all")
     parser.add_argument("--steps", type=int, default=150, help="of the text, 256 tokens each")
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS), help="of the text")
-    parser.add_argument("--speech-steps", type=int, default=100, help="of 8 utterances each")
-    parser.add_argument("--windows", type=int, default=32, help="held-out windows of the bounds")
-    parser.add_argument("--needles", type=int, default=2, help="rows per length and depth")
+    parser.add_argument("--speech-steps", type=int, default=60, help="of 8 utterances each")
+    parser.add_argument("--windows", type=int, default=24, help="held-out windows of the bounds")
+    parser.add_argument("--needles", type=int, default=1, help="rows per length and depth")
     parser.add_argument(
         "--json", type=Path, help="write the figures there, over those of parts that are not measured now"
     )
