@@ -42,6 +42,10 @@ def make_accelerator(settings: TrainConfig) -> Accelerator:
         raise ConfigError("train.precision: fp16 needs a GPU, expected fp32 or bf16 here")
     if settings.precision == "fp16" and settings.sharding != "none":
         raise ConfigError("train.precision: fp16 has a loss scale, which shards do not share; expected fp32 or bf16")
+    if settings.compile != "none" and settings.sharding != "none":
+        raise ConfigError(
+            "train.compile: a graph of a layer does not put its shards together; expected none beside them"
+        )
     AcceleratorState._reset_state()  # accelerate keeps a process to its first precision; a check or run may have been
     precision = "no" if settings.precision == "fp32" else settings.precision
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # a rank's batch may hold no picture

@@ -206,7 +206,12 @@ class Stage:
         if self.task is None or self.held_out is None:
             return
         average, divided = self.stepper.average, self.stepper.divided
-        with average.in_place() if average is not None else nullcontext():
+        with (
+            average.in_place() if average is not None else nullcontext(),
+            self.accelerator.autocast()
+            if divided
+            else nullcontext(),  # weights are put together in their low precision
+        ):
             figures = evaluate_bound(self.model, self.stage, self.task, self.held_out, divided=divided)
         if not self.main:
             return

@@ -92,6 +92,26 @@ def test_processes_give_the_run_of_one(world: int, sharding: str, monkeypatch: p
     assert load("runs/several").predict(toy.Corners()[0])["prediction"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_bfloat16_backbone_under_lora_in_float32(precision: str) -> None:
+    """Parameters of two dtypes in a layer; in bf16 a layer's weights are put together in low precision."""
+
+    def one_stage(name: str, world: int, **more: Any) -> Config:
+        config = run(name, world, precision=precision, **more)
+        words = {"target": "mmdiff.canvas.vocab.word_tokenizer", "words": toy.WORDS}
+        sizes = {"hidden_size": 32, "layers": 2, "heads": 2, "dtype": "bfloat16", "tokenizer": words}
+        config.model.backbone = {"target": "mmdiff.backbones.new_backbone", **sizes}
+        config.train.stages = {"lora": config.train.stages["lora"]}
+        return config
+
+    train(one_stage("one", 1))
+    toy.in_processes(2, one_stage("two", 2, sharding="full"))
+    for a, b in zip(lines("one"), lines("two"), strict=True):
+        key = "loss" if "loss" in a else "bound_per_token"
+        assert a[key] == pytest.approx(b[key], abs=1e-5 if precision == "fp32" and key == "loss" else 0.02)
+
+
 class Cut(Exception):
     """The run ends here."""
 
@@ -138,6 +158,10 @@ def test_a_checkpoint_resumes_in_any_number_of_processes(monkeypatch: pytest.Mon
     ("settings", "message"),
     [
         ({"precision": "fp16", "sharding": "full"}, "train.precision: fp16"),
+        (
+            {"compile": "eager", "sharding": "full"},
+            "train.compile: a graph of a layer does not put its shards together",
+        ),
         ({"deepspeed": "ds.json", "sharding": "full"}, "train.deepspeed: divides the model by its own file"),
     ],
 )
