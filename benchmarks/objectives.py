@@ -134,9 +134,10 @@ def recipes(counts: str) -> dict[str, Any]:
     }
 
 
-def step_loss(objective: Any, model: MMDiff, batch: Batch, step: int) -> torch.Tensor:
+def step_loss(objective: Any, model: MMDiff, batch: Batch, step: int, *without: str) -> torch.Tensor:
+    """Returns the loss of a step. without: terms that are left out."""
     plan = objective.plan(batch, NoiseKey(1, step, "bench", batch=len(batch)), model.vocab)
-    terms = objective.terms(model, plan)
+    terms = {name: term for name, term in objective.terms(model, plan).items() if name not in without}
     return torch.stack([t.coefficient * t.value / max(plan.counts[name], 1) for name, t in terms.items()]).sum()
 
 
@@ -177,7 +178,7 @@ def measured(
         noise = objective
     batch = rows(noisy, 50_000, COPIES // rows_per_sample(objective))
     with torch.no_grad():
-        losses = torch.stack([step_loss(noise, noisy, batch, step) for step in range(draws)]).double()
+        losses = torch.stack([step_loss(noise, noisy, batch, step, "masks") for step in range(draws)]).double()
     fit(objective, model, steps)
     truth = rows(model, 100_000, held_out)
     estimator = LeftToRight() if attention is not None else AnyOrder()
