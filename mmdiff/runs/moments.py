@@ -106,12 +106,9 @@ def put(value: Tensor, into: Tensor) -> Tensor:
     if sharded(into):
         from torch.distributed.tensor import distribute_tensor
 
-        value = distribute_tensor(  # no communication: every process has read the file
-            value.to(into.device),
-            into.device_mesh,
-            into.placements,
-            src_data_rank=None,  # type: ignore[attr-defined]
-        )
+        like: Any = into
+        value = value.to(into.device)  # no communication: every process has read the file
+        value = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
     with torch.no_grad():
         into.copy_(value)
     return into

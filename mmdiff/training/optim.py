@@ -62,7 +62,8 @@ def make_optimizer(
     decays = any(group["weight_decay"] for group in groups)
     if decays and not taken(kind, ["weight_decay"]):
         raise ConfigError(f"{where}: {stage.optimizer['target']} has no weight decay, expected weight_decay 0")
-    hidden, rest = list(groups), []
+    hidden: list[dict[str, Any]] = list(groups)
+    rest: list[dict[str, Any]] = []
     node: Mapping[str, Any] = stage.optimizer
     if issubclass(kind, torch.optim.Muon):
         hidden, rest = divided(groups)
