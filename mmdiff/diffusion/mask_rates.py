@@ -115,7 +115,7 @@ class ExactCount:
 
 def ranks(target_BL: Bools, order_BL: Array) -> Ints:
     """Returns int64 (B, L), how many targets of its row have a smaller number than a target; others are last."""
-    order_BL = np.where(target_BL, order_BL, np.inf).argsort(axis=1, kind="stable")
-    rank_BL = np.empty_like(order_BL)
-    np.put_along_axis(rank_BL, order_BL, np.arange(order_BL.shape[1])[None], axis=1)
+    by_order_BL = np.where(target_BL, order_BL, np.inf).argsort(axis=1, kind="stable")
+    rank_BL = np.empty(by_order_BL.shape, dtype=np.int64)
+    np.put_along_axis(rank_BL, by_order_BL, np.arange(by_order_BL.shape[1])[None], axis=1)
     return rank_BL

@@ -146,10 +146,12 @@ class Denoise:
         part_RLN = torch.from_numpy(masks.masked_RL).unflatten(1, (-1, parts))
         if parts > 1:
             first = slice(None, None, parts)
-            masks = Masks(part_RLN.any(2).numpy(), *(values_RL[:, first] for values_RL in masks[1:]))
+            weight_RL, rate_RL, group_RL = masks.weight_RL[:, first], masks.rate_RL[:, first], masks.group_RL[:, first]
+            masks = Masks(part_RLN.any(2).numpy(), weight_RL, rate_RL, group_RL)
         out = noised_batch(batch, masks, vocab.noise_id)
         out.ids_RL = out.ids_RL.masked_fill(scope.hidden_BL.repeat(self.copies, 1), vocab.mask_id)
-        for change in (*([Replaced(self.corrupt)] if self.corrupt else []), *self.changes):
+        corrupted: list[Change] = [Replaced(self.corrupt)] if self.corrupt else []
+        for change in (*corrupted, *self.changes):
             out = change(out, key.fold(change.stream), vocab)
         out.weight_RL, count = DENOMINATORS[self.denominator](out)
         out.counts["denoise"] = count

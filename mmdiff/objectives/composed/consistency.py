@@ -58,7 +58,7 @@ class MaskAgnostic:
         for noised in plan.plans.values():
             h_RLD = model.hidden(noised.ids_RL, noised.batch, features, noised.row_R)
             scores = model.score(h_RLD, noised.batch, noised.masked_RL, noised.row_R, restrict=self.denoise.restrict)
-            term = weighted(noised, *scores, self.denoise.emphasis)
+            term = weighted(noised, scores.nll_P, scores.correct_P, self.denoise.emphasis)
             total, sums = total.to(h_RLD.device) + term.value / 2, term.sums
             states.append(model.gather(h_RLD, *noised.masked_RL.nonzero(as_tuple=True)))
         tv = self.variation(model, plan.plans["0"], states)
@@ -66,7 +66,8 @@ class MaskAgnostic:
 
     def variation(self, model: Model, noised: NoisedBatch, h_2PD: list[Tensor]) -> Tensor:
         """Returns the sum of rate * total variation of the predictions of two states of each masked position."""
-        allow_KV, set_P = allowed(noised.batch, *noised.masked_RL.nonzero(as_tuple=True), self.denoise.restrict)
+        row_P, position_P = noised.masked_RL.nonzero(as_tuple=True)
+        allow_KV, set_P = allowed(noised.batch, row_P, position_P, self.denoise.restrict)
 
         def one(first: Tensor, second: Tensor, sets: Tensor) -> Tensor:
             p_2PV = []

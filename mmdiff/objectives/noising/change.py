@@ -6,7 +6,7 @@ Shape letters: B samples, L canvas length, R rows, Q rows after the change.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class Complement:
     partitions (arXiv 2505.18883), of which this is the form for an ordinary model; with `ExactCount`, if `none` is set.
     """
 
-    stream = "complement"
+    stream: ClassVar[str] = "complement"
 
     def __call__(self, noised: NoisedBatch, key: NoiseKey, vocab: Vocab) -> NoisedBatch:
         clean_RL = noised.batch.ids_BL[noised.row_R]
@@ -50,12 +50,13 @@ class Complement:
         ids_RL = torch.where(noised.masked_RL, clean_RL, noised.ids_RL).masked_fill(masked_RL, vocab.mask_id)
         seen_RL = (1 - noised.rate_RL.double()).clamp(min=1e-12)
         weight_RL = (noised.weight_RL.double() * noised.rate_RL / seen_RL).float()
-        both = {
+        both: dict[str, Any] = {
             "ids_RL": ids_RL, "masked_RL": masked_RL, "weight_RL": weight_RL, "rate_RL": 1 - noised.rate_RL,
             "row_R": noised.row_R, "copy_R": noised.copy_R + 1 + int(noised.copy_R.max()),
             "group_RL": torch.where(noised.scored_RL, noised.group_RL + 1 + int(noised.group_RL.max()), -1),
         }  # fmt: skip
-        return replace(noised, **{name: torch.cat([getattr(noised, name), x]) for name, x in both.items()})
+        joined: dict[str, Any] = {name: torch.cat([getattr(noised, name), x]) for name, x in both.items()}
+        return replace(noised, **joined)
 
 
 @part
@@ -71,7 +72,7 @@ class Replaced:
     share: Half = 0.15
     scored: bool = False
 
-    stream = "corrupt"
+    stream: ClassVar[str] = "corrupt"
 
     def __call__(self, noised: NoisedBatch, key: NoiseKey, vocab: Vocab) -> NoisedBatch:
         out = replace(noised, ids_RL=replaced(noised, key, self.share, vocab))
@@ -93,7 +94,7 @@ class NearContext:
 
     p: BetweenZeroAndOne = 0.3
 
-    stream = "cart"
+    stream: ClassVar[str] = "cart"
 
     def __call__(self, noised: NoisedBatch, key: NoiseKey, vocab: Vocab) -> NoisedBatch:
         at_L = torch.arange(noised.ids_RL.shape[1], dtype=torch.float64)
@@ -108,7 +109,7 @@ class NearContext:
 class FallingWeight:
     """A masked position weighs 1 - mask rate: the linear weight of RDM (arXiv 2302.05737) and MGDM. No bound."""
 
-    stream = "falling"
+    stream: ClassVar[str] = "falling"
 
     def __call__(self, noised: NoisedBatch, key: NoiseKey, vocab: Vocab) -> NoisedBatch:
         return replace(noised, weight_RL=1 - noised.rate_RL)
@@ -119,7 +120,7 @@ class FallingWeight:
 class EvenWeight:
     """Every masked position weighs 1, whatever its level. No bound."""
 
-    stream = "even"
+    stream: ClassVar[str] = "even"
 
     def __call__(self, noised: NoisedBatch, key: NoiseKey, vocab: Vocab) -> NoisedBatch:
         return replace(noised, weight_RL=torch.ones_like(noised.weight_RL))
@@ -135,7 +136,7 @@ class EndWeight:
 
     weight: Share = 0.0
 
-    stream = "end"
+    stream: ClassVar[str] = "end"
 
     def __call__(self, noised: NoisedBatch, key: NoiseKey, vocab: Vocab) -> NoisedBatch:
         batch = noised.batch
@@ -159,7 +160,7 @@ class ExtraMasks:
 
     most: AtLeast1 = 64
 
-    stream = "masks"
+    stream: ClassVar[str] = "masks"
 
     def __call__(self, noised: NoisedBatch, key: NoiseKey, vocab: Vocab) -> NoisedBatch:
         index_R, copy_R = noised.batch.index_B[noised.row_R].tolist(), noised.copy_R.tolist()
