@@ -1,4 +1,4 @@
 """What encoders read and share: pictures, sound, spectrograms, and the numbering of layers of vision towers.
 
-May import: canvas.
+May import: canvas, config.
 """

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,14 @@ MAX_KERNEL = 1 << 24  # numbers of a resampling kernel; 44100 -> 16000 Hz needs 
 def read_waveform(data: object, rate: int = 16000) -> Waveform:
     """Returns the samples (samples,) at `rate` Hz; channels are averaged.
 
-    data: a path (WAV, FLAC, OGG, MP3); a mapping {"path": ...}; or one of Hugging Face's form, {"array": floats
-        (samples,) or (samples, channels), "sampling_rate": Hz}. Either mapping may have "start" and "end", in seconds:
-        only that part is read (MP3 is decoded from its beginning). Without "end", or with -1 as in Kaldi, it ends at
-        the last sample.
+    data: a path (WAV, FLAC, OGG, MP3), or the bytes of such a file; a mapping {"path": ...}; or one of Hugging Face's
+        form, {"array": floats (samples,) or (samples, channels), "sampling_rate": Hz}. Either mapping may have "start"
+        and "end", in seconds: only that part is read (MP3 is decoded from its beginning). Without "end", or with -1 as
+        in Kaldi, it ends at the last sample.
     Raises DataError that names the file: missing, not sound, damaged, empty, not finite, a segment outside it.
     """
+    if isinstance(data, bytes | bytearray | memoryview):
+        return _of_bytes(data, rate)
     fields, name = _fields(data)
     if "array" in fields:
         array = _array(fields["array"], name)
@@ -58,6 +61,16 @@ def read_waveform(data: object, rate: int = 16000) -> Waveform:
     if not bool(wave.isfinite().all()):
         raise DataError(f"{name}: holds samples that are not finite numbers")
     return _resampled(wave, source_rate, rate, name)
+
+
+def _of_bytes(data: bytes | bytearray | memoryview, rate: int) -> Waveform:
+    with NamedTemporaryFile() as file:  # MP3 and WAV are looked at as files, to see where they end
+        file.write(data)
+        file.flush()
+        try:
+            return read_waveform(file.name, rate)
+        except DataError as error:
+            raise DataError(str(error).replace(file.name, f"sound of {len(data)} bytes")) from None
 
 
 def duration(data: object) -> float:

@@ -80,12 +80,39 @@ def read_item(data: object, spec: ImageSpec) -> Item:
     return Item(pixels(image, spec)[None], (image.height, image.width))
 
 
+def read_bytes(data: object, spec: ImageSpec, *, reduce: bool = False) -> Item:
+    """Returns one crop as uint8: values (1, 3, H, W), of which `normalised` makes those of `read_item`.
+
+    reduce: JPEG is decoded at a half, quarter or eighth of its size where that is still twice the crop's, and pictures
+        are averaged over whole pixels down to twice the crop before they are resized; both change values a little.
+    """
+    if isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape == (*spec.size, 3):
+        return Item(_as_3HW(data)[None], spec.size)
+    image, layout = _read(data, 2 * max(spec.size) if reduce else None)
+    return Item(_as_3HW(np.array(fitted(image, spec, 2.0 if reduce else None)))[None], layout)
+
+
+def normalised(values_N3HW: Tensor, spec: ImageSpec) -> Tensor:
+    """uint8 values, in any dtype that holds them, as float32 numbers of the tower, on their device."""
+    mean_3 = torch.tensor(spec.mean, device=values_N3HW.device)
+    std_3 = torch.tensor(spec.std, device=values_N3HW.device)
+    return (values_N3HW.float().div(255) - mean_3[:, None, None]) / std_3[:, None, None]
+
+
 def read_image(source: object) -> Image:
     """Returns an upright 8-bit RGB picture.
 
     source: a path, the bytes of a file, a PIL image, an array (H, W[, 1|3|4]) or a tensor ([1|3|4,] H, W). Whole
         numbers are 0..255 (uint8) or 0..65535 (uint16), floats 0..1.
     Transparent pixels become white. Raises DataError that names the file, for what is missing, damaged or too large.
+    """
+    return _read(source)[0]
+
+
+def _read(source: object, side: int | None = None) -> tuple[Image, tuple[int, int]]:
+    """Returns a picture as `read_image` does, and its height and width as it is stored upright.
+
+    side: JPEG may be decoded at less than its size, but at least at `side` pixels both ways.
     """
     require("PIL", "vision")
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -102,8 +129,15 @@ def read_image(source: object) -> Image:
             raise DataError(f"{name} is not a picture, expected a path, bytes, a PIL image, an array or a tensor")
         with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as image:
             check_opened(image, source, name)
+            width, height = image.size
+            if side is not None and getattr(image, "format", None) == "JPEG":
+                image.draft(None, (side, side))
             image.load()
-            return _rgb(ImageOps.exif_transpose(image), name)
+            drawn = image.size
+            upright = ImageOps.exif_transpose(image)
+            if upright.size != drawn:  # turned by a quarter
+                width, height = height, width
+            return _rgb(upright, name), (height, width)
     except DataError:
         raise
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
@@ -125,31 +159,37 @@ def check_opened(image: Image, source: object, name: str) -> None:
 
 def pixels(image: Image, spec: ImageSpec) -> Tensor:
     """Returns an RGB picture as (3, H, W) float32."""
+    return _scaled(np.array(fitted(image, spec)), spec)
+
+
+def fitted(image: Image, spec: ImageSpec, gap: float | None = None) -> Image:
+    """Returns an RGB picture at the size of `spec`. gap: that of `PIL.Image.Image.resize`; None resizes in one step."""
     height, width = spec.size
     w, h = image.size
     if spec.resize_mode == "pad":
         image = _padded(image, max(w, round(h * width / height)), max(h, round(w * height / width)), spec.mean)
     elif spec.resize_mode == "crop":
         scaled = (width, int(width * h / w)) if w * height <= h * width else (int(height * w / h), height)
-        image = _resized(image, *scaled, spec.interpolation)
+        image = _resized(image, *scaled, spec.interpolation, gap)
         left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
         image = image.crop((left, top, left + width, top + height))
-    image = _resized(image, width, height, spec.interpolation)
-    return _scaled(np.array(image), spec)
+    return _resized(image, width, height, spec.interpolation, gap)
 
 
 def _scaled(image_HW3: np.ndarray[Any, Any], spec: ImageSpec) -> Tensor:
     """uint8 (H, W, 3) -> (3, H, W) float32."""
+    return normalised(_as_3HW(image_HW3), spec)
+
+
+def _as_3HW(image_HW3: np.ndarray[Any, Any]) -> Tensor:
     image_HW3 = np.require(image_HW3, requirements=["C", "W"])  # bytes of a request cannot be written to
-    values_3HW = torch.from_numpy(image_HW3).permute(2, 0, 1).contiguous().float().div(255)
-    mean_3, std_3 = torch.tensor(spec.mean), torch.tensor(spec.std)
-    return (values_3HW - mean_3[:, None, None]) / std_3[:, None, None]
+    return torch.from_numpy(image_HW3).permute(2, 0, 1).contiguous()
 
 
-def _resized(image: Image, width: int, height: int, interpolation: Interpolation) -> Image:
+def _resized(image: Image, width: int, height: int, interpolation: Interpolation, gap: float | None = None) -> Image:
     from PIL.Image import Resampling
 
-    return image.resize((max(width, 1), max(height, 1)), Resampling[interpolation.upper()])
+    return image.resize((max(width, 1), max(height, 1)), Resampling[interpolation.upper()], reducing_gap=gap)
 
 
 def _padded(image: Image, width: int, height: int, mean: Triple) -> Image:

@@ -25,7 +25,7 @@ class MediaBatch:
 
     crops: crops per item. layouts: `Item.layout` per item. features_NTE: the encoder's output where it was cached, used
     in place of the values. length_N, tokens: `Item.lengths` and `Item.tokens` of all crops; None where all crops are of
-    one size.
+    one size. origins: `Item.origin` per item; empty where no item has one.
     """
 
     values_N: Tensor
@@ -34,6 +34,7 @@ class MediaBatch:
     features_NTE: Tensor | None = None
     length_N: Tensor | None = None  # int64
     tokens: list[int] | None = None
+    origins: list[bytes] = field(default_factory=list)
 
 
 @dataclass

@@ -70,12 +70,15 @@ class Item:
 
     Crops of unequal length (sound) are filled up with zeros along the last axis. `lengths` then says how much of each
     is real, and `tokens` how many features the encoder makes of it; both are empty where all crops are of one size.
+    origin: what stands for the numbers in a cache: the same origin, read by the same encoder, gives the same numbers.
+    It is empty where nothing does but the numbers themselves.
     """
 
     values: Tensor
     layout: tuple[int, ...] = ()
     lengths: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
+    origin: bytes = b""
 
 
 def canvas_length(sample: Sample) -> int:

@@ -163,8 +163,9 @@ class _Row:
 def _stack(items: Sequence[Item]) -> MediaBatch:
     """The crops of all items as one tensor, padded with zeros along the last axis where they are of unequal length."""
     crops, layouts = [len(item.values) for item in items], [item.layout for item in items]
+    origins = [item.origin for item in items] if any(item.origin for item in items) else []
     if not any(item.lengths for item in items):
-        return MediaBatch(torch.cat([item.values for item in items]), crops, layouts)
+        return MediaBatch(torch.cat([item.values for item in items]), crops, layouts, origins=origins)
     longest = max(item.values.shape[-1] for item in items)
     return MediaBatch(
         torch.cat([F.pad(item.values, (0, longest - item.values.shape[-1])) for item in items]),
@@ -172,6 +173,7 @@ def _stack(items: Sequence[Item]) -> MediaBatch:
         layouts,
         length_N=torch.tensor([n for item in items for n in item.lengths]),
         tokens=[n for item in items for n in item.tokens],
+        origins=origins,
     )
 
 

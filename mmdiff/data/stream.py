@@ -7,8 +7,9 @@ many processes share it, or how many batches make a step.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,14 @@ from mmdiff.errors import ConfigError, DataError, UserError, located
 from mmdiff.protocols import Reader, Row, Source, Task
 
 from .collate import Padding, collate
+from .origin import file_state
 
 unchecked = inspect.unwrap(collate)  # looking at the types of every part of every sample takes a millisecond per batch
 
 CHUNK = 4096  # positions whose mixture is drawn together
 OVERHEAD = 2048  # bytes of a cached sample besides its media
+IN_A_ROW = 1000  # rows that cannot be used: then it is not the rows
+GROUPS = 4  # groups of rows that are shuffled together, where a source reads rows in groups
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Component:
 class Stream:
     """An endless, shuffled sequence of samples; every row of a component comes once per epoch of that component.
 
+    A source may say that it reads rows in `groups`, a list of their sizes: groups are then shuffled, and the rows of
+    `GROUPS` groups at a time among each other. One that is `in_order` is not shuffled. Of one whose `on_error` is
+    "skip", a row that cannot be used is named and counted on stderr, and the next row of the source that can be used is
+    taken in its stead, whoever asks: the order of all other rows stays.
+
     cache_bytes: size of the cache of samples, media read, that each data process keeps for later epochs; 0: none.
     batch, bucket: the samples of `bucket` consecutive batches are sorted by their length and dealt out again, so that a
         batch holds samples of about one length and needs little padding; which of these batches comes when is drawn
@@ -53,6 +62,7 @@ class Stream:
     ) -> None:
         self._batch, self._bucket = batch, bucket
         self._dealt: dict[int, list[int]] = {}
+        self.skipped: set[tuple[int, int]] = set()  # (component, row), those that this process could not use
         self._cache: dict[tuple[int, int], Sample] = {}
         self._cache_budget = cache_bytes or -1  # bytes that are left; -1: not even an empty sample fits
         self.components = list(components)
@@ -68,6 +78,7 @@ class Stream:
         self._edges = np.cumsum(share / share.sum())
         self._key = NoiseKey(seed, stream="order")
         self._before: list[np.ndarray] = [np.zeros(len(share), dtype=np.int64)]  # draws of each component by chunk
+        self._mixed: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # the last chunks, see `_chunk`
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     def locate(self, position: int) -> tuple[int, int]:
@@ -75,12 +86,25 @@ class Stream:
         if len(self.components) == 1:
             return 0, self._row(0, position)
         chunk, at = divmod(position, CHUNK)
+        choice_C, draw_C = self._mixed.get(chunk) or self._chunk(chunk)
+        c = int(choice_C[at])
+        return c, self._row(c, int(draw_C[at]))
+
+    def _chunk(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns, for each position of a chunk, its component and how many draws that component had before.
+
+        Two chunks are kept, so that neighbouring positions are found without drawing a chunk anew.
+        """
         while len(self._before) <= chunk:
             drawn = np.bincount(self._choices(len(self._before) - 1), minlength=len(self.components))
             self._before.append(self._before[-1] + drawn)
-        choices = self._choices(chunk)
-        c = int(choices[at])
-        return c, self._row(c, int(self._before[chunk][c] + (choices[:at] == c).sum()))
+        choice_C = self._choices(chunk)
+        draw_C = np.empty(CHUNK, dtype=np.int64)
+        for c, before in enumerate(self._before[chunk].tolist()):
+            at = (choice_C == c).nonzero()[0]
+            draw_C[at] = before + np.arange(len(at))
+        self._mixed = {**dict(list(self._mixed.items())[-1:]), chunk: (choice_C, draw_C)}
+        return choice_C, draw_C
 
     def _bucketed(self, position: int) -> int:
         """Returns the stream position whose sample is served at `position`, after bucketing by length."""
@@ -99,13 +123,23 @@ class Stream:
         return np.searchsorted(self._edges[:-1], self._key.fold("mix").uniform(chunk, CHUNK), side="right")
 
     def _row(self, component: int, draw: int) -> int:
-        epoch, at = divmod(draw, len(self.components[component].rows))
+        rows = self.components[component].rows
+        epoch, at = divmod(draw, len(rows))
+        if getattr(rows, "in_order", False):
+            return at
         if (component, epoch) not in self._orders:
             self._orders = {
                 k: v for k, v in self._orders.items() if k[0] != component
             }  # one epoch per component is kept
-            noise = self._key.fold("shuffle").uniform(epoch, len(self.components[component].rows), copy=component)
-            self._orders[component, epoch] = noise.argsort(kind="stable")
+            noise = self._key.fold("shuffle").uniform(epoch, len(rows), copy=component)
+            sizes = getattr(rows, "groups", ())
+            if len(sizes) > GROUPS:
+                groups = self._key.fold("groups").uniform(epoch, len(sizes), copy=component).argsort(kind="stable")
+                turn = np.empty(len(sizes), dtype=np.int64)
+                turn[groups] = np.arange(len(sizes)) // GROUPS
+                self._orders[component, epoch] = np.lexsort((noise, np.repeat(turn, sizes)))
+            else:
+                self._orders[component, epoch] = noise.argsort(kind="stable")
         return int(self._orders[component, epoch][at])
 
     def sample(self, position: int, vocab: Vocab, readers: Mapping[str, Reader]) -> tuple[Sample, str]:
@@ -117,13 +151,31 @@ class Stream:
         component = self.components[c]
         if (c, i) in self._cache:
             return self._cache[c, i], component.name
-        with located(row_name(component.name, i)):
-            sample = read_media(component.task.sample(component.rows[i], vocab), readers)
+        sample = self._usable(c, i, vocab, readers)
         size = OVERHEAD + sum(p.data.values.nbytes for p in sample if isinstance(p, Media) and isinstance(p.data, Item))
         if size <= self._cache_budget:
             self._cache_budget -= size
             self._cache[c, i] = sample
         return sample, component.name
+
+    def _usable(self, c: int, i: int, vocab: Vocab, readers: Mapping[str, Reader]) -> Sample:
+        """Returns the sample of a row, or of the next one that can be used where its source skips what cannot."""
+        component = self.components[c]
+        count, skip = len(component.rows), getattr(component.rows, "on_error", "stop") == "skip"
+        most = min(count, IN_A_ROW)
+        for at in (n % count for n in range(i, i + most)):
+            if (c, at) in self.skipped:
+                continue
+            try:
+                with located(row_name(component.name, at)):
+                    return read_media(component.task.sample(component.rows[at], vocab), readers)
+            except DataError as error:
+                if not skip:
+                    raise
+                self.skipped.add((c, at))
+                print(f"warning: {error}; skipped ({len(self.skipped)} by this process)", file=sys.stderr)
+        where = f"data.{component.name}".rstrip(".")
+        raise DataError(f"{where}: none of {most} rows from row {i} on can be used")
 
 
 def check_source(rows: Any, where: str) -> None:
@@ -142,11 +194,18 @@ def check_source(rows: Any, where: str) -> None:
 def read_media(sample: Sample, readers: Mapping[str, Reader]) -> Sample:
     """Returns `sample` with its media as Items; kinds that no reader reads are left for `collate` to refuse."""
     return [
-        Media(p.kind, readers[p.kind].read(p.data))
+        Media(p.kind, _read(p.data, readers[p.kind]))
         if isinstance(p, Media) and p.kind in readers and not isinstance(p.data, Item)
         else p
         for p in sample
     ]
+
+
+def _read(data: object, reader: Reader) -> Item:
+    """Returns an item with its origin, unless its file was changed while it was read."""
+    before = file_state(data)
+    item = reader.read(data)
+    return replace(item, origin=before) if before and not item.origin and file_state(data) == before else item
 
 
 def row_name(name: str, row: int) -> str:

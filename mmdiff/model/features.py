@@ -1,9 +1,9 @@
 """A frozen encoder's features on disk: each item goes through the encoder once, whatever the number of epochs.
 
-There is one SQLite file per run (transactions survive a kill). The key of an item is the hash of its numbers and of the
-encoder's weights, so a changed encoder, size or picture never finds an old feature; a checksum beside it shows damage,
-and what is damaged is computed again. The file grows with the number of different items: T * E * 4 bytes per crop in
-fp32.
+There is one SQLite file per run (transactions survive a kill). The key of an item is the hash of the encoder's weights
+and of where its numbers come from, a file as it stood when it was read (`mmdiff.data.origin`), or of the numbers
+themselves. So a changed encoder, size or picture never finds an old feature; a checksum beside it shows damage, and
+what is damaged is computed again. The file grows with the number of different items: T * E * 4 bytes per crop in fp32.
 
 Shape letters: N crops, T features per crop, E encoder width.
 """
@@ -62,8 +62,7 @@ class FeatureCache:
         return replace(batch, media=media)
 
     def _fill(self, model: MMDiff, kind: str, group: MediaBatch, of_encoder: bytes) -> MediaBatch:
-        values = items(group)
-        keys = [hashlib.sha256(of_encoder + np.ascontiguousarray(v.numpy()).tobytes()).digest() for v in values]
+        keys = [hashlib.sha256(of_encoder + own).digest() for own in _identities(group)]
         found = {key: feature for key in keys if (feature := self._get(key)) is not None}
         absent = [i for i, key in enumerate(keys) if key not in found]
         self.hits += len(keys) - len(absent)
@@ -146,6 +145,20 @@ def _warn(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr)
 
 
+def _identities(group: MediaBatch) -> list[bytes]:
+    """Returns what stands for the numbers of each item: its origin and sizes, or the numbers where it has none."""
+    origins = group.origins or [b""] * len(group.crops)
+    values = [] if all(origins) else items(group)
+    sizes = f"{group.values_N.dtype} {tuple(group.values_N.shape[1 : None if group.length_N is None else -1])}"
+    of_item: list[bytes] = []
+    for i, origin in enumerate(origins):
+        if origin:
+            of_item.append(f"file {sizes} {group.crops[i]} {group.layouts[i]} ".encode() + origin)
+        else:
+            of_item.append(np.ascontiguousarray(values[i].numpy()).tobytes())
+    return of_item
+
+
 def items(group: MediaBatch) -> list[Tensor]:
     """Returns the numbers of each item, without the padding to the longest of the batch."""
     values = list(group.values_N.split(group.crops))
@@ -165,6 +178,7 @@ def subset(group: MediaBatch, chosen: Sequence[int]) -> MediaBatch:
         [group.layouts[i] for i in chosen],
         length_N=None if group.length_N is None else group.length_N[crop_N],
         tokens=None if group.tokens is None else [group.tokens[i] for i in crop_N.tolist()],
+        origins=[group.origins[i] for i in chosen] if group.origins else [],
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import spoken
 import torch
@@ -15,9 +18,11 @@ from safetensors.torch import load_file
 
 from mmdiff import train
 from mmdiff.canvas.batch import Batch
-from mmdiff.canvas.sample import Media, Target
+from mmdiff.canvas.sample import Item, Media, Target
 from mmdiff.data.collate import collate
-from mmdiff.data.stream import Batches, Component, Stream
+from mmdiff.data.media_reader import MediaReader
+from mmdiff.data.origin import file_state
+from mmdiff.data.stream import Batches, Component, Stream, read_media
 from mmdiff.errors import UserError
 from mmdiff.model import MMDiff
 from mmdiff.model.features import FeatureCache, fingerprint
@@ -163,3 +168,93 @@ def test_short_clips_are_padded_to_the_longest_of_a_batch(tmp_path: Path) -> Non
     assert alone is not None and alone.shape[1] == short, "no feature keeps the length of the batch it was made in"
     expected = m.features("audio", batch([0, 1]).media["audio"])
     torch.testing.assert_close(both.features_NTE, expected, atol=1e-4, rtol=0)
+
+
+class Numbers(toy.Patches):
+    """Reads the file that holds the numbers of a picture."""
+
+    def read(self, data: Any) -> Any:
+        return super().read(np.load(data))
+
+
+def test_a_file_that_is_unchanged_is_known_without_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that changed is not, though its path, size and time of content are those of before."""
+    now = time.time_ns()
+    monkeypatch.setattr("mmdiff.data.origin.time.time_ns", lambda: now + 60 * 10**9)
+    m = MMDiff(toy.backbone(), {"image": Numbers()}, {"image": toy.Project(width_in=16, width_out=32)}).eval()
+    apply_rules(m, read_rules(RULES), lr=0.1, weight_decay=0.0)
+    prints = {"image": fingerprint(m.encoders["image"])}
+    first, second = (toy.Corners(2)[n]["image"] for n in (0, 1))
+    a, b = tmp_path / "a.npy", tmp_path / "b.npy"
+    np.save(a, first)
+    np.save(b, second)
+    cache = FeatureCache(tmp_path / "f.sqlite")
+
+    def features(*data: Any) -> Any:
+        batch = collate([read_media([Media("image", one), Target([4])], m.readers) for one in data], m.vocab, m.readers)
+        filled = cache.fill(m, batch, prints).media["image"].features_NTE
+        assert filled is not None
+        torch.testing.assert_close(filled, m.features("image", batch.media["image"]), atol=1e-6, rtol=0)
+        return batch
+
+    read = features(str(a), str(b))
+    assert all(read.media["image"].origins) and cache.misses == 2
+    monkeypatch.setattr("mmdiff.model.features.items", None)  # no number is looked at
+    features(str(b), a)
+    assert (cache.misses, cache.hits) == (2, 2)
+    monkeypatch.undo()
+    monkeypatch.setattr("mmdiff.data.origin.time.time_ns", lambda: now + 60 * 10**9)
+    before = a.stat()
+    with a.open("r+b") as file:  # the same inode and size
+        file.write(b.read_bytes())
+    os.utime(a, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (a.stat().st_ino, a.stat().st_size, a.stat().st_mtime_ns) == (
+        before.st_ino,
+        before.st_size,
+        before.st_mtime_ns,
+    )
+    features(str(a))
+    assert cache.misses == 3
+    np.save(tmp_path / "c.npy", first)
+    (tmp_path / "c.npy").replace(b)
+    features(str(b))
+    assert cache.misses == 4
+
+
+def test_a_file_that_is_new_or_changes_while_it_is_read_is_known_by_its_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, toy.Corners(2)[0]["image"])
+    reader = MediaReader(Numbers(), toy.Project(width_in=16, width_out=32))
+
+    def origin(data: Any) -> bytes:
+        (media,) = read_media([Media("image", data)], {"image": reader})
+        assert isinstance(media, Media) and isinstance(media.data, Item)
+        return media.data.origin
+
+    now = time.time_ns()
+    assert origin(path) == b""  # another write within the same tick of the file system would keep its times
+    monkeypatch.setattr("mmdiff.data.origin.time.time_ns", lambda: now + 60 * 10**9)
+    assert origin(path) == file_state(path) != b""
+    read = Numbers.read
+
+    def slowly(self: Any, data: Any) -> Any:
+        item = read(self, data)
+        os.truncate(data, 10)
+        return item
+
+    monkeypatch.setattr(Numbers, "read", slowly)
+    assert origin(path) == b""
+
+
+def test_states_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"RIFF")
+    now = time.time_ns()
+    monkeypatch.setattr("mmdiff.data.origin.time.time_ns", lambda: now + 60 * 10**9)
+    whole = file_state(str(path))
+    parts = [file_state({"path": str(path), "start": 0.0, "end": end}) for end in (1.0, 2.0)]
+    assert len({whole, *parts}) == 3 and whole == file_state(path) and all((whole, *parts))
+    for data in (b"RIFF", np.zeros(3), {"array": [0.0], "path": str(path)}, tmp_path, tmp_path / "none", "a\0b", None):
+        assert file_state(data) == b""

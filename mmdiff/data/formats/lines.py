@@ -1,0 +1,90 @@
+"""JSON lines by number: one pass over the files notes where lines begin and end; a line is read when it is asked for.
+
+{"image": "cat.jpg", "question": "What is it?", "answer": "a cat"}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmdiff.errors import DataError
+
+MARK = b"\xef\xbb\xbf"  # some editors begin a file with it
+
+
+class Lines:
+    """The lines of files that are not blank, file after file. See `mmdiff.data.formats.table.Table`."""
+
+    groups: Sequence[int] = ()
+    in_order = False
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = list(files)
+        begins, ends, numbers, counts = [], [], [], []
+        for path in self.files:
+            begin, end, number = _scanned(path)
+            begins.append(begin)
+            ends.append(end)
+            numbers.append(number)
+            counts.append(len(begin))
+        self._first = np.cumsum([0, *counts])
+        self._begin, self._end, self._line = (np.concatenate(each) for each in (begins, ends, numbers))
+
+    def __len__(self) -> int:
+        return len(self._begin)
+
+    def _file(self, index: int) -> Path:
+        return self.files[int(np.searchsorted(self._first, index, side="right")) - 1]
+
+    def where(self, index: int) -> str:
+        return f"{self._file(index)} line {self._line[index]}"
+
+    def size(self, index: int) -> int:
+        return int(self._end[index] - self._begin[index])
+
+    def read(self, index: int) -> Mapping[str, Any]:
+        try:
+            with self._file(index).open("rb") as file:
+                file.seek(int(self._begin[index]))
+                line = file.read(self.size(index))
+        except OSError as error:
+            raise DataError(f"cannot be read ({error.strerror})") from None
+        return json_object(line.rstrip())
+
+
+def json_object(text: bytes) -> Mapping[str, Any]:
+    """Returns the object that UTF-8 text holds. Raises DataError for all else."""
+    try:
+        value = json.loads(text.removeprefix(MARK).decode())
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise DataError("nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"not JSON ({error.msg} at column {error.colno})") from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise DataError(f"not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise DataError(f"not a JSON object: {value!r:.60}")
+    return value
+
+
+def _scanned(path: Path) -> tuple[Any, Any, Any]:
+    """Returns where the lines begin and end, in bytes, and their numbers from 1; blank lines are left out."""
+    begins, ends, numbers, at = [], [], [], 0
+    try:
+        with path.open("rb") as file:
+            for n, line in enumerate(file, 1):
+                if line.strip():
+                    begins.append(at)
+                    ends.append(at + len(line))
+                    numbers.append(n)
+                at += len(line)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    return tuple(np.array(each, dtype=np.int64) for each in (begins, ends, numbers))  # type: ignore[return-value]

@@ -1,0 +1,350 @@
+"""Rows of any task from JSON lines, Parquet, tar shards and `datasets`: the same rows, each once, also after a kill."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import toy
+from PIL import Image
+
+from mmdiff.backbones import new_backbone
+from mmdiff.canvas.sample import Media, Target, Text
+from mmdiff.canvas.vocab import word_tokenizer
+from mmdiff.config import build
+from mmdiff.data.formats.parquet import Parquet
+from mmdiff.data.formats.rows import Rows
+from mmdiff.data.stream import GROUPS, Component, Stream
+from mmdiff.encoders.media.images import read_image
+from mmdiff.errors import DataError, UserError
+from mmdiff.tasks.vqa import VQA
+from mmdiff.training.loading import batches_of
+
+datasets = pytest.importorskip("datasets")
+parquet = pytest.importorskip("pyarrow.parquet")
+pyarrow = pytest.importorskip("pyarrow")
+N = 24
+
+
+def png(n: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.full((4, 4, 3), n, np.uint8)).save(out, "png")
+    return out.getvalue()
+
+
+ROWS = [{"image": png(n), "question": f"wie viel ist {n}", "answer": ["ä", str(n)]} for n in range(N)]
+
+
+def tar(path: Path, members: Sequence[tuple[str, bytes]], kinds: Mapping[str, bytes] | None = None) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.type = (kinds or {}).get(name, tarfile.REGTYPE)
+            member.size = len(data) if member.type == tarfile.REGTYPE else 0
+            member.linkname = "x"
+            archive.addfile(member, io.BytesIO(data) if member.size else None)
+
+
+def shard(rows: Sequence[dict[str, Any]], first: int) -> list[tuple[str, bytes]]:
+    members = []
+    for n, row in enumerate(rows, first):
+        rest = {name: value for name, value in row.items() if name != "image"}
+        members += [(f"./a.b/{n:03}.png", row["image"]), (f"./a.b/{n:03}.json", json.dumps(rest).encode())]
+    return members
+
+
+def as_lines(folder: Path) -> Any:
+    for n, row in enumerate(ROWS):
+        (folder / f"{n}.png").write_bytes(row["image"])
+    lines = [json.dumps({**row, "image": f"{n}.png"}, ensure_ascii=False) for n, row in enumerate(ROWS)]
+    (folder / "a.jsonl").write_text("\ufeff" + "\n\n".join(lines[:7]), encoding="utf-8")  # no line feed at the end
+    (folder / "b.jsonl").write_text("\r\n".join(lines[7:]) + "\n", encoding="utf-8")
+    return str(folder / "*.jsonl")
+
+
+def as_parquet(folder: Path) -> Any:
+    for name, rows in (("a", ROWS[:11]), ("b", ROWS[11:])):
+        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{name}.parquet", row_group_size=2)
+    return str(folder / "*.parquet")
+
+
+def as_tar(folder: Path) -> Any:
+    tar(folder / "a.tar", shard(ROWS[:5], 0))
+    tar(folder / "b.tar", shard(ROWS[5:], 5))
+    return str(folder / "*.tar")
+
+
+def as_dataset(folder: Path) -> Any:
+    rows = [{**row, "image": {"bytes": row["image"], "path": None}} for row in ROWS]
+    return datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+
+
+def as_saved(folder: Path) -> Any:
+    as_dataset(folder).save_to_disk(folder / "saved")
+    return str(folder / "saved")
+
+
+def as_stream(folder: Path) -> Any:
+    return as_dataset(folder).to_iterable_dataset(num_shards=3)
+
+
+def as_loaded(folder: Path) -> Any:
+    as_parquet(folder)
+    node = {
+        "target": "mmdiff.data.formats.loaded.loaded",
+        "path": "parquet",
+        "data_dir": str(folder),
+        "streaming": True,
+    }
+    return build(node)
+
+
+VOCAB = new_backbone(tokenizer=word_tokenizer([f"w{n}" for n in range(N)]), hidden_size=8, layers=1, heads=1).vocab
+FORMATS = [as_lines, as_parquet, as_tar, as_dataset, as_saved, as_stream, as_loaded]
+Make = Callable[[Path], Any]
+
+
+@pytest.mark.parametrize("make", FORMATS)
+def test_the_rows_are_those_of_every_format(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    rows = Rows(make(tmp_path))
+    assert len(rows) == N
+    for n in (*range(N), 3, 20, 0):
+        found = dict(rows[n])
+        assert found.pop("where")
+        if isinstance(found["image"], str):
+            found["image"] = Path(found["image"]).read_bytes()
+        assert found == ROWS[n]
+    with pytest.raises(IndexError):
+        rows[N]
+
+
+class Numbered:
+    """A task whose sample says which row it is of."""
+
+    def sample(self, row: Any, vocab: Any) -> Any:
+        return [Text([int(row["answer"][1]) + 4]), Target([4])]
+
+
+def numbers(source: Any, *, first: int, last: int, world: int, workers: int, on_error: Any = "stop") -> list[list[int]]:
+    """Row numbers of every step of a stage, over all processes."""
+    stage: Any = SimpleNamespace(batch_size=2, accumulate=1, steps=last, padding="ignore")
+    model: Any = SimpleNamespace(vocab=VOCAB, readers={})
+    found: list[list[int]] = [[] for _ in range(last - first)]
+    for rank in range(world):
+        stream = Stream([Component("", Rows(source, on_error=on_error), Numbered())], seed=3)  # type: ignore[arg-type]
+        shape = {"rank": rank, "world": world, "workers": workers}
+        for at, batch in enumerate(batches_of(stage, stream, model, first=first, **shape)):
+            found[at] += (batch.ids_BL[:, 0] - 4).tolist()
+    return found
+
+
+@pytest.mark.parametrize("make", FORMATS)
+def test_two_ranks_of_two_workers_cover_each_row_once_per_epoch(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a run that is killed and resumed has the rows that it would have had, in any number of processes."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    source = make(tmp_path)
+    shared = numbers(source, first=0, last=12, world=2, workers=2)  # 12 steps of 4 rows: two epochs
+    for epoch in (shared[:6], shared[6:]):
+        assert sorted(n for step in epoch for n in step) == list(range(N))
+    assert numbers(source, first=5, last=12, world=2, workers=2) == shared[5:]
+    alone = [n for step in numbers(source, first=0, last=24, world=1, workers=0) for n in step]
+    assert alone == [n for step in shared for n in step]
+    streamed = make in (as_stream, as_loaded)
+    assert (alone[:N] == list(range(N))) is streamed
+    assert (alone[:N] == alone[N:]) is streamed
+
+
+def test_a_group_of_parquet_is_read_once_per_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, reads = Rows(as_parquet(tmp_path)), Counter()  # type: ignore[var-annotated]
+    read = Parquet._read_group
+    monkeypatch.setattr(Parquet, "_read_group", lambda self, *at: reads.update([at]) or read(self, *at))
+    stream = Stream([Component("", rows, Numbered())], seed=0)  # type: ignore[arg-type]
+    found = [stream.locate(n)[1] for n in range(N)]
+    for row in found:
+        rows[row]
+    assert set(reads.values()) == {1} and len(reads) == len(rows.groups) == 13 > GROUPS
+    assert sorted(found) == list(range(N))
+    assert pickle.loads(pickle.dumps(rows))[5]["question"] == "wie viel ist 5"
+
+
+def test_what_cannot_be_used_is_named_counted_and_skipped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lines = [json.dumps({"question": "q", "answer": ["a", str(n)]}) for n in range(8)]
+    lines[5] = '{"question": "q", "answer": ["a'
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    fault = rf"row 5: {path} line 6: not JSON \(Unterminated string starting at at column 30\)"
+    with pytest.raises(DataError, match=f"^{fault}$"):
+        numbers(str(path), first=0, last=4, world=1, workers=0)
+    for world, workers in ((1, 0), (2, 2)):
+        found = numbers(str(path), first=0, last=8 // world, world=world, workers=workers, on_error="skip")
+        every = [n for step in found for n in step]
+        assert Counter(every) == {**dict.fromkeys((0, 1, 2, 3, 4, 7), 2), 6: 4}
+    assert "not JSON" in (err := capfd.readouterr().err) and "skipped (1 by this process)" in err
+    checked = Rows(str(path), on_error="skip", verify=True)
+    assert len(checked) == 7 and checked.skipped == {"not JSON (Unterminated string starting at at column 30)": 1}
+    assert [row["answer"][1] for row in (checked[n] for n in range(7))] == ["0", "1", "2", "3", "4", "6", "7"]
+    assert f"{path}: skipped 1 of 8 rows (1 not JSON" in capfd.readouterr().err
+    with pytest.raises(DataError, match=f"^{path} line 6: not JSON"):
+        Rows(str(path), verify=True)
+    path.write_text("[]\n3\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"^data: none of 2 rows from row \d on can be used$"):
+        numbers(str(path), first=0, last=1, world=1, workers=0, on_error="skip")
+
+
+PICKLED = pickle.dumps(print)
+
+
+@pytest.mark.parametrize(
+    ("members", "kinds", "fault"),
+    [
+        ([("a.json", b"{}"), ("../b.json", b"{}")], {}, "../b.json: leads out of the archive"),
+        ([("/b.json", b"{}")], {}, "/b.json: leads out of the archive"),
+        ([("x/../../b.json", b"{}")], {}, "x/../../b.json: leads out of the archive"),
+        ([("a.pyd", PICKLED)], {}, "a.pyd: is a pickle, which could run anything; expected json, txt, npy or media"),
+        (
+            [("a.x.PKL", PICKLED)],
+            {},
+            "a.x.PKL: is a pickle, which could run anything; expected json, txt, npy or media",
+        ),
+        ([("a.jpg", b"")], {"a.jpg": tarfile.SYMTYPE}, "a.jpg: is a link, expected a file"),
+        ([("a.jpg", b"")], {"a.jpg": tarfile.FIFOTYPE}, "a.jpg: is no plain file"),
+        ([("a.json", b"{}"), ("a.JSON", b"{}")], {}, "a.JSON: a second member of this name and ending"),
+    ],
+)
+def test_members_that_are_refused(
+    members: list[tuple[str, bytes]], kinds: dict[str, bytes], fault: str, tmp_path: Path
+) -> None:
+    tar(tmp_path / "s.tar", members, kinds)
+    with pytest.raises(DataError) as caught:
+        Rows(str(tmp_path / "s.tar"))
+    assert str(caught.value) == f"{tmp_path}/s.tar {fault}"
+
+
+@pytest.mark.parametrize(
+    ("member", "data", "fault"),
+    [
+        ("0.json", b"[1]", "json: not a JSON object: [1]"),
+        ("0.cls", b"cat", "cls: b'cat' is not a whole number"),
+        ("0.txt", b"\xff", "txt: not UTF-8 at byte 0"),
+        ("0.npy", b"\x93NUMPY", "npy: not an array"),
+    ],
+)
+def test_members_that_cannot_be_read(member: str, data: bytes, fault: str, tmp_path: Path) -> None:
+    tar(tmp_path / "s.tar", [(member, data)])
+    rows = Rows(str(tmp_path / "s.tar"))
+    with pytest.raises(DataError) as caught:
+        rows[0]
+    assert str(caught.value).startswith(f"{tmp_path}/s.tar 0: {fault}")
+
+
+def test_an_array_of_objects_is_not_unpickled(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    np.save(out, np.array([print], dtype=object), allow_pickle=True)
+    tar(tmp_path / "s.tar", [("0.npy", out.getvalue())])
+    with pytest.raises(DataError, match="npy: not an array .Object arrays cannot be loaded"):
+        Rows(str(tmp_path / "s.tar"))[0]
+
+
+def test_kinds_of_members(tmp_path: Path) -> None:
+    array = io.BytesIO()
+    np.save(array, np.arange(3))
+    members = [
+        ("0.cls", b"7\n"),
+        ("0.txt", "ä".encode()),
+        ("0.npy", array.getvalue()),
+        ("0.left.jpg", b"l"),
+        ("0.bin", b"b"),
+    ]
+    tar(tmp_path / "s.tar", members)
+    row = dict(Rows(str(tmp_path / "s.tar"), fields={"question": "text"})[0])
+    assert row.pop("npy").tolist() == [0, 1, 2]
+    where = f"{tmp_path}/s.tar 0"
+    assert row == {"cls": 7, "question": "ä", "left": b"l", "bin": b"b", "where": where}
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda data: data[:520], "json: is cut off, 8 of 17 bytes are there|not a tar file that can be read"),
+        (lambda data: data[:512] + b"\x01" * 512 + data[1024:], "json: not JSON"),
+        (lambda data: data[:1024] + b"\x01" * 512 + data[1536:], "the header at byte 1024 is damaged"),
+        (lambda data: data[:700], "not a tar file that can be read"),
+        (lambda data: b"\x1f\x8b" + data, "is packed, and rows are read by number; unpack it to a .tar"),
+        (lambda data: b"", "not a tar file that can be read"),
+    ],
+)
+def test_a_damaged_shard_is_never_a_shorter_one(damage: Any, fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    tar(path, [(f"{n}.json", b'{"question": "q"}') for n in range(4)])
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=rf"^{path}[^\n]*({fault})"):
+        rows = Rows(str(path))
+        for n in range(4):
+            rows[n]
+
+
+def test_what_is_no_source_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}\n", encoding="utf-8")
+    (tmp_path / "a.csv").write_text("a\n", encoding="utf-8")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    (tmp_path / "empty.jsonl").write_text("\n", encoding="utf-8")
+    for source, fault in (
+        ("b.jsonl", 'b.jsonl: no such file (did you mean "'),
+        ("a.csv", "a.csv: .csv, expected .jsonl, .ndjson, .parquet, .tar"),
+        ("a.*", "a.*: files of several formats (.csv, .jsonl), expected one"),
+        ("bad.parquet", "bad.parquet: not a Parquet file that can be read"),
+        ("empty.jsonl", "empty.jsonl: no rows"),
+    ):
+        with pytest.raises(DataError) as caught:
+            Rows(str(tmp_path / source))
+        assert fault in str(caught.value) and "\n" not in str(caught.value)
+    for arguments, fault in (
+        ({"source": [{}]}, "source: a list, expected a path or what `datasets` loads"),
+        ({"source": str(tmp_path / "a.jsonl"), "on_error": "ski"}, "on_error: 'ski' (did you mean \"skip\"?)"),
+        ({"source": str(tmp_path / "a.jsonl"), "folder": "nowhere"}, "folder: nowhere is not a folder"),
+    ):
+        with pytest.raises(UserError) as error:
+            Rows(**arguments)  # type: ignore[arg-type]
+        assert str(error.value) == fault
+    (tmp_path / "out.jsonl").write_text('{"image": "x/../../cat.jpg"}\n{"a": 1}\n', encoding="utf-8")
+    rows = Rows(str(tmp_path / "out.jsonl"))
+    with pytest.raises(DataError, match=r"out.jsonl line 1: image: .* leads out of "):
+        rows[0]
+    with pytest.raises(DataError, match=r"out.jsonl line 2: no imag \(known: a\)"):
+        Rows(str(tmp_path / "out.jsonl"), fields={"image": "imag"})[1]
+
+
+def test_a_stream_that_is_shorter_than_its_limit_is_an_error(tmp_path: Path) -> None:
+    rows = Rows(as_stream(tmp_path), limit=30)
+    assert len(rows) == 30 and len(Rows(as_stream(tmp_path), limit=5)) == 5
+    with pytest.raises(DataError, match=r"^streamed row 26: there is no such row; expected the 30 of `limit`$"):
+        rows[26]
+    assert rows[2]["question"] == "wie viel ist 2"
+
+
+@pytest.mark.parametrize("make", [as_lines, as_parquet, as_tar, as_dataset])
+def test_a_task_reads_pictures_and_words_of_any_format(make: Make, tmp_path: Path) -> None:
+    row = {**Rows(make(tmp_path))[17], "question": "where"}
+    (media,) = [part for part in VQA(answer_length=1).prompt(row, toy.backbone().vocab) if isinstance(part, Media)]
+    assert np.array_equal(np.asarray(read_image(media.data)), np.full((4, 4, 3), 17))
+
+
+def test_rows_have_a_length_without_their_media(tmp_path: Path) -> None:
+    by_format = {make.__name__: Rows(make(tmp_path)) for make in (as_parquet, as_tar)}
+    short, long = (by_format["as_tar"].length(n) for n in (3, 13))
+    assert long == short + 2  # a digit in the question and one in the answer
+    assert by_format["as_parquet"].length(13) == len("wie viel ist 13") + len("ä") + len("13")
+    stage = Stream([Component("", by_format["as_tar"], Numbered())], seed=0, batch=2, bucket=3)  # type: ignore[arg-type]
+    assert sorted(stage.locate(stage._bucketed(n))[1] for n in range(N)) == list(range(N))
