@@ -305,3 +305,11 @@ def test_features_are_those_of_torchaudio(mels: int) -> None:
     log_CT = spectrogram(torch.nn.functional.pad(wave, (0, 480_000 - len(wave)))).clamp(min=1e-10).log10()[:, :-1]
     theirs_CT = (torch.maximum(log_CT, log_CT.max() - 8) + 4) / 4
     torch.testing.assert_close(ours_CT, theirs_CT[:, : ours_CT.shape[1]], atol=2.5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "mp3"])
+def test_the_bytes_of_a_file_are_the_file(ending: str, tmp_path: Path) -> None:
+    path = Path(written(tmp_path / f"a.{ending}", noise(16000), 16000))
+    assert torch.equal(read_waveform(path.read_bytes()), read_waveform(path))
+    with pytest.raises(DataError, match=r"^sound of 9 bytes: not a sound file, expected WAV, FLAC, OGG or MP3$"):
+        read_waveform(b"not sound")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def json_object(text: bytes) -> Mapping[str, Any]:
 
 def _scanned(path: Path) -> tuple[Any, Any, Any]:
     """Returns where the lines begin and end, in bytes, and their numbers from 1; blank lines are left out."""
-    begins, ends, numbers, at = [], [], [], 0
+    begins, ends, numbers, at = array("q"), array("q"), array("q"), 0
     try:
         with path.open("rb") as file:
             for n, line in enumerate(file, 1):
@@ -87,4 +88,4 @@ def _scanned(path: Path) -> tuple[Any, Any, Any]:
                 at += len(line)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    return tuple(np.array(each, dtype=np.int64) for each in (begins, ends, numbers))  # type: ignore[return-value]
+    return np.array(begins), np.array(ends), np.array(numbers)

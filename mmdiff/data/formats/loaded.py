@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.config.ranges import AtLeast1
-from mmdiff.errors import ConfigError, DataError, nearest, require, shown
+from mmdiff.errors import ConfigError, DataError, require, shown
 
 
 class Arrow:
@@ -53,7 +53,8 @@ class Iterated:
 
     def __init__(self, dataset: Any, name: str, count: int | None = None) -> None:
         self.dataset, self.name = undecoded(dataset), name
-        self._next, self._rows = 0, iter(())  # type: ignore[var-annotated]
+        self._next = 0
+        self._rows: Iterator[Mapping[str, Any]] = iter(())
         self._begun = False
         self._count = sum(1 for _ in self._from(0)) if count is None else count
 
@@ -130,8 +131,7 @@ def saved(path: Path) -> Any:
     except (FileNotFoundError, ValueError, OSError) as error:
         raise DataError(f"{path}: no folder that `datasets` saved ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(found, datasets.Dataset):
-        splits = list(map(str, found))
-        raise DataError(f"{path}: holds splits{nearest('', splits)}, expected the folder of one")
+        raise DataError(f"{path}: holds the splits {', '.join(map(str, found))}, expected the folder of one")
     return found
 
 

@@ -2,7 +2,8 @@
 
     {"text": "Once upon a time ...", "where": "stories.jsonl line 1"}
 
-Whatever yields such rows serves as documents: a list, a `datasets.Dataset`, these classes.
+Whatever yields such rows serves as documents: a list, a `datasets.Dataset`, `mmdiff.data.formats.rows.Rows`, these
+classes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Literal, Self
 
 from mmdiff.canvas.vocab import check_text
 from mmdiff.config.ranges import AtLeast1, Share
+from mmdiff.data.formats.loaded import saved
 from mmdiff.errors import ConfigError, DataError, nearest, require, shown
 from mmdiff.files import unreadable
 from mmdiff.parts import part
@@ -207,15 +209,7 @@ def _table(path: Path) -> Found:
 
 
 def _saved(path: Path) -> Found:
-    import datasets
-
-    try:
-        found = datasets.load_from_disk(str(path))
-    except (FileNotFoundError, ValueError, OSError) as error:
-        raise DataError(f"{path}: no folder that `datasets` saved ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(found, datasets.Dataset):
-        raise DataError(f"{path}: holds the splits {', '.join(map(str, found))}, expected the folder of one")
-    for n, row in enumerate(found):
+    for n, row in enumerate(saved(path)):
         yield f"{path} row {n}", row
 
 

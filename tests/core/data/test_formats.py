@@ -26,6 +26,7 @@ from mmdiff.data.formats.rows import Rows
 from mmdiff.data.stream import GROUPS, Component, Stream
 from mmdiff.encoders.media.images import read_image
 from mmdiff.errors import DataError, UserError
+from mmdiff.tasks.text.data.documents import texts_of
 from mmdiff.tasks.vqa import VQA
 from mmdiff.training.loading import batches_of
 
@@ -339,6 +340,11 @@ def test_a_task_reads_pictures_and_words_of_any_format(make: Make, tmp_path: Pat
     row = {**Rows(make(tmp_path))[17], "question": "where"}
     (media,) = [part for part in VQA(answer_length=1).prompt(row, toy.backbone().vocab) if isinstance(part, Media)]
     assert np.array_equal(np.asarray(read_image(media.data)), np.full((4, 4, 3), 17))
+
+
+def test_rows_serve_as_documents(tmp_path: Path) -> None:
+    documents = Rows(as_parquet(tmp_path))
+    assert [text for _, text in texts_of(documents, "question")] == [row["question"] for row in ROWS]
 
 
 def test_rows_have_a_length_without_their_media(tmp_path: Path) -> None:

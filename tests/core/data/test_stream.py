@@ -41,6 +41,16 @@ def test_a_mixture_has_its_shares_and_each_part_its_epochs() -> None:
             assert sorted(rows[first : first + size]) == list(range(size))
 
 
+def test_neighbours_in_a_mixture_are_found_without_drawing_their_chunk_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where two readers stand in neighbouring chunks, as at the edge of one."""
+    mixed, drawn = stream((9000, 1.0), (7000, 2.0)), []
+    choices = Stream._choices
+    monkeypatch.setattr(Stream, "_choices", lambda self, chunk: drawn.append(chunk) or choices(self, chunk))
+    for n in (*range(CHUNK - 50, CHUNK + 50), *range(CHUNK - 50, CHUNK + 50)):
+        mixed.locate(n)
+    assert drawn == [0, 0, 1]  # chunk 0 once more for the draws before chunk 1
+
+
 def test_a_position_alone_decides() -> None:
     """Whoever asks in another order, or begins in the middle, finds the same."""
     n = CHUNK + 50
