@@ -168,7 +168,10 @@ class Stream:
                 continue
             try:
                 with located(row_name(component.name, at)):
-                    return read_media(component.task.sample(component.rows[at], vocab), readers)
+                    row = component.rows[at]
+                    sample = component.task.sample(row, vocab)
+                    with located(row.get("where")):  # the task has named it in errors of its own
+                        return read_media(sample, readers)
             except DataError as error:
                 if not skip:
                     raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import toy
 from PIL import Image
 
@@ -24,6 +26,7 @@ from mmdiff.config import build
 from mmdiff.data.formats.parquet import Parquet
 from mmdiff.data.formats.rows import Rows
 from mmdiff.data.stream import GROUPS, Component, Stream
+from mmdiff.encoders.conv import ConvTower
 from mmdiff.encoders.media.images import read_image
 from mmdiff.errors import DataError, UserError
 from mmdiff.tasks.text.data.documents import texts_of
@@ -340,6 +343,29 @@ def test_a_task_reads_pictures_and_words_of_any_format(make: Make, tmp_path: Pat
     row = {**Rows(make(tmp_path))[17], "question": "where"}
     (media,) = [part for part in VQA(answer_length=1).prompt(row, toy.backbone().vocab) if isinstance(part, Media)]
     assert np.array_equal(np.asarray(read_image(media.data)), np.full((4, 4, 3), 17))
+
+
+def test_a_damaged_picture_is_named_by_shard_and_member(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And skipped: the next row has its position, whose picture it is."""
+    rows = [{**row, "question": "where"} for row in ROWS[:4]]
+    rows[2]["image"] = rows[2]["image"][:40]
+    tar(tmp_path / "s.tar", shard(rows, 0))
+    words = new_backbone(tokenizer=word_tokenizer(["where", "ä"]), hidden_size=8, layers=1, heads=1).vocab
+    readers: Any = {"image": ConvTower(24, 8, 12)}
+    name = rf"row 2: {tmp_path}/s\.tar a\.b/002: picture of 40 bytes: "
+    for on_error in ("stop", "skip"):
+        source = Rows(str(tmp_path / "s.tar"), on_error=on_error)  # type: ignore[arg-type]
+        stream = Stream([Component("", source, VQA(answer_length=1))], seed=0)
+        at = next(n for n in range(4) if stream.locate(n)[1] == 2)
+        if on_error == "stop":
+            with pytest.raises(DataError, match=f"^{name}"):
+                stream.sample(at, words, readers)
+            continue
+        found = [part.data.values for part in stream.sample(at, words, readers)[0] if isinstance(part, Media)]
+        assert torch.equal(found[0], readers["image"].read(ROWS[3]["image"]).values)
+        stream.sample(at + 4 * 4, words, readers)
+        err = capsys.readouterr().err
+        assert re.match(f"warning: {name}", err) and err.count("\n") == 1 and stream.skipped == {(0, 2)}
 
 
 def test_rows_serve_as_documents(tmp_path: Path) -> None:
