@@ -1,19 +1,22 @@
 """What a training step costs against the plain way, in ratios of one run (one torch thread, medians).
 
-    head     logits on masked positions only, against logits of the whole canvas as published LLaDA code computes them.
+    head     logits on masked positions only, against logits of the whole canvas as published LLaDA code computes them,
+             and against the cross-entropy of all positions as dLLM computes it.
              Grows with L * V for the plain way, with (masked positions) * V for ours; the body grows with
              L * D^2 + L^2 * D for both.
-    memory   bytes of those logits: the plain way keeps B * L * V floats, ours at most `logit_chunk` * V.
+    memory   bytes of those logits: the plain way keeps B * L * V floats, ours those of a chunk (`mmdiff.model.scorer`).
     encoder  features from the cache, against the tower run again; grows with the tower.
     packing  tokens per second of ragged rows: padded as they come, sorted by length, packed (`bucket` and `pack` of a
              stage). Padding grows with the spread of lengths; a packed row pays for a mask of pairs.
     levels   variance of the loss over draws for an answer of n tokens, Bernoulli 1/t against exact counts.
 
-Run: python benchmarks/training.py
+Run: python benchmarks/training.py [--json FILE]
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -23,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from mmdiff.backbones import new_backbone
 from mmdiff.canvas.batch import MediaBatch
@@ -36,9 +40,12 @@ from mmdiff.diffusion.mask_rates import Bernoulli, ExactCount, Levels
 from mmdiff.encoders.conv import ConvTower
 from mmdiff.model import MMDiff
 from mmdiff.model.features import FeatureCache, fingerprint
+from mmdiff.model.scorer import CHUNK_ELEMENTS
 from mmdiff.objectives.denoise import Denoise
 
-ROWS, PROMPT, ANSWER, REPEATS = 4, 192, 64, 5
+ROWS, REPEATS = 4, 5
+SIZES = ((100, 256), (32_768, 256), (126_464, 256), (126_464, 512))
+"""Vocabulary and length of the steps that are compared; 126,464 is LLaDA's."""
 
 
 def median_seconds(*functions: Callable[[], object]) -> list[float]:
@@ -53,37 +60,49 @@ def median_seconds(*functions: Callable[[], object]) -> list[float]:
     return [statistics.median(t) for t in times]
 
 
-def head(vocabulary: int) -> None:
+def head(vocabulary: int, length: int) -> dict[str, float]:
+    """Returns the ratios of a step of a width-256 model whose positions are all targets: half are masked on average."""
     torch.manual_seed(0)
     tokenizer = word_tokenizer([f"w{i}" for i in range(64)])
     backbone = new_backbone(tokenizer=tokenizer, hidden_size=256, layers=4, heads=4, vocab_size=vocabulary)
     model, vocab = MMDiff(backbone), backbone.vocab
     rng = np.random.default_rng(0)
-    texts = rng.integers(4, 60, (ROWS, PROMPT + ANSWER)).tolist()
-    batch = collate([[Text(t[:PROMPT]), Target(t[PROMPT:])] for t in texts], vocab)
-    objective = Denoise(Bernoulli())
+    batch = collate([[Target(t)] for t in rng.integers(4, 60, (ROWS, length)).tolist()], vocab)
+    objective = Denoise(Bernoulli(stratified=True))
     noised = objective.plan(batch, NoiseKey(0, batch=ROWS), vocab)
+    masked_BL = noised.masked_RL
 
     def ours() -> float:
-        model.zero_grad()
-        loss = objective.terms(model, noised)["denoise"].value / noised.counts["denoise"]
-        loss.backward()
-        return float(loss.detach())
+        return stepped(model, objective.terms(model, noised)["denoise"].value / noised.counts["denoise"])
 
     def plain() -> float:
-        model.zero_grad()
         logits_BLV = backbone(noised.ids_RL)
-        position_BL = noised.masked_RL
-        nll_P = torch.nn.functional.cross_entropy(logits_BLV[position_BL], batch.ids_BL[position_BL], reduction="none")
-        loss = (nll_P * noised.weight_RL[position_BL]).sum() / noised.counts["denoise"]
-        loss.backward()
-        return float(loss.detach())
+        nll_P = F.cross_entropy(logits_BLV[masked_BL], batch.ids_BL[masked_BL], reduction="none")
+        return stepped(model, (nll_P * noised.weight_RL[masked_BL]).sum() / noised.counts["denoise"])
 
-    assert abs(ours() - plain()) < 1e-4 * abs(plain())
-    fast, slow = median_seconds(ours, plain)
-    masked = int(noised.masked_RL.sum())
-    size = ROWS * (PROMPT + ANSWER)
-    print(f"head     V={vocabulary}: plain / ours {slow / fast:.2f}x time, {size / masked:.1f}x logits in memory")
+    def dllm() -> (
+        float
+    ):  # the cross-entropy of all positions, as its MDLMTrainer takes it, then that of the masked ones
+        nll_BL = F.cross_entropy(backbone(noised.ids_RL).transpose(1, 2), batch.ids_BL, reduction="none")
+        return stepped(model, (nll_BL * noised.weight_RL * masked_BL).sum() / noised.counts["denoise"])
+
+    values = [ours(), plain(), dllm()]
+    assert max(values) - min(values) < 1e-4 * abs(values[0]), values
+    fast, slow, slower = median_seconds(ours, plain, dllm)
+    most = min(CHUNK_ELEMENTS[True] // vocabulary, int(masked_BL.sum()))
+    out = {"plain_ratio": slow / fast, "dllm_ratio": slower / fast, "logit_memory_ratio": most / (ROWS * length)}
+    print(
+        f"head     V={vocabulary}, L={length}: {int(masked_BL.sum())} of {ROWS * length} masked; plain / ours "
+        f"{out['plain_ratio']:.2f}x time, dLLM's / ours {out['dllm_ratio']:.2f}x; logits ours / plain "
+        f"{out['logit_memory_ratio']:.3f}x memory"
+    )
+    return out
+
+
+def stepped(model: MMDiff, loss: torch.Tensor) -> float:
+    model.zero_grad()
+    loss.backward()
+    return float(loss.detach())
 
 
 def encoder() -> None:
@@ -149,8 +168,13 @@ def spread(levels: Levels, n: int, draws: int = 100_000) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    for vocabulary in (8_192, 32_768):
-        head(vocabulary)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the ratios to this file")
+    given = parser.parse_args()
+    out = {f"{vocabulary}/{length}": head(vocabulary, length) for vocabulary, length in SIZES}
+    if given.json:
+        figures = {**out["126464/256"], "by_size": out}
+        given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     encoder()
     packing()
     for n in (1, 4, 16):

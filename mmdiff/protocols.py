@@ -221,9 +221,7 @@ class Model(Protocol):
         """Returns (P, D), the states that predict the positions."""
         ...
 
-    def score(
-        self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, *, restrict: bool = True
-    ) -> Any:
+    def score(self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, **how: Any) -> Any:
         """Returns `mmdiff.model.scorer.Scores` of the masked positions, in row-major order: cross-entropy in nats."""
         ...
 

@@ -134,6 +134,16 @@ class Backbone(nn.Module):
         """
         return find_family(self.family).head(self.model, h, ids_K)
 
+    @property
+    def linear_head(self) -> tuple[Tensor, Tensor | None] | None:
+        """(V, D) and (V,) or None, what a head that does nothing else multiplies and adds; None for another one.
+
+        Sharded weights are whole only while the head runs, so they are none here.
+        """
+        layer = self.model.get_output_embeddings() if getattr(find_family(self.family), "LINEAR", False) else None
+        whole = type(layer) is nn.Linear and not hasattr(layer.weight, "placements")  # no adapter, no shard
+        return (layer.weight, layer.bias) if whole else None
+
     def forward(self, ids_RL: Tensor, attend_RL: Tensor | None = None, position_ids_RL: Tensor | None = None) -> Tensor:
         """Returns logits (R, L, V) of every position; a caller applies `facts.shift`."""
         return self.head(self.hidden(self.embed(ids_RL, attend_RL), attend_RL, position_ids_RL))

@@ -131,7 +131,7 @@ class Family(Protocol):
     """Whether `run` takes a memory: keys and values of positions that are not run again."""
 
     GROWS: bool
-    """Whether rows can be put behind the embedding table and the head.
+    """Whether rows can be put behind the embedding table and the head. `LINEAR = True`: the head is a table alone.
 
     `NOISED = True`, which few have: noised positions are run otherwise than context. `run` takes `noised_RL` then, of
     the whole canvas, and `soft_RQD`, of `Query.extras["backbone"]`; and there is `soft(model, logits)`."""

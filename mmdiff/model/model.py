@@ -212,17 +212,13 @@ class MMDiff(nn.Module):
         """Returns (P, D), the states that predict the positions (one to the left in models with shifted logits)."""
         return h_RLD[row_P, (position_P - self.backbone.facts.shift).clamp(min=0)]
 
-    def score(
-        self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, *, restrict: bool = True
-    ) -> Scores:
-        """Returns the cross-entropy of the ids of `batch` at the masked positions, in row-major order.
+    def score(self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, **how: Any) -> Scores:
+        """Returns the cross-entropy of the masked positions, in row-major order.
 
-        h_RLD: hidden states of R rows. masked_RL: bool. row_R: the row of `batch` that each of them is a copy of; None:
-            rows are those of the batch. restrict: the softmax runs over the ids a position may hold only; where these
-            are the same few for all positions, no other row of the head is multiplied.
+        h_RLD: hidden states of R rows. how: `weight_P` and `restrict` of `mmdiff.model.scorer.score`.
         """
         h_PD = self.gather(h_RLD, *masked_RL.nonzero(as_tuple=True))
-        return score(self.backbone.head, h_PD, batch, masked_RL, row_R, chunk=self.logit_chunk, restrict=restrict)
+        return score(self.backbone, h_PD, batch, masked_RL, row_R, chunk=self.logit_chunk, **how)
 
     def denoiser(self, batch: Batch, *, restrict: bool = False) -> Denoise:
         """Returns a Denoise with all bound that does not change between steps.

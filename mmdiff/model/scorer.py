@@ -1,23 +1,30 @@
 """Cross-entropy of masked positions, in chunks: the logits of at most `chunk` positions exist at one time.
 
-Logits of a chunk are computed again in the backward pass, so memory is O(chunk * V) instead of O(P * V). Plain
-autograd, so it holds under data parallelism and with weighted losses (fused kernels do not).
+The gradient of each needs the logits of a chunk again in the backward pass; that of a weighted sum of them is taken at
+once, behind a linear head: the weights are known beforehand, so a chunk's gradient is computed while its logits exist.
+Memory is O(chunk * V) for both, instead of O(P * V).
 
-Shape letters: B samples, R rows, L canvas length, P masked positions, D backbone width, V vocabulary, K allow-sets,
-N ids of one of them.
+Shape letters: B samples, R rows, L canvas length, P masked positions, C those of a chunk, D backbone width,
+V vocabulary, K allow-sets, N ids of one of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from mmdiff.backbones import Backbone
 from mmdiff.canvas.batch import Batch
+
+CHUNK_ELEMENTS = (1 << 28, 1 << 24)
+"""The most logits of a chunk, on an accelerator and on the CPU: 1 GB and 64 MB of float32."""
 
 
 class Scores(NamedTuple):
@@ -25,14 +32,16 @@ class Scores(NamedTuple):
 
     nll_P: Tensor  # fp32, nats
     correct_P: Tensor  # bool, whether the likeliest id is the right one
+    total: Tensor | None = None  # fp32, their weighted sum where weights were given, which alone has a gradient then
 
 
 def score(
-    head: Callable[..., Tensor],
+    backbone: Backbone,
     h_PD: Tensor,
     batch: Batch,
     masked_RL: Tensor,
     row_R: Tensor | None = None,
+    weight_P: Tensor | None = None,
     *,
     chunk: int,
     restrict: bool = True,
@@ -40,16 +49,42 @@ def score(
     """Returns the cross-entropy of the ids of `batch` at the P masked positions, in row-major order.
 
     h_PD: the hidden state that predicts each of them. row_R: the row of `batch` that each row of `masked_RL` is a copy
-    of; None: its rows are those of the batch. restrict: the softmax runs over the ids that a position may hold.
+    of; None: its rows are those of the batch. weight_P: fp32, without a gradient; None: there is no `total`.
+    restrict: the softmax runs over the ids that a position may hold.
     """
+    label_P, allow_P, allowed_ids_N = _right(batch, masked_RL, row_R, restrict)
+    linear = None if weight_P is None else backbone.linear_head
+    if weight_P is None or linear is None:
+        allow = {"allow_P": allow_P, "allow_KV": batch.allow_KV, "allowed_ids_N": allowed_ids_N}
+        found = cross_entropy(backbone.head, h_PD, label_P, chunk=chunk, **allow)
+        if weight_P is None:
+            return found
+        return Scores(found.nll_P.detach(), found.correct_P, (found.nll_P * weight_P).sum())
+    (table_VD, bias_V), banned = linear, None
+    if allowed_ids_N is not None:
+        label_P = torch.searchsorted(allowed_ids_N, label_P)
+        table_VD, bias_V = table_VD[allowed_ids_N], None if bias_V is None else bias_V[allowed_ids_N]
+    elif allow_P is not None and batch.allow_KV is not None:
+        banned = partial(_banned, batch.allow_KV, allow_P)
+    chunk = max(1, min(chunk, CHUNK_ELEMENTS[h_PD.device.type == "cpu"] // len(table_VD)))
+    total, nll_P, correct_P = LinearCrossEntropy.apply(h_PD, table_VD, bias_V, label_P, weight_P, banned, chunk)
+    return Scores(nll_P, correct_P, total)
+
+
+def _banned(allow_KV: Tensor, allow_P: Tensor, start: int, stop: int) -> Tensor:
+    return ~allow_KV[allow_P[start:stop]]
+
+
+def _right(
+    batch: Batch, masked_RL: Tensor, row_R: Tensor | None, restrict: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Returns the ids (P,) of `batch` at the masked positions, their allow-sets (P,) and `Batch.allowed_ids_N`; None
+    for what does not restrict them."""
     row_P, position_P = masked_RL.nonzero(as_tuple=True)
     at_P = (row_P if row_R is None else row_R[row_P]), position_P
     allowed_ids_N = batch.allowed_ids_N if restrict else None
     allow_P = batch.allow_BL[at_P] if restrict and allowed_ids_N is None and batch.allow_BL is not None else None
-    label_P = batch.ids_BL[at_P]
-    return cross_entropy(
-        head, h_PD, label_P, chunk=chunk, allow_P=allow_P, allow_KV=batch.allow_KV, allowed_ids_N=allowed_ids_N
-    )
+    return batch.ids_BL[at_P], allow_P, allowed_ids_N
 
 
 def cross_entropy(
@@ -89,3 +124,53 @@ def cross_entropy(
         for i in range(0, len(h_PD), chunk)
     ]
     return Scores(torch.cat([nll for nll, _ in parts]), torch.cat([right for _, right in parts]))
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """(h_PD, weight_VD, bias_V or None, label_P, scale_P, banned, chunk) -> (sum of scale * nll, nll_P, correct_P).
+
+    banned: a function of positions (start, stop) to bool (C, V), ids that are left out of the softmax; or None. Only
+    the sum has a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h_PD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+        label_P, scale_P, banned, chunk = rest
+        for_h, for_weight, for_bias = ctx.needs_input_grad[:3]
+        dh_PD = torch.empty_like(h_PD) if for_h else None
+        dweight_VD = torch.zeros_like(weight_VD) if for_weight else None
+        dbias_V = torch.zeros_like(bias_V) if bias_V is not None and for_bias else None
+        nll_P = torch.empty(len(h_PD), dtype=torch.float32, device=h_PD.device)
+        correct_P = torch.empty(len(h_PD), dtype=torch.bool, device=h_PD.device)
+        for start in range(0, len(h_PD), chunk):
+            at = slice(start, start + chunk)
+            product_CV = F.linear(h_PD[at], weight_VD, bias_V)
+            logits_CV, dtype = product_CV.float(), product_CV.dtype
+            if banned is not None:
+                logits_CV = logits_CV.masked_fill(banned(start, start + chunk), -torch.inf)
+            label_C = label_P[at, None]
+            correct_P[at] = logits_CV.argmax(1) == label_P[at]
+            total_C = logits_CV.logsumexp(1)
+            nll_P[at] = total_C - logits_CV.gather(1, label_C)[:, 0]
+            if not (for_h or for_weight or for_bias):
+                continue
+            grad_CV = logits_CV.sub_(total_C[:, None]).exp_()  # in place: nobody else sees these logits
+            grad_CV.scatter_add_(1, label_C, torch.full_like(label_C, -1, dtype=grad_CV.dtype))
+            grad_CV = grad_CV.mul_(scale_P[at, None]).to(dtype)
+            if dh_PD is not None:
+                dh_PD[at] = grad_CV @ weight_VD.to(dtype)
+            if dweight_VD is not None:
+                dweight_VD.addmm_(grad_CV.T.to(dweight_VD.dtype), h_PD[at].to(dweight_VD.dtype))
+            if dbias_V is not None:
+                dbias_V += grad_CV.sum(0)
+        ctx.gradients = (dh_PD, dweight_VD, dbias_V, nll_P if ctx.needs_input_grad[4] else None)
+        ctx.mark_non_differentiable(nll_P, correct_P)
+        return (nll_P * scale_P).sum(), nll_P, correct_P
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        (*of_inputs, nll_P), ctx.gradients = ctx.gradients, (None, None, None, None)
+        of_scale = None if nll_P is None else nll_P * factor
+        of_inputs = [None if g is None else g.mul_(factor.to(g.dtype)) for g in of_inputs]
+        return (*of_inputs, None, of_scale, None, None)

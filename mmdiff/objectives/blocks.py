@@ -24,7 +24,7 @@ from mmdiff.errors import ConfigError
 from mmdiff.parts import part
 from mmdiff.protocols import Model
 
-from .denoise import cut, weighted
+from .denoise import cut, scored
 from .noising.noised import NoisedBatch, draw_masks, noised_batch
 from .terms import Term
 
@@ -72,5 +72,4 @@ class BlockDenoise:
             raise ConfigError(f"objective.attention: {self.attention}, expected model.attention, {model.attention}")
         features = model.encode(plan.batch.media)
         h_RLD = model.hidden_copies(plan.ids_RL, plan.batch, features, self.copies, blockwise=True)
-        nll_P, correct_P = model.score(h_RLD, plan.batch, plan.masked_RL, plan.row_R, restrict=self.restrict)
-        return {"denoise": weighted(plan, nll_P, correct_P)}
+        return {"denoise": scored(model, plan, h_RLD, restrict=self.restrict)}

@@ -163,8 +163,7 @@ class Denoise:
     def term(self, model: Model, plan: NoisedBatch, **extras: Tensor) -> Term:
         """Returns the weighted cross-entropy. extras: what extras of the model embed beside the ids, (R, L, ...)."""
         h_RLD = states(model, plan, **extras)
-        nll_P, correct_P = model.score(h_RLD, plan.batch, plan.masked_RL, plan.row_R, restrict=self.restrict)
-        return weighted(plan, nll_P, correct_P, self.emphasis)
+        return scored(model, plan, h_RLD, self.emphasis, restrict=self.restrict)
 
 
 def states(model: Model, plan: NoisedBatch, **extras: Tensor) -> Tensor:
@@ -174,6 +173,19 @@ def states(model: Model, plan: NoisedBatch, **extras: Tensor) -> Tensor:
     if copies == 1:
         return model.hidden(plan.ids_RL, plan.batch, features, plan.row_R, **beside)  # type: ignore[arg-type]
     return model.hidden_copies(plan.ids_RL, plan.batch, features, copies, **beside)  # type: ignore[arg-type]
+
+
+def scored(
+    model: Model, plan: NoisedBatch, h_RLD: Tensor, emphasis: Emphasis | None = None, *, restrict: bool = True
+) -> Term:
+    """Returns the weighted sum of the cross-entropies that the hidden states of the noised copies predict."""
+    if emphasis is not None:  # whose weights follow from the cross-entropies
+        nll_P, correct_P, _ = model.score(h_RLD, plan.batch, plan.masked_RL, plan.row_R, restrict=restrict)
+        return weighted(plan, nll_P, correct_P, emphasis)
+    weight_P = plan.weight_RL[plan.masked_RL]
+    how = {"weight_P": weight_P, "restrict": restrict}
+    nll_P, correct_P, total = model.score(h_RLD, plan.batch, plan.masked_RL, plan.row_R, **how)
+    return Term(total, sums=by_level(nll_P, correct_P, plan.rate_RL[plan.masked_RL]))
 
 
 def weighted(plan: NoisedBatch, nll_P: Tensor, correct_P: Tensor, emphasis: Emphasis | None = None) -> Term:

@@ -19,7 +19,7 @@ from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.parts import part
 from mmdiff.protocols import Model
 
-from .denoise import weighted
+from .denoise import scored
 from .noising.noised import NoisedBatch
 from .terms import Term
 
@@ -90,5 +90,4 @@ class ExpandingLoss:
 
     def terms(self, model: Model, plan: NoisedBatch) -> dict[str, Term]:
         h_RLD = model.hidden(plan.ids_RL, plan.batch, model.encode(plan.batch.media), plan.row_R)
-        nll_P, correct_P = model.score(h_RLD, plan.batch, plan.masked_RL, restrict=False)
-        return {"denoise": weighted(plan, nll_P, correct_P)}
+        return {"denoise": scored(model, plan, h_RLD, restrict=False)}

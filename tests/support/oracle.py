@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import product
 from math import comb
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -86,10 +87,9 @@ class Oracle:
         marginals = [joint.sum([d for d in range(LENGTH) if d != position]) for position in range(LENGTH)]
         return torch.stack([m.log() - m.sum().log() if len(m) == WORDS else torch.zeros(WORDS) for m in marginals])
 
-    def score(
-        self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, *, restrict: bool = True
-    ) -> Scores:
-        return score(head, h_RLD[masked_RL], batch, masked_RL, row_R, chunk=4096, restrict=restrict)
+    def score(self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, **how: Any) -> Scores:
+        backbone: Any = SimpleNamespace(head=head, linear_head=None)
+        return score(backbone, h_RLD[masked_RL], batch, masked_RL, row_R, chunk=4096, **how)
 
 
 def canvas(rows: list[tuple[int, ...]]) -> Batch:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -74,10 +75,9 @@ class Exact:
     def hidden(self, ids_RL: Tensor, batch: Batch, features: Any, row_R: Tensor) -> Tensor:
         return self.logits(ids_RL)
 
-    def score(
-        self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, *, restrict: bool = True
-    ) -> Scores:
-        return score(head, h_RLD[masked_RL], batch, masked_RL, row_R, chunk=4096, restrict=restrict)
+    def score(self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, **how: Any) -> Scores:
+        backbone: Any = SimpleNamespace(head=head, linear_head=None)
+        return score(backbone, h_RLD[masked_RL], batch, masked_RL, row_R, chunk=4096, **how)
 
     def generate(self, batch: Batch, **named: Any) -> Generation:
         @by_query

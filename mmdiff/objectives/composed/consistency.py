@@ -14,7 +14,7 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import AtLeast1, NotNegative
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.objectives.denoise import Denoise, weighted
+from mmdiff.objectives.denoise import Denoise, scored
 from mmdiff.objectives.noising.change import lengthened
 from mmdiff.objectives.noising.noised import NoisedBatch
 from mmdiff.objectives.terms import Term, allowed, chunked
@@ -57,8 +57,7 @@ class MaskAgnostic:
         states, total, sums = [], torch.zeros(()), {}
         for noised in plan.plans.values():
             h_RLD = model.hidden(noised.ids_RL, noised.batch, features, noised.row_R)
-            scores = model.score(h_RLD, noised.batch, noised.masked_RL, noised.row_R, restrict=self.denoise.restrict)
-            term = weighted(noised, scores.nll_P, scores.correct_P, self.denoise.emphasis)
+            term = scored(model, noised, h_RLD, self.denoise.emphasis, restrict=self.denoise.restrict)
             total, sums = total.to(h_RLD.device) + term.value / 2, term.sums
             states.append(model.gather(h_RLD, *noised.masked_RL.nonzero(as_tuple=True)))
         tv = self.variation(model, plan.plans["0"], states)

@@ -27,7 +27,7 @@ from mmdiff.diffusion.mask_rates import Bernoulli
 from mmdiff.diffusion.schedule import Linear, Partly, Schedule
 from mmdiff.diffusion.spread import Stratified
 from mmdiff.errors import ConfigError
-from mmdiff.objectives.denoise import Denoise, weighted
+from mmdiff.objectives.denoise import Denoise, scored
 from mmdiff.objectives.noising.noised import Masks, noised_batch
 from mmdiff.objectives.terms import Term
 from mmdiff.parts import part
@@ -84,6 +84,5 @@ class Esoteric:
                 h_RLD = model.hidden(noised.ids_RL, noised.batch, features, noised.row_R)
             elif bool(noised.masked_RL.any()):
                 h_RLD = model.hidden_copies(noised.ids_RL, noised.batch, features, 1, blockwise=True)
-            scores = model.score(h_RLD, noised.batch, noised.masked_RL, noised.row_R, restrict=self.restrict)
-            out[name] = weighted(noised, *scores)
+            out[name] = scored(model, noised, h_RLD, restrict=self.restrict)
         return out

@@ -40,7 +40,7 @@ def model(attention: Any = None, layers: int = 2, moved: bool = True) -> MMDiff:
 def test_tokens_of_one_call_are_drawn_given_each_other() -> None:
     """Two tokens in one call: independent ones are a pair one time in ten, those of the layer nearly always."""
     one = model(layers=1, moved=False)
-    fit(one, [(Denoise(), 1e-2, 100), (Denoise(), 2e-3, 60)])
+    fit(one, [(Denoise(), 1e-2, 100), (Denoise(), 2e-3, 150)])
     one.backbone.requires_grad_(False)
     before = {name: value.clone() for name, value in one.backbone.state_dict().items()}
     objective = AdjustLayer(count=2, denoise=Denoise(ExactCount(full=1.0)))

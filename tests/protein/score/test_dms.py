@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -107,10 +108,9 @@ class Exact:
     def hidden(self, ids_RL: Tensor, *rest: Any) -> Tensor:
         return torch.stack([self._logits(ids_L) for ids_L in ids_RL])
 
-    def score(
-        self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, *, restrict: bool = True
-    ) -> Scores:
-        return score(head, h_RLD[masked_RL], batch, masked_RL, row_R, chunk=4096, restrict=restrict)
+    def score(self, h_RLD: Tensor, batch: Batch, masked_RL: Tensor, row_R: Tensor | None = None, **how: Any) -> Scores:
+        backbone: Any = SimpleNamespace(head=head, linear_head=None)
+        return score(backbone, h_RLD[masked_RL], batch, masked_RL, row_R, chunk=4096, **how)
 
 
 @pytest.fixture(scope="module")
