@@ -132,7 +132,7 @@ class Stream:
                 k: v for k, v in self._orders.items() if k[0] != component
             }  # one epoch per component is kept
             noise = self._key.fold("shuffle").uniform(epoch, len(rows), copy=component)
-            sizes = getattr(rows, "groups", ())
+            sizes = getattr(rows, "group_sizes", ())
             if len(sizes) > GROUPS:
                 groups = self._key.fold("groups").uniform(epoch, len(sizes), copy=component).argsort(kind="stable")
                 turn = np.empty(len(sizes), dtype=np.int64)

@@ -35,7 +35,7 @@ class Parquet:
                     self._group.append((n, group))
                     sizes.append(facts.row_group(group).num_rows)
             self._file_first.append(sum(sizes))
-        self.groups: Sequence[int] = sizes
+        self.group_sizes: Sequence[int] = sizes
         self._first = np.cumsum([0, *sizes])
         self._kept: dict[int, Any] = {}
 

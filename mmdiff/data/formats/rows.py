@@ -128,9 +128,9 @@ class Rows:
         return self._table.in_order
 
     @property
-    def groups(self) -> Sequence[int]:
+    def group_sizes(self) -> Sequence[int]:
         """The sizes of runs of rows that are read together; empty where any row is read alone."""
-        sizes = self._table.groups
+        sizes = self._table.group_sizes
         if not sizes or (self._usable is None and self.limit is None):
             return sizes
         kept = np.arange(len(self)) if self._usable is None else self._usable

@@ -178,7 +178,7 @@ def test_a_group_of_parquet_is_read_once_per_epoch(tmp_path: Path, monkeypatch: 
     found = [stream.locate(n)[1] for n in range(N)]
     for row in found:
         rows[row]
-    assert set(reads.values()) == {1} and len(reads) == len(rows.groups) == 13 > GROUPS
+    assert set(reads.values()) == {1} and len(reads) == len(rows.group_sizes) == 13 > GROUPS
     assert sorted(found) == list(range(N))
     assert pickle.loads(pickle.dumps(rows))[5]["question"] == "wie viel ist 5"
 

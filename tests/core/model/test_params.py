@@ -94,7 +94,7 @@ def test_rules_that_do_not_fit_the_model(rules: list[Any], message: str) -> None
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("backbone", "params[0]: 'backbone' is not a rule, expected {match, train, lr, weight_decay, lora}"),
+        ("backbone", "params[0]: 'backbone' is not a rule, expected {match, train, lr, lr_decay, weight_decay, lora}"),
         ({"lr": 1.0}, "params[0]: `match` is missing"),
         ({"match": "*", "trian": True}, 'params[0].trian: no such field (did you mean "train"?)'),
         ({"match": "*", "lr": "1e-3"}, "params[0].lr: '1e-3' is not a number"),
