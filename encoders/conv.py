@@ -1,4 +1,4 @@
-"""A tower of three convolutions for work on a CPU: one token for each cell of a small picture.
+"""A tower of a few convolutions for work on a CPU: one token for each cell of a small picture.
 
 Shape letters: N crops, H W pixels, T tokens (cells), E width.
 """
@@ -27,28 +27,32 @@ class ConvTower(nn.Module):
     It has a learned table of positions.
 
     size, cell: in pixels; a cell is a multiple of 4, and `size` one of the cell.
+    pool: halves the map by maxima of 2 x 2 behind each convolution in place of strides; a cell is then a power of 2. On
+        4,000 pictures of one shape each, shapes are told apart after a third of the steps (docs/vqa.md).
     weights: a safetensors file of this tower's own names. Raises ConfigError.
     """
 
     node: dict[str, Any]  # set by @saveable
 
     def __init__(
-        self, size: AtLeast1 = 24, width: AtLeast1 = 96, cell: AtLeast1 = 12, *, weights: str | None = None
+        self,
+        size: AtLeast1 = 24,
+        width: AtLeast1 = 96,
+        cell: AtLeast1 = 12,
+        *,
+        pool: bool = False,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         if cell < 4 or cell % 4 or size < cell or size % cell:
             raise ConfigError(f"cell: {cell} is not a multiple of 4 that divides size {size}")
+        if pool and cell & (cell - 1):
+            raise ConfigError(f"cell: {cell} is not a power of 2, as pool wants it")
         self.width = width
         self.grid = (size // cell, size // cell)
         self.tokens = self.grid[0] * self.grid[1]
         self.spec = ImageSpec((size, size))
-        self.convs = nn.Sequential(
-            nn.Conv2d(3, width // 2, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(width, width, cell // 4, stride=cell // 4),
-        )
+        self.convs = _pooling(width, cell) if pool else _striding(width, cell)
         self.positions_TE = nn.Parameter(torch.randn(self.tokens, width) * 0.02)
         self.checkpointed = False
         if weights is not None:
@@ -56,8 +60,10 @@ class ConvTower(nn.Module):
             self.node["weights"] = None
 
     @classmethod
-    def toy(cls, size: int = 24, width: int = 96, cell: int = 12, *, weights: str | None = None) -> ConvTower:
-        return cls(size, min(width, 32), cell)
+    def toy(
+        cls, size: int = 24, width: int = 96, cell: int = 12, *, pool: bool = False, weights: str | None = None
+    ) -> ConvTower:
+        return cls(size, min(width, 32), cell, pool=pool)
 
     def read(self, data: object) -> Item:
         return read_item(data, self.spec)
@@ -71,3 +77,24 @@ class ConvTower(nn.Module):
 
     def gradient_checkpointing(self, on: bool) -> None:
         self.checkpointed = on
+
+
+def _striding(width: int, cell: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, width // 2, 3, stride=2, padding=1),
+        nn.GELU(),
+        nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
+        nn.GELU(),
+        nn.Conv2d(width, width, cell // 4, stride=cell // 4),
+    )
+
+
+def _pooling(width: int, cell: int) -> nn.Sequential:
+    """Returns log2(cell) convolutions; the width doubles from one to the next and ends at `width`."""
+    n = cell.bit_length() - 1
+    widths = [3, *(max(width >> (n - 1 - i), 4) for i in range(n))]
+    layers = [
+        (nn.Conv2d(before, after, 3, padding=1), nn.GELU(), nn.MaxPool2d(2))
+        for before, after in zip(widths[:-1], widths[1:], strict=True)
+    ]
+    return nn.Sequential(*(module for layer in layers for module in layer))

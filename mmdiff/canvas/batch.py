@@ -73,6 +73,13 @@ def packed(features_NTE: Tensor, tokens: Sequence[int] | None) -> Tensor:
     return features_NTE.flatten(0, 1) if tokens is None else features_NTE[real_NT(tokens, features_NTE)]
 
 
+def largest(features_NTE: Tensor, tokens: Sequence[int] | None) -> Tensor:
+    """Returns (N, E), the largest value of each channel over the features of a crop. tokens: as in `packed`."""
+    if tokens is not None:
+        features_NTE = features_NTE.masked_fill(~real_NT(tokens, features_NTE)[..., None], -torch.inf)
+    return features_NTE.amax(1)
+
+
 def allow_sets(batch: Batch, vocab: Vocab) -> tuple[Tensor, Tensor]:
     """Returns bool (K, V), the ids of each allow-set, and int64 (B, L), the set of each position; plain text where none
     was named."""

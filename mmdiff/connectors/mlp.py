@@ -74,8 +74,12 @@ class MLP(nn.Module):
         return tokens * len(item.values)
 
     def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
+        return packed(self.mapped(features_NTE), media.tokens)
+
+    def mapped(self, features_NTE: Tensor) -> Tensor:
+        """Returns (N, T, D), padding included."""
         out_NTD: Tensor = self.out_norm(self.layers(self.norm(features_NTE)))
-        return packed(out_NTD, media.tokens)
+        return out_NTD
 
 
 def llava_name(name: str) -> str | None:
