@@ -10,7 +10,7 @@ fuzz: NUMBER ?= 2000
 mutate: NUMBER ?= 300
 SEED ?= 0
 
-.PHONY: demo test slow fuzz mutate bench bench-decode bench-samplers real vla-mt10 vla-tables lint typecheck clean
+.PHONY: demo test slow fuzz mutate bench bench-decode bench-samplers bench-train figures real vla-mt10 vla-tables lint typecheck clean
 
 demo: $(READY)
 	$(BIN)/mmdiff demo vqa
@@ -40,6 +40,16 @@ bench-decode: $(READY)
 bench-samplers: $(READY)
 	mkdir -p runs
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/which_sampler.py --json runs/which-sampler.json --png docs/which-sampler.png
+
+# A training step against the plain way: ratios of time and memory, under runs/.
+bench-train: $(READY)
+	mkdir -p runs
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training.py --json runs/training.json
+
+# Whether models still learn: all demonstrations, about an hour; fails where a figure misses its threshold.
+figures: $(READY)
+	mkdir -p runs
+	$(BIN)/python benchmarks/figures.py --json runs/figures.json
 
 # Trained weights, of folders in $MMDIFF_REAL_WEIGHTS (or runs/real): an hour of one core; skipped where there are none.
 real: $(READY)
