@@ -141,8 +141,9 @@ class Backbone(nn.Module):
         Sharded weights are whole only while the head runs, so they are none here.
         """
         layer = self.model.get_output_embeddings() if getattr(find_family(self.family), "LINEAR", False) else None
-        whole = type(layer) is nn.Linear and not hasattr(layer.weight, "placements")  # no adapter, no shard
-        return (layer.weight, layer.bias) if whole else None
+        if type(layer) is not nn.Linear or hasattr(layer.weight, "placements"):  # an adapter, or a shard
+            return None
+        return layer.weight, layer.bias
 
     def forward(self, ids_RL: Tensor, attend_RL: Tensor | None = None, position_ids_RL: Tensor | None = None) -> Tensor:
         """Returns logits (R, L, V) of every position; a caller applies `facts.shift`."""

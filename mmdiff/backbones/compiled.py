@@ -46,8 +46,8 @@ def compiled(backbone: Backbone, backend: str) -> Iterator[None]:
     backbone.compiled = True
     try:  # sizes that happen to be equal are not taken to be always
         with (
-            torch._dynamo.config.patch(recompile_limit=GRAPHS),  # type: ignore[attr-defined]
-            shapes.patch(use_duck_shape=False),
+            torch._dynamo.config.patch(recompile_limit=GRAPHS),  # type: ignore[attr-defined, unused-ignore]  # by version
+            shapes.patch(use_duck_shape=False),  # type: ignore[attr-defined, unused-ignore]
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # asked by dynamo

@@ -86,7 +86,11 @@ def shard(model: MMDiff, settings: TrainConfig, accelerator: Accelerator) -> Non
         mesh = init_device_mesh(device, (world,), mesh_dim_names=("shards",))
     low = torch.bfloat16 if settings.precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None)
-    kept = {"mesh": mesh, "mp_policy": policy, "reshard_after_forward": settings.sharding != "gradients"}
+    kept: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": policy,
+        "reshard_after_forward": settings.sharding != "gradients",
+    }
     whole: set[nn.Parameter] = set()
     for kind, encoder in model.encoders.items():
         if model.frozen(kind):

@@ -90,7 +90,7 @@ class Stepper:
     def _terms(self, model: MMDiff, plan: Any, count: dict[str, float], packing: Packing | None) -> tuple[Tensor, Any]:
         if packing is not None:  # its rows are those of the plan, by name
             packing = replace(packing, row_R=plan.row_R)
-        terms = self.objective.terms(PackedModel(model, packing) if packing else model, plan)  # type: ignore[arg-type]
+        terms = self.objective.terms(PackedModel(model, packing) if packing else model, plan)
         total = sum((t.value * (t.coefficient / count[n]) for n, t in terms.items()), start=torch.zeros(()))
         return (touched(total, unused_parts(model)) if self.divided else total), terms
 

@@ -21,7 +21,7 @@ MARK = b"\xef\xbb\xbf"  # some editors begin a file with it
 class Lines:
     """The lines of files that are not blank, file after file. See `mmdiff.data.formats.table.Table`."""
 
-    groups: Sequence[int] = ()
+    group_sizes: Sequence[int] = ()
     in_order = False
 
     def __init__(self, files: Sequence[Path]) -> None:

@@ -16,7 +16,7 @@ class Arrow:
     Its pictures and sounds are handed on as they are stored, so that an encoder decodes them and errors name the row.
     """
 
-    groups: Sequence[int] = ()
+    group_sizes: Sequence[int] = ()
     in_order = False
 
     def __init__(self, dataset: Any, name: str) -> None:
@@ -48,7 +48,7 @@ class Iterated:
     count: the rows of an epoch; None: they are counted, by reading them once.
     """
 
-    groups: Sequence[int] = ()
+    group_sizes: Sequence[int] = ()
     in_order = True
 
     def __init__(self, dataset: Any, name: str, count: int | None = None) -> None:

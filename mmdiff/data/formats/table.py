@@ -9,11 +9,11 @@ from typing import Any, Protocol
 class Table(Protocol):
     """The rows of files of one format.
 
-    groups: sizes of runs of rows that are read together, in order; empty where any row is read alone.
+    group_sizes: of runs of rows that are read together, in order; empty where any row is read alone.
     in_order: rows can only be read one after the other.
     """
 
-    groups: Sequence[int]
+    group_sizes: Sequence[int]
     in_order: bool
 
     def __len__(self) -> int: ...

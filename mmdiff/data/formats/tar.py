@@ -36,7 +36,7 @@ class Tar:
     member that is refused.
     """
 
-    groups: Sequence[int] = ()
+    group_sizes: Sequence[int] = ()
     in_order = False
 
     def __init__(self, files: Sequence[Path]) -> None:
