@@ -34,7 +34,7 @@ COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220)}
 
 
 def rows_of(folder: Path, n: int, seed: int) -> str:
-    """One square each, of a drawn colour and place, with one question for its colour and three for yes or no."""
+    """One square each, of a drawn colour and place, with a question for its colour and one for yes or no."""
     rng, rows = np.random.default_rng(seed), []
     for i in range(n):
         color = list(COLORS)[int(rng.integers(3))]
@@ -42,7 +42,7 @@ def rows_of(folder: Path, n: int, seed: int) -> str:
         x, y = (int(v) for v in rng.integers(0, 20, 2))
         picture[y : y + 12, x : x + 12] = COLORS[color]
         Image.fromarray(picture).save(folder / f"{seed}-{i}.png")
-        asked = [("what color is the shape?", color), *((f"is it {c}?", "yes" if c == color else "no") for c in COLORS)]
+        asked = [("what color is the shape?", color), ("is it red?", "yes" if color == "red" else "no")]
         rows += [{"image": f"{seed}-{i}.png", "question": q, "answer": a} for q, a in asked]
     (folder / f"{seed}.json").write_text(json.dumps(rows), encoding="utf-8")
     return str(folder / f"{seed}.json")
@@ -116,8 +116,8 @@ def test_a_pooling_tower_sees_a_cell_wherever_it_is() -> None:
 def test_the_recipe_for_ones_own_pictures_learns_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds at a small size; a model that does not look is right in one of three colours."""
     monkeypatch.chdir(tmp_path)
-    train_rows, heldout = rows_of(tmp_path, 150, 0), rows_of(tmp_path, 25, 1)
-    sizes = {"tower": 80, "look": 120, "tune": 160}
+    train_rows, heldout = rows_of(tmp_path, 150, 0), rows_of(tmp_path, 60, 1)
+    sizes = {"tower": 80, "look": 120, "tune": 120}
     config = load_config(
         "vqa-own",
         [
@@ -137,4 +137,4 @@ def test_the_recipe_for_ones_own_pictures_learns_to_look(tmp_path: Path, monkeyp
     own, _ = evaluate(session, rows, name="own", batch_size=160)
     other, _ = evaluate(session, Shuffled(rows, seed=0), name="other", batch_size=160)
     assert own["exact_match"] > 0.95, own
-    assert other["exact_match"] < 0.75, other
+    assert other["exact_match"] < 0.7, other
