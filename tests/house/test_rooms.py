@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -158,6 +159,13 @@ def in_a_new_process(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_lazy_name_is_that_of_a_file_beside_it(package: str) -> None:
+    """The file, once imported, would take the name's place."""
+    room = importlib.import_module(package)
+    assert not set(vars(room).get("_HOMES", ())) & {file.stem for file in Path(str(room.__file__)).parent.iterdir()}
 
 
 def test_import_is_light() -> None:

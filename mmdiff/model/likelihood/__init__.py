@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 from mmdiff.lazy import lazy
 
 if TYPE_CHECKING:
-    from .bound import Bound as Bound
-    from .bound import bound as bound
-    from .bound import estimate as estimate
     from .elbo import grid as grid
+    from .estimates import Bound as Bound
+    from .estimates import bound as bound
+    from .estimates import estimate as estimate
     from .score import next_token as next_token
     from .score import score_masked as score_masked
 
 _HOMES = {
-    "Bound": "bound",
-    "bound": "bound",
-    "estimate": "bound",
+    "Bound": "estimates",
+    "bound": "estimates",
+    "estimate": "estimates",
     "grid": "elbo",
     "next_token": "score",
     "score_masked": "score",

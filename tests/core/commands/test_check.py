@@ -43,7 +43,7 @@ def test_a_sound_configuration_passes_and_leaves_nothing(tmp_path: Path, monkeyp
             {},
             "is not a finite number at step 1",
         ),
-        ({}, {"objective": {"target": "mmdiff.objectives.denoise.Denoise", "copy": 2}}, 'did you mean "copies"?'),
+        ({}, {"objective": {"target": "mmdiff.objectives.denoise.Denoise", "copie": 2}}, 'did you mean "copies"?'),
         ({}, {"params": [{"match": "encoder"}]}, "no rule matches"),
     ],
 )

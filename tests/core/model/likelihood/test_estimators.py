@@ -24,8 +24,8 @@ from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model import MMDiff
-from mmdiff.model.likelihood.bound import bound, estimate
 from mmdiff.model.likelihood.elbo import AnyOrder, Elbo, Quadrature, UpperBound
+from mmdiff.model.likelihood.estimates import bound, estimate
 from mmdiff.model.likelihood.orders import AlongSteps, Coupled, LeftToRight, MeanField, RandomOrder, RightToLeft
 from mmdiff.model.likelihood.passes import Estimator, Pass, Targets
 from mmdiff.samplers.links.guidance import Guidance

@@ -24,7 +24,7 @@ from mmdiff.backbones import new_backbone
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.pattern import All, Pattern
-from mmdiff.canvas.patterns import BlockCausal, CausalContext, Documents, Full
+from mmdiff.canvas.patterns import BlockCausal, CausalContext, Documents, Full, PartlyCausal
 from mmdiff.canvas.sample import Media, Sample, Target, Text
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.data.collate import collate
@@ -202,7 +202,7 @@ def axes() -> Mapping[str, Sequence[Any]]:
     """Axis -> its levels; the first of each is what a configuration has that does not mention it."""
     out: dict[str, list[Any]] = {"attention": [Full()]}
     for part in declared():
-        if (axis := axis_of(part)) is not None and part not in (Full, Documents, Absorbing):
+        if (axis := axis_of(part)) is not None and part not in (Full, Documents, Absorbing, PartlyCausal):
             made = [part(**arguments) for arguments in ARGUMENTS.get(part, [{}])]
             out.setdefault(axis, [None]).extend(made)
     out["schedule"] += ["cosine", "ascending"]
