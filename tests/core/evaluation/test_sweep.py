@@ -73,7 +73,7 @@ def figures(out: dict[str, Any]) -> list[dict[str, Any]]:
 def test_a_cell_is_what_an_evaluation_with_its_settings_says(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
     original = MMDiff.from_pretrained
-    monkeypatch.setattr(MMDiff, "from_pretrained", lambda folder, **how: loads.append(folder) or original(folder, **how))
+    monkeypatch.setattr(MMDiff, "from_pretrained", lambda f, **how: loads.append(f) or original(f, **how))
     axes = {"sampler.steps": [1, 3], "task": ["toy.Where", f"{__name__}.Summed"], "eval.data.a.seed": [0, 1]}
     overrides = ["sampler.temperature=0.7"]
     out = sweep(run, axes, overrides)

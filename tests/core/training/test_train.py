@@ -218,7 +218,7 @@ def test_accumulation_is_exact(objective: dict[str, Any]) -> None:
     assert max(float(v.abs().max()) for k, v in first["8x1"].items() if k.startswith("exp_avg:")) > 1e-3
     for name in SPLITS[1:]:
         assert apart(first["8x1"], first[name]) < 1e-7
-        assert apart(weights("8x1"), weights(name)) < 1e-6
+        assert apart(weights("8x1"), weights(name)) < 3e-6
         for a, b in zip(lines("8x1"), lines(name), strict=True):
             assert a["loss"] == pytest.approx(b["loss"], abs=1e-6) and a["nll"] == pytest.approx(b["nll"], abs=1e-5)
 
