@@ -110,8 +110,8 @@ def inspect(
         rank: rank of LoRA factors.
         dtype: of the weights in memory: float32 | bfloat16 | float16 | float64 (default: that of the files).
     """
-    from .inspection.inspect import inspect as look
-    from .inspection.text import as_text
+    from mmdiff.sharing.inspection.inspect import inspect as look
+    from mmdiff.sharing.inspection.text import as_text
 
     found = look(folder, length=length, batch=batch, rank=rank, dtype=dtype)
     return found, as_text(found)
@@ -126,7 +126,7 @@ def card(run: str, /, *, out: Path | None = None, licence: str | None = None, me
         licence: its identifier on the hub, such as apache-2.0.
         medical: with the headings of MI-CLAIM-GEN.
     """
-    from .card import write_card
+    from mmdiff.sharing.card import write_card
 
     file = write_card(run, out=out, licence=licence, medical=medical)
     return {"card": str(file)}, str(file)

@@ -18,8 +18,6 @@ from safetensors.torch import load_file, save_file
 from mmdiff.canvas.patterns import BlockCausal, PrefixCausal
 from mmdiff.canvas.sample import Media, Text
 from mmdiff.commands.cli import main
-from mmdiff.commands.inspection.inspect import inspect
-from mmdiff.commands.inspection.text import as_text
 from mmdiff.config import load_config
 from mmdiff.data.collate import collate
 from mmdiff.data.stream import canvases, read_media
@@ -29,6 +27,8 @@ from mmdiff.model import MMDiff, build_model
 from mmdiff.model.params import add_adapters
 from mmdiff.objectives.denoise import Denoise
 from mmdiff.session import load
+from mmdiff.sharing.inspection.inspect import inspect
+from mmdiff.sharing.inspection.text import as_text
 from mmdiff.tasks.vqa import VQA
 
 Image = pytest.importorskip("PIL.Image")

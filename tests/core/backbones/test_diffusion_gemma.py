@@ -23,7 +23,6 @@ from mmdiff.backbones.family import find_family
 from mmdiff.canvas.patterns import CausalContext
 from mmdiff.canvas.sample import Break, Target, Text
 from mmdiff.canvas.vocab import NO_MASK
-from mmdiff.commands.inspection.inspect import inspect
 from mmdiff.config.presets import preset
 from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
@@ -35,6 +34,7 @@ from mmdiff.objectives.denoise import Denoise
 from mmdiff.objectives.hybrid import HybridBound
 from mmdiff.samplers.processes.hybrid import Hybrid, Renoising
 from mmdiff.samplers.rules.adaptive import EntropyBound
+from mmdiff.sharing.inspection.inspect import inspect
 
 CANVAS, V = 6, 259
 FAMILY = find_family("diffusion_gemma")

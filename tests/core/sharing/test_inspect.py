@@ -25,11 +25,11 @@ from mmdiff.backbones.family import FAMILIES, find_family, model_type_of
 from mmdiff.backbones.load import toy_backbone
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.commands import cli
-from mmdiff.commands.inspection.inspect import inspect
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.params import apply_rules, read_rules
 from mmdiff.model.saving import save_model
+from mmdiff.sharing.inspection.inspect import inspect
 
 KEYS = set("family parameters mask_id attention block_length shift noise missing unexpected memory".split())
 PUBLISHED = {
@@ -220,7 +220,7 @@ def llada_8b(folder: Path) -> Path:
 
 WORK = """
 import re, sys
-from mmdiff.commands.inspection.inspect import inspect
+from mmdiff.sharing.inspection.inspect import inspect
 
 def read():
     return int(open("/proc/self/io").read().split()[1])  # bytes of read()

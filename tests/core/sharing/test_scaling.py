@@ -11,7 +11,7 @@ from mmdiff.backbones import new_backbone
 from mmdiff.backbones.families.llada import toy_tokenizer
 from mmdiff.backbones.families.published.llada import LLADA_8B, LLADA_MOE
 from mmdiff.backbones.family import find_family, model_type_of
-from mmdiff.commands.inspection.scaling import Counts, counts, per_device, table
+from mmdiff.sharing.inspection.scaling import Counts, counts, per_device, table
 
 SHAPES = ((1, 1024), (1, 4096), (4, 4096))
 MODELS: dict[str, Any] = {"LLaDA-8B": LLADA_8B, "LLaDA-MoE-7B-A1B": next(iter(LLADA_MOE.values()))}

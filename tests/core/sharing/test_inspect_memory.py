@@ -19,11 +19,11 @@ from torch.profiler import ProfilerActivity, profile
 from mmdiff.backbones import Backbone, new_backbone
 from mmdiff.backbones.families.llada import toy_tokenizer
 from mmdiff.backbones.family import find_family
-from mmdiff.commands.inspection.inspect import on_meta
-from mmdiff.commands.inspection.memory import LOGITS, LOSS, kept, lora_factors, memory_of
 from mmdiff.model import MMDiff
 from mmdiff.model.params import Lora, add_adapters
 from mmdiff.model.scorer import cross_entropy
+from mmdiff.sharing.inspection.inspect import on_meta
+from mmdiff.sharing.inspection.memory import LOGITS, LOSS, kept, lora_factors, memory_of
 
 B, L, WIDTH = 2, 384, 128
 FAMILIES = ["llada", "esm"]

@@ -24,10 +24,10 @@ from mmdiff.backbones import load_backbone, new_backbone
 from mmdiff.backbones.families.llada import toy_tokenizer
 from mmdiff.backbones.load import toy_backbone
 from mmdiff.commands import cli
-from mmdiff.commands.inspection import headers
-from mmdiff.commands.inspection.headers import read_headers
-from mmdiff.commands.inspection.inspect import inspect
 from mmdiff.errors import ConfigError
+from mmdiff.sharing.inspection import headers
+from mmdiff.sharing.inspection.headers import read_headers
+from mmdiff.sharing.inspection.inspect import inspect
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 Damage = Callable[[Path], Any]

@@ -15,11 +15,11 @@ from huggingface_hub import ModelCard
 
 from mmdiff import train
 from mmdiff.commands import cli
-from mmdiff.commands.card import MEDICAL, UNKNOWN, write_card
 from mmdiff.errors import ConfigError
 from mmdiff.evaluation.evaluate import evaluate_run
 from mmdiff.files import check_sums
 from mmdiff.model import MMDiff
+from mmdiff.sharing.card import MEDICAL, UNKNOWN, write_card
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def test_what_is_not_known_is_not_reported(run: Path) -> None:
 
 
 def test_a_hub_id_is_the_base_and_an_adapter_is_one(run: Path) -> None:
-    from mmdiff.commands.card import _base
     from mmdiff.config import load_config
+    from mmdiff.sharing.card import _base
 
     config = load_config(str(run))
     assert _base(config) is None and _base(None) is None

@@ -1,0 +1,4 @@
+"""Models for others: what a folder is, and its card.
+
+May import: config, runs.
+"""
