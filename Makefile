@@ -10,10 +10,14 @@ fuzz: NUMBER ?= 2000
 mutate: NUMBER ?= 300
 SEED ?= 0
 
-.PHONY: demo test slow fuzz mutate bench bench-decode bench-samplers bench-train figures real vla-mt10 vla-tables lint typecheck clean
+.PHONY: demo docs test slow fuzz mutate bench bench-decode bench-samplers bench-train figures real vla-mt10 vla-tables lint typecheck clean
 
 demo: $(READY)
 	$(BIN)/mmdiff demo vqa
+
+# The pages as a site, site/index.html, which is opened from disk or served; neither needs a network.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # Two processes; a file of tests stays with one of them, unless the other has nothing left to do.
 test: $(READY)
@@ -76,9 +80,9 @@ typecheck: $(READY)
 	$(BIN)/mypy
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[vision,audio,protein,vla,metaworld,text,structured,harness,serve,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[vision,audio,protein,vla,metaworld,text,structured,harness,serve,docs,dev]'
 	touch $@
