@@ -15,8 +15,8 @@ from mmdiff.data.fields import check_row
 from mmdiff.data.stream import canvases
 from mmdiff.model.published.folder import is_published
 from mmdiff.model.saving import read_config
-from mmdiff.runs.checkpoint import checkpoints_in
 from mmdiff.runs.folder import RUNS
+from mmdiff.runs.progress import checkpoints_in
 from mmdiff.samplers.streamers import TextStreamer
 
 from .config import build_saved, task_and_sampler, trusting

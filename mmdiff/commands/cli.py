@@ -24,6 +24,7 @@ from mmdiff.files import without_nan
 from .arguments import AtLeast1, Output, Verb, parse, row_of
 from .chat import chat
 from .ending import Signals, Stopped, one_line_errors, speaks
+from .experiments import VERBS as EXPERIMENTS
 from .terminal import loading_logged, log, silence_other_packages
 
 LONGEST = 1200
@@ -147,20 +148,21 @@ def check(name: str, /, *words: str) -> Output:
     return table(run(resolved, progress=log))
 
 
-def train(name: str, /, *words: str, fresh: bool = False) -> Output:
+def train(name: str, /, *words: str, fresh: bool = False, note: str | None = None) -> Output:
     """Train a configuration, or resume its run.
 
     Args:
         name: a packaged name, a .yaml file or a run folder.
         words: settings as dotted.key=value, the value in YAML.
         fresh: start again instead of resuming; the run that is there is moved aside.
+        note: a line about the run, which `mmdiff runs` shows.
     """
     from mmdiff.config import load_config
 
     resolved = load_config(name, words)
     from mmdiff.training.train import train as run
 
-    return table(run(resolved, fresh=fresh))
+    return table(run(resolved, fresh=fresh, note=note))
 
 
 def evaluate(run: str, /, *words: str) -> Output:
@@ -247,6 +249,7 @@ VERBS: dict[str, Verb] = {
     "generate": generate,
     "chat": chat,
     "demo": demo,
+    **EXPERIMENTS,
 }
 
 

@@ -5,9 +5,9 @@ May import: nothing. Must not import torch.
 """
 
 from .plain import without_nan
-from .reading import read_json, regular, unreadable
+from .reading import read_json, read_text, regular, unreadable
 from .sums import SUMS, check_sums, damaged, digest, signed, write_sums
-from .whole import aside, clear, commit, link, lock, named, part_of, remove, sync, unlock, write_text
+from .whole import aside, clear, commit, link, lock, locked, named, part_of, remove, sync, unlock, write_text
 
 __all__ = [
     "SUMS",
@@ -19,9 +19,11 @@ __all__ = [
     "digest",
     "link",
     "lock",
+    "locked",
     "named",
     "part_of",
     "read_json",
+    "read_text",
     "regular",
     "remove",
     "signed",

@@ -56,6 +56,17 @@ def unreadable(path: str | Path) -> str | None:
     return None if stat.S_ISREG(mode) else "a folder" if stat.S_ISDIR(mode) else "a device or pipe, expected a file"
 
 
+def read_text(file: Path, at_most: int = JSON_BYTES) -> str:
+    """Returns the text of a UTF-8 file. Raises ConfigError that names the file; FileNotFoundError where it is not."""
+    regular(file, at_most)
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file}: is no text in UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+
+
 def read_json(file: Path, at_most: int = JSON_BYTES) -> Any:
     """Returns the content of a JSON file. Raises ConfigError that names the file; FileNotFoundError where it is not."""
     regular(file, at_most)

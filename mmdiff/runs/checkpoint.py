@@ -1,7 +1,7 @@
 """Checkpoints of a run: written aside and renamed, so a kill at any moment leaves the last whole one.
 
     runs/<name>/checkpoints/step-00000500/   a saved model (loadable as it is), and
-        trainer.json             where training stands
+        trainer.json             where training stands, see mmdiff.runs.progress
         optimizer.safetensors    the optimizer's moments, by parameter name, see mmdiff.runs.moments
         ema.safetensors          where weights are averaged: both, see mmdiff.training.ema
 
@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmdiff.errors import ConfigError
-from mmdiff.files import aside, damaged, digest, part_of, read_json, remove, without_nan, write_sums, write_text
+from mmdiff.files import aside, damaged, digest, part_of, remove, without_nan, write_sums, write_text
 from mmdiff.model import MMDiff
 from mmdiff.model.saving import write_model
 from mmdiff.model.tensors import gathered, give_shards, weights, write_tensors
 
-
-@dataclass
-class Progress:
-    """How far training has come: `step` counts over all stages, `stage_step` within the stage."""
-
-    stage: str = ""
-    step: int = 0
-    stage_step: int = 0
-    seconds: float = 0.0  # of training, over all interruptions
-    tokens: int = 0  # attended positions seen
-    scaler: dict[str, Any] = field(default_factory=dict)  # of fp16's loss scale
-    stages_done: list[str] = field(default_factory=list)
-    loss: dict[str, float] = field(default_factory=dict)  # of the last logged steps of each stage
-    samples: dict[str, int] = field(default_factory=dict)  # of a step of each stage, over all processes
-    skipped: int = 0  # steps that changed nothing, for their loss or gradient was not finite
+from .progress import Progress, checkpoints_in
 
 
 def save_frozen(model: MMDiff, file: Path) -> None:
@@ -111,11 +96,6 @@ def prune(folder: Path, keep: int, best: Collection[int] = ()) -> None:
             remove(old.rename(part_of(old)))
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The whole checkpoints in a folder, the oldest first."""
-    return sorted(p for p in folder.glob("step-*") if (p / "trainer.json").is_file())
-
-
 def last_whole(folder: Path, log: Callable[[str], None]) -> Path | None:
     """Returns the newest checkpoint whose files are as they were written, None where there is no checkpoint.
 
@@ -137,19 +117,3 @@ def last_whole(folder: Path, log: Callable[[str], None]) -> Path | None:
         checkpoint.rename(hidden)
         log(f"{found}; moved to {hidden.name}, resuming from {newest.name}")
     return newest
-
-
-def read_progress(folder: Path) -> Progress:
-    """The progress that a checkpoint has. Raises ConfigError."""
-    try:
-        return Progress(**read_json(folder / "trainer.json"))
-    except (OSError, TypeError) as error:
-        raise ConfigError(f"{folder / 'trainer.json'}: not a checkpoint of this version ({error})") from None
-
-
-def samples_of_steps(folder: Path) -> dict[str, int]:
-    """Returns how many samples a step of each stage has, by the newest checkpoint in a folder that says so."""
-    for checkpoint in reversed(checkpoints_in(folder)):
-        with suppress(ConfigError):
-            return read_progress(checkpoint).samples
-    return {}

@@ -7,6 +7,7 @@ tensorboard/     the same figures
 checkpoints/     see mmdiff.runs.checkpoint
 model/           the finished model, see mmdiff.model.saving
 metrics.json     the result, once there is one
+note.txt         what a person noted, see mmdiff.runs.notes
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mmdiff.errors import ConfigError
 from mmdiff.files import clear, lock, named, read_json, unlock, without_nan, write_sums, write_text
 
 from .changes import changed
-from .checkpoint import checkpoints_in, read_progress, samples_of_steps
+from .progress import checkpoints_in, read_progress, samples_of_steps
 from .trackers import log, started
 
 RUNS = Path("runs")

@@ -21,6 +21,7 @@ from mmdiff.config.settings import Config
 from mmdiff.errors import ConfigError
 from mmdiff.files import write_text
 from mmdiff.runs.folder import RUN_FILE, Run, standing
+from mmdiff.runs.notes import read_note
 
 from .inspection.folder import find_folder
 from .inspection.inspect import inspect
@@ -110,6 +111,7 @@ def card_of(
         **relation,
     )
     note = standing(run.folder, model) if run else None
+    noted = read_note(run.folder) if run else ""
     parts = {part: f"{count:,} numbers" for part, count in found["parts"].items()}
     sections = {
         "Use": _code(f'import mmdiff\n\nmmdiff.load("{model.name}").predict({{...}})  # a row of {found["task"]}'),
@@ -128,6 +130,7 @@ def card_of(
         "Recipe": _recipe(config, result),
         "Metrics": _metrics(result),
         "Limits": _limits(found, result, note),
+        **({"Notes": "\n\n".join(map(_plain, noted.splitlines()))} if noted else {}),
         "Licence": licence or f"{UNKNOWN}. That of the base model and of the data holds for what was made of them.",
     }
     if medical:

@@ -12,14 +12,19 @@ import torch
 from torch.optim import Optimizer
 
 from mmdiff.errors import ConfigError
-from mmdiff.runs.checkpoint import checkpoints_in
 from mmdiff.runs.folder import Run
+from mmdiff.runs.progress import checkpoints_in
 
 IN_A_ROW = 20
 
 
-def refuse(what: str, stage: str, lr: float, step: int, run: Run) -> NoReturn:
-    """Raise ConfigError that says what was not finite, at which step, what is kept, and what to try."""
+def refuse(what: str, stage: str, lr: float, step: int, run: Run, *, main: bool = True) -> NoReturn:
+    """Raise ConfigError that says what was not finite, at which step, what is kept, and what to try.
+
+    main: this process writes the run's metrics, whose last line says the same until the run is resumed.
+    """
+    if main:
+        run.log(step, {"stage": stage, "diverged": what})
     saved = checkpoints_in(run.checkpoints)
     kept = f"the last checkpoint, {saved[-1]}, is as it was" if saved else "nothing was saved yet"
     raise ConfigError(

@@ -17,7 +17,7 @@ from mmdiff.model.evaluating import evaluating
 from mmdiff.model.likelihood import bound
 from mmdiff.model.model import BEYOND
 from mmdiff.protocols import Source, Task
-from mmdiff.runs.checkpoint import Progress
+from mmdiff.runs.progress import Progress
 
 UNUSED = 0.01  # media whose exchange costs less than this share of the bound are reported as hardly used
 

@@ -21,9 +21,10 @@ from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.features import FeatureCache, fingerprint
 from mmdiff.protocols import Objective, Source, Task
-from mmdiff.runs.checkpoint import Progress, frozen_is_whole, prune, remove_frozen, save_checkpoint, save_frozen
+from mmdiff.runs.checkpoint import frozen_is_whole, prune, remove_frozen, save_checkpoint, save_frozen
 from mmdiff.runs.folder import Run
 from mmdiff.runs.moments import load_moments, moments
+from mmdiff.runs.progress import Progress
 
 from .annealing import check_annealing
 from .divergence import IN_A_ROW, not_finite, refuse
@@ -166,14 +167,15 @@ class Stage:
         progress.tokens += sum(int(b.attend_BL.sum()) for b in window) * self.accelerator.num_processes
         if self.skipped == IN_A_ROW:
             what = f"the loss or its gradient, {IN_A_ROW} times in a row,"
-            refuse(what, self.name, self.stage.lr, progress.step, self.run)
+            refuse(what, self.name, self.stage.lr, progress.step, self.run, main=self.main)
 
     def _log(self, seconds: float) -> dict[str, str]:
         """Write a line of figures. Returns what the progress bar shows. Raises ConfigError where one is not finite."""
         progress, meters = self.progress, self.stepper.meters
         ago = meters.diverged(self.accelerator)
         if ago is not None:
-            refuse("the loss or its gradient", self.name, self.stage.lr, progress.step - ago, self.run)
+            step = progress.step - ago
+            refuse("the loss or its gradient", self.name, self.stage.lr, step, self.run, main=self.main)
         progress.seconds += seconds
         figures = meters.read(self.accelerator, seconds)
         progress.loss[self.name] = figures["loss"]
@@ -239,7 +241,7 @@ class Stage:
     def _save(self, last: bool) -> None:
         progress, stepper, accelerator = self.progress, self.stepper, self.accelerator
         if (wrong := not_finite(stepper.optimizer)) is not None:
-            refuse(f"the weight {wrong}", self.name, self.stage.lr, progress.step, self.run)
+            refuse(f"the weight {wrong}", self.name, self.stage.lr, progress.step, self.run, main=self.main)
         if last:
             progress.stages_done.append(self.name)
         if accelerator.scaler is not None:

@@ -22,7 +22,7 @@ from mmdiff.config.settings import StageConfig, TrainConfig
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.model import MMDiff
 from mmdiff.protocols import Objective
-from mmdiff.runs.checkpoint import Progress
+from mmdiff.runs.progress import Progress
 
 from .annealing import annealed
 from .ema import Average

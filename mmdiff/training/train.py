@@ -25,8 +25,10 @@ from mmdiff.model.saving import load_weights, read_config, save_model
 from mmdiff.model.tensors import give_shards, weights
 from mmdiff.protocols import Task
 from mmdiff.runs.changes import with_kept_batch
-from mmdiff.runs.checkpoint import Progress, last_whole, prune, read_progress, remove_frozen
+from mmdiff.runs.checkpoint import last_whole, prune, remove_frozen
 from mmdiff.runs.folder import RUNS, Run, open_run, run_name
+from mmdiff.runs.notes import check_note, write_note
+from mmdiff.runs.progress import Progress, read_progress
 
 from .held_out import held_out_rows
 from .parallel import divides, make_accelerator, one_line_deaths
@@ -36,13 +38,15 @@ __all__ = ["fit", "make_accelerator", "train"]
 
 
 @typed
-def train(config: Config | str | Path, *, fresh: bool = False) -> dict[str, Any]:
+def train(config: Config | str | Path, *, fresh: bool = False, note: str | None = None) -> dict[str, Any]:
     """Train a configuration in `runs/<name>/`, or go on where its run stands. Returns the run's result (metrics.json).
 
     config: or its name, as `load_config` takes it.
     fresh: move what the folder holds aside and begin again. Raises ConfigError when it holds another configuration.
+    note: what a person notes about the run, in place of what was noted before (`mmdiff.runs.notes`).
     """
     config = checked_config(config)
+    check_note(note or "")
     if not config.train.stages:
         raise ConfigError("train.stages: there is no stage to train")
     run_name(config)  # a name that cannot be is refused before processes wait for each other
@@ -51,6 +55,8 @@ def train(config: Config | str | Path, *, fresh: bool = False) -> dict[str, Any]
     with accelerator.main_process_first():  # one process makes the folder, the others find it
         if accelerator.is_main_process:
             run = open_run(config, fresh=fresh, world=accelerator.num_processes)
+            if note is not None:
+                write_note(run.folder, note)
         else:
             run = Run(RUNS / run_name(config))
     try:

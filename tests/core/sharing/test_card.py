@@ -19,6 +19,7 @@ from mmdiff.errors import ConfigError
 from mmdiff.evaluation.evaluate import evaluate_run
 from mmdiff.files import check_sums
 from mmdiff.model import MMDiff
+from mmdiff.runs.notes import write_note
 from mmdiff.sharing.card import MEDICAL, UNKNOWN, write_card
 
 
@@ -133,3 +134,9 @@ def test_a_folder_of_another_kind_is_one_line(tmp_path: Path) -> None:
     toy.backbone().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="neither a run nor a model that mmdiff saved"):
         write_card(str(tmp_path))
+
+
+def test_it_has_what_a_person_noted_of_the_run(run: Path) -> None:
+    write_note(run, "a first try\n# of *two*")
+    parts = sections(write_card(str(run)).read_text())
+    assert parts["Notes"].strip() == "a first try\n\n\\# of \\*two\\*"
