@@ -148,6 +148,36 @@ def unknown_words(text: str, ids: Sequence[int], tokenizer: Any) -> list[str]:
     return out
 
 
+def literal(text: str, vocab: Vocab) -> list[int]:
+    """Returns the ids of a text from a person: a special token that is spelled out stays text.
+
+    Raises DataError for a word that the tokenizer does not know, or can only read as a special token (tokenizers of
+    whole words; those of bytes know all).
+    """
+    return list(_encode(text, vocab.tokenizer))
+
+
+@lru_cache(maxsize=1 << 16)  # a call costs 35 microseconds, and the same questions come again every epoch
+def _encode(text: str, tokenizer: Any) -> tuple[int, ...]:
+    check_text(text)
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    if not set(ids).isdisjoint(tokenizer.all_special_ids):
+        if len(words := text.split()) > 1:
+            for word in words:  # one of them raises, and names itself
+                _encode(word, tokenizer)
+        known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+        raise DataError(f"the tokenizer does not know the word {text!r:.60}{nearest(text.lower(), known)}")
+    if words := unknown_words(text, ids, tokenizer):
+        known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+        raise DataError(f"the tokenizer does not know the word {words[0]!r:.60}{nearest(words[0].lower(), known)}")
+    return tuple(ids)
+
+
+def start_of(vocab: Vocab) -> int:
+    """Returns the id with which a document begins: BOS, or EOS where there is none."""
+    return vocab.eos_id if vocab.bos_id is None else vocab.bos_id
+
+
 UNKNOWN = ("<unk>", "[UNK]")
 
 

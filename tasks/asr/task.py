@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from mmdiff.canvas.sample import Media, Sample, Target, Text
-from mmdiff.canvas.vocab import Vocab
+from mmdiff.canvas.vocab import Vocab, literal
 from mmdiff.config.ranges import AtLeast0, AtLeast1, NotNegative
 from mmdiff.config.typed import typed
 from mmdiff.data.fields import check_row
 from mmdiff.errors import DataError, located
 from mmdiff.parts import part
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.templates import Plain, Template, literal
+from mmdiff.tasks.dialogue.templates import Plain, Template
 from mmdiff.tasks.dialogue.turns import Content
 
 from .metrics import bootstrap, char_errors, corpus, normaliser, word_errors

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas.generation import Generation
-from mmdiff.canvas.vocab import Vocab
+from mmdiff.canvas.vocab import Vocab, literal
 from mmdiff.errors import require
-from mmdiff.tasks.dialogue.templates import literal
 
 CONTEXT = 8  # words that are decoded again with every token, for its text may depend on what stands in front of it
 

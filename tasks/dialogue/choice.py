@@ -17,7 +17,7 @@ import torch
 
 from mmdiff.canvas.batch import Batch, to_device
 from mmdiff.canvas.sample import Item, Media, Sample, Target, Text
-from mmdiff.canvas.vocab import Vocab
+from mmdiff.canvas.vocab import Vocab, literal
 from mmdiff.data.collate import collate
 from mmdiff.data.fields import check_row
 from mmdiff.errors import ConfigError, DataError, located, nearest
@@ -32,7 +32,7 @@ from mmdiff.protocols import Row, Task
 from mmdiff.session import Session
 
 from .rows import RowError
-from .templates import Plain, Template, literal
+from .templates import Plain, Template
 from .turns import NOUNS, read_turns
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 from mmdiff.canvas.sample import Media, Part, Target, Text
-from mmdiff.canvas.vocab import Vocab, check_text, unknown_words
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.canvas.vocab import Vocab, literal
+from mmdiff.errors import ConfigError, nearest
 from mmdiff.parts import part
 
 from .turns import Content
@@ -146,28 +145,3 @@ def special(token: str, vocab: Vocab) -> int:
     if found is None or found == tokenizer.unk_token_id:
         raise ConfigError(f"template: the tokenizer has no {token}{nearest(token, tokenizer.get_added_vocab())}")
     return int(found)
-
-
-def literal(text: str, vocab: Vocab) -> list[int]:
-    """Returns the ids of a text from a person: a special token that is spelled out stays text.
-
-    Raises DataError for a word that the tokenizer does not know, or can only read as a special token (tokenizers of
-    whole words; those of bytes know all).
-    """
-    return list(_encode(text, vocab.tokenizer))
-
-
-@lru_cache(maxsize=1 << 16)  # a call costs 35 microseconds, and the same questions come again every epoch
-def _encode(text: str, tokenizer: Any) -> tuple[int, ...]:
-    check_text(text)
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    if not set(ids).isdisjoint(tokenizer.all_special_ids):
-        if len(words := text.split()) > 1:
-            for word in words:  # one of them raises, and names itself
-                _encode(word, tokenizer)
-        known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-        raise DataError(f"the tokenizer does not know the word {text!r:.60}{nearest(text.lower(), known)}")
-    if words := unknown_words(text, ids, tokenizer):
-        known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-        raise DataError(f"the tokenizer does not know the word {words[0]!r:.60}{nearest(words[0].lower(), known)}")
-    return tuple(ids)

@@ -91,10 +91,10 @@ def embed(
     """
     import numpy as np
 
+    from mmdiff.evaluation.embed import embed_texts
     from mmdiff.session import load
 
     from .data.documents import Documents
-    from .embed import embed_texts
 
     settings = _settings(words)
     if not out.endswith(".npy"):

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from mmdiff.canvas.vocab import literal
 from mmdiff.data.stream import canvases
 from mmdiff.errors import DataError
 from mmdiff.samplers.streamers import TextStreamer
 from mmdiff.session import Session
-from mmdiff.tasks.dialogue.templates import literal
 
 from .task import PlainText
 

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmdiff.canvas.sample import LONGEST, Break, Part, Sample, Target, Text
-from mmdiff.canvas.vocab import Vocab
+from mmdiff.canvas.vocab import Vocab, literal, start_of
 from mmdiff.config.ranges import AtLeast0, AtLeast1
 from mmdiff.config.typed import typed
 from mmdiff.data.fields import check_row
 from mmdiff.errors import DataError, located
 from mmdiff.parts import part
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.templates import literal
 
 from .data.windows import fingerprint
 
@@ -80,11 +79,6 @@ class PlainText:
         """Returns whether the prediction is the row's `answer`; nothing where it has none."""
         answer = row.get("answer")
         return {} if answer is None else {"exact_match": float(prediction.strip() == str(answer).strip())}
-
-
-def start_of(vocab: Vocab) -> int:
-    """Returns the id with which a document begins: BOS, or EOS where there is none."""
-    return vocab.eos_id if vocab.bos_id is None else vocab.bos_id
 
 
 def gaps(pieces: Sequence[Any], vocab: Vocab) -> list[Part]:

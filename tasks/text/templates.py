@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmdiff.canvas.sample import Part, Target, Text
-from mmdiff.canvas.vocab import Vocab, check_text
+from mmdiff.canvas.vocab import Vocab, check_text, literal
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.parts import part
-from mmdiff.tasks.dialogue.templates import literal
 
 PUBLISHED = {
     # huggingface.co/GSAI-ML/LLaDA-8B-Instruct, tokenizer_config.json; its generation prompt without the condition that

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmdiff.canvas.sample import Media, Part, Sample, Target, Text
-from mmdiff.canvas.vocab import Vocab
+from mmdiff.canvas.vocab import Vocab, literal
 from mmdiff.config.ranges import AtLeast1, Bins, UpTo64, UpTo1000, Whole
 from mmdiff.config.schema import as_annotated
 from mmdiff.data.fields import check_row
@@ -29,7 +29,6 @@ from mmdiff.errors import ConfigError, located
 from mmdiff.parts import part
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.rows import RowError
-from mmdiff.tasks.dialogue.templates import literal
 from mmdiff.tasks.dialogue.turns import media_of
 
 from .codecs.bins import ActionCodec, UniformBins, to_bins

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdiff.canvas.sample import Sample, Target, Text
-from mmdiff.canvas.vocab import Vocab
+from mmdiff.canvas.vocab import Vocab, literal
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.typed import typed
 from mmdiff.data.fields import check_row
@@ -19,7 +19,7 @@ from mmdiff.errors import ConfigError, DataError, located, nearest, require
 from mmdiff.parts import part
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.rows import RowError
-from mmdiff.tasks.dialogue.templates import Plain, Template, literal
+from mmdiff.tasks.dialogue.templates import Plain, Template
 from mmdiff.tasks.dialogue.turns import answers, read_turns
 
 from . import captions, metrics

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmdiff.canvas.vocab import Vocab, check_text, word_tokenizer
+from mmdiff.canvas.vocab import Vocab, check_text, literal, word_tokenizer
 from mmdiff.data.fields import EXTRA, check_row
 from mmdiff.errors import DataError, UserError
 from mmdiff.tasks.asr.data.hypotheses import read_hypotheses
@@ -19,7 +19,6 @@ from mmdiff.tasks.asr.data.manifests import Manifest
 from mmdiff.tasks.asr.task import ASR
 from mmdiff.tasks.dialogue.choice import MultipleChoice
 from mmdiff.tasks.dialogue.controls import Blank, Fixed, Shuffled, Without, WithoutImage
-from mmdiff.tasks.dialogue.templates import literal
 from mmdiff.tasks.vqa.llava import LlavaJSON
 from mmdiff.tasks.vqa.task import VQA
 

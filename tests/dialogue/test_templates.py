@@ -8,9 +8,9 @@ import pytest
 from toy import MARKS, chat_vocab, flat
 
 from mmdiff.canvas.sample import Media, Target, Text
-from mmdiff.canvas.vocab import Vocab
+from mmdiff.canvas.vocab import Vocab, literal
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.tasks.dialogue.templates import LLADA_V_SYSTEM, LLaDAChat, Plain, literal
+from mmdiff.tasks.dialogue.templates import LLADA_V_SYSTEM, LLaDAChat, Plain
 from mmdiff.tasks.vqa import scenes
 from mmdiff.tasks.vqa.task import VQA
 

@@ -14,13 +14,13 @@ import torch
 
 from mmdiff.backbones import new_backbone
 from mmdiff.canvas.patterns import Causal
+from mmdiff.canvas.vocab import start_of
 from mmdiff.commands.cli import main
 from mmdiff.errors import DataError
+from mmdiff.evaluation.embed import embed_texts
 from mmdiff.model import MMDiff
 from mmdiff.model.saving import save_model
-from mmdiff.tasks.text.embed import embed_texts
 from mmdiff.tasks.text.infill import pieces_of
-from mmdiff.tasks.text.task import start_of
 from mmdiff.tasks.text.tokenizer import byte_pairs
 
 ROWS = [{"text": f"def area(r):\n    return {a} * r\n"} for a in ("2", "3.14", "r")]

@@ -158,7 +158,7 @@ def serve(
         port: the port to listen at; 0: a free one.
         camera: a camera's name, in the policy's order; may be given again.
         execute: actions of a chunk that a robot should execute (default: all).
-        token_file: a file with the token that requests must bear (default: MMDIFF_VLA_TOKEN of the environment).
+        token_file: a file with the token that requests must bear (default: MMDIFF_TOKEN of the environment).
     """
     from mmdiff.tasks.vla.serve.server import serve as answer
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,20 +15,11 @@ import numpy as np
 
 from mmdiff.encoders.media.images import read_image
 from mmdiff.errors import DataError
+from mmdiff.serving.guard import BadRequest, short
 
 PICTURE = "base64 of a PNG or JPEG file, nested lists (H, W, 3), or a json_numpy array"
 NUMPY = {"__numpy__", "dtype", "shape"}
 _NONE = object()
-SHORT = reprlib.Repr()  # of what was sent, however large or deep it is
-SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 50
-
-
-class BadRequest(DataError):
-    """A request is refused. status: of HTTP."""
-
-    def __init__(self, message: str, status: int = 422) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 def to_picture(value: Any, field: str) -> np.ndarray:
@@ -123,7 +113,3 @@ def _stray(value: list[Any]) -> Any:
             elif type(one) not in (int, float):
                 return one
     return _NONE
-
-
-def short(value: Any) -> str:
-    return "nothing" if value is None else SHORT.repr(value)

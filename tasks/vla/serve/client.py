@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from mmdiff.encoders.media.images import read_image
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.protocols import Row
-
-from .guard import read_token
+from mmdiff.serving.guard import read_token
 
 ANSWER = 16 << 20  # bytes of an answer that are read
 
@@ -31,7 +30,7 @@ class ActClient:
     """A policy (`mmdiff.tasks.vla.rollout.policies.Policy`) whose chunks a server's model predicts.
 
     url: `http://127.0.0.1:8777`. key: of the statistics, where the server has several. timeout: seconds per call.
-    token: the server's, where it has one; None: that of the environment (`MMDIFF_VLA_TOKEN`), if any.
+    token: the server's, where it has one; None: that of the environment (`MMDIFF_TOKEN`), if any.
     Noise is drawn under a row's `index`, else under the number of rows sent so far. calls, rows and forwards add up;
     seconds are those of the whole exchange. Raises ConfigError where no server answers, DataError for a row that the
     server refuses.

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from mmdiff.errors import ConfigError, UserError
+from mmdiff.serving.guard import BadRequest
 from mmdiff.tasks.vla.task import VLA
 
-from .arrays import BadRequest
 from .request import Contract, read_request
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from typing import Annotated, Any
 import numpy as np
 
 from mmdiff.errors import nearest, require
+from mmdiff.serving.guard import BadRequest, short
 
-from .arrays import PICTURE, BadRequest, short, to_array, to_numbers, to_picture
+from .arrays import PICTURE, to_array, to_numbers, to_picture
 
 require("pydantic", "serve")
 from pydantic import BaseModel, ConfigDict, Field, ValidationError  # noqa: E402

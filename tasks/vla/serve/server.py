@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdiff.errors import ConfigError, require
+from mmdiff.serving.guard import CLOSE, TOKEN, BadRequest, Bodies, Gate, Limits, is_local, protocol, read_token
 from mmdiff.tasks.vla.task import VLA
 
-from .arrays import BadRequest
-from .guard import CLOSE, TOKEN, Bodies, Gate, Limits, is_local, protocol, read_token
 from .policy import GONE, PolicyServer, contract_of
 
 if TYPE_CHECKING:

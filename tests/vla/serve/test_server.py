@@ -27,9 +27,9 @@ pytest.importorskip("uvicorn")
 from PIL import Image  # noqa: E402
 from robots.policy_server import HTTP, NAMES, PICTURE, STATE, StandIn, ask, numpy_json, served, task, until, wanted  # noqa: E402
 
+from mmdiff.serving.guard import is_local  # noqa: E402
 from mmdiff.tasks.vla.serve import server as serving  # noqa: E402
 from mmdiff.tasks.vla.serve.client import encoded  # noqa: E402
-from mmdiff.tasks.vla.serve.guard import is_local  # noqa: E402
 from mmdiff.tasks.vla.serve.policy import contract_of  # noqa: E402
 from mmdiff.tasks.vla.serve.server import listen, make_app, serve  # noqa: E402
 
@@ -327,7 +327,7 @@ def _ended_by(
     assert found["actions"] == wanted()
     said.append(capfd.readouterr().err)
     assert (
-        "warning: 0.0.0.0 is reached from other machines, and there is no authentication (set MMDIFF_VLA_TOKEN)"
+        "warning: 0.0.0.0 is reached from other machines, and there is no authentication (set MMDIFF_TOKEN)"
         in "".join(said)
     )
     lines = "".join(said).splitlines()

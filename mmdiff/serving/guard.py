@@ -1,4 +1,4 @@
-"""What stands between a network and a policy: who may ask, how long it may take, and how many bytes are under way."""
+"""What stands between a network and a model: who may ask, how long it may take, and how many bytes are under way."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hmac
 import ipaddress
 import json
 import os
+import reprlib
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -14,17 +15,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdiff.errors import ConfigError
+from mmdiff.errors import ConfigError, DataError
 from mmdiff.files import regular
-
-from .arrays import BadRequest, short
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-TOKEN = "MMDIFF_VLA_TOKEN"
-"""The variable of the environment that holds a server's token, for `mmdiff vla serve` and for `ActClient`."""
+TOKEN = "MMDIFF_TOKEN"
+"""The variable of the environment that holds a server's token, for servers and for `ActClient`."""
+OLD_TOKEN = "MMDIFF_VLA_TOKEN"
+"""The same, as robots' servers called it."""
+SHORT = reprlib.Repr()  # of what was sent, however large or deep it is
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 50
 CLOSE = {"connection": "close"}  # after an answer, to a client that may be sending still
+
+
+class BadRequest(DataError):
+    """A request is refused. status: of HTTP. param: the field that is wrong, where there is one."""
+
+    def __init__(self, message: str, status: int = 422, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param = status, param
+
+
+def short(value: Any) -> str:
+    """Returns what was sent, as an error line shows it."""
+    return "nothing" if value is None else SHORT.repr(value)
 
 
 @dataclass(frozen=True)
@@ -206,12 +222,13 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
 
 
 def read_token(file: str | Path | None) -> str | None:
-    """Returns the token in a file, else in the environment (`MMDIFF_VLA_TOKEN`); None where there is neither.
+    """Returns the token in a file, else in the environment (`MMDIFF_TOKEN`); None where there is neither.
 
     Command lines are seen by all users of a machine, so that a token is never an argument. Raises ConfigError.
     """
     if file is None:
-        found, where = os.environ.get(TOKEN), TOKEN
+        where = TOKEN if TOKEN in os.environ or OLD_TOKEN not in os.environ else OLD_TOKEN
+        found = os.environ.get(where)
         if found is None:
             return None
     else:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mmdiff.canvas.batch import to_device
 from mmdiff.canvas.sample import Text
+from mmdiff.canvas.vocab import literal, start_of
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.typed import typed
 from mmdiff.data.collate import collate
@@ -21,9 +22,6 @@ from mmdiff.data.token_budget import batch_by_tokens, token_budget
 from mmdiff.errors import DataError, located
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
-from mmdiff.tasks.dialogue.templates import literal
-
-from .task import start_of
 
 Pooling = Literal["mean", "last", "first"]
 
