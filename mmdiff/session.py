@@ -13,6 +13,7 @@ from mmdiff.canvas.generation import Generation
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.fields import check_row
 from mmdiff.data.stream import canvases
+from mmdiff.model.published.exported import is_exported
 from mmdiff.model.published.folder import is_published
 from mmdiff.model.saving import read_config
 from mmdiff.runs.folder import RUNS
@@ -148,7 +149,7 @@ def find_model(folder: Path) -> Path:
     if not folder.is_dir():
         runs = [str(p) for p in RUNS.glob("*")] if RUNS.is_dir() else []
         raise ConfigError(f"{folder}: no such folder{nearest(str(folder), runs)}")
-    if (folder / "backbone").is_dir() or is_published(folder):
+    if (folder / "backbone").is_dir() or is_exported(folder) or is_published(folder):
         return folder
     if (folder / "model" / "config.json").is_file():
         return folder / "model"

@@ -20,7 +20,7 @@ from .bounds import bounded_by, check_files, check_layers, check_sizes, one_line
 from .family import FAMILIES, Facts, Family, Sizes, find_family, model_type_of, stock_model
 from .reserve import padded_rows, reserve_more, reserve_of, reserve_ranges, reserved_ids
 from .rope import rope_in_fp32 as use_rope_in_fp32
-from .weights import read_json, read_weights, tensor_names, weight_files
+from .weights import INDEX, SINGLE, read_json, read_weights, tensor_names, weight_files
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -87,7 +87,8 @@ def backbone_from_folder(
         raise ConfigError(f"{folder / 'config.json'}: quantization_config: expected plain floats")
     tokenizer = tokenizer_of(folder, own) if tokenizer is None else tokenizer
     with bounded_by(weight_files(folder), folder) if weights else nullcontext(), one_line(folder / "config.json"):
-        config = own.config(own.settle(raw, tensor_names(folder)) if weights else raw, options)
+        has_weights = weights or any((folder / name).is_file() for name in (SINGLE, INDEX))
+        config = own.config(own.settle(raw, tensor_names(folder)) if has_weights else raw, options)
         check_sizes(config, folder / "config.json")
         facts = own.facts(raw, config, tokenizer)
         if reserve is None:

@@ -37,7 +37,7 @@ from mmdiff.config.ranges import BITS, in_range
 from mmdiff.errors import UserError, nearest, shown
 
 Output = tuple[Mapping[str, Any], str]
-"""What a verb found: one JSON object, and text for people (see `mmdiff.commands.cli.table`)."""
+"""What a verb found: one JSON object, and text for people (see `table`)."""
 Verb = Callable[..., Output]
 
 
@@ -98,7 +98,10 @@ def parse(argv: Sequence[str], core: Mapping[str, Verb]) -> tuple[Callable[[], O
     try:
         command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     except (UnknownOptionError, UnusedCliTokensError) as error:
-        unknown = error.token.value if isinstance(error, UnknownOptionError) else (error.unused_tokens or [""])[0]
+        if isinstance(error, UnknownOptionError):  # behind arguments of a fixed number it is a keyword, else a value
+            unknown = error.token.value or error.token.keyword or ""
+        else:
+            unknown = (error.unused_tokens or [""])[0]
         names = [name for argument in app.assemble_argument_collection() for name in argument.names]
         options = ["--json", "--trust", *(name for name in names if name.startswith("-"))]
         near = nearest(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
@@ -169,3 +172,19 @@ def row_of(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         else:
             row[key] = text
     return row, overrides
+
+
+def table(result: Mapping[str, Any]) -> Output:
+    """Returns a result with its lines for people, `dotted.key  value`."""
+    flat: dict[str, str] = {}
+
+    def add(key: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                add(f"{key}.{name}" if key else str(name), inner)
+        else:
+            flat[key] = f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    add("", result)
+    width = max(map(len, flat), default=0)
+    return result, "\n".join(f"{key:{width}}  {value}" for key, value in flat.items())

@@ -16,15 +16,15 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from mmdiff.errors import ConfigError, UserError, nearest
 from mmdiff.files import without_nan
 
-from .arguments import AtLeast1, Output, Verb, parse, row_of
+from .arguments import AtLeast1, Output, Verb, parse, row_of, table
 from .chat import chat
 from .ending import Signals, Stopped, one_line_errors, speaks
 from .experiments import VERBS as EXPERIMENTS
+from .sharing import VERBS as SHARING
 from .terminal import loading_logged, log, silence_other_packages
 
 LONGEST = 1200
@@ -242,6 +242,7 @@ VERBS: dict[str, Verb] = {
     "ls": ls,
     "inspect": inspect,
     "card": card,
+    **SHARING,
     "check": check,
     "train": train,
     "eval": evaluate,
@@ -251,19 +252,3 @@ VERBS: dict[str, Verb] = {
     "demo": demo,
     **EXPERIMENTS,
 }
-
-
-def table(result: Mapping[str, Any]) -> Output:
-    """Returns a result with its lines for people, `dotted.key  value`."""
-    flat: dict[str, str] = {}
-
-    def add(key: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for name, inner in value.items():
-                add(f"{key}.{name}" if key else str(name), inner)
-        else:
-            flat[key] = f"{value:.6g}" if isinstance(value, float) else str(value)
-
-    add("", result)
-    width = max(map(len, flat), default=0)
-    return result, "\n".join(f"{key:{width}}  {value}" for key, value in flat.items())

@@ -182,7 +182,7 @@ def build_or_reuse(node: Mapping[str, Any], key: str, backbone: Backbone, *, toy
         with bounded_by(weight_files(folder), folder):
             part = _built(own, where, toy, run_time)
     words = backbone.vocab.tokenizer.get_vocab()
-    if "vocab_size" in run_time and tokenizer_in(folder / "backbone").get_vocab() != words:
+    if "vocab_size" in run_time and tokenizer_in(backbone_folder(folder)).get_vocab() != words:
         raise ConfigError(f"{where}.weights: the words of {folder} are others than this model's")
     check_sums(folder)
     load_weights(part, folder, f"{key}.")
@@ -227,7 +227,7 @@ def tokenizer_in(folder: str | Path) -> Any:
     Raises ConfigError for a folder without one.
     """
     saved = saved_folder(folder)
-    folder = Path(folder) if saved is None else saved / "backbone"
+    folder = Path(folder) if saved is None else backbone_folder(saved)
     raw = read_json(folder / "config.json")
     own = find_family(model_type_of(raw))
     tokenizer = tokenizer_of(folder, own)

@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import regex
+import torch
 from torch import nn
 
 from mmdiff.config.ranges import AtLeast1, BelowOne, NotNegative, Positive, PositiveShare
@@ -185,6 +186,25 @@ def add_adapters(model: Model, config: dict[str, Any]) -> None:
         if ".lora_" in name:  # peft gives adapters the dtype of their layer; steps of 1e-5 vanish in bfloat16
             parameter.data = parameter.data.float()
     model.adapters.append(dict(config))
+
+
+def merge_adapters(model: Model) -> int:
+    """Add all LoRA factors to the weights that they change, and take them out. Returns how many layers had them.
+
+    The sum is computed in fp32 and rounded once to the kind of number of the weight.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers: list[tuple[str, Any]] = [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]
+    for name, layer in layers:
+        base = layer.get_base_layer()
+        with torch.no_grad():
+            change = layer.get_delta_weight("default").float()
+            base.weight.copy_(base.weight.float() + change)
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, base)  # type: ignore[attr-defined]
+    model.adapters.clear()
+    return len(layers)
 
 
 def rules_table(lines: Sequence[RuleEffect]) -> str:

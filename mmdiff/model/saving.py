@@ -6,13 +6,14 @@
     model.safetensors      all weights, or several files (of at most 4 GiB) and model.safetensors.index.json
     SHA256SUMS             of all these files, signed, see mmdiff.files.sums
 
-Folders are written aside and renamed, so one that is there is whole.
+Folders are written aside and renamed, so one that is there is whole. The layout of the hub, which is read too, is in
+`mmdiff.model.published.exported`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mmdiff.backbones.weights import check_finite, check_header
+from mmdiff.backbones.weights import weight_files as backbone_files
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.config import as_node, build_saved, check_parts, sampler_nodes, trusted
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.files import aside, check_sums, link, read_json, write_sums
 from mmdiff.protocols import Model
 
+from .published.exported import EXPORTED, is_exported, other_files, read_exported
 from .published.folder import is_published, read_published, read_weights_of, write_published
 from .published.llava import is_multimodal
 from .tensors import weights, write_tensors
@@ -56,23 +59,9 @@ def write_model(
     model: Model, folder: Path, *, extra: Mapping[str, Any] | None = None, frozen: Path | None = None
 ) -> None:
     """Write the files of a model straight into `folder`. Arguments and errors are those of `save_model`."""
+    config = describe(model, folder, extra)
     (folder / "backbone").mkdir(parents=True, exist_ok=True)
-    nodes = {name: {kind: part.node for kind, part in getattr(model, name).items()} for name in PARTS}
-    made = {key: value for key, value in model.backbone.node.items() if key in BACKBONE_FIELDS}
-    config = {
-        "mmdiff_format": FORMAT,
-        "backbone": made,
-        **nodes,
-        "adapters": model.adapters,
-        "attention": model.attention.node,
-        **({"published": model.published} if model.published else {}),
-        **(extra or {}),
-    }
-    try:
-        text = json.dumps(config, indent=2)
-    except TypeError as error:
-        raise ConfigError(f"{folder}: a part's arguments cannot be written as JSON: {error}") from None
-    (folder / "config.json").write_text(text + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     model.backbone.save_pretrained(folder / "backbone", weights=False)
     tensors = weights(model)
     if frozen is None:
@@ -86,6 +75,25 @@ def write_model(
     files = write_tensors({name: tensor for name, tensor in tensors.items() if name not in there}, folder, "trained")
     files = {name: "frozen.safetensors" if name in there else files[name] for name in tensors}
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
+def describe(model: Model, folder: Path, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns config.json of a model that is saved to `folder`. Raises ConfigError for what JSON cannot hold."""
+    nodes = {name: {kind: part.node for kind, part in getattr(model, name).items()} for name in PARTS}
+    config = {
+        "mmdiff_format": FORMAT,
+        "backbone": {key: value for key, value in model.backbone.node.items() if key in BACKBONE_FIELDS},
+        **nodes,
+        "adapters": model.adapters,
+        "attention": model.attention.node,
+        **({"published": model.published} if model.published else {}),
+        **(extra or {}),
+    }
+    try:
+        json.dumps(config)
+    except TypeError as error:
+        raise ConfigError(f"{folder}: a part's arguments cannot be written as JSON: {error}") from None
+    return config
 
 
 def save_original(model: Model, folder: Path) -> None:
@@ -111,12 +119,12 @@ def read_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:
     A node that names anything but a declared part is refused, unless this user's mmdiff wrote the file: it is neither
     imported nor called. Raises ConfigError that names the file and the field.
     """
-    file = folder / "config.json"
+    file = folder / (EXPORTED if is_exported(folder) else "config.json")
     try:
         config = read_json(file)
     except FileNotFoundError:
         raise ConfigError(f"{folder}: no saved model here (config.json is missing)") from None
-    if isinstance(config, dict) and is_multimodal(config):
+    if isinstance(config, dict) and is_multimodal(config) and file.name != EXPORTED:
         return read_published(folder)
     if not isinstance(config, dict) or config.get("mmdiff_format") != FORMAT:
         found = config.get("mmdiff_format") if isinstance(config, dict) else config
@@ -167,7 +175,7 @@ def saved_folder(path: str | Path) -> Path | None:
     """
     folder = Path(path)
     for found in (folder, folder / "model"):
-        if (found / "config.json").is_file() and (found / "backbone").is_dir():
+        if (found / "config.json").is_file() and ((found / "backbone").is_dir() or is_exported(found)):
             return found
     if (folder / "checkpoints").is_dir():
         raise ConfigError(f"{folder}: this run is not finished, expected a folder of {folder / 'checkpoints'}")
@@ -209,7 +217,11 @@ def pattern_of(config: Mapping[str, Any], folder: Path) -> Pattern | None:
 
 def load_model_weights(model: Model, folder: Path, config: Mapping[str, Any]) -> None:
     """Copy every tensor of a model's folder into it. config: as `read_config` returns it. Raises as `load_weights`."""
-    if "mmdiff_format" in config:
+    if is_exported(folder):
+        names = read_exported(model, folder, config.get("published"))
+        if names or other_files(folder):
+            _copy(model, folder, other_files(folder), names=names)
+    elif "mmdiff_format" in config:
         load_weights(model, folder)
     else:
         read_weights_of(model, folder, config["published"])
@@ -222,12 +234,25 @@ def load_weights(model: nn.Module | Model, folder: Path, prefix: str = "") -> No
     Raises ConfigError for files that cannot be read, for tensors that are missing, unexpected, misshapen, of another
     kind of number, and for numbers that are not finite; what was copied before stays.
     """
+    _copy(model, folder, weight_files(folder), prefix=prefix)
+
+
+def _copy(
+    model: nn.Module | Model,
+    folder: Path,
+    files: Sequence[Path],
+    *,
+    prefix: str = "",
+    names: Sequence[str] | None = None,
+) -> None:
+    """Copy the tensors of files as `load_weights` does. names: those of the model that they hold; None: all."""
     state = model.state_dict()
+    state = state if names is None else {name: state[name] for name in names}
     parameters = {name for name, _ in model.named_parameters()}
     missing = set(state)
     unexpected: list[str] = []
     with torch.no_grad():
-        for path in weight_files(folder):
+        for path in files:
             try:
                 with safe_open(path, "pt") as file:
                     for name in file.keys():
@@ -250,6 +275,8 @@ def load_weights(model: nn.Module | Model, folder: Path, prefix: str = "") -> No
 
 def weight_files(folder: Path) -> list[Path]:
     """Returns the weight files of a saved model, from its index if it has one."""
+    if is_exported(folder):
+        return [*backbone_files(folder), *other_files(folder)]
     index = folder / INDEX
     try:
         names = sorted({str(name) for name in read_json(index)["weight_map"].values()})

@@ -1,4 +1,4 @@
-"""Models for others: what a folder is, and its card.
+"""Models for others: what a folder is, its card, and folders of the hub.
 
-May import: config, runs.
+May import: backbones, config, model, runs, session.
 """

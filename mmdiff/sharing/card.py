@@ -49,25 +49,30 @@ def write_card(path: str, *, out: Path | None = None, licence: str | None = None
     Raises ConfigError for a folder that is neither, and for a card that a person wrote or edited.
     """
     folder = find_folder(path)
-    if folder.saved is None:
+    if not folder.described:
         raise ConfigError(f"{path}: neither a run nor a model that mmdiff saved")
     file = out or folder.path / "README.md"
     if file.exists() and not unedited(file):
         raise ConfigError(f"{file}: was written or edited by a person; choose another file by --out")
-    home = _run_of(folder.path)
+    home = run_of(folder.path)
     text = card_of(
         inspect(path),
-        saved=folder.saved,
+        saved=folder.described,
         run=Run(home) if home else None,
         model=folder.path,
         licence=licence,
         medical=medical,
     )
-    write_text(file, f"{text}<!-- mmdiff card {_digest(text)} -->\n")
+    write_text(file, marked(text))
     return file
 
 
-def _run_of(model: Path) -> Path | None:
+def marked(text: str) -> str:
+    """Returns a card with its checksum, by which `unedited` knows it."""
+    return f"{text}<!-- mmdiff card {_digest(text)} -->\n"
+
+
+def run_of(model: Path) -> Path | None:
     """Returns the folder of the run that a model is in, as its result or as a checkpoint; None for one by itself."""
     model = model.resolve()
     parent = model.parent
@@ -93,13 +98,17 @@ def card_of(
     model: Path,
     licence: str | None,
     medical: bool,
+    folder: str | None = None,
 ) -> str:
-    """Returns the text of a card. found: what `inspect` returns. saved: config.json of the model."""
+    """Returns the text of a card. found: what `inspect` returns. saved: config.json of the model. model: its folder.
+
+    folder: the name under which it is published, where that is another one.
+    """
     from huggingface_hub import ModelCardData
 
     config = load_config(str(run.folder)) if run else None
     result = (run.result if run else None) or {}
-    name = str(config.name) if config else model.resolve().name
+    name = str(config.name) if config else folder or model.resolve().name
     base = _base(config)
     relation: dict[str, Any] = {"base_model_relation": "adapter" if saved["adapters"] else "finetune"} if base else {}
     data = ModelCardData(
@@ -114,7 +123,9 @@ def card_of(
     noted = read_note(run.folder) if run else ""
     parts = {part: f"{count:,} numbers" for part, count in found["parts"].items()}
     sections = {
-        "Use": _code(f'import mmdiff\n\nmmdiff.load("{model.name}").predict({{...}})  # a row of {found["task"]}'),
+        "Use": _code(
+            f'import mmdiff\n\nmmdiff.load("{folder or model.name}").predict({{...}})  # a row of {found["task"]}'
+        ),
         "Base": _base_text(base, saved, config),
         "Architecture": _table(
             {

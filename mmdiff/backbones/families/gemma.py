@@ -119,7 +119,7 @@ class DiffusionGemma:
             "initializer_range": sizes.init_std,
             "num_experts": 4,
             "top_k_experts": 2,
-            "pad_token_id": None,
+            **dict.fromkeys(("pad_token_id", "eos_token_id", "bos_token_id")),  # the tokenizer says
         }
         if sizes.rope_theta is not None:
             rope = {kind: {**one, "rope_theta": sizes.rope_theta} for kind, one in text["rope_parameters"].items()}

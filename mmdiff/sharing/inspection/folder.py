@@ -14,6 +14,7 @@ from mmdiff.backbones.load import DOWNLOADED, TOKENIZER_FILES, tokenizer_of
 from mmdiff.backbones.weights import INDEX
 from mmdiff.backbones.weights import weight_files as files_of
 from mmdiff.errors import ConfigError
+from mmdiff.model.published.exported import EXPORTED, is_exported, other_files
 
 from .headers import HEAD_BYTES
 from .strict import CONFIG_BYTES, read_object
@@ -24,11 +25,18 @@ TOKENIZER_BYTES, TOKENIZER_VALUES = 64 * 1024**2, 6_000_000
 
 @dataclass
 class Folder:
-    """What is inspected. home: the folder of config.json and tokenizer. saved: the configuration of a saved model."""
+    """What is inspected. home: the folder of config.json and tokenizer. saved: the configuration of a saved model.
+    exported: that of a model in the hub's layout."""
 
     path: Path
     home: Path
     saved: Mapping[str, Any] | None
+    exported: Mapping[str, Any] | None = None
+
+    @property
+    def described(self) -> Mapping[str, Any]:
+        """The configuration of a model that mmdiff wrote, in whatever layout; empty for any other."""
+        return self.saved or self.exported or {}
 
 
 def find_folder(path: str | Path) -> Folder:
@@ -44,16 +52,19 @@ def find_folder(path: str | Path) -> Folder:
         except (OSError, ValueError):
             raise ConfigError(f"{path}: no such folder, and no model of that name in the hub's cache") from None
     is_run = not (folder / "config.json").exists() and any((folder / x).is_dir() for x in ("model", "checkpoints"))
-    if not is_run and not (folder / "backbone").is_dir():
+    if not is_run and not (folder / "backbone").is_dir() and not is_exported(folder):
         return Folder(folder, folder, None)
     from mmdiff.model.saving import read_config
     from mmdiff.session import find_model
 
     folder = find_model(folder)
-    for name in ("config.json", "SHA256SUMS"):
+    for name in ("config.json", EXPORTED, "SHA256SUMS"):
         if (folder / name).exists():
             _bounded(folder / name)
     read_object(folder / "config.json")
+    if is_exported(folder):
+        read_object(folder / EXPORTED)
+        return Folder(folder, folder, None, read_config(folder))
     return Folder(folder, folder / "backbone", read_config(folder))
 
 
@@ -87,7 +98,7 @@ def weight_files(folder: Folder) -> list[Path]:
         read_object(index, HEAD_BYTES, 200_000)  # what is in it is checked behind this
     elif index.is_symlink():
         raise ConfigError(f"{index}: a link that leads nowhere")
-    return files_of(folder.path)
+    return [*files_of(folder.path), *(other_files(folder.path) if folder.exported else ())]
 
 
 def find_tokenizer(home: Path, own: Family) -> Any:

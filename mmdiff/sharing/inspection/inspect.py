@@ -28,6 +28,7 @@ from mmdiff.config import build_saved
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, nearest
+from mmdiff.model.published.exported import other_files
 from mmdiff.model.published.folder import names_of
 from mmdiff.model.published.folder import part_of as published_part
 from mmdiff.model.published.llava import is_multimodal, parts
@@ -85,6 +86,7 @@ def inspect(
         made = parts(raw, shapes) if folder.saved is None and is_multimodal(raw) else folder.saved or {}
         whole = on_meta_whole(model, made) if "published" in made and folder.saved is None else None
     found = _matched(folder, model, headers, published, own) if whole is None else _matched_whole(whole, raw, headers)
+    made = folder.exported or made
     if folder.saved is None:
         problems += factor_faults(found, folder.path, raw.get("lora_alpha"))
     rows, ranges = config.vocab_size, {}
@@ -156,6 +158,12 @@ def on_meta(own: Family, config: Any, dtype: str) -> Any:
 
 def _matched(folder: Folder, model: Any, headers: list[Header], published: Any, own: Family) -> Match:
     """Returns which tensors are of the model; of a saved one those that `MMDiff` calls `backbone.model.*`."""
+    if folder.exported is not None:
+        found = match(model, [h for h in headers if not _is_other(h)], published, own.is_elsewhere)
+        others = [h.name for h in headers if _is_other(h)]
+        found.elsewhere += [name for name in others if _part_of(folder, name)]
+        found.unexpected += [name for name in others if not _part_of(folder, name) and ".lora_" not in name]
+        return found
     if folder.saved is None:
         return match(model, headers, published, own.is_elsewhere)
     prefix = "backbone.model."
@@ -167,6 +175,10 @@ def _matched(folder: Folder, model: Any, headers: list[Header], published: Any, 
     found.unexpected = [prefix + name for name in found.unexpected] + others
     found.missing = [prefix + name for name in found.missing]
     return found
+
+
+def _is_other(header: Header) -> bool:
+    return header.file in other_files(header.file.parent)
 
 
 def on_meta_whole(model: Any, made: Mapping[str, Any]) -> nn.Module:
@@ -189,7 +201,7 @@ def _part_of(folder: Folder, name: str) -> str | None:
     """Returns the part of a saved model besides its backbone that a tensor is of, `encoders.image`."""
     kind, _, rest = name.partition(".")
     part = rest.partition(".")[0]
-    parts = (folder.saved or {}).get(kind)
+    parts = folder.described.get(kind)
     return f"{kind}.{part}" if kind != "backbone" and isinstance(parts, Mapping) and part in parts else None
 
 
@@ -197,7 +209,7 @@ def _parts(folder: Folder, headers: list[Header], found: Match, multimodal: bool
     """Returns the numbers in the files by part: the backbone, LoRA factors, and what is elsewhere by its name."""
     elsewhere, out = set(found.elsewhere), Counter[str]()
     for header in headers:
-        part = _part_of(folder, header.name) if folder.saved else None
+        part = _part_of(folder, header.name) if folder.described else None
         if part is None and header.name in elsewhere:
             part = ".".join(header.name.split(".")[:2])
         if part is None:
