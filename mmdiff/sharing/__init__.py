@@ -1,4 +1,4 @@
-"""Models for others: what a folder is, its card, and folders of the hub.
+"""Models for others: what a folder is, its card, folders and repositories of the hub.
 
 May import: backbones, config, model, runs, session.
 """

@@ -119,7 +119,7 @@ def card_of(
         model_name=name,
         **relation,
     )
-    note = standing(run.folder, model) if run else None
+    note = standing(run.folder, model.resolve()) if run else None
     noted = read_note(run.folder) if run else ""
     parts = {part: f"{count:,} numbers" for part, count in found["parts"].items()}
     sections = {

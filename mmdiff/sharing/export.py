@@ -6,6 +6,7 @@ whole. SHA256SUMS lists all that was written but the card, which people edit.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ from mmdiff.model import MMDiff
 from mmdiff.model.params import merge_adapters
 from mmdiff.model.published.exported import is_exported, write_exported
 from mmdiff.model.saving import describe, read_config
-from mmdiff.runs.folder import Run
+from mmdiff.runs.folder import Run, standing
+from mmdiff.runs.summary import summary_of
 from mmdiff.session import find_model
 
 from .card import card_of, marked, run_of, unedited
@@ -49,6 +51,8 @@ def export(
     Raises ConfigError, and then `out` is as it was.
     """
     source = find_model(Path(path))
+    if note := in_doubt(source):
+        print(f"warning: {note}", file=sys.stderr, flush=True)
     identifier, text = read_licence(licence)
     if out.resolve() == source.resolve():
         raise ConfigError(f"{out}: is the model itself, expected another folder")
@@ -81,6 +85,16 @@ def export(
         files = [file for file in part.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
     return {"folder": str(out), "family": found["family"], "files": len(files), "bytes": size, "merged": merged}
+
+
+def in_doubt(source: Path) -> str | None:
+    """Returns in one line why a model is not that of a finished run; None where it is, or is of no run."""
+    home = run_of(source)
+    if home is None:
+        return None
+    if summary_of(home).state == "diverged":
+        return f"{home} has diverged: {source} is of a training that went wrong"
+    return standing(home, source.resolve())
 
 
 def read_licence(given: str | None) -> tuple[str | None, str | None]:
