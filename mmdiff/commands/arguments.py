@@ -38,6 +38,8 @@ from mmdiff.errors import UserError, nearest, shown
 
 Output = tuple[Mapping[str, Any], str]
 """What a verb found: one JSON object, and text for people (see `table`)."""
+FAILED = "failed"
+"""The key of a result under which a verb names the parts of its work that failed, where the others are done."""
 Verb = Callable[..., Output]
 
 

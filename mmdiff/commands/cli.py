@@ -20,7 +20,7 @@ from pathlib import Path
 from mmdiff.errors import ConfigError, UserError, nearest
 from mmdiff.files import without_nan
 
-from .arguments import AtLeast1, Output, Verb, parse, row_of, table
+from .arguments import FAILED, AtLeast1, Output, Verb, parse, row_of, table
 from .chat import chat
 from .ending import Signals, Stopped, one_line_errors, speaks
 from .experiments import VERBS as EXPERIMENTS
@@ -32,8 +32,8 @@ LONGEST = 1200
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 done, 2 a mistake in what was asked for or a file that cannot be read
-    or written, 130 interrupted, 143 terminated."""
+    """Run one command. Returns the exit code: 0 done, 1 where a part of the work failed and its result says which, 2 a
+    mistake in what was asked for or a file that cannot be read or written, 130 interrupted, 143 terminated."""
     words = sys.argv[1:] if argv is None else list(argv)
     silence_other_packages()
     with Signals(whole_process=argv is None) as signals:
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(without_nan(result), default=str) if as_json else text, flush=True)
         except BrokenPipeError:  # `mmdiff config x | head`: the reader has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return 1 if result.get(FAILED) else 0
 
 
 def config(name: str, /, *words: str) -> Output:
@@ -148,23 +148,6 @@ def check(name: str, /, *words: str) -> Output:
     return table(run(resolved, progress=log))
 
 
-def train(name: str, /, *words: str, fresh: bool = False, note: str | None = None) -> Output:
-    """Train a configuration, or resume its run.
-
-    Args:
-        name: a packaged name, a .yaml file or a run folder.
-        words: settings as dotted.key=value, the value in YAML.
-        fresh: start again instead of resuming; the run that is there is moved aside.
-        note: a line about the run, which `mmdiff runs` shows.
-    """
-    from mmdiff.config import load_config
-
-    resolved = load_config(name, words)
-    from mmdiff.training.train import train as run
-
-    return table(run(resolved, fresh=fresh, note=note))
-
-
 def evaluate(run: str, /, *words: str) -> Output:
     """Score a run on its held-out rows.
 
@@ -175,30 +158,6 @@ def evaluate(run: str, /, *words: str) -> Output:
     from mmdiff.evaluation.evaluate import evaluate_run
 
     return table(evaluate_run(run, words))
-
-
-def sweep(
-    run: str, /, *words: str, axis: list[str], metric: str | None = None, name: str | None = None, fresh: bool = False
-) -> Output:
-    """Score a run for every combination of some settings, as one table and one plot.
-
-    Args:
-        run: a run folder.
-        words: settings of all combinations, as dotted.key=value.
-        axis: a key and its values, key=[a,b]; may be given again.
-        metric: the figure that is plotted (default: the first).
-        name: the results are runs/RUN/sweeps/NAME (default: from the keys).
-        fresh: start again instead of resuming.
-    """
-    from mmdiff.evaluation.sweep import read_axes
-    from mmdiff.evaluation.sweep import sweep as score_all
-    from mmdiff.evaluation.sweep_report import label
-
-    axes = read_axes(axis)
-    result = score_all(run, axes, words, name=name, metric=metric, fresh=fresh)
-    plotted, lines = result["metric"], result["cells"]
-    shown = {f"{label(line['cell'], axes)} {line['set']}": line["figures"].get(plotted) for line in lines}
-    return result, table({"metric": plotted, **shown, "report": result["report"]})[1]
 
 
 def generate(run: str, /, *words: str, stream: bool = False) -> Output:
@@ -244,11 +203,9 @@ VERBS: dict[str, Verb] = {
     "card": card,
     **SHARING,
     "check": check,
-    "train": train,
+    **EXPERIMENTS,
     "eval": evaluate,
-    "sweep": sweep,
     "generate": generate,
     "chat": chat,
     "demo": demo,
-    **EXPERIMENTS,
 }

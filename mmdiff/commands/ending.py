@@ -20,6 +20,7 @@ from mmdiff.errors import UserError
 
 from .terminal import log
 
+PARENT = "MMDIFF_ENDS_WITH_PARENT"  # set in the environment of a process that a sweep starts
 GRACE = 3.0  # seconds from a signal to the end, whatever the command is at
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -50,7 +51,7 @@ class Signals:
             for number in WORDS:
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                     self._before[number] = signal.signal(number, self._on)
-            if "TORCHELASTIC_RUN_ID" in os.environ:
+            if "TORCHELASTIC_RUN_ID" in os.environ or PARENT in os.environ:
                 end_with_parent()
         return self
 

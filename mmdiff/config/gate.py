@@ -35,6 +35,11 @@ def trusting(on: bool = True) -> Iterator[None]:
         _trusting.reset(token)
 
 
+def is_trusting() -> bool:
+    """Whether every folder is trusted now, see `trusting`."""
+    return _trusting.get()
+
+
 def trusted(file: Path) -> bool:
     """Whether what a file names may be called: this user's mmdiff wrote it and it is unchanged, or `trusting` is on.
 

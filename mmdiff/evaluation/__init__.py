@@ -1,4 +1,4 @@
-"""Scores, predictions and reports of a run, and of a run over a grid of settings; vectors of texts.
+"""Scores, predictions and reports of a run; vectors of texts.
 
-May import: canvas, config, data, model, protocols, runs, samplers, session.
+May import: canvas, config, data, model, protocols, runs, session.
 """

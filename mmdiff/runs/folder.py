@@ -198,23 +198,29 @@ def _move_aside(folder: Path) -> None:
             return
 
 
-def _prepare(run: Run, config: Config, world: int) -> None:
-    """Check what the folder holds, and write the configuration that it resumes by."""
+def conflict(config: Config, *, world: int = 1) -> str | None:
+    """Returns in a line why a configuration cannot be trained in its folder, None where it can. Nothing is changed."""
+    run = Run(RUNS / run_name(config))
     folder = run.folder
     if folder.is_symlink() and not folder.exists() or folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: is there and is no folder: choose name=..., or --fresh")
-    new = to_yaml(config)
+        return f"{folder}: is there and is no folder: choose name=..., or --fresh"
     if (folder / RUN_FILE).is_file() and run.begun:
         with trusting():  # it is compared, and nothing of it is called
             old = load_config(str(folder))
         wrong = changed(old, config, samples_of_steps(run.checkpoints), world)
         if wrong:
-            raise ConfigError(
-                f"{folder} holds a run of another configuration ({wrong[0]}"
-                f"{f', and {len(wrong) - 1} more' if len(wrong) > 1 else ''}): choose name=..., or --fresh"
-            )
+            more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            return f"{folder} holds a run of another configuration ({wrong[0]}{more}): choose name=..., or --fresh"
     elif folder.exists() and {p.name for p in folder.iterdir()} - {".lock"} and not (folder / RUN_FILE).is_file():
-        raise ConfigError(f"{folder} is there and holds no run: choose name=..., or --fresh")
+        return f"{folder} is there and holds no run: choose name=..., or --fresh"
+    return None
+
+
+def _prepare(run: Run, config: Config, world: int) -> None:
+    """Check what the folder holds, and write the configuration that it resumes by."""
+    folder, new = run.folder, to_yaml(config)
+    if (line := conflict(config, world=world)) is not None:
+        raise ConfigError(line)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / RUN_FILE).is_file() or (folder / RUN_FILE).read_text(encoding="utf-8") != new:
         write_text(folder / RUN_FILE, new)

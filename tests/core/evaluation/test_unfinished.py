@@ -11,7 +11,7 @@ from failures import kills
 
 from mmdiff.errors import ConfigError
 from mmdiff.evaluation.evaluate import _homes, alone, evaluate_run
-from mmdiff.evaluation.sweep import sweep
+from mmdiff.experiments.sweep import sweep
 from mmdiff.files import read_json
 
 
@@ -105,7 +105,7 @@ def test_two_processes_do_not_evaluate_one_run(run: Path) -> None:
 
 
 def test_a_sweep_of_another_model_under_the_same_name_is_run_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmdiff.evaluation.sweep.write_plot", lambda file, *_: file.touch())
+    monkeypatch.setattr("mmdiff.experiments.sweep.write_plot", lambda file, *_: file.touch())
     axes = {"sampler.steps": [1]}
     assert [sweep(run, axes)["evaluated"] for _ in range(2)] == [2, 0]
     sums = run / "model" / "SHA256SUMS"

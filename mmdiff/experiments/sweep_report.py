@@ -1,4 +1,4 @@
-"""The results of a sweep: table.csv, sweep.png, and sweep.html that holds both.
+"""The results of a sweep: table.csv, seeds.csv, sweep.png, and sweep.html that holds all of them.
 
 A cell is a mapping from axis (a dotted key) to value; a line is {"cell", "set", "figures"}:
 
@@ -10,48 +10,20 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmdiff.evaluation.page import data_uri, new_figure, png, render
 from mmdiff.files import write_text
 
-from .page import data_uri, new_figure, png, render
+from .figures import as_text, is_number
+from .grid import Axes, is_seed, label, names, shown_among
+from .seeds import mean_and_spread
 
-Axes = Mapping[str, Sequence[Any]]
 Lines = Sequence[Mapping[str, Any]]
 DASHES = ("-", "--", ":", "-.")
 COLUMNS = 3  # panels beside each other
-
-
-def names(keys: Iterable[str]) -> dict[str, str]:
-    """Returns a short name per key: its last word (`sampler.draft.target`: `draft`), the key where two are alike."""
-    keys = list(keys)
-    last = [key.removesuffix(".target").rpartition(".")[2] for key in keys]
-    return {key: word if last.count(word) == 1 else key for key, word in zip(keys, last, strict=True)}
-
-
-def shown(value: Any) -> str:
-    """Returns a value in few letters; of a dotted path or node its last name, `Random(ratio=0.3)`."""
-    if isinstance(value, Mapping) and "target" in value:
-        given = ", ".join(f"{name}={shown(inner)}" for name, inner in value.items() if name != "target")
-        return shown(value["target"]) + (f"({given})" if given else "")
-    if isinstance(value, str):
-        parts = value.split(".")
-        return parts[-1] if all(part.isidentifier() for part in parts) else value
-    return json.dumps(value, ensure_ascii=False)
-
-
-def label(cell: Mapping[str, Any], axes: Axes) -> str:
-    """Returns a label of a cell, or of some of its axes, in few letters; no two cells have the same."""
-    key_names = names(axes)
-    return " ".join(f"{key_names[key]}={_among(value, axes[key])}" for key, value in cell.items())
-
-
-def _among(value: Any, values: Sequence[Any]) -> str:
-    """Returns a value as `shown`, or whole where another of the axis would look the same."""
-    text = shown(value)
-    return text if sum(shown(other) == text for other in values) == 1 else json.dumps(value, ensure_ascii=False)
 
 
 def write_table(file: Path, axes: Axes, lines: Lines) -> None:
@@ -70,7 +42,7 @@ def write_plot(file: Path, axes: Axes, lines: Lines, metric: str) -> None:
     """Plot `metric` over the first axis whose values are numbers (or the first), one panel per set and one curve per
     combination of the other axes' values. Where there are both, `<metric>_low` and `<metric>_high` are an interval.
     """
-    across = next((key for key, values in axes.items() if all(map(_number, values))), next(iter(axes)))
+    across = next((key for key, values in axes.items() if all(map(is_number, values))), next(iter(axes)))
     curves: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         others = {key: value for key, value in line["cell"].items() if key != across}
@@ -100,11 +72,11 @@ def write_plot(file: Path, axes: Axes, lines: Lines, metric: str) -> None:
 
 
 def _has(line: Mapping[str, Any], name: str, metric: str) -> bool:
-    return line["set"] == name and _number(line["figures"].get(metric))
+    return line["set"] == name and is_number(line["figures"].get(metric))
 
 
 def _draw(panel: Any, lines: Lines, across: str, values: Sequence[Any], metric: str, **style: Any) -> Any:
-    numeric = all(map(_number, values))
+    numeric = all(map(is_number, values))
     points = [
         (line["cell"][across] if numeric else values.index(line["cell"][across]), line["figures"]) for line in lines
     ]
@@ -112,47 +84,72 @@ def _draw(panel: Any, lines: Lines, across: str, values: Sequence[Any], metric: 
     x = [x for x, _ in points]
     (curve,) = panel.plot(x, [found[metric] for _, found in points], marker="o", markersize=4, **style)
     low, high = ([found.get(f"{metric}_{end}") for _, found in points] for end in ("low", "high"))
-    if all(map(_number, [*low, *high])):
+    if all(map(is_number, [*low, *high])):
         panel.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
     return curve
 
 
 def _ticks(panel: Any, values: Sequence[Any]) -> None:
     """Set a tick at each value; the axis is logarithmic for values such as 1, 2, 4, 8, 16."""
-    if not all(map(_number, values)):
-        panel.set_xticks(range(len(values)), [_among(value, values) for value in values])
+    if not all(map(is_number, values)):
+        panel.set_xticks(range(len(values)), [shown_among(value, values) for value in values])
         return
     if min(values) > 0 and max(values) >= 16 * min(values):
         panel.set_xscale("log")
-    panel.set_xticks(values, [_among(value, values) for value in values])
+    panel.set_xticks(values, [shown_among(value, values) for value in values])
     panel.minorticks_off()
 
 
-def write_page(folder: Path, axes: Axes, lines: Lines, *, title: str, overrides: Sequence[str] = ()) -> Path:
-    """Write `sweep.html` with `sweep.png` of the same folder inside it; figures by kind are left to table.csv."""
+def write_seeds(file: Path, axes: Axes, averages: Lines) -> None:
+    """Write one line per cell without its seeds, and set: of each figure the mean, then the standard deviation.
+
+    axes: those that are no seeds. averages: of `mmdiff.experiments.seeds.over_seeds`.
+    """
+    lines = []
+    for line in averages:
+        figures = {"seeds": max((found["n"] for found in line["figures"].values()), default=0)}
+        for name, found in line["figures"].items():
+            figures |= {name: found["mean"], f"{name}_std": "" if found["std"] is None else found["std"]}
+        lines.append({**line, "figures": figures})
+    write_table(file, axes, lines)
+
+
+def write_page(
+    folder: Path,
+    axes: Axes,
+    lines: Lines,
+    *,
+    title: str,
+    overrides: Sequence[str] = (),
+    averages: Lines = (),
+    failed: Mapping[str, str] | None = None,
+) -> Path:
+    """Write `sweep.html` with `sweep.png` of the same folder inside it; figures by kind are left to table.csv.
+
+    averages: over seeds. failed: name of a run -> why.
+    """
     figures = [name for name in dict.fromkeys(n for line in lines for n in line["figures"]) if "." not in name]
+    others = {key: values for key, values in axes.items() if not is_seed(key)}
+    tables = [_table("All cells", axes, lines, figures, as_text)]
+    if averages:
+        title_of_seeds = "Over seeds: mean ± standard deviation (number)"
+        tables.insert(0, _table(title_of_seeds, others, averages, figures, mean_and_spread))
     return render(
         folder / "sweep.html",
-        "mmdiff.evaluation",
+        "mmdiff.experiments",
         "sweep.html",
         title=title,
         overrides=overrides,
+        failed=failed or {},
         figure=data_uri((folder / "sweep.png").read_bytes(), "image/png"),
-        header=[*names(axes).values(), "set", *figures],
-        rows=[
-            [
-                *(_among(v, axes[k]) for k, v in line["cell"].items()),
-                line["set"],
-                *(_figure(line["figures"].get(name)) for name in figures),
-            ]
-            for line in lines
-        ],
+        tables=tables,
     )
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _figure(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+def _table(title: str, axes: Axes, lines: Lines, figures: Sequence[str], show: Any) -> dict[str, Any]:
+    """Returns a table of the page. show: what writes a figure, or None where there is none."""
+    rows = []
+    for line in lines:
+        values = [shown_among(line["cell"][key], values) if key in line["cell"] else "" for key, values in axes.items()]
+        rows.append([*values, line["set"], *(show(line["figures"].get(name)) for name in figures)])
+    return {"title": title, "header": [*names(axes).values(), "set", *figures], "rows": rows}

@@ -15,11 +15,12 @@ import toy
 from mmdiff.commands import cli
 from mmdiff.config import flatten
 from mmdiff.errors import ConfigError
-from mmdiff.evaluation import sweep as module
-from mmdiff.evaluation import sweep_report
 from mmdiff.evaluation.evaluate import evaluate_run
-from mmdiff.evaluation.sweep import read_axes, read_cells, sweep
-from mmdiff.evaluation.sweep_report import label, names, shown
+from mmdiff.experiments import scoring, sweep_report
+from mmdiff.experiments import sweep as module
+from mmdiff.experiments.cells import read_cells
+from mmdiff.experiments.grid import label, names, read_axes, shown
+from mmdiff.experiments.sweep import sweep
 from mmdiff.model import MMDiff
 
 RULES = "mmdiff.samplers.rules.select"
@@ -54,13 +55,13 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The sets that are evaluated, in order."""
     sets: list[str] = []
-    original = module.evaluate
+    original = scoring.evaluate
 
     def spy(session: Any, rows: Any, **named: Any) -> Any:
         sets.append(named["name"])
         return original(session, rows, **named)
 
-    monkeypatch.setattr(module, "evaluate", spy)
+    monkeypatch.setattr(scoring, "evaluate", spy)
     yield sets
 
 
@@ -97,7 +98,7 @@ def test_what_is_done_is_not_done_again(
     first = sweep(run, STEPS)
     assert evaluated == ["a", "b", "a", "b"] and first["folder"] == str(run / "sweeps" / "steps")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "load", None)  # not even the model is loaded
+        patch.setattr(scoring, "load", None)  # not even the model is loaded
         again = sweep(run, STEPS, ["eval.examples=3"])  # of which no figure depends
     assert again == {**first, "evaluated": 0}
     assert sweep(run, {"sampler.steps": [4, 2, 1]})["evaluated"] == 2
@@ -114,7 +115,7 @@ def test_what_is_done_is_not_done_again(
 def test_a_killed_sweep_goes_on(run: Path, evaluated: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sweep(run, STEPS, name="whole")
     evaluated.clear()
-    counting = module.evaluate
+    counting = scoring.evaluate
 
     def killed(*args: Any, **named: Any) -> Any:
         if len(evaluated) == 3:
@@ -122,7 +123,7 @@ def test_a_killed_sweep_goes_on(run: Path, evaluated: list[str], monkeypatch: py
         return counting(*args, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "evaluate", killed)
+        patch.setattr(scoring, "evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
             sweep(run, STEPS)
     file = run / "sweeps" / "steps" / "cells.jsonl"
@@ -152,8 +153,8 @@ def test_no_line_is_believed_that_is_not_whole(junk: str, tmp_path: Path) -> Non
         ({"sampler.steps": [1, 1]}, [], "sampler.steps: a value stands twice"),
         (STEPS, ["sampler.steps=3"], "sampler.steps: an axis, and a setting of all cells"),
         ({"smpler.steps": [1]}, [], 'smpler.steps: .* changes `sampler`.*did you mean "sampler"'),
-        ({"train.seed": [1]}, [], "train.seed: a sweep loads one model"),
-        (STEPS, ["model.weights=x"], "model.weights: a sweep loads one model"),
+        ({"train.seed": [1]}, [], "train.seed: a sweep of a run loads one model"),
+        (STEPS, ["model.weights=x"], "model.weights: a sweep of a run loads one model"),
         (STEPS, ["seed"], "'seed' is not an override"),
         ({"sampler.stps": [1]}, [], r'sampler.stps: no such field \(did you mean "steps"\?\)'),
         ({"sampler.steps": [1, "many"]}, [], "sampler.steps: 'many' is not a whole number"),
@@ -182,7 +183,7 @@ def test_nothing_is_evaluated_before_all_is_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if "draft" not in message:  # which only the rule itself knows
-        monkeypatch.setattr(module, "load", None)  # an 8B model takes a while
+        monkeypatch.setattr(scoring, "load", None)  # an 8B model takes a while
     with pytest.raises(ConfigError, match=message):
         sweep(run, axes, overrides)
     assert not evaluated and not (run / "sweeps").exists()
