@@ -53,6 +53,7 @@ class Esm(nn.Module):
     """
 
     node: dict[str, Any]  # set by @saveable
+    takes_text = True  # `read` takes residues, not the path of a file
 
     def __init__(
         self,

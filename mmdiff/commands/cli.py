@@ -24,6 +24,7 @@ from .arguments import FAILED, AtLeast1, Output, Verb, parse, row_of, table
 from .chat import chat
 from .ending import Signals, Stopped, one_line_errors, speaks
 from .experiments import VERBS as EXPERIMENTS
+from .serve import serve
 from .sharing import VERBS as SHARING
 from .terminal import loading_logged, log, silence_other_packages
 
@@ -207,5 +208,6 @@ VERBS: dict[str, Verb] = {
     "eval": evaluate,
     "generate": generate,
     "chat": chat,
+    "serve": serve,
     "demo": demo,
 }

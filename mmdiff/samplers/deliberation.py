@@ -216,7 +216,11 @@ class Round:
     before: int
 
     def put_draft(self, value: Tensor, **named: Any) -> None:
-        self.streamer.put_draft(value=value, step=self.before + named.get("step", 0))
+        self.streamer.put_draft(value=value, **{**named, "step": self.before + named.get("step", 0)})
+
+    def dropped(self) -> Tensor | None:
+        asked = getattr(self.streamer, "dropped", None)
+        return None if asked is None else asked()
 
     def put(self, ids_BL: Tensor) -> None: ...
 

@@ -84,8 +84,12 @@ def sample(
     blocks = Blocks(state, config.steps, config.block_length, config.block_start, each)
     settings, stop = _laid(state, settings)
     wrong = torch.zeros((), dtype=torch.bool, device=batch.ids_BL.device)  # logits not finite: read a step later
+    dropped = getattr(streamer, "dropped", None)
     while True:
-        work, was_wrong = blocks.next(state, process.live(state), process.judged(state, settings), wrong)
+        live_BL = process.live(state)
+        if dropped is not None and (dropped_B := dropped()) is not None:
+            live_BL = live_BL & ~dropped_B.to(live_BL.device)[:, None]
+        work, was_wrong = blocks.next(state, live_BL, process.judged(state, settings), wrong)
         if was_wrong:
             raise DataError("the model's logits are not finite: its weights, or the numbers of a row, are too large")
         if not len(work.row_R):
@@ -103,7 +107,7 @@ def sample(
         if stop is not None:
             stop(state, process.live(state))
         if streamer is not None:
-            streamer.put_draft(value=state.ids_BL, step=state.calls)
+            streamer.put_draft(value=state.ids_BL, step=state.calls, state=state)
     if stop is not None:
         stop.finish(state)
     if streamer is not None:

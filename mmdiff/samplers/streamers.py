@@ -14,12 +14,17 @@ from mmdiff.canvas.vocab import Vocab
 
 
 class Streamer(Protocol):
-    """transformers' streamer of diffusion models: `put_draft` while a canvas is filled, `put` for the finished one."""
+    """transformers' streamer of diffusion models: `put_draft` while a canvas is filled, `put` for the finished one.
+
+    One that also has `dropped() -> bool (B,) or None` is asked before every step which rows nobody waits for any more:
+    they take part in no further step, and stay as they are.
+    """
 
     def put_draft(self, value: Tensor, **named: Any) -> None:
         """Receives the canvas (B, L) after a step: what is committed, and masked positions. It is called by name.
 
-        named: `step`, counted from 1; a streamer takes names that it does not know.
+        named: `step`, counted from 1; `state`, the generation as it stands (`mmdiff.canvas.generation`), of which a
+            streamer changes nothing. A streamer takes names that it does not know.
         """
         ...
 

@@ -67,6 +67,7 @@ class VLA:
     """
 
     fields = ("image", "state", "instruction", "action", "action_is_pad", "given", "dataset")  # others are not read
+    served = "mmdiff.tasks.vla.serve.server.served"
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmdiff.encoders.media.images import read_image
 from mmdiff.errors import DataError
-from mmdiff.serving.guard import BadRequest, short
+from mmdiff.serving.http.guard import BadRequest, short
 
 PICTURE = "base64 of a PNG or JPEG file, nested lists (H, W, 3), or a json_numpy array"
 NUMPY = {"__numpy__", "dtype", "shape"}

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mmdiff.encoders.media.images import read_image
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.protocols import Row
-from mmdiff.serving.guard import read_token
+from mmdiff.serving.http.guard import read_token
 
 ANSWER = 16 << 20  # bytes of an answer that are read
 

@@ -10,7 +10,7 @@ import copy
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from mmdiff.errors import ConfigError, UserError
-from mmdiff.serving.guard import BadRequest
+from mmdiff.serving.http.guard import BadRequest
 from mmdiff.tasks.vla.task import VLA
 
 from .request import Contract, read_request
@@ -52,9 +52,14 @@ def contract_of(task: Any, cameras: Sequence[str] | None = None) -> Contract:
 
 
 class PolicyServer:
-    """A policy that many requests reach at a time and that answers one at a time, in one thread of its own."""
+    """A policy that many requests reach at a time and that answers one at a time, in one thread.
 
-    def __init__(self, session: Session[VLA], contract: Contract, sampler: Mapping[str, Any]) -> None:
+    thread: the only one that runs the model; None: one of its own.
+    """
+
+    def __init__(
+        self, session: Session[VLA], contract: Contract, sampler: Mapping[str, Any], thread: Executor | None = None
+    ) -> None:
         self.contract, self.sampler = contract, dict(sampler)
         one = len(contract.keys) == 1
         self.sessions = {
@@ -65,7 +70,7 @@ class PolicyServer:
         self.seconds: deque[float] = deque(maxlen=1000)
         self._turn = asyncio.Lock()
         # a new thread would compute with another number of threads than this one, and so with other rounding
-        self._thread = ThreadPoolExecutor(1, "policy", torch.set_num_threads, (torch.get_num_threads(),))
+        self._thread = thread or ThreadPoolExecutor(1, "policy", torch.set_num_threads, (torch.get_num_threads(),))
 
     async def act(self, body: bytes | bytearray, request: Request) -> dict[str, Any]:
         """Returns the body of the response. Raises BadRequest."""

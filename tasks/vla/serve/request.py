@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from mmdiff.errors import nearest, require
-from mmdiff.serving.guard import BadRequest, short
+from mmdiff.serving.http.guard import BadRequest, short
 
 from .arrays import PICTURE, to_array, to_numbers, to_picture
 

@@ -15,28 +15,26 @@ every client that reaches the port is.
 from __future__ import annotations
 
 import logging
-import socket
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdiff.errors import ConfigError, require
-from mmdiff.serving.guard import CLOSE, TOKEN, BadRequest, Bodies, Gate, Limits, is_local, protocol, read_token
+from mmdiff.serving.http.guard import CLOSE, BadRequest, Bodies, Gate, Limits, is_local, read_token
+from mmdiff.serving.http.listening import LIMITS, listen, settings
+from mmdiff.serving.http.listening import run as answer
 from mmdiff.tasks.vla.task import VLA
 
 from .policy import GONE, PolicyServer, contract_of
 
 if TYPE_CHECKING:
-    import uvicorn
     from fastapi import FastAPI
     from starlette.requests import Request
 
     from mmdiff.session import Session
 
 PORT = 8777  # openvla-oft's
-LIMITS = Limits()
 HINT = 'POST /act {"image": base64 of a PNG or JPEG, "instruction": "open the drawer", "state": [...]}; GET /health'
 UNREAD = (408, 413, 415, 503)  # statuses of requests whose client may be sending still
 log = logging.getLogger(__name__)
@@ -64,7 +62,6 @@ def make_app(
     from fastapi import FastAPI
     from fastapi.responses import JSONResponse, PlainTextResponse
     from starlette.exceptions import HTTPException
-    from starlette.requests import ClientDisconnect
 
     contract = contract_of(session.task, cameras)
     if execute is not None and not 1 <= execute <= contract.chunk:
@@ -72,20 +69,6 @@ def make_app(
     policy, bodies = PolicyServer(session, contract, sampler or {}), Bodies(limits)
     steps = execute or session.task.execute or contract.chunk
     app = FastAPI(title="mmdiff policy", docs_url=None, redoc_url=None, openapi_url=None)
-
-    async def act(request: Request) -> Any:
-        try:
-            async with bodies.read(request) as body:
-                return JSONResponse({**await policy.act(body, request), "execute": steps})
-        except BadRequest as error:
-            policy.refused += 1
-            return JSONResponse({"error": _line(error)}, error.status, CLOSE if error.status in UNREAD else None)
-        except ClientDisconnect:
-            return JSONResponse({"error": "client: gone"}, GONE)
-        except Exception:
-            policy.failed += 1
-            log.exception("POST /act failed")
-            return JSONResponse({"error": "internal error; see the server's log"}, 500)
 
     async def health(request: Request) -> Any:
         return JSONResponse(
@@ -111,7 +94,7 @@ def make_app(
         where = f"{request.method} {request.url.path}"[:80]
         return JSONResponse({"error": f"{where}: {error.detail}; {HINT}"}, error.status_code, error.headers)
 
-    app.add_route("/act", act, ["POST"])
+    app.add_route("/act", acting(policy, bodies, steps), ["POST"])
     app.add_route("/health", health, ["GET"])
     app.add_route("/metrics", metrics, ["GET"])
     app.add_route("/", hint, ["GET"])
@@ -119,6 +102,38 @@ def make_app(
     app.add_middleware(Gate, bodies=bodies, token=token, local=local)
     app.state.policy = policy
     return app
+
+
+def acting(policy: PolicyServer, bodies: Bodies, execute: int) -> Callable[[Request], Awaitable[Any]]:
+    """Returns the function of POST /act."""
+    from fastapi.responses import JSONResponse
+    from starlette.requests import ClientDisconnect
+
+    async def act(request: Request) -> Any:
+        try:
+            async with bodies.read(request) as body:
+                return JSONResponse({**await policy.act(body, request), "execute": execute})
+        except BadRequest as error:
+            policy.refused += 1
+            return JSONResponse({"error": _line(error)}, error.status, CLOSE if error.status in UNREAD else None)
+        except ClientDisconnect:
+            return JSONResponse({"error": "client: gone"}, GONE)
+        except Exception:
+            policy.failed += 1
+            log.exception("POST /act failed")
+            return JSONResponse({"error": "internal error; see the server's log"}, 500)
+
+    return act
+
+
+def served(app: Any, service: Any) -> dict[str, Any]:
+    """Add POST /act to the application of `mmdiff serve`. Returns what /health says besides."""
+    session = service.session
+    contract = contract_of(session.task)
+    steps = session.task.execute or contract.chunk
+    policy = PolicyServer(session, contract, {}, service.batcher.thread)
+    app.add_route("/act", acting(policy, service.bodies, steps), ["POST"])
+    return {**asdict(contract), "execute": steps}
 
 
 def _line(error: Exception) -> str:
@@ -141,7 +156,6 @@ def serve(
     """
     require("fastapi", "serve")
     require("uvicorn", "serve")
-    import uvicorn
 
     from mmdiff.session import load
 
@@ -151,45 +165,7 @@ def serve(
         session = load(run, *overrides, task=VLA)
         local = is_local(host)
         app = make_app(session, cameras=cameras, execute=execute, limits=limits, token=token, local=local)
-        if not local and token is None:
-            print(
-                f"warning: {host} is reached from other machines, and there is no authentication (set {TOKEN})",
-                file=sys.stderr,
-                flush=True,
-            )
-        server = uvicorn.Server(settings(app, limits))
-        name = f"[{host}]" if ":" in host else host
-        print(f"{session.folder}: http://{name}:{listening.getsockname()[1]}/act", file=sys.stderr, flush=True)
-        server.run(sockets=[listening])  # after a signal it answers what it has, and raises the signal again
+        config = settings(app, limits)
+        answer(app, listening, path="/act", name=str(session.folder), config=config, token=token)
     finally:
         listening.close()
-
-
-def settings(app: FastAPI, limits: Limits = LIMITS) -> uvicorn.Config:
-    """Returns uvicorn's settings for an application."""
-    import uvicorn
-
-    connection: Any = protocol(limits)
-    return uvicorn.Config(
-        app,
-        http=connection,
-        ws="none",
-        lifespan="off",
-        log_level="error",  # a request that is none is refused, which is no news
-        timeout_graceful_shutdown=10,
-        timeout_keep_alive=max(1, round(limits.head / 2)),
-        h11_max_incomplete_event_size=1 << 16,
-    )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Raises ConfigError."""
-    if not 0 <= port < 1 << 16:
-        raise ConfigError(f"port: {port} is not 0 to 65535")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=128)
-    except socket.gaierror:
-        raise ConfigError(f"host: {host} is not an address of this machine") from None
-    except OSError as error:
-        raise ConfigError(f"port: {host}:{port} cannot be listened at ({error.strerror or error})") from None

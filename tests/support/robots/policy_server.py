@@ -15,9 +15,10 @@ import numpy as np
 import uvicorn
 
 from mmdiff.errors import DataError
+from mmdiff.serving.http.listening import LIMITS, listen, settings
 from mmdiff.tasks.vla.codecs.normalise import Statistics
 from mmdiff.tasks.vla.serve.client import encoded
-from mmdiff.tasks.vla.serve.server import LIMITS, listen, make_app, settings
+from mmdiff.tasks.vla.serve.server import make_app
 from mmdiff.tasks.vla.task import VLA
 
 NAMES = ("x", "y", "grip")

@@ -30,7 +30,7 @@ def client_is_closed() -> Iterator[None]:
 def url() -> Iterator[str]:
     from robots.policy_server import StandIn, served
 
-    from mmdiff.serving.guard import Limits
+    from mmdiff.serving.http.guard import Limits
 
     with served(StandIn(), limits=Limits(body=200_000)) as address:
         yield address

@@ -25,7 +25,7 @@ pytest.importorskip("uvicorn")
 from robots.policy_server import HTTP, PICTURE, STATE, StandIn, ask, numpy_json, served, task, until, wanted  # noqa: E402
 
 from mmdiff.commands.cli import main  # noqa: E402
-from mmdiff.serving.guard import TOKEN, Limits, name_of, read_token  # noqa: E402
+from mmdiff.serving.http.guard import TOKEN, Limits, name_of, read_token  # noqa: E402
 from mmdiff.tasks.vla.serve.client import ActClient, encoded  # noqa: E402
 
 HASTY = Limits(body=300_000, in_all=700_000, stall=0.3, seconds=0.6, head=0.4, connections=40)

@@ -27,7 +27,7 @@ pytest.importorskip("uvicorn")
 from PIL import Image  # noqa: E402
 from robots.policy_server import HTTP, NAMES, PICTURE, STATE, StandIn, ask, numpy_json, served, task, until, wanted  # noqa: E402
 
-from mmdiff.serving.guard import is_local  # noqa: E402
+from mmdiff.serving.http.guard import is_local  # noqa: E402
 from mmdiff.tasks.vla.serve import server as serving  # noqa: E402
 from mmdiff.tasks.vla.serve.client import encoded  # noqa: E402
 from mmdiff.tasks.vla.serve.policy import contract_of  # noqa: E402

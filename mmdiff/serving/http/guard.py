@@ -9,7 +9,7 @@ import json
 import os
 import reprlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,15 @@ OLD_TOKEN = "MMDIFF_VLA_TOKEN"
 SHORT = reprlib.Repr()  # of what was sent, however large or deep it is
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 50
 CLOSE = {"connection": "close"}  # after an answer, to a client that may be sending still
+
+
+ErrorBody = Callable[[str, int], dict[str, Any]]
+"""An error line and a status of HTTP -> the body of the response."""
+
+
+def line_only(line: str, status: int) -> dict[str, Any]:
+    """Returns the body of a response that has an error line and nothing else."""
+    return {"error": line}
 
 
 class BadRequest(DataError):
@@ -67,15 +76,15 @@ class Bodies:
         self.limits, self.held = limits, 0
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytearray]:
-        """Yield the body of a request of JSON, which counts as held until the end. Raises BadRequest.
+    async def read(self, request: Request, expected: str = "application/json") -> AsyncIterator[bytearray]:
+        """Yield the body of a request of the expected kind, which counts as held until the end. Raises BadRequest.
 
         What is refused is read to a bound and thrown away, so that its client, who is still sending, gets to see why.
         """
         kind = request.headers.get("content-type", "")
         refusal = None
-        if kind.split(";")[0].strip().lower() != "application/json":
-            refusal = BadRequest(f"content-type: {short(kind) if kind else 'missing'}, expected application/json", 415)
+        if kind.split(";")[0].strip().lower() != expected:
+            refusal = BadRequest(f"content-type: {short(kind) if kind else 'missing'}, expected {expected}", 415)
         body = bytearray()
         size = held = 0
         try:
@@ -141,11 +150,22 @@ class Gate:
 
     token: that requests must bear (`Authorization: Bearer ...`); None: none. local: whether the `Host` of a request has
     to be this machine. A page in a browser can have a name of its own lead to 127.0.0.1 (DNS rebinding), and would
-    otherwise read what is served here.
+    otherwise read what is served here. error: what a line and a status are as JSON.
+    free: a path that needs no token.
     """
 
-    def __init__(self, app: Any, *, bodies: Bodies, token: str | None, local: bool) -> None:
-        self.app, self.bodies, self.token, self.local = app, bodies, token, local
+    def __init__(
+        self,
+        app: Any,
+        *,
+        bodies: Bodies,
+        token: str | None,
+        local: bool,
+        error: ErrorBody = line_only,
+        free: str | None = None,
+    ) -> None:
+        self.free = free
+        self.app, self.bodies, self.token, self.local, self.error = app, bodies, token, local, error
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from starlette.requests import ClientDisconnect, Request
@@ -159,7 +179,7 @@ class Gate:
                 with suppress(ClientDisconnect):
                     await self.bodies.drain(request)
                 headers = {"www-authenticate": "Bearer", **CLOSE} if error.status == 401 else CLOSE
-                await JSONResponse({"error": str(error)}, error.status, headers)(scope, receive, send)
+                await JSONResponse(self.error(str(error), error.status), error.status, headers)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -177,7 +197,7 @@ class Gate:
                 raise BadRequest("authorization: not the token of this server, expected 'Bearer ' and the token", 401)
 
 
-def protocol(limits: Limits) -> type[asyncio.Protocol]:
+def protocol(limits: Limits, error: ErrorBody = line_only) -> type[asyncio.Protocol]:
     """Returns the class of uvicorn's connections, which close one that sends no request, and refuse in JSON."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -208,7 +228,7 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
             self.watch = self.loop.call_later(limits.head / 4, self.look)
 
         def refuse(self, status: int, line: str) -> None:
-            body = json.dumps({"error": line}).encode()
+            body = json.dumps(error(line, status)).encode()
             head = f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\nconnection: close\r\n"
             self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
             self.transport.close()

@@ -1,0 +1,143 @@
+"""The application: routes, errors of one form, what is counted, and the description of all of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from mmdiff.config import locate
+from mmdiff.errors import require
+from mmdiff.session import Session
+
+from . import chat, rest
+from .batching import Batcher
+from .fields import ChatRequest, CompletionRequest, EmbeddingRequest, Fields, PredictRequest, ScoreRequest
+from .http.description import describe
+from .http.guard import CLOSE, BadRequest, Bodies, Gate, Limits
+from .http.listening import LIMITS
+from .service import GONE, Service, name_of
+from .streams import error_body
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+UNREAD = (408, 413, 415, 503)  # statuses of requests whose client may be sending still
+POSTS: Mapping[str, tuple[Callable[[Service, Any], Awaitable[Any]], type[Fields] | None, str]] = {
+    "/v1/chat/completions": (chat.chat, ChatRequest, "The next message of a chat."),
+    "/v1/completions": (chat.completions, CompletionRequest, "What follows a prompt, or stands in front of a suffix."),
+    "/v1/embeddings": (rest.embeddings, EmbeddingRequest, "Vectors of texts."),
+    "/v1/audio/transcriptions": (rest.transcriptions, None, "The transcript of a file of sound."),
+    "/predict": (rest.predict, PredictRequest, "The prediction of a row of the task."),
+    "/score": (rest.score, ScoreRequest, "Log-likelihoods."),
+}
+log = logging.getLogger(__name__)
+
+
+def make_app(
+    session: Session[Any],
+    *,
+    limits: Limits = LIMITS,
+    rows: int = 64,
+    waiting: int = 256,
+    seconds: float = 600.0,
+    token: str | None = None,
+    local: bool = False,
+) -> Starlette:
+    """Returns the application that answers with a session.
+
+    rows: most canvases of a batch. waiting: most that wait. seconds: the longest that a request may take. token, local:
+    see `mmdiff.serving.http.guard.Gate`. A task may bring routes of its own: `served` names a function of
+    (app, service) -> what /health says besides.
+    """
+    require("starlette", "serve")
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.responses import HTMLResponse, JSONResponse, Response
+
+    service = Service(
+        session, Batcher(session.model, rows=rows, waiting=waiting), Bodies(limits), name_of(session.folder), seconds
+    )
+    app = Starlette()
+    app.state.service = service
+
+    async def health(http: Request) -> Response:
+        return JSONResponse({**facts, "uptime": round(time.time() - service.began, 3)})
+
+    async def models(http: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [card]})
+
+    async def model(http: Request) -> Response:
+        service.check_model(http.path_params["name"])
+        return JSONResponse(card)
+
+    async def metrics(http: Request) -> Response:
+        return Response(service.numbers.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def page(http: Request) -> Response:
+        return HTMLResponse(files("mmdiff.serving").joinpath("page.html").read_text(encoding="utf-8"))
+
+    async def openapi(http: Request) -> Response:
+        return JSONResponse(described)
+
+    async def problem(http: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        where = f"{http.method} {http.url.path}"[:80]
+        line = f"{where}: {error.detail}; GET /openapi.json describes what is served"
+        return JSONResponse(error_body(line, error.status_code), error.status_code, error.headers)
+
+    card = {"id": service.name, "object": "model", "created": int(service.began), "owned_by": "mmdiff"}
+    facts: dict[str, Any] = {
+        "status": "ok",
+        "model": service.name,
+        "task": type(session.task).__name__,
+        "fields": list(service.fields),
+        "media": sorted(session.model.readers),
+        "parameters": sum(p.numel() for p in session.model.parameters()),
+        "sampler": {k: v for k, v in vars(session.sampler).items() if isinstance(v, int | float | str | None)},
+        "mask_id": session.model.vocab.mask_id,
+        "max_body": limits.body,
+    }
+    gets = {"/health": health, "/v1/models": models, "/v1/models/{name}": model, "/metrics": metrics, "/": page}
+    gets["/openapi.json"] = openapi
+    for path, answer in gets.items():
+        app.add_route(path, guarded(service, path, lambda s, http, answer=answer: answer(http)), ["GET"])
+    for path, (answer_post, *_) in POSTS.items():
+        app.add_route(path, guarded(service, path, answer_post), ["POST"])
+    if (path := getattr(session.task, "served", None)) is not None:
+        facts |= locate(path, "served")(app, service)
+    described = describe(service.name, {path: (kind, about) for path, (_, kind, about) in POSTS.items()})
+    app.add_exception_handler(HTTPException, problem)  # no such path, no such method
+    app.add_middleware(Gate, bodies=service.bodies, token=token, local=local, error=error_body)
+    return app
+
+
+def guarded(
+    service: Service, path: str, answer: Callable[[Service, Any], Awaitable[Any]]
+) -> Callable[[Request], Awaitable[Response]]:
+    """Returns a route's function that turns errors into responses, and is counted."""
+    from starlette.requests import ClientDisconnect
+    from starlette.responses import JSONResponse
+
+    async def route(http: Request) -> Response:
+        began = time.perf_counter()
+        response: Any
+        try:
+            response = await answer(service, http)
+        except BadRequest as error:
+            headers = CLOSE if error.status in UNREAD else None
+            response = JSONResponse(error_body(str(error), error.status, error.param), error.status, headers)
+        except ClientDisconnect:
+            response = JSONResponse(error_body("client: gone", GONE), GONE)
+        except Exception:
+            log.exception("%s failed", path)
+            response = JSONResponse(error_body("internal error; see the server's log", 500), 500)
+        service.numbers.requests.labels(path, str(response.status_code)).inc()
+        service.numbers.seconds.labels(path).observe(time.perf_counter() - began)
+        return response  # type: ignore[no-any-return]
+
+    return route
