@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import defaultdict
 
 from mmdiff.config.ranges import AtLeast1
-from mmdiff.errors import ConfigError
+from mmdiff.data.stream import check_source
+from mmdiff.errors import ConfigError, located
 from mmdiff.parts import part
 from mmdiff.protocols import Row, Source
 
@@ -23,13 +24,18 @@ class Balanced:
     """The rows in turns of one per answer (the last one of a conversation). Rows of rarer answers come up again.
 
     least: answers of fewer rows than this are taken together as one. Its length is that of the commonest answer's rows
-        times the number of answers. Raises ConfigError where no row has an answer.
+        times the number of answers. Raises ConfigError for what is no source and where no row has an answer,
+        DataError for an answer that is none.
     """
 
     def __init__(self, rows: Source, least: AtLeast1 = 20) -> None:
+        check_source(rows, "rows")
         by_answer: dict[str, list[int]] = defaultdict(list)
         for i in range(len(rows)):
-            for answer in answers(rows[i])[:1]:
+            row = rows[i]
+            with located(row.get("where")):
+                found = answers(row)[:1]
+            for answer in found:
                 by_answer[answer].append(i)
         rare = [i for of in by_answer.values() if len(of) < least for i in of]
         self.rows = rows

@@ -34,6 +34,17 @@ NOT_RUN = {  # the first word of a line, and why; `test_what_is_not_run_exists` 
     "torchrun": "eight GPUs",
 }
 LEFT = {"docs/index.md": ["runs/tiny/report.html"], "docs/vqa.md": ["runs/mine/model"]}  # what a page must have made
+SAYS = {  # what a page must have printed: models of the first pages have learned what there was to learn
+    "docs/start/text.md": [
+        r"^prediction +hoot\.$",
+        r"^prediction +owl$",
+        r"^prediction +The owl in the kitchen says hoot\.$",
+    ],
+    "docs/start/pictures.md": [r"exact_match +1$"],
+    "docs/start/sound.md": [r"0\.wav\tkitchen light on$", r"143\.wav\tgarden light off$", r"\.wer +0(\.0\d*)?$"],
+    "docs/start/proteins.md": [r"^YKCDICGKSFSRSSNLTRHLRTH$", r"^C3A\t-[5-9]", r"^K2R\t-?0\."],
+    "docs/start/robots.md": [r"^-0\.[01]\d+$", r"^\+0\.[01]\d+$"],
+}
 
 
 def commands(page: str) -> list[list[str]]:
@@ -45,7 +56,9 @@ def beginning(word: str) -> list[list[str]]:
     return [command for page in RUN for command in commands(page) if command[0] == word]
 
 
-TRAINED = Counter(tuple(words) for words in beginning("mmdiff") if words[1] == "train")
+TRAINED = Counter(  # of packaged configurations: a file of the page's own may be another under the same name
+    tuple(words) for words in beginning("mmdiff") if words[1] == "train" and not words[2].endswith(".yaml")
+)
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +97,7 @@ def test_every_block_runs(
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     names: dict[str, Any] = {"__name__": "page"}
+    printed = ""
     for kind, text in BLOCKS[page]:
         if kind == "python":
             exec(compile(text, page, "exec"), names)
@@ -94,19 +108,30 @@ def test_every_block_runs(
         elif kind == "text":  # not run: it needs what takes minutes, or does not end
             for line in text.splitlines():
                 assert shlex.split(line)[:3] == ["mmdiff", "vla", "serve"] or line.startswith("mmdiff sweep "), line
+        elif kind == "console":  # mistakes: a command, and the one line that it ends with
+            for command, line in re.findall(r"^\$ mmdiff (.*)\n(.*)$", text, re.M):
+                capsys.readouterr()
+                assert cli.main(shlex.split(command)) == 2, command
+                out, err = capsys.readouterr()
+                assert err.splitlines()[-1] == line and not out, command
         else:
             assert kind == "bash", f"a block of kind {kind!r}: run it here, or write it as text"
             for line in text.splitlines():
                 words = shlex.split(line)
                 if words[0] not in NOT_RUN:
                     assert words[0] == "mmdiff", f"{line!r}: not a command of ours, and not in NOT_RUN"
-                    assert run_command(words, trained) == 0, f"{line!r}: {capsys.readouterr().err.splitlines()[-1]}"
+                    done = run_command(words, trained)
+                    out, err = capsys.readouterr()
+                    assert done == 0, f"{line!r}: {err.splitlines()[-1]}"
+                    printed += out
     for path in LEFT.get(page, []):
         assert (tmp_path / path).exists()
+    for pattern in SAYS.get(page, []):
+        assert re.search(pattern, printed, re.M), pattern
 
 
 def test_the_pages_have_blocks_of_every_kind() -> None:
-    assert {kind for page in RUN for kind, _ in BLOCKS[page]} == {"bash", "python", "yaml", "text"}
+    assert {kind for page in RUN for kind, _ in BLOCKS[page]} == {"bash", "python", "yaml", "text", "console"}
     assert LEFT.keys() <= set(RUN)
 
 

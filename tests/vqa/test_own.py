@@ -57,6 +57,9 @@ def test_answers_come_up_equally_often_and_no_row_is_lost() -> None:
     assert {id(balanced[i]) for i in range(len(balanced))} == {id(row) for row in rows}
     with pytest.raises(ConfigError, match="none has an answer"):
         Balanced([{"question": "q"}])
+    for reads in (Balanced, lambda rows: list(Texts(rows))):
+        with pytest.raises(DataError, match=r"^a\.jsonl line 2: answer is not text: 7$"):
+            reads([{"question": "q", "answer": 7, "where": "a.jsonl line 2"}])
 
 
 def test_texts_are_those_of_questions_and_answers() -> None:
