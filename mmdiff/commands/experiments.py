@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from mmdiff.config import ranges
 
-from .arguments import FAILED, Output, Verb, table, within
+from .arguments import FAILED, AtLeast0, Output, Verb, table, within
 
 if TYPE_CHECKING:
     from mmdiff.experiments.grid import Axes
@@ -121,6 +121,23 @@ def sweep(
     return result, _swept(result, axes)
 
 
+def compare(*runs: Path, html: Path | None = None, rows: AtLeast0 = 20) -> Output:
+    """Compare runs with the first: settings that differ, figures with intervals, predictions that changed.
+
+    Args:
+        runs: two run folders or more.
+        html: also write a page in one file, with the curves of all runs.
+        rows: changed predictions that the table, and the page, show at most (--json has all).
+    """
+    from mmdiff.experiments.comparison.compare import compare as look
+    from mmdiff.experiments.comparison.report import as_lines, write_page
+
+    found = look(runs)
+    if html is not None:
+        found["html"] = str(write_page(html, found, most=rows))
+    return found, as_lines(found, most=rows)
+
+
 def _planned(found: Mapping[str, Any]) -> str:
     """Returns what a sweep would do, for people."""
     from mmdiff.experiments.figures import aligned
@@ -147,4 +164,4 @@ def _swept(result: Mapping[str, Any], axes: Axes) -> str:
     return table({**shown, "report": result["report"]})[1]
 
 
-VERBS: dict[str, Verb] = {"train": train, "sweep": sweep, "runs": runs, "note": note}
+VERBS: dict[str, Verb] = {"train": train, "sweep": sweep, "runs": runs, "compare": compare, "note": note}

@@ -84,8 +84,8 @@ def picture(image: Any, *, side: int = 96) -> str | None:
     return image_uri(image)
 
 
-def _losses(metrics: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines with a loss; one that a kill cut short, or that is damaged, is left out."""
+def losses(metrics: Path) -> Iterator[dict[str, Any]]:
+    """Yields the lines of a metrics.jsonl with a loss; one that a kill cut short, or that is damaged, is left out."""
     for raw in metrics.read_bytes().split(b"\n"):
         try:
             line = json.loads(raw)
@@ -103,14 +103,14 @@ def curves(metrics: Path) -> str | None:
     """
     if not metrics.is_file():
         return None
-    losses = list(_losses(metrics))
-    if not losses:
+    lines = list(losses(metrics))
+    if not lines:
         return None
     figure = new_figure(10, 3.2)
     left, right = figure.subplots(1, 2)
-    for i, stage in enumerate(dict.fromkeys(line["stage"] for line in losses)):
+    for i, stage in enumerate(dict.fromkeys(line["stage"] for line in lines)):
         style: dict[str, Any] = {"label": stage, "color": f"C{i}"}  # one colour per stage on both sides
-        of_stage = [line for line in losses if line["stage"] == stage]
+        of_stage = [line for line in lines if line["stage"] == stage]
         left.plot([line["step"] for line in of_stage], [line["loss"] for line in of_stage], linewidth=1, **style)
         by_rate = of_stage[-1].get("nll_by_rate")
         if by_rate:
