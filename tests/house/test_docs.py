@@ -173,6 +173,24 @@ def first_cells(page: str, heading: str) -> list[str]:
     return [row.removeprefix("| ").split("|")[0].strip(" `") for row in rows[2:]]
 
 
+def test_figures_are_those_of_their_pages() -> None:
+    """Every number of the table of figures is on the page that the row leads to; programs that it names exist."""
+    rows = re.findall(r"^\| (.*?) *\| (.*?) *\| `(.*?)` *\| .*\((.*?)\) *\|$", TEXTS["docs/figures.md"], re.M)
+    assert len(rows) == len(re.findall(r"^\|", TEXTS["docs/figures.md"], re.M)) - 2 * 4  # heads of four tables
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    for what, measured, command, page in rows:
+        there = TEXTS[f"docs/{page}"].replace(",", "")
+        for number in re.findall(r"\d+(?:\.\d+)?", measured):
+            assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d])", there), f"{what}: {number} is not on {page}"
+        match command.split():
+            case ["make", target, *_]:
+                assert target in targets, command
+            case ["python", *_]:
+                assert (ROOT / re.findall(r"\S+\.py", command)[0]).is_file(), command
+            case _:
+                assert command.startswith("mmdiff "), command
+
+
 def test_the_tables_are_complete() -> None:
     assert first_cells("docs/vqa.md", "`mmdiff demo vqa --json`") == list(LINES)
     assert set(first_cells("docs/commands.md", "## Verbs")) == set(cli.VERBS)

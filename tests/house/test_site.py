@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -106,3 +107,19 @@ def test_the_reference_shows_signatures_and_docstrings(site: Path) -> None:
         if inspect.isclass(value) and value.__module__ == "mmdiff.protocols":
             assert f'id="mmdiff.protocols.{name}"' in interfaces, name
     assert 'id="mmdiff.Session.predict"' in (site / "api/index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.needs("PIL")
+def test_the_picture_of_the_readme_is_of_runs(tmp_path: Path) -> None:
+    """Trained anew, the models fill the same canvases: what the pages under start/ teach is learned."""
+    script = [sys.executable, str(ROOT / "benchmarks/unmasking.py"), "--svg", str(tmp_path / "new.svg")]
+    done = subprocess.run(
+        script, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    for file in (tmp_path / "new.svg", ROOT / "docs/unmasking.svg"):
+        shown = Counter(re.findall(r'class="token">(.*?)<', file.read_text(encoding="utf-8")))
+        assert shown["blue"] == 1 and shown["says"] and shown["in"]  # the answer, at the last step; the grammar
+        assert shown["C"] > 6 and shown["H"] > 6  # given at all six lines, and filled in where a finger has another one
