@@ -35,6 +35,8 @@ POSTS: Mapping[str, tuple[Callable[[Service, Any], Awaitable[Any]], type[Fields]
     "/predict": (rest.predict, PredictRequest, "The prediction of a row of the task."),
     "/score": (rest.score, ScoreRequest, "Log-likelihoods."),
 }
+FREE = ("/",)
+"""Paths that need no token: the page, which asks for one."""
 log = logging.getLogger(__name__)
 
 
@@ -112,7 +114,7 @@ def make_app(
         facts |= locate(path, "served")(app, service)
     described = describe(service.name, {path: (kind, about) for path, (_, kind, about) in POSTS.items()})
     app.add_exception_handler(HTTPException, problem)  # no such path, no such method
-    app.add_middleware(Gate, bodies=service.bodies, token=token, local=local, error=error_body)
+    app.add_middleware(Gate, bodies=service.bodies, token=token, local=local, error=error_body, free=FREE)
     return app
 
 

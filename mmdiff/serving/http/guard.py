@@ -9,7 +9,7 @@ import json
 import os
 import reprlib
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +151,7 @@ class Gate:
     token: that requests must bear (`Authorization: Bearer ...`); None: none. local: whether the `Host` of a request has
     to be this machine. A page in a browser can have a name of its own lead to 127.0.0.1 (DNS rebinding), and would
     otherwise read what is served here. error: what a line and a status are as JSON.
-    free: a path that needs no token.
+    free: paths that need no token.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Gate:
         token: str | None,
         local: bool,
         error: ErrorBody = line_only,
-        free: str | None = None,
+        free: Collection[str] = (),
     ) -> None:
         self.free = free
         self.app, self.bodies, self.token, self.local, self.error = app, bodies, token, local, error
@@ -189,7 +189,7 @@ class Gate:
             if len(hosts) != 1 or not is_local(name_of(hosts[0])):
                 shown = ", ".join(map(short, hosts)) or "missing"
                 raise BadRequest(f"host: {shown}, expected localhost or 127.0.0.1, where this server listens", 421)
-        if self.token is not None:
+        if self.token is not None and request.url.path not in self.free:
             sent = request.headers.getlist("authorization")
             kind, _, token = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")
             right = hmac.compare_digest(token.strip().encode(), self.token.encode())
