@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .arguments import Output, Verb, table
+from .batches import predict
 
 
 def export(run: str, /, *, out: Path, merge: bool = False, force: bool = False, licence: str | None = None) -> Output:
@@ -63,4 +64,4 @@ def push(
     return table(found)
 
 
-VERBS: dict[str, Verb] = {"export": export, "push": push}
+VERBS: dict[str, Verb] = {"export": export, "push": push, "predict": predict}

@@ -119,7 +119,7 @@ def read_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:
     A node that names anything but a declared part is refused, unless this user's mmdiff wrote the file: it is neither
     imported nor called. Raises ConfigError that names the file and the field.
     """
-    file = folder / (EXPORTED if is_exported(folder) else "config.json")
+    file = config_file(folder)
     try:
         config = read_json(file)
     except FileNotFoundError:
@@ -152,6 +152,11 @@ def read_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:
     if whole:
         check_sums(folder)
     return config
+
+
+def config_file(folder: Path) -> Path:
+    """Returns the file that describes a saved model."""
+    return folder / (EXPORTED if is_exported(folder) else "config.json")
 
 
 def prefix_causal_node(prefix_causal: object) -> dict[str, Any] | None:

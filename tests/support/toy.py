@@ -24,6 +24,7 @@ from mmdiff.config.saveable import saveable
 from mmdiff.config.settings import Config, ModelConfig, StageConfig, TrainConfig
 from mmdiff.data.collate import collate
 from mmdiff.data.stream import read_media
+from mmdiff.errors import DataError
 from mmdiff.model import MMDiff
 from mmdiff.parts import part
 
@@ -69,6 +70,8 @@ class Where:
         return [*self._context(row, vocab), Target(vocab.encode(row["answer"]))]
 
     def prompt(self, row: Any, vocab: Vocab) -> Sample:
+        if not row["answer"].split():
+            raise DataError("answer: is empty, expected as many words as are asked for")
         return [*self._context(row, vocab), Target(length=len(row["answer"].split()))]
 
     def parse(self, ids: Sequence[int], vocab: Vocab) -> str:

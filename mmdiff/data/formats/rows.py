@@ -70,6 +70,7 @@ class Rows:
         self._root = Path(self.folder) if self.folder is not None else None
         if self._root is not None and not self._root.is_dir():
             raise DataError(f"folder: {shown(self._root)} is not a folder")
+        self.files: list[Path] = []
         self._table, self._name = self._opened()
         if not len(self._table):
             raise DataError(f"{self._name}: no rows")
@@ -86,7 +87,7 @@ class Rows:
             if not (hasattr(given, "__len__") and hasattr(given, "cast_column")):
                 raise ConfigError(f"source: a {type(given).__name__}, expected a path or what `datasets` loads")
             return Arrow(given, "dataset"), "dataset"
-        files = sorted(map(Path, glob(str(given), recursive=True)))
+        self.files = files = sorted(map(Path, glob(str(given), recursive=True)))
         if not files:
             near = nearest(str(given), [str(p) for p in Path(given).parent.glob("*")])
             raise DataError(f"{shown(given)}: no such file{near if 'did you mean' in near else ''}")
