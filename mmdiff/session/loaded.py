@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TextIO, TypeVar, overload
 
 import torch
 
-from mmdiff.canvas.generation import Generation
+from mmdiff.canvas.batch import Batch
+from mmdiff.config import build_saved, task_and_sampler, trusting
+from mmdiff.config.ranges import AtLeast0
 from mmdiff.config.settings import GenerationConfig
+from mmdiff.config.typed import typed
 from mmdiff.data.fields import check_row
 from mmdiff.data.stream import canvases
+from mmdiff.errors import ConfigError, nearest
+from mmdiff.model import MMDiff
 from mmdiff.model.published.exported import is_exported
 from mmdiff.model.published.folder import is_published
-from mmdiff.model.saving import read_config
+from mmdiff.model.saving import PARTS, read_config
+from mmdiff.protocols import Row, Task
 from mmdiff.runs.folder import RUNS
 from mmdiff.runs.progress import checkpoints_in
 from mmdiff.samplers.streamers import TextStreamer
 
-from .config import build_saved, task_and_sampler, trusting
-from .config.ranges import AtLeast0
-from .config.typed import typed
-from .errors import ConfigError, nearest
-from .model import MMDiff
-from .protocols import Row, Task
+from .drafts import drafts
+from .prediction import Prediction, canvas_of, settings_page
 
 T = TypeVar("T", bound=Task)
 
@@ -46,8 +48,8 @@ class Session(Generic[T]):
         return f"Session({dotted(type(self.task))}, {size:,} parameters, {str(self.folder)!r})"
 
     @typed
-    def predict(self, row: Mapping[str, Any], *, stream: TextIO | None = None, **named: Any) -> dict[str, Any]:
-        """The model's prediction for a row: {"prediction", "forwards", "canvas"}.
+    def predict(self, row: Mapping[str, Any], *, stream: TextIO | None = None, **named: Any) -> Prediction:
+        """The model's prediction for a row: {"prediction", "forwards", "canvas"}, which a notebook shows coloured.
 
         `prediction` is what the task makes of the generated ids, `forwards` the number of forward passes, `canvas` the
         (token, step, confidence) triples of `canvas_of`. named: fields of GenerationConfig for this call.
@@ -66,33 +68,52 @@ class Session(Generic[T]):
         name: str = "",
         stream: TextIO | None = None,
         **named: Any,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Prediction]:
         """The predictions for rows of one batch. first: index of the first row, under which its noise is drawn.
 
         stream: where the canvas of the first row is shown as it is filled.
         """
         vocab = self.model.vocab
         batch = canvases(rows, self.task, vocab, self.model.readers, first=first, name=name)
-        streamer = TextStreamer(vocab, batch, file=stream) if stream is not None else None
+        return self._filled(batch, TextStreamer(vocab, batch, file=stream) if stream is not None else None, named)
+
+    @typed
+    def stream(self, row: Mapping[str, Any], **named: Any) -> Iterator[Prediction]:
+        """Yields a draft after every step, and last the prediction that `predict` returns for the row.
+
+        The `prediction` of a draft is its text, in which `░` stands for a masked position, `forwards` are those so far.
+        Whoever stops early ends the generation. named: fields of GenerationConfig. Raises as `predict`.
+        """
+        check_row(row, getattr(self.task, "fields", None), strict=True)
+        vocab = self.model.vocab
+        batch = canvases([row], self.task, vocab, self.model.readers)
+        return drafts(lambda streamer: self._filled(batch, streamer, named)[0], vocab)
+
+    def _filled(self, batch: Batch, streamer: Any, named: Mapping[str, Any]) -> list[Prediction]:
         out = self.model.generate(batch, generation_config=self.sampler, streamer=streamer, **named)
         return [
-            {
-                "prediction": self.task.parse(ids, vocab),
-                "forwards": int(out.forwards_B[b]),
-                "canvas": canvas_of(out, b, self.model),
-            }
+            Prediction(
+                prediction=self.task.parse(ids, self.model.vocab),
+                forwards=int(out.forwards_B[b]),
+                canvas=canvas_of(out, b, self.model),
+            )
             for b, ids in enumerate(out.targets())
         ]
 
-
-def canvas_of(out: Generation, row: int, model: MMDiff) -> list[tuple[str, int, float]]:
-    """The (token, step, confidence) of each target position of a row; tokens of step 0 were given."""
-    positions = out.target_BL[row].nonzero().squeeze(1).tolist()
-    piece = model.vocab.piece
-    return [
-        (piece(int(out.ids_BL[row, i])), int(out.step_BL[row, i]), round(float(out.confidence_BL[row, i]), 4))
-        for i in positions
-    ]
+    def _repr_html_(self) -> str:
+        parts = {kind: ", ".join(found) for kind in PARTS if (found := getattr(self.model, kind))}
+        usual = vars(GenerationConfig())
+        sampler = {f"sampler.{key}": v for key, v in vars(self.sampler).items() if v != usual[key]}
+        size = sum(p.numel() for p in self.model.parameters())
+        found = {
+            "task": dotted(type(self.task)),
+            "backbone": f"{self.model.backbone.family}, {size:,} parameters with all parts",
+            **parts,
+            "adapters": ", ".join(str(one["part"]) for one in self.model.adapters) or "none",
+            "context": f"{self.model.backbone.facts.max_length:,} positions",
+            **sampler,
+        }
+        return settings_page(str(self.folder), found)
 
 
 @overload
