@@ -34,8 +34,8 @@ class Source(Protocol):
     """Rows by number: what a data node of a configuration builds.
 
     A source may have `length(index) -> float`, which estimates how long a row is without reading its media, in any
-    unit: `bucket` sorts rows by it. `groups`, `in_order` and `on_error` of a source are those of
-    `mmdiff.data.stream.Stream`.
+    unit: `bucket` sorts rows by it. `page`, an attribute, is the page about its format, which errors about a missing
+    file name. `groups`, `in_order` and `on_error` of a source are those of `mmdiff.data.stream.Stream`.
     """
 
     def __len__(self) -> int: ...

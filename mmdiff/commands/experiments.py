@@ -75,7 +75,10 @@ def train(name: str, /, *words: str, fresh: bool = False, note: str | None = Non
         return {**found, "settings": asdict(resolved)}, text
     from mmdiff.training.train import train as run
 
-    return table(run(resolved, fresh=fresh, note=note))
+    from .missing import naming_settings
+
+    with naming_settings(name):
+        return table(run(resolved, fresh=fresh, note=note))
 
 
 def sweep(

@@ -67,6 +67,20 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def written(name: str | Path) -> dict[str, Any]:
+    """Returns {dotted key: value} of what a file and its bases write; what refers to another key is left out.
+
+    name: as `load_config` takes it. Raises ConfigError as it does.
+    """
+    tree, _ = _read(str(name), Path(), (), own=True)
+    resolved = flatten(OmegaConf.to_container(OmegaConf.create(tree), resolve=True))
+    return {
+        key: resolved[key]
+        for key, value in flatten(tree).items()
+        if key in resolved and not (isinstance(value, str) and "${" in value and "oc.env" not in value)
+    }
+
+
 def task_and_sampler(task: Any, sampler: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Any, GenerationConfig]:
     """Returns a saved model's task node and sampler settings, with `task.` and `sampler.` overrides laid over them.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mmdiff.data.fields import text_fault
 from mmdiff.errors import nearest
@@ -74,6 +74,7 @@ class MessageFile(CheckedRows):
     there are any, `where`, and the last `question` and `answer` (for reports).
     """
 
+    page: ClassVar[str] = "docs/data/dialogues.md"
     path: str
 
     def origin(self) -> str:

@@ -68,6 +68,7 @@ class VLA:
 
     fields = ("image", "state", "instruction", "action", "action_is_pad", "given", "dataset")  # others are not read
     served = "mmdiff.tasks.vla.serve.server.served"
+    page = "docs/data/lerobot.md"
 
     def __init__(
         self,

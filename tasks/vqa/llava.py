@@ -13,7 +13,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mmdiff.errors import DataError, require
 from mmdiff.parts import part
@@ -51,6 +51,7 @@ class LlavaJSON(CheckedRows):
     (for reports).
     """
 
+    page: ClassVar[str] = "docs/data/llava.md"
     path: str
     images: str | None = None
     audio: str | None = None
@@ -59,12 +60,13 @@ class LlavaJSON(CheckedRows):
         return self.path
 
     def entries(self) -> Iterator[Entry]:
+        rows = read_json(Path(self.path))  # first: without the file there is no folder beside it
         beside = Path(self.path).parent
         folders = {
             "image": folder_at("images", beside if self.images is None else Path(self.images)),
             "audio": folder_at("audio", beside if self.audio is None else Path(self.audio)),
         }
-        for where, raw in read_json(Path(self.path)):
+        for where, raw in rows:
             yield where, partial(_checked, raw, where, folders)
 
     def verified(self, pool: Executor, rows: Sequence[Row]) -> Iterable[Entry]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -56,6 +56,7 @@ class Rows:
     Raises ConfigError for arguments, DataError for files, MissingExtra where a format needs a package.
     """
 
+    page: ClassVar[str] = "docs/data-formats.md"
     source: Any
     fields: Mapping[str, str] | None = None
     folder: str | None = None

@@ -46,9 +46,10 @@ class Manifest(SpeechRows):
         return self.path
 
     def utterances(self) -> Iterator[Entry]:
+        rows = read_json(Path(self.path))  # first: without the file there is no folder beside it
         beside = Path(self.path).parent
         root = folder_at("audio_root", beside if self.audio_root is None else Path(self.audio_root))
-        for where, raw in read_json(Path(self.path)):
+        for where, raw in rows:
             yield where, partial(_manifest_row, raw, root, self.empty)
 
     @classmethod

@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from mmdiff.encoders.media.audio import OVERSHOOT, duration
 from mmdiff.errors import DataError
@@ -30,6 +31,7 @@ class SpeechRows(CheckedRows):
     empty: whether a transcript may be empty (silence, noise) or missing, as it is where it is yet to be made.
     """
 
+    page: ClassVar[str] = "docs/data/speech.md"
     empty: bool = field(default=False, kw_only=True)
 
     def utterances(self) -> Iterator[Entry]:

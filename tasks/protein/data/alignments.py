@@ -119,6 +119,8 @@ class Family:
     Raises ConfigError, DataError; MissingExtra for sequences that are not aligned without Biopython.
     """
 
+    page = "docs/data/fasta.md"
+
     def __init__(
         self,
         path: str,

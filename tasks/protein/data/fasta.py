@@ -113,6 +113,8 @@ class Fasta:
     lower, gaps, stop, unknown: see `Policy`. Raises as `read_fasta` does.
     """
 
+    page = "docs/data/fasta.md"
+
     def __init__(
         self,
         path: str,

@@ -35,6 +35,8 @@ class ProteinQuestions:
     Raises DataError that names file and row, before any row is handed out.
     """
 
+    page = "docs/data/llava.md"
+
     @typed
     def __init__(self, path: str, limit: AtLeast1 | None = None, max_length: AtLeast1 | None = None) -> None:
         self._rows: list[Row] = []

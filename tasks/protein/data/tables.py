@@ -70,6 +70,8 @@ class Pairs:
     counts them. lower, gaps, stop, unknown: see `Policy`. Raises as `read_csv` does, and DataError if no pair is left.
     """
 
+    page = "docs/data/fasta.md"
+
     def __init__(
         self,
         path: str,

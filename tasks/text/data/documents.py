@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from mmdiff.canvas.vocab import check_text
 from mmdiff.config.ranges import AtLeast1, Share
@@ -47,6 +47,7 @@ class Documents:
     Raises DataError for a pattern that nothing matches, MissingExtra where a format needs a package.
     """
 
+    page: ClassVar[str] = "docs/data/documents.md"
     path: str
     field: str = "text"
     on_error: Literal["stop", "skip"] = "stop"

@@ -187,6 +187,8 @@ class Steps:
     Raises ConfigError for episodes that are not there, DataError as `LeRobot` does, and for NaN in the chosen episodes.
     """
 
+    page = "docs/data/lerobot.md"
+
     def __init__(
         self,
         path: str,
