@@ -167,4 +167,19 @@ def _swept(result: Mapping[str, Any], axes: Axes) -> str:
     return table({**shown, "report": result["report"]})[1]
 
 
-VERBS: dict[str, Verb] = {"train": train, "sweep": sweep, "runs": runs, "compare": compare, "note": note}
+def new(kind: str, name: str, /, *, out: Path = Path()) -> Output:
+    """Write a package with a task or an encoder of one's own: code, configuration, test, README.
+
+    Args:
+        kind: task or encoder.
+        name: of the package, such as bird_songs; the folder NAME is made.
+        out: where (default: here).
+    """
+    from .new.new import new as write
+
+    folder = write(kind, name, out)
+    following = f"cd {shlex.quote(str(folder))} && pytest && mmdiff check {name}.yaml && mmdiff train {name}.yaml"
+    return {"folder": str(folder), "configuration": str(folder / f"{name}.yaml")}, f"{folder}\n{following}"
+
+
+VERBS: dict[str, Verb] = {"train": train, "sweep": sweep, "runs": runs, "compare": compare, "note": note, "new": new}
