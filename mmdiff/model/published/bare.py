@@ -13,6 +13,7 @@ from mmdiff.backbones.family import FAMILIES, model_type_of
 from mmdiff.backbones.weights import read_json
 from mmdiff.config.presets import preset
 
+from .exported import is_exported
 from .llava import is_multimodal
 
 RESIDUES = ("esm", "esm_diff", "dsm", "esmc")
@@ -30,8 +31,8 @@ PRESETS = {
 
 
 def is_bare(folder: Path) -> bool:
-    """Returns whether a folder is a backbone as it was published, of a family of diffusion models."""
-    if not (folder / "config.json").is_file():
+    """Returns whether a folder is a backbone as it was published, of a family of diffusion models, and no more."""
+    if is_exported(folder) or not (folder / "config.json").is_file():
         return False
     raw = read_json(folder / "config.json")
     return isinstance(raw, dict) and model_type_of(raw) in FAMILIES and not is_multimodal(raw)
