@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from mmdiff.config import locate
@@ -16,6 +15,7 @@ from . import chat, rest
 from .batching import Batcher
 from .fields import ChatRequest, CompletionRequest, EmbeddingRequest, Fields, PredictRequest, ScoreRequest
 from .http.description import describe
+from .http.files import page
 from .http.guard import CLOSE, BadRequest, Bodies, Gate, Limits
 from .http.listening import LIMITS
 from .service import GONE, Service, name_of
@@ -35,8 +35,8 @@ POSTS: Mapping[str, tuple[Callable[[Service, Any], Awaitable[Any]], type[Fields]
     "/predict": (rest.predict, PredictRequest, "The prediction of a row of the task."),
     "/score": (rest.score, ScoreRequest, "Log-likelihoods."),
 }
-FREE = ("/",)
-"""Paths that need no token: the page, which asks for one."""
+PAGE = page("mmdiff.serving/page")
+"""The page by path. It needs no token, and asks for one."""
 log = logging.getLogger(__name__)
 
 
@@ -59,7 +59,7 @@ def make_app(
     require("starlette", "serve")
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
-    from starlette.responses import HTMLResponse, JSONResponse, Response
+    from starlette.responses import JSONResponse, Response
 
     service = Service(
         session, Batcher(session.model, rows=rows, waiting=waiting), Bodies(limits), name_of(session.folder), seconds
@@ -80,8 +80,9 @@ def make_app(
     async def metrics(http: Request) -> Response:
         return Response(service.numbers.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def page(http: Request) -> Response:
-        return HTMLResponse(files("mmdiff.serving").joinpath("page.html").read_text(encoding="utf-8"))
+    async def file(http: Request) -> Response:
+        found = PAGE[http.url.path]
+        return Response(found.body, media_type=found.kind, headers=dict(found.headers))
 
     async def openapi(http: Request) -> Response:
         return JSONResponse(described)
@@ -102,10 +103,12 @@ def make_app(
         "parameters": sum(p.numel() for p in session.model.parameters()),
         "sampler": {k: v for k, v in vars(session.sampler).items() if isinstance(v, int | float | str | None)},
         "mask_id": session.model.vocab.mask_id,
+        "end_ids": sorted({session.model.vocab.eos_id, *session.model.vocab.end_ids}),
+        "special_ids": sorted(getattr(session.model.vocab.tokenizer, "all_special_ids", ())),
         "max_body": limits.body,
     }
-    gets = {"/health": health, "/v1/models": models, "/v1/models/{name}": model, "/metrics": metrics, "/": page}
-    gets["/openapi.json"] = openapi
+    gets = {"/health": health, "/v1/models": models, "/v1/models/{name}": model, "/metrics": metrics}
+    gets |= {"/openapi.json": openapi, **dict.fromkeys(PAGE, file)}
     for path, answer in gets.items():
         app.add_route(path, guarded(service, path, lambda s, http, answer=answer: answer(http)), ["GET"])
     for path, (answer_post, *_) in POSTS.items():
@@ -114,7 +117,7 @@ def make_app(
         facts |= locate(path, "served")(app, service)
     described = describe(service.name, {path: (kind, about) for path, (_, kind, about) in POSTS.items()})
     app.add_exception_handler(HTTPException, problem)  # no such path, no such method
-    app.add_middleware(Gate, bodies=service.bodies, token=token, local=local, error=error_body, free=FREE)
+    app.add_middleware(Gate, bodies=service.bodies, token=token, local=local, error=error_body, free=PAGE)
     return app
 
 

@@ -90,13 +90,20 @@ def tokens_of(draft: Draft, vocab: Vocab) -> list[dict[str, Any]]:
     return [
         {
             "id": i,
-            "text": "░" if pending else vocab.piece(i),
+            "text": "░" if pending else _piece(i, vocab),
             "step": step,
             "confidence": round(sure, 4),
             "pending": pending,
         }
         for i, pending, step, sure in zip(draft.ids, draft.pending, draft.steps, draft.confidence, strict=True)
     ]
+
+
+def _piece(i: int, vocab: Vocab) -> str:
+    """Returns the text of a token; of a reserved id, which has none, the name of its range and its number there."""
+    if text := vocab.piece(i):
+        return text
+    return next((f"{name}:{i - low}" for name, (low, high) in vocab.ranges.items() if low <= i < high), "")
 
 
 def shown(draft: Draft, vocab: Vocab) -> dict[str, Any]:

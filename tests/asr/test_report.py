@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from html_page import EVIL, Page
+from pages.html_page import EVIL, Page
 from torch import Tensor
 
 from mmdiff.errors import DataError

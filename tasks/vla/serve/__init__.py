@@ -1,4 +1,4 @@
-"""A policy over HTTP: the server, the request it reads, and a client without torch.
+"""A policy over HTTP: the server, the request it reads, its simulator, and a client without torch.
 
-May import: the core, encoders.media, tasks.vla.task.
+May import: the core, encoders.media, tasks.vla.task, tasks.vla.worlds.
 """

@@ -127,13 +127,24 @@ def acting(policy: PolicyServer, bodies: Bodies, execute: int) -> Callable[[Requ
 
 
 def served(app: Any, service: Any) -> dict[str, Any]:
-    """Add POST /act to the application of `mmdiff serve`. Returns what /health says besides."""
+    """Add POST /act, and POST /world where the policy has a simulator, to the application of `mmdiff serve`.
+
+    Returns what /health says besides.
+    """
+    from mmdiff.serving.app import guarded
+
+    from .simulator import acting_in, said, simulator_of
+
     session = service.session
     contract = contract_of(session.task)
     steps = session.task.execute or contract.chunk
     policy = PolicyServer(session, contract, {}, service.batcher.thread)
     app.add_route("/act", acting(policy, service.bodies, steps), ["POST"])
-    return {**asdict(contract), "execute": steps}
+    world = {}
+    if (simulator := simulator_of(session.task)) is not None:
+        app.add_route("/world", guarded(service, "/world", acting_in(simulator)), ["POST"])
+        world = {"world": said(simulator)}
+    return {**asdict(contract), "execute": steps, **world}
 
 
 def _line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from html_page import EVIL, Page
+from pages.html_page import EVIL, Page
 
 from mmdiff.tasks.protein.evaluate.plots import (
     composition_plot,
