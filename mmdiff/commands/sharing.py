@@ -1,26 +1,42 @@
-"""Verbs that give a model to others."""
+"""Verbs that give a model, or its predictions, to others."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
-from .arguments import Output, Verb, table
-from .batches import predict
+from cyclopts import Parameter
+
+from .arguments import AtLeast1, Output, Verb, table
 
 
-def export(run: str, /, *, out: Path, merge: bool = False, force: bool = False, licence: str | None = None) -> Output:
+def export(
+    run: str,
+    /,
+    *words: str,
+    out: Path,
+    engine: Annotated[str, Parameter(name="--for")] = "hub",
+    tower: Path | None = None,
+    merge: bool = False,
+    force: bool = False,
+    licence: str | None = None,
+) -> Output:
     """Write a run or a saved model as a folder of the hub: weights under published names, tokenizer, card, licence.
 
     Args:
         run: a run, a checkpoint in it or a saved model.
+        words: settings of `sampler` and `task` as dotted.key=value.
         out: the new folder.
+        engine: hub | sglang | vllm | lmdeploy: with the files of that engine; the command that serves it is printed.
+        tower: a published DiffusionGemma, whose vision tower engines ask for.
         merge: add LoRA factors to the weights that they change.
         force: replace a folder that an export wrote, and that nobody changed.
         licence: its identifier on the hub, such as apache-2.0, or a file with its text.
     """
     from mmdiff.sharing.export import export as write
 
-    return table(write(run, out, merge=merge, force=force, licence=licence))
+    found = write(run, out, overrides=words, engine=engine, tower=tower, merge=merge, force=force, licence=licence)
+    return table(found)
 
 
 def push(
@@ -60,6 +76,47 @@ def push(
         force=force,
         licence=licence,
         message=message,
+    )
+    return table(found)
+
+
+def predict(
+    run: str,
+    rows: str,
+    /,
+    *words: str,
+    out: Path,
+    batch_size: AtLeast1 = 16,
+    limit: AtLeast1 | None = None,
+    on_error: Literal["stop", "skip"] = "stop",
+    ray: str | None = None,
+    workers: AtLeast1 = 2,
+) -> Output:
+    """Predict files of rows: a line of JSON per row, in their order. An interrupted command resumes.
+
+    Args:
+        run: a run, a checkpoint in it or a saved model.
+        rows: JSON lines, Parquet or tar shards: a file, a pattern in quotes, or a folder of `datasets`.
+        words: settings of `sampler` and `task` as dotted.key=value.
+        out: the file of predictions.
+        batch_size: rows of a forward.
+        limit: only the first rows.
+        on_error: stop at a row that cannot be used, or skip it and say so.
+        ray: address of a cluster of Ray, or "local" for workers on this machine (default: this process alone).
+        workers: processes of Ray, each with the model.
+    """
+    from mmdiff.evaluation.predict import predict as run_all
+
+    found = run_all(
+        run,
+        rows,
+        out,
+        overrides=words,
+        batch_size=batch_size,
+        limit=limit,
+        on_error=on_error,
+        ray=ray,
+        workers=workers,
     )
     return table(found)
 

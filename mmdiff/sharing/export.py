@@ -6,9 +6,10 @@ whole. SHA256SUMS lists all that was written but the card, which people edit.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from mmdiff.runs.summary import summary_of
 from mmdiff.session import find_model
 
 from .card import card_of, marked, run_of, unedited
+from .engines import GEMMA, check_engine, gemma_defaults, write_engine
 from .inspection.inspect import inspect
 
 CARD, LICENCE = "README.md", "LICENSE"
@@ -41,10 +43,20 @@ LICENCES = (
 
 
 def export(
-    path: str | Path, out: Path, *, merge: bool = False, force: bool = False, licence: str | None = None
+    path: str | Path,
+    out: Path,
+    *,
+    overrides: Sequence[str] = (),
+    engine: str = "hub",
+    tower: Path | None = None,
+    merge: bool = False,
+    force: bool = False,
+    licence: str | None = None,
 ) -> dict[str, Any]:
     """Write a run, a checkpoint or a saved model to the folder `out` as the hub has it. Returns what was written.
 
+    overrides: of `sampler` and `task`. engine: which is to serve it, see `mmdiff.sharing.engines`; "hub": none. tower:
+        the published folder of a DiffusionGemma, whose vision tower engines ask for.
     merge: add LoRA factors to the weights that they change, so that the folder is a plain model of its family.
     force: replace a folder that an export wrote and that nobody changed or added to.
     licence: its identifier on the hub, or a file with its text.
@@ -58,16 +70,23 @@ def export(
         raise ConfigError(f"{out}: is the model itself, expected another folder")
     check_free(out, force=force)
     config = read_config(source)
-    task, sampler = task_and_sampler(config.get("task"), config.get("sampler") or {}, ())
+    task, sampler = task_and_sampler(config.get("task"), config.get("sampler") or {}, overrides)
     model = MMDiff.from_pretrained(source)
     merged = merge_adapters(model) if merge else 0
+    if engine != "hub":
+        check_engine(engine, model, sampler, tower)
+    elif tower is not None:
+        raise ConfigError("tower: an engine asks for it, expected --for sglang or vllm")
     _give_template(model, task and build_saved(task, "task"))
     out.parent.mkdir(parents=True, exist_ok=True)
     home = run_of(source)
     with _replacing(out), aside(out) as part:
-        kept = {key: config[key] for key in ("task", "sampler") if config.get(key)}
+        usual = vars(GenerationConfig())
+        kept = {"sampler": {key: value for key, value in vars(sampler).items() if value != usual[key]}}
+        kept |= {"task": task} if task else {}
         write_exported(model, part, describe(model, out, kept))
         _write_defaults(model, sampler, part)
+        served = None if engine == "hub" else write_engine(engine, model, sampler, part, out, tower)
         if text is not None:
             (part / LICENCE).write_text(text, encoding="utf-8")
         write_sums(part)
@@ -84,7 +103,8 @@ def export(
         write_text(part / CARD, marked(card))
         files = [file for file in part.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
-    return {"folder": str(out), "family": found["family"], "files": len(files), "bytes": size, "merged": merged}
+    wrote = {"folder": str(out), "family": found["family"], "files": len(files), "bytes": size, "merged": merged}
+    return wrote if served is None else wrote | {"configuration": str(out / served.file), "serve": served.command}
 
 
 def in_doubt(source: Path) -> str | None:
@@ -160,16 +180,21 @@ def _write_defaults(model: Any, sampler: GenerationConfig, folder: Path) -> None
     from transformers import GenerationConfig as Defaults
 
     facts = model.backbone.facts
-    drawn = {"temperature": sampler.temperature, "top_k": sampler.top_k, "top_p": sampler.top_p}
     ends = list(facts.end_ids)
-    Defaults(
-        eos_token_id=ends if len(ends) > 1 else facts.eos_id,
-        pad_token_id=facts.pad_id,
-        bos_token_id=facts.bos_id,
-        max_new_tokens=sampler.max_new_tokens,
-        do_sample=sampler.temperature > 0,
-        **({name: value for name, value in drawn.items() if value is not None} if sampler.temperature else {}),
-    ).save_pretrained(folder)
+    fields: dict[str, Any] = {
+        "eos_token_id": ends if len(ends) > 1 else facts.eos_id,
+        "pad_token_id": facts.pad_id,
+        "bos_token_id": facts.bos_id,
+        "max_new_tokens": sampler.max_new_tokens,
+    }
+    if model.backbone.family == GEMMA:  # its class refuses all other fields
+        text = json.dumps(fields | (gemma_defaults(sampler) or {}), indent=2, sort_keys=True)
+        (folder / "generation_config.json").write_text(text + "\n", encoding="utf-8")
+        return
+    if sampler.temperature:
+        drawn = {"temperature": sampler.temperature, "top_k": sampler.top_k, "top_p": sampler.top_p}
+        fields |= {name: value for name, value in drawn.items() if value is not None}
+    Defaults(**fields, do_sample=sampler.temperature > 0).save_pretrained(folder)
 
 
 def _read_back(model: Any, folder: Path) -> Mapping[str, Any]:

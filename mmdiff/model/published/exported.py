@@ -63,6 +63,9 @@ def _write_backbone(model: Any, folder: Path) -> None:
     fields = {**own.published_config(config, backbone.facts), **own.fields_of(backbone.facts)}
     if reserve := backbone.node.get("reserve"):
         fields["reserve"] = reserve
+    if isinstance(code := fields.get("auto_map"), dict):  # which is not in this folder
+        home = next(iter(own.PUBLISHED))
+        fields["auto_map"] = {key: name if "--" in name else f"{home}--{name}" for key, name in code.items()}
     fields["dtype" if "dtype" in fields else "torch_dtype"] = backbone.node["dtype"]  # what the files hold
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     backbone.vocab.tokenizer.save_pretrained(folder)

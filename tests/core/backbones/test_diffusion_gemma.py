@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
@@ -30,10 +31,12 @@ from mmdiff.diffusion.step_noise import uniform
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.params import add_adapters
+from mmdiff.model.saving import save_model
 from mmdiff.objectives.denoise import Denoise
 from mmdiff.objectives.hybrid import HybridBound
 from mmdiff.samplers.processes.hybrid import Hybrid, Renoising
 from mmdiff.samplers.rules.adaptive import EntropyBound
+from mmdiff.sharing.export import export
 from mmdiff.sharing.inspection.inspect import inspect
 
 CANVAS, V = 6, 259
@@ -332,3 +335,40 @@ def test_the_toy_of_the_published_model_and_its_preset() -> None:
 
 def without(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "max_new_tokens"}
+
+
+GEMMA = ["sampler.preset=diffusion-gemma", f"sampler.block_length={CANVAS}"]
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_an_exported_folder_has_the_tower_and_the_sampler(
+    stock: DiffusionGemmaForBlockDiffusion, folder: Path, tmp_path: Path, engine: str
+) -> None:
+    """What engines read: every tensor of the published folder, and its generation_config.json."""
+    from transformers.models.diffusion_gemma.generation_diffusion_gemma import DiffusionGemmaGenerationConfig
+
+    model = MMDiff(load_backbone(folder))
+    save_model(model, tmp_path / "saved")
+    with pytest.raises(ConfigError, match="needs the vision tower, .* expected --tower FOLDER"):
+        export(tmp_path / "saved", tmp_path / "out", engine=engine, overrides=GEMMA)
+    with pytest.raises(ConfigError, match="expected sampler.preset=diffusion-gemma"):
+        export(tmp_path / "saved", tmp_path / "out", engine=engine, tower=folder)
+    found = export(tmp_path / "saved", tmp_path / "out", engine=engine, overrides=GEMMA, tower=folder)
+    read, info = DiffusionGemmaForBlockDiffusion.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    theirs = stock.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in read.state_dict().items())
+    defaults = DiffusionGemmaGenerationConfig.from_pretrained(tmp_path / "out")
+    assert defaults.sampler_config.entropy_bound == 0.1 and defaults.max_denoising_steps == 48
+    assert (defaults.t_max, defaults.confidence_threshold, defaults.stability_threshold) == (0.8, 0.005, 1)
+    assert defaults.t_min == pytest.approx(0.4, abs=1e-9)
+    assert found["serve"].startswith({"vllm": "vllm serve ", "sglang": "python -m sglang.launch_server "}[engine])
+    if engine == "sglang":
+        assert yaml.safe_load((tmp_path / "out/sglang.yaml").read_text()) == {
+            "max_denoising_steps": 48,
+            "sampler_config": {"entropy_bound": 0.1},
+            "temperature_schedule": {"t_min": defaults.t_min, "t_max": 0.8},
+            "stopping_config": {"confidence_threshold": 0.005, "stability_threshold": 1},
+        }
+    again = MMDiff.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
