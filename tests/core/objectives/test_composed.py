@@ -331,7 +331,10 @@ def test_losses_of_rows_add_up() -> None:
 # They learn ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["agnostic", "entropy", "esoteric", "rates"])
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("agnostic", "entropy", "esoteric")]
+
+
+@pytest.mark.parametrize("name", ["rates", *LONG])
 def test_pairs_are_learned(name: str) -> None:
     """(k, k + 1 mod 10): log 10 in nats is all there is to know of a pair, 2.3 of 4.6 where halves are independent."""
     extras = (lambda size: {"rates": TokenRates(vocab_size=size)}) if name == "rates" else None

@@ -37,6 +37,7 @@ def model(attention: Any = None, layers: int = 2, moved: bool = True) -> MMDiff:
     return made
 
 
+@pytest.mark.slow
 def test_tokens_of_one_call_are_drawn_given_each_other() -> None:
     """Two tokens in one call: independent ones are a pair one time in ten, those of the layer nearly always."""
     one = model(layers=1, moved=False)

@@ -33,6 +33,7 @@ def model(size: int = 4, layers: int = 2, attention: Any = None) -> MMDiff:
     return model_with(lambda vocab_size: {"latent": Latent(width=WIDTH, size=size)}, layers, attention)
 
 
+@pytest.mark.slow
 def test_tokens_of_one_call_depend_on_each_other() -> None:
     """Two tokens in one call: independent ones are a pair one time in ten, those that share a latent nearly always."""
     process, options = Variational(size=1), {"steps": 1, "early_stop": False, "seed": 3}

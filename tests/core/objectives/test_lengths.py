@@ -151,6 +151,7 @@ def test_expanding_keeps_what_is_visible_and_merges_neighbours(merge: float) -> 
     assert plan.counts["denoise"] == pytest.approx(float(plan.weight_RL[plan.masked_RL].sum()))
 
 
+@pytest.mark.slow
 def test_gaps_of_unknown_length_are_filled() -> None:
     """15 gaps of 1 to 5 words; the number of masked positions says little, or nothing, of it."""
     assert right(learnt(InsertionLoss(), 150), 6, Insertion()) >= 14

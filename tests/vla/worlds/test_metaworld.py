@@ -288,6 +288,7 @@ def test_no_egl() -> None:
     assert "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri" in out and "\n" not in out and err == ""
 
 
+@pytest.mark.slow
 def test_training_may_follow_drawing() -> None:
     """In a process of its own: a crash would take this one along."""
     code = (
