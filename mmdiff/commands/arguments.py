@@ -74,7 +74,7 @@ def parse(argv: Sequence[str], core: Mapping[str, Verb]) -> tuple[Callable[[], O
         "mmdiff",
         "Masked-diffusion language models by configuration.",
         core,
-        _tasks() - core.keys(),
+        task_names() - core.keys(),
     )
     if argv and argv[0] in tasks:
         module = import_module(f"mmdiff.tasks.{argv[0]}.cli")
@@ -132,10 +132,20 @@ def _app(prog: str, verb: Verb) -> App:
     return app
 
 
-def _tasks() -> set[str]:
+def task_names() -> set[str]:
     """Returns the tasks with verbs: rooms of `mmdiff.tasks` that hold `cli.py` or `cli/`; none is imported."""
     rooms = [room for folder in import_module("mmdiff.tasks").__path__ for room in Path(folder).iterdir()]
     return {room.name for room in rooms if (room / "cli.py").is_file() or (room / "cli" / "__init__.py").is_file()}
+
+
+def options_of(verb: Verb) -> dict[str, bool]:
+    """Returns the options of a verb, each with whether a value follows it."""
+    found = {}
+    for argument in _app("", verb).assemble_argument_collection():
+        for name in argument.names:
+            if name.startswith("--"):
+                found[name] = argument.hint is not bool
+    return found
 
 
 def _listing(prog: str, about: str, verbs: Mapping[str, Verb], tasks: Iterable[str]) -> str:

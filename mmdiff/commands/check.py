@@ -25,7 +25,7 @@ from mmdiff.runs.folder import Run
 from mmdiff.session import load
 from mmdiff.training.train import fit, make_accelerator
 
-from .own_rows import with_own_rows
+from .own_files.own_rows import with_own_rows
 
 STEPS, ROWS = 2, 2
 

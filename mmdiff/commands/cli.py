@@ -26,6 +26,7 @@ from .ending import Signals, Stopped, one_line_errors, speaks
 from .experiments import VERBS as EXPERIMENTS
 from .serve import serve
 from .sharing import VERBS as SHARING
+from .start.completion import candidates, script_of
 from .terminal import loading_logged, log, silence_other_packages
 
 LONGEST = 1200
@@ -197,6 +198,23 @@ def demo(name: str = "", /, *words: str, fresh: bool = False) -> Output:
     return table(locate(resolved.demo, "demo")(resolved, fresh=fresh))
 
 
+def completion(shell: str, /, *line: str) -> Output:
+    """Print the script that completes commands in a shell: source <(mmdiff completion bash).
+
+    Args:
+        shell: bash, zsh or fish; words is what the scripts call.
+        line: behind words, the command as far as the cursor.
+    """
+    if shell != "words":
+        text = script_of(shell)
+        return {"shell": shell, "script": text}, text.rstrip()
+    try:
+        found = candidates(" ".join(line), VERBS)
+    except (UserError, OSError, ImportError):  # nobody asked for an error
+        found = []
+    return {"words": found}, "\n".join(found)
+
+
 VERBS: dict[str, Verb] = {
     "config": config,
     "ls": ls,
@@ -210,4 +228,5 @@ VERBS: dict[str, Verb] = {
     "chat": chat,
     "serve": serve,
     "demo": demo,
+    "completion": completion,
 }

@@ -75,7 +75,7 @@ def train(name: str, /, *words: str, fresh: bool = False, note: str | None = Non
         return {**found, "settings": asdict(resolved)}, text
     from mmdiff.training.train import train as run
 
-    from .missing import naming_settings
+    from .own_files.missing import naming_settings
 
     with naming_settings(name):
         return table(run(resolved, fresh=fresh, note=note))
@@ -175,7 +175,7 @@ def new(kind: str, name: str, /, *, out: Path = Path()) -> Output:
         name: of the package, such as bird_songs; the folder NAME is made.
         out: where (default: here).
     """
-    from .new.new import new as write
+    from .start.new import new as write
 
     folder = write(kind, name, out)
     following = f"cd {shlex.quote(str(folder))} && pytest && mmdiff check {name}.yaml && mmdiff train {name}.yaml"

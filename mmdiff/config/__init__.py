@@ -5,7 +5,7 @@ May import: nothing. Must not import torch: `mmdiff config` does not wait for it
 """
 
 from .gate import build_part, build_saved, check_parts, trusted, trusting
-from .load import load_config, packaged, parsed, sampler_nodes, task_and_sampler, to_yaml, written
+from .load import entries_of, load_config, packaged, parsed, sampler_nodes, task_and_sampler, to_yaml
 from .nodes import as_node, build, check_nodes, flatten, locate
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "build_saved",
     "check_nodes",
     "check_parts",
+    "entries_of",
     "flatten",
     "load_config",
     "locate",
@@ -25,5 +26,4 @@ __all__ = [
     "task_and_sampler",
     "trusted",
     "trusting",
-    "written",
 ]

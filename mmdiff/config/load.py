@@ -67,7 +67,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def written(name: str | Path) -> dict[str, Any]:
+def entries_of(name: str | Path) -> dict[str, Any]:
     """Returns {dotted key: value} of what a file and its bases write; what refers to another key is left out.
 
     name: as `load_config` takes it. Raises ConfigError as it does.

@@ -103,6 +103,8 @@ def _part(part: Any, where: str, media: dict[str, list[bytes]], service: Service
 
 def asked_completions(service: Service, request: CompletionRequest) -> list[Asked]:
     """Returns the canvases of prompts. Raises BadRequest."""
+    if request.echo:
+        raise BadRequest("echo: true, expected false: the prompt is not repeated", 400, "echo")
     prompts: list[Any] = request.prompt if isinstance(request.prompt, list) else [request.prompt]  # type: ignore[assignment]
     if prompts and isinstance(prompts[0], int):
         prompts = [prompts]

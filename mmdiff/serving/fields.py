@@ -138,7 +138,7 @@ class CompletionRequest(Generating):
 
     prompt: str | list[str] | list[int] | list[list[int]]
     suffix: str | None = None
-    echo: Literal[False] | None = None
+    echo: bool | None = Field(None, json_schema_extra={"anyOf": [{"const": False}, {"type": "null"}]})
     logprobs: Annotated[int, Field(ge=0, le=1)] | None = None
     best_of: Annotated[int, Field(ge=1, le=1, description="1 only")] | None = None
 

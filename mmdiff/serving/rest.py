@@ -177,6 +177,8 @@ async def transcriptions(service: Service, http: Request) -> Response:
 
     async with service.bodies.read(http, "multipart/form-data") as raw:
         body = bytes(raw)
+    if "boundary=" not in http.headers["content-type"]:
+        raise BadRequest("content-type: multipart/form-data without a boundary", 400)
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}

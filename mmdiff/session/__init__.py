@@ -1,7 +1,7 @@
 """A model with its task, loaded once, answering rows (`loaded.py`); what it says, and how a notebook shows that
 (`prediction.py`), draft by draft (`drafts.py`).
 
-May import: canvas, config, data, model, protocols, runs, samplers.
+May import: backbones, canvas, config, data, model, protocols, runs, samplers.
 """
 
 from .loaded import METHODS, Session, dotted, find_model, load

@@ -9,6 +9,7 @@ from typing import Any, Generic, TextIO, TypeVar, overload
 
 import torch
 
+from mmdiff.backbones import load_backbone
 from mmdiff.canvas.batch import Batch
 from mmdiff.config import build_saved, task_and_sampler, trusting
 from mmdiff.config.ranges import AtLeast0
@@ -18,6 +19,7 @@ from mmdiff.data.fields import check_row
 from mmdiff.data.stream import canvases
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.model import MMDiff
+from mmdiff.model.published.bare import described, is_bare
 from mmdiff.model.published.exported import is_exported
 from mmdiff.model.published.folder import is_published
 from mmdiff.model.saving import PARTS, read_config
@@ -132,8 +134,9 @@ def load(
 ) -> Session[Any]:
     """Load the session of a run (`runs/x`), a checkpoint in it, or a saved model folder.
 
-    A multimodal checkpoint in the folder of its authors answers questions about pictures (`mmdiff.tasks.vqa.VQA`), with
-    the template and the settings of generation that they use.
+    A backbone in the folder of its authors continues text, or chats where it has a chat template, with the settings of
+    generation that they publish (`mmdiff.model.published.bare`). A multimodal one answers questions about pictures
+    (`mmdiff.tasks.vqa.VQA`), with their template and settings too.
 
     overrides: `sampler.steps=4` and `task.metrics=[...]`, as on the command line.
     task: the class that the saved task must be an instance of. dtype: of the backbone; None: as it was saved.
@@ -147,7 +150,8 @@ def load(
 
 
 def _load(where: Path, overrides: Sequence[str], task: type[Any] | None, name: str, dtype: str | None) -> Session[Any]:
-    config = read_config(where)
+    bare = is_bare(where)
+    config = described(where) if bare else read_config(where)
     if not config.get("task"):
         raise ConfigError(f"{where}: the model was saved without a task; use MMDiff.from_pretrained")
     node, sampler = task_and_sampler(config["task"], config.get("sampler") or {}, overrides)
@@ -157,8 +161,11 @@ def _load(where: Path, overrides: Sequence[str], task: type[Any] | None, name: s
     for method in METHODS:
         if not callable(getattr(found, method, None)):
             raise ConfigError(f"{where}: {dotted(type(found))} is no task, it has no method `{method}`")
-    model = MMDiff.from_pretrained(where, dtype=dtype).to("cuda" if torch.cuda.is_available() else "cpu")
-    return Session(model, found, sampler, where)
+    if bare:
+        model = MMDiff(load_backbone(where, **({"dtype": dtype} if dtype else {}))).eval()
+    else:
+        model = MMDiff.from_pretrained(where, dtype=dtype)
+    return Session(model.to("cuda" if torch.cuda.is_available() else "cpu"), found, sampler, where)
 
 
 def dotted(cls: type[Any]) -> str:
@@ -170,7 +177,7 @@ def find_model(folder: Path) -> Path:
     if not folder.is_dir():
         runs = [str(p) for p in RUNS.glob("*")] if RUNS.is_dir() else []
         raise ConfigError(f"{folder}: no such folder{nearest(str(folder), runs)}")
-    if (folder / "backbone").is_dir() or is_exported(folder) or is_published(folder):
+    if (folder / "backbone").is_dir() or is_exported(folder) or is_published(folder) or is_bare(folder):
         return folder
     if (folder / "model" / "config.json").is_file():
         return folder / "model"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mmdiff import check
-from mmdiff.commands.own_rows import Words
+from mmdiff.commands.own_files.own_rows import Words
 from mmdiff.config.settings import Config, EvalConfig, ModelConfig, StageConfig, TrainConfig
 from mmdiff.errors import UserError
 

@@ -73,12 +73,13 @@ def describe(model: str, posts: Mapping[str, tuple[type[BaseModel] | None, str]]
     paths: dict[str, Any] = {}
     for path, (kind, about) in posts.items():
         form, ref = "multipart/form-data", None if kind is None else names[(kind, "validation")]
-        content = {form: {"schema": FORM}} if ref is None else {"application/json": {"schema": ref}}
+        own_form = {**FORM, "properties": {**FORM["properties"], "model": {"const": model}}}  # type: ignore[dict-item]
+        content = {form: {"schema": own_form}} if ref is None else {"application/json": {"schema": ref}}
         answers: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
         if path == "/v1/audio/transcriptions":
             answers["text/plain"] = {"schema": {"type": "string"}}
         elif kind is not None and "stream" in kind.model_fields:
-            answers["text/event-stream"] = {"schema": {"type": "string"}}
+            answers["text/event-stream"] = {}
         body = {"required": True, "content": content}
         paths[path] = {"post": {"summary": about, "requestBody": body, "responses": _responses(answers)}}
     for path, about in GETS.items():

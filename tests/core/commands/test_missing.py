@@ -8,7 +8,7 @@ import pytest
 from paths import ROOT
 
 from mmdiff.commands import cli
-from mmdiff.commands.missing import hint_of
+from mmdiff.commands.own_files.missing import hint_of
 
 VALUES = {
     "train.stages.fit.data.target": "mmdiff.tasks.vqa.llava.LlavaJSON",

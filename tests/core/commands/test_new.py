@@ -14,7 +14,7 @@ import yaml
 from paths import ROOT
 
 from mmdiff.commands import cli
-from mmdiff.commands.new.new import KINDS, class_name, new
+from mmdiff.commands.start.new import KINDS, class_name, new
 from mmdiff.errors import UserError
 
 

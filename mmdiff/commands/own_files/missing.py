@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from mmdiff.config import locate, written
+from mmdiff.config import entries_of, locate
 from mmdiff.errors import UserError
 
 MOST = 6  # keys that a line names
@@ -27,7 +27,7 @@ def naming_settings(name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if hint := hint_of(str(error), written(name)):
+        if hint := hint_of(str(error), entries_of(name)):
             error.args = (f"{error}; {hint}",)
         raise
 
@@ -35,7 +35,7 @@ def naming_settings(name: str) -> Iterator[None]:
 def hint_of(message: str, values: Mapping[str, Any]) -> str:
     """Returns `set KEY, KEY (PAGE)` of the keys whose value is a missing path that a message names; empty without.
 
-    values: {dotted key: value}, as `mmdiff.config.written` gives them.
+    values: {dotted key: value}, as `mmdiff.config.entries_of` gives them.
     """
     keys = [
         key

@@ -42,7 +42,7 @@ def new(kind: str, name: str, out: Path = Path()) -> Path:
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     values = {"name": name, "title": name.replace("_", " "), "class_name": class_name(name), "version": __version__}
     with aside(folder) as part:
-        for path, text in _templates(files("mmdiff.commands.new") / "templates" / kind):
+        for path, text in _templates(files("mmdiff.commands.start") / "templates" / kind):
             target = part / path.replace("package", name).removesuffix(".jinja")
             target.parent.mkdir(parents=True, exist_ok=True)
             write_text(target, environment.from_string(text).render(values))
