@@ -1,4 +1,4 @@
-"""The site holds whatever its pages link to, so that no link needs the repository or a network.
+"""The site holds whatever its pages link to, so that no link needs the repository or a network. Long names may break.
 
 Pages are written for the forge, where a link may lead out of `docs/`. The site has a page under `repository/` for each
 file that is linked so, and for those that these link to: Markdown as it is, other text as a listing.
@@ -16,7 +16,11 @@ from mkdocs.structure.pages import Page
 
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 FENCED = re.compile(r"^```.*?^```$", re.M | re.S)
+CELL = re.compile(r"(?<=<td>).*?(?=</td>)|(?<=<td style=\"text-align: left;\">).*?(?=</td>)", re.S)
+CODE = re.compile(r"(?<=<code>).*?(?=</code>)", re.S)
+NAME = re.compile(r"(?<=\w)([./_])(?=\w)")
 FOLDER = "repository"
+UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
 
 
 def targets(text: str, file: Path) -> list[Path]:
@@ -46,7 +50,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = file.read_text(encoding="utf-8") if file.suffix in (".md", ".py", "") else ""
         if not file.is_relative_to(docs):
             if file.suffix != ".md":
-                text = f"# {file.relative_to(docs.parent).as_posix()}\n\n````{file.suffix[1:]}\n{text}````\n"
+                listing = f"````{file.suffix[1:]}\n{text}````\n"
+                text = f"{UNSEARCHED}# {file.relative_to(docs.parent).as_posix()}\n\n{listing}"
             files.append(File.generated(config, address(file, docs), content=text))
         if file.suffix == ".md":
             queue += targets(text, file)
@@ -70,3 +75,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         parts += [LINK.sub(site, markdown[end : block.start()]), block[0]]
         end = block.end()
     return "".join([*parts, LINK.sub(site, markdown[end:])])
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Let names in the cells of tables break behind a dot, a slash or an underscore; `\\|` is the forge's `|`."""
+
+    def breaking(cell: re.Match[str]) -> str:
+        return CODE.sub(lambda code: NAME.sub(r"\1<wbr>", code[0].replace("\\|", "|")), cell[0])
+
+    return CELL.sub(breaking, html)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -85,8 +86,23 @@ def test_the_site_needs_nothing_from_elsewhere(site: Path) -> None:
 @pytest.mark.needs("mkdocstrings")
 def test_the_site_can_be_searched_from_disk(site: Path) -> None:
     index = (site / "search/search_index.js").read_text(encoding="utf-8")
-    assert "masked positions of a canvas" in index
+    assert "masked positions of a canvas" in index and "def test_numbers_of_blocks" not in index  # no listings
     assert "iframe-worker.js" in (site / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.needs("mkdocs")
+@pytest.mark.needs("mkdocstrings")
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_a_browser_finds_pages_without_a_network(site: Path) -> None:
+    """Opened from disk, behind a proxy that is not there."""
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--proxy-server=127.0.0.1:9"]
+    address = f"{(site / 'index.html').as_uri()}?q=EntropyBound"
+    done = subprocess.run(
+        [*browser, "--virtual-time-budget=20000", "--dump-dom", address], capture_output=True, text=True, timeout=120
+    )
+    results = re.findall(r'href="[^"]*/([\w-]+)\.html[^"]*" class="md-search-result__link"', done.stdout)
+    assert {"sampling", "which-sampler"} <= set(results)
 
 
 @pytest.mark.needs("mkdocs")
