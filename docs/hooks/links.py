@@ -16,7 +16,7 @@ from mkdocs.structure.pages import Page
 
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 FENCED = re.compile(r"^```.*?^```$", re.M | re.S)
-CELL = re.compile(r"(?<=<td>).*?(?=</td>)|(?<=<td style=\"text-align: left;\">).*?(?=</td>)", re.S)
+CELL = re.compile(r"(?<=<td>).*?(?=</td>)", re.S)
 CODE = re.compile(r"(?<=<code>).*?(?=</code>)", re.S)
 NAME = re.compile(r"(?<=\w)([./_])(?=\w)")
 FOLDER = "repository"
