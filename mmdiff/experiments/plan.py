@@ -51,6 +51,8 @@ def plan(
     what = str(what)
     check_axes(axes, overrides)
     trains = what.endswith(".yaml") or what in packaged()
+    if not trains and not Path(what).is_dir():
+        load_config(what)  # which says what there is instead
     _check_keys(axes, overrides, trains)
     configs = [(cell, words_of(cell, overrides)) for cell in cells_of(axes)]
     loaded = [(cell, load_config(what, words), words) for cell, words in configs]

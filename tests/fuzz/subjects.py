@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -245,6 +246,11 @@ COMMANDS = [
     ["generate", "runs/x", "image=cat.png", f"question={QUESTION}", "sampler.steps=2"],
     ["vqa", "choose", "runs/x", "image=cat.png", f"question={QUESTION}", "--option", "red", "--option", "blue"],
     ["check", "mine.yaml"],
+    ["runs", "--sort", "train.seed", "--filter", "state=finished", "--root", "runs"],
+    ["note", "runs/x", "a note", "--add"],
+    ["sweep", "mine.yaml", "--axis", "train.seed=[0,1]", "--jobs", "2", "--dry-run"],
+    ["new", "task", "own_task", "--out", "."],
+    ["completion", "words", "--", "mmdiff train vqa-demo train.stages.tune.l"],
 ]
 
 
@@ -255,7 +261,11 @@ def commands(folder: Path) -> None:
 
 def command(folder: Path, dice: Random) -> tuple[list[str], str]:
     words, what = words_of(dice.choice(COMMANDS), dice)
-    if "demo" in words or "train" in words[:1]:
+    if (
+        "demo" in words
+        or "train" in words[:1]
+        or ("sweep" in words and "mine.yaml" in words and "--dry-run" not in words)
+    ):
         words = ["ls"]
     return words, f"{what} -> {words!a}"
 
@@ -273,6 +283,36 @@ def run_files(folder: Path, dice: Random) -> str:
     if name == "config.yaml":
         return f"{name}: {tree_file(file, dice, payloads=True)}"
     return f"{name}: {bytes_of(file, dice)}"
+
+
+def two_runs(folder: Path) -> None:
+    """A run with a checkpoint and an evaluation, and its twin."""
+    from mmdiff.evaluation.evaluate import evaluate_run
+    from mmdiff.runs.notes import write_note
+
+    trained(folder)
+    with standing_in(folder):
+        evaluate_run("runs/x", EVAL)
+        write_note(Path("runs/x"), "a note")
+    shutil.copytree(folder / "runs/x", folder / "runs/y")
+
+
+def what_is_listed(folder: Path, dice: Random) -> str:
+    run = folder / "runs/x"
+    (trainer,) = run.glob("checkpoints/*/trainer.json")
+    names = ["config.yaml", "metrics.json", "metrics.jsonl", "note.txt", "predictions-overall.jsonl", trainer]
+    file = run / dice.choice(names)
+    if file.suffix in (".yaml", ".json") and dice.random() < 0.7:
+        return f"{file.name}: {tree_file(file, dice, payloads=True)}"
+    return f"{file.name}: {text_of(file, dice) if dice.random() < 0.5 else bytes_of(file, dice)}"
+
+
+COMPARE = ["compare", "runs/x", "runs/y", "--html", "page.html"]
+
+
+def the_other(found: Any) -> Any:
+    """A broken run changes nothing in the lines of the others."""
+    return [run for run in found["runs"] if run["name"] == "y"]
 
 
 GENERATE = ["generate", "model", "image=cat.png", f"question={QUESTION}", "sampler.steps=2"]
@@ -301,6 +341,8 @@ SUBJECTS = [
         same=close,
     ),
     Subject("run folder", trained, run_files, ["eval", "runs/x", *EVAL], kept=("runs/x/model",), result=scores_of),
+    Subject("list of runs", two_runs, what_is_listed, ["runs"], kept=("runs",), vouched=True, result=the_other),
+    Subject("compared runs", two_runs, what_is_listed, COMPARE, kept=("runs",)),
     Subject(
         "configuration",
         configuration,

@@ -130,6 +130,7 @@ def _records(file: Path) -> tuple[dict[int, Record], int]:
             except (ValueError, KeyError, TypeError, RecursionError):
                 whole = False
             if whole:
+                line.pop("canvas", None)  # much of the file, and nothing is made of it
                 found[line["row"]] = line
             else:
                 wrong += 1

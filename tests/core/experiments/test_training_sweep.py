@@ -260,6 +260,11 @@ def test_nothing_is_trained_before_all_is_checked(
     assert started == [] and not Path("runs").exists()
 
 
+def test_a_slip_in_the_name_is_put_right(here: Path) -> None:
+    with pytest.raises(ConfigError, match=r'run folder "vqa-dmo" \(did you mean "vqa-demo"\?\)'):
+        sweep("vqa-dmo", {SEED: [0]})
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_a_folder_of_another_run_is_refused_before_any_is_trained(here: Path, started: list[list[str]]) -> None:
     sweep("toy.yaml", {SEED: [1]})
