@@ -21,6 +21,7 @@ def serve(
     body: AtLeast1 = 32,
     token_file: Path | None = None,
     dtype: str | None = None,
+    beside: str | None = None,
 ) -> Output:
     """Answer over HTTP with a run or a model, until Ctrl-C: OpenAI's routes, rows of any task, a page at /.
 
@@ -35,6 +36,7 @@ def serve(
         body: the largest body of a request, in MiB.
         token_file: a file with the token that requests must bear (default: MMDIFF_TOKEN of the environment).
         dtype: of the backbone: float32 | bfloat16 (default: as it was saved).
+        beside: the address of another server: the pages of both may ask both, to compare two runs.
     """
     others, overrides = overrides_of(words)
     if others:
@@ -44,5 +46,5 @@ def serve(
 
     limits = Limits(body=body << 20, in_all=max(64, 2 * body) << 20)
     bounds = {"rows": rows, "waiting": waiting, "seconds": seconds, "limits": limits}
-    answer(run, overrides, host=host, port=port, token_file=token_file, dtype=dtype, **bounds)  # type: ignore[arg-type]
+    answer(run, overrides, host=host, port=port, token_file=token_file, dtype=dtype, beside=beside, **bounds)  # type: ignore[arg-type]
     return {}, ""

@@ -15,7 +15,7 @@ from . import chat, rest
 from .batching import Batcher
 from .fields import ChatRequest, CompletionRequest, EmbeddingRequest, Fields, PredictRequest, ScoreRequest
 from .http.description import describe
-from .http.files import page
+from .http.files import allow_pages_of, origin_of, page
 from .http.guard import CLOSE, BadRequest, Bodies, Gate, Limits
 from .http.listening import LIMITS
 from .service import GONE, Service, name_of
@@ -35,8 +35,6 @@ POSTS: Mapping[str, tuple[Callable[[Service, Any], Awaitable[Any]], type[Fields]
     "/predict": (rest.predict, PredictRequest, "The prediction of a row of the task."),
     "/score": (rest.score, ScoreRequest, "Log-likelihoods."),
 }
-PAGE = page("mmdiff.serving/page")
-"""The page by path. It needs no token, and asks for one."""
 log = logging.getLogger(__name__)
 
 
@@ -49,18 +47,22 @@ def make_app(
     seconds: float = 600.0,
     token: str | None = None,
     local: bool = False,
+    beside: str | None = None,
 ) -> Starlette:
     """Returns the application that answers with a session.
 
     rows: most canvases of a batch. waiting: most that wait. seconds: the longest that a request may take. token, local:
-    see `mmdiff.serving.http.guard.Gate`. A task may bring routes of its own: `served` names a function of
-    (app, service) -> what /health says besides.
+    see `mmdiff.serving.http.guard.Gate`. beside: the address of another server, which the page may ask, and whose page
+    may ask this one. A task may bring routes of its own: `served` names a function of (app, service) -> what /health
+    says besides. Raises ConfigError for an address that is none.
     """
     require("starlette", "serve")
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.responses import JSONResponse, Response
 
+    asks = [] if beside is None else [origin_of(beside)]
+    pages = page("mmdiff.serving/page", asks)
     service = Service(
         session, Batcher(session.model, rows=rows, waiting=waiting), Bodies(limits), name_of(session.folder), seconds
     )
@@ -81,7 +83,7 @@ def make_app(
         return Response(service.numbers.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def file(http: Request) -> Response:
-        found = PAGE[http.url.path]
+        found = pages[http.url.path]
         return Response(found.body, media_type=found.kind, headers=dict(found.headers))
 
     async def openapi(http: Request) -> Response:
@@ -106,9 +108,10 @@ def make_app(
         "end_ids": sorted({session.model.vocab.eos_id, *session.model.vocab.end_ids}),
         "special_ids": sorted(getattr(session.model.vocab.tokenizer, "all_special_ids", ())),
         "max_body": limits.body,
+        "beside": asks[0] if asks else None,
     }
     gets = {"/health": health, "/v1/models": models, "/v1/models/{name}": model, "/metrics": metrics}
-    gets |= {"/openapi.json": openapi, **dict.fromkeys(PAGE, file)}
+    gets |= {"/openapi.json": openapi, **dict.fromkeys(pages, file)}
     for path, answer in gets.items():
         app.add_route(path, guarded(service, path, lambda s, http, answer=answer: answer(http)), ["GET"])
     for path, (answer_post, *_) in POSTS.items():
@@ -117,7 +120,9 @@ def make_app(
         facts |= locate(path, "served")(app, service)
     described = describe(service.name, {path: (kind, about) for path, (_, kind, about) in POSTS.items()})
     app.add_exception_handler(HTTPException, problem)  # no such path, no such method
-    app.add_middleware(Gate, bodies=service.bodies, token=token, local=local, error=error_body, free=PAGE)
+    app.add_middleware(Gate, bodies=service.bodies, token=token, local=local, error=error_body, free=pages)
+    if asks:
+        allow_pages_of(app, asks[0])
     return app
 
 

@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
+from urllib.parse import urlsplit
+
+from mmdiff.errors import ConfigError
 
 KINDS = {
     ".html": "text/html; charset=utf-8",
@@ -60,3 +64,32 @@ def policy(asks: Iterable[str] = ()) -> str:
         "frame-ancestors": "'none'",
     }
     return "; ".join(f"{name} {where}" for name, where in rules.items())
+
+
+def origin_of(address: str) -> str:
+    """Returns the origin of a server's address, as browsers write it. Raises ConfigError for anything else."""
+    said = f"beside: {address!r:.80}, expected the address of a server, such as http://127.0.0.1:8001"
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError:
+        raise ConfigError(said) from None
+    plain = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username or parts.password)
+    host = parts.hostname or ""
+    letters = all(letter.isalnum() or letter in ".-:" for letter in host) and host.isascii()
+    if parts.scheme not in ("http", "https") or not host or not plain or not letters:
+        raise ConfigError(said)
+    shown = f"[{host}]" if ":" in host else host
+    usual = {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{shown}" + ("" if port in (None, usual) else f":{port}")
+
+
+def allow_pages_of(app: Any, origin: str) -> None:
+    """Let the page of another server ask this one (CORS); of one at this machine, under both of its names."""
+    from starlette.middleware.cors import CORSMiddleware
+
+    names = {origin, origin.replace("//127.0.0.1", "//localhost"), origin.replace("//localhost", "//127.0.0.1")}
+    headers = ["authorization", "content-type"]
+    app.add_middleware(
+        CORSMiddleware, allow_origins=sorted(names), allow_methods=["GET", "POST"], allow_headers=headers
+    )

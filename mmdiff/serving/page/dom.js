@@ -59,7 +59,7 @@ export class Server {
       if (error.name === "AbortError") throw error;
       throw new Refused(`${this.base || location.origin} does not answer`, 0);
     }
-    if (!answer.ok) throw new Refused(await lineOf(answer), answer.status);
+    if (!answer.ok) throw Object.assign(new Refused(await lineOf(answer), answer.status), { server: this });
     return answer;
   }
 

@@ -6,15 +6,16 @@ import { Inputs, modeOf } from "./modes.js";
 import { Panel } from "./panel.js";
 import { Robot, RobotInputs } from "./robot.js";
 
-const server = new Server();
+const sources = [{ server: new Server() }]; // this server, and one beside it, each with its `health`
 const panels = [];
-let health, inputs, mode;
+let inputs, mode;
+let asking = null; // the source whose token is asked for
 let current = null; // what runs now: one thing at a time
 let stopped = false;
 
 function failed(error) {
   if (error.name === "AbortError") return;
-  if (error instanceof Refused && error.status === 401) return void askToken(true);
+  if (error instanceof Refused && error.status === 401) return void askToken(sources.find((one) => one.server === error.server));
   fail(error instanceof Refused || error.constructor === Error ? error.message : `the page failed: ${error.message}`);
   if (!(error instanceof Refused) && error.constructor !== Error) console.error(error);
 }
@@ -46,9 +47,11 @@ function pin(article) {
 
 const shelf = () => { byId("pinned").hidden = !byId("pinned").querySelector("article"); };
 
-function addPanel() {
+function addPanel(source) {
   const name = "AB"[panels.length];
-  const panel = new Panel(server, health, mode, inputs.conversation, name, { pin, changed, run });
+  const panel = new Panel(source, mode, inputs.conversation, name, { pin, changed, run });
+  if (name === "B" && sources.length > 1) panel.title.append(choice(source));
+  else if (sources.length > 1) panel.title.append(` · ${source.health.model}`);
   panel.pace = Number(byId("pace").value);
   panels.push(panel);
   byId("panels").append(panel.root);
@@ -57,6 +60,34 @@ function addPanel() {
     return panel.robot.reset().catch(failed);
   }
   return null;
+}
+
+// Which server the second panel asks.
+function choice(source) {
+  const options = sources.map((one) => el("option", { selected: one === source }, one.health.model + (one.server.base ? ` at ${one.server.base}` : "")));
+  const select = el("select", { "aria-label": "Server of panel B" }, ...options);
+  select.addEventListener("change", async () => {
+    await clear();
+    panels.pop().root.remove();
+    addPanel(sources[select.selectedIndex])?.then(changed);
+    changed();
+  });
+  return select;
+}
+
+// Ask the server beside this one what it is, once. Throws Refused, or an Error where it reads something else.
+async function lookBeside() {
+  const address = sources[0].health.beside;
+  if (!address || sources.length > 1) return;
+  const source = { server: new Server(address) };
+  source.health = await source.server.json("/health").catch((error) => {
+    if (error.status !== 401) throw error;
+    askToken(source);
+    return null;
+  });
+  if (!source.health) return;
+  if (modeOf(source.health) !== mode) throw new Error(`${address}: ${source.health.task} reads other rows than ${sources[0].health.task}, so that they cannot be compared`);
+  sources.push(source);
 }
 
 const every = (work) => Promise.all(panels.map(work));
@@ -101,11 +132,18 @@ async function clear() {
   return changed();
 }
 
-function compare() {
+async function compare() {
   const on = panels.length === 1;
+  if (on) {
+    fail("");
+    await lookBeside().catch(failed);
+    if (asking || panels.length > 1) return;
+  }
   byId("compare").setAttribute("aria-pressed", String(on));
-  if (on) addPanel()?.then(changed);
-  else {
+  if (on) {
+    if (sources.length > 1 && panels[0].title.childNodes.length === 1) panels[0].title.append(` · ${sources[0].health.model}`);
+    addPanel(sources.at(-1))?.then(changed);
+  } else {
     const gone = panels.pop();
     gone.stop();
     gone.root.remove();
@@ -126,15 +164,18 @@ function theme(choice) {
   view.dark = dark;
 }
 
-function askToken(wrong) {
+function askToken(source) {
   const dialog = byId("token");
-  byId("token-error").textContent = wrong && server.token ? "That is not the token of this server." : "";
+  asking = source;
+  byId("token-title").textContent = `${source.server.base || "This server"} asks for a token`;
+  byId("token-error").textContent = source.server.token ? "That is not the token of this server." : "";
   if (!dialog.open) dialog.showModal();
 }
 
 async function begin() {
+  let health;
   try {
-    health = await server.json("/health");
+    health = sources[0].health = await sources[0].server.json("/health");
   } catch (error) {
     return failed(error);
   }
@@ -147,8 +188,7 @@ async function begin() {
   inputs.stop.addEventListener("click", stop);
   inputs.clear.addEventListener("click", clear);
   inputs.all?.addEventListener("click", toTheEnd);
-  document.body.classList.add(`mode-${mode}`);
-  addPanel();
+  addPanel(sources[0]);
   changed();
   if (matchMedia("(hover: hover)").matches) inputs.text.focus();
   return null;
@@ -169,13 +209,16 @@ byId("theme").addEventListener("click", () => {
 });
 byId("token").querySelector("form").addEventListener("submit", (event) => {
   event.preventDefault();
+  const { server } = asking;
+  asking = null;
   server.token = event.target.elements.token.value.trim();
   event.target.reset();
   byId("token").close();
   fail("");
-  if (!health) begin();
+  if (!inputs) begin();
+  else if (server.base && panels.length === 1) compare();
 });
-byId("token").addEventListener("cancel", () => fail("authorization: this server asks for a token; load the page again to enter it"));
+byId("token").addEventListener("cancel", () => { asking = null; fail("authorization: this server asks for a token; load the page again to enter it"); });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape" && current) stop(); });
 document.addEventListener("paste", (event) => {
   const file = [...(event.clipboardData?.files || [])][0];

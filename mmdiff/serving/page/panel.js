@@ -9,7 +9,7 @@ const DRAFTS = 256; // most drafts of an answer that are kept to be looked at ag
 
 export class Panel {
   // health: what the server says of itself. mode: of modes.js. hooks: pin(element), changed(), run(work).
-  constructor(server, health, mode, conversation, name, hooks) {
+  constructor({ server, health }, mode, conversation, name, hooks) {
     Object.assign(this, { server, health, mode, conversation, name, hooks, turns: [], pace: 0, running: null });
     const lengths = health.fields.includes("messages") || health.fields.includes("question") || mode === "text" || mode === "speech";
     this.settings = new Settings(health.sampler, lengths, name);
@@ -118,7 +118,7 @@ export class Panel {
     this.hooks.changed();
     const settings = this.settings.fields(turn.again);
     if (!fresh) delete settings.max_tokens;
-    turn.under = this.settings.said();
+    turn.under = `${this.health.model}, ${this.settings.said()}`;
     turn.drafts = [];
     turn.root.classList.add("live");
     turn.root.classList.remove("stopped");

@@ -107,7 +107,7 @@ export class Robot {
 
   // The tokens of an action on a line of their own, where each dimension has one.
   rows(n) {
-    const { chunk, dims } = this.inputs.health;
+    const { chunk, dims } = this.panel.health;
     return n === chunk * dims ? Array.from({ length: chunk }, () => [dims, "\n"]).flat() : [n];
   }
 
@@ -117,7 +117,7 @@ export class Robot {
   }
 
   build() {
-    const names = this.world.names.length ? this.world.names : this.inputs.health.names;
+    const names = this.world.names.length ? this.world.names : this.panel.health.names;
     this.levers = names.map((name) => el("input", { type: "range", min: "-1", max: "1", step: "0.1", value: "0", "aria-label": name, title: name }));
     const button = (text, title, onclick) => el("button", { type: "button", className: "plain", title, onclick: () => this.hooks.run(onclick) }, text);
     this.pad.replaceChildren(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from models.served import byte_tokenizer, served
+from models.served import byte_tokenizer, served, session
 from pages.browser import chromium, open_page
 
 from mmdiff.backbones import new_backbone
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.connectors.mlp import MLP
 from mmdiff.encoders.conv import ConvTower
+from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
-from mmdiff.serving.app import PAGE
+from mmdiff.serving.http.files import origin_of, page
 from mmdiff.session import Session
 
 MESSAGE = 'textarea[aria-label="Message"]'
@@ -32,6 +34,7 @@ WATCH = """() => {
 }"""  # how many positions are masked, as it changes
 SEND = "#ask button[type=submit]"
 DONE = ".tools:not([hidden])"
+PAGE = page("mmdiff.serving/page")
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElFTkSuQmCC"
 )
@@ -205,6 +208,84 @@ def test_two_panels_and_pins(browser: Any, chat_url: str) -> None:
         expect(pinned).to_have_count(1)
         page.click("[aria-label='Remove this pinned result']")
         expect(page.locator("#pinned")).to_be_hidden()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def test_two_runs_side_by_side(browser: Any, chat_session: Any) -> None:
+    from mmdiff.tasks.text.chat import Chat
+    from mmdiff.tasks.text.templates import ChatTemplate
+
+    other = session(Chat(ChatTemplate("chatml"), max_new_tokens=12), seed=1, steps=3)
+    other.folder = Path("runs/other")
+    row = {"messages": [{"role": "user", "content": "Hello"}]}
+    expected = [one.predict_many([row], first=5)[0] for one in (chat_session, other)]
+    here, there = free_port(), free_port()
+    first = served(chat_session, port=here, beside=f"http://127.0.0.1:{there}")
+    second = served(other, port=there, beside=f"http://127.0.0.1:{here}", token="secret")
+    with first as url, second as address, open_page(browser, url) as page:
+        page.click("#compare")
+        expect(page.locator("#token-title")).to_have_text(f"{address} asks for a token")
+        page.fill('input[name="token"]', "secret")
+        page.keyboard.press("Enter")
+        expect(page.locator(".panel")).to_have_count(2)
+        for panel in "AB":
+            page.fill(f"#seed-{panel}", "5")
+        page.fill(MESSAGE, "Hello")
+        page.keyboard.press("Enter")
+        expect(page.locator(DONE)).to_have_count(2)
+        for i, one in enumerate(expected):
+            panel = f".panel >> nth={i}"
+            assert "".join(texts(page, f"{panel} >> .token")) == seen("".join(text for text, _, _ in one["canvas"]))
+            expect(page.locator(f"{panel} >> .facts")).to_contain_text(f"{one['forwards']} forwards")
+        page.select_option("[aria-label='Server of panel B']", index=0)  # this one, twice
+        page.fill(MESSAGE, "Hello")
+        page.keyboard.press("Enter")
+        expect(page.locator(".panel >> nth=1").locator(DONE)).to_have_count(1)
+        assert "6 forwards" in page.locator(".panel >> nth=1 >> .facts").inner_text()
+
+
+def test_a_server_that_is_not_there_is_one_line(browser: Any, text_session: Any) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    with served(text_session, beside=address) as url, open_page(browser, url, quiet="CONNECTION_REFUSED") as page:
+        page.click("#compare")
+        expect(page.locator("#error")).to_have_text(f"{address} does not answer")
+        expect(page.locator(".panel")).to_have_count(2)  # of this server, both
+
+
+def test_only_the_server_beside_may_ask(text_session: Any, text_url: str) -> None:
+    with served(text_session, beside="http://127.0.0.1:7/") as url:
+
+        def allowed(url: str, origin: str, **more: str) -> str | None:
+            method = "OPTIONS" if more else "GET"
+            headers = {"origin": origin, **{name.replace("_", "-"): value for name, value in more.items()}}
+            answer = httpx.request(method, f"{url}/health", headers=headers, trust_env=False)
+            return answer.headers.get("access-control-allow-origin")
+
+        preflight = {"access_control_request_method": "POST", "access_control_request_headers": "authorization"}
+        for origin in ("http://127.0.0.1:7", "http://localhost:7"):
+            assert allowed(url, origin) == allowed(url, origin, **preflight) == origin
+        for origin in ("http://127.0.0.1:8", "https://127.0.0.1:7", "http://evil.example", "null"):
+            assert allowed(url, origin) is None and allowed(url, origin, **preflight) is None
+        assert (
+            "connect-src 'self' http://127.0.0.1:7;"
+            in httpx.get(url, trust_env=False).headers["content-security-policy"]
+        )
+        assert allowed(text_url, "http://127.0.0.1:7") is None
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "x", "ftp://a", "http://", "http://a b", "http://a;script-src", "http://a/b", "http://a:x", "http://u@a"],
+)
+def test_addresses_that_are_none(address: str) -> None:
+    with pytest.raises(ConfigError, match="^beside: .*, expected the address of a server"):
+        origin_of(address)
+    assert origin_of("http://[::1]:80/") == "http://[::1]" and origin_of("HTTPS://A.b:8443") == "https://a.b:8443"
 
 
 def test_no_text_becomes_html(browser: Any) -> None:

@@ -48,9 +48,9 @@ def session(task: Any, seed: int = 0, sharp: float = 8.0, **sampler: Any) -> Ses
 
 
 @contextmanager
-def served(found: Any, **options: Any) -> Iterator[str]:
-    """The address of a real server in a thread."""
-    listening = listen("127.0.0.1", 0)
+def served(found: Any, port: int = 0, **options: Any) -> Iterator[str]:
+    """The address of a real server in a thread. port: 0 takes a free one."""
+    listening = listen("127.0.0.1", port)
     app = make_app(found, **options)
     server = uvicorn.Server(settings(app, options.get("limits", LIMITS), error_body))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

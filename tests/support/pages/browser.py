@@ -27,15 +27,20 @@ def chromium() -> Iterator[Any]:
 
 
 @contextmanager
-def open_page(browser: Any, url: str, *, width: int = 1280, height: int = 800, **context: Any) -> Iterator[Any]:
-    """A page of its own context. What its scripts raise fails the test; `page.sent` holds all bodies of POST."""
+def open_page(
+    browser: Any, url: str, *, width: int = 1280, height: int = 800, quiet: str = "status of 4", **context: Any
+) -> Iterator[Any]:
+    """A page of its own context. What its scripts raise fails the test; `page.sent` holds all bodies of POST.
+
+    quiet: what an error of the browser's console may have in it all the same.
+    """
     opened = browser.new_context(viewport={"width": width, "height": height}, **context)
     opened.set_default_timeout(1000 * SECONDS)
     page = opened.new_page()
     raised: list[str] = []
     page.sent = []
     page.on("pageerror", lambda error: raised.append(str(error)))
-    page.on("console", lambda m: raised.append(m.text) if m.type == "error" and "status of 4" not in m.text else None)
+    page.on("console", lambda m: raised.append(m.text) if m.type == "error" and quiet not in m.text else None)
     page.on("request", lambda r: page.sent.append(r.post_data_json) if r.method == "POST" else None)
     page.goto(url)
     yield page
