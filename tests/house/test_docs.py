@@ -110,7 +110,9 @@ def test_every_block_runs(
                 endless = ("mmdiff serve ", "mmdiff vla serve ", "mmdiff sweep ", "curl localhost:")
                 assert shlex.split(line) and line.startswith(endless), line
         elif kind == "console":  # mistakes: a command, and the one line that it ends with
-            for command, line in re.findall(r"^\$ mmdiff (.*)\n(.*)$", text, re.M):
+            pairs = re.findall(r"^\$ mmdiff (.*)\n(mmdiff: error: .*)$", text, re.M)
+            assert 2 * len(pairs) == len(text.splitlines()), "a command and one line, by turns"
+            for command, line in pairs:
                 capsys.readouterr()
                 assert cli.main(shlex.split(command)) == 2, command
                 out, err = capsys.readouterr()
@@ -149,10 +151,10 @@ def test_what_is_not_run_exists() -> None:
     assert {word for word in NOT_RUN if beginning(word)} == set(NOT_RUN), "a reason is left over"
 
 
-def test_the_extras_it_names_exist() -> None:
-    sentence = re.search(r"The extra `.*", TEXTS["docs/start/install.md"])
-    assert sentence is not None
-    assert set(re.findall(r"`(\w+)`", sentence.group())) <= PROJECT["optional-dependencies"].keys()
+def test_every_extra_is_named() -> None:
+    sentences = re.search(r"The extra `.*", TEXTS["docs/start/install.md"])
+    assert sentences is not None
+    assert set(re.findall(r"`(\w+)`", sentences.group())) == PROJECT["optional-dependencies"].keys()
 
 
 def links(page: str) -> set[str]:
