@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from mmdiff.errors import UserError, nearest
+
 from .arguments import AtLeast1, Output, Verb, table
 
 
@@ -121,4 +123,24 @@ def predict(
     return table(found)
 
 
-VERBS: dict[str, Verb] = {"export": export, "push": push, "predict": predict}
+def bench(run: str = "", /, *words: str, suite: str | None = None, limit: AtLeast1 | None = None) -> Output:
+    """Call the harnesses of a suite with a run, as one table with standard errors; without a run, list the suites.
+
+    Args:
+        run: a run, a checkpoint in it or a saved model.
+        words: settings of entries as ENTRY.key=value.
+        suite: a packaged suite, or a .yaml file.
+        limit: rows per task.
+    """
+    from mmdiff.evaluation.bench import bench as call_all
+    from mmdiff.evaluation.bench import suites, table_of
+
+    if not run or suite is None:
+        if run:
+            raise UserError(f"--suite is missing{nearest('', suites())}")
+        return {"suites": suites()}, "\n".join(f"{name:10}  {line}" for name, line in suites().items())
+    found = call_all(run, suite, limit=limit, overrides=words)
+    return found, f"{table_of(found)}\n\n{found['table']}"
+
+
+VERBS: dict[str, Verb] = {"export": export, "push": push, "predict": predict, "bench": bench}

@@ -115,7 +115,7 @@ def evaluate_run(folder: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     finished, a line on stderr, the report and the result (`unfinished`) say so.
     overrides: as on the command line; `sampler.` and `task.` ones also change the predictions.
     """
-    home, run = _homes(Path(folder))
+    home, run = home_of(Path(folder))
     config = load_config(str(home), overrides)
     sets = {name: node for name, node in config.eval.data.items() if node}
     if not sets:
@@ -139,7 +139,7 @@ def evaluate_run(folder: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return {**found, "report": str(run.folder / "report.html")}
 
 
-def _homes(folder: Path) -> tuple[Path, Run]:
+def home_of(folder: Path) -> tuple[Path, Run]:
     """Returns the folder of the run that a run or a checkpoint belongs to, and where its evaluation is written."""
     home = folder.parent.parent
     if folder.parent.name == "checkpoints" and (folder / "trainer.json").is_file() and (home / RUN_FILE).is_file():

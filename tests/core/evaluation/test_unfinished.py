@@ -10,7 +10,7 @@ import pytest
 from failures import kills
 
 from mmdiff.errors import ConfigError
-from mmdiff.evaluation.evaluate import _homes, alone, evaluate_run
+from mmdiff.evaluation.evaluate import alone, evaluate_run, home_of
 from mmdiff.experiments.sweep import sweep
 from mmdiff.files import read_json
 
@@ -35,7 +35,7 @@ def test_a_finished_run_says_nothing(run: Path, capsys: pytest.CaptureFixture[st
 
 def test_only_a_checkpoint_of_a_run_belongs_to_the_folder_above(run: Path) -> None:
     def homes(folder: Path) -> tuple[Path, Path]:
-        home, results = _homes(folder)
+        home, results = home_of(folder)
         return home, results.folder
 
     checkpoint = run / "checkpoints" / "step-00000004"
