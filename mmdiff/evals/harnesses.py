@@ -19,13 +19,13 @@ from mmdiff.errors import ConfigError, MissingExtra, nearest, require
 
 
 class Figure(NamedTuple):
-    """A line of a suite's table. error: the standard error, None where none is known. count: of rows or episodes."""
+    """A line of a suite's table. error: the standard error, None where none is known. n: how many rows or episodes."""
 
     task: str
     metric: str
     value: float
     error: float | None
-    count: int | None
+    n: int | None
 
 
 @dataclass

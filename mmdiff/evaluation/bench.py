@@ -165,7 +165,7 @@ def table_of(found: Mapping[str, Any]) -> str:
     rows = [("entry", "task", "metric", "value", "standard error", "n")]
     for line in found["figures"]:
         error = "" if line["error"] is None else f"{line['error']:.4f}"
-        count = "" if line["count"] is None else f"{line['count']:,}"
+        count = "" if line["n"] is None else f"{line['n']:,}"
         rows.append((line["entry"], line["task"], line["metric"], f"{line['value']:.4f}", error, count))
     widths = [max(len(row[i]) for row in rows) for i in range(6)]
     lines = [

@@ -97,7 +97,7 @@ class ProteinGym:
             Figure("ProteinGym", "proteins", float(len(proteins)), None, len(found)),
         ]
 
-    def _assays(self) -> list[tuple[Row, Path]]:
+    def _assays(self) -> Sequence[tuple[Row, Path]]:
         folder = Path(self.path)
         if not folder.is_dir():
             raise ConfigError(f"path: {self.path}: no such folder")

@@ -66,13 +66,13 @@ def test_means_of_own_sets_have_their_error(run: Path) -> None:
     _, records = evaluate(load(run, trust=True), toy.Corners(n=12, lengths=[4]), name="a", batch_size=5)
     scores = np.array([record["scores"]["exact"] for record in records])
     (line,) = [x for x in found["figures"] if (x["task"], x["metric"]) == ("a", "exact")]
-    assert line["value"] == pytest.approx(scores.mean()) and line["count"] == 12 and line["entry"] == "own"
+    assert line["value"] == pytest.approx(scores.mean()) and line["n"] == 12 and line["entry"] == "own"
     assert line["error"] == pytest.approx(scores.std(ddof=1) / math.sqrt(12))
     assert {x["task"] for x in found["figures"]} == {"a", "b"}
     assert json.loads((run / "bench/own/bench.json").read_text())["figures"] == found["figures"]
     table = (run / "bench/own/bench.md").read_text()
     assert f"| own   | a    | exact  | {scores.mean():.4f} |" in table and "standard error" in table
-    assert bench(run, "own", limit=3, overrides=["own.names=[b]"])["figures"][0]["count"] == 3
+    assert bench(run, "own", limit=3, overrides=["own.names=[b]"])["figures"][0]["n"] == 3
     assert "at most 3 rows per task" in (run / "bench/own/bench.md").read_text()
 
 
@@ -92,7 +92,7 @@ def test_the_real_harness_on_a_local_task(tmp_path: Path) -> None:
     found = bench(tmp_path / "model", str(tmp_path / "mine.yaml"))
     figures = {x["metric"]: x for x in found["figures"] if x["entry"] == "language"}
     hits = round(figures["acc"]["value"] * 6)
-    assert figures["acc"]["count"] == 6 and figures["acc"]["task"] == "local_choice"
+    assert figures["acc"]["n"] == 6 and figures["acc"]["task"] == "local_choice"
     values = np.array([1.0] * hits + [0.0] * (6 - hits))
     assert figures["acc"]["error"] == pytest.approx(values.std(ddof=1) / math.sqrt(6), abs=1e-4)
     if find_spec("lmms_eval") is None:

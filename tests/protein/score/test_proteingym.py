@@ -100,7 +100,7 @@ def test_slips_are_one_line(gym: Path, tmp_path: Path, capfd: pytest.CaptureFixt
     model = str(saved(tmp_path / "model"))
     for words, said in (
         (["gym.path=nowhere"], "protein.gym: path: nowhere: no such folder"),
-        ([f"gym.path={gym}", "gym.method=masked"], 'method: \'masked\' (known: bound, chain, masked_marginal'),
+        ([f"gym.path={gym}", "gym.method=masked"], "method: 'masked' (known: bound, chain, masked_marginal"),
         ([f"gym.path={tmp_path}"], "has the measurements of none of the 5 assays"),
         ([f"gym.path={gym}", f"gym.reference={gym}/A1.csv"], "no column DMS_id"),
     ):
