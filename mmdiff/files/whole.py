@@ -120,6 +120,8 @@ def lock(file: Path, busy: str) -> TextIO:
 
 def locked(file: Path) -> bool:
     """Whether another process holds a lock. Asking keeps nobody out; of a lock of this process it says False."""
+    if not file.is_file():  # to open a pipe is to wait for who writes into it
+        return False
     try:
         with open(file, "rb") as handle:  # F_GETLK only looks; the layout of `struct flock` is the system's
             linux = sys.platform == "linux"

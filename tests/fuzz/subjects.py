@@ -250,7 +250,7 @@ COMMANDS = [
     ["note", "runs/x", "a note", "--add"],
     ["sweep", "mine.yaml", "--axis", "train.seed=[0,1]", "--jobs", "2", "--dry-run"],
     ["new", "task", "own_task", "--out", "."],
-    ["completion", "words", "--", "mmdiff train vqa-demo train.stages.tune.l"],
+    ["completion", "words", "mmdiff train vqa-demo train.stages.tune.l"],
 ]
 
 

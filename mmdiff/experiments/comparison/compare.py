@@ -16,6 +16,7 @@ from typing import Any
 
 from mmdiff.config import flatten, load_config, trusting
 from mmdiff.errors import ConfigError, UserError, shown
+from mmdiff.files import regular
 from mmdiff.runs.summary import Summary, summary_of
 
 from ..figures import is_number
@@ -23,6 +24,7 @@ from .intervals import bootstrap
 
 NAMES = ("name", "base", "demo")  # settings in which any two runs differ
 OF_A_RECORD = ("row", "prediction", "forwards", "canvas", "scores")  # the rest of a record is its row
+LONGEST = 1 << 26  # bytes of a line of predictions
 CLOCKS = ("seconds_training", "rows_per_second")  # figures of the machine
 
 Record = Mapping[str, Any]
@@ -119,11 +121,14 @@ def _read(folder: Path, label: str) -> Compared:
 
 
 def _records(file: Path) -> tuple[dict[int, Record], int]:
-    """Returns the records of a file by their row, and how many lines are none."""
+    """Returns the records of a file by their row, and how many lines are none. Raises ConfigError."""
+    regular(file)
     found: dict[int, Record] = {}
     wrong = 0
     with open(file, "rb") as handle:
-        for raw in handle:
+        while raw := handle.readline(LONGEST):
+            if len(raw) == LONGEST:
+                raise ConfigError(f"{file}: a line has {LONGEST:,} bytes or more, which no record has")
             try:
                 line = json.loads(raw)
                 whole = isinstance(line["row"], int) and isinstance(line["scores"], dict) and "prediction" in line

@@ -140,6 +140,19 @@ def test_only_the_same_rows_are_paired(pair: tuple[Path, Path]) -> None:
     assert out["differences"]["eval.a.exact"][0]["rows"] == 5
 
 
+def test_predictions_that_never_end_are_refused(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    file = pair[1] / "predictions-a.jsonl"
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    with pytest.raises(ConfigError, match="predictions-a.jsonl: is a device or pipe"):
+        compare(pair)
+    file.unlink()
+    file.write_text("x" * 1000)
+    monkeypatch.setattr("mmdiff.experiments.comparison.compare.LONGEST", 500)
+    with pytest.raises(ConfigError, match="a line has 500 bytes or more, which no record has"):
+        compare(pair)
+
+
 def test_three_runs_and_what_some_lack(pair: tuple[Path, Path], evaluated: Path, tmp_path: Path) -> None:
     third = tmp_path / "more" / "first"  # of the same name
     shutil.copytree(evaluated, third)

@@ -213,6 +213,21 @@ def test_odd_contents_of_a_run_that_is_read(tmp_path: Path, capsys: pytest.Captu
     assert list_runs(tmp_path)[0][0].figures == {"steps": 6}
 
 
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
+    folder = fake(tmp_path, "fine", score=0.5)
+    os.mkfifo(tmp_path / ".fine.lock")
+    os.mkfifo(folder / "metrics.jsonl")
+    os.mkfifo(fake(tmp_path, "piped", score=0.5) / "note.txt")
+    for name in ("config.yaml", "note.txt"):
+        (tmp_path / f"zero-{name}").mkdir()
+        (tmp_path / f"zero-{name}" / "config.yaml").write_text("a: 1\n")
+        (tmp_path / f"zero-{name}" / name).unlink(missing_ok=True)
+        (tmp_path / f"zero-{name}" / name).symlink_to("/dev/zero")
+    (tmp_path / "round").symlink_to("round")
+    states = {run.name: run.state for run in list_runs(tmp_path)[0]}
+    assert states == {"fine": "finished", **dict.fromkeys(["piped", "zero-config.yaml", "zero-note.txt"], "broken")}
+
+
 def test_a_thousand_runs_are_listed_in_seconds_and_without_torch(tmp_path: Path) -> None:
     first = fake(tmp_path, "run0", score=0.5)
     for i in range(1, 1000):
