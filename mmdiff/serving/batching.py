@@ -23,15 +23,13 @@ from mmdiff.canvas.generation import GenerationState
 from mmdiff.canvas.sample import Sample
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
+from mmdiff.data.token_budget import token_budget
 from mmdiff.errors import UserError
 from mmdiff.model import MMDiff
 
 from .http.guard import BadRequest
 
 T = TypeVar("T")
-
-POSITIONS = 1 << 15
-"""Most positions of a batch, padding included; one request may have more."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +87,14 @@ class Job:
 class Batcher:
     """A model that many requests reach at a time.
 
-    rows: most requests of a batch. waiting: most requests that wait; the next is refused. `batches` holds the sizes of
-    the last batches, `forwards` the forwards of all requests.
+    rows: most requests of a batch; where they are two or more, they have at most `token_budget` positions, padding
+    included. waiting: most requests that wait; the next is refused. `batches` holds the sizes of the last batches,
+    `forwards` the forwards of all requests.
     """
 
     def __init__(self, model: MMDiff, *, rows: int = 64, waiting: int = 256) -> None:
         self.model, self.rows, self.most = model, rows, waiting
+        self.positions = token_budget(model.device)
         self.queue: deque[Job] = deque()
         self.running = 0
         self.batches: deque[int] = deque(maxlen=1000)
@@ -105,7 +105,7 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Requests that wait for their turn."""
-        return sum(not job.left for job in self.queue)
+        return sum(not job.left for job in list(self.queue))
 
     def submit(self, job: Job) -> Job:
         """Queue a job. Raises BadRequest where too many wait. To be called in the thread of the event loop."""
@@ -153,17 +153,25 @@ class Batcher:
             self.running = 0
 
     def _take(self) -> list[Job]:
+        """Returns the oldest job that waits, and those with its settings whose lengths are nearest to its own."""
+        waiting = list(self.queue)  # a copy, in one step of the interpreter: requests come meanwhile
+        for job in [job for job in waiting if job.left]:
+            self.queue.remove(job)
+            waiting.remove(job)
+        if not waiting:
+            return []
+        first = waiting[0]
+        like = [job for job in waiting if job.config == first.config]
+        like.sort(key=lambda job: (job is not first, abs(job.length - first.length)))
         jobs: list[Job] = []
         longest = 0
-        for job in list(self.queue):
-            if job.left:
-                self.queue.remove(job)
-            elif not jobs or (job.config == jobs[0].config and len(jobs) < self.rows):
-                longer = max(longest, job.length)
-                if not jobs or longer * (len(jobs) + 1) <= POSITIONS:
-                    self.queue.remove(job)
-                    jobs.append(job)
-                    longest = longer
+        for job in like[: self.rows]:
+            longest = max(longest, job.length)
+            if jobs and longest * (len(jobs) + 1) > self.positions:
+                break
+            jobs.append(job)
+        for job in jobs:
+            self.queue.remove(job)
         return jobs
 
     def _fill(self, jobs: list[Job]) -> None:

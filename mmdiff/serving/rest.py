@@ -13,6 +13,7 @@ from mmdiff.canvas.batch import to_device
 from mmdiff.canvas.patterns import Causal
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import literal, start_of
+from mmdiff.config import locate
 from mmdiff.data.collate import collate
 from mmdiff.data.fields import check_row
 from mmdiff.data.stream import read_media
@@ -82,16 +83,20 @@ async def embeddings(service: Service, http: Request) -> Response:
         texts = [request.input] if isinstance(request.input, str) else request.input
     if not 1 <= len(texts) <= TEXTS:
         raise BadRequest(f"input: {len(texts)} texts, expected 1 to {TEXTS}", 400, "input")
-    vocab, model = service.session.model.vocab, service.session.model
-    if vocab.tokenizer is None:
-        raise BadRequest("input: this model has no tokenizer of texts", 400, "input")
-    tokens = 0
-    for n, text in enumerate(texts):
-        try:
-            tokens += len(literal(text, vocab)[: request.length])
-        except DataError as error:
-            raise BadRequest(f"input.{n}: {error}", 400, "input") from None
-    vectors_ND = await service.call(lambda: embed_texts(model, texts, pooling=request.pooling, length=request.length))
+    session, tokens = service.session, 0
+    own = getattr(session.task, "vectors", None)
+    if own is not None:  # texts of another kind, sequences of residues
+        function = locate(own, "vectors")
+        tokens = sum(map(len, texts))
+        vectors_ND = await service.call(lambda: function(session, texts, request.pooling))
+    else:
+        for n, text in enumerate(texts):
+            try:
+                tokens += len(literal(text, session.model.vocab)[: request.length])
+            except DataError as error:
+                raise BadRequest(f"input.{n}: {error}", 400, "input") from None
+        how = {"pooling": request.pooling, "length": request.length}
+        vectors_ND = await service.call(lambda: embed_texts(session.model, texts, **how))
     data = [
         {"object": "embedding", "index": n, "embedding": _vector(v, request.encoding_format)}
         for n, v in enumerate(vectors_ND)

@@ -35,6 +35,7 @@ class Protein:
     """
 
     fields = ("sequence", "target", "allow", "answer")  # others of a row are not read
+    vectors = "mmdiff.tasks.protein.embed.embeddings.vectors"  # how a server embeds
 
     def __init__(self, letters: str = CANONICAL, learned: str | None = None) -> None:
         if not letters or len(set(letters)) != len(letters):

@@ -107,6 +107,25 @@ def embed(
     return found
 
 
+def vectors(session: Session, sequences: Sequence[str], pooling: str = "mean") -> NDArray[np.float32]:
+    """Returns float32 (N, D), a vector per sequence, by the last layer: what a server answers.
+
+    pooling: mean, or first, the state of the token before a sequence. Raises DataError as `embed` does.
+    """
+    model = session.model
+    name = {"mean": "mean", "first": "cls"}.get(pooling)
+    if name is None or (name == "cls" and model.vocab.bos_id is None):
+        raise DataError(f"pooling: {pooling!r}, expected mean{'' if model.vocab.bos_id is None else ' or first'}")
+    residues, last = Residues(model.vocab), int(model.backbone.model.config.num_hidden_layers)
+    canvases = [_canvas({"sequence": text}, f"input {n}", residues, model) for n, text in enumerate(sequences)]
+    out_ND = np.zeros((len(canvases), model.backbone.dim), dtype=np.float32)
+    with evaluating(model):
+        for index in batch_by_tokens([len(ids) for ids in canvases], token_budget(model.device)):
+            states = _states(model, [canvases[i] for i in index], last)
+            out_ND[index] = torch.stack(_pooled(states, [name], torch.float32, model)).numpy()
+    return out_ND
+
+
 # Computing ------------------------------------------------------------------------------------------------------------
 
 

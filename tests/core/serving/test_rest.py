@@ -157,11 +157,20 @@ def test_a_client_who_leaves_is_dropped(text_session: Any) -> None:
         assert "mmdiff_requests_running 0.0" in batcher_before
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 4000}, timeout=1, trust_env=False)
-        end = time.monotonic() + 10
-        while "mmdiff_requests_running 0.0" not in HTTP.get(f"{url}/metrics").text:
-            assert time.monotonic() < end, "it runs on"
-            time.sleep(0.05)
+        idle(url)
         assert 'status="499"' in HTTP.get(f"{url}/metrics").text
+        body = {"prompt": "a", "max_tokens": 4000, "stream": True, "drafts": True}
+        with HTTP.stream("POST", f"{url}/v1/completions", json=body) as events:
+            assert next(events.iter_lines()).startswith("data: ")
+            assert "mmdiff_requests_running 1.0" in httpx.get(f"{url}/metrics", trust_env=False).text
+        idle(url)
+
+
+def idle(url: str) -> None:
+    end = time.monotonic() + 10
+    while "mmdiff_requests_running 0.0" not in httpx.get(f"{url}/metrics", trust_env=False).text:
+        assert time.monotonic() < end, "it runs on"
+        time.sleep(0.05)
 
 
 def test_the_queue_and_the_time_are_bounded(text_session: Any) -> None:
@@ -293,3 +302,25 @@ def test_sound_is_written_down() -> None:
             (file.getvalue(), {"temperature": "x"}),
         ):
             assert send(sound, **fields).status_code == 400
+
+
+def test_proteins_are_filled_and_embedded(tmp_path: Any) -> None:
+    from mmdiff.backbones.load import toy_backbone
+    from mmdiff.session import load
+    from mmdiff.tasks.protein.embed.embeddings import Embeddings, embed
+
+    toy_backbone("facebook/esm2_t6_8M_UR50D").save_pretrained(tmp_path / "esm2", original_format=True)
+    found = load(tmp_path / "esm2")
+    embed(found, [{"sequence": "MKTAYIAK"}, {"sequence": "MK"}], tmp_path / "x.npz")
+    expected = Embeddings(tmp_path / "x.npz").stacked()
+    with served(found) as url:
+        sent = post(url, "/v1/embeddings", input=["MKTAYIAK", "MK"])["data"]
+        assert np.allclose([one["embedding"] for one in sent], expected, atol=1e-5)
+        filled = post(url, "/predict", row={"sequence": "MK__YI"}, seed=1)["prediction"]
+        assert filled[:2] == "MK" and filled[4:] == "YI" and "_" not in filled and len(filled) == 6
+        (one,) = post(url, "/score", rows=[{"sequence": "MKTAYIAK"}])["scores"]
+        assert one["tokens"] == 8 and one["log_likelihood"] < 0
+        for body in ({"input": ["MK1"]}, {"input": ["MK"], "pooling": "last"}):
+            assert HTTP.post(f"{url}/v1/embeddings", json=body).status_code == 400
+        refused = HTTP.post(f"{url}/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}]})
+        assert refused.status_code == 400 and "Protein" in refused.json()["error"]["message"]
