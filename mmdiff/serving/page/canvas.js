@@ -36,7 +36,7 @@ export class Canvas {
   // reopen(positions): called when tokens are to be masked again and predicted anew; null: nothing can be.
   // ends: ids that end an answer. specials: ids that are no part of a text, behind the first of which it fades.
   constructor({ reopen = null, ends = [], specials = [], grid = false, around = null } = {}) {
-    Object.assign(this, { reopen, ends: new Set(ends), specials: new Set(specials), around, tokens: [], chips: [], marked: new Set(), at: 0 });
+    Object.assign(this, { reopen, grid, ends: new Set(ends), specials: new Set(specials), around, tokens: [], chips: [], marked: new Set(), at: 0 });
     this.root = el("div", { className: grid ? "canvas grid" : "canvas", role: "group", "aria-label": "Tokens" });
     this.root.addEventListener("keydown", (event) => this.key(event));
     this.root.addEventListener("click", (event) => this.click(event));
@@ -91,7 +91,9 @@ export class Canvas {
     const bare = token.pending || given || kind === "none";
     chip.replaceChildren(text, ...(view.numbers && !token.pending && !given ? [el("sub", {}, number)] : []));
     chip.className = `token${token.pending ? " pending" : ""}${given ? " given" : ""}${end ? " end" : ""}`
-      + `${token.rewritten ? " rewritten" : ""}${fresh ? " fresh" : ""}${token.text === "\n" ? " newline" : ""}`;
+      + `${token.rewritten ? " rewritten" : ""}${fresh ? " fresh" : ""}`;
+    if (text.includes("\u23ce") && !this.grid) chip.after((chip.end ||= el("br")));
+    else chip.end?.remove();
     const share = kind === "step" ? (this.most > 1 ? (token.step - 1) / (this.most - 1) : 0) : token.confidence;
     const rgb = bare ? null : shade(kind, share);
     chip.style.backgroundColor = rgb ? `rgb(${rgb})` : "";

@@ -51,7 +51,7 @@ export class Panel {
     turn.root = el("article", { className: "turn" }, ask, el("div", { className: "answer" }, turn.canvas.root, turn.result, turn.facts, turn.tools.root));
     this.turns.push(turn);
     this.log.append(turn.root);
-    if (this.mode !== "robot") turn.root.scrollIntoView({ block: "nearest" });
+    if (this.mode !== "robot" && this.name === "A") turn.root.scrollIntoView({ block: "nearest" });
     return turn;
   }
 
@@ -140,7 +140,7 @@ export class Panel {
         if (running.signal.aborted) throw new DOMException("", "AbortError");
       }
       turn.prediction = last.prediction;
-      const many = last.batch > 1 ? ` · with ${last.batch - 1} others` : "";
+      const many = last.batch > 1 ? ` · in a batch of ${last.batch}` : "";
       turn.facts.textContent = `${last.forwards} forward${last.forwards === 1 ? "" : "s"} · ${last.seconds.toFixed(3)} s in the model, ${took()} s in all${many} · seed ${last.seed}`;
       this.finish(turn);
       announce(`Panel ${this.name}: ${turn.facts.textContent}`);
@@ -177,7 +177,7 @@ export class Panel {
 
   finish(turn) {
     turn.tools.root.hidden = false;
-    if (turn === this.turns.at(-1) && this.mode !== "robot") turn.root.scrollIntoView({ block: "nearest" });
+    if (turn === this.turns.at(-1) && this.mode !== "robot" && this.name === "A") turn.root.scrollIntoView({ block: "nearest" });
     turn.tools.scrub.max = String(turn.drafts.length - 1);
     turn.tools.scrub.value = turn.tools.scrub.max;
     turn.canvas.show(turn.tokens);

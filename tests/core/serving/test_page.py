@@ -33,6 +33,13 @@ WATCH = """() => {
   }).observe(document.querySelector(".log"), { childList: true, subtree: true, attributes: true });
 }"""  # how many positions are masked, as it changes
 SEND = "#ask button[type=submit]"
+HAND_OVER = """([event, bytes]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([new Uint8Array(bytes)], "a.png", { type: "image/png" }));
+  const more = { bubbles: true, cancelable: true };
+  if (event === "drop") document.body.dispatchEvent(new DragEvent("drop", { ...more, dataTransfer: data }));
+  else document.body.dispatchEvent(new ClipboardEvent("paste", { ...more, clipboardData: data }));
+}"""  # a picture that is dropped or pasted anywhere
 DONE = ".tools:not([hidden])"
 PAGE = page("mmdiff.serving/page")
 PNG = base64.b64decode(
@@ -384,6 +391,10 @@ def test_pictures_are_chosen_and_sounds_recorded(browser: Any, seeing: Any) -> N
         # with earlier turns, each of the media stands where it was sent
         page.check("text=send earlier turns")
         page.click("[aria-label='Remove the sound']")
+        for event in ("drop", "paste"):
+            page.evaluate(HAND_OVER, [event, list(PNG)])
+            expect(page.locator(".picker.image img")).to_be_visible()
+            page.click("[aria-label='Remove the picture']")
         page.fill(question, "Why?")
         page.click(SEND)
         expect(page.locator(DONE)).to_have_count(3)
