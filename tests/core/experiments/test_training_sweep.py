@@ -19,7 +19,7 @@ import toy
 
 from mmdiff.commands import cli
 from mmdiff.config import load_config, to_yaml
-from mmdiff.errors import ConfigError
+from mmdiff.errors import ConfigError, DataError
 from mmdiff.evaluation.evaluate import evaluate_run
 from mmdiff.experiments import sweep as module
 from mmdiff.experiments import trainings
@@ -73,6 +73,13 @@ class Forked:
             time.sleep(0.01)
         assert self.code is not None
         return self.code
+
+
+class Refusing(toy.Where):
+    """A task that trains and cannot be scored."""
+
+    def score(self, prediction: str, row: Any) -> dict[str, float]:
+        raise DataError("no score of this row")
 
 
 @pytest.fixture
@@ -275,6 +282,26 @@ def test_a_folder_of_another_run_is_refused_before_any_is_trained(here: Path, st
     with pytest.raises(ConfigError, match="--metric: no set has a figure 'exct'"):
         sweep("toy.yaml", {SEED: [1]}, metric="exct", fresh=False)
     assert sweep("toy.yaml", {SEED: [1]}, metric="loss")["metric"] == "loss"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_that_cannot_be_scored_and_one_that_is_killed_stop_nothing(
+    here: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = sweep("toy.yaml", {"task": [f"{__name__}.Refusing", "toy.Where"]}, ["eval.limit=3"])
+    assert out["failed"] == {"toy-task=Refusing": "data a row 0: no score of this row"}
+    assert [(line["cell"]["task"], line["set"]) for line in out["cells"]][0] == ("toy.Where", "a")
+    began = Forked.__init__
+
+    def struck(self: Forked, command: Sequence[str], **named: Any) -> None:
+        began(self, command, **named)
+        if "train.seed=1" in command:
+            self.kill()
+
+    monkeypatch.setattr(Forked, "__init__", struck)
+    out = sweep("toy.yaml", {SEED: [0, 1, 2]})
+    assert out["failed"].keys() == {"toy-seed=1"} and "was ended by signal 9" in out["failed"]["toy-seed=1"]
+    assert "logs/toy-seed=1.log" in out["failed"]["toy-seed=1"] and len(out["cells"]) == 4
 
 
 def test_torchrun_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
