@@ -69,24 +69,24 @@ def make_app(
     app = Starlette()
     app.state.service = service
 
-    async def health(http: Request) -> Response:
+    async def health(service: Service, http: Request) -> Response:
         return JSONResponse({**facts, "uptime": round(time.time() - service.began, 3)})
 
-    async def models(http: Request) -> Response:
+    async def models(service: Service, http: Request) -> Response:
         return JSONResponse({"object": "list", "data": [card]})
 
-    async def model(http: Request) -> Response:
+    async def model(service: Service, http: Request) -> Response:
         service.check_model(http.path_params["name"])
         return JSONResponse(card)
 
-    async def metrics(http: Request) -> Response:
+    async def metrics(service: Service, http: Request) -> Response:
         return Response(service.numbers.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def file(http: Request) -> Response:
+    async def file(service: Service, http: Request) -> Response:
         found = pages[http.url.path]
         return Response(found.body, media_type=found.kind, headers=dict(found.headers))
 
-    async def openapi(http: Request) -> Response:
+    async def openapi(service: Service, http: Request) -> Response:
         return JSONResponse(described)
 
     async def problem(http: Request, error: Exception) -> Response:
@@ -113,11 +113,11 @@ def make_app(
     gets = {"/health": health, "/v1/models": models, "/v1/models/{name}": model, "/metrics": metrics}
     gets |= {"/openapi.json": openapi, **dict.fromkeys(pages, file)}
     for path, answer in gets.items():
-        app.add_route(path, guarded(service, path, lambda s, http, answer=answer: answer(http)), ["GET"])
+        app.add_route(path, guarded(service, path, answer), ["GET"])
     for path, (answer_post, *_) in POSTS.items():
         app.add_route(path, guarded(service, path, answer_post), ["POST"])
-    if (path := getattr(session.task, "served", None)) is not None:
-        facts |= locate(path, "served")(app, service)
+    if (own := getattr(session.task, "served", None)) is not None:
+        facts |= locate(own, "served")(app, service)
     described = describe(service.name, {path: (kind, about) for path, (_, kind, about) in POSTS.items()})
     app.add_exception_handler(HTTPException, problem)  # no such path, no such method
     app.add_middleware(Gate, bodies=service.bodies, token=token, local=local, error=error_body, free=pages)
@@ -148,6 +148,6 @@ def guarded(
             response = JSONResponse(error_body("internal error; see the server's log", 500), 500)
         service.numbers.requests.labels(path, str(response.status_code)).inc()
         service.numbers.seconds.labels(path).observe(time.perf_counter() - began)
-        return response  # type: ignore[no-any-return]
+        return response
 
     return route

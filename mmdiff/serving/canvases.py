@@ -111,8 +111,9 @@ def _laid_out(
     at = [i for i, part in enumerate(parts) if isinstance(part, Target)]
     if not at:
         raise BadRequest(f"{where}: nothing in it is to be generated", 400, where)
-    if new is not None and (last := parts[at[-1]]).ids is None:  # type: ignore[union-attr]
-        parts[at[-1]] = replace(last, length=new)  # type: ignore[type-var]
+    last = parts[at[-1]]
+    if new is not None and isinstance(last, Target) and last.ids is None:
+        parts[at[-1]] = replace(last, length=new)
     if seeded is not None:
         parts = _seeded(parts, at, seeded, model.vocab)
     try:

@@ -42,7 +42,8 @@ def asked_chat(service: Service, request: ChatRequest) -> Asked:
         said = f"messages: {type(service.session.task).__name__} reads none; see POST /v1/completions and POST /predict"
         raise BadRequest(said, 400, "messages")
     new = request.max_completion_tokens or request.max_tokens
-    new = new or (request.vllm_xargs and request.vllm_xargs.diffusion_canvas_length)
+    if new is None and request.vllm_xargs is not None:
+        new = request.vllm_xargs.diffusion_canvas_length
     return of_row(service.session, row, new=new, seeded=seeded_of(request.vllm_xargs), where="messages")
 
 
@@ -105,7 +106,7 @@ def asked_completions(service: Service, request: CompletionRequest) -> list[Aske
     """Returns the canvases of prompts. Raises BadRequest."""
     if request.echo:
         raise BadRequest("echo: true, expected false: the prompt is not repeated", 400, "echo")
-    prompts: list[Any] = request.prompt if isinstance(request.prompt, list) else [request.prompt]  # type: ignore[assignment]
+    prompts: list[Any] = request.prompt if isinstance(request.prompt, list) else [request.prompt]
     if prompts and isinstance(prompts[0], int):
         prompts = [prompts]
     if not prompts:
@@ -228,13 +229,18 @@ async def _events(
     named = {**head, "object": "chat.completion.chunk" if kind.startswith("chat") else kind}
     usage = {"usage": None} if request.stream_options and request.stream_options.include_usage else {}
 
-    def event(i: int, piece: str, reason: str | None = None, *, first: bool = False, **more: Any) -> dict[str, Any]:
+    def whole(draft: Draft) -> dict[str, Any]:
+        return {"draft": shown(draft, vocab)} if request.drafts else {}
+
+    def event(
+        i: int, piece: str, reason: str | None = None, *, first: bool = False, more: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         if kind.startswith("chat"):
             delta = {**({"role": "assistant"} if first else {}), **({"content": piece} if piece or first else {})}
             choice = {"index": i, "delta": delta, "logprobs": None, "finish_reason": reason}
         else:
             choice = {"index": i, "text": piece, "logprobs": None, "finish_reason": reason}
-        return {**named, "choices": [choice], **usage, **more}
+        return {**named, "choices": [choice], **usage, **(more or {})}
 
     done: list[Filled] = []
     if kind.startswith("chat"):
@@ -245,14 +251,14 @@ async def _events(
         if isinstance(step, Draft):
             piece = text.certain(step)
             if piece or request.drafts:
-                yield event(i, piece, **({"draft": shown(step, vocab)} if request.drafts else {}))
+                yield event(i, piece, more=whole(step))
             continue
         done.append(step)
         piece = text.rest(step.draft)
         if piece or request.drafts:
-            yield event(i, piece, **({"draft": shown(step.draft, vocab)} if request.drafts else {}))
+            yield event(i, piece, more=whole(step.draft))
         reason = ended(step.draft, vocab, text.whole(step.draft), text._text(step.draft.ids))
-        yield event(i, "", reason, diffusion=_facts([step], seed))
+        yield event(i, "", reason, more={"diffusion": _facts([step], seed)})
     counted = _usage(service, texts, done)
     if usage:
         yield {**named, "choices": [], "usage": counted}

@@ -95,7 +95,7 @@ async def embeddings(service: Service, http: Request) -> Response:
                 tokens += len(literal(text, session.model.vocab)[: request.length])
             except DataError as error:
                 raise BadRequest(f"input.{n}: {error}", 400, "input") from None
-        how = {"pooling": request.pooling, "length": request.length}
+        how: dict[str, Any] = {"pooling": request.pooling, "length": request.length}
         vectors_ND = await service.call(lambda: embed_texts(session.model, texts, **how))
     data = [
         {"object": "embedding", "index": n, "embedding": _vector(v, request.encoding_format)}
@@ -131,7 +131,8 @@ def _scored(service: Service, request: ScoreRequest) -> list[Sample]:
     if (request.rows is None) == (request.completions is None):
         raise BadRequest("completions: expected either completions or rows", 400, "completions")
     out: list[Sample] = []
-    for n, one in enumerate(request.rows if request.rows is not None else request.completions or []):
+    given: Sequence[Any] = request.completions or request.rows or []
+    for n, one in enumerate(given):
         where = f"rows.{n}" if request.rows is not None else f"completions.{n}"
         try:
             if isinstance(one, str):

@@ -83,7 +83,8 @@ class Service:
         all_of = asyncio.gather(*(job.result() for job in jobs))
         gone = asyncio.ensure_future(_gone(request))
         try:
-            await asyncio.wait({all_of, gone}, timeout=self.seconds, return_when=asyncio.FIRST_COMPLETED)
+            waiting: set[asyncio.Future[Any]] = {all_of, gone}
+            await asyncio.wait(waiting, timeout=self.seconds, return_when=asyncio.FIRST_COMPLETED)
             if all_of.done():
                 return list(all_of.result())
             if gone.done():
@@ -96,8 +97,8 @@ class Service:
         finally:
             for job in jobs:
                 job.left = True
-            for waiting in (all_of, gone):
-                waiting.cancel()
+            all_of.cancel()
+            gone.cancel()
             await asyncio.gather(all_of, gone, return_exceptions=True)
 
     async def steps(self, job: Job) -> AsyncIterator[Draft | Filled]:

@@ -162,7 +162,7 @@ def _load(where: Path, overrides: Sequence[str], task: type[Any] | None, name: s
         if not callable(getattr(found, method, None)):
             raise ConfigError(f"{where}: {dotted(type(found))} is no task, it has no method `{method}`")
     if bare:
-        model = MMDiff(load_backbone(where, **({"dtype": dtype} if dtype else {}))).eval()
+        model = MMDiff(load_backbone(where, dtype=dtype or "float32")).eval()
     else:
         model = MMDiff.from_pretrained(where, dtype=dtype)
     return Session(model.to("cuda" if torch.cuda.is_available() else "cpu"), found, sampler, where)

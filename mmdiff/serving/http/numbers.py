@@ -17,7 +17,7 @@ class Numbers:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        of = {"registry": self.registry}
+        of: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("mmdiff_requests", "Requests by route and status.", ["route", "status"], **of)
         self.seconds = Histogram("mmdiff_request_seconds", "To the whole answer.", ["route"], buckets=SECONDS, **of)
         self.tokens = Counter("mmdiff_tokens", "Positions of context, and generated tokens.", ["kind"], **of)
