@@ -43,7 +43,7 @@ def predict_batch(session: Session[Any], source: Source, numbers: Sequence[int])
                     out |= _predicted(session, [one])
                 except DataError as error:
                     name = one[1].get("where") or f"row {one[0]}"
-                    text = str(error).removeprefix(f"row {one[0]}: ")
+                    text = str(error).removeprefix(f"row {one[0]}: ").removeprefix(f"{name}: ")  # as a task says it
                     out[one[0]] = {"id": _id(one[1]), "error": f"{name}: {text}"}
     return [out[number] for number in numbers]
 

@@ -66,6 +66,7 @@ def on_ray(
             num_cpus=1,
             **accelerator,
         )
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it sets its own level when a data set is made
         waiting: dict[int, Record] = {}
         following = numbers.start
         for batch in found.iter_batches(batch_size=None, batch_format="numpy"):

@@ -103,6 +103,8 @@ def _one_line(endpoint: str) -> Iterator[None]:
         )
         raise ConfigError(f"push: {endpoint} answers {answer.status_code}: {_short(said)}") from None
     except (of_client, OSError) as error:  # no connection, no name, a time-out, offline mode
+        if "xet-write-token" in str(error):
+            raise ConfigError(f"push: {endpoint} has no Xet storage, expected HF_HUB_DISABLE_XET=1: LFS then") from None
         raise ConfigError(f"push: {endpoint} cannot be reached: {_short(error) or type(error).__name__}") from None
     except ValueError as error:  # an answer that is none, or a card that the hub refuses
         raise ConfigError(f"push: {endpoint}: {_short(error)}") from None

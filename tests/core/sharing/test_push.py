@@ -136,3 +136,12 @@ def test_a_hub_that_is_not_there_is_one_line(runs: Path, hub: Hub, capfd: pytest
     assert code == 2 and "http://127.0.0.1:9 cannot be reached" in line
     code, line = push(Hub(address="127.0.0.1"), capfd, runs / "toy", "me/corners")
     assert code == 2 and "'127.0.0.1' is no address" in line
+
+
+@pytest.mark.needs("hf_xet")
+def test_a_hub_without_xet_is_told(
+    runs: Path, hub: Hub, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+    code, line = push(hub, capfd, runs / "toy", "me/corners")
+    assert code == 2 and "has no Xet storage, expected HF_HUB_DISABLE_XET=1" in line and not hub.commits
