@@ -51,8 +51,7 @@ export class Canvas {
     if (this.chips.length !== tokens.length) this.build();
     const over = this.around ? -1 : tokens.findIndex((token) => this.specials.has(token.id) && !token.pending);
     tokens.forEach((token, i) => {
-      this.paint(this.chips[i], token, i);
-      this.chips[i].classList.toggle("behind", over >= 0 && i >= over);
+      this.paint(this.chips[i], token, i, over >= 0 && i >= over);
     });
     this.fold();
   }
@@ -77,9 +76,10 @@ export class Canvas {
     if (this.chips[0]) this.chips[0].tabIndex = 0;
   }
 
-  paint(chip, token, i) {
+  // behind: whether a token is no part of the text; it is underlined in its colour, not filled.
+  paint(chip, token, i, behind) {
     const kind = view.colour;
-    const known = `${token.id}|${token.pending}|${token.step}|${token.confidence}|${token.rewritten}|${this.most}|${this.live}`;
+    const known = `${token.id}|${token.pending}|${token.step}|${token.confidence}|${token.rewritten}|${this.most}|${this.live}|${behind}`;
     if (chip.known === known) return;
     const fresh = chip.known !== undefined && chip.pending && !token.pending;
     chip.known = known;
@@ -91,13 +91,14 @@ export class Canvas {
     const bare = token.pending || given || kind === "none";
     chip.replaceChildren(text, ...(view.numbers && !token.pending && !given ? [el("sub", {}, number)] : []));
     chip.className = `token${token.pending ? " pending" : ""}${given ? " given" : ""}${end ? " end" : ""}`
-      + `${token.rewritten ? " rewritten" : ""}${fresh ? " fresh" : ""}`;
+      + `${behind ? " behind" : ""}${token.rewritten ? " rewritten" : ""}${fresh ? " fresh" : ""}`;
     if (text.includes("\u23ce") && !this.grid) chip.after((chip.end ||= el("br")));
     else chip.end?.remove();
     const share = kind === "step" ? (this.most > 1 ? (token.step - 1) / (this.most - 1) : 0) : token.confidence;
     const rgb = bare ? null : shade(kind, share);
-    chip.style.backgroundColor = rgb ? `rgb(${rgb})` : "";
-    chip.style.color = rgb ? (brightness(rgb) > 0.19 ? "#101418" : "#ffffff") : "";
+    chip.style.backgroundColor = rgb && !behind ? `rgb(${rgb})` : "";
+    chip.style.borderBottom = rgb && behind ? `4px solid rgb(${rgb})` : "";
+    chip.style.color = rgb && !behind ? (brightness(rgb) > 0.19 ? "#101418" : "#ffffff") : "";
     const facts = given ? "given" : `step ${token.step}, ${(100 * token.confidence).toFixed(1)} % sure`;
     if (token.text.startsWith("action:")) chip.classList.add("action");
     const what = token.pending ? `position ${i + 1}: masked` : `position ${i + 1}: ${JSON.stringify(token.text)}, ${facts}`;

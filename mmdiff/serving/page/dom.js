@@ -73,7 +73,10 @@ export class Server {
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch((error) => {
+        if (error.name === "AbortError") throw error;
+        return { done: true }; // the connection broke
+      });
       if (done) throw new Refused("the server stopped before the answer was whole", 0);
       text += value;
       const pieces = text.split("\n\n");

@@ -121,12 +121,12 @@ export class Inputs {
     if (this.mode !== "speech" && !text.trim()) throw new Error(`${TEXTS[this.mode][0].toLowerCase()}: is empty`);
     if (this.mode === "speech" && !media.length && !text.trim()) throw new Error("sound: choose, drop or record one");
     const alone = { ...plain[this.mode], ...seen, ...others };
-    const row = (turns) => (this.earlier?.checked && turns.length ? this.turns(turns, text.trim(), media, others) : alone);
+    const row = (turns) => (this.earlier?.checked && turns.some((turn) => turn.whole) ? this.turns(turns, text.trim(), media, others) : alone);
     return { row, media, said: this.mode === "protein" ? "" : text.trim(), around: null };
   }
 
   messages(turns, text, { system, ...others }) {
-    const before = this.earlier.checked ? turns.flatMap((turn) => [["user", turn.said], ["assistant", String(turn.prediction)]]) : [];
+    const before = this.earlier.checked ? turns.filter((turn) => turn.whole).flatMap((turn) => [["user", turn.said], ["assistant", String(turn.prediction)]]) : [];
     const all = [...(system ? [["system", system]] : []), ...before, ["user", text]];
     return { messages: all.map(([role, content]) => ({ role, content })), ...others };
   }
@@ -135,7 +135,7 @@ export class Inputs {
   turns(turns, text, media, others) {
     const found = {};
     const ask = (said, of) => of.map((one) => { (found[one.kind] ||= []).push(one.data); return `<${one.kind}>\n`; }).join("") + said;
-    const conversations = turns.flatMap((turn) => [
+    const conversations = turns.filter((turn) => turn.whole).flatMap((turn) => [
       { from: "human", value: ask(turn.said, turn.media) }, { from: "gpt", value: String(turn.prediction) },
     ]);
     conversations.push({ from: "human", value: ask(text, media) });

@@ -121,7 +121,6 @@ export class Panel {
     turn.under = `${this.health.model}, ${this.settings.said()}`;
     turn.drafts = [];
     turn.root.classList.add("live");
-    turn.root.classList.remove("stopped");
     turn.tools.root.hidden = true;
     const began = performance.now();
     const took = () => ((performance.now() - began) / 1000).toFixed(2);
@@ -147,11 +146,11 @@ export class Panel {
       return last;
     } catch (error) {
       if (error.name !== "AbortError") {
-        if (!turn.drafts.length) this.drop(turn, before);
+        if (before || !turn.drafts.length) this.drop(turn, before);
+        else turn.facts.textContent += " · failed";
         throw error;
       }
       turn.facts.textContent += " · stopped";
-      turn.root.classList.add("stopped");
       if (before) this.restore(turn, before);
       return null;
     } finally {
@@ -176,6 +175,7 @@ export class Panel {
   }
 
   finish(turn) {
+    turn.whole = true;
     turn.tools.root.hidden = false;
     if (turn === this.turns.at(-1) && this.mode !== "robot" && this.name === "A") turn.root.scrollIntoView({ block: "nearest" });
     turn.tools.scrub.max = String(turn.drafts.length - 1);
@@ -223,6 +223,6 @@ function shown(prediction, names) {
   const rows = Array.isArray(prediction) && prediction.every((row) => Array.isArray(row) && row.every((v) => typeof v === "number"));
   if (!rows || !prediction.length) return el("pre", {}, textOf(prediction));
   const head = names?.length === prediction[0].length ? names : prediction[0].map((_, i) => `${i + 1}`);
-  return el("div", { className: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, ""), ...head.map((name) => el("th", {}, name)))),
+  return el("div", { className: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "#"), ...head.map((name) => el("th", {}, name)))),
     el("tbody", {}, ...prediction.map((row, i) => el("tr", {}, el("th", {}, String(i + 1)), ...row.map((v) => el("td", {}, v.toFixed(3))))))));
 }

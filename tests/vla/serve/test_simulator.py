@@ -147,9 +147,9 @@ def test_a_policy_without_a_simulator_that_runs_here_offers_none(world: Any) -> 
 
 
 def test_the_page_drives_the_robot(url: str) -> None:
-    from playwright.sync_api import expect
-
     with chromium() as browser, open_page(browser, url) as page:
+        from playwright.sync_api import expect
+
         facts = page.locator(".robot > div > .facts")
         expect(facts).to_contain_text("0 of 16 steps · running")
         assert page.input_value("[aria-label=Instruction]") == "reach the red disc"
