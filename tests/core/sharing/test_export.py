@@ -201,3 +201,28 @@ def test_slips_are_one_line(
     assert cli.main(["export", *(word.format(run=adapted) for word in words)]) == 2
     line = capfd.readouterr().err.splitlines()[-1]
     assert line.startswith("mmdiff: error: ") and said in line and not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "mmdiff_config.json: not JSON"),
+        ("[]", "mmdiff_config.json: "),
+        ('{"mmdiff_format": 2}', "mmdiff_format is 2, expected 1"),
+        (None, "task.target: os.system is not made to be part of a model; it was not called"),
+    ],
+)
+def test_a_folder_of_a_strangers_is_read_as_any_other(
+    adapted: Path, tmp_path: Path, text: str | None, said: str
+) -> None:
+    """Nothing that it names is called, and what is no description is one line."""
+    export(adapted, tmp_path / "out")
+    file = tmp_path / "out/mmdiff_config.json"
+    own = json.dumps(json.loads(file.read_text()) | {"task": {"target": "os.system", "command": "touch x"}})
+    file.write_text(own if text is None else text)
+    (tmp_path / "out/SHA256SUMS").unlink()
+    for read in (load, inspect):
+        with pytest.raises(ConfigError) as error:
+            read(tmp_path / "out")
+        assert said in str(error.value) and "\n" not in str(error.value)
+    assert not Path("x").exists()
