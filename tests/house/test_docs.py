@@ -107,7 +107,14 @@ def test_every_block_runs(
             Path(name).write_text(text, encoding="utf-8")
         elif kind == "text":  # not run: it needs what takes minutes, or does not end
             for line in text.splitlines():
-                endless = ("mmdiff serve ", "mmdiff vla serve ", "mmdiff sweep ", "curl localhost:")
+                endless = (
+                    "mmdiff serve ",
+                    "mmdiff vla serve ",
+                    "mmdiff sweep ",
+                    "curl localhost:",
+                    "mmdiff train asr-own ",
+                    "mmdiff eval runs/asr-own",
+                )
                 assert shlex.split(line) and line.startswith(endless), line
         elif kind == "console":  # mistakes: a command, and the one line that it ends with
             pairs = re.findall(r"^\$ mmdiff (.*)\n(mmdiff: error: .*)$", text, re.M)
