@@ -11,6 +11,7 @@ import pytest
 import torch
 
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="mmdiff-tests-")  # the key of signatures is not this user's
+gc.set_threshold(50_000, 20, 50)  # nor often among the rest: a twentieth of all time
 torch.set_num_threads(1)  # small tensors: more threads wait for each other, and for other tests
 
 

@@ -211,6 +211,7 @@ def test_errors_are_counted(call: Call, tmp_path: Path) -> None:
     assert (tmp_path / "o.standalone.jsonl").is_file()
 
 
+@pytest.mark.slow
 def test_as_a_module(home: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error::RuntimeWarning", "-m", "mmdiff", "asr", "transcribe", "run", "0.wav"],

@@ -27,6 +27,7 @@ SHORT = [
 WAYS = ("first_pass", "standalone", "deliberation", "text_only", "shuffled_audio", "encoder_ctc")
 
 
+@pytest.mark.slow
 def test_the_demonstration_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,7 +83,13 @@ def run_command(words: list[str], trained: dict[tuple[str, ...], Path]) -> int:
     return 0
 
 
-@pytest.mark.parametrize("page", [page for page in RUN if BLOCKS[page]])
+LONG = ("docs/experiments.md", *(f"docs/data/{name}.md" for name in ("datasets", "jsonl", "own", "parquet", "tar")))
+"""Pages that train what others train too, or sweep: theirs are slow tests."""
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page in LONG)) for page in RUN if BLOCKS[page]]
+)
 def test_every_block_runs(
     page: str,
     trained: dict[tuple[str, ...], Path],

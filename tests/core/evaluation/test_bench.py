@@ -76,6 +76,7 @@ def test_means_of_own_sets_have_their_error(run: Path) -> None:
     assert "at most 3 rows per task" in (run / "bench/own/bench.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.needs("lm_eval")
 def test_the_real_harness_on_a_local_task(tmp_path: Path) -> None:
     """Its figures with its standard errors; what is not installed is skipped, by name."""

@@ -79,6 +79,7 @@ def test_a_row_that_cannot_be_used_is_named_or_skipped(
     assert lines[5]["id"] == "r5" and lines[11]["id"] is None and "not JSON" in lines[11]["error"]
 
 
+@pytest.mark.slow
 def test_a_killed_command_resumes(home: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mmdiff", "predict", "runs/toy", "good.jsonl", DRAWN]
     command += ["--out", str(tmp_path / "out"), "--batch-size", "1"]

@@ -233,6 +233,7 @@ def start(*words: str, here: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_modules_of_the_working_folder(tmp_path: Path) -> None:
     (tmp_path / "yaml.py").write_text("open('imported', 'w').close()\n")  # in the way of a package
     package = tmp_path / "mine"

@@ -236,6 +236,7 @@ print(found["bytes"], found["parameters"], found["loads"], read() - before, most
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts bytes as Linux does")
+@pytest.mark.slow
 def test_of_16_gb_only_heads_are_read(tmp_path: Path) -> None:
     folder = llada_8b(tmp_path)
     done = subprocess.run([sys.executable, "-c", WORK, str(folder)], cwd=ROOT, capture_output=True, text=True)
