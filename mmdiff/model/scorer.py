@@ -144,19 +144,20 @@ class LinearCrossEntropy(torch.autograd.Function):
         correct_P = torch.empty(len(h_PD), dtype=torch.bool, device=h_PD.device)
         for start in range(0, len(h_PD), chunk):
             at = slice(start, start + chunk)
-            product_CV = F.linear(h_PD[at], weight_VD, bias_V)
-            logits_CV, dtype = product_CV.float(), product_CV.dtype
+            logits_CV = F.linear(h_PD[at], weight_VD, bias_V)
+            dtype, logits_CV = logits_CV.dtype, logits_CV.float()  # nobody else sees them: what follows is in place
             if banned is not None:
-                logits_CV = logits_CV.masked_fill(banned(start, start + chunk), -torch.inf)
-            label_C = label_P[at, None]
-            correct_P[at] = logits_CV.argmax(1) == label_P[at]
-            total_C = logits_CV.logsumexp(1)
-            nll_P[at] = total_C - logits_CV.gather(1, label_C)[:, 0]
+                logits_CV.masked_fill_(banned(start, start + chunk), -torch.inf)
+            label_C1, scale_C = label_P[at, None], scale_P[at]
+            best_C1 = logits_CV.argmax(1, keepdim=True)
+            most_C1, label_logit_C1 = logits_CV.gather(1, best_C1), logits_CV.gather(1, label_C1)
+            correct_P[at] = (best_C1 == label_C1)[:, 0]
+            sum_C = logits_CV.sub_(most_C1).exp_().sum(1)  # one exponential for the loss and its gradient
+            nll_P[at] = sum_C.log() + (most_C1 - label_logit_C1)[:, 0]
             if not (for_h or for_weight or for_bias):
                 continue
-            grad_CV = logits_CV.sub_(total_C[:, None]).exp_()  # in place: nobody else sees these logits
-            grad_CV.scatter_add_(1, label_C, torch.full_like(label_C, -1, dtype=grad_CV.dtype))
-            grad_CV = grad_CV.mul_(scale_P[at, None]).to(dtype)
+            grad_CV = logits_CV.mul_((scale_C / sum_C)[:, None])
+            grad_CV = grad_CV.scatter_add_(1, label_C1, -scale_C[:, None].to(grad_CV.dtype)).to(dtype)
             if dh_PD is not None:
                 dh_PD[at] = grad_CV @ weight_VD.to(dtype)
             if dweight_VD is not None:
