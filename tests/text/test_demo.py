@@ -27,6 +27,7 @@ SHORT = [
 KEYS = ("bound_bpb", "causal_bpb", "unigram_bpb", "gzip_bpb")
 
 
+@pytest.mark.slow
 def test_the_demonstration_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,7 @@ def test_transcripts_that_are_refused(rows: list[dict[str, str]], said: str) -> 
         words_of(5)
 
 
+@pytest.mark.slow
 def test_the_recipe_learns_to_write_down_what_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,6 +65,7 @@ def generate_all(backend: str, *, whole: bool) -> None:
             same(m, rows, index, backend, steps=4, guidance_scale=0.5)
 
 
+@pytest.mark.slow
 def test_tokens_are_the_same_and_graphs_few_whatever_is_generated() -> None:
     """Not one more per layer, length, step or generation: part of a canvas, and whole ones of all slots or some, each
     of one row and of more, and one that is not padded."""

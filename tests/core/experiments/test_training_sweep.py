@@ -161,6 +161,7 @@ def test_what_diverges_is_reported_and_stops_nothing(
     assert "failed.toy-lr=1e+30-seed=0  train.stages.only" in text and "lr=0.01 a" in text and " ± " in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_sweep_that_was_stopped_resumes_where_it_was(
     here: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch

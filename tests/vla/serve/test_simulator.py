@@ -146,6 +146,7 @@ def test_a_policy_without_a_simulator_that_runs_here_offers_none(world: Any) -> 
         assert httpx.post(f"{url}/world", json={}, trust_env=False).status_code == 404
 
 
+@pytest.mark.slow
 def test_the_page_drives_the_robot(url: str) -> None:
     with chromium() as browser, open_page(browser, url) as page:
         from playwright.sync_api import expect
