@@ -83,7 +83,11 @@ def run_command(words: list[str], trained: dict[tuple[str, ...], Path]) -> int:
     return 0
 
 
-LONG = ("docs/experiments.md", *(f"docs/data/{name}.md" for name in ("datasets", "jsonl", "own", "parquet", "tar")))
+LONG = (
+    "docs/experiments.md",
+    "docs/decoding.md",
+    *(f"docs/data/{name}.md" for name in ("datasets", "jsonl", "own", "parquet", "tar")),
+)
 """Pages that train what others train too, or sweep: theirs are slow tests."""
 
 

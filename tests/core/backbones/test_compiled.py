@@ -75,6 +75,7 @@ def test_tokens_are_the_same_and_graphs_few_whatever_is_generated() -> None:
     assert counters["frames"]["total"] == counters["frames"]["ok"] > 0
 
 
+@pytest.mark.slow
 def test_so_are_they_traced_for_a_compiler() -> None:
     m = made(2)
     m.backbone.facts = replace(m.backbone.facts, shift=1)
