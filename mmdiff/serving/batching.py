@@ -24,7 +24,6 @@ from mmdiff.canvas.sample import Sample
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
 from mmdiff.data.token_budget import token_budget
-from mmdiff.errors import UserError
 from mmdiff.model import MMDiff
 
 from .http.guard import BadRequest
@@ -138,7 +137,7 @@ class Batcher:
         self.running = len(jobs)
         try:
             self._fill(jobs)
-        except UserError as error:
+        except Exception as error:
             if len(jobs) == 1:
                 jobs[0].tell(error)
             for job in jobs if len(jobs) > 1 else []:  # one of them is at fault: the others are not to suffer for it
@@ -146,9 +145,6 @@ class Batcher:
                     self._fill([job])
                 except Exception as own:
                     job.tell(own)
-        except Exception as error:
-            for job in jobs:
-                job.tell(error)
         finally:
             self.running = 0
 

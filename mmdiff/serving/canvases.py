@@ -60,7 +60,7 @@ def of_row(
     task = session.task
     try:
         check_row(row, getattr(task, "fields", None), strict=True)
-        sample = _sent(task.prompt(row, session.model.vocab), session.model.encoders)
+        sample = without_paths(task.prompt(row, session.model.vocab), session.model.encoders)
     except BadRequest:
         raise
     except DataError as error:
@@ -168,7 +168,7 @@ def _id(value: int, vocab: Vocab, where: str) -> int:
     return value
 
 
-def _sent(sample: Sample, encoders: Any) -> Sample:
+def without_paths(sample: Sample, encoders: Any) -> Sample:
     """Returns a sample whose media are bytes and numbers. Raises BadRequest for anything that could name a file."""
     return [Media(p.kind, sent(p.data, p.kind, encoders)) if isinstance(p, Media) else p for p in sample]
 

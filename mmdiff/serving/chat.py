@@ -169,7 +169,7 @@ async def _respond(service: Service, http: Request, request: Generating, asked: 
 def _choice(service: Service, request: Generating, kind: str, i: int, text: GrowingText, one: Filled) -> dict[str, Any]:
     vocab, draft = service.session.model.vocab, one.draft
     whole = text.whole(draft)
-    reason = ended(draft, vocab, whole, text._text(draft.ids))
+    reason = ended(draft, vocab, whole, text.uncut(draft.ids))
     logs = log_probabilities(draft, vocab) if getattr(request, "logprobs", None) else None
     if kind == "text_completion":
         of = (
@@ -257,7 +257,7 @@ async def _events(
         piece = text.rest(step.draft)
         if piece or request.drafts:
             yield event(i, piece, more=whole(step.draft))
-        reason = ended(step.draft, vocab, text.whole(step.draft), text._text(step.draft.ids))
+        reason = ended(step.draft, vocab, text.whole(step.draft), text.uncut(step.draft.ids))
         yield event(i, "", reason, more={"diffusion": _facts([step], seed)})
     counted = _usage(service, texts, done)
     if usage:

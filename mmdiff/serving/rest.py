@@ -17,14 +17,14 @@ from mmdiff.config import locate
 from mmdiff.data.collate import collate
 from mmdiff.data.fields import check_row
 from mmdiff.data.stream import read_media
-from mmdiff.errors import DataError
+from mmdiff.errors import DataError, nearest
 from mmdiff.evaluation.embed import embed_texts
 from mmdiff.model.evaluating import evaluating
 from mmdiff.model.likelihood import estimate, next_token
 from mmdiff.model.likelihood.elbo import Elbo
 
 from .batching import Draft, Job
-from .canvases import Asked, Seeded, _sent, of_row
+from .canvases import Asked, Seeded, of_row, without_paths
 from .fields import EmbeddingRequest, PredictRequest, ScoreRequest, seed_of, settings
 from .http.guard import BadRequest
 from .service import Service
@@ -142,7 +142,7 @@ def _scored(service: Service, request: ScoreRequest) -> list[Sample]:
                 out.append([Text([start_of(vocab), *literal(request.prompt, vocab)]), Target(ids)])
             else:
                 check_row(one, getattr(session.task, "fields", None), strict=True)
-                out.append(_sent(session.task.sample(one, vocab), session.model.encoders))
+                out.append(without_paths(session.task.sample(one, vocab), session.model.encoders))
         except BadRequest:
             raise
         except DataError as error:
@@ -195,8 +195,6 @@ async def transcriptions(service: Service, http: Request) -> Response:
         async with Form(http.scope, receive).form(max_files=1, max_fields=16, max_part_size=1 << 20) as form:
             for name, value in form.multi_items():
                 if name not in known:
-                    from mmdiff.errors import nearest
-
                     raise BadRequest(f"{name[:80]}: no such field{nearest(name[:80], known)}", 400, name[:80])
                 fields[name] = await value.read() if isinstance(value, UploadFile) else value
     except (MultiPartException, KeyError, ValueError) as error:

@@ -42,22 +42,23 @@ class GrowingText:
         first = next((i for i, pending in enumerate(draft.pending) if pending), len(draft.pending))
         if not keeps(self.config) or not first:
             return ""
-        text = self._text(draft.ids[:first])
+        text = self.uncut(draft.ids[:first])
         stopped = cut(text, self.stops)
         if stopped == text:
             text = text.rstrip("\ufffd").rstrip()
             text = text[: len(text) - max((_begun(text, stop) for stop in self.stops), default=0)]
-        return self._piece(stopped if stopped != self._text(draft.ids[:first]) else text)
+        return self._piece(stopped if stopped != self.uncut(draft.ids[:first]) else text)
 
     def whole(self, draft: Draft) -> str:
         """Returns the text of a finished canvas."""
-        return cut(self._text(draft.ids), self.stops)
+        return cut(self.uncut(draft.ids), self.stops)
 
     def rest(self, draft: Draft) -> str:
         """Returns the last piece."""
         return self._piece(self.whole(draft))
 
-    def _text(self, ids: Sequence[int]) -> str:
+    def uncut(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids, whatever stop strings are in it."""
         return str(self.asked.parse(ids, self.vocab))
 
     def _piece(self, text: str) -> str:

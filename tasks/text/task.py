@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from mmdiff.canvas.sample import LONGEST, Break, Part, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab, literal, start_of
 from mmdiff.config.ranges import AtLeast0, AtLeast1
@@ -52,7 +54,7 @@ class PlainText:
             if (mark := row.get("tokenizer")) is not None and mark != fingerprint(vocab.tokenizer):
                 raise DataError("tokenizer: the window holds ids of another tokenizer than this model's")
             parts: list[Part] = []
-            for first, *rest in row["pieces"]:
+            for first, *rest in _pieces(row):
                 parts += [Text([first]), Target(rest), *([Break()] if self.separate else [])]
             return parts
 
@@ -66,7 +68,7 @@ class PlainText:
             if isinstance(row.get("text"), list | tuple):
                 return [*start, *gaps(row["text"], vocab)]
             if "pieces" in row:
-                ids = row["pieces"][0]
+                ids = _pieces(row)[0]
                 return [Text(ids[: max(1, len(ids) // 2)]), Target(length=self.max_new_tokens)]
             return [*start, Text(_ids(row, "text", vocab)), Target(length=self.max_new_tokens)]
 
@@ -94,6 +96,19 @@ def gaps(pieces: Sequence[Any], vocab: Vocab) -> list[Part]:
     if not any(isinstance(one, Target) for one in parts):
         raise DataError("text: there is no gap, expected a number of masked positions among the texts")
     return parts
+
+
+def _pieces(row: Row) -> Sequence[Sequence[int]]:
+    """Returns the documents of a window. Raises DataError for what is no list of lists of ids."""
+    found = row["pieces"]
+    if not isinstance(found, list | tuple) or not len(found):
+        raise DataError(f"pieces: {found!r:.60}, expected a list of documents, each a list of ids")
+    for one in found:
+        if isinstance(one, np.ndarray) and one.ndim == 1 and one.dtype.kind in "iu" and len(one):
+            continue
+        if not isinstance(one, list | tuple) or not one or not all(isinstance(i, int | np.integer) for i in one):
+            raise DataError(f"pieces: {one!r:.60}, expected a list of ids")
+    return found
 
 
 def _ids(row: Row, field: str, vocab: Vocab) -> list[int]:

@@ -324,3 +324,33 @@ def test_proteins_are_filled_and_embedded(tmp_path: Any) -> None:
             assert HTTP.post(f"{url}/v1/embeddings", json=body).status_code == 400
         refused = HTTP.post(f"{url}/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}]})
         assert refused.status_code == 400 and "Protein" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("pieces", [[], "x", 5, [[]], [["a"]], [[-5, 2]], [[10**12, 2]], {"a": 1}])
+def test_windows_that_are_none_are_a_fault_of_the_request(text_url: str, pieces: Any) -> None:
+    for path, body in (("/predict", {"row": {"pieces": pieces}}), ("/score", {"rows": [{"pieces": pieces}]})):
+        found = HTTP.post(f"{text_url}{path}", json=body)
+        assert found.status_code == 400, found.text
+        assert "\n" not in found.json()["error"]["message"]
+
+
+def test_one_faulty_canvas_harms_no_other(text_session: Any) -> None:
+    """Whatever is raised for it, also what is no fault of a person."""
+    import asyncio
+
+    from mmdiff.canvas.sample import Target, Text
+    from mmdiff.serving.batching import Batcher, Job
+
+    async def ask() -> list[Any]:
+        batcher = Batcher(text_session.model)
+        asked = [[Text([5]), Target(length=3)], [Text(["a"]), Target(length=3)], [Text([6]), Target(length=3)]]  # type: ignore[list-item]
+        jobs = [Job(sample, 4, text_session.sampler, 0) for sample in asked]
+        batcher.queue.extend(jobs)
+        batcher.thread.submit(batcher._next)
+        found = await asyncio.gather(*(job.result() for job in jobs), return_exceptions=True)
+        batcher.close()
+        return found
+
+    first, wrong, last = asyncio.run(ask())
+    assert first.together == last.together == 1 and len(first.draft.ids) == len(last.draft.ids) == 3
+    assert isinstance(wrong, ValueError)
