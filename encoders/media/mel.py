@@ -20,7 +20,7 @@ class LogMel:
     """Maps a waveform (samples,) to (C, T) float32: the frames of a clip of `seconds` that see any of its sound.
 
     Whisper fills a clip up with silence before it computes features. The same numbers come out here without those of
-    the silence: all behind these T frames have `pad_value`. Frame t sees the samples from 160 t - 199 to 160 t + 199,
+    the silence: all behind these T frames have one value (`filled`). Frame t sees the samples from 160 t - 199 to 160 t + 199,
     so that T is one or two more than samples / hop; never more than the frames of the window, though.
 
     mels: 80, or 128 for large-v3. rate: Hz. n_fft, hop: samples. A waveform may be longer than `seconds`: the clip
@@ -57,14 +57,10 @@ class LogMel:
         log_CT = (self.bank_CF @ power_FT.contiguous()).clamp(min=FLOOR).log10()
         return (torch.maximum(log_CT, log_CT.max() - RANGE) + 4) / 4
 
-    @staticmethod
-    def pad_value(mel_CT: Tensor) -> Tensor:
-        """Returns () the feature of silence in the clip with these features; it depends on the loudest point."""
-        return (mel_CT.max() - RANGE / 4).clamp(min=SILENCE)
-
 
 def filled(mel_NCT: Tensor, length_N: Tensor, frames: int) -> Tensor:
-    """Returns (N, C, frames) with `LogMel.pad_value` of each crop behind its own `length_N` frames."""
+    """Returns (N, C, frames): behind the `length_N` frames of a crop stands what silence is in it, which depends on its
+    loudest point."""
     mel_NCT = F.pad(mel_NCT, (0, frames - mel_NCT.shape[2]))
     padding_N1T = (torch.arange(frames, device=mel_NCT.device) >= length_N[:, None])[:, None]
     peak_N11 = mel_NCT.masked_fill(padding_N1T, -torch.inf).amax((1, 2), keepdim=True)

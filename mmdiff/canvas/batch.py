@@ -52,7 +52,6 @@ class Batch:
     allow_KV: Tensor | None = None  # bool
     allowed_ids_N: Tensor | None = None  # int64, ascending: where all target positions may hold the same few ids, these
     index_B: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # global sample index
-    source_B: list[str] = field(default_factory=list)  # the name of the mixture part a row came from
     padded: bool = False  # whether attend_BL is False anywhere (known on the CPU, so the device need not be asked)
     step_BL: Tensor | None = None  # int64, `Target.steps`; -1 where none is known
     packed: bool = False  # whether segment_BL has more than one document in a row

@@ -45,6 +45,5 @@ def prompt_canvas(ids_BP: Tensor | Batch, attention_mask: Tensor | None, new: in
         position_ids_BL=(attend_BL.cumsum(1) - 1).clamp(min=0),
         segment_BL=torch.zeros_like(ids_BL),
         index_B=torch.arange(b),
-        source_B=[""] * b,
         padded=not bool(attend_BL.all()),
     )

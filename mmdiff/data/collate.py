@@ -31,7 +31,6 @@ def collate(
     readers: Mapping[str, Reader] | None = None,
     *,
     index: Sequence[int] | None = None,
-    source: Sequence[str] | None = None,
     padding: Padding = "ignore",
     side: Literal["right", "left"] = "right",
 ) -> Batch:
@@ -39,7 +38,6 @@ def collate(
 
     readers: how media of each kind are read and how many slots they take (`MMDiff.readers`).
     index: global sample indices, the identity under which noise is drawn; 0, 1, ... when left out.
-    source: the name of the mixture's component that each sample comes from.
     padding: "ignore" leaves the positions that fill a row up unattended and unscored. "eos" makes them end-of-sequence
         ids that are masked, scored and attended like any answer (LLaDA's SFT recipe, GUIDELINES.md). "answer" adds such
         ids until all rows end in answers of one length; what a shorter context leaves over is ignored. With "eos" a
@@ -123,7 +121,6 @@ def collate(
         allowed_ids_N=_common_ids(allow_BL, allow_KV, target_BL),
         index_B=torch.arange(len(rows)) if index is None else torch.as_tensor(list(index), dtype=torch.int64),
         step_BL=torch.tensor([pad(row.steps, -1) for row in rows]) if stepped else None,
-        source_B=list(source) if source is not None else [""] * len(rows),
         padded=not bool(attend_BL.all()),
         packed=any(row.segment[-1] for row in rows),
     )

@@ -142,21 +142,17 @@ class Stream:
                 self._orders[component, epoch] = noise.argsort(kind="stable")
         return int(self._orders[component, epoch][at])
 
-    def sample(self, position: int, vocab: Vocab, readers: Mapping[str, Reader]) -> tuple[Sample, str]:
-        """Returns the sample at a position, its media read, and the name of its component.
-
-        Raises DataError that names component and row.
-        """
+    def sample(self, position: int, vocab: Vocab, readers: Mapping[str, Reader]) -> Sample:
+        """Returns the sample at a position, its media read. Raises DataError that names component and row."""
         c, i = self.locate(self._bucketed(position) if self._bucket else position)
-        component = self.components[c]
         if (c, i) in self._cache:
-            return self._cache[c, i], component.name
+            return self._cache[c, i]
         sample = self._usable(c, i, vocab, readers)
         size = OVERHEAD + sum(p.data.values.nbytes for p in sample if isinstance(p, Media) and isinstance(p.data, Item))
         if size <= self._cache_budget:
             self._cache_budget -= size
             self._cache[c, i] = sample
-        return sample, component.name
+        return sample
 
     def _usable(self, c: int, i: int, vocab: Vocab, readers: Mapping[str, Reader]) -> Sample:
         """Returns the sample of a row, or of the next one that can be used where its source skips what cannot."""
@@ -226,11 +222,8 @@ class Batches:
     padding: Padding = "ignore"
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
-        pairs = [self.stream.sample(n, self.vocab, self.readers) for n in positions]
-        samples, sources = [s for s, _ in pairs], [name for _, name in pairs]
-        batch: Batch = unchecked(
-            samples, self.vocab, self.readers, index=positions, source=sources, padding=self.padding
-        )
+        samples = [self.stream.sample(n, self.vocab, self.readers) for n in positions]
+        batch: Batch = unchecked(samples, self.vocab, self.readers, index=positions, padding=self.padding)
         return batch
 
 

@@ -41,7 +41,7 @@ def evaluate_bound(
     with evaluating(model):
         for first in range(0, len(rows), stage.batch_size):
             index = range(first, min(first + stage.batch_size, len(rows)))
-            own = [stream.sample(n, model.vocab, model.readers)[0] for n in index]
+            own = [stream.sample(n, model.vocab, model.readers) for n in index]
             for name, samples in (("own", own), ("swapped", swapped(own))):
                 if samples:
                     batch = collate(samples, model.vocab, model.readers, index=index, padding=stage.padding)
@@ -73,7 +73,7 @@ def held_out_rows(
         with located(where):
             stream = Stream([Component("", rows, task)], seed=0)
             for n in range(len(rows)):
-                sample, _ = stream.sample(n, model.vocab, model.readers)
+                sample = stream.sample(n, model.vocab, model.readers)
                 with located(row_name("", stream.locate(n)[1])):
                     batch = collate([sample], model.vocab, model.readers, padding=stage.padding)
                     if batch.ids_BL.shape[1] > most:

@@ -127,9 +127,7 @@ def _openai(n: int, message: Any) -> dict[str, Any]:
         raise RowError("unknown role", f"message {n} is of {role!r:.60}{nearest(str(role), ROLES)}")
     content, calls = message.get("content"), message.get("tool_calls")
     out = {"role": role, "content": "" if content is None and calls else _content(content, f"message {n}")}
-    return out | {
-        name: message[name] for name in ("tool_calls", "tool_call_id", "name") if message.get(name) is not None
-    }
+    return out | {name: message[name] for name in OF_TOOLS if message.get(name) is not None}
 
 
 def _share_gpt(n: int, turn: Any) -> dict[str, Any]:

@@ -89,10 +89,20 @@ def vqa_accuracy(
     return (k * min(1.0, (k - 1) / m) + (n - k) * min(1.0, k / m)) / n
 
 
+def textvqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """`vqa_accuracy` of texts as TextVQA normalises them. Raises DataError as it does."""
+    return vqa_accuracy(prediction, answers, normalize=normalize_answer_textvqa)
+
+
+def gqa_accuracy(prediction: str, reference: str) -> float:
+    """`exact_match` without case and punctuation, as GQA counts."""
+    return exact_match(prediction, reference, ignore_punctuation=True)
+
+
 def exact_match(
     prediction: str, reference: str, *, ignore_case: bool = True, ignore_punctuation: bool = False
 ) -> float:
-    """1.0 when the texts are equal, 0.0 otherwise; GQA uses both flags.
+    """1.0 when the texts are equal, 0.0 otherwise; GQA uses both flags (`gqa_accuracy`).
 
     Runs of white space count as one space and none counts at the ends (published tools leave that to the caller).
     `ignore_punctuation` deletes the 32 ASCII marks, without leaving a space: "top-left" equals "topleft".

@@ -26,8 +26,8 @@ from . import captions, metrics
 from .pope import pope
 
 OF_SETS = (*captions.METRICS, "pope")
-ONE_REFERENCE = ("exact_match", "relaxed_accuracy", "med_closed", "med_open")
-MANY_REFERENCES = ("vqa_accuracy", "anls")
+ONE_REFERENCE = ("exact_match", "gqa_accuracy", "relaxed_accuracy", "med_closed", "med_open")
+MANY_REFERENCES = ("vqa_accuracy", "textvqa_accuracy", "anls")
 METRICS = (*ONE_REFERENCE, *MANY_REFERENCES, *OF_SETS)
 
 

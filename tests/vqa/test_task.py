@@ -163,6 +163,8 @@ def test_chat_templates_end_answers_with_their_own_token() -> None:
 @pytest.mark.needs("rapidfuzz")
 def test_scores_by_name() -> None:
     row = {"question": "?", "answer": ["cat", "dog", "cat"]}
+    sets = VQA(metrics=["gqa_accuracy", "textvqa_accuracy"])
+    assert sets.score("Cat.", row) == {"gqa_accuracy": 1.0, "textvqa_accuracy": pytest.approx(2 / 3)}
     task = VQA(metrics=["exact_match", "vqa_accuracy", "anls"])
     assert task.score("Cat", row) == {"exact_match": 1.0, "vqa_accuracy": pytest.approx(2 / 3), "anls": 1.0}
     dog = task.score("dog", row)  # one reference: the most frequent; several: any

@@ -201,7 +201,6 @@ def widened(batch: Batch, row_R: Tensor) -> Batch:
         allow_BL=None if batch.allow_BL is None else batch.allow_BL[row_R],
         step_BL=None if batch.step_BL is None else batch.step_BL[row_R],
         index_B=batch.index_B[row_R],
-        source_B=[batch.source_B[row] for row in row_R.tolist()] if batch.source_B else [],
     )
 
 

@@ -118,10 +118,10 @@ def test_empty_and_given_places_of_a_target() -> None:
     assert batch.target_BL.int().tolist() == [[0, 1, 1], [1, 1, 1]]
 
 
-def test_identity_and_source() -> None:
+def test_the_identity_of_samples() -> None:
     assert lay([Target([1])], [Target([2])]).index_B.tolist() == [0, 1]
-    batch = lay([Target([1])], [Target([2])], index=[7, 3], source=["a", "b"])
-    assert batch.index_B.tolist() == [7, 3] and batch.source_B == ["a", "b"]
+    batch = lay([Target([1])], [Target([2])], index=[7, 3])
+    assert batch.index_B.tolist() == [7, 3]
 
 
 def test_ids_may_be_any_sequence() -> None:
@@ -222,7 +222,7 @@ def test_everything_moves_and_the_original_stays() -> None:
 
     assert len(tensors(moved)) == 11 and all(t.is_meta for t in tensors(moved))
     assert not any(t.is_meta for t in tensors(batch))
-    assert moved.padded == batch.padded and moved.source_B == batch.source_B and moved.media["image"].crops == [1]
+    assert moved.padded == batch.padded and moved.media["image"].crops == [1]
 
 
 # Vocabulary -----------------------------------------------------------------------------------------------------------

@@ -102,11 +102,10 @@ def test_errors_name_component_and_row() -> None:
         stream((3, 0.0))
 
 
-def test_batches_know_where_samples_came_from() -> None:
+def test_batches_hold_the_positions_that_they_are_of() -> None:
     mixed = stream((9, 1.0), (5, 2.0))
     batch = Batches(mixed, toy.backbone().vocab, {})[[7, 3, 5]]
     assert batch.index_B.tolist() == [7, 3, 5]
-    assert batch.source_B == [f"c{mixed.locate(n)[0]}" for n in (7, 3, 5)]
 
 
 def test_samples_that_are_kept_are_read_once_and_stay_the_same() -> None:
@@ -124,7 +123,7 @@ def test_samples_that_are_kept_are_read_once_and_stay_the_same() -> None:
         plain = Stream([Component("", toy.Corners(8), toy.Where())], seed=0)
         stream = Stream([Component("", Counting(8), toy.Where())], seed=0, cache_bytes=keep)
         for n in range(16):
-            ours, theirs = stream.sample(n, vocab, readers)[0], plain.sample(n, vocab, readers)[0]
+            ours, theirs = stream.sample(n, vocab, readers), plain.sample(n, vocab, readers)
             assert torch.equal(ours[0].data.values, theirs[0].data.values) and ours[1:] == theirs[1:]
         assert Counting.asked == asked
 
@@ -176,8 +175,8 @@ def test_a_place_in_a_bucket_does_not_depend_on_what_was_asked_before() -> None:
         assert Stream(part, seed=3, batch=4, bucket=5)._bucketed(n) == expected[n] == whole._bucketed(n)
     vocab, readers = toy.backbone().vocab, {"image": MediaReader(toy.Patches(), toy.Project(width_in=16, width_out=32))}
     c, i = whole.locate(expected[7])
-    sample, name = whole.sample(7, vocab, readers)
-    assert name == part[c].name and torch.equal(sample[0].data.values[0], torch.as_tensor(part[c].rows[i]["image"]))
+    sample = whole.sample(7, vocab, readers)
+    assert torch.equal(sample[0].data.values[0], torch.as_tensor(part[c].rows[i]["image"]))
 
 
 def test_rows_without_a_length_cannot_be_sorted() -> None:
