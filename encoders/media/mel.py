@@ -20,8 +20,8 @@ class LogMel:
     """Maps a waveform (samples,) to (C, T) float32: the frames of a clip of `seconds` that see any of its sound.
 
     Whisper fills a clip up with silence before it computes features. The same numbers come out here without those of
-    the silence: all behind these T frames have one value (`filled`). Frame t sees the samples from 160 t - 199 to 160 t + 199,
-    so that T is one or two more than samples / hop; never more than the frames of the window, though.
+    the silence: all behind these T frames have one value (`filled`). Frame t sees the samples from 160 t - 199 to
+    160 t + 199, so that T is one or two more than samples / hop; never more than the frames of the window, though.
 
     mels: 80, or 128 for large-v3. rate: Hz. n_fft, hop: samples. A waveform may be longer than `seconds`: the clip
     then ends with it. Raises ConfigError.

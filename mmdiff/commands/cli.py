@@ -129,8 +129,10 @@ def card(run: str, /, *, out: Path | None = None, licence: str | None = None, me
         licence: its identifier on the hub, such as apache-2.0.
         medical: with the headings of MI-CLAIM-GEN.
     """
+    from mmdiff.files import make_folder, output_file
     from mmdiff.sharing.card import write_card
 
+    make_folder("--out", output_file("--out", out))
     file = write_card(run, out=out, licence=licence, medical=medical)
     return {"card": str(file)}, str(file)
 

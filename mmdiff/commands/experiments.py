@@ -134,9 +134,12 @@ def compare(*runs: Path, html: Path | None = None, rows: AtLeast0 = 20) -> Outpu
     """
     from mmdiff.experiments.comparison.compare import compare as look
     from mmdiff.experiments.comparison.report import as_lines, write_page
+    from mmdiff.files import make_folder, output_file
 
+    output_file("--html", html)
     found = look(runs)
     if html is not None:
+        make_folder("--html", html)
         found["html"] = str(write_page(html, found, most=rows))
     return found, as_lines(found, most=rows)
 

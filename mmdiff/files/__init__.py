@@ -1,9 +1,10 @@
 """Files: written whole or not at all (`whole.py`), with checksums (`sums.py`), read within bounds
-(`reading.py`), with numbers that JSON has (`plain.py`).
+(`reading.py`), with numbers that JSON has (`plain.py`), and what options name, looked at before the work (`output.py`).
 
 May import: nothing. Must not import torch.
 """
 
+from .output import make_folder, output_file
 from .plain import without_nan
 from .reading import read_json, read_text, regular, unreadable
 from .sums import SUMS, check_sums, damaged, digest, signed, write_sums
@@ -20,7 +21,9 @@ __all__ = [
     "link",
     "lock",
     "locked",
+    "make_folder",
     "named",
+    "output_file",
     "part_of",
     "read_json",
     "read_text",

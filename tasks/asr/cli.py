@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from cyclopts import Parameter
@@ -12,6 +11,7 @@ from cyclopts import Parameter
 from mmdiff.commands.arguments import Output, Verb, overrides_of
 from mmdiff.commands.cli import table
 from mmdiff.errors import UserError, nearest
+from mmdiff.files import make_folder, output_file
 from mmdiff.protocols import Row, Source
 
 if TYPE_CHECKING:
@@ -190,7 +190,8 @@ def evaluate(
 
     if not data.manifest and not any(word.startswith("rows.target=") for word in words):
         raise UserError("eval: give a --manifest, whose transcripts errors are counted against")
-    page_file = _file("--report", report)
+    page_file = output_file("--report", report)
+    make_folder("--report", page_file)
     work = Work(run, words, data, hypotheses)
     draft = bool(work.hypotheses) or drafts != DRAFTS
     if standalone and not draft:
@@ -227,7 +228,8 @@ class Work:
         from .data.layouts import speech_rows
 
         self.run, self.hypotheses = run, hypotheses.hypotheses
-        self.out = _file("--out", data.out)
+        self.out = output_file("--out", data.out)
+        make_folder("--out", self.out)
         self.named = {"out": str(self.out)} if self.out else {}
         paths, overrides = overrides_of(words)
         arguments = dict(parsed(word.removeprefix("rows.")) for word in overrides if word.startswith("rows."))
@@ -273,20 +275,6 @@ def _clips(paths: list[str]) -> list[Row]:
     if twice := [path for path in paths if paths.count(path) > 1]:
         raise UserError(f"{twice[0]}: given {len(twice)} times")
     return [{"audio": path, "id": path, "duration": duration(path), "where": path} for path in paths]
-
-
-def _file(option: str, path: str | None) -> Path | None:
-    """Returns the file that an option names. What would fail after the work fails now. Raises UserError."""
-    if path is None:
-        return None
-    file = Path(path)
-    if not path or file.is_dir():
-        raise UserError(f"{option}: {path!r} is not the name of a file")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{option}: {path} cannot be written ({error.strerror})") from None
-    return file
 
 
 def _corrections(records: list[dict[str, Any]]) -> str:

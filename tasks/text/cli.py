@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mmdiff.commands.arguments import AtLeast1, Output, PositiveShare, Verb, overrides_of
 from mmdiff.errors import DataError, UserError, shown
-from mmdiff.files import unreadable, write_text
+from mmdiff.files import aside, make_folder, output_file, unreadable, write_text
 
 if TYPE_CHECKING:
     from mmdiff.session import Session
@@ -32,9 +32,9 @@ def infill(
     """
     from .infill import fill, pieces_of
 
-    pieces = pieces_of(_read(file), length)
+    result, pieces = output_file("--out", out), pieces_of(_read(file), length)
     found = fill(_session(run, words), pieces, show=show)
-    return _result({"text": found.text, "gaps": found.gaps, "forwards": found.forwards}, out)
+    return _result({"text": found.text, "gaps": found.gaps, "forwards": found.forwards}, result)
 
 
 def rewrite(
@@ -62,10 +62,11 @@ def rewrite(
     """
     from .infill import rewritten
 
+    result = output_file("--out", out)
     rule = f"{{target: mmdiff.samplers.deliberation.{STRATEGIES[strategy]}, ratio: {ratio}}}"
     session = _session(run, (f"sampler.draft={rule}", *words))
     found = rewritten(session, _read(file), rounds=rounds, show=show)
-    return _result({"text": found.text, "changed": found.gaps, "forwards": found.forwards}, out)
+    return _result({"text": found.text, "changed": found.gaps, "forwards": found.forwards}, result)
 
 
 def embed(
@@ -97,12 +98,14 @@ def embed(
     from .data.documents import Documents
 
     settings = _settings(words)
-    if not out.endswith(".npy"):
+    file = output_file("--out", out)
+    if file is None or file.suffix != ".npy":
         raise UserError(f"--out: {shown(out)!r} does not end in .npy")
     texts = [str(row["text"]) for row in Documents(documents, field)]
     vectors_ND = embed_texts(load(run, *settings).model, texts, pooling=pooling, length=length)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    np.save(out, vectors_ND)
+    make_folder("--out", file)
+    with aside(file) as part:
+        np.save(part, vectors_ND)
     shape = list(vectors_ND.shape)
     return {"out": out, "shape": shape}, f"{out}: {shape[0]} x {shape[1]}"
 
@@ -167,10 +170,10 @@ def _read(file: str) -> str:
         raise DataError(f"{shown(file)}: not UTF-8 at byte {error.start}") from None
 
 
-def _result(found: dict[str, object], out: str | None) -> Output:
+def _result(found: dict[str, object], out: Path | None) -> Output:
     text = str(found["text"])
     if out is None:
         return found, text
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    write_text(Path(out), text)
-    return {**found, "out": out}, out
+    make_folder("--out", out)
+    write_text(out, text)
+    return {**found, "out": str(out)}, str(out)

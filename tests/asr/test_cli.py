@@ -248,7 +248,7 @@ REFUSALS = [
     ),
     (["transcribe", "run", "0.wav", "--out", "."], "--out: '.' is not the name of a file"),
     (["transcribe", "run", "0.wav", "--out", ""], "--out: '' is not the name of a file"),
-    (["transcribe", "run", "0.wav", "--out", "0.wav/o"], "--out: 0.wav/o cannot be written (File exists)"),
+    (["transcribe", "run", "0.wav", "--out", "0.wav/o"], "--out: 0.wav/o cannot be written (0.wav is a file)"),
     (["transcribe", "run", "0.wav", "--out", "heard.txt"], "heard.txt is there already and was not written by this"),
     (["transcribe", "run", "0.wav", "--strategy", "random"], "unknown argument '--strategy'"),
     (["transcribe", "deaf", "0.wav", "--word-times"], "deaf: word times and a first pass need a CTC head"),

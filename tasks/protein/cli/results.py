@@ -4,16 +4,14 @@ table that is made of them in the end."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from mmdiff.commands.arguments import Output
 from mmdiff.commands.cli import log, table
 from mmdiff.errors import ConfigError, UserError
-from mmdiff.files import aside
+from mmdiff.files import aside, output_file
 from mmdiff.runs.records import short, writable
 from mmdiff.tasks.protein.data.fasta import write_fasta
 from mmdiff.tasks.protein.data.files import FASTA, TABLES, is_packed, reading, suffix
@@ -23,7 +21,6 @@ from mmdiff.tasks.protein.data.tables import write_table
 FIGURES = ("id", "description", "sequence", "target", "length", "designed", "forwards", "confidence", "attempts")
 """What a table has of a sampled sequence, besides `guard`."""
 WIDTH = 60  # letters per line of FASTA
-LONGEST_NAME = 120  # bytes of the name of a file: half of what disks allow, for the names it has meanwhile
 
 Row = Mapping[str, Any]
 
@@ -37,7 +34,7 @@ class Results:
     """
 
     def __init__(self, option: str, out: str | None, endings: tuple[str, ...] = FASTA + TABLES) -> None:
-        self.file = self.lines = out_file(option, out)
+        self.file = self.lines = output_file(option, out)
         if self.file is None:
             return
         self.ending = _ending(option, self.file, endings)
@@ -93,45 +90,12 @@ class Results:
                 yield record
 
 
-def out_file(option: str, path: str | None) -> Path | None:
-    """The file an option names. Nothing is made; what would fail after the work fails now. Raises UserError."""
-    if path is None:
-        return None
-    named = Path(path)
-    if len(os.fsencode(named.name)) > LONGEST_NAME:
-        raise UserError(f"{option}: {short(path)}: a name of more than {LONGEST_NAME} bytes")
-    try:
-        if not path or named.is_dir():
-            raise UserError(f"{option}: {short(repr(path))} is not the name of a file")
-        above = next(folder for folder in named.parents if folder.exists())
-    except OSError as error:
-        raise UserError(f"{option}: {short(path)} cannot be written ({error.strerror})") from None
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        why = f"{above} is read-only" if above.is_dir() else f"{above} is a file"
-        raise UserError(f"{option}: {short(path)} cannot be written ({why})")
-    return named
-
-
 def new_table(option: str, path: str | None) -> Path | None:
     """A table that is not there yet. Raises UserError."""
-    named = out_file(option, path)
+    named = output_file(option, path, new=True)
     if named is not None:
         _ending(option, named, TABLES)
-        if named.exists():
-            raise UserError(f"{option}: {path} is there already; choose another file")
     return named
-
-
-def make_folder(option: str, file: Path | None) -> None:
-    """Make the folder of a file, and see that it can be written to. Raises UserError."""
-    if file is None:
-        return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=file.parent):
-            pass
-    except OSError as error:
-        raise UserError(f"{option}: {short(file)} cannot be written ({error.strerror})") from None
 
 
 def _ending(option: str, file: Path, endings: tuple[str, ...]) -> str:
@@ -206,7 +170,7 @@ def page_file(option: str, path: str | None, run: Path, rows: Path | None = None
     if path is None and not (run / "config.yaml").is_file():
         return None
     folder = "protein" if rows is None else f"protein-{rows.name.partition('.')[0]}"
-    page = out_file(option, str(run / folder / "report.html") if path is None else path)
+    page = output_file(option, str(run / folder / "report.html") if path is None else path)
     beside = None if page is None else page.with_name("metrics.json")
     if beside is not None and beside.exists():
         try:

@@ -8,6 +8,7 @@ from typing import Any
 from mmdiff.commands.arguments import AtLeast0, AtLeast1, Output, Share, Verb
 from mmdiff.commands.cli import table
 from mmdiff.errors import UserError
+from mmdiff.files import make_folder, output_file
 
 from .arguments import (
     AtLeast2,
@@ -202,8 +203,9 @@ def evaluate(
     from mmdiff.tasks.protein.evaluate.page import evaluation_text
 
     from .inputs import aligned_rows, evaluation_rows, open_session
-    from .results import make_folder, page_file
+    from .results import page_file
 
+    output_file("--report", report)
     file, overrides = file_or_none(words)
     session = open_session(run, overrides)
     page = page_file("--report", report, Path(run), file)
@@ -235,7 +237,7 @@ def _score_mutants(
     from mmdiff.tasks.protein.score.mutants import parse_mutant
 
     from .inputs import first_sequence, open_session
-    from .results import make_folder, new_table, tabbed
+    from .results import new_table, tabbed
 
     methods = list(METHODS) if methods is None else methods
     wild_type = first_sequence("--wild-type", asked.wild_type) if asked.wild_type is not None else None

@@ -111,17 +111,14 @@ def stats(dataset: str, /, *, out: Path | None = None) -> Output:
     """
     import json
 
-    from mmdiff.files import write_text
+    from mmdiff.files import make_folder, output_file, write_text
     from mmdiff.tasks.vla.data.statistics import read_statistics, to_json
 
+    output_file("--out", out, new=True)
     plain = to_json(read_statistics(dataset))
     if out is not None:
-        if out.exists():
-            raise UserError(f"--out: {out} is there already; nothing was overwritten")
-        try:
-            write_text(out, json.dumps(plain) + "\n")
-        except OSError as error:
-            raise UserError(f"--out: {out} cannot be written ({error.strerror})") from None
+        make_folder("--out", out)
+        write_text(out, json.dumps(plain) + "\n")
     brief = {
         key: {role: {k: v for k, v in one.items() if k != "grid"} for role, one in both.items()}
         for key, both in plain.items()
@@ -156,6 +153,7 @@ def codec(
         bins: bins of dct.
         keep: coefficients of dct per dimension.
     """
+    from mmdiff.files import make_folder, output_file
     from mmdiff.tasks.vla.fit_codecs import fit_dct, fit_fast
 
     dims = tuple(int(d) if d.lstrip("-").isdigit() else d for d in binary or ())
@@ -164,4 +162,5 @@ def codec(
         return table(fit_dct(dataset, chunk, bins, keep, **named))
     if not out:
         raise UserError("--out: name the file of FAST's table, which `task.codec.table` then reads")
+    make_folder("--out", output_file("--out", out, new=True))
     return table(fit_fast(dataset, out, chunk, vocab, scale, **named))

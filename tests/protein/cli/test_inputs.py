@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 
 from mmdiff.errors import UserError
+from mmdiff.files import make_folder, output_file
 from mmdiff.tasks.protein.cli.inputs import evaluation_rows, first_sequence, pairs_or_records, sequences_of
 from mmdiff.tasks.protein.cli.results import (
     TABLES,
     Results,
     design_row,
     fasta,
-    make_folder,
     new_table,
-    out_file,
     page_file,
     score_row,
     tabbed,
@@ -111,7 +110,7 @@ def test_files_of_others_are_refused_before_any_work(tmp_path: Path, write: Writ
     write("t.csv", "id\n")
     with pytest.raises(UserError, match="t.csv is there already"):
         new_table("--out", str(tmp_path / "t.csv"))
-    assert out_file("--out", str(tmp_path / "new" / "y.fa")) == tmp_path / "new" / "y.fa"
+    assert output_file("--out", str(tmp_path / "new" / "y.fa")) == tmp_path / "new" / "y.fa"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d.csv", "t.csv", "x.fasta"]
     with pytest.raises(UserError, match="--out: .* cannot be written"):
         make_folder("--out", tmp_path / "x.fasta" / "y.csv")
