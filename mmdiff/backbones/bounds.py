@@ -5,16 +5,21 @@ Without them a file of a kilobyte that names 300,000 layers fills the memory of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
-
-from torch.utils._python_dispatch import TorchDispatchMode
+from typing import TYPE_CHECKING, Any
 
 from mmdiff.errors import ConfigError, UserError
 from mmdiff.files import regular
+
+if TYPE_CHECKING:
+    from .family import Facts
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no code, no pickles
 
 SLACK_NUMBERS, SLACK_TENSORS = 16 * 1024**2, 2000
 """What a model makes besides its weights: rotary tables, filter banks, position ids (64 MiB in fp32)."""
@@ -82,27 +87,88 @@ def bounded_by(files: Iterable[Path], folder: Path) -> Iterator[None]:
             raise ConfigError(f"{path}: not a safetensors file: {error}") from None
         numbers += sum(map(prod, shapes))
         tensors += len(shapes)
-    with _Budget(2 * numbers + SLACK_NUMBERS, 4 * tensors + SLACK_TENSORS, folder):
+    with _budget(2 * numbers + SLACK_NUMBERS, 4 * tensors + SLACK_TENSORS, folder):
         yield
 
 
-class _Budget(TorchDispatchMode):
-    """Counts the tensors that are made of nothing but a size, before they are made."""
+def _budget(numbers: int, tensors: int, folder: Path) -> Any:
+    from torch.utils._python_dispatch import TorchDispatchMode
 
-    def __init__(self, numbers: int, tensors: int, folder: Path) -> None:
-        super().__init__()
-        self.numbers, self.tensors, self.folder = numbers, tensors, folder
+    class Budget(TorchDispatchMode):
+        """Counts the tensors that are made of nothing but a size, before they are made."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        size = args[0] if args else ()
-        if func.overloadpacket._qualified_op_name == "aten::arange":
-            self._count(abs(int((args[1] if len(args) > 1 else args[0]) - (args[0] if len(args) > 1 else 0))))
-        elif isinstance(size, list | tuple) and all(isinstance(n, int) for n in size):
-            self._count(prod(size))
-        return func(*args, **(kwargs or {}))
+        left = [numbers, tensors]
 
-    def _count(self, numbers: int) -> None:
-        self.numbers -= numbers
-        self.tensors -= 1
-        if self.numbers < 0 or self.tensors < 0:
-            raise ConfigError(f"{self.folder}: config.json asks for a larger model than the weights there are of")
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            size = args[0] if args else ()
+            if func.overloadpacket._qualified_op_name == "aten::arange":
+                self._count(abs(int((args[1] if len(args) > 1 else args[0]) - (args[0] if len(args) > 1 else 0))))
+            elif isinstance(size, list | tuple) and all(isinstance(n, int) for n in size):
+                self._count(prod(size))
+            return func(*args, **(kwargs or {}))
+
+        def _count(self, size: int) -> None:
+            self.left = [self.left[0] - size, self.left[1] - 1]
+            if min(self.left) < 0:
+                raise ConfigError(f"{folder}: config.json asks for a larger model than the weights there are of")
+
+    return Budget()
+
+
+# Ids ------------------------------------------------------------------------------------------------------------------
+
+
+def check_ids(facts: Facts, rows: int, length: int) -> None:
+    """Raise ConfigError for ids of special tokens that are not in a table of `rows`, and for more ids than that."""
+    if length > rows:
+        raise ConfigError(f"tokenizer: {length} ids do not fit {rows} rows of embeddings (vocab_size)")
+    ids: Mapping[str, int | None] = {
+        "mask_token_id": facts.mask_id,
+        "eos_token_id": facts.eos_id,
+        "pad_token_id": facts.pad_id,
+        "bos_token_id": facts.bos_id,
+    }
+    for name, value in ids.items():
+        if value is not None and not 0 <= value < rows:
+            raise ConfigError(f"{name} {value}: expected an id below vocab_size {rows}")
+        if name != "mask_token_id" and value is not None and value == facts.mask_id:
+            raise ConfigError(f"{name} {value}: is the mask id too, which diffusion never commits")
+
+
+def reserved_ids(reserve: Mapping[str, int] | None) -> int:
+    """Returns the number of reserved ids of all names. What is no number is left to `reserve_ranges` to refuse."""
+    return sum(n for n in (reserve or {}).values() if isinstance(n, int))
+
+
+def reserve_ranges(reserve: Mapping[str, int] | None, first: int, rows: int) -> dict[str, tuple[int, int]]:
+    """Returns half-open ranges by name, one behind the other from the id `first` on.
+
+    rows: of the embedding table. Raises ConfigError for a count below 1 and for more ids than there are free rows.
+    """
+    ranges, low = {}, first
+    for name, count in (reserve or {}).items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ConfigError(f"reserve.{name}: {count!r} is not a whole number of at least 1")
+        ranges[name] = (low, low + count)
+        low += count
+    if low > rows:
+        raise ConfigError(f"reserve: {low - first} ids, but {rows - first} rows of the {rows} are free")
+    return ranges
+
+
+def reserve_of(raw: Mapping[str, Any], first: int, rows: int) -> Mapping[str, int] | None:
+    """Returns the reserved ids of a folder's config.json, which stand in the table that it has.
+
+    Raises ConfigError for what is none, and as `reserve_ranges` does.
+    """
+    reserve = raw.get("reserve")
+    if reserve is not None and not isinstance(reserve, dict):
+        raise ConfigError(f"config.json: reserve is {str(reserve)[:80]!r}, expected {{name: how many}}")
+    if reserve:
+        reserve_ranges(reserve, first, rows)
+    return reserve
+
+
+def padded_rows(ids: int) -> int:
+    """Returns the rows of an embedding table for so many ids: a multiple of 128, as LLaDA's 126464 is."""
+    return -(-ids // 128) * 128

@@ -16,15 +16,25 @@ from mmdiff.errors import ConfigError, nearest
 from mmdiff.parts import part
 
 from .backbone import Backbone, check_attention
-from .bounds import bounded_by, check_files, check_layers, check_sizes, one_line
+from .bounds import (
+    DOWNLOADED,
+    DTYPES,
+    TOKENIZER_FILES,
+    bounded_by,
+    check_files,
+    check_ids,
+    check_layers,
+    check_sizes,
+    one_line,
+    padded_rows,
+    reserve_of,
+    reserve_ranges,
+    reserved_ids,
+)
 from .family import FAMILIES, Facts, Family, Sizes, find_family, model_type_of, stock_model
-from .reserve import padded_rows, reserve_more, reserve_of, reserve_ranges, reserved_ids
+from .reserve import reserve_more
 from .rope import rope_in_fp32 as use_rope_in_fp32
 from .weights import INDEX, SINGLE, read_json, read_weights, tensor_names, weight_files
-
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no code, no pickles
 
 
 @part
@@ -252,22 +262,6 @@ def _build(
         **({"reserve": dict(reserve)} if reserve else {}),
     }
     return Backbone(model, facts, vocab, name, node)
-
-
-def check_ids(facts: Facts, rows: int, length: int) -> None:
-    if length > rows:
-        raise ConfigError(f"tokenizer: {length} ids do not fit {rows} rows of embeddings (vocab_size)")
-    ids: Mapping[str, int | None] = {
-        "mask_token_id": facts.mask_id,
-        "eos_token_id": facts.eos_id,
-        "pad_token_id": facts.pad_id,
-        "bos_token_id": facts.bos_id,
-    }
-    for name, value in ids.items():
-        if value is not None and not 0 <= value < rows:
-            raise ConfigError(f"{name} {value}: expected an id below vocab_size {rows}")
-        if name != "mask_token_id" and value is not None and value == facts.mask_id:
-            raise ConfigError(f"{name} {value}: is the mask id too, which diffusion never commits")
 
 
 def tokenizer_of(folder: Path, own: Family) -> Any:

@@ -20,46 +20,8 @@ from mmdiff.canvas.vocab import NO_MASK, unknown_words
 from mmdiff.errors import ConfigError
 
 from .backbone import Backbone
+from .bounds import padded_rows, reserve_ranges, reserved_ids
 from .family import find_family, token_id
-
-
-def reserved_ids(reserve: Mapping[str, int] | None) -> int:
-    """Returns the number of reserved ids of all names. What is no number is left to `reserve_ranges` to refuse."""
-    return sum(n for n in (reserve or {}).values() if isinstance(n, int))
-
-
-def reserve_ranges(reserve: Mapping[str, int] | None, first: int, rows: int) -> dict[str, tuple[int, int]]:
-    """Returns half-open ranges by name, one behind the other from the id `first` on.
-
-    rows: of the embedding table. Raises ConfigError for a count below 1 and for more ids than there are free rows.
-    """
-    ranges, low = {}, first
-    for name, count in (reserve or {}).items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ConfigError(f"reserve.{name}: {count!r} is not a whole number of at least 1")
-        ranges[name] = (low, low + count)
-        low += count
-    if low > rows:
-        raise ConfigError(f"reserve: {low - first} ids, but {rows - first} rows of the {rows} are free")
-    return ranges
-
-
-def reserve_of(raw: Mapping[str, Any], first: int, rows: int) -> Mapping[str, int] | None:
-    """Returns the reserved ids of a folder's config.json, which stand in the table that it has.
-
-    Raises ConfigError for what is none, and as `reserve_ranges` does.
-    """
-    reserve = raw.get("reserve")
-    if reserve is not None and not isinstance(reserve, dict):
-        raise ConfigError(f"config.json: reserve is {str(reserve)[:80]!r}, expected {{name: how many}}")
-    if reserve:
-        reserve_ranges(reserve, first, rows)
-    return reserve
-
-
-def padded_rows(ids: int) -> int:
-    """Returns the rows of an embedding table for so many ids: a multiple of 128, as LLaDA's 126464 is."""
-    return -(-ids // 128) * 128
 
 
 def resize(backbone: Backbone, rows: int) -> None:

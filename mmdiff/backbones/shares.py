@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -25,6 +27,25 @@ class Share(NamedTuple):
         """Returns the part of the parameter, as a view."""
         part = parameter[self.at[0]] if self.at else parameter
         return part[self.at[1] : self.at[2]] if len(self.at) > 1 else part
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A tensor without numbers, for who compares names and shapes and need not wait for torch."""
+
+    shape: tuple[int, ...]
+    floats: bool = True
+    dtype: str = ""
+
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    def is_floating_point(self) -> bool:
+        return self.floats
+
+    def __getitem__(self, at: int | slice) -> Outline:
+        first = self.shape[1:] if isinstance(at, int) else (len(range(self.shape[0])[at]), *self.shape[1:])
+        return replace(self, shape=first)
 
 
 Published = Mapping[str, tuple[Share, ...]]

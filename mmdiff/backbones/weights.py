@@ -6,19 +6,20 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.files import read_json as read_any
 
-from .shares import Published, Share
+from .shares import Outline, Published, Share
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
-NAMES = {torch.int64: ("I64",), torch.int32: ("I32",), torch.uint8: ("U8",), torch.bool: ("BOOL",)}
+NAMES = {"int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL"}
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -39,20 +40,17 @@ def read_weights(
     Raises ConfigError, before anything is read, for missing, unexpected, misshapen or non-float tensors; then for
     numbers that are not finite.
     """
-    headers = []
-    for path in weight_files(folder):
-        with _opened(path) as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}
-            headers += [Header(path, n, at.get_dtype(), tuple(at.get_shape())) for n, at in slices.items()]
+    import torch
+
+    headers = [header for path in weight_files(folder) for header in _headers(path)]
     matched = match(model, headers, published, is_elsewhere)
-    wanted, found, factors = matched.wanted, matched.found, matched.factors
-    for name in matched.unexpected[:1]:
-        path = next(header.file for header in headers if header.name == name)
-        raise ConfigError(f"{path}: unexpected tensor {name!r}{nearest(name, [*published, *wanted])}")
+    wanted, found = matched.wanted, matched.found
+    for at in (header for header in headers if header.name in matched.unexpected[:1]):
+        raise ConfigError(f"{at.file}: unexpected tensor {at.name!r}{nearest(at.name, [*published, *wanted])}")
     for fault in (*matched.faults, *factor_faults(matched, folder, lora_alpha)):
         raise ConfigError(fault)
     if names := matched.missing:
-        shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        shown = ", ".join([*names[:4], "..."][: len(names)])
         raise ConfigError(f"{folder}: {len(names)} missing tensors: {shown}")
     for path in sorted({path for path, _ in found.values()}):
         with _opened(path) as file, torch.no_grad():
@@ -67,7 +65,7 @@ def read_weights(
             raise ConfigError(
                 f"{header.file}: {header.name!r} differs from {found[_part(share)][1]!r}, expected the same"
             )
-    for ours, pair in factors.items():
+    for ours, pair in matched.factors.items():
         a_RI, b_OR = (_tensor(pair[which].file, pair[which].name).float() for which in "AB")
         with torch.no_grad():  # the sum in fp32, rounded once
             whole = _tensor(*found[Share(ours)]).float() + float(lora_alpha or 0) / len(a_RI) * b_OR @ a_RI
@@ -82,7 +80,7 @@ class Header(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
 
-    def get_dtype(self) -> str:
+    def get_dtype(self) -> str:  # as those of safetensors have it
         return self.dtype
 
     def get_shape(self) -> tuple[int, ...]:
@@ -93,10 +91,10 @@ class Header(NamedTuple):
 class Match:
     """Which tensors of files are of a model.
 
-    wanted: its parameters, and the buffers that published files hold. found: what of them -> file, name in the file.
-    factors: name in the model -> LoRA factors A and B beside it. missing: names that no file has. unexpected: names
-    that the model does not have. elsewhere: names of another part of a model. faults: a line per tensor of another
-    shape or kind of number. copies: tensors of what another tensor holds as well, which have to be equal.
+    wanted: its parameters, and buffers that published files hold. found: what of them -> file, name in the file.
+    factors: name in the model -> LoRA factors A and B. missing: names that no file has. unexpected: names that no model
+    has. elsewhere: names of another part. faults: a line per tensor of another shape or kind of number.
+    copies: tensors of what another tensor holds as well, which have to be equal.
     """
 
     wanted: dict[str, Tensor]
@@ -109,10 +107,9 @@ class Match:
     copies: list[tuple[Header, Share]] = field(default_factory=list)
 
 
-def match(
-    model: nn.Module, headers: Iterable[Header], published: Published, is_elsewhere: Callable[[str], bool]
-) -> Match:
-    """Returns which tensors are of `model`, which may be on the meta device. Arguments are those of `read_weights`."""
+def match(model: Any, headers: Iterable[Header], published: Published, is_elsewhere: Callable[[str], bool]) -> Match:
+    """Returns which tensors are of `model`: a module, on whatever device, or one of outlines (`named_parameters`,
+    `named_buffers`, `state_dict`). Arguments are those of `read_weights`."""
     buffers, saved = _named_buffers(model, published), model.state_dict()
     needed = {name: value for name, value in buffers.items() if name in saved and not name.endswith("inv_freq")}
     required = dict(model.named_parameters()) | needed  # tied ones once
@@ -166,6 +163,7 @@ def write_weights(model: nn.Module, folder: Path, published: Published, dtype: t
     published: what a file holds, of several names for one thing the last. dtype: of the files; None: as the parameters
     are. Raises ConfigError for a parameter that none of the names holds.
     """
+    import torch
     from huggingface_hub import save_torch_state_dict
 
     have = {name: value.detach() for name, value in model.named_parameters()}  # tied ones once
@@ -193,45 +191,39 @@ def missing_names(required: Mapping[str, Tensor], published: Published, found: C
         if share.ours in counts:
             counts[share.ours] += share.of(required[share.ours]).numel()
     missing = {ours for ours, count in counts.items() if count < required[ours].numel()}
-    own = not any(
-        Share(name) != share and share in found for name, shares in published.items() for share in map(_part, shares)
-    )
-    if own:
+    held = ((name, _part(share)) for name, shares in published.items() for share in shares)
+    if not any(Share(name) != share and share in found for name, share in held):
         return sorted(missing)
-    last = {_part(share): name for name, shares in published.items() for share in shares}  # of several, as written
+    last = {share: name for name, shares in published.items() for share in map(_part, shares)}  # of several, as written
     return sorted({name for share, name in last.items() if share.ours in missing and share not in found})
 
 
-def _part(share: Share) -> Share:  # whatever tensor it comes from
-    return share._replace(rows=None)
+def _part(share: Share) -> Share:
+    return share._replace(rows=None)  # whatever tensor it comes from
 
 
 def _shares(published: Published, name: str) -> tuple[Share, ...]:
     return published.get(name, (Share(name),))
 
 
-def _named_buffers(model: nn.Module, published: Published) -> dict[str, Tensor]:
+def _named_buffers(model: Any, published: Published) -> dict[str, Tensor]:
     """Buffers that published files hold, such as rotary frequencies, rounded as the model was trained with."""
     named = {share.ours for shares in published.values() for share in shares}
     return {name: value for name, value in model.named_buffers() if name in named}
 
 
-def _whole(shares: tuple[Share, ...], wanted: Mapping[str, Tensor]) -> Tensor:
+def _whole(shares: tuple[Share, ...], wanted: Mapping[str, Any]) -> Any:
     """Returns a tensor of the shape and dtype that a file has for some shares."""
     first = shares[0].of(wanted[shares[0].ours])
     if shares[0].rows is None:
         return first
     rows = max(share.rows[1] for share in shares if share.rows is not None)
-    return torch.empty(rows, *first.shape[1:], dtype=first.dtype, device="meta")
+    return Outline((rows, *first.shape[1:]), first.is_floating_point(), str(first.dtype))
 
 
 def tensor_names(folder: Path) -> set[str]:
     """Names of all tensors of a folder."""
-    names = set[str]()
-    for path in weight_files(folder):
-        with _opened(path) as file:
-            names.update(file.keys())
-    return names
+    return {header.name for path in weight_files(folder) for header in _headers(path)}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -253,7 +245,7 @@ def weight_files(folder: Path) -> list[Path]:
     raise ConfigError(f"{folder}: holds neither {SINGLE} nor {INDEX}")
 
 
-def check_header(header: Any, expected: Tensor, where: str) -> None:
+def check_header(header: Any, expected: Any, where: str) -> None:
     """Raise ConfigError for a tensor of a safetensors file of another shape or kind of number than a model's.
 
     Floats of any width may stand for each other, other kinds for themselves only: a cast would change them silently.
@@ -261,13 +253,15 @@ def check_header(header: Any, expected: Tensor, where: str) -> None:
     shape, dtype = tuple(header.get_shape()), header.get_dtype()
     if shape != tuple(expected.shape):
         raise ConfigError(f"{where} has shape {shape}, expected {tuple(expected.shape)}")
-    if dtype not in (FLOATS if expected.is_floating_point() else NAMES.get(expected.dtype, ())):
-        kind = "plain floats" if expected.is_floating_point() else str(expected.dtype).removeprefix("torch.")
+    kind = "plain floats" if expected.is_floating_point() else str(expected.dtype).removeprefix("torch.")
+    if dtype not in (FLOATS if expected.is_floating_point() else (NAMES.get(kind),)):
         raise ConfigError(f"{where} holds {dtype}, expected {kind}")
 
 
 def check_finite(value: Tensor, where: str, *, infinite: bool = False) -> None:
     """Raise ConfigError for a tensor with NaN, or infinity unless that is allowed (a mask may hold it)."""
+    import torch
+
     if value.numel() and value.is_floating_point():
         least, most = torch.aminmax(value)  # NaN goes through both; no copy is made
         if bool(least.isnan()) or not (infinite or (bool(least.isfinite()) and bool(most.isfinite()))):
@@ -285,10 +279,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _tensor(path: Path, name: str) -> Tensor:
+def _headers(path: Path) -> list[Header]:
     with _opened(path) as file:
-        tensor: Tensor = file.get_tensor(name)
-        return tensor
+        slices = {name: file.get_slice(name) for name in file.keys()}
+        return [Header(path, name, at.get_dtype(), tuple(at.get_shape())) for name, at in slices.items()]
+
+
+def _tensor(path: Path, name: str) -> Any:
+    with _opened(path) as file:
+        return file.get_tensor(name)
 
 
 def _opened(path: Path) -> Any:

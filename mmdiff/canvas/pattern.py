@@ -10,13 +10,13 @@ are among the K.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # who asks for a family's facts need not wait for torch
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,11 @@ class Visibility:
             return attend_RK
         if "flash" in attention:
             raise ConfigError(f"attention {attention!r}: {self.pattern} needs sdpa, eager or flex_attention")
+        import torch
+
         (rows, queries), device = x_RQD.shape[:2], x_RQD.device
         given = (attend_RK, self.key.document, self.key.block, self.key.stream)
-        keys = next(v.shape[1] for v in given if isinstance(v, Tensor))
+        keys = next(v.shape[1] for v in given if v is not None and not isinstance(v, int))
 
         def sees(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
             own = query + (keys - queries) if self.at_RQ is None else self.at_RQ[row, query]
@@ -164,6 +166,8 @@ def rank(mask_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor:
     """Returns int64 (R, L): how many positions of `mask_RL` stand before each position, in its document."""
     if isinstance(document_RL, int):
         return mask_RL.long().cumsum(1) - mask_RL.long()
+    import torch
+
     order_L = torch.arange(mask_RL.shape[1], device=mask_RL.device)
     before_RLL = (order_L[:, None] > order_L) & (document_RL[:, :, None] == document_RL[:, None])
     return (before_RLL & mask_RL[:, None]).sum(2)

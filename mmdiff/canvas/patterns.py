@@ -10,18 +10,19 @@ Shape letters: R rows, L canvas length.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from mmdiff.config.ranges import AtLeast0, AtLeast1, Share
 from mmdiff.config.saveable import saveable
 from mmdiff.diffusion.keys import WORD_32, mixed
 from mmdiff.errors import ConfigError
 
-from .batch import Batch
 from .pattern import Coordinates, Pattern, Visibility, rank
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .batch import Batch
 
 
 @saveable
@@ -116,6 +117,8 @@ class CausalContext(Pattern):
     def blocks(self, target_RL: Tensor, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
         if self.size is None:
             return rank(attend_RL & ~target_RL, document_RL).masked_fill(target_RL, target_RL.shape[1])
+        import torch
+
         number_RL, own_RL = rank(attend_RL, document_RL), rank(target_RL, document_RL)
         first_RL = rank(target_RL) - own_RL % self.size  # which of the row's targets its block begins with
         number_RN = torch.full_like(number_RL, number_RL.shape[1]).scatter_reduce(
@@ -148,6 +151,8 @@ class BlockCausal(Pattern):
     def blocks(self, target_RL: Tensor, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
         if self.start == "row":
             return rank(attend_RL, document_RL) // self.size
+        import torch
+
         return torch.where(target_RL, 1 + rank(target_RL, document_RL) // self.size, 0)
 
 
@@ -156,6 +161,8 @@ def units(pattern: Pattern, batch: Batch) -> Tensor:
 
     Within a row they are in the order of documents, then of blocks.
     """
+    import torch
+
     document = batch.segment_BL if batch.packed else 0
     block = pattern.blocks(batch.target_BL, batch.attend_BL, document)
     row_B1 = torch.arange(len(batch), device=batch.ids_BL.device)[:, None]

@@ -120,21 +120,34 @@ def inspect(
     return found, as_text(found)
 
 
-def card(run: str, /, *, out: Path | None = None, licence: str | None = None, medical: bool = False) -> Output:
+def card(
+    run: str,
+    /,
+    *,
+    out: Path | None = None,
+    licence: str | None = None,
+    medical: bool = False,
+    reported: Path | None = None,
+) -> Output:
     """Write a model card, README.md beside the weights, of what is known of a run or a saved model.
 
     Args:
         run: a run, a checkpoint in it or a saved model.
         out: another file; a card that a person edited is not overwritten.
         licence: its identifier on the hub, such as apache-2.0.
-        medical: with the headings of MI-CLAIM-GEN.
+        medical: with the items of MI-CLAIM-GEN, as far as they are known; the others are named.
+        reported: a YAML file with items that you answer, {problem: ..., tier: 2B}.
     """
     from mmdiff.files import make_folder, output_file
-    from mmdiff.sharing.card import write_card
+    from mmdiff.sharing.card import missing_of, write_card
 
     make_folder("--out", output_file("--out", out))
-    file = write_card(run, out=out, licence=licence, medical=medical)
-    return {"card": str(file)}, str(file)
+    file = write_card(run, out=out, licence=licence, medical=medical, reported=reported)
+    if not medical:
+        return {"card": str(file)}, str(file)
+    missing = missing_of(file)
+    log(f"not reported, or in part: {', '.join(missing) or 'nothing'}")
+    return {"card": str(file), "missing": missing}, str(file)
 
 
 def check(name: str, /, *words: str) -> Output:

@@ -29,8 +29,9 @@ from mmdiff.errors import ConfigError, nearest
 from mmdiff.files import aside, check_sums, link, read_json, write_sums
 from mmdiff.protocols import Model
 
-from .published.exported import EXPORTED, is_exported, other_files, read_exported
+from .published.exported import read_exported
 from .published.folder import is_published, read_published, read_weights_of, write_published
+from .published.layout import EXPORTED, is_exported, other_files
 from .published.llava import is_multimodal
 from .tensors import weights, write_tensors
 

@@ -20,8 +20,8 @@ from mmdiff.data.stream import canvases
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.model import MMDiff
 from mmdiff.model.published.bare import described, is_bare
-from mmdiff.model.published.exported import is_exported
 from mmdiff.model.published.folder import is_published
+from mmdiff.model.published.layout import is_exported
 from mmdiff.model.saving import PARTS, read_config
 from mmdiff.protocols import Row, Task
 from mmdiff.runs.folder import RUNS

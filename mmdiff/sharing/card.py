@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmdiff import __version__
 from mmdiff.config import flatten, load_config
 from mmdiff.config.settings import Config
@@ -25,32 +23,32 @@ from mmdiff.runs.notes import read_note
 
 from .inspection.folder import find_folder
 from .inspection.inspect import inspect
+from .markdown import UNKNOWN, as_yaml, code, plain, table
+from .medical import MISSING, medical_text, read_items
 
-UNKNOWN = "not reported"
 MARK = re.compile(r"<!-- mmdiff card ([0-9a-f]{64}) -->\n?\Z")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-MEDICAL = {
-    "Research question and study design": None,
-    "Cohort selection, and how clinical text was brought into it": None,
-    "Training": "Recipe",
-    "Evaluation": "Metrics",
-    "Interpretability: what predictions rest on": None,
-    "Reproducibility": "Recipe",
-    "Alignment with ethical standards, and approval": None,
-}
-"""What MI-CLAIM-GEN (Miao et al., arXiv 2403.02558) asks to be reported, by the areas that its abstract names, and the
-section of a card that holds what is known of it."""
 
 
-def write_card(path: str, *, out: Path | None = None, licence: str | None = None, medical: bool = False) -> Path:
+def write_card(
+    path: str,
+    *,
+    out: Path | None = None,
+    licence: str | None = None,
+    medical: bool = False,
+    reported: Path | None = None,
+) -> Path:
     """Write the card of a run, a checkpoint or a saved model to README.md in the model's folder, or to `out`.
 
-    licence: its identifier on the hub, such as apache-2.0. medical: with the headings of MI-CLAIM-GEN.
+    licence: its identifier on the hub, such as apache-2.0. medical: with the items of MI-CLAIM-GEN, as far as they are
+    known. reported: a file with items that a person answers (`mmdiff.sharing.medical.read_items`).
     Raises ConfigError for a folder that is neither, and for a card that a person wrote or edited.
     """
     folder = find_folder(path)
     if not folder.described:
         raise ConfigError(f"{path}: neither a run nor a model that mmdiff saved")
+    if reported is not None and not medical:
+        raise ConfigError("reported: the items of a medical card, expected --medical beside it")
     file = out or folder.path / "README.md"
     if file.exists() and not unedited(file):
         raise ConfigError(f"{file}: was written or edited by a person; choose another file by --out")
@@ -61,10 +59,16 @@ def write_card(path: str, *, out: Path | None = None, licence: str | None = None
         run=Run(home) if home else None,
         model=folder.path,
         licence=licence,
-        medical=medical,
+        medical=(read_items(reported) if reported else {}) if medical else None,
     )
     write_text(file, marked(text))
     return file
+
+
+def missing_of(file: Path) -> list[str]:
+    """Returns the items of MI-CLAIM-GEN that a card does not report, or in part; empty where it is no medical one."""
+    found = re.search(MISSING, file.read_text(encoding="utf-8"))
+    return found[1].split(", ") if found else []
 
 
 def marked(text: str) -> str:
@@ -97,11 +101,12 @@ def card_of(
     run: Run | None,
     model: Path,
     licence: str | None,
-    medical: bool,
+    medical: Mapping[str, str] | None,
     folder: str | None = None,
 ) -> str:
     """Returns the text of a card. found: what `inspect` returns. saved: config.json of the model. model: its folder.
 
+    medical: items of MI-CLAIM-GEN that a person answers, of a card that has them; None: of one that has not.
     folder: the name under which it is published, where that is another one.
     """
     from huggingface_hub import ModelCardData
@@ -115,7 +120,7 @@ def card_of(
         license=licence,
         library_name="mmdiff",
         base_model=base,
-        tags=["masked-diffusion", f"family:{found['family']}", *(["medical"] if medical else [])],
+        tags=["masked-diffusion", f"family:{found['family']}", *(["medical"] if medical is not None else [])],
         model_name=name,
         **relation,
     )
@@ -123,11 +128,11 @@ def card_of(
     noted = read_note(run.folder) if run else ""
     parts = {part: f"{count:,} numbers" for part, count in found["parts"].items()}
     sections = {
-        "Use": _code(
+        "Use": code(
             f'import mmdiff\n\nmmdiff.load("{folder or model.name}").predict({{...}})  # a row of {found["task"]}'
         ),
         "Base": _base_text(base, saved, config),
-        "Architecture": _table(
+        "Architecture": table(
             {
                 "family": f"{found['family']} ({found['class']})",
                 **parts,
@@ -141,12 +146,13 @@ def card_of(
         "Recipe": _recipe(config, result),
         "Metrics": _metrics(result),
         "Limits": _limits(found, result, note),
-        **({"Notes": "\n\n".join(map(_plain, noted.splitlines()))} if noted else {}),
+        **({"Notes": "\n\n".join(map(plain, noted.splitlines()))} if noted else {}),
         "Licence": licence or f"{UNKNOWN}. That of the base model and of the data holds for what was made of them.",
     }
-    if medical:
-        sections["Reporting in clinical research"] = _medical()
-    head = f"---\n{data.to_yaml()}\n---\n\n# {_plain(name)}\n\nA masked-diffusion model, by mmdiff {__version__}.\n"
+    if medical is not None:
+        known = {name for name, text in sections.items() if not text.startswith(UNKNOWN)}
+        sections["Reporting in clinical research"] = medical_text(known, medical)
+    head = f"---\n{data.to_yaml()}\n---\n\n# {plain(name)}\n\nA masked-diffusion model, by mmdiff {__version__}.\n"
     texts = (f"\n## {heading}\n\n{text.strip(chr(10))}\n" for heading, text in sections.items())
     return head + "".join(texts) + "\n"
 
@@ -165,7 +171,7 @@ def _base_text(base: str | None, saved: Mapping[str, Any], config: Config | None
     for kind in ("encoders", "connectors", "heads", "extras"):
         nodes |= {f"{kind}.{name}": node for name, node in saved[kind].items()}
     first = f"[{base}](https://huggingface.co/{base})" if base else f"The published model it began with: {UNKNOWN}."
-    return f"{first}\n\n{_yaml(nodes)}" if nodes else first
+    return f"{first}\n\n{as_yaml(nodes)}" if nodes else first
 
 
 def _data(config: Config | None) -> str:
@@ -173,7 +179,9 @@ def _data(config: Config | None) -> str:
         return UNKNOWN
     stages = {name: stage.data for name, stage in config.train.stages.items()}
     held_out = {name: node for name, node in config.eval.data.items() if node}
-    return f"Trained on, by stage:\n\n{_yaml(stages)}\n\nEvaluated on:\n\n{_yaml(held_out) if held_out else UNKNOWN}"
+    return (
+        f"Trained on, by stage:\n\n{as_yaml(stages)}\n\nEvaluated on:\n\n{as_yaml(held_out) if held_out else UNKNOWN}"
+    )
 
 
 def _recipe(config: Config | None, result: Mapping[str, Any]) -> str:
@@ -183,13 +191,15 @@ def _recipe(config: Config | None, result: Mapping[str, Any]) -> str:
     stages = {name: {key: getattr(stage, key) for key in kept} for name, stage in config.train.stages.items()}
     whole = {key: getattr(config.train, key) for key in ("seed", "precision", "betas", "clip")}
     taken = {key: result[key] for key in ("steps", "tokens", "seconds_training") if key in result}
-    return f"{_yaml({**whole, 'stages': stages})}\n\n{_table(taken)}" if taken else _yaml({**whole, "stages": stages})
+    return (
+        f"{as_yaml({**whole, 'stages': stages})}\n\n{table(taken)}" if taken else as_yaml({**whole, "stages": stages})
+    )
 
 
 def _metrics(result: Mapping[str, Any]) -> str:
     figures = flatten({"loss": result.get("loss", {}), **result.get("eval", {})})
     numbers = {k: f"{v:.6g}" for k, v in figures.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return _table(numbers) if numbers else UNKNOWN
+    return table(numbers) if numbers else UNKNOWN
 
 
 def _limits(found: Mapping[str, Any], result: Mapping[str, Any], note: str | None) -> str:
@@ -202,44 +212,7 @@ def _limits(found: Mapping[str, Any], result: Mapping[str, Any], note: str | Non
         *(f"Of the folder: {problem}" for problem in found["problems"]),
         f"Who is harmed by its errors, and what it must not be used for: {UNKNOWN}.",
     ]
-    return "\n".join(f"* {_plain(line)}" for line in known)
-
-
-def _medical() -> str:
-    lines = [f"* {area}: {f'see {section}' if section else UNKNOWN}." for area, section in MEDICAL.items()]
-    source = "By the areas that the abstract of MI-CLAIM-GEN names (Miao et al., arXiv 2403.02558)"
-    return f"{source}; the items of its table are to be filled in beside them.\n\n" + "\n".join(lines)
-
-
-# Markdown -------------------------------------------------------------------------------------------------------------
-
-
-def _plain(text: str) -> str:
-    """Returns text on one line that is no markup: what stands in a configuration may be anything."""
-    line = "".join(c for c in " ".join(text.split()) if c.isprintable())
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", line)
-
-
-def _code(text: str) -> str:
-    """Returns an indented block, which no text in it can end."""
-    return "\n".join(f"    {line}".rstrip() for line in text.splitlines())
-
-
-def _yaml(tree: Any) -> str:
-    return _code(yaml.safe_dump(_of_yaml(tree), sort_keys=False, allow_unicode=False, width=110))
-
-
-def _of_yaml(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _of_yaml(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_of_yaml(inner) for inner in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _table(values: Mapping[str, Any]) -> str:
-    rows = [f"| {_plain(str(key))} | {_plain(str(value))} |" for key, value in values.items()]
-    return "\n".join(["| | |", "|---|---|", *rows])
+    return "\n".join(f"* {plain(line)}" for line in known)
 
 
 def _digest(text: str) -> str:

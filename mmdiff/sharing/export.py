@@ -22,7 +22,8 @@ from mmdiff.files import SUMS, aside, digest, remove, write_sums, write_text
 from mmdiff.files.sums import read_sums
 from mmdiff.model import MMDiff
 from mmdiff.model.params import merge_adapters
-from mmdiff.model.published.exported import is_exported, write_exported
+from mmdiff.model.published.exported import write_exported
+from mmdiff.model.published.layout import is_exported
 from mmdiff.model.saving import describe, read_config
 from mmdiff.runs.folder import Run, standing
 from mmdiff.runs.summary import summary_of
@@ -97,7 +98,7 @@ def export(
             run=Run(home) if home else None,
             model=source,
             licence=identifier,
-            medical=False,
+            medical=None,
             folder=out.name,
         )
         write_text(part / CARD, marked(card))

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from mmdiff.errors import ConfigError, shown
 from mmdiff.files import check_sums
-from mmdiff.model.published.exported import is_exported
+from mmdiff.model.published.layout import is_exported
 from mmdiff.session import find_model
 
 from .export import export, in_doubt

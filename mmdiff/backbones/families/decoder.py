@@ -28,14 +28,9 @@ if TYPE_CHECKING:
 IDS = ("mask_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
 ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
 """Fields that transformers makes one of."""
-NEEDED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "rms_norm_eps",
+NEEDED = tuple(
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
+    "rms_norm_eps".split()
 )
 NO_EFFECT = frozenset(
     "architectures auto_map attn_implementation model_type torch_dtype dtype transformers_version use_cache is_causal "
@@ -137,7 +132,7 @@ class Decoder:
         fields: dict[str, Any] = {}
         known = {*own, *ROPE, *self.renamed, *self.only, *NO_EFFECT, *self.options}
         for name, value in self.translate(raw).items():
-            if name in (*self.only, *self.options) or self._has_no_effect(name):
+            if name in (*self.only, *self.options) or self.without_effect(name):
                 continue
             if name not in known:
                 hint = nearest(name, known)
@@ -245,11 +240,15 @@ class Decoder:
         from transformers import AutoModelForCausalLM
 
         with torch.device("meta"):
-            sizes = dict(AutoModelForCausalLM.from_config(config).named_parameters())
+            made = AutoModelForCausalLM.from_config(config)
+        return self.names_of(config, {name: tuple(value.shape) for name, value in made.named_parameters()})
+
+    def names_of(self, config: Any, sizes: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[Share, ...]]:
+        """Returns the same of a model whose parameters have these shapes."""
         shares = dict(self.shares(config))
-        for name, value in sizes.items():
+        for name, shape in sizes.items():
             if name.endswith(merged := "gate_up_proj"):
-                shares |= experts(name.removesuffix(merged), value.shape[0], value.shape[1] // 2)
+                shares |= experts(name.removesuffix(merged), shape[0], shape[1] // 2)
         held = {share.ours for group in shares.values() for share in group}
         return {**shares, **{name: (Share(name),) for name in sizes if name not in held}}
 
@@ -296,5 +295,6 @@ class Decoder:
         made = getattr(transformers, self.config_class)
         return {*made().to_dict(), *made.attribute_map, "head_dim"}
 
-    def _has_no_effect(self, name: str) -> bool:
+    def without_effect(self, name: str) -> bool:
+        """Returns whether a published field changes nothing in the arithmetic."""
         return name in NO_EFFECT or any(re.fullmatch(pattern, name) for pattern in (r"\w+_token_id", *self.without))

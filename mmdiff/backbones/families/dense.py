@@ -13,7 +13,6 @@ Nemotron-Labs-Diffusion (Fu et al., 2026): Ministral 3; the body is called `enco
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.patterns import BlockCausal, CausalContext
 
-from ..shares import Share
+from ..shares import Share, per_layer
 from .decoder import Decoder
 from .llada import ELSEWHERE, OF_PICTURES
 from .published.ministral import NEMOTRON as NEMOTRON_MODELS
@@ -109,15 +108,19 @@ FAST_DLLM = Decoder(
 )
 
 
+_LAYER = (
+    "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj mlp.gate_proj mlp.up_proj mlp.down_proj "
+    "input_layernorm post_attention_layernorm"
+)
+
+
 def _nemotron_shares(config: Any) -> dict[str, tuple[Share, ...]]:
     """Returns the published tensors: transformers' with `encoder` for `model`, and a head of another name."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        names = [name for name, _ in AutoModelForCausalLM.from_config(config).named_parameters()]
-    theirs = {name: re.sub(r"^model\.", "encoder.", name).replace("lm_head", "diffusion_head") for name in names}
-    return {theirs[name]: (Share(name),) for name in names}
+    layer = {f"{name}.weight": f"{name}.weight" for name in _LAYER.split()}
+    whole = {"encoder.embed_tokens": "model.embed_tokens", "encoder.norm": "model.norm", "diffusion_head": "lm_head"}
+    return per_layer(config.num_hidden_layers, layer, "encoder.layers.{}.", "model.layers.{}.") | {
+        f"{theirs}.weight": (Share(f"{ours}.weight"),) for theirs, ours in whole.items()
+    }
 
 
 NEMOTRON = Decoder(

@@ -13,7 +13,7 @@ from mmdiff.backbones.family import FAMILIES, model_type_of
 from mmdiff.backbones.weights import read_json
 from mmdiff.config.presets import preset
 
-from .exported import is_exported
+from .layout import is_exported
 from .llava import is_multimodal
 
 RESIDUES = ("esm", "esm_diff", "dsm", "esmc")

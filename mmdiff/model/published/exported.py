@@ -22,20 +22,9 @@ from mmdiff.protocols import Model
 
 from ..tensors import weights, write_tensors
 from .folder import BACKBONE, read_weights_of, write_published
+from .layout import EXPORTED, STEM
 
-EXPORTED = "mmdiff_config.json"
-STEM = "mmdiff_parts"  # of the weight files of all that is not the backbone
 FACTOR = ".lora_"
-
-
-def is_exported(folder: Path) -> bool:
-    """Returns whether a folder is a model in the hub's layout that mmdiff wrote."""
-    return (folder / EXPORTED).is_file()
-
-
-def other_files(folder: Path) -> list[Path]:
-    """Returns the weight files of all that is not the backbone."""
-    return sorted(folder.glob(f"{STEM}*.safetensors"))
 
 
 def write_exported(model: Model, folder: Path, config: Mapping[str, Any]) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmdiff.backbones.bounds import check_files, check_layers
-from mmdiff.backbones.family import Family
-from mmdiff.backbones.load import DOWNLOADED, TOKENIZER_FILES, tokenizer_of
-from mmdiff.backbones.weights import INDEX
+from mmdiff.backbones.bounds import DOWNLOADED, TOKENIZER_FILES, check_files, check_layers
+from mmdiff.backbones.family import Facts, Family
+from mmdiff.backbones.weights import INDEX, Match
 from mmdiff.backbones.weights import weight_files as files_of
 from mmdiff.errors import ConfigError
-from mmdiff.model.published.exported import EXPORTED, is_exported, other_files
+from mmdiff.model.published.layout import EXPORTED, is_exported, other_files
 
+from .figures import Canvases
 from .headers import HEAD_BYTES
 from .strict import CONFIG_BYTES, read_object
 
@@ -101,13 +101,35 @@ def weight_files(folder: Folder) -> list[Path]:
     return [*files_of(folder.path), *(other_files(folder.path) if folder.exported else ())]
 
 
-def find_tokenizer(home: Path, own: Family) -> Any:
-    if own.folder_tokenizer(home) is None and not any((home / name).is_file() for name in TOKENIZER_FILES):
-        return _NoTokenizer()
-    return tokenizer_of(home, own)
+def part_of(folder: Folder, name: str) -> str | None:
+    """Returns the part of a saved model besides its backbone that a tensor is of, `encoders.image`."""
+    kind, _, rest = name.partition(".")
+    part = rest.partition(".")[0]
+    parts = folder.described.get(kind)
+    return f"{kind}.{part}" if kind != "backbone" and isinstance(parts, Mapping) and part in parts else None
 
 
-class _NoTokenizer:
+# What is seen of its model, with torch (`thorough.py`) or without (`light.py`) ----------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """rows: of the embedding table. kind: the class of transformers'. parameters: how many numbers the model has.
+    found: which tensors are of it. memory: bytes by name, of some canvases. made: the nodes of the parts of a saved or
+    multimodal model. multimodal: whether it is of the latter."""
+
+    tokenizer: Any
+    facts: Facts
+    rows: int
+    kind: str
+    parameters: int
+    found: Match
+    memory: Callable[[Canvases], dict[str, Any]]
+    made: Mapping[str, Any] = field(default_factory=dict)
+    multimodal: bool = False
+
+
+class NoTokenizer:
     """What a family asks of a tokenizer, where a folder has none."""
 
     mask_token_id = eos_token_id = pad_token_id = bos_token_id = unk_token_id = None
@@ -120,3 +142,7 @@ class _NoTokenizer:
 
     def convert_ids_to_tokens(self, index: int) -> None:
         return None
+
+
+def has_tokenizer(home: Path, own: Family) -> bool:
+    return any((home / name).is_file() for name in TOKENIZER_FILES) or own.folder_tokenizer(home) is not None

@@ -1,7 +1,8 @@
 """`mmdiff inspect`: family, facts, tensors by name and memory of a folder with a model, from heads of files alone.
 
-The folder may be anyone's. Nothing in it is imported or unpickled, and no tensor is read: its configuration makes a
-model on torch's meta device, whose parameters are compared with what the heads of its safetensors files describe.
+The folder may be anyone's. Nothing in it is imported or unpickled, and no tensor is read: what its configuration says
+of the model's parameters is compared with what the heads of its safetensors files describe. Torch is imported where
+that is not plain arithmetic only (`light.py`, `thorough.py`).
 """
 
 from __future__ import annotations
@@ -14,28 +15,19 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from mmdiff.backbones.bounds import bounded_by, check_sizes, one_line
-from mmdiff.backbones.family import Facts, Family, find_family, model_type_of, stock_model
-from mmdiff.backbones.load import DTYPES, check_ids
-from mmdiff.backbones.reserve import reserve_of, reserve_ranges
-from mmdiff.backbones.weights import Header, Match, factor_faults, match
+from mmdiff.backbones.bounds import DTYPES, check_ids, one_line, reserve_of, reserve_ranges
+from mmdiff.backbones.family import Facts, find_family, model_type_of
+from mmdiff.backbones.weights import Header, Match, factor_faults
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.patterns import Full
-from mmdiff.config import build_saved
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, nearest
-from mmdiff.model.published.exported import other_files
-from mmdiff.model.published.folder import names_of
-from mmdiff.model.published.folder import part_of as published_part
-from mmdiff.model.published.llava import is_multimodal, parts
 
-from .folder import Folder, find_folder, find_tokenizer, read_configuration, weight_files
+from . import light
+from .figures import Canvases
+from .folder import Folder, find_folder, part_of, read_configuration, weight_files
 from .headers import read_headers
-from .memory import ATTENTION, memory_of, register_attention
 
 DTYPE_OF = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 LONGEST = 4096
@@ -68,28 +60,21 @@ def inspect(
         problems.append("quantization_config: only plain floats are loaded")
     files = weight_files(folder)
     headers = read_headers(files)
-    names = {header.name for header in headers}
     dtype = _dtype(folder, headers) if dtype is None else dtype
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r}: not a dtype of weights{nearest(dtype, DTYPES)}")
-    tokenizer = find_tokenizer(folder.home, own)
+    seen = light.look(folder, raw, own, headers, dtype)
+    if seen is None:
+        from .thorough import look
+
+        seen = look(folder, raw, own, files, headers, dtype)
+    tokenizer, facts, found, rows = seen.tokenizer, seen.facts, seen.found, seen.rows
     if not len(tokenizer):
         problems.append("no tokenizer: ids are those of config.json and of the family")
-    with bounded_by(files, folder.path), one_line(file):
-        config = own.config(raw if folder.saved else own.settle(raw, names))
-        check_sizes(config, file)
-        facts = own.facts(raw, config, tokenizer)
-        model = on_meta(own, config, dtype)
-    with bounded_by(files, folder.path), one_line(file):
-        published = {} if folder.saved else own.published_names(config)
-        shapes = {header.name: header.shape for header in headers}
-        made = parts(raw, shapes) if folder.saved is None and is_multimodal(raw) else folder.saved or {}
-        whole = on_meta_whole(model, made) if "published" in made and folder.saved is None else None
-    found = _matched(folder, model, headers, published, own) if whole is None else _matched_whole(whole, raw, headers)
-    made = folder.exported or made
+    made = folder.exported or seen.made
     if folder.saved is None:
         problems += factor_faults(found, folder.path, raw.get("lora_alpha"))
-    rows, ranges = config.vocab_size, {}
+    ranges: dict[str, tuple[int, int]] = {}
     try:
         check_ids(facts, max(rows, len(tokenizer)) if own.GROWS and not folder.saved else rows, len(tokenizer))
         ranges = reserve_ranges(reserve_of(raw, len(tokenizer), rows), len(tokenizer), max(rows, len(tokenizer)))
@@ -99,20 +84,18 @@ def inspect(
     size = getattr(pattern, "size", None)
     length = min(facts.max_length, LONGEST) if length is None else length
     with one_line(file, "its memory: "):
-        memory = memory_of(
-            model, own, length=length, batch=batch, masked=min(size or length, length), logit_chunk=4096, rank=rank
-        )
+        memory = seen.memory(Canvases(length, batch, min(size or length, length), rank))
     reserved = {key: high - low for key, (low, high) in ranges.items()}
     return {
         "path": str(path),
         "family": name,
-        "class": type(model).__name__,
-        "parameters": sum(p.numel() for p in (whole or model).parameters()),
+        "class": seen.kind,
+        "parameters": seen.parameters,
         "dtype": dtype,
         "files": len(files),
         "bytes": sum(file.stat().st_size for file in files),
         "dtypes": _dtypes(headers),
-        "parts": _parts(folder, headers, found, whole is not None),
+        "parts": _parts(folder, headers, found, seen.multimodal),
         "mask_id": facts.mask_id,
         "attention": _spelled(pattern),
         "block_length": size,
@@ -139,83 +122,27 @@ def inspect(
     }
 
 
-# The model ------------------------------------------------------------------------------------------------------------
-
-
-def on_meta(own: Family, config: Any, dtype: str) -> Any:
-    """Returns the model of a configuration, without numbers, to be counted."""
-    from transformers.initialization import no_init_weights
-
-    register_attention()
-    if getattr(config, "chunk_size_feed_forward", 0):
-        config.chunk_size_feed_forward = 0  # a loop over the canvas that changes no result, and takes minutes
-    with torch.device("meta"), no_init_weights():
-        model = stock_model(own, config, dtype=getattr(torch, dtype), attn_implementation=ATTENTION)
-    model = own.finished(model)
-    model.tie_weights()
-    return model
-
-
-def _matched(folder: Folder, model: Any, headers: list[Header], published: Any, own: Family) -> Match:
-    """Returns which tensors are of the model; of a saved one those that `MMDiff` calls `backbone.model.*`."""
-    if folder.exported is not None:
-        found = match(model, [h for h in headers if not _is_other(h)], published, own.is_elsewhere)
-        others = [h.name for h in headers if _is_other(h)]
-        found.elsewhere += [name for name in others if _part_of(folder, name)]
-        found.unexpected += [name for name in others if not _part_of(folder, name) and ".lora_" not in name]
-        return found
-    if folder.saved is None:
-        return match(model, headers, published, own.is_elsewhere)
-    prefix = "backbone.model."
-    buffers = {name for name, _ in model.named_buffers()}
-    ours = [h._replace(name=h.name.removeprefix(prefix)) for h in headers if h.name.startswith(prefix)]
-    found = match(model, ours, {}, lambda name: name in buffers)
-    found.elsewhere = [h.name for h in headers if _part_of(folder, h.name)]
-    others = [h.name for h in headers if not h.name.startswith(prefix) and not _part_of(folder, h.name)]
-    found.unexpected = [prefix + name for name in found.unexpected] + others
-    found.missing = [prefix + name for name in found.missing]
-    return found
-
-
-def _is_other(header: Header) -> bool:
-    return header.file in other_files(header.file.parent)
-
-
-def on_meta_whole(model: Any, made: Mapping[str, Any]) -> nn.Module:
-    """Returns a multimodal checkpoint without numbers, its parts under the names that they have in an `MMDiff`."""
-    whole = nn.Module()
-    whole.backbone = nn.Module()
-    whole.backbone.model = model
-    with torch.device("meta"):
-        for name in ("encoders", "connectors"):
-            built = {kind: build_saved(node, f"{name}.{kind}") for kind, node in made[name].items()}
-            setattr(whole, name, nn.ModuleDict(built))
-    return whole
-
-
-def _matched_whole(whole: nn.Module, raw: Mapping[str, Any], headers: list[Header]) -> Match:
-    return match(whole, headers, names_of(whole, raw), lambda name: False)
-
-
-def _part_of(folder: Folder, name: str) -> str | None:
-    """Returns the part of a saved model besides its backbone that a tensor is of, `encoders.image`."""
-    kind, _, rest = name.partition(".")
-    part = rest.partition(".")[0]
-    parts = folder.described.get(kind)
-    return f"{kind}.{part}" if kind != "backbone" and isinstance(parts, Mapping) and part in parts else None
+# The files ------------------------------------------------------------------------------------------------------------
 
 
 def _parts(folder: Folder, headers: list[Header], found: Match, multimodal: bool) -> dict[str, int]:
     """Returns the numbers in the files by part: the backbone, LoRA factors, and what is elsewhere by its name."""
     elsewhere, out = set(found.elsewhere), Counter[str]()
+    of = _of_backbone
+    if multimodal:
+        from mmdiff.model.published.folder import part_of as of
     for header in headers:
-        part = _part_of(folder, header.name) if folder.described else None
+        part = part_of(folder, header.name) if folder.described else None
         if part is None and header.name in elsewhere:
             part = ".".join(header.name.split(".")[:2])
         if part is None:
-            part = "lora" if ".lora_" in header.name else published_part(header.name) if multimodal else "backbone"
+            part = "lora" if ".lora_" in header.name else of(header.name)
         out[part] += prod(header.shape)
     return dict(out.most_common(100))
+
+
+def _of_backbone(name: str) -> str:
+    return "backbone"
 
 
 def _dtypes(headers: list[Header]) -> dict[str, int]:

@@ -25,9 +25,8 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,32 +35,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdiff.backbones.family import Family
 from mmdiff.backbones.memory import Memory
-from mmdiff.model.params import Lora
+
+from .figures import ADAPTED, Canvases, Kept, inference, training
 
 ATTENTION = "mmdiff_shapes"
-LOGITS, LOSS = 2, 3
-"""Copies in fp32 of the logits of a position: of a step of generation, and of a loss with its gradient."""
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Bytes that autograd keeps of a forward. checkpointed: under gradient checkpointing."""
-
-    whole: int
-    checkpointed: int
-
-    def times(self, scale: float) -> Kept:
-        return Kept(int(self.whole * scale), int(self.checkpointed * scale))
-
-
-def memory_of(
-    model: Any, family: Family, *, length: int, batch: int, masked: int, logit_chunk: int, rank: int
-) -> dict[str, Any]:
+def memory_of(model: Any, family: Family, of: Canvases) -> dict[str, Any]:
     """Returns bytes by name, of inference, and of training all weights and LoRA factors.
 
     model: of the family, on the meta device, made with the attention `ATTENTION`, in the dtype of its weights.
-    masked: masked positions per row of a generation.
     """
+    batch, length = of.batch, of.length
     parameters = list(model.parameters())
     weights = sum(p.numel() * p.element_size() for p in parameters)
     rows = model.get_output_embeddings().weight.shape[0]
@@ -72,35 +57,22 @@ def memory_of(
         model.to(torch.bfloat16)
         scale = size / 2
     kv_cache, working = (int(scale * n) for n in _inference(model, family, batch, length))
-    logits = LOGITS * 4 * batch * masked * rows
-    loss = LOSS * 4 * min(batch * length, logit_chunk) * rows
-    out = {"weights": weights, "kv_cache": kv_cache, "working": working, "logits": logits}
-    full = _training(weights, weights, kept(model, family, batch, length).times(scale), loss)
-    with lora_factors(model, rank) as factors:
-        trained = sum(p.numel() * p.element_size() for p in factors)
-        lora = _training(weights + trained, trained, kept(model, family, batch, length).times(scale), loss)
-    return {"inference": out | {"total": sum(out.values())}, "full_training": full, "lora_training": lora}
+    full = training(weights, weights, kept(model, family, batch, length).times(scale), rows, of)
+    with lora_factors(model, of.rank) as factors:
+        own = sum(p.numel() * p.element_size() for p in factors)
+        lora = training(weights + own, own, kept(model, family, batch, length, factors).times(scale), rows, of)
+    found = inference(weights, kv_cache, working, rows, of)
+    return {"inference": found, "full_training": full, "lora_training": lora}
 
 
-def _training(weights: int, trained: int, activations: Kept, logits: int) -> dict[str, int]:
-    fixed = {"weights": weights, "gradients": trained, "moments": 2 * trained, "logits": logits}
-    least = sum(fixed.values())
-    return fixed | {
-        "activations": activations.whole,
-        "total": least + activations.whole,
-        "activations_checkpointed": activations.checkpointed,
-        "total_checkpointed": least + activations.checkpointed,
-    }
-
-
-def kept(model: Any, family: Family, batch: int, length: int) -> Kept:
-    """Returns what autograd keeps of one forward (B, L) of the body, in training mode; parameters are not counted."""
+def kept(model: Any, family: Family, batch: int, length: int, factors: Iterable[Tensor] = ()) -> Kept:
+    """Returns what autograd keeps of one forward (B, L) of the body, in training mode, besides weights and factors."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     inner = {id(m) for layer in layers for m in layer.modules() if m is not layer}
     layers = [layer for layer in layers if id(layer) not in inner]
-    own = {_key(p) for p in model.parameters()}
+    own = {_key(p) for p in (*model.parameters(), *factors)}
     inputs: dict[int, Tensor] = {}  # of layers, by storage; held, so that no address is used twice
     seen: dict[int, Tensor] = {}
     of: dict[Any, int] = {None: 0}  # bytes by layer, inputs left out
@@ -195,7 +167,7 @@ def lora_factors(model: Any, rank: int) -> Iterator[list[Tensor]]:
     """
     head = model.get_output_embeddings()
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    layers = [m for name, m in linear.items() if re.fullmatch(rf"(.*\.)?({Lora().modules})", name)]
+    layers = [m for name, m in linear.items() if re.fullmatch(rf"(.*\.)?({ADAPTED})", name)]
     layers = layers or list(linear.values())
     trained = [p for p in model.parameters() if p.requires_grad]
     factors: list[Tensor] = []

@@ -25,8 +25,9 @@ from typing import Any
 
 from mmdiff.backbones.family import Family
 
-from .inspect import on_meta
+from .figures import Canvases
 from .memory import lora_factors, memory_of
+from .thorough import on_meta
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def table(
     kind = "lora_training" if rank else "full_training"
     made = {}
     for rows, length in shapes:
-        found = memory_of(model, family, length=length, batch=rows, masked=0, logit_chunk=4096, rank=rank or 1)[kind]
+        found = memory_of(model, family, Canvases(length, rows, 0, rank or 1))[kind]
         made[rows, length] = found["activations_checkpointed"], found["logits"]
     lines = [
         f"| sharding, devices | state | gathered | reduced | {' | '.join(f'{r} x {n}' for r, n in made)} |",

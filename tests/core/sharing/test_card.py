@@ -20,7 +20,9 @@ from mmdiff.evaluation.evaluate import evaluate_run
 from mmdiff.files import check_sums
 from mmdiff.model import MMDiff
 from mmdiff.runs.notes import write_note
-from mmdiff.sharing.card import MEDICAL, UNKNOWN, write_card
+from mmdiff.sharing.card import missing_of, write_card
+from mmdiff.sharing.markdown import UNKNOWN
+from mmdiff.sharing.medical import ITEMS, medical_text, missing_items, read_items
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +108,64 @@ def test_a_card_is_written_again_until_a_person_edits_it(run: Path, capsys: pyte
         write_card(str(run))
 
 
-def test_medical_cards_have_the_headings(run: Path) -> None:
+CLINICAL = "Reporting in clinical research"
+
+
+def test_a_medical_card_has_every_item_and_names_those_that_are_missing(run: Path) -> None:
     assert "clinical" not in write_card(str(run)).read_text()
-    part = sections(write_card(str(run), medical=True).read_text())["Reporting in clinical research"]
-    assert all(area in part for area in MEDICAL) and part.count(UNKNOWN) == list(MEDICAL.values()).count(None)
-    assert "arXiv 2403.02558" in part
+    file = write_card(str(run), medical=True)
+    part = sections(file.read_text())[CLINICAL]
+    rows = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in part.splitlines() if line[:2] == "| "}
+    assert ITEMS.keys() <= rows.keys() and "arXiv 2403.02558" in part
+    assert rows["problem"] == UNKNOWN and rows["compute"].startswith("see Recipe; hardware") and "card" in rows
+    silent = {name for name in ITEMS if UNKNOWN in rows[name]}
+    assert silent == set(missing_of(file)) == ITEMS.keys() - {"card"}
+    assert missing_of(write_card(str(run))) == []
+
+
+def test_what_a_person_reports_is_in_the_card(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {name: f"about {name}" for name in ITEMS} | {"tier": "2B", "risk": "a | b\n# c <script>"}
+    (tmp_path / "clinical.yaml").write_text(yaml.safe_dump(given))
+    command = ["card", str(run), "--medical", "--reported", str(tmp_path / "clinical.yaml"), "--json"]
+    assert cli.main(command) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["missing"] == [] and "nothing" in err
+    part = sections((run / "model/README.md").read_text())[CLINICAL]
+    assert part.count(UNKNOWN) == 0 and "about problem" in part and "a \\| b \\# c \\<script\\>; see Limits" in part
+    del given["shift"]
+    (tmp_path / "clinical.yaml").write_text(yaml.safe_dump(given))
+    assert cli.main(command) == 0 and json.loads(capsys.readouterr().out)["missing"] == ["shift"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("problme: x", 'problme: no item of MI-CLAIM-GEN (did you mean "problem"?)'),
+        ("tier: 4", "tier: '4', expected 1, 2A, 2B, 3"),
+        ("problem: [a]", "problem: list, expected text"),
+        ("problem: ' '", "problem: str, expected text"),
+        ("- problem", "expected items by name, {problem: ...}, found list"),
+        ("problem: {", "not YAML"),
+    ],
+)
+def test_a_wrong_item_is_one_line(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "clinical.yaml").write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        read_items(tmp_path / "clinical.yaml")
+    assert says in str(raised.value) and "clinical.yaml" in str(raised.value)
+
+
+def test_items_without_a_medical_card_are_refused(run: Path) -> None:
+    with pytest.raises(ConfigError, match="expected --medical"):
+        write_card(str(run), reported=Path("clinical.yaml"))
+
+
+def test_the_items_are_those_of_the_authors_form() -> None:
+    """Its rows by part: 6, 4, 4, 5; of the last, a tier, and three about the model."""
+    parts = [item.part for item in ITEMS.values()]
+    assert [parts.count(part) for part in dict.fromkeys(parts)] == [6, 4, 4, 5, 4]
+    assert missing_items((), {}) == [name for name in ITEMS if name != "card"]
+    assert medical_text((), {}).count("###") == 5
 
 
 def test_text_of_a_configuration_is_no_markup(run: Path) -> None:

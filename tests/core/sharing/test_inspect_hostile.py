@@ -194,12 +194,15 @@ import json, os, re, sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
 from mmdiff.commands import cli
+from mmdiff.sharing.inspection import light
 
 def most():  # kilobytes; not those of getrusage, which begin with the parent's
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 
 os.chdir({home!r})
-assert cli.main(["inspect", "harmless"]) == 0
+plain, light.look = light.look, lambda *_: None
+assert cli.main(["inspect", "harmless"]) == 0  # imports torch, which some of what is hostile is refused with
+light.look = plain
 before = most()
 for name in json.loads(Path("names.json").read_text()):
     sys.stderr.write("\\x1e" + name + "\\x1f")

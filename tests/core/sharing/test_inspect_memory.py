@@ -22,8 +22,9 @@ from mmdiff.backbones.family import find_family
 from mmdiff.model import MMDiff
 from mmdiff.model.params import Lora, add_adapters
 from mmdiff.model.scorer import cross_entropy
-from mmdiff.sharing.inspection.inspect import on_meta
-from mmdiff.sharing.inspection.memory import LOGITS, LOSS, kept, lora_factors, memory_of
+from mmdiff.sharing.inspection.figures import LOGITS, LOSS, Canvases
+from mmdiff.sharing.inspection.memory import kept, lora_factors, memory_of
+from mmdiff.sharing.inspection.thorough import on_meta
 
 B, L, WIDTH = 2, 384, 128
 FAMILIES = ["llada", "esm"]
@@ -81,7 +82,7 @@ def test_what_a_forward_keeps_under_lora(family: str, dtype: str) -> None:
     now, _ = allocated(lambda: real.hidden(real.embed(run)))
     shapes = shapes_of(backbone(family, dtype))
     with lora_factors(shapes, 4) as factors:
-        found = kept(shapes, find_family(family), B, L)
+        found = kept(shapes, find_family(family), B, L, factors)
     adapted = sum(p.numel() for p in model.parameters() if p.requires_grad)
     slack = 4 * (sum(f.numel() for f in factors) - adapted)  # ESM: the head's layer, which has no name of its own
     assert abs(slack) < 4 * 4 * 4 * WIDTH
@@ -114,7 +115,7 @@ def test_experts_are_counted(dtype: str, most: float) -> None:
     llada, run = find_family("llada"), ids()
     now, _ = allocated(lambda: llada.run(real, llada.embed(real, run, None), None, None, None, False))
     shapes = on_meta(llada, config, dtype)
-    found = memory_of(shapes, llada, length=L, batch=B, masked=L, logit_chunk=4096, rank=8)
+    found = memory_of(shapes, llada, Canvases(L, B, L, 8))
     assert 0.95 < found["full_training"]["activations"] / now < most
     assert found["full_training"]["weights"] == sum(p.numel() * p.element_size() for p in real.parameters())
 
@@ -176,4 +177,4 @@ def test_copies_of_logits_in_a_generation_and_in_a_loss() -> None:
 
 def _memory(real: Backbone) -> dict[str, Any]:
     family = find_family(real.family)
-    return memory_of(shapes_of(real), family, length=L, batch=B, masked=L, logit_chunk=4096, rank=8)
+    return memory_of(shapes_of(real), family, Canvases(L, B, L, 8))

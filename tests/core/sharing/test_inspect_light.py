@@ -1,0 +1,161 @@
+"""What is seen of a folder without torch is what is seen with it; and torch is then not imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from paths import ROOT
+from safetensors.torch import load_file, save_file
+
+from mmdiff.backbones import new_backbone
+from mmdiff.backbones.families.llada import toy_tokenizer
+from mmdiff.backbones.family import find_family
+from mmdiff.backbones.load import toy_backbone
+from mmdiff.model.params import Lora
+from mmdiff.sharing.inspection import light, memory
+from mmdiff.sharing.inspection.dense import Dense, memory_of
+from mmdiff.sharing.inspection.figures import ADAPTED, Canvases
+from mmdiff.sharing.inspection.inspect import inspect
+from mmdiff.sharing.inspection.thorough import on_meta
+
+DENSE = ["llada", "Dream", "diffusionvl_qwen", "sdar", "Fast_dLLM_Qwen", "nemotron_labs_diffusion", "llama", "qwen2"]
+CLASSES = ["LlamaConfig", "Qwen2Config", "Qwen3Config", "Ministral3Config"]
+
+
+def folder_of(family: str, folder: Path, original_format: bool = True) -> Path:
+    own = find_family(family)
+    torch.manual_seed(0)
+    if own.PUBLISHED:
+        toy_backbone(next(iter(own.PUBLISHED))).save_pretrained(folder, original_format=original_format)
+    else:
+        made = new_backbone(family=family, tokenizer=own.toy_tokenizer(), hidden_size=32, layers=2, heads=2)
+        made.save_pretrained(folder, original_format=original_format)
+    return folder
+
+
+def both(folder: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is found without torch, which must be enough, and with it."""
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "mmdiff.sharing.inspection.thorough", None)
+        quick = inspect(folder, **more)
+    with monkeypatch.context() as patch:
+        patch.setattr(light, "look", lambda *_: None)
+        return quick, inspect(folder, **more)
+
+
+@pytest.mark.parametrize("family", DENSE)
+@pytest.mark.parametrize("original_format", [True, False])
+def test_it_is_the_same_with_torch_and_without(
+    family: str, original_format: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick, slow = both(folder_of(family, tmp_path, original_format), monkeypatch, length=48, batch=2, rank=4)
+    assert quick == slow and quick["loads"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "unexpected", "misshapen", "no tokenizer", "factors"])
+def test_what_is_wrong_is_the_same(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder_of("llada", tmp_path) / "model.safetensors"
+    tensors = load_file(file)
+    if damage == "missing":
+        del tensors["model.transformer.ln_f.weight"]
+    elif damage == "unexpected":
+        tensors["model.transformer.ln_f.bias"] = torch.zeros(64)
+    elif damage == "misshapen":
+        tensors["model.transformer.ln_f.weight"] = torch.zeros(63)
+    elif damage == "factors":
+        tensors["model.transformer.blocks.0.q_proj.lora_A.weight"] = torch.zeros(2, 64)
+    else:
+        (tmp_path / "tokenizer.json").unlink()
+        (tmp_path / "tokenizer_config.json").unlink()
+    save_file(tensors, file)
+    quick, slow = both(tmp_path, monkeypatch, length=8)
+    assert quick == slow and not quick["loads"]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_memory_of_any_sizes_is_that_of_a_forward_on_the_meta_device(name: str) -> None:
+    """To the byte: parameters, keys and values, the worst moment of a forward, and what autograd keeps of one."""
+    draw = random.Random(name)
+    for dtype in ("float32", "bfloat16", "float64"):
+        heads, layers, rows = draw.choice([2, 4, 6]), draw.choice([1, 2, 3]), draw.choice([100, 257])
+        head, kv = draw.choice([8, 16]), draw.choice([1, 2])
+        width = heads * head * (1 if name == "Qwen2Config" else draw.choice([1, 2]))
+        bias, mlp_bias, tied = (draw.random() < 0.5 for _ in range(3))
+        sizes = Dense(
+            rows, width, layers, heads, kv, head, wide=draw.choice([width // 2, 4 * width]), tied=tied,
+            qkv_bias=name == "Qwen2Config" or (bias and name != "Ministral3Config"),
+            out_bias=bias and name in ("LlamaConfig", "Qwen3Config"), mlp_bias=mlp_bias and name == "LlamaConfig",
+            norms=name == "Qwen3Config", scaled=name == "Ministral3Config",
+        )  # fmt: skip
+        fields: dict[str, Any] = {"attention_bias": bias} if name in ("LlamaConfig", "Qwen3Config") else {}
+        fields |= {"mlp_bias": mlp_bias} if name == "LlamaConfig" else {}
+        config = getattr(transformers, name)(
+            vocab_size=rows, hidden_size=width, intermediate_size=sizes.wide, num_hidden_layers=layers,
+            num_attention_heads=heads, num_key_value_heads=kv, head_dim=head, tie_word_embeddings=tied,
+            is_causal=False, use_cache=False, pad_token_id=None, bos_token_id=None, eos_token_id=None, **fields,
+        )  # fmt: skip
+        own = find_family("Dream")
+        model = on_meta(own, config, dtype)
+        assert {n: tuple(p.shape) for n, p in model.named_parameters()} == sizes.shapes
+        of = Canvases(draw.choice([1, 7, 64]), draw.choice([1, 3]), 5, draw.choice([2, 8]))
+        assert memory_of(sizes, getattr(torch, dtype).itemsize, of) == memory.memory_of(model, own, of)
+
+
+def test_adapted_layers_are_those_of_a_rule() -> None:
+    assert next(f.default for f in dataclasses.fields(Lora) if f.name == "modules") == ADAPTED
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sliding_window", 4096), ("layer_types", ["sliding_attention"] * 2), ("hidden_act", "gelu"),
+        ("rope_scaling", {"rope_type": "linear", "factor": 2.0}), ("head_dim", "8"), ("is_causal", True),
+        ("num_hidden_layers", 0), ("a_new_field", 1), ("use_sliding_window", True), ("rope_theta", None),
+    ],
+)  # fmt: skip
+def test_what_is_not_plain_is_left_to_transformers(field: str, value: Any, tmp_path: Path) -> None:
+    """sliding_window has no effect without use_sliding_window, and is the only one of these that is plain."""
+    folder_of("Dream", tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    assert light.plain_config(find_family("Dream"), raw) is not None  # type: ignore[arg-type]
+    plain = light.plain_config(find_family("Dream"), {**raw, field: value})  # type: ignore[arg-type]
+    assert (plain is not None) == (field == "sliding_window")
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"tokenizer_class": "LlamaTokenizer", "eos_token": "<|endoftext|>"},
+        {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|endoftext|>"},  # transformers would give it a pad token
+        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<a new one>"},
+        {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": ["x.X", None]}},
+    ],
+)
+def test_a_tokenizer_that_transformers_completes_is_left_to_it(named: dict[str, Any], tmp_path: Path) -> None:
+    toy_tokenizer().save_pretrained(tmp_path)
+    assert light.read_tokenizer(tmp_path) is not None
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    assert light.read_tokenizer(tmp_path) is None
+
+
+COMMAND = """
+import sys
+from mmdiff.commands.cli import main
+code = main(["inspect", sys.argv[1], "--json"])
+print(code, [name for name in ("torch", "transformers") if name in sys.modules], file=sys.stderr)
+"""
+
+
+def test_torch_is_not_imported(tmp_path: Path) -> None:
+    folder_of("llada", tmp_path)
+    done = subprocess.run([sys.executable, "-c", COMMAND, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "0 []\n" and json.loads(done.stdout)["loads"]
