@@ -281,6 +281,10 @@ class Objective(Protocol):
     """What is trained: noised copies of a batch, then named sums, which the loop divides by global counts.
 
     One that has to know the model before it plans has `for_model(model) -> Objective`, which a stage calls first.
+
+    One that trains on what the model generates has `generates = True`: batches are then prompts (`Task.prompt`). Its
+    `collect(model, batch, key, rows, sampler) -> Any` returns what is planned in place of a batch, for `inner` steps in
+    a row. rows: from a global sample index to the row, its task and the name of its source. sampler: the run's.
     """
 
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Any:

@@ -1,6 +1,7 @@
-"""A canvas laid out anew: positions are deleted, and others inserted, each row by its own wishes.
+"""A canvas laid out anew: positions are deleted, and others inserted, each row by its own wishes; or documents of
+packed rows become rows.
 
-Shape letters: B samples, L canvas length before, K canvas length after.
+Shape letters: B samples, L canvas length before, K canvas length after, D documents of all rows.
 """
 
 from __future__ import annotations
@@ -87,3 +88,42 @@ def relaid(
         padded=not attend_BK.all(),
     )
     return laid, moved
+
+
+def by_document(batch: Batch) -> tuple[Batch, Tensor]:
+    """Returns a batch of one row per document, row after row in their order, and int64 (D,), the row of each.
+
+    Media are not copied: a slot says which feature it holds, whichever row it stands in. A document has the index of
+    its row, so documents of one row draw the same random numbers. batch: on the CPU.
+    """
+    at_BL = torch.arange(batch.ids_BL.shape[1]).expand_as(batch.ids_BL)
+    pairs = [
+        (row, at_BL[row][attend_L & (segment_L == document)])
+        for row, (attend_L, segment_L) in enumerate(zip(batch.attend_BL, batch.segment_BL, strict=True))
+        for document in segment_L[attend_L].unique().tolist()
+    ]
+    row_D = torch.tensor([row for row, _ in pairs], dtype=torch.int64)
+    length = max((len(at) for _, at in pairs), default=0)
+    at_DK = torch.zeros(len(pairs), length, dtype=torch.int64)
+    attend_DK = torch.zeros(len(pairs), length, dtype=torch.bool)
+    for d, (_, at) in enumerate(pairs):
+        at_DK[d, : len(at)], attend_DK[d, : len(at)] = at, True
+
+    def taken(values_BL: Tensor, fill: float) -> Tensor:
+        return values_BL[row_D[:, None], at_DK].masked_fill(~attend_DK, fill)
+
+    laid = replace(
+        batch,
+        ids_BL=taken(batch.ids_BL, 0),
+        target_BL=taken(batch.target_BL, False),
+        attend_BL=attend_DK,
+        position_ids_BL=taken(batch.position_ids_BL, 0),
+        segment_BL=torch.zeros_like(at_DK),
+        slots={kind: taken(slot_BL, -1) for kind, slot_BL in batch.slots.items()},
+        allow_BL=None if batch.allow_BL is None else taken(batch.allow_BL, 0),
+        step_BL=None if batch.step_BL is None else taken(batch.step_BL, -1),
+        index_B=batch.index_B[row_D],
+        padded=not bool(attend_DK.all()),
+        packed=False,
+    )
+    return laid, row_D

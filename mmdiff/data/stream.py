@@ -10,7 +10,7 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -54,12 +54,21 @@ class Stream:
     batch, bucket: the samples of `bucket` consecutive batches are sorted by their length and dealt out again, so that a
         batch holds samples of about one length and needs little padding; which of these batches comes when is drawn
         (bucket 0: off). The sources then need a `length` (see `mmdiff.protocols.Source`).
+    prompts: rows are laid out to be generated (`Task.prompt`), not to be learnt.
     Raises DataError for a component without rows, ConfigError for a weight that is not above 0 and a missing `length`.
     """
 
     def __init__(
-        self, components: Sequence[Component], *, seed: int, cache_bytes: int = 0, batch: int = 1, bucket: int = 0
+        self,
+        components: Sequence[Component],
+        *,
+        seed: int,
+        cache_bytes: int = 0,
+        batch: int = 1,
+        bucket: int = 0,
+        prompts: bool = False,
     ) -> None:
+        self.prompts = prompts
         self._batch, self._bucket = batch, bucket
         self._dealt: dict[int, list[int]] = {}
         self.skipped: set[tuple[int, int]] = set()  # (component, row), those that this process could not use
@@ -147,15 +156,24 @@ class Stream:
         c, i = self.locate(self._bucketed(position) if self._bucket else position)
         if (c, i) in self._cache:
             return self._cache[c, i]
-        sample = self._usable(c, i, vocab, readers)
+        _, sample = self._usable(c, i, vocab, readers)
         size = OVERHEAD + sum(p.data.values.nbytes for p in sample if isinstance(p, Media) and isinstance(p.data, Item))
         if size <= self._cache_budget:
             self._cache_budget -= size
             self._cache[c, i] = sample
         return sample
 
-    def _usable(self, c: int, i: int, vocab: Vocab, readers: Mapping[str, Reader]) -> Sample:
-        """Returns the sample of a row, or of the next one that can be used where its source skips what cannot."""
+    def row(self, position: int, vocab: Vocab, readers: Mapping[str, Reader]) -> tuple[Row, Task, str]:
+        """Returns the row whose sample stands at a position, its task, and the name of its component."""
+        c, i = self.locate(self._bucketed(position) if self._bucket else position)
+        component = self.components[c]
+        if getattr(component.rows, "on_error", "stop") == "skip":
+            i, _ = self._usable(c, i, vocab, readers)
+        return component.rows[i], component.task, component.name
+
+    def _usable(self, c: int, i: int, vocab: Vocab, readers: Mapping[str, Reader]) -> tuple[int, Sample]:
+        """Returns a row's number and sample, or those of the next one that can be used where its source skips what
+        cannot."""
         component = self.components[c]
         count, skip = len(component.rows), getattr(component.rows, "on_error", "stop") == "skip"
         most = min(count, IN_A_ROW)
@@ -165,9 +183,9 @@ class Stream:
             try:
                 with located(row_name(component.name, at)):
                     row = component.rows[at]
-                    sample = component.task.sample(row, vocab)
+                    sample = (component.task.prompt if self.prompts else component.task.sample)(row, vocab)
                     with located(row.get("where")):  # the task has named it in errors of its own
-                        return read_media(sample, readers)
+                        return at, read_media(sample, readers)
             except DataError as error:
                 if not skip:
                     raise
@@ -223,7 +241,8 @@ class Batches:
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
         samples = [self.stream.sample(n, self.vocab, self.readers) for n in positions]
-        batch: Batch = unchecked(samples, self.vocab, self.readers, index=positions, padding=self.padding)
+        side: Literal["left", "right"] = "left" if self.stream.prompts else "right"
+        batch: Batch = unchecked(samples, self.vocab, self.readers, index=positions, padding=self.padding, side=side)
         return batch
 
 

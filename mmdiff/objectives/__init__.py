@@ -1,4 +1,4 @@
 """Objectives: what is trained (`mmdiff.protocols.Objective`).
 
-May import: canvas, config, diffusion, protocols, samplers.
+May import: canvas, config, diffusion, protocols.
 """

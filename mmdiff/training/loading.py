@@ -1,8 +1,15 @@
-"""The rows of a stage: its sources as one stream, and batches of it in the order of its steps."""
+"""The rows of a stage: its sources as one stream, batches of it in the order of its steps, and what is made of prompts.
+
+An objective that trains on generations has them made before a step is planned. The rows of `inner` steps in a row are
+the same then, and so are the generations. No checkpoint stands between two of these steps, so a run that resumes makes
+them with the weights that made them before.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -11,17 +18,20 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.config import as_node, build
 from mmdiff.config.ranges import Positive
 from mmdiff.config.schema import as_annotated
-from mmdiff.config.settings import StageConfig
+from mmdiff.config.settings import GenerationConfig, StageConfig
 from mmdiff.data.stream import Batches, Component, Stream, check_source, samples_of
+from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, UserError, nearest
 from mmdiff.model import MMDiff
 from mmdiff.protocols import Task
 
 
-def make_stream(stage: StageConfig, task: Task | None, where: str, *, seed: int, cache_bytes: int, toy: bool) -> Stream:
+def make_stream(
+    stage: StageConfig, task: Task | None, where: str, *, seed: int, cache_bytes: int, toy: bool, prompts: bool = False
+) -> Stream:
     """Returns the stream of a stage's data: one node of rows, or a mixture {name: {rows, task, weight}}.
 
-    Raises ConfigError that names the key below `where`.
+    prompts: rows are to be generated, not to be learnt. Raises ConfigError that names the key below `where`.
     """
     if not isinstance(stage.data, dict):
         raise ConfigError(f"{where}.data: {stage.data!r} is not a node of rows nor a mixture")
@@ -43,17 +53,29 @@ def make_stream(stage: StageConfig, task: Task | None, where: str, *, seed: int,
             raise ConfigError(f"{at}: no task, neither here nor at the top of the configuration")
         weight = as_annotated(Positive, entry.get("weight", 1.0), f"{at}.weight")
         components.append(Component(name, rows, own, weight))
-    return Stream(components, seed=seed, cache_bytes=cache_bytes, batch=stage.batch_size, bucket=stage.bucket)
+    shape = {"batch": stage.batch_size, "bucket": stage.bucket}
+    return Stream(components, seed=seed, cache_bytes=cache_bytes, prompts=prompts, **shape)
 
 
 def batches_of(
-    stage: StageConfig, stream: Stream, model: MMDiff, *, first: int, rank: int, world: int, workers: int
+    stage: StageConfig,
+    stream: Stream,
+    model: MMDiff,
+    *,
+    first: int,
+    rank: int,
+    world: int,
+    workers: int,
+    inner: int = 1,
 ) -> Iterator[Batch]:
-    """Yields a process's batches, from the stage's step `first` on. workers: data processes."""
+    """Yields a process's batches, from the stage's step `first` on. workers: data processes.
+
+    inner: so many steps in a row have the same batches.
+    """
     dataset = Batches(stream, model.vocab, model.readers, stage.padding)
     shape = {"batch": stage.batch_size, "accumulate": stage.accumulate, "world": world}
     positions = (
-        samples_of(step, micro, rank, **shape)
+        samples_of(step // inner, micro, rank, **shape)
         for step in range(first, stage.steps)
         for micro in range(stage.accumulate)
     )
@@ -73,3 +95,40 @@ def one_line_errors(loader: DataLoader[Batch]) -> Iterator[Batch]:
             raise
         cause = " ".join(str(error).split())[:200]
         raise DataError(f"a data process ended ({cause}); memory may be short, fewer train.workers take less") from None
+
+
+@dataclass
+class Collecting:
+    """What is collected for the steps of a stage. inner: steps that share it. window: of one step, its forwards."""
+
+    objective: Any
+    sampler: GenerationConfig
+    inner: int
+    made: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, objective: Any, stage: Any, where: str) -> Collecting | None:
+        """Returns what collects for a `mmdiff.training.stage.Stage`; None for an objective that trains on rows.
+
+        Raises ConfigError for shards of a model, for annealing, and for checkpoints between steps of one collection.
+        """
+        if not getattr(objective, "generates", False):
+            return None
+        settings, inner = stage.settings, int(getattr(objective, "inner", 1))
+        if settings.sharding != "none" or settings.deepspeed is not None:
+            raise ConfigError(f"{where}.objective: generates with the whole model; expected train.sharding: none")
+        if stage.stage.anneal:
+            raise ConfigError(f"{where}.anneal: {stage.stage.anneal}: generations attend as the model does; expected 0")
+        before = sum(s.steps for s in list(settings.stages.values())[: list(settings.stages).index(stage.name)])
+        judged = settings.eval_every if stage.stage.patience or settings.keep_best else 0
+        if settings.save_every % inner or before % inner or judged % inner:
+            what = f"{settings.save_every}, expected a multiple of objective.inner, {inner}"
+            raise ConfigError(f"train.save_every: {what}, as are train.eval_every and the steps of earlier stages")
+        return cls(objective, stage.config.sampler, inner)
+
+    def window(self, model: MMDiff, window: list[Batch], stream: Stream, key: NoiseKey, step: int) -> list[Any]:
+        """Returns what the forwards of a step train on. step: of the stage, from 0. key: of the step."""
+        if not self.made or step % self.inner == 0:
+            rows = partial(stream.row, vocab=model.vocab, readers=model.readers)
+            self.made = [self.objective.collect(model, batch, key, rows, self.sampler) for batch in window]
+        return self.made

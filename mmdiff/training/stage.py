@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from mmdiff.backbones.compiled import compiled
-from mmdiff.canvas.batch import Batch
 from mmdiff.config import build
 from mmdiff.config.settings import Config, StageConfig, TrainConfig
 from mmdiff.errors import ConfigError
@@ -30,7 +29,7 @@ from .annealing import check_annealing
 from .divergence import IN_A_ROW, not_finite, refuse
 from .ema import Average
 from .held_out import UNUSED, evaluate_bound
-from .loading import batches_of, make_stream
+from .loading import Collecting, batches_of, make_stream
 from .optim import lr_factor, make_optimizer
 from .parallel import divides, renewed, shard
 from .step import Stepper
@@ -71,7 +70,9 @@ class Stage:
         if (for_model := getattr(self.objective, "for_model", None)) is not None:
             self.objective = for_model(self.model)
         size, seed = config.train.sample_cache_mb << 20, config.train.seed
-        self.stream = make_stream(stage, self.task, where, seed=seed, cache_bytes=size, toy=self.toy)
+        self.collecting = Collecting.of(self.objective, self, where)
+        prompts = self.collecting is not None
+        self.stream = make_stream(stage, self.task, where, seed=seed, cache_bytes=size, toy=self.toy, prompts=prompts)
         self.frozen = self.run.checkpoints / f"frozen-{self.name}.safetensors"
         self.cache = FeatureCache(self.run.folder / "features.sqlite") if stage.cache_features else None
         self.skipped = 0  # steps, the last ones
@@ -91,6 +92,7 @@ class Stage:
         batches = batches_of(
             stage, self.stream, self.model, first=progress.stage_step, workers=self.settings.workers,
             rank=self.accelerator.process_index, world=self.accelerator.num_processes,
+            inner=self.collecting.inner if self.collecting else 1,
         )  # fmt: skip
         mark = time.perf_counter()
         bar = tqdm(
@@ -105,6 +107,9 @@ class Stage:
                 window = [next(batches) for _ in range(stage.accumulate)]
                 if self.cache is not None:
                     window = [self.cache.fill(self.model, batch, prints) for batch in window]
+                if self.collecting is not None:
+                    key = stepper.key(progress)
+                    window = self.collecting.window(self.model, window, self.stream, key, progress.stage_step)
                 self._step(window)
                 bar.update()
                 last, due = progress.stage_step == stage.steps, is_due(stage, self.settings, progress)
@@ -159,12 +164,13 @@ class Stage:
             divided,
         )  # fmt: skip
 
-    def _step(self, window: list[Batch]) -> None:
+    def _step(self, window: list[Any]) -> None:
         progress = self.progress
         taken = self.stepper.take(window, progress)
         self.skipped = 0 if taken else self.skipped + 1
         progress.step, progress.stage_step = progress.step + 1, progress.stage_step + 1
-        progress.tokens += sum(int(b.attend_BL.sum()) for b in window) * self.accelerator.num_processes
+        tokens = sum(int(getattr(b, "batch", b).attend_BL.sum()) for b in window)
+        progress.tokens += tokens * self.accelerator.num_processes
         if self.skipped == IN_A_ROW:
             what = f"the loss or its gradient, {IN_A_ROW} times in a row,"
             refuse(what, self.name, self.stage.lr, progress.step, self.run, main=self.main)

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from mmdiff.canvas.batch import Batch, to_device
+from mmdiff.canvas.batch import to_device
 from mmdiff.canvas.packing import PackedModel, Packing
 from mmdiff.config.settings import StageConfig, TrainConfig
 from mmdiff.diffusion.keys import NoiseKey
@@ -55,12 +55,21 @@ class Stepper:
         self.optional = unused_parts(self.model) if self.divided else {}
         self.copies: int = getattr(self.objective, "copies", 1)
 
-    def take(self, window: list[Batch], progress: Progress) -> bool:
-        """Take the step that `progress` stands before. Returns False where it was skipped: nothing has changed then."""
+    def key(self, progress: Progress) -> NoiseKey:
+        """Returns the key of the step that `progress` stands before."""
+        size = self.stage.batch_size * self.stage.accumulate * self.accelerator.num_processes
+        return NoiseKey(self.settings.seed, progress.step, self.name, batch=size)
+
+    def take(self, window: list[Any], progress: Progress) -> bool:
+        """Take the step that `progress` stands before. Returns False where it was skipped: nothing has changed then.
+
+        window: batches, or what the objective has collected of them.
+        """
         stage, accelerator, world = self.stage, self.accelerator, self.accelerator.num_processes
-        key = NoiseKey(self.settings.seed, progress.step, self.name, batch=stage.batch_size * stage.accumulate * world)
+        key = self.key(progress)
         seed(key.fold(f"dropout/{accelerator.process_index}").integer(1 << 62))
-        window = [annealed(batch, key, progress.stage_step, stage.anneal) for batch in window]
+        if stage.anneal:
+            window = [annealed(batch, key, progress.stage_step, stage.anneal) for batch in window]
         plans = [self.objective.plan(batch, key, self.model.vocab) for batch in window]
         count, absent = self._counted(plans)
         factor = lr_factor(progress.stage_step, stage)

@@ -24,7 +24,8 @@ CARRIED = ("left", "run", "allow")
 @part
 @dataclass(frozen=True)
 class Insertion:
-    """Insertion language models (ILM, arXiv 2505.05755), trained by `mmdiff.objectives.insertion.InsertionLoss`.
+    """Insertion language models (ILM, arXiv 2505.05755), trained by
+    `mmdiff.objectives.replacing.insertion.InsertionLoss`.
 
     Masked positions are taken off the canvas first: a run of n of them is a gap that gets at most n tokens. A step
     draws, for each row, the position behind which a token is inserted, then the token, from one softmax over all pairs

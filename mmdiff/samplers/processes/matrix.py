@@ -66,7 +66,7 @@ class Matrix:
     transition: node of the kind of noise (mmdiff.diffusion.transitions): `Uniform`, `Masking`, `Gaussian`,
         `Neighbours`.
     given: what the model's law of a token is given: `others`, all positions but its own, the optimum of the bound
-        (mmdiff.objectives.hybrid); or `all`, its own noised id included, that of plain cross-entropy.
+        (mmdiff.objectives.replacing.hybrid); or `all`, its own noised id included, that of plain cross-entropy.
     """
 
     transition: Any = field(default_factory=Uniform)

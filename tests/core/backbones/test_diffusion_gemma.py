@@ -33,7 +33,7 @@ from mmdiff.model import MMDiff
 from mmdiff.model.params import add_adapters
 from mmdiff.model.saving import save_model
 from mmdiff.objectives.denoise import Denoise
-from mmdiff.objectives.hybrid import HybridBound
+from mmdiff.objectives.replacing.hybrid import HybridBound
 from mmdiff.samplers.processes.hybrid import Hybrid, Renoising
 from mmdiff.samplers.rules.adaptive import EntropyBound
 from mmdiff.sharing.export import export

@@ -38,7 +38,7 @@ from mmdiff.objectives.denoise import Denoise
 from mmdiff.objectives.extras.learned_rates import LearnedRates
 from mmdiff.objectives.extras.token_rates import TokenRates
 from mmdiff.objectives.noising.change import Replaced
-from tests.core.objectives.pairs import fit, model_with, pairs
+from tests.core.objectives.extras.pairs import fit, model_with, pairs
 
 X = (2, 0, 1, 1)
 ALL = ExactCount(full=1.0)

@@ -19,8 +19,8 @@ from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model import MMDiff
-from mmdiff.objectives.expanding import ExpandingLoss
-from mmdiff.objectives.insertion import InsertionLoss
+from mmdiff.objectives.replacing.expanding import ExpandingLoss
+from mmdiff.objectives.replacing.insertion import InsertionLoss
 from mmdiff.samplers.processes.expanding import Expanding
 from mmdiff.samplers.processes.insertion import Insertion
 

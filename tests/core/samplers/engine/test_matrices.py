@@ -22,7 +22,7 @@ from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.transitions import MOST, Gaussian, Masking, Neighbours, Spectrum, Transition, Uniform, spectrum
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.objectives.hybrid import MatrixBound
+from mmdiff.objectives.replacing.hybrid import MatrixBound
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.processes.hybrid import Hybrid

@@ -18,7 +18,7 @@ from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mixing import rates, shares
-from mmdiff.objectives.hybrid import HybridBound
+from mmdiff.objectives.replacing.hybrid import HybridBound
 from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.processes.editing import Editing

@@ -23,7 +23,7 @@ from mmdiff.samplers.links.caches import Prefix
 from mmdiff.samplers.links.guidance import Guidance
 from mmdiff.samplers.processes.companion import Augmented, posterior, signal
 from mmdiff.samplers.rules.maskgit import Remask
-from tests.core.objectives.pairs import FIRST, KEY, WIDTH, fit, longer, model_with, pairs, sampled
+from tests.core.objectives.extras.pairs import FIRST, KEY, WIDTH, fit, longer, model_with, pairs, sampled
 
 SIZE = 6
 

@@ -27,7 +27,7 @@ from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.processes.partial import Partial
 from mmdiff.samplers.rules.timed import Ancestral
-from tests.core.objectives.pairs import KEY, WIDTH, longer, model_with, pairs, sampled
+from tests.core.objectives.extras.pairs import KEY, WIDTH, longer, model_with, pairs, sampled
 
 MASK_ID = 2  # of a tokenizer of words
 

@@ -26,7 +26,19 @@ from mmdiff.samplers.links.energy import Resample
 from mmdiff.samplers.links.guidance import Guidance
 from mmdiff.samplers.processes.latent import Variational
 from mmdiff.session import load
-from tests.core.objectives.pairs import DIGITS, FIRST, KEY, WIDTH, empty, fit, longer, model_with, pairs, sampled, valid
+from tests.core.objectives.extras.pairs import (
+    DIGITS,
+    FIRST,
+    KEY,
+    WIDTH,
+    empty,
+    fit,
+    longer,
+    model_with,
+    pairs,
+    sampled,
+    valid,
+)
 
 
 def model(size: int = 4, layers: int = 2, attention: Any = None) -> MMDiff:

@@ -16,12 +16,11 @@ from mmdiff.canvas.relayout import relaid
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import AtLeast0, Share
 from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.objectives.denoise import scored
+from mmdiff.objectives.noising.noised import NoisedBatch
+from mmdiff.objectives.terms import Term
 from mmdiff.parts import part
 from mmdiff.protocols import Model
-
-from .denoise import scored
-from .noising.noised import NoisedBatch
-from .terms import Term
 
 
 @part

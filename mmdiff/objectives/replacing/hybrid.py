@@ -19,12 +19,11 @@ from mmdiff.config.ranges import AtLeast1, BetweenZeroAndOne, NotNegative, Posit
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mixing import rates, shares
 from mmdiff.errors import DataError
+from mmdiff.objectives.terms import Term, chunked
 from mmdiff.parts import part
 from mmdiff.protocols import Model
 from mmdiff.samplers.processes.hybrid import Hybrid, pick
 from mmdiff.samplers.processes.matrix import Matrix, States
-
-from .terms import Term, chunked
 
 
 @dataclass

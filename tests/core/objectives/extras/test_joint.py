@@ -25,7 +25,19 @@ from mmdiff.objectives.extras.joint import AdjustLayer
 from mmdiff.objectives.extras.sampler_layer import SamplerLayer
 from mmdiff.samplers.links.caches import Prefix
 from mmdiff.samplers.processes.joint import Joint
-from tests.core.objectives.pairs import DIGITS, FIRST, KEY, WIDTH, empty, fit, longer, model_with, pairs, sampled, valid
+from tests.core.objectives.extras.pairs import (
+    DIGITS,
+    FIRST,
+    KEY,
+    WIDTH,
+    empty,
+    fit,
+    longer,
+    model_with,
+    pairs,
+    sampled,
+    valid,
+)
 
 
 def model(attention: Any = None, layers: int = 2, moved: bool = True) -> MMDiff:

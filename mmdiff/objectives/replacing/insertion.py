@@ -18,10 +18,9 @@ from mmdiff.canvas.relayout import relaid
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import DataError
+from mmdiff.objectives.terms import Term, chunked
 from mmdiff.parts import part
 from mmdiff.protocols import Model
-
-from .terms import Term, chunked
 
 
 @dataclass
