@@ -121,7 +121,7 @@ def made(args: argparse.Namespace, *, vocab: int, layers: int | None = None) -> 
 class Plain(MMDiff):
     """The same attention without keeping anything: every copy and step runs the whole canvas."""
 
-    def hidden_copies(self, ids_RL: Any, batch: Any, features: Any, copies: int) -> Any:
+    def hidden_copies(self, ids_RL: Any, batch: Any, features: Any, copies: int, **_: Any) -> Any:
         return self.hidden(ids_RL, batch, features, torch.arange(len(batch)).repeat(copies))
 
     def denoiser(self, batch: Batch, **named: Any) -> Any:

@@ -210,6 +210,7 @@ class Model(Protocol):
         *,
         blockwise: bool = False,
         extras: Mapping[str, Tensor] | None = None,
+        layout: Any = None,
     ) -> Tensor:
         """Returns `hidden` of copies * B rows, copy after copy; a context that sees no target is run once.
 

@@ -83,6 +83,8 @@ class Backbone(nn.Module):
             raise ConfigError(f"backbone: {self.family} runs all positions of a canvas; keys and values cannot be kept")
         attention = self.model.config._attn_implementation
         mask = attend_RL if visibility is None else visibility.mask(x_RLD, attend_RL, attention)
+        if mask is not None and mask is attend_RL and memory is None and "sdpa" in attention and not self.windows:
+            mask = mask[:, None, None].expand(-1, 1, mask.shape[1], -1)  # of rows it would be asked whether all is True
         noise = {"noised_RL": noised_RL, "soft_RQD": soft_RLD} if self.tells_noise else {}
         key = visibility.key if noise and visibility is not None else Coordinates()
         if not (isinstance(key.document, int) and isinstance(key.stream, int)):
@@ -99,6 +101,11 @@ class Backbone(nn.Module):
         """Returns the hidden states (R, L, D) of all layers: first the embeddings, last what `hidden` returns."""
         out = find_family(self.family).run(self.model, x_RLD, attend_RL, attend_RL, position_ids_RL, True)
         return (*out.hidden_states[:-1], out.last_hidden_state)
+
+    @property
+    def windows(self) -> bool:
+        """True where some layers see a window only: transformers then makes their masks, of a mask of rows."""
+        return "sliding_attention" in (getattr(self.model.config, "layer_types", None) or ())
 
     @property
     def tells_noise(self) -> bool:

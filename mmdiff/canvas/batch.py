@@ -63,13 +63,17 @@ class Batch:
 
 def real_NT(tokens: Sequence[int], features_NTE: Tensor) -> Tensor:
     """Returns bool (N, T), the features that are not padding, where crop n has `tokens[n]` of them."""
-    count_N = torch.tensor(tokens, device=features_NTE.device)
+    count_N = torch.tensor(tokens).to(features_NTE.device, non_blocking=True)
     return torch.arange(features_NTE.shape[1], device=features_NTE.device) < count_N[:, None]
 
 
 def packed(features_NTE: Tensor, tokens: Sequence[int] | None) -> Tensor:
     """Returns (M, E), the features of all crops without padding. tokens: real features per crop; None: all are."""
-    return features_NTE.flatten(0, 1) if tokens is None else features_NTE[real_NT(tokens, features_NTE)]
+    if tokens is None:
+        return features_NTE.flatten(0, 1)
+    first_N = range(0, features_NTE.shape[0] * features_NTE.shape[1], features_NTE.shape[1])
+    at_M = torch.cat([torch.arange(first, first + n) for first, n in zip(first_N, tokens, strict=True)])
+    return features_NTE.flatten(0, 1)[at_M.to(features_NTE.device, non_blocking=True)]
 
 
 def largest(features_NTE: Tensor, tokens: Sequence[int] | None) -> Tensor:
@@ -95,12 +99,29 @@ def allow_sets(batch: Batch, vocab: Vocab) -> tuple[Tensor, Tensor]:
     return torch.where(batch.allow_KV.all(1, keepdim=True), text_V, batch.allow_KV), batch.allow_BL
 
 
+def where(mask: Tensor) -> tuple[Tensor, ...]:
+    """Returns the indices of a bool tensor's True, one tensor per dimension, in row-major order.
+
+    A device would have to be asked how many there are. Of a mask that `to_device` moved under a dataclass's `MASKS`
+    the host found them before, unless it has been changed since.
+    """
+    version, known = getattr(mask, "_known", (-1, ()))
+    return known if known and version == mask._version else mask.nonzero(as_tuple=True)
+
+
 def to_device(value: T, device: torch.device | str) -> T:
-    """Returns a copy on `device` of a tensor, or of a dictionary or dataclass that holds tensors."""
+    """Returns a copy on `device` of a tensor, or of a dictionary or dataclass that holds tensors.
+
+    `MASKS` of a dataclass are the names of those bool tensors whose True is to be known there, see `where`.
+    """
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)  # type: ignore[return-value]
     if isinstance(value, dict):
         return {k: to_device(v, device) for k, v in value.items()}  # type: ignore[return-value]
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in fields(value)})
+        moved = replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in fields(value)})
+        for name in getattr(value, "MASKS", ()):
+            mask = getattr(moved, name)
+            mask._known = mask._version, tuple(to_device(i, device) for i in where(getattr(value, name)))
+        return moved
     return value

@@ -133,11 +133,13 @@ class PackedModel:
         *,
         blockwise: bool = False,
         extras: Mapping[str, Tensor] | None = None,
+        layout: Any = None,
     ) -> Tensor:
         """As `mmdiff.model.MMDiff.hidden_copies`; where copies share what is clean, rows are left as they are."""
         model = self._model
         shared = blockwise or (model.attention.one_target_block and model.backbone.caches)
         if shared or len(ids_RL) != len(self._packing.row_R):
-            out: Tensor = model.hidden_copies(ids_RL, batch, features, copies, blockwise=blockwise, extras=extras)
+            how = {"blockwise": blockwise, "extras": extras, "layout": layout}
+            out: Tensor = model.hidden_copies(ids_RL, batch, features, copies, **how)
             return out
         return self.hidden(ids_RL, batch, features, self._packing.row_R, extras=extras)

@@ -21,7 +21,7 @@ from mmdiff.backbones.bounds import bounded_by
 from mmdiff.backbones.compiled import compiled
 from mmdiff.backbones.load import backbone_from_folder
 from mmdiff.backbones.reserve import grow
-from mmdiff.canvas.batch import Batch, MediaBatch, real_NT, to_device
+from mmdiff.canvas.batch import Batch, MediaBatch, real_NT, to_device, where
 from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.patterns import Full, visibility
@@ -42,7 +42,7 @@ from . import saving
 from .denoiser import Denoiser
 from .evaluating import evaluating
 from .params import add_adapters, read_adapters
-from .prefix import hidden_copies
+from .prefix import Layout, hidden_copies
 from .scorer import Scores, score
 
 T = TypeVar("T")
@@ -129,12 +129,12 @@ class MMDiff(nn.Module):
         if media.features_NTE is not None:
             return media.features_NTE
         encoder = self.encoders[kind]
-        dtype = next(encoder.parameters()).dtype
+        values_N = media.values_N.to(next(encoder.parameters()).dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen(kind)):
             if media.length_N is None or media.tokens is None:
-                features_NTE: Tensor = encoder(media.values_N.to(dtype))
+                features_NTE: Tensor = encoder(values_N)
                 return features_NTE
-            features_NTE = encoder(media.values_N.to(dtype), media.length_N)[:, : max(media.tokens)]
+            features_NTE = encoder(values_N, media.length_N)[:, : max(media.tokens)]
         return features_NTE.masked_fill(~real_NT(media.tokens, features_NTE)[..., None], 0.0)
 
     def encode(self, media: Mapping[str, MediaBatch]) -> dict[str, Tensor]:
@@ -192,6 +192,10 @@ class MMDiff(nn.Module):
             x_RLD = torch.where((slot_RL >= 0)[..., None], filled_RLD, x_RLD)
         return x_RLD
 
+    def shares_context(self, copies: int) -> bool:
+        """Whether context is run once for so many copies of a sample."""
+        return self.attention.one_target_block and copies > 1 and self.backbone.caches
+
     def hidden_copies(
         self,
         ids_RL: Tensor,
@@ -201,12 +205,13 @@ class MMDiff(nn.Module):
         *,
         blockwise: bool = False,
         extras: Mapping[str, Tensor] | None = None,
+        layout: Layout | None = None,
     ) -> Tensor:
         """Returns `hidden` of copies * B rows, copy after copy. blockwise: they see earlier blocks clean."""
-        if blockwise or (self.attention.one_target_block and copies > 1 and self.backbone.caches):
-            return hidden_copies(self, ids_RL, batch, features, copies, extras or {})
-        row_R = torch.arange(len(batch), device=ids_RL.device).repeat(copies)
-        return self.hidden(ids_RL, batch, features, row_R, extras=extras)
+        if blockwise or self.shares_context(copies):
+            return hidden_copies(self, ids_RL, batch, features, copies, extras or {}, layout)
+        rows_B = torch.arange(len(batch), device=ids_RL.device)
+        return self.hidden(ids_RL, batch, features, rows_B.repeat(copies), extras=extras)
 
     def gather(self, h_RLD: Tensor, row_P: Tensor, position_P: Tensor) -> Tensor:
         """Returns (P, D), the states that predict the positions (one to the left in models with shifted logits)."""
@@ -217,7 +222,7 @@ class MMDiff(nn.Module):
 
         h_RLD: hidden states of R rows. how: `weight_P` and `restrict` of `mmdiff.model.scorer.score`.
         """
-        h_PD = self.gather(h_RLD, *masked_RL.nonzero(as_tuple=True))
+        h_PD = self.gather(h_RLD, *where(masked_RL))
         return score(self.backbone, h_PD, batch, masked_RL, row_R, chunk=self.logit_chunk, **how)
 
     def denoiser(self, batch: Batch, *, restrict: bool = False) -> Denoise:
@@ -251,8 +256,7 @@ class MMDiff(nn.Module):
             if config.prefix_cache and self.attention.exact_prefix:
                 config = replace(config, prefix_cache=False)  # the context is kept, and exactly
             denoise = self.denoiser(batch, restrict=True)
-            write = sample if config.draft is None else rewrite
-            return write(denoise, batch, self.vocab, config, streamer=streamer)
+            return (sample if config.draft is None else rewrite)(denoise, batch, self.vocab, config, streamer=streamer)
 
     @typed
     def grow(self, words: Sequence[str] = (), reserve: Mapping[str, AtLeast1] | None = None) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
-from mmdiff.canvas.pattern import Coordinates, Visibility
+from mmdiff.canvas.pattern import Coordinates, Pattern, Visibility
 from mmdiff.canvas.patterns import Causal, Documents, units, visibility
 from mmdiff.canvas.query import Prediction, Query
 from mmdiff.errors import ConfigError
@@ -50,6 +50,27 @@ class Positions:
         return values_BL.gather(1, at.expand(*at_BN.shape, *values_BL.shape[2:]))
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What stands in the row of a sample whose clean ids are run once for all copies. Known on the host, it asks no
+    device how much there is.
+
+    unit_BL: `units` of the batch. clean: positions that some block of targets sees. noised: those that copies have.
+    """
+
+    unit_BL: Tensor
+    clean: Positions
+    noised: Positions
+
+    @classmethod
+    def of(cls, attention: Pattern, batch: Batch) -> Layout:
+        unit_BL = units(attention, batch)
+        has_target_U = torch.bincount(unit_BL.flatten(), batch.target_BL.flatten().float()) > 0
+        last_B1 = unit_BL.masked_fill(~batch.target_BL, -1).amax(1, keepdim=True)
+        clean = Positions.of(batch.attend_BL & (unit_BL < last_B1))  # nothing sees the ids of the last block
+        return cls(unit_BL, clean, Positions.of(batch.attend_BL & has_target_U[unit_BL]))
+
+
 def scatter_to_canvas(at_BN: Tensor, h_BND: Tensor, over_BLD: Tensor) -> Tensor:
     """Returns (B, L, D): hidden states at their positions of the canvas, those of `over_BLD` elsewhere."""
     longer_BLD = F.pad(over_BLD, (0, 0, 0, 1))  # the position added at the end takes padding
@@ -63,6 +84,7 @@ def hidden_copies(
     features: Mapping[str, Tensor],
     copies: int,
     extras: Mapping[str, Tensor],
+    layout: Layout | None = None,
 ) -> Tensor:
     """Returns hidden states (R, L, D) of R = copies * B rows, copy after copy; clean ids are run once per sample.
 
@@ -73,12 +95,9 @@ def hidden_copies(
     """
     if not model.backbone.caches:
         raise ConfigError(f"backbone: {model.backbone.family} runs all positions of a canvas; copies can share none")
-    length, unit_BL = batch.ids_BL.shape[1], units(model.attention, batch)
+    layout, length = layout or Layout.of(model.attention, batch), batch.ids_BL.shape[1]
+    unit_BL, clean, noised = layout.unit_BL, layout.clean, layout.noised
     whole = visibility(model.attention, batch, torch.arange(len(batch), device=ids_RL.device))
-    has_target_U = torch.bincount(unit_BL.flatten(), batch.target_BL.flatten().float()) > 0
-    last_B1 = unit_BL.masked_fill(~batch.target_BL, -1).amax(1, keepdim=True)
-    clean = Positions.of(batch.attend_BL & (unit_BL < last_B1))  # nothing sees the ids of the last block
-    noised = Positions.of(batch.attend_BL & has_target_U[unit_BL])
 
     def take(values_BL: Tensor | int) -> Any:
         if isinstance(values_BL, int):
@@ -86,7 +105,7 @@ def hidden_copies(
         return torch.cat([clean.take(values_BL), noised.take(values_BL).repeat(1, copies)], 1)
 
     sizes = [clean.at_BN.shape[1], *[noised.at_BN.shape[1]] * copies]
-    stream_N = torch.arange(copies + 1, device=ids_RL.device).repeat_interleave(ids_RL.new_tensor(sizes))
+    stream_N = torch.cat([ids_RL.new_full((n,), stream) for stream, n in enumerate(sizes)])
     block_BN = take(whole.key.block)
     if model.attention.finished_is_context:  # a clean block is attended to as context is
         own_BL = Causal().blocks(batch.target_BL, batch.attend_BL, whole.key.document)

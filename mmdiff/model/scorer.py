@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from mmdiff.backbones import Backbone
-from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.batch import Batch, where
 
 CHUNK_ELEMENTS = (1 << 28, 1 << 24)
 """The most logits of a chunk, on an accelerator and on the CPU: 1 GB and 64 MB of float32."""
@@ -80,7 +80,7 @@ def _right(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Returns the ids (P,) of `batch` at the masked positions, their allow-sets (P,) and `Batch.allowed_ids_N`; None
     for what does not restrict them."""
-    row_P, position_P = masked_RL.nonzero(as_tuple=True)
+    row_P, position_P = where(masked_RL)
     at_P = (row_P if row_R is None else row_R[row_P]), position_P
     allowed_ids_N = batch.allowed_ids_N if restrict else None
     allow_P = batch.allow_BL[at_P] if restrict and allowed_ids_N is None and batch.allow_BL is not None else None

@@ -11,6 +11,7 @@ Shape letters: B samples, L canvas length, R rows = B * copies, P masked positio
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.pattern import Pattern
@@ -44,6 +45,8 @@ class BlockDenoise:
     Raises ConfigError, at the first step, for a model of another pattern, and where no pattern is known.
     """
 
+    blockwise: ClassVar[bool] = True  # copies share clean blocks, whatever their number
+
     attention: Pattern | None = None
     levels: Levels = field(default_factory=ExactCount)
     copies: AtLeast1 = 1
@@ -71,5 +74,5 @@ class BlockDenoise:
         if model.attention != self.attention:
             raise ConfigError(f"objective.attention: {self.attention}, expected model.attention, {model.attention}")
         features = model.encode(plan.batch.media)
-        h_RLD = model.hidden_copies(plan.ids_RL, plan.batch, features, self.copies, blockwise=True)
+        h_RLD = model.hidden_copies(plan.ids_RL, plan.batch, features, self.copies, blockwise=True, layout=plan.layout)
         return {"denoise": scored(model, plan, h_RLD, restrict=self.restrict)}

@@ -82,7 +82,7 @@ def emissions(model: Model, kind: str, media: MediaBatch) -> tuple[Tensor, Tenso
     counts = [sum(next(crops) for _ in range(n)) for n in media.crops]
     logits_MV = model.heads[kind](packed(features_NTE, media.tokens)).float()
     log_p_BTV = pad_sequence(list(logits_MV.log_softmax(-1).split(counts)), batch_first=True)
-    return log_p_BTV, torch.tensor(counts, device=log_p_BTV.device)
+    return log_p_BTV, torch.tensor(counts).to(log_p_BTV.device, non_blocking=True)
 
 
 def collapse(path: Tensor, blank: int) -> list[int]:

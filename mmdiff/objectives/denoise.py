@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.batch import Batch, where
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import AtLeast1, Half, Share
 from mmdiff.diffusion.keys import NoiseKey
@@ -172,7 +173,8 @@ def states(model: Model, plan: NoisedBatch, **extras: Tensor) -> Tensor:
     copies, beside = len(plan.ids_RL) // len(plan.batch), {"extras": extras} if extras else {}
     if copies == 1:
         return model.hidden(plan.ids_RL, plan.batch, features, plan.row_R, **beside)  # type: ignore[arg-type]
-    return model.hidden_copies(plan.ids_RL, plan.batch, features, copies, **beside)  # type: ignore[arg-type]
+    shared: dict[str, Any] = {**beside, "layout": plan.layout}
+    return model.hidden_copies(plan.ids_RL, plan.batch, features, copies, **shared)
 
 
 def scored(
@@ -182,16 +184,16 @@ def scored(
     if emphasis is not None:  # whose weights follow from the cross-entropies
         nll_P, correct_P, _ = model.score(h_RLD, plan.batch, plan.masked_RL, plan.row_R, restrict=restrict)
         return weighted(plan, nll_P, correct_P, emphasis)
-    weight_P = plan.weight_RL[plan.masked_RL]
+    weight_P = plan.weight_RL[where(plan.masked_RL)]
     how = {"weight_P": weight_P, "restrict": restrict}
     nll_P, correct_P, total = model.score(h_RLD, plan.batch, plan.masked_RL, plan.row_R, **how)
-    return Term(total, sums=by_level(nll_P, correct_P, plan.rate_RL[plan.masked_RL]))
+    return Term(total, sums=by_level(nll_P, correct_P, plan.rate_RL[where(plan.masked_RL)]))
 
 
 def weighted(plan: NoisedBatch, nll_P: Tensor, correct_P: Tensor, emphasis: Emphasis | None = None) -> Term:
     """Returns the weighted sum of the cross-entropies (P,) of masked positions, with what is logged of them."""
-    by_rate = by_level(nll_P.detach(), correct_P, plan.rate_RL[plan.masked_RL])
-    weight_P = plan.weight_RL[plan.masked_RL]
+    by_rate = by_level(nll_P.detach(), correct_P, plan.rate_RL[where(plan.masked_RL)])
+    weight_P = plan.weight_RL[where(plan.masked_RL)]
     if emphasis is not None:
         weight_P = weight_P * emphasis.factor(nll_P.detach())
     return Term((nll_P * weight_P).sum(), sums=by_rate)

@@ -64,7 +64,7 @@ class Readout:
             raise DataError(f"readout: features {tuple(logits_NTWV.shape[:3])}, words {tuple(plan.label_NTW.shape)}")
         nll = F.cross_entropy(logits_NTWV.flatten(0, 2), plan.label_NTW.flatten(), reduction="sum")
         right = (logits_NTWV.detach().argmax(-1) == plan.label_NTW).float().sum()
-        count = torch.tensor(float(plan.label_NTW.numel()), device=nll.device)
+        count = nll.new_full((), float(plan.label_NTW.numel()))
         return {"readout": Term(nll, sums={"nll": (nll.detach(), count), "accuracy": (right, count)})}
 
 
@@ -110,5 +110,5 @@ class Naming:
         logits_PV = head(F.layer_norm(largest_NE, largest_NE.shape[1:]))[plan.item_P].float()
         nll = F.cross_entropy(logits_PV, plan.id_P, reduction="sum")
         right = (logits_PV.detach().argmax(-1) == plan.id_P).float().sum()
-        count = torch.tensor(float(len(plan.id_P)), device=nll.device)
+        count = nll.new_full((), float(len(plan.id_P)))
         return {"naming": Term(nll, sums={"nll": (nll.detach(), count), "accuracy": (right, count)})}

@@ -21,6 +21,7 @@ from mmdiff.canvas.packing import PackedModel, Packing
 from mmdiff.config.settings import StageConfig, TrainConfig
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.model import MMDiff
+from mmdiff.model.prefix import Layout
 from mmdiff.protocols import Objective
 from mmdiff.runs.progress import Progress
 
@@ -76,6 +77,7 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         for i, plan in enumerate(plans):
+            self._lay_out(plan)
             ready, packing = (to_device(part, accelerator.device) for part in (plan, self._packing(plan)))
             last = i == len(plans) - 1
             with nullcontext() if last else unsynced(self.wrapped, accelerator, self.divided):
@@ -91,6 +93,12 @@ class Stepper:
         if self.average is not None:
             self.average.update(progress.stage_step + 1)
         return True
+
+    def _lay_out(self, plan: Any) -> None:
+        """Find what the copies of a sample share, while it is the host that knows."""
+        shared = getattr(self.objective, "blockwise", False) or self.model.shares_context(self.copies)
+        if shared and hasattr(plan, "layout"):
+            plan.layout = Layout.of(self.model.attention, plan.batch)
 
     def _packing(self, plan: Any) -> Packing | None:
         row_R = getattr(plan, "row_R", None)

@@ -9,11 +9,14 @@ Shape letters: P target positions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.model.likelihood import next_token
+from mmdiff.model.likelihood import next_targets, next_token
 from mmdiff.objectives.terms import Term
 from mmdiff.parts import part
 from mmdiff.protocols import Model
@@ -23,7 +26,10 @@ from mmdiff.protocols import Model
 class Clean:
     """A batch as it is, for nothing is drawn. counts: its scored target positions."""
 
+    MASKS: ClassVar = ("scored_BL",)
+
     batch: Batch
+    scored_BL: Tensor
     counts: dict[str, float]
 
 
@@ -37,11 +43,11 @@ class NextToken:
     """
 
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Clean:
-        scored_BL = batch.target_BL & (batch.ids_BL != vocab.mask_id)
-        return Clean(batch, {"next": float(scored_BL.sum())})
+        scored_BL = next_targets(batch, vocab)
+        return Clean(batch, scored_BL, {"next": float(scored_BL.sum())})
 
     def terms(self, model: Model, plan: Clean) -> dict[str, Term]:
-        nll_P, correct_P, _ = next_token(model, plan.batch)
-        count = nll_P.new_tensor(float(len(nll_P)))
+        nll_P, correct_P, _ = next_token(model, plan.batch, plan.scored_BL)
+        count = nll_P.new_full((), float(len(nll_P)))
         sums = {"nll": (nll_P.detach().sum(), count), "accuracy": (correct_P.float().sum(), count)}
         return {"next": Term(nll_P.sum(), sums=sums)}

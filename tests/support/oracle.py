@@ -66,7 +66,7 @@ class Oracle:
         return out_RLV
 
     def hidden_copies(
-        self, ids_RL: Tensor, batch: Batch, features: Any, copies: int, *, blockwise: bool = False
+        self, ids_RL: Tensor, batch: Batch, features: Any, copies: int, *, blockwise: bool = False, layout: Any = None
     ) -> Tensor:
         """blockwise: log-conditionals of each block of `attention`, given all earlier blocks and no later one."""
         row_R = torch.arange(len(batch)).repeat(copies)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .estimates import Bound as Bound
     from .estimates import bound as bound
     from .estimates import estimate as estimate
+    from .score import next_targets as next_targets
     from .score import next_token as next_token
     from .score import score_masked as score_masked
 
@@ -22,6 +23,7 @@ _HOMES = {
     "bound": "estimates",
     "estimate": "estimates",
     "grid": "elbo",
+    "next_targets": "score",
     "next_token": "score",
     "score_masked": "score",
 }

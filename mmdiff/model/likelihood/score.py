@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.batch import Batch, where
 from mmdiff.canvas.pattern import All
 from mmdiff.canvas.patterns import Causal
 from mmdiff.canvas.query import Query
+from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model import MMDiff
 from mmdiff.model.scorer import Scores
@@ -73,23 +74,31 @@ def score_by(denoise: Denoise, batch: Batch, ids_BL: Tensor, scored_BL: Tensor) 
     return F.cross_entropy(logits_PV, batch.ids_BL[row_P, position_P], reduction="none")
 
 
-def next_token(model: Model, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def next_targets(batch: Batch, vocab: Vocab) -> Tensor:
+    """Returns bool (B, L), the target positions that `next_token` scores. Raises DataError as it does."""
+    scored_BL = batch.target_BL & (batch.ids_BL != vocab.mask_id)
+    if bool((scored_BL & batch.attend_BL & (batch.position_ids_BL == 0)).any()):
+        raise DataError("a document begins with a target, which a causal model cannot predict: put a token before it")
+    return scored_BL
+
+
+def next_token(model: Model, batch: Batch, scored_BL: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Returns what a causal model makes of clean ids: nll_P in nats, correct_P, and the row of each target position.
 
     -log p(id | all ids before it), one forward, from the state to the left (arXiv 2410.17891 calls that shift). What a
     target holds in place of an id, the mask, is not scored. Raises ConfigError where attention is not causal, DataError
     for a target with which a document begins: nothing stands before it.
+
+    scored_BL: `next_targets` of the batch, where they are known.
     """
     parts = model.attention.patterns if isinstance(model.attention, All) else (model.attention,)
     if not any(isinstance(one, Causal) for one in parts):
         raise ConfigError(f"model.attention: {model.attention}; the next token is predicted under Causal only")
-    scored_BL = batch.target_BL & (batch.ids_BL != model.vocab.mask_id)
-    if bool((scored_BL & batch.attend_BL & (batch.position_ids_BL == 0)).any()):
-        raise DataError("a document begins with a target, which a causal model cannot predict: put a token before it")
+    scored_BL = next_targets(batch, model.vocab) if scored_BL is None else scored_BL
     h_BLD = model.hidden(
         batch.ids_BL, batch, model.encode(batch.media), torch.arange(len(batch), device=batch.ids_BL.device)
     )
     if not model.backbone.facts.shift:  # of shifted logits, `score` takes the state to the left itself
         h_BLD = torch.cat([h_BLD[:, :1], h_BLD[:, :-1]], 1)
     scores = model.score(h_BLD, batch, scored_BL)
-    return scores.nll_P, scores.correct_P, scored_BL.nonzero()[:, 0]
+    return scores.nll_P, scores.correct_P, where(scored_BL)[0]

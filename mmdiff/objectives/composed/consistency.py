@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.batch import Batch, where
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import AtLeast1, NotNegative
 from mmdiff.diffusion.keys import NoiseKey
@@ -54,18 +54,18 @@ class MaskAgnostic:
 
     def terms(self, model: Model, plan: Plans) -> dict[str, Term]:
         features = model.encode(plan.batch.media)
-        states, total, sums = [], torch.zeros(()), {}
+        states, losses, sums = [], [], {}
         for noised in plan.plans.values():
             h_RLD = model.hidden(noised.ids_RL, noised.batch, features, noised.row_R)
             term = scored(model, noised, h_RLD, self.denoise.emphasis, restrict=self.denoise.restrict)
-            total, sums = total.to(h_RLD.device) + term.value / 2, term.sums
-            states.append(model.gather(h_RLD, *noised.masked_RL.nonzero(as_tuple=True)))
+            losses, sums = [*losses, term.value], term.sums
+            states.append(model.gather(h_RLD, *where(noised.masked_RL)))
         tv = self.variation(model, plan.plans["0"], states)
-        return {"denoise": Term(total, sums=sums), "tv": Term(tv, self.tv)}
+        return {"denoise": Term(sum(losses) / 2, sums=sums), "tv": Term(tv, self.tv)}
 
     def variation(self, model: Model, noised: NoisedBatch, h_2PD: list[Tensor]) -> Tensor:
         """Returns the sum of rate * total variation of the predictions of two states of each masked position."""
-        row_P, position_P = noised.masked_RL.nonzero(as_tuple=True)
+        row_P, position_P = where(noised.masked_RL)
         allow_KV, set_P = allowed(noised.batch, row_P, position_P, self.denoise.restrict)
 
         def one(first: Tensor, second: Tensor, sets: Tensor) -> Tensor:
@@ -77,4 +77,4 @@ class MaskAgnostic:
                 p_2PV.append(logits.softmax(-1))
             return (p_2PV[0] - p_2PV[1]).abs().sum(-1) / 2
 
-        return (chunked(one, model.logit_chunk, *h_2PD, set_P) * noised.rate_RL[noised.masked_RL]).sum()
+        return (chunked(one, model.logit_chunk, *h_2PD, set_P) * noised.rate_RL[where(noised.masked_RL)]).sum()

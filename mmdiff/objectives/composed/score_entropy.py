@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.batch import Batch, where
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mask_rates import Bernoulli
@@ -38,7 +38,7 @@ class ScoreEntropy:
         return self.denoise.plan(batch, key, vocab)
 
     def terms(self, model: Model, plan: NoisedBatch) -> dict[str, Term]:
-        row_P, position_P = plan.masked_RL.nonzero(as_tuple=True)
+        row_P, position_P = where(plan.masked_RL)
         at_P = plan.row_R[row_P], position_P
         allow_KV, set_P = allowed(plan.batch, *at_P, self.denoise.restrict)
 

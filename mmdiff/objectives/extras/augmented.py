@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.batch import Batch, where
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError
@@ -55,7 +55,7 @@ class AugmentedDenoise:
             raise ConfigError(
                 f"objective.process.size: {self.process.size}, expected {table_VZ.shape[1]}, as the extra has it"
             )
-        row_P, position_P = noised.masked_RL.nonzero(as_tuple=True)
+        row_P, position_P = where(noised.masked_RL)
         e_PZ = table_VZ[noised.batch.ids_BL[noised.row_R[row_P], position_P]].float()
         g_P1 = signal(noised.rate_RL[row_P, position_P])[:, None]
         z_RLZ = e_PZ.new_zeros(*noised.ids_RL.shape, self.process.size)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.batch import Batch, where
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import BetweenZeroAndOne
 from mmdiff.diffusion.keys import NoiseKey
@@ -78,7 +78,7 @@ class LearnedRates:
 
     def terms(self, model: Model, plan: NoisedBatch) -> dict[str, Term]:
         power_V, batch = extra_of(model, self.extra).powers(), plan.batch
-        row_P, position_P = plan.masked_RL.nonzero(as_tuple=True)
+        row_P, position_P = where(plan.masked_RL)
         at_P = plan.row_R[row_P], position_P
         allow_KV, set_P = allowed(batch, *at_P, self.restrict)
 
@@ -95,7 +95,7 @@ class LearnedRates:
         made_P3 = chunked(one, model.logit_chunk, h_PD, batch.ids_BL[at_P], set_P).reshape(-1, 3)
         time_R = plan.drawn["time"]
         loss_R = torch.zeros_like(time_R).index_add(0, row_P, made_P3[:, 0] / time_R[row_P])
-        sums = by_level(made_P3[:, 1].detach(), made_P3[:, 2] > 0, plan.rate_RL[plan.masked_RL])
+        sums = by_level(made_P3[:, 1].detach(), made_P3[:, 2] > 0, plan.rate_RL[where(plan.masked_RL)])
         log_q_R = self.log_law(plan, power_V)
         others_R = loss_R.detach().view(2, -1).flip(0).flatten()
         score = ((loss_R.detach() - others_R) * log_q_R).sum()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.batch import Batch, where
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.digits import base_of, consistent, to_digits
 from mmdiff.diffusion.keys import NoiseKey
@@ -49,7 +49,7 @@ class PartialDenoise:
         batch, name, digits_RLN = noised.batch, self.process.extra, noised.drawn["digits"]
         extra_of(model, name)
         h_RLD = states(model, noised, **{name: digits_RLN})
-        row_P, position_P = noised.masked_RL.nonzero(as_tuple=True)
+        row_P, position_P = where(noised.masked_RL)
         at_P = noised.row_R[row_P], position_P
         h_PD, digits_PN = model.gather(h_RLD, row_P, position_P), digits_RLN[row_P, position_P]
         allow_KV, sets_P = allowed(batch, *at_P, self.denoise.restrict)

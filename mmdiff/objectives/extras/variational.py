@@ -57,7 +57,7 @@ class LatentDenoise:
         z_RZ = mean_RZ + (log_var_RZ / 2).exp() * noised.drawn["latent"]
         beside = {self.process.extra: z_RZ[:, None] * noised.masked_RL[..., None]}
         kl_R = gaussian_kl(mean_RZ, log_var_RZ) * noised.masked_RL.any(1)
-        count = torch.tensor(float(len(kl_R)), device=kl_R.device)
+        count = kl_R.new_full((), float(len(kl_R)))
         term = Term((kl_R * noised.weight_R).sum(), self.beta, {"kl": (kl_R.detach().sum(), count)})
         return {"denoise": self.denoise.term(model, noised, **beside), "kl": term}
 

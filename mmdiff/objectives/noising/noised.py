@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,10 @@ class NoisedBatch:
     masked_RL: bool, the masked positions that are scored: `ids_RL` may hold masks that are not. group_RL: int64, from
         0 over all copies, the document (or block) that a target position was masked with; -1 elsewhere.
     drawn: what further random numbers an objective uses, by name.
+    layout: what the copies share, where the loop has found it (`mmdiff.model.prefix.Layout`).
     """
+
+    MASKS: ClassVar = ("masked_RL",)
 
     batch: Batch
     ids_RL: Tensor
@@ -40,6 +43,7 @@ class NoisedBatch:
     group_RL: Tensor
     counts: dict[str, float] = field(default_factory=dict)
     drawn: dict[str, Tensor] = field(default_factory=dict)
+    layout: Any = None
 
     @property
     def scored_RL(self) -> Tensor:

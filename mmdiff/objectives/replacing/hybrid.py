@@ -7,13 +7,14 @@ V vocabulary, D backbone width.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdiff.canvas.batch import Batch, allow_sets
+from mmdiff.canvas.batch import Batch, allow_sets, where
 from mmdiff.canvas.vocab import NO_MASK, Vocab
 from mmdiff.config.ranges import AtLeast1, BetweenZeroAndOne, NotNegative, Positive
 from mmdiff.diffusion.keys import NoiseKey
@@ -29,6 +30,8 @@ from mmdiff.samplers.processes.matrix import Matrix, States
 @dataclass
 class Noised:
     """A noised batch. ids_BL: noised ids. scored_BL: bool. t_B: float64, the time of each sample."""
+
+    MASKS: ClassVar = ("scored_BL",)
 
     batch: Batch
     ids_BL: Tensor
@@ -80,7 +83,7 @@ class HybridBound:
         batch, vocab = plan.batch, model.vocab
         rows_B = torch.arange(len(batch), device=plan.ids_BL.device)
         h_BLD = model.hidden(plan.ids_BL, batch, model.encode(batch.media), rows_B)
-        row_P, position_P = plan.scored_BL.nonzero(as_tuple=True)
+        row_P, position_P = where(plan.scored_BL)
         h_PD = model.gather(h_BLD, row_P, position_P)
         allow_KV, allow_BL = allow_sets(batch, vocab)
         set_P, label_P = allow_BL[row_P, position_P], batch.ids_BL[row_P, position_P]
@@ -156,9 +159,9 @@ class MatrixBound:
         states = States.of(batch, vocab, self.process.transition)
         rows_B = torch.arange(len(batch), device=plan.ids_BL.device)
         h_BLD = model.hidden(plan.ids_BL, batch, model.encode(batch.media), rows_B)
-        row_P, position_P = plan.scored_BL.nonzero(as_tuple=True)
+        row_P, position_P = where(plan.scored_BL)
         h_PD, ids_N = model.gather(h_BLD, row_P, position_P), states.ids_S[: states.ids]
-        x_P, now_P = (states.state_V[ids_BL[plan.scored_BL]] for ids_BL in (batch.ids_BL, plan.ids_BL))
+        x_P, now_P = (states.state_V[ids_BL[row_P, position_P]] for ids_BL in (batch.ids_BL, plan.ids_BL))
 
         def one(h: Tensor, at: Tensor) -> Tensor:
             logits_PN = model.backbone.head(h, ids_N).double()

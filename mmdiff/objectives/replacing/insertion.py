@@ -7,13 +7,14 @@ taken off, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdiff.canvas.batch import Batch, allow_sets
+from mmdiff.canvas.batch import Batch, allow_sets, where
 from mmdiff.canvas.relayout import relaid
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.keys import NoiseKey
@@ -30,6 +31,8 @@ class Shortened:
     gap_BL: bool, the positions behind which tokens may be inserted. set_BL: the allow-set of what is inserted there.
     row_N, gap_N, id_N: row and position behind which a token belongs, and the token. count_B: how many a row lost.
     """
+
+    MASKS: ClassVar = ("gap_BL",)
 
     batch: Batch
     gap_BL: Tensor
@@ -98,7 +101,7 @@ class InsertionLoss:
         def of_id(h: Tensor, token: Tensor) -> Tensor:
             return head(h).float().gather(1, token[:, None]).squeeze(1)
 
-        at_G = plan.gap_BL.nonzero(as_tuple=True)
+        at_G = where(plan.gap_BL)
         mass_G = chunked(mass, model.logit_chunk, model.gather(h_BLD, *at_G), plan.set_BL[at_G])
         mass_BL = torch.full(batch.ids_BL.shape, -torch.inf, device=mass_G.device).index_put(at_G, mass_G)
         total_B = torch.where(plan.gap_BL.any(1), mass_BL.logsumexp(1), 0.0)
