@@ -13,7 +13,7 @@ from mmdiff.errors import ConfigError
 FREE = re.compile(
     r"base|demo|eval(\..*)?|train\.stages\.[^.]+\.(eval(\..*)?|pack)"
     r"|train\.(log_every|save_every|keep|keep_best|eval_every|tensorboard|trackers(\..*)?|workers|sample_cache_mb)"
-    r"|train\.(threads|gradient_checkpointing|logit_chunk|sharding|compile|on_divergence)"
+    r"|train\.(threads|gradient_checkpointing|logit_chunk|sharding|deepspeed|compile|on_divergence)"
 )
 """Keys that change no training, besides rounding."""
 

@@ -19,7 +19,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,15 +27,16 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from mmdiff.config.settings import TrainConfig
-from mmdiff.errors import ConfigError, UserError, require
+from mmdiff.errors import ConfigError, UserError
 from mmdiff.model import MMDiff
+
+from .engines.zero import read_zero
 
 
 def make_accelerator(settings: TrainConfig) -> Accelerator:
     """Returns an accelerator of the configured precision.
 
-    Raises ConfigError for fp16 without a GPU or of shards, and for a configuration of DeepSpeed that is not there;
-    MissingExtra where DeepSpeed is not installed.
+    Raises ConfigError for fp16 without a GPU or of shards, and what `read_zero` raises for DeepSpeed.
     """
     if settings.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("train.precision: fp16 needs a GPU, expected fp32 or bf16 here")
@@ -50,22 +50,9 @@ def make_accelerator(settings: TrainConfig) -> Accelerator:
     precision = "no" if settings.precision == "fp32" else settings.precision
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # a rank's batch may hold no picture
     on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
-    plugin = deepspeed_plugin(settings)
-    return Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[unused], deepspeed_plugin=plugin)
-
-
-def deepspeed_plugin(settings: TrainConfig) -> Any:
-    """Returns accelerate's plugin of the configuration file that `train.deepspeed` names; None: there is none."""
-    if settings.deepspeed is None:
-        return None
-    if settings.sharding != "none":
-        raise ConfigError("train.deepspeed: divides the model by its own file; expected train.sharding=none beside it")
-    require("deepspeed", "deepspeed")
-    if not Path(settings.deepspeed).is_file():
-        raise ConfigError(f"train.deepspeed: {settings.deepspeed}: no such file")
-    from accelerate import DeepSpeedPlugin
-
-    return DeepSpeedPlugin(hf_ds_config=settings.deepspeed)
+    if read_zero(settings) is not None:
+        precision = "no"  # of its forwards the engine takes care
+    return Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[unused])
 
 
 def divides(settings: TrainConfig, accelerator: Accelerator) -> bool:

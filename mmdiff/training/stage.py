@@ -28,6 +28,7 @@ from mmdiff.runs.progress import Progress
 from .annealing import check_annealing
 from .divergence import IN_A_ROW, not_finite, refuse
 from .ema import Average
+from .engines.zero import Zero, read_zero
 from .held_out import UNUSED, evaluate_bound
 from .loading import Collecting, batches_of, make_stream
 from .optim import lr_factor, make_optimizer
@@ -131,7 +132,10 @@ class Stage:
                 tqdm.write(f"stage {self.name}: ended at step {progress.stage_step} by patience", file=sys.stderr)
         if stepper.average is not None:
             stepper.average.adopt()
-        self.accelerator.unwrap_model(stepper.wrapped, keep_fp32_wrapper=False)
+        if stepper.engine is not None:
+            stepper.engine.close()
+        else:
+            self.accelerator.unwrap_model(stepper.wrapped, keep_fp32_wrapper=False)
         self.accelerator.free_memory()  # the next stage's gradients are not this optimizer's to unscale
         if self.cache is not None:
             self.cache.close()
@@ -143,25 +147,28 @@ class Stage:
         if divided:
             shard(self.model, settings, accelerator)
             self.groups = renewed(self.groups, self.model)
-        wrapped: Any = self.model
-        if not divided and settings.deepspeed is None:
+        zero, engine, wrapped = read_zero(settings), None, self.model  # type: Any, Any, Any
+        if not divided and zero is None:
             wrapped = accelerator.prepare(self.model)
         optimizer: Any = make_optimizer(self.stage, self.groups, betas=settings.betas, where=where)
         average = Average(self.groups, settings.ema) if settings.ema else None
         if self.resumed is not None:
-            load_moments(optimizer, self.resumed / "optimizer.safetensors")
             done = self.name in self.progress.stages_done and not any(self.resumed.glob("ema*.safetensors"))
             if average is not None and not done:  # of a stage that is done, the model has the averages
                 average.load(self.resumed)
-        if settings.deepspeed is not None:
-            wrapped, optimizer = accelerator.prepare(self.model, optimizer)
-        elif accelerator.scaler is not None:
+        if zero is not None:  # the weights are in place: the engine takes copies
+            engine = Zero(self.model, optimizer, zero, self.stage, settings)
+            wrapped = engine.engine
+        if self.resumed is not None:
+            saved = self.resumed / "optimizer.safetensors"
+            load_moments(optimizer, saved) if engine is None else engine.load(saved)
+        if accelerator.scaler is not None:
             optimizer = accelerator.prepare(optimizer)
         if accelerator.scaler is not None and self.progress.scaler:
             accelerator.scaler.load_state_dict(self.progress.scaler)
         return Stepper(
             self.name, self.stage, settings, self.objective, self.model, wrapped, optimizer, average, accelerator,
-            divided,
+            divided, engine,
         )  # fmt: skip
 
     def _step(self, window: list[Any]) -> None:
@@ -246,7 +253,9 @@ class Stage:
 
     def _save(self, last: bool) -> None:
         progress, stepper, accelerator = self.progress, self.stepper, self.accelerator
-        if (wrong := not_finite(stepper.optimizer)) is not None:
+        engine = stepper.engine
+        state = moments(stepper.optimizer) if engine is None else engine.moments()
+        if wrong := not_finite(stepper.optimizer) if engine is None else engine.first_not_finite(state):
             refuse(f"the weight {wrong}", self.name, self.stage.lr, progress.step, self.run, main=self.main)
         if last:
             progress.stages_done.append(self.name)
@@ -255,12 +264,12 @@ class Stage:
         done = last and self.name != list(self.settings.stages)[-1]  # nothing resumes the stage itself
         average = stepper.average
         with average.in_place() if average is not None else nullcontext() as averaged:
-            state = {"optimizer": {} if done else moments(stepper.optimizer)}
+            kept = {"optimizer": {} if done else state}
             if averaged is not None and not done:
-                state["ema"] = averaged
+                kept["ema"] = averaged
             if self.main or stepper.divided:
                 save_checkpoint(
-                    self.run.checkpoints, self.model, progress, state=state, frozen=self.frozen, main=self.main,
+                    self.run.checkpoints, self.model, progress, state=kept, frozen=self.frozen, main=self.main,
                     extra=config_entries(self.config, self.task),
                 )  # fmt: skip
         if self.main:

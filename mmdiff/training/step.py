@@ -7,13 +7,12 @@ function of (seed, step, sample, copy), so a run that was killed ends as one tha
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from mmdiff.canvas.batch import to_device
@@ -27,6 +26,7 @@ from mmdiff.runs.progress import Progress
 
 from .annealing import annealed
 from .ema import Average
+from .engines.zero import Zero
 from .meters import Meters
 from .optim import lr_factor
 from .parallel import clipped, touched, unsynced, unused_parts
@@ -36,7 +36,8 @@ from .parallel import clipped, touched, unsynced, unused_parts
 class Stepper:
     """What the steps of a stage are taken with. wrapped: the model as it is called, replicated, in shards or as it is.
 
-    divided: whether the model lies in shards. average: of the weights; None: there is none.
+    divided: whether the model lies in shards. average: of the weights; None: there is none. engine: of others, which
+        takes the steps; None: they are taken here.
     """
 
     name: str
@@ -49,11 +50,13 @@ class Stepper:
     average: Average | None
     accelerator: Accelerator
     divided: bool
+    engine: Zero | None = None
     meters: Meters = field(default_factory=Meters)
 
     def __post_init__(self) -> None:
         self.parameters: list[nn.Parameter] = [p for g in self.optimizer.param_groups for p in g["params"]]
-        self.optional = unused_parts(self.model) if self.divided else {}
+        self.together = self.divided or self.engine is not None  # gradients are added up as they come, by all processes
+        self.optional = unused_parts(self.model) if self.together else {}
         self.copies: int = getattr(self.objective, "copies", 1)
 
     def key(self, progress: Progress) -> NoiseKey:
@@ -80,12 +83,16 @@ class Stepper:
             self._lay_out(plan)
             ready, packing = (to_device(part, accelerator.device) for part in (plan, self._packing(plan)))
             last = i == len(plans) - 1
-            with nullcontext() if last else unsynced(self.wrapped, accelerator, self.divided):
-                with accelerator.autocast() if self.divided else nullcontext():
+            with nullcontext() if last else unsynced(self.wrapped, accelerator, self.together):
+                with self._precision():
                     total, terms = self.wrapped(self._terms, ready, count, packing)
-                accelerator.backward(total * world if world > 1 else total)  # processes take the mean
+                total = total * world if world > 1 else total  # processes take the mean
+                if self.engine is None:
+                    accelerator.backward(total)
+                else:
+                    self.engine.backward(total, last=last)
             self.meters.add(terms, count, int(plan.batch.attend_BL.sum()) * self.copies)
-        for parameter in absent:
+        for parameter in absent if self.engine is None else ():
             parameter.grad = None
         if not self._finish():
             progress.skipped += 1
@@ -93,6 +100,11 @@ class Stepper:
         if self.average is not None:
             self.average.update(progress.stage_step + 1)
         return True
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.engine is not None:
+            return self.engine.low_precision(self.accelerator.device)
+        return self.accelerator.autocast() if self.divided else nullcontext()
 
     def _lay_out(self, plan: Any) -> None:
         """Find what the copies of a sample share, while it is the host that knows."""
@@ -109,7 +121,7 @@ class Stepper:
             packing = replace(packing, row_R=plan.row_R)
         terms = self.objective.terms(PackedModel(model, packing) if packing else model, plan)
         total = sum((t.value * (t.coefficient / count[n]) for n, t in terms.items()), start=torch.zeros(()))
-        return (touched(total, unused_parts(model)) if self.divided else total), terms
+        return (touched(total, unused_parts(model)) if self.together else total), terms
 
     def _counted(self, plans: list[Any]) -> tuple[dict[str, float], list[nn.Parameter]]:
         """Returns the denominators over all forwards and processes, and the parameters that none of these uses."""
@@ -125,11 +137,13 @@ class Stepper:
 
     def _finish(self) -> bool:
         """Clip the gradient and move the weights, unless the step is one to skip."""
+        if self.engine is not None:
+            self.meters.norm(self.engine.norm())
+            self.meters.step()
+            return True
         accelerator, scaled = self.accelerator, self.accelerator.scaler is not None
         skips = self.settings.on_divergence == "skip" and not scaled
-        if accelerator.distributed_type == DistributedType.DEEPSPEED:
-            accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip)
-        elif self.settings.clip or skips:
+        if self.settings.clip or skips:
             if scaled:
                 accelerator.unscale_gradients(self.optimizer)
             self.meters.norm(clipped(self.parameters, self.settings.clip), scaled=scaled)

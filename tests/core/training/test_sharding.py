@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +68,7 @@ def assert_same_run(name: str, other: str) -> None:
     for step, near in ((1, 1e-7), (4, 1e-6), (7, 1e-5)):
         for file in ("optimizer", "ema", "trained", "frozen"):
             pair = [load_file(f"runs/{r}/checkpoints/step-{step:08d}/{file}.safetensors") for r in (name, other)]
-            assert apart(*pair) < (1e-5 if file == "trained" else near), (step, file)
+            assert apart(*pair) < (1e-5 if file in ("trained", "ema") else near), (step, file)
     models = [load_file(f"runs/{r}/model/model.safetensors") for r in (name, other)]
     assert apart(*models) < 1e-5 and not [p for p in Path("runs").rglob("*") if ".part-" in p.name]
 
@@ -170,9 +171,108 @@ def test_what_does_not_go_together(settings: dict[str, Any], message: str) -> No
         parallel.make_accelerator(TrainConfig(**settings))
 
 
-def test_deepspeed_is_asked_for_by_name() -> None:
+# DeepSpeed
+
+
+def divided_by(stage: int) -> dict[str, str]:
+    Path("ds.json").write_text(json.dumps({"zero_optimization": {"stage": stage}, "gradient_clipping": "auto"}))
+    return {"deepspeed": "ds.json"}
+
+
+def pictured(name: str, world: int, **more: Any) -> Config:
+    """As `run`, with a picture in every row: DeepSpeed knows no parameter without a gradient."""
+    config = run(name, world, **more)
+    stages = {n: replace(s, data={"all": SEEN_AND_BLIND["seen"]}) for n, s in config.train.stages.items()}
+    return replace(config, train=replace(config.train, stages=stages))
+
+
+def test_deepspeed_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"^deepspeed is not installed: pip install 'mmdiff\[deepspeed\]'$"):
         parallel.make_accelerator(TrainConfig(deepspeed="ds.json"))
+
+
+@pytest.mark.needs("deepspeed")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "stage"), [(1, 1), (2, 1), (2, 2)])
+def test_a_run_under_deepspeed_is_the_run_without(world: int, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    train(pictured("whole", 1))
+    toy.in_processes(world, pictured("zero", world, **divided_by(stage)))
+    assert_same_run("whole", "zero")
+
+
+@pytest.mark.needs("deepspeed")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["zero", "plain"])
+def test_a_run_goes_in_and_out_of_deepspeed(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both stages are resumed by the other: checkpoints hold whole moments."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    train(pictured("whole", 1))
+
+    def go(how: str) -> None:
+        if how == "zero":
+            toy.in_processes(2, pictured("mixed", 2, **divided_by(2)))
+        else:
+            train(pictured("mixed", 1))
+
+    go(first)
+    for folder in ("model", "checkpoints/step-00000006", "checkpoints/step-00000007"):
+        shutil.rmtree(f"runs/mixed/{folder}")
+    Path("runs/mixed/metrics.json").unlink()
+    kept = Path("runs/mixed/metrics.jsonl").read_text().splitlines(keepends=True)
+    Path("runs/mixed/metrics.jsonl").write_text("".join(line for line in kept if json.loads(line)["step"] < 6))
+    go("plain" if first == "zero" else "zero")
+    assert_same_run("whole", "mixed")
+
+
+@pytest.mark.needs("deepspeed")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+def test_a_run_in_bfloat16_and_one_that_diverges_under_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    train(pictured("whole", 1, precision="bf16"))
+    toy.in_processes(2, pictured("zero", 2, precision="bf16", **divided_by(2)))
+    for a, b in zip(lines("whole"), lines("zero"), strict=True):
+        assert a.get("loss") == pytest.approx(b.get("loss"), abs=5e-3)
+    lost = pictured("lost", 2, **divided_by(2))
+    stages = {n: replace(s, lr=1e30, warmup=0.0) for n, s in lost.train.stages.items()}
+    with pytest.raises(AssertionError, match="is not a finite number at step"):
+        toy.in_processes(2, replace(lost, train=replace(lost.train, stages=stages, clip=0.0)))
+    for file in Path("runs/lost").rglob("*.safetensors"):
+        assert all(bool(t.isfinite().all()) for t in load_file(file).values())
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "message"),
+    [
+        (None, {}, "ds.json: no such file"),
+        ("{", {}, "ds.json: no JSON"),
+        ("[]", {}, "ds.json: expected one JSON object"),
+        ("{}", {}, "ds.json: no zero_optimization"),
+        ('{"zero_optimisation": {"stage": 1}}', {}, 'did you mean "zero_optimisation"'),
+        ('{"zero_optimization": {"stage": 3}}', {}, "stage: 3; train.sharding=full divides weights so"),
+        ('{"zero_optimization": {"stage": 0}}', {}, "stage: 0, expected 1 or 2"),
+        ('{"zero_optimization": {"stage": 2, "offload_optimizer": {}}}', {}, "leave offload out"),
+        ('{"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0}', {}, "gradient_clipping: the configuration"),
+        ('{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}', {}, "bf16: the configuration decides it"),
+        ('{"zero_optimization": {"stage": 2}}', {"on_divergence": "skip"}, "train.on_divergence: skip: DeepSpeed"),
+        ('{"zero_optimization": {"stage": 2}}', {"compile": "eager"}, "train.compile: DeepSpeed hooks into"),
+        ('{"zero_optimization": {"stage": 2}}', {}, "torchrun --nproc-per-node 1"),
+    ],
+)  # fmt: skip
+def test_files_of_deepspeed_that_are_refused(
+    file: str | None, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.delenv("RANK", raising=False)
+    if file is not None:
+        Path("ds.json").write_text(file)
+    with pytest.raises(ConfigError, match="^train[.]") as error:
+        parallel.make_accelerator(TrainConfig(deepspeed="ds.json", **settings))
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_gradient_of_what_a_process_does_not_use_is_zero_and_not_missing() -> None:
