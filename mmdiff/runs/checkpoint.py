@@ -3,7 +3,7 @@
     runs/<name>/checkpoints/step-00000500/   a saved model (loadable as it is), and
         trainer.json             where training stands, see mmdiff.runs.progress
         optimizer.safetensors    the optimizer's moments, by parameter name, see mmdiff.runs.moments
-        ema.safetensors          where weights are averaged: both, see mmdiff.training.ema
+        ema.safetensors          where weights are averaged: both, see mmdiff.training.engines.ema
 
 Nothing else is needed to go on bitwise: noise, data order, dropout and learning rates are functions of the step.
 Files hold whole tensors, so any number of processes resumes; one of more than 4 GiB is several, as those of a model.

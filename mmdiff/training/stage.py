@@ -27,7 +27,7 @@ from mmdiff.runs.progress import Progress
 
 from .annealing import check_annealing
 from .divergence import IN_A_ROW, not_finite, refuse
-from .ema import Average
+from .engines.ema import Average
 from .engines.zero import Zero, read_zero
 from .held_out import UNUSED, evaluate_bound
 from .loading import Collecting, batches_of, make_stream

@@ -25,7 +25,7 @@ from mmdiff.protocols import Objective
 from mmdiff.runs.progress import Progress
 
 from .annealing import annealed
-from .ema import Average
+from .engines.ema import Average
 from .engines.zero import Zero
 from .meters import Meters
 from .optim import lr_factor

@@ -1,4 +1,4 @@
-"""Engines of others, which take the steps of a stage in place of the loop's own.
+"""What moves weights besides a stage's own optimizer: DeepSpeed, which takes its steps, and the moving average.
 
-May import: config, model, runs.
+May import: backbones, config, model, runs.
 """

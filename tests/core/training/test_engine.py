@@ -30,7 +30,7 @@ from mmdiff.runs import trackers
 from mmdiff.runs.moments import load_moments, moments
 from mmdiff.training import stage as stages
 from mmdiff.training.divergence import IN_A_ROW
-from mmdiff.training.ema import Average
+from mmdiff.training.engines.ema import Average
 from mmdiff.training.optim import lr_factor, make_optimizer
 from mmdiff.training.stage import Stage
 
