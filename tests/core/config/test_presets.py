@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,38 @@ from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 
-TOYS = {
+LLADA, DREAM = "GSAI-ML/LLaDA-8B-Instruct", "Dream-org/Dream-v0-Instruct-7B"
+LLADA2, SDAR = "inclusionAI/LLaDA2.1-mini", "JetLM/SDAR-4B-Chat"
+CHECKPOINTS = {
+    "diffucoder": DREAM,
     "diffusion-gemma": "google/diffusiongemma-26B-A4B-it",
-    "dream-7b-instruct": "Dream-org/Dream-v0-Instruct-7B",
-    "dreamon-7b": "Dream-org/DreamOn-v0-7B",
-    "fast-dllm-llada": "GSAI-ML/LLaDA-8B-Instruct",
-    "fast-dllm-v2-7b": "Efficient-Large-Model/Fast_dLLM_v2_7B",
+    "dparallel-dream": DREAM,
+    "dparallel-llada": LLADA,
+    "dream": DREAM,  # Dream-VL's language model, too
+    "dreamon": "Dream-org/DreamOn-v0-7B",
+    "fast-dllm-dream": DREAM,
+    "fast-dllm-llada": LLADA,
+    "fast-dllm-v2": "Efficient-Large-Model/Fast_dLLM_v2_7B",
+    "lavida-dream": DREAM,
+    "lavida-llada": LLADA,
     "llada-1.5": "GSAI-ML/LLaDA-1.5",
-    "llada-8b-instruct": "GSAI-ML/LLaDA-8B-Instruct",
-    "llada-8b-instruct-gsm8k": "GSAI-ML/LLaDA-8B-Instruct",
-    "llada-8b-instruct-humaneval": "GSAI-ML/LLaDA-8B-Instruct",
-    "llada-8b-instruct-math": "GSAI-ML/LLaDA-8B-Instruct",
-    "llada2.0-mini": "inclusionAI/LLaDA2.0-mini",
-    "llada2.1-mini": "inclusionAI/LLaDA2.1-mini",
-    "llada2.1-mini-speed": "inclusionAI/LLaDA2.1-mini",
-    "llada2.2-flash": "inclusionAI/LLaDA2.1-mini",
-    "nemotron-labs-diffusion": "nvidia/Nemotron-Labs-Diffusion-8B",
-    "sdar-4b-chat": "JetLM/SDAR-4B-Chat",
+    "llada-8b-base": "GSAI-ML/LLaDA-8B-Base",
+    "llada-8b-instruct": LLADA,
+    "llada-v": LLADA,
+    "llada2.0": "inclusionAI/LLaDA2.0-mini",
+    "llada2.1": LLADA2,
+    "llada2.2": LLADA2,
+    "nemotron": "nvidia/Nemotron-Labs-Diffusion-8B",
+    "sdar": SDAR,
+}
+"""Beginning of a preset's name -> the checkpoint whose toy it is tried on; the longest beginning counts."""
+TOYS = {
+    name: CHECKPOINTS[max((start for start in CHECKPOINTS if name.startswith(start)), key=len)] for name in presets()
 }
 IDS = {"expand": 5, "delete": 6, "split": 7}  # ids of a toy's for tokens that it does not have
 
 
 def test_every_preset_has_a_toy_and_names_its_source() -> None:
-    assert presets() == sorted(TOYS)
     for name in presets():
         lines = (ROOT / "configs" / "presets" / f"{name}.yaml").read_text().splitlines()
         assert lines[0].startswith("# ") and "/" in lines[0] and any(x.startswith("# Source: ") for x in lines)
@@ -50,13 +60,34 @@ def test_every_preset_has_a_toy_and_names_its_source() -> None:
         assert given.keys() <= preset(name).keys() == asdict(GenerationConfig()).keys()
 
 
+@cache
+def toy_of(hub_id: str) -> MMDiff:
+    torch.manual_seed(0)
+    model = MMDiff(load_backbone.toy(hub_id))  # type: ignore[attr-defined]
+    with torch.no_grad():
+        model.backbone.model.get_output_embeddings().weight.mul_(20)  # else entropies differ in their last digits only
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "benchmark", "settings"),
+    [
+        ("llada-8b-instruct", "LLaDA's EVAL.md, pure diffusion", {"eos_policy": "last", "block_length": None}),
+        ("llada-1.5-math", "LLaDA's EVAL.md", {"max_new_tokens": 1024, "block_length": 128, "eos_policy": "last"}),
+        ("dream-7b-instruct-mbpp", "Dream's eval.sh", {"max_new_tokens": 1024, "temperature": 0.1, "top_p": 0.9}),
+        ("llada-v-mathvista", "LLaDA-V's evaluate.sh", {"max_new_tokens": 96, "steps": 48, "temperature": 0.0}),
+        ("dparallel-dream", "dParallel's eval.sh", {"max_new_tokens": 256, "remasking": "entropy"}),
+    ],
+)
+def test_the_numbers_of_some(name: str, benchmark: str, settings: dict[str, Any]) -> None:
+    """Read from the authors' files a second time, beside the presets."""
+    assert {key: preset(name)[key] for key in settings} == settings, benchmark
+
+
 @pytest.mark.parametrize("name", TOYS)
 def test_it_generates_on_a_toy(name: str) -> None:
     """Rows of two lengths get what each gets alone, without a masked position left."""
-    torch.manual_seed(0)
-    model = MMDiff(load_backbone.toy(TOYS[name]))  # type: ignore[attr-defined]
-    with torch.no_grad():
-        model.backbone.model.get_output_embeddings().weight.mul_(20)  # else entropies differ in their last digits only
+    model = toy_of(TOYS[name])
     settings = preset(name)
     if settings["process"]:
         settings["process"] |= {key: i for key, i in IDS.items() if key in settings["process"]}
