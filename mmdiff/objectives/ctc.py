@@ -3,13 +3,14 @@
 A. Graves et al., ICML 2006. The stand-in, at the size of a CPU, for the pre-training that Whisper brings along; what it
 reads out is a first pass for deliberation.
 
-Shape letters: B samples, N crops, T features per crop or item, E encoder width, V vocabulary, M features and S labels
-of all samples.
+Shape letters: B samples, N crops, T features per crop or item, E encoder width, V vocabulary, M features or slots and S
+labels of all samples, D backbone width, K ids.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,10 @@ class CTC:
     """The CTC loss of a sample's labels, in nats per label.
 
     kind: the media whose encoder and head are trained; the head maps E to the vocabulary (`WordHead`).
+    read: what is read out: an encoder's `features`, by that head; or the `slots` that the connector makes of them, each
+        normalised, by the backbone's own head, as probabilities among the labels of the batch and the blank. So a
+        connector learns embeddings of words in their order before the backbone is run at all (LegoSLM, arXiv
+        2505.11352, joins the two by the embedding table, too).
 
     The labels are a sample's target ids without end ids; the mask id, which no label has, is the blank. A sample has
     one item of `kind`, else DataError is raised. A label sequence that does not fit into its features adds no loss; the
@@ -49,6 +54,7 @@ class CTC:
     """
 
     kind: str = "audio"
+    read: Literal["features", "slots"] = "features"
 
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Labels:
         if self.kind not in batch.media or len(batch.media[self.kind].crops) != len(batch):
@@ -59,10 +65,14 @@ class CTC:
         return Labels(batch, batch.ids_BL[label_BL], size_B, {"ctc": float(size_B.sum())})
 
     def terms(self, model: Model, plan: Labels) -> dict[str, Term]:
-        log_p_BTV, length_B = emissions(model, self.kind, plan.batch.media[self.kind])
-        nll_B = F.ctc_loss(
-            log_p_BTV.transpose(0, 1), plan.labels_S, length_B, plan.size_B, blank=model.vocab.mask_id, reduction="none"
-        )
+        labels_S, blank = plan.labels_S, model.vocab.mask_id
+        if self.read == "slots":
+            id_K, labels_S = labels_S.unique(return_inverse=True)
+            id_K, blank = torch.cat([id_K, id_K.new_tensor([blank])]), len(id_K)
+            log_p_BTV, length_B = spelled(model, self.kind, plan.batch, id_K)
+        else:
+            log_p_BTV, length_B = emissions(model, self.kind, plan.batch.media[self.kind])
+        nll_B = F.ctc_loss(log_p_BTV.transpose(0, 1), labels_S, length_B, plan.size_B, blank=blank, reduction="none")
         fits_B = nll_B.isfinite()
         nll = nll_B.masked_fill(~fits_B, 0.0).sum()
         count, size = torch.ones_like(nll_B).sum(), plan.size_B.sum().float()
@@ -83,6 +93,16 @@ def emissions(model: Model, kind: str, media: MediaBatch) -> tuple[Tensor, Tenso
     logits_MV = model.heads[kind](packed(features_NTE, media.tokens)).float()
     log_p_BTV = pad_sequence(list(logits_MV.log_softmax(-1).split(counts)), batch_first=True)
     return log_p_BTV, torch.tensor(counts).to(log_p_BTV.device, non_blocking=True)
+
+
+def spelled(model: Model, kind: str, batch: Batch, id_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns log-probabilities (B, T, K) fp32 of the slots of each sample's item, by the rows `id_K` of the backbone's
+    head, and the numbers of slots (B,)."""
+    slots_MD = model.encode({kind: batch.media[kind]})[kind]
+    count_B = (batch.slots[kind] >= 0).sum(1)
+    logits_MK = model.backbone.head(F.layer_norm(slots_MD, slots_MD.shape[1:]), id_K).float()
+    rows = logits_MK.log_softmax(-1).split(count_B.tolist())
+    return pad_sequence(list(rows), batch_first=True), count_B.to(logits_MK.device)
 
 
 def collapse(path: Tensor, blank: int) -> list[int]:

@@ -136,6 +136,24 @@ def test_ctc_is_the_sum_over_all_paths_and_its_gradient_reaches_the_encoder() ->
     assert m.encoders["audio"].conv.weight.grad is not None and m.encoders["audio"].conv.weight.grad.abs().sum() > 0
 
 
+def test_ctc_of_slots_is_that_of_the_backbones_head_among_the_labels_of_the_batch() -> None:
+    m = model()
+    batch = rows(m, [clip(8), clip(14), [clip(4), clip(6)]])
+    objective = CTC(read="slots")
+    term = objective.terms(m, objective.plan(batch, NoiseKey(0), m.vocab))["ctc"]
+    labels = m.vocab.encode("north east")
+    known = [*sorted(labels), m.vocab.mask_id]
+    expected = 0.0
+    for one in (clip(8), clip(14), [clip(4), clip(6)]):
+        slots_MD = m.encode(rows(m, [one]).media)["audio"]
+        normal_MD = (slots_MD - slots_MD.mean(1, keepdim=True)) / (slots_MD.var(1, correction=0) + 1e-5).sqrt()[:, None]
+        log_p_MK = (normal_MD @ m.backbone.model.get_output_embeddings().weight[known].T).log_softmax(-1)
+        expected += ctc_by_hand(log_p_MK, [known.index(i) for i in labels], len(labels))
+    assert float(term.value.detach()) == pytest.approx(expected, rel=1e-4)
+    term.value.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in m.connectors["audio"].parameters())
+
+
 def test_labels_that_do_not_fit_count_nothing_and_are_reported() -> None:
     m = model()
     batch = rows(m, [clip(2), clip(14)])  # one feature for two words
