@@ -24,9 +24,9 @@ class Compact(nn.Module):
     Its features are those of `encoder` alone, to the last bit, unless pictures are reduced.
 
     encoder: a vision tower with `spec`, of one crop per picture.
-    reduce: JPEG is decoded at a half, quarter or eighth of its size where that is still twice the crop's, and all
-        pictures are averaged over whole pixels down to twice the crop before they are resized. That takes much less
-        time for large pictures and changes values a little, so training and use must agree: a saved model keeps it.
+    reduce: JPEG is decoded at a half, quarter or eighth of its size where that is still twice the crop's, and pictures
+        are resized by torch in place of Pillow. That takes much less time and changes values a little, so training and
+        use must agree: a saved model keeps it.
     Raises ConfigError.
     """
 

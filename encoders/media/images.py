@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +85,12 @@ def read_bytes(data: object, spec: ImageSpec, *, reduce: bool = False) -> Item:
     """Returns one crop as uint8: values (1, 3, H, W), of which `normalised` makes those of `read_item`.
 
     reduce: JPEG is decoded at a half, quarter or eighth of its size where that is still twice the crop's, and pictures
-        are averaged over whole pixels down to twice the crop before they are resized; both change values a little.
+        are resized by torch, which is faster than Pillow and rounds otherwise; both change values a little.
     """
     if isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape == (*spec.size, 3):
         return Item(_as_3HW(data)[None], spec.size)
     image, layout = _read(data, 2 * max(spec.size) if reduce else None)
-    return Item(_as_3HW(np.array(fitted(image, spec, 2.0 if reduce else None)))[None], layout)
+    return Item(_as_3HW(np.array(fitted(image, spec, _quick if reduce else _resized)))[None], layout)
 
 
 def normalised(values_N3HW: Tensor, spec: ImageSpec) -> Tensor:
@@ -162,18 +163,20 @@ def pixels(image: Image, spec: ImageSpec) -> Tensor:
     return _scaled(np.array(fitted(image, spec)), spec)
 
 
-def fitted(image: Image, spec: ImageSpec, gap: float | None = None) -> Image:
-    """Returns an RGB picture at the size of `spec`. gap: that of `PIL.Image.Image.resize`; None resizes in one step."""
+def fitted(image: Image, spec: ImageSpec, resized: Callable[..., Image] | None = None) -> Image:
+    """Returns an RGB picture at the size of `spec`. resized: a function of picture, width, height and interpolation to
+    a picture of that size; None: Pillow's."""
+    resized = resized or _resized
     height, width = spec.size
     w, h = image.size
     if spec.resize_mode == "pad":
         image = _padded(image, max(w, round(h * width / height)), max(h, round(w * height / width)), spec.mean)
     elif spec.resize_mode == "crop":
         scaled = (width, int(width * h / w)) if w * height <= h * width else (int(height * w / h), height)
-        image = _resized(image, *scaled, spec.interpolation, gap)
+        image = resized(image, *scaled, spec.interpolation)
         left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
         image = image.crop((left, top, left + width, top + height))
-    return _resized(image, width, height, spec.interpolation, gap)
+    return resized(image, width, height, spec.interpolation)
 
 
 def _scaled(image_HW3: np.ndarray[Any, Any], spec: ImageSpec) -> Tensor:
@@ -186,10 +189,22 @@ def _as_3HW(image_HW3: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(image_HW3).permute(2, 0, 1).contiguous()
 
 
-def _resized(image: Image, width: int, height: int, interpolation: Interpolation, gap: float | None = None) -> Image:
+def _resized(image: Image, width: int, height: int, interpolation: Interpolation) -> Image:
     from PIL.Image import Resampling
 
-    return image.resize((max(width, 1), max(height, 1)), Resampling[interpolation.upper()], reducing_gap=gap)
+    return image.resize((max(width, 1), max(height, 1)), Resampling[interpolation.upper()])
+
+
+def _quick(image: Image, width: int, height: int, interpolation: Interpolation) -> Image:
+    """As `_resized`, to a level of 255 in few values, in a sixth of the time: torch's filters have Pillow's weights."""
+    from PIL.Image import fromarray
+
+    if interpolation not in ("bilinear", "bicubic"):
+        return _resized(image, width, height, interpolation)
+    size = (max(height, 1), max(width, 1))
+    drawn_13HW = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    small_13HW = torch.nn.functional.interpolate(drawn_13HW, size, mode=interpolation, antialias=True)
+    return fromarray(small_13HW[0].permute(1, 2, 0).numpy())
 
 
 def _padded(image: Image, width: int, height: int, mean: Triple) -> Image:
