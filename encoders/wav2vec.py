@@ -222,8 +222,8 @@ def _arguments(architecture: str | None, config: Mapping[str, Any] | None, weigh
     published = published_config(weights) if weights is not None else None
     if named is not None and published is not None and named != published:
         field = next(key for key in {**named, **published} if named.get(key) != published.get(key))
-        said = f"{published.get(field)} in its config.json, {named.get(field)} in that"
-        raise ConfigError(f"architecture: {weights} is no {architecture}: {field} is {said}; leave the name out")
+        found = f"{published.get(field)} in its config.json, {named.get(field)} in that"
+        raise ConfigError(f"architecture: {weights} is no {architecture}: {field} is {found}; leave the name out")
     whole = published or named
     fields = (*whole,) if whole else (*ARCHITECTURES["wavlm_base"],)
     for key in config or {}:

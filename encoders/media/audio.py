@@ -263,9 +263,9 @@ def write_tones(folder: Path, ending: str, name: str = "tone{}", rate: int = 160
     time_S = np.arange(round(0.3 * rate)) / rate
     files = []
     for n in range(4):
-        said = [(n + 2 * k) % len(digits) for k in range(n + 1)]
-        wave = np.concatenate([0.3 * np.sin(2 * np.pi * 220 * (1 + d) * time_S) for d in said])
+        spoken = [(n + 2 * k) % len(digits) for k in range(n + 1)]
+        wave = np.concatenate([0.3 * np.sin(2 * np.pi * 220 * (1 + d) * time_S) for d in spoken])
         path = folder / f"{name.format(n)}.{ending}"
         soundfile.write(path, wave, rate)
-        files.append((path, " ".join(digits[d] for d in said)))
+        files.append((path, " ".join(digits[d] for d in spoken)))
     return files

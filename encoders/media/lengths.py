@@ -65,9 +65,9 @@ def _flac(data: Bytes, start: int, thorough: bool) -> list[io.BytesIO]:
     ends = [*begins[1:], len(data)]
     out, true = [], True
     for begin, end in zip(begins, ends, strict=True):
-        said = int.from_bytes(data[begin + 21 : begin + 26], "big") & (1 << 36) - 1
+        claimed = int.from_bytes(data[begin + 21 : begin + 26], "big") & (1 << 36) - 1
         total = _flac_total(data, begin, end)
-        lies = said and total and total != said
+        lies = claimed and total and total != claimed
         if lies or len(begins) > 1:
             piece = bytearray(data[begin:end])
             if total:
@@ -85,7 +85,7 @@ def _flac_total(data: Bytes, begin: int, end: int) -> int:
 
     A position that only looks like the last frame has a wrong checksum.
     """
-    said = int.from_bytes(data[begin + 21 : begin + 26], "big") & (1 << 36) - 1
+    claimed = int.from_bytes(data[begin + 21 : begin + 26], "big") & (1 << 36) - 1
     block = int.from_bytes(data[begin + 10 : begin + 12], "big")
     if data[end - 128 : end - 125] == b"TAG":
         end -= 128
@@ -95,7 +95,7 @@ def _flac_total(data: Bytes, begin: int, end: int) -> int:
         if at < 0:
             return 0
         total = _behind_frame(data[at : at + 16], block)
-        if total and (total == said or _crc(data[at : end - 2], 0x8005, 16) == int.from_bytes(data[end - 2 : end])):
+        if total and (total == claimed or _crc(data[at : end - 2], 0x8005, 16) == int.from_bytes(data[end - 2 : end])):
             return total
     return 0
 

@@ -54,9 +54,9 @@ def whole_mp3(data: Bytes, start: int, name: str) -> list[io.BytesIO]:
     frames, size = len(sounds), sum(end - begin for begin, end in sounds) + len(info)
     at = max(info.find(b"Xing"), info.find(b"Info"))
     if at > 0 and info[at + 7] & 1:
-        flags, said, said_bytes = struct.unpack_from(">III", info, at + 4)
-        longer = flags & 2 and said_bytes > 1.01 * size + 1024
-        if abs(said - frames) <= 1 or (said > frames and (cut or longer)):
+        flags, claimed, claimed_bytes = struct.unpack_from(">III", info, at + 4)
+        longer = flags & 2 and claimed_bytes > 1.01 * size + 1024
+        if abs(claimed - frames) <= 1 or (claimed > frames and (cut or longer)):
             return []  # true, or true of a file that is cut off, which the decoder will notice
         head = bytearray(info)
         struct.pack_into(">I", head, at + 8, frames)

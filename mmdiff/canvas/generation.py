@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
-from mmdiff.canvas.relayout import Relayout, relaid
+from mmdiff.canvas.relayout import Relayout, relayout
 from mmdiff.canvas.vocab import Vocab
 
 
@@ -74,34 +74,36 @@ class GenerationState:
             block_BL=torch.zeros_like(batch.ids_BL),
         )
 
-    def write(self, at_P: tuple[Tensor, Tensor], here_P: Tensor, ids_P: Tensor, confidence_P: Tensor) -> None:
+    def commit(self, at_P: tuple[Tensor, Tensor], here_P: Tensor, ids_P: Tensor, confidence_P: Tensor) -> None:
         """Commit ids: at the positions `at_P` (rows and positions, each once) where `here_P` is True."""
         step_P = self.forwards_B[at_P[0]].int()
         self.ids_BL = self.ids_BL.index_put(at_P, torch.where(here_P, ids_P, self.ids_BL[at_P]))
         self.step_BL = self.step_BL.index_put(at_P, torch.where(here_P, step_P, self.step_BL[at_P]))
-        sure_P = torch.where(here_P, confidence_P.float(), self.confidence_BL[at_P])
-        self.confidence_BL = self.confidence_BL.index_put(at_P, sure_P)
+        kept_P = torch.where(here_P, confidence_P.float(), self.confidence_BL[at_P])
+        self.confidence_BL = self.confidence_BL.index_put(at_P, kept_P)
         self.pending_BL = self.pending_BL.index_put(at_P, self.pending_BL[at_P] & ~here_P)
 
-    def check(self, logits_PV: Tensor) -> None:
+    def count_call(self, logits_PV: Tensor) -> None:
         """Count a call of a verifier or an energy, and note whether its logits are numbers; -inf is one."""
         wrong = ~(logits_PV < torch.inf).all()
         self.checks, self.wrong = self.checks + 1, wrong if self.wrong is None else self.wrong | wrong
 
-    def reopen(self, again_BL: Tensor, fill: int) -> None:
-        """pending positions again, where `again_BL` is True; they then hold the id `fill`."""
+    def remask(self, again_BL: Tensor, fill: int) -> None:
+        """Make positions pending again where `again_BL` is True; they then hold the id `fill`."""
         self.ids_BL = self.ids_BL.masked_fill(again_BL, fill)
         self.step_BL = self.step_BL.masked_fill(again_BL, 0)
         self.confidence_BL = self.confidence_BL.masked_fill(again_BL, 0.0)
         self.pending_BL = self.pending_BL | again_BL
 
-    def relay(self, keep_BL: Tensor, after_BL: Tensor, vocab: Vocab, allow_BL: Tensor | None = None) -> Relayout:
-        """Delete and insert positions, see `mmdiff.canvas.relayout.relaid`. Inserted ones are pending, their extras 0.
+    def relayout(self, keep_BL: Tensor, after_BL: Tensor, vocab: Vocab, allow_BL: Tensor | None = None) -> Relayout:
+        """Delete and insert positions, see `mmdiff.canvas.relayout`. Inserted ones are pending, their extras 0.
 
         Returns where the new positions come from. The device is waited for once.
         """
         ids = {"mask_id": vocab.mask_id, "pad_id": vocab.pad_id}
-        self.batch, moved = relaid(replace(self.batch, ids_BL=self.ids_BL), keep_BL, after_BL, allow_BL=allow_BL, **ids)
+        self.batch, moved = relayout(
+            replace(self.batch, ids_BL=self.ids_BL), keep_BL, after_BL, allow_BL=allow_BL, **ids
+        )
         self.ids_BL = self.batch.ids_BL
         self.pending_BL = moved.carried(self.pending_BL, False) | moved.new_BK
         self.step_BL = moved.carried(self.step_BL, 0)

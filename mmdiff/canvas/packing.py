@@ -48,14 +48,14 @@ class Packing:
         size_R = attend_RL.sum(1).tolist()
         most, width = max(length, *size_R), attend_RL.shape[1]
         packed: list[list[int]] = []
-        room: list[int] = []
+        capacity: list[int] = []
         for row in sorted(range(len(size_R)), key=lambda r: -size_R[r]):
-            found = next((k for k, left in enumerate(room) if left >= size_R[row]), None)
+            found = next((k for k, left in enumerate(capacity) if left >= size_R[row]), None)
             if found is None:
-                packed, room, found = [*packed, []], [*room, most], len(packed)
+                packed, capacity, found = [*packed, []], [*capacity, most], len(packed)
             packed[found].append(row)
-            room[found] -= size_R[row]
-        long = most - min(room)
+            capacity[found] -= size_R[row]
+        long = most - min(capacity)
         if len(packed) * long >= attend_RL.numel():
             return None
         own_R = [attend_RL[row].nonzero().squeeze(1) + row * width for row in range(len(size_R))]

@@ -156,7 +156,7 @@ class BlockCausal(Pattern):
         return torch.where(target_RL, 1 + rank(target_RL, document_RL) // self.size, 0)
 
 
-def units(pattern: Pattern, batch: Batch) -> Tensor:
+def block_numbers(pattern: Pattern, batch: Batch) -> Tensor:
     """Returns int64 (B, L), the number of each position's block among all blocks of all documents of the batch.
 
     Within a row they are in the order of documents, then of blocks.
@@ -167,8 +167,8 @@ def units(pattern: Pattern, batch: Batch) -> Tensor:
     block = pattern.blocks(batch.target_BL, batch.attend_BL, document)
     row_B1 = torch.arange(len(batch), device=batch.ids_BL.device)[:, None]
     code = torch.stack([torch.as_tensor(v).expand(batch.ids_BL.shape) for v in (row_B1, document, block)], -1)
-    unit_N: Tensor = code.flatten(0, 1).unique(dim=0, return_inverse=True)[1]
-    return unit_N.view(batch.ids_BL.shape)
+    block_N: Tensor = code.flatten(0, 1).unique(dim=0, return_inverse=True)[1]
+    return block_N.view(batch.ids_BL.shape)
 
 
 def visibility(pattern: Pattern, batch: Batch, row_R: Tensor) -> Visibility:

@@ -86,7 +86,7 @@ class Fresh:
 
 @dataclass(frozen=True)
 class Query:
-    """Canvases of some rows, and the positions whose logits are wanted.
+    """Canvases of some rows, and the positions whose logits are asked for.
 
     Whoever wraps a Denoise changes what differs (`dataclasses.replace`) and passes the rest on.
 
@@ -97,7 +97,7 @@ class Query:
         inserted or deleted. None: it is.
     step: None where no sampler asks (likelihoods, probes), or its process keeps nothing between steps.
     fresh: what may be left as it was at an earlier step of the generation; None: nothing, unless that changes nothing.
-    hidden: whether the hidden states are wanted too.
+    hidden: whether the hidden states are asked for too.
     extras: tensors (R, L, ...) by the names of extras of the model, which embed them beside the ids
         (`mmdiff.protocols.Extra`). At committed positions they depend on the ids there alone, for caches keep those.
     """

@@ -1,4 +1,4 @@
-"""A canvas laid out anew: positions are deleted, and others inserted, each row by its own wishes; or documents of
+"""A canvas laid out anew: positions are deleted, and others inserted, each row as its own edits say; or documents of
 packed rows become rows.
 
 Shape letters: B samples, L canvas length before, K canvas length after, D documents of all rows.
@@ -40,7 +40,7 @@ class Relayout:
         return out.masked_fill(none_BK, new)
 
 
-def relaid(
+def relayout(
     batch: Batch, keep_BL: Tensor, after_BL: Tensor, *, mask_id: int, pad_id: int, allow_BL: Tensor | None = None
 ) -> tuple[Batch, Relayout]:
     """Returns the batch on a new canvas, with position ids counted anew, and where its positions come from.
@@ -52,8 +52,8 @@ def relaid(
     """
     if batch.packed:
         raise ConfigError("rows that are packed of several documents have a fixed length, expected one document each")
-    wishes_2BL = torch.stack([keep_BL.long(), after_BL]) * batch.attend_BL
-    keep_np, after_np = wishes_2BL.cpu().numpy()
+    edits_2BL = torch.stack([keep_BL.long(), after_BL]) * batch.attend_BL
+    keep_np, after_np = edits_2BL.cpu().numpy()
     count_BL = keep_np + after_np
     end_BL, total_B = count_BL.cumsum(1), count_BL.sum(1)
     length = max(int(total_B.max()), 1)

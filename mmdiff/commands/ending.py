@@ -41,7 +41,7 @@ class Signals:
 
     def __init__(self, *, whole_process: bool = True) -> None:
         self.received: signal.Signals | None = None
-        self.said = False
+        self.reported = False
         self._whole = whole_process
         self._owner, self._open = os.getpid(), True
         self._before: dict[signal.Signals, Any] = {}
@@ -69,9 +69,9 @@ class Signals:
     def say(self, *, asking: bool = True) -> None:
         """Print the one line about the signal. Under torchrun, where all processes get it, the first one prints, unless
         another has said why they end. asking: False does not ask, for that may take a while."""
-        if not self.said and os.environ.get("RANK", "0") == "0" and (not asking or speaks()):
+        if not self.reported and os.environ.get("RANK", "0") == "0" and (not asking or speaks()):
             log(f"mmdiff: {WORDS[self.received or signal.SIGINT]}")
-        self.said = True
+        self.reported = True
 
     def _on(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:

@@ -79,7 +79,10 @@ MOVED = {  # below `mmdiff.`; modules, and classes of a module that was split
     "vocab": "canvas.vocab",
 }
 KEYS = {"keep_read": "sample_cache_mb"}  # of settings
-ARGUMENTS = {"mmdiff.objectives.denoise.Denoise": {"views": "copies"}}  # of a target, under its name of today
+ARGUMENTS = {  # of a target, under its name of today
+    "mmdiff.objectives.denoise.Denoise": {"views": "copies"},
+    "mmdiff.tasks.protein.data.markov.Markov": {"open": "masked"},
+}
 DOTTED = re.compile(r"mmdiff(?:\.\w+)+")
 
 

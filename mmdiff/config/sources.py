@@ -143,10 +143,10 @@ def _fields(node: ast.ClassDef) -> Iterator[inspect.Parameter]:
     for inner in node.body:
         if not isinstance(inner, ast.AnnAssign) or not isinstance(inner.target, ast.Name):
             continue
-        value, said = inner.value, ast.unparse(inner.value) if inner.value else ""
-        if ast.unparse(inner.annotation).startswith("ClassVar") or "init=False" in said:
+        value, default = inner.value, ast.unparse(inner.value) if inner.value else ""
+        if ast.unparse(inner.annotation).startswith("ClassVar") or "init=False" in default:
             continue
-        required = value is None or (said.startswith("field(") and "default" not in said)
+        required = value is None or (default.startswith("field(") and "default" not in default)
         # keyword-only for all: arguments of a file have names, and a required field may follow others
         yield KINDS(
             inner.target.id,

@@ -136,10 +136,10 @@ class Harness(LM):
         alike: dict[tuple[int, float | None], list[int]] = {}
         for i, (_, named, _) in enumerate(jobs):
             length = int(named.get("max_gen_toks", named.get("max_new_tokens", self.sampler.max_new_tokens)))
-            heat = float(named["temperature"]) if named.get("do_sample") and "temperature" in named else None
-            alike.setdefault((length, heat), []).append(i)
-        for (length, heat), some in alike.items():
-            config = self.sampler if heat is None else replace(self.sampler, temperature=heat)
+            temperature = float(named["temperature"]) if named.get("do_sample") and "temperature" in named else None
+            alike.setdefault((length, temperature), []).append(i)
+        for (length, temperature), some in alike.items():
+            config = self.sampler if temperature is None else replace(self.sampler, temperature=temperature)
             most = max(self.model.backbone.facts.max_length - length, 1)
             contexts = [vocab.encode(jobs[i][0])[-most:] or [self._first()] for i in some]
             rows: list[Sample] = [[Text(ids), Target(length=length)] for ids in contexts]

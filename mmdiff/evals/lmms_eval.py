@@ -129,24 +129,24 @@ class Harness(lmms):
         masked = to_device(collate(empty, model.vocab, model.readers, index=index), model.device)
         settings = {"temperature": 0.0, "steps": None, "early_stop": False}
         found = model.generate(masked, generation_config=self.session.sampler, **settings).targets()
-        wanted = [[i for p in sample if isinstance(p, Target) for i in p.ids or ()] for sample in samples]
-        return [(one, ids == ours) for one, ids, ours in zip(logp, found, wanted, strict=True)]
+        expected = [[i for p in sample if isinstance(p, Target) for i in p.ids or ()] for sample in samples]
+        return [(one, ids == ours) for one, ids, ours in zip(logp, found, expected, strict=True)]
 
     def _generated(self, jobs: Sequence[tuple[dict[str, Any], dict[str, Any], int]]) -> list[str]:
         model, texts = self.session.model, [""] * len(jobs)
         alike: dict[tuple[int, float | None], list[int]] = {}
         for i, (_, named, _) in enumerate(jobs):
-            heat = float(named["temperature"]) if named.get("do_sample") and named.get("temperature") else None
-            alike.setdefault((self._length(named), heat), []).append(i)
-        for (length, heat), some in alike.items():
+            temperature = float(named["temperature"]) if named.get("do_sample") and named.get("temperature") else None
+            alike.setdefault((self._length(named), temperature), []).append(i)
+        for (length, temperature), some in alike.items():
             task = copy.copy(self.session.task)
             if length:
                 task.max_new_tokens = length
             samples: list[Sample] = [read_media(task.prompt(jobs[i][0], model.vocab), model.readers) for i in some]
             batch = collate(samples, model.vocab, model.readers, index=[jobs[i][2] for i in some], side="left")
-            heated = {} if heat is None else {"temperature": heat}
+            settings = {} if temperature is None else {"temperature": temperature}
             with torch.no_grad():
-                out = model.generate(to_device(batch, model.device), generation_config=self.session.sampler, **heated)
+                out = model.generate(to_device(batch, model.device), generation_config=self.session.sampler, **settings)
             for i, ids in zip(some, out.targets(), strict=True):
                 texts[i] = cut(str(task.parse(ids, model.vocab)), jobs[i][1].get("until"))
         return texts

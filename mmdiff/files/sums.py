@@ -62,7 +62,7 @@ def read_sums(folder: Path) -> tuple[dict[str, str], bool]:
         return {}, False
     except ValueError:
         raise ConfigError(f"{file}: is not text") from None
-    said = lines.pop(0).removeprefix(SIGNATURE).strip() if lines and lines[0].startswith(SIGNATURE) else None
+    signature = lines.pop(0).removeprefix(SIGNATURE).strip() if lines and lines[0].startswith(SIGNATURE) else None
     sums = {}
     for line in lines:
         found = LINE.fullmatch(line.rstrip("\n"))
@@ -70,7 +70,7 @@ def read_sums(folder: Path) -> tuple[dict[str, str], bool]:
             raise ConfigError(f"{file}: {line.strip()[:80]!r} is not a checksum and a name")
         sums[found[2]] = found[1]
     right = _signature("".join(lines), make=False)
-    return sums, bool(said and right and hmac.compare_digest(said, right))
+    return sums, bool(signature and right and hmac.compare_digest(signature, right))
 
 
 def signed(file: Path) -> bool:

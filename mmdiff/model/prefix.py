@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.pattern import Coordinates, Pattern, Visibility
-from mmdiff.canvas.patterns import Causal, Documents, units, visibility
+from mmdiff.canvas.patterns import Causal, Documents, block_numbers, visibility
 from mmdiff.canvas.query import Prediction, Query
 from mmdiff.errors import ConfigError
 from mmdiff.protocols import Model
@@ -55,20 +55,20 @@ class Layout:
     """What stands in the row of a sample whose clean ids are run once for all copies. Known on the host, it asks no
     device how much there is.
 
-    unit_BL: `units` of the batch. clean: positions that some block of targets sees. noised: those that copies have.
+    block_BL: `block_numbers` of the batch. clean: positions that some block of targets sees. noised: those that copies have.
     """
 
-    unit_BL: Tensor
+    block_BL: Tensor
     clean: Positions
     noised: Positions
 
     @classmethod
     def of(cls, attention: Pattern, batch: Batch) -> Layout:
-        unit_BL = units(attention, batch)
-        has_target_U = torch.bincount(unit_BL.flatten(), batch.target_BL.flatten().float()) > 0
-        last_B1 = unit_BL.masked_fill(~batch.target_BL, -1).amax(1, keepdim=True)
-        clean = Positions.of(batch.attend_BL & (unit_BL < last_B1))  # nothing sees the ids of the last block
-        return cls(unit_BL, clean, Positions.of(batch.attend_BL & has_target_U[unit_BL]))
+        block_BL = block_numbers(attention, batch)
+        has_target_U = torch.bincount(block_BL.flatten(), batch.target_BL.flatten().float()) > 0
+        last_B1 = block_BL.masked_fill(~batch.target_BL, -1).amax(1, keepdim=True)
+        clean = Positions.of(batch.attend_BL & (block_BL < last_B1))  # nothing sees the ids of the last block
+        return cls(block_BL, clean, Positions.of(batch.attend_BL & has_target_U[block_BL]))
 
 
 def scatter_to_canvas(at_BN: Tensor, h_BND: Tensor, over_BLD: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def hidden_copies(
     if not model.backbone.caches:
         raise ConfigError(f"backbone: {model.backbone.family} runs all positions of a canvas; copies can share none")
     layout, length = layout or Layout.of(model.attention, batch), batch.ids_BL.shape[1]
-    unit_BL, clean, noised = layout.unit_BL, layout.clean, layout.noised
+    block_BL, clean, noised = layout.block_BL, layout.clean, layout.noised
     whole = visibility(model.attention, batch, torch.arange(len(batch), device=ids_RL.device))
 
     def take(values_BL: Tensor | int) -> Any:
@@ -123,7 +123,7 @@ def hidden_copies(
     seen = Visibility(whole.pattern, key)
     h_BCD, *h_nBND = model.backbone.hidden(x_BND, real_BN, take(batch.position_ids_BL), seen).split(sizes, 1)
     # a state that predicts the first position of the next block, of shifted logits, is that of a finished block
-    ends_BL = unit_BL != unit_BL.roll(-model.backbone.facts.shift, 1)
+    ends_BL = block_BL != block_BL.roll(-model.backbone.facts.shift, 1)
     ends_BL[:, 0] &= ~batch.target_BL[:, 0]  # nothing stands before it, so its own state predicts it: not of clean ids
     at_BN = noised.at_BN.masked_fill(noised.take(ends_BL), length)
     clean_BLD = scatter_to_canvas(clean.at_BN, h_BCD, h_BCD.new_zeros(len(batch), length, h_BCD.shape[2]))

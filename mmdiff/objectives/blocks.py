@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.pattern import Pattern
-from mmdiff.canvas.patterns import units
+from mmdiff.canvas.patterns import block_numbers
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import AtLeast1, Share
 from mmdiff.diffusion.keys import NoiseKey
@@ -64,8 +64,12 @@ class BlockDenoise:
         if self.random_length:
             batch = cut(batch, key.fold("length"), self.random_length)
         scored_BL = batch.target_BL & (batch.ids_BL != vocab.mask_id)  # an empty position stays empty
-        unit_BL, index, ids_BL = units(self.attention, batch).numpy(), batch.index_B.tolist(), batch.ids_BL.numpy()
-        masks = draw_masks(self.levels, self.spread, scored_BL.numpy(), unit_BL, index, key, self.copies, ids_BL)
+        block_BL, index, ids_BL = (
+            block_numbers(self.attention, batch).numpy(),
+            batch.index_B.tolist(),
+            batch.ids_BL.numpy(),
+        )
+        masks = draw_masks(self.levels, self.spread, scored_BL.numpy(), block_BL, index, key, self.copies, ids_BL)
         out = noised_batch(batch, masks, vocab.noise_id)
         out.counts["denoise"] = float(scored_BL.sum()) * self.copies
         return out

@@ -131,7 +131,7 @@ class Blocks:
         last, self.asked_BL = self.asked_BL, (ids_BL, query_BL)
         return torch.ones_like(ids_BL[:, 0]) if last is None else ((ids_BL != last[0]) | (query_BL != last[1])).sum(1)
 
-    def relaid(self, state: GenerationState, work: Work, moved: Relayout) -> None:
+    def relayout(self, state: GenerationState, work: Work, moved: Relayout) -> None:
         """Take over a new layout. A block that was given positions has steps in proportion for them."""
         self.block_BL = np.take_along_axis(self.block_BL, moved.source, 1)
         self.recent_BL = self.asked_BL = None

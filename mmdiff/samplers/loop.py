@@ -102,7 +102,7 @@ def sample(
         if state.wrong is not None:
             wrong = wrong | state.wrong
         if state.moved is not None:
-            blocks.relaid(state, work, state.moved)
+            blocks.relayout(state, work, state.moved)
             settings, stop = _laid(state, settings)
         if stop is not None:
             stop(state, process.live(state))
@@ -225,7 +225,7 @@ def _start(process: NoiseProcess, state: GenerationState, settings: Settings, sa
 def _laid(state: GenerationState, settings: Settings) -> tuple[Settings, Stopping | None]:
     """Returns the settings, and what ends a span, for the canvas as it is laid out now."""
     state.moved, config = None, settings.config
-    settings = replace(settings, allowed=settings.allowed.relaid(state.batch))
+    settings = replace(settings, allowed=settings.allowed.relayout(state.batch))
     if not config.early_stop:
         return settings, None
     ids_X, vocab = settings.end_ids_X, settings.vocab

@@ -163,9 +163,9 @@ class Step:
     def rescored(self, judged_SV: Tensor, at_S: tuple[Tensor, Tensor]) -> Tensor:
         """Returns fp32 RL, this step's probability of committed ids where they are judged again; 1 elsewhere."""
         late_X, ids_S = self.settings.late_ids_X, self.rows.ids_RL[at_S]
-        sure_S = confidence(judged_SV.index_fill(1, late_X, -torch.inf), ids_S)
-        sure_S = sure_S.masked_fill(torch.isin(ids_S, late_X), 1.0)
-        return torch.ones_like(self.work.predict_RL, dtype=torch.float32).index_put(at_S, sure_S.float())
+        confidence_S = confidence(judged_SV.index_fill(1, late_X, -torch.inf), ids_S)
+        confidence_S = confidence_S.masked_fill(torch.isin(ids_S, late_X), 1.0)
+        return torch.ones_like(self.work.predict_RL, dtype=torch.float32).index_put(at_S, confidence_S.float())
 
     def rows_of_batch(self, values_RL: Tensor, elsewhere: bool = False) -> Tensor:
         """Returns (B, L): the values at the rows of the step, `elsewhere` at all others."""

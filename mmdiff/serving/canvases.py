@@ -29,7 +29,7 @@ ARRAY = {"array", "sampling_rate"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptCanvas:
     """A canvas to fill, and what is made of its target ids. prompt: positions of context, `target` those to fill."""
 
     sample: Sample
@@ -52,7 +52,7 @@ class Seeded:
 
 def of_row(
     session: Session[Any], row: Row, *, new: int | None = None, seeded: Seeded | None = None, where: str = "row"
-) -> Asked:
+) -> PromptCanvas:
     """Returns the canvas of a row of the session's task. Raises BadRequest, which begins with `where`.
 
     new: masked positions of the answer, instead of the task's. seeded: what stands at the target positions.
@@ -75,7 +75,7 @@ def of_text(
     new: int,
     suffix: str | None = None,
     seeded: Seeded | None = None,
-) -> Asked:
+) -> PromptCanvas:
     """Returns a prompt, masked positions behind it, and what follows them. Raises BadRequest."""
     vocab = session.model.vocab
     if vocab.tokenizer is None:
@@ -105,7 +105,7 @@ def _laid_out(
     new: int | None,
     seeded: Seeded | None,
     where: str,
-) -> Asked:
+) -> PromptCanvas:
     model = session.model
     parts = list(sample)
     at = [i for i, part in enumerate(parts) if isinstance(part, Target)]
@@ -126,7 +126,7 @@ def _laid_out(
     if length > most:
         raise BadRequest(f"{where}: a canvas of {length} positions, expected at most {most} of this model", 400, where)
     target = canvas_length([part for part in parts if isinstance(part, Target)])
-    return Asked(parts, parse, length - target, target)
+    return PromptCanvas(parts, parse, length - target, target)
 
 
 def _slots(part: Media, readers: Mapping[str, Any]) -> int:
@@ -142,8 +142,8 @@ def _seeded(parts: list[Part], at: Sequence[int], seeded: Seeded, vocab: Vocab) 
     if seeded.pinned is not None:
         for position in seeded.pinned:
             if not 0 <= position < len(ids):
-                said = f"diffusion_pinned: {position} is no position of a canvas of {len(ids)}"
-                raise BadRequest(said, 400, "diffusion_pinned")
+                line = f"diffusion_pinned: {position} is no position of a canvas of {len(ids)}"
+                raise BadRequest(line, 400, "diffusion_pinned")
         stay = set(seeded.pinned)
         ids = [one if i in stay else vocab.mask_id for i, one in enumerate(ids)]
     if len(at) == 1 and parts[at[0]].ids is None:  # type: ignore[union-attr]
@@ -153,8 +153,8 @@ def _seeded(parts: list[Part], at: Sequence[int], seeded: Seeded, vocab: Vocab) 
     out, rest = list(parts), list(ids)
     expected = canvas_length([parts[i] for i in at])
     if len(ids) != expected:
-        said = f"diffusion_seed_canvas: {len(ids)} ids, expected {expected}, as many as the canvas has"
-        raise BadRequest(said, 400, "diffusion_seed_canvas")
+        line = f"diffusion_seed_canvas: {len(ids)} ids, expected {expected}, as many as the canvas has"
+        raise BadRequest(line, 400, "diffusion_seed_canvas")
     for i in at:
         n = canvas_length([parts[i]])
         out[i] = Target(rest[:n], allow=parts[i].allow)  # type: ignore[union-attr]

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .batching import Draft, Filled, Job
-from .canvases import Asked, decoded, of_row, of_text
+from .canvases import PromptCanvas, decoded, of_row, of_text
 from .fields import ChatRequest, CompletionRequest, Generating, Message, seed_of, seeded_of, settings
 from .http.guard import BadRequest
 from .service import Service
@@ -27,7 +27,7 @@ JOBS = 64
 MEDIA = {"image_url": "image", "input_audio": "audio"}
 
 
-def asked_chat(service: Service, request: ChatRequest) -> Asked:
+def asked_chat(service: Service, request: ChatRequest) -> PromptCanvas:
     """Returns the canvas of a chat, for a task that reads messages, or turns with media. Raises BadRequest."""
     row: dict[str, Any]
     if "messages" in service.fields:
@@ -39,8 +39,8 @@ def asked_chat(service: Service, request: ChatRequest) -> Asked:
             raise BadRequest("tools: this model's task knows none", 400, "tools")
         row = _turns(request.messages, service)
     else:
-        said = f"messages: {type(service.session.task).__name__} reads none; see POST /v1/completions and POST /predict"
-        raise BadRequest(said, 400, "messages")
+        line = f"messages: {type(service.session.task).__name__} reads none; see POST /v1/completions and POST /predict"
+        raise BadRequest(line, 400, "messages")
     new = request.max_completion_tokens or request.max_tokens
     if new is None and request.vllm_xargs is not None:
         new = request.vllm_xargs.diffusion_canvas_length
@@ -102,7 +102,7 @@ def _part(part: Any, where: str, media: dict[str, list[bytes]], service: Service
     return f"<{kind}>\n"
 
 
-def asked_completions(service: Service, request: CompletionRequest) -> list[Asked]:
+def asked_completions(service: Service, request: CompletionRequest) -> list[PromptCanvas]:
     """Returns the canvases of prompts. Raises BadRequest."""
     if request.echo:
         raise BadRequest("echo: true, expected false: the prompt is not repeated", 400, "echo")
@@ -132,7 +132,9 @@ async def completions(service: Service, http: Request) -> Response:
     return await _respond(service, http, request, asked, "text_completion")
 
 
-async def _respond(service: Service, http: Request, request: Generating, asked: list[Asked], kind: str) -> Response:
+async def _respond(
+    service: Service, http: Request, request: Generating, asked: list[PromptCanvas], kind: str
+) -> Response:
     from starlette.responses import JSONResponse
 
     config = settings(request, service.session.sampler)

@@ -208,8 +208,8 @@ def refusal(error: ValidationError, kind: type[BaseModel]) -> BadRequest:
         return BadRequest(f"{short_name(where)}: no such field{nearest(where, known)}", 400, where[:80])
     if first["type"] == "missing":
         return BadRequest(f"{where}: missing", 400, where)
-    said = first["msg"].replace("Input should be", "expected")
-    return BadRequest(f"{short_name(where)}: {short(first['input'])}, {said}", 400, where[:80])
+    expected = first["msg"].replace("Input should be", "expected")
+    return BadRequest(f"{short_name(where)}: {short(first['input'])}, {expected}", 400, where[:80])
 
 
 def short_name(name: str) -> str:
@@ -246,19 +246,19 @@ def settings(request: Sampling, base: GenerationConfig) -> GenerationConfig:
         raise BadRequest(str(error).replace("sampler.", ""), 400) from None
 
 
-def _grammar(wanted: ResponseFormat | None) -> dict[str, Any] | None:
-    if wanted is None or wanted.type == "text":
+def _grammar(response_format: ResponseFormat | None) -> dict[str, Any] | None:
+    if response_format is None or response_format.type == "text":
         return None
     schema: Any = {"type": "object"}
-    if wanted.type == "json_schema":
-        if wanted.json_schema is None:
+    if response_format.type == "json_schema":
+        if response_format.json_schema is None:
             raise BadRequest("response_format.json_schema: missing", 400, "response_format")
-        schema = wanted.json_schema.json_schema
+        schema = response_format.json_schema.json_schema
     return {"target": "mmdiff.samplers.grammars.schema.Schema", "schema": json.dumps(schema)}
 
 
 def seeded_of(xargs: Xargs | None) -> Seeded | None:
-    """Returns the canvas of `vllm_xargs`. Raises BadRequest for pins without one, and for another length than said."""
+    """Returns the canvas of `vllm_xargs`. Raises BadRequest for pins without one, and for another length."""
     if xargs is None or (xargs.diffusion_seed_canvas is None and xargs.diffusion_pinned is None):
         return None
     ids, name = xargs.diffusion_seed_canvas, "vllm_xargs.diffusion_seed_canvas"

@@ -24,7 +24,7 @@ from mmdiff.model.likelihood import estimate, next_token
 from mmdiff.model.likelihood.elbo import Elbo
 
 from .batching import Draft, Job
-from .canvases import Asked, Seeded, of_row, without_paths
+from .canvases import PromptCanvas, Seeded, of_row, without_paths
 from .fields import EmbeddingRequest, PredictRequest, ScoreRequest, seed_of, settings
 from .http.guard import BadRequest
 from .service import Service
@@ -59,7 +59,7 @@ async def predict(service: Service, http: Request) -> Response:
     return JSONResponse({"prediction": prediction, **facts, "canvas": shown(filled.draft, vocab)})
 
 
-async def _steps(service: Service, job: Job, asked: Asked, seed: int) -> AsyncIterator[dict[str, Any]]:
+async def _steps(service: Service, job: Job, asked: PromptCanvas, seed: int) -> AsyncIterator[dict[str, Any]]:
     vocab = service.session.model.vocab
     async for step in service.steps(job):
         if isinstance(step, Draft):
@@ -231,7 +231,7 @@ def _numbers(fields: dict[str, Any]) -> dict[str, Any]:
                 if not low <= value <= high:
                     raise ValueError
             except (ValueError, TypeError):
-                said = f"{name}: {fields[name]!r:.40}, expected a number from {low} to {high}"
-                raise BadRequest(said, 400, name) from None
+                line = f"{name}: {fields[name]!r:.40}, expected a number from {low} to {high}"
+                raise BadRequest(line, 400, name) from None
             out[name] = value
     return out

@@ -16,7 +16,7 @@ from mmdiff.errors import UserError
 from mmdiff.session import Session
 
 from .batching import Batcher, Draft, Filled, Job
-from .canvases import Asked
+from .canvases import PromptCanvas
 from .fields import Fields, read
 from .http.guard import BadRequest, Bodies, short
 from .http.numbers import Numbers
@@ -66,7 +66,7 @@ class Service:
             yield found
 
     async def jobs(
-        self, asked: Sequence[Asked], config: GenerationConfig, seeds: Sequence[int], *, drafts: bool = False
+        self, asked: Sequence[PromptCanvas], config: GenerationConfig, seeds: Sequence[int], *, drafts: bool = False
     ) -> list[Job]:
         """Queue canvases. Raises BadRequest where media cannot be read, and where too many requests wait."""
         self.batcher.check(len(asked))
@@ -93,7 +93,7 @@ class Service:
         except BadRequest:
             raise
         except UserError as error:
-            raise BadRequest(_said(error), 400) from None
+            raise BadRequest(line_of(error), 400) from None
         finally:
             for job in jobs:
                 job.left = True
@@ -112,7 +112,7 @@ class Service:
                 except TimeoutError:
                     raise BadRequest(f"not done in {self.seconds:g} s", 503) from None
                 if isinstance(event, UserError):
-                    raise BadRequest(_said(event), 400)
+                    raise BadRequest(line_of(event), 400)
                 if isinstance(event, BaseException):
                     raise event
                 yield event
@@ -128,7 +128,7 @@ class Service:
         except BadRequest:
             raise
         except UserError as error:
-            raise BadRequest(_said(error), 400) from None
+            raise BadRequest(line_of(error), 400) from None
 
 
 async def _gone(request: Request) -> None:
@@ -137,7 +137,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _said(error: UserError) -> str:
+def line_of(error: UserError) -> str:
     return " ".join(str(error).removeprefix("sampler.").split())
 
 

@@ -12,7 +12,7 @@ from mmdiff.config.settings import GenerationConfig
 from mmdiff.evals.requests import cut
 
 from .batching import Draft
-from .canvases import Asked
+from .canvases import PromptCanvas
 
 LEAST = -9999.0
 """OpenAI's log-probability of what has none."""
@@ -31,7 +31,7 @@ class GrowingText:
     what may be the beginning of a stop string.
     """
 
-    asked: Asked
+    asked: PromptCanvas
     vocab: Vocab
     config: GenerationConfig
     stops: Sequence[str] = ()

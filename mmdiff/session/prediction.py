@@ -32,8 +32,8 @@ class Prediction(dict[str, Any]):
         last = max((step for _, step, _ in canvas), default=0)
         tokens = "".join(_span(*triple, last) for triple in canvas[:MOST])
         more = f" and {len(canvas) - MOST:,} tokens more" if len(canvas) > MOST else ""
-        said = f"<b>{escape(_plain(self['prediction']))}</b> in {int(self['forwards'])} forwards"
-        return f'<div style="{PAGE}"><div>{said}</div><div style="{TOKENS}">{tokens}{more}</div>{_legend(last)}</div>'
+        head = f"<b>{escape(_plain(self['prediction']))}</b> in {int(self['forwards'])} forwards"
+        return f'<div style="{PAGE}"><div>{head}</div><div style="{TOKENS}">{tokens}{more}</div>{_legend(last)}</div>'
 
 
 def canvas_of(out: Generation, row: int, model: MMDiff) -> list[Triple]:

@@ -98,10 +98,10 @@ def _one_line(endpoint: str) -> Iterator[None]:
         raise ConfigError(f"repo: {_short(error)}") from None
     except HfHubHTTPError as error:
         answer = error.response
-        said = error.server_message or {401: "the token is not valid there", 404: "no such repository"}.get(
+        line = error.server_message or {401: "the token is not valid there", 404: "no such repository"}.get(
             answer.status_code, answer.reason_phrase
         )
-        raise ConfigError(f"push: {endpoint} answers {answer.status_code}: {_short(said)}") from None
+        raise ConfigError(f"push: {endpoint} answers {answer.status_code}: {_short(line)}") from None
     except (of_client, OSError) as error:  # no connection, no name, a time-out, offline mode
         if "xet-write-token" in str(error):
             raise ConfigError(f"push: {endpoint} has no Xet storage, expected HF_HUB_DISABLE_XET=1: LFS then") from None

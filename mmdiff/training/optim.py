@@ -88,8 +88,8 @@ def divided(groups: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], lis
     for group in groups:
         pairs = list(zip(group["names"], group["params"], strict=True))
         chosen = [p.ndim == 2 and re.search(r"\.\d+\.", name) is not None for name, p in pairs]
-        for part, wanted in zip(parts, (True, False), strict=True):
-            own = [pair for pair, yes in zip(pairs, chosen, strict=True) if yes is wanted]
+        for part, matrices in zip(parts, (True, False), strict=True):
+            own = [pair for pair, yes in zip(pairs, chosen, strict=True) if yes is matrices]
             if own:
                 part.append({**group, "names": [n for n, _ in own], "params": [p for _, p in own]})
     return parts

@@ -76,18 +76,18 @@ class FirstPass:
 
     def __init__(self, rows: Source, run: str, media: str = "audio") -> None:
         self.rows = rows
-        self._heard = first_pass(load(run).model, rows, kind=media)
+        self._first_pass = first_pass(load(run).model, rows, kind=media)
 
     def __len__(self) -> int:
-        return len(self._heard)
+        return len(self._first_pass)
 
     def __getitem__(self, index: int) -> Row:
-        return {**self.rows[index], "hypothesis": self._heard[index]}
+        return {**self.rows[index], "hypothesis": self._first_pass[index]}
 
     @classmethod
     def toy(cls, rows: Source, run: str, media: str = "audio") -> FirstPass:
         """A first pass, of eight rows, that misses the last word of each."""
         out = cls.__new__(cls)
         out.rows = rows
-        out._heard = [str(rows[i]["text"]).rpartition(" ")[0] for i in range(min(len(rows), 8))]
+        out._first_pass = [str(rows[i]["text"]).rpartition(" ")[0] for i in range(min(len(rows), 8))]
         return out

@@ -61,11 +61,11 @@ def char_errors(reference: str, hypothesis: str) -> Errors:
 def align(reference: str, hypothesis: str) -> list[tuple[Op, str | None, str | None]]:
     """Returns (operation, word of the reference, word of the hypothesis), in order; None for a side without a word."""
     out = _by_words(reference, hypothesis)
-    expected, said = out.references[0], out.hypotheses[0]
+    expected, hypothesis = out.references[0], out.hypotheses[0]
     pairs: list[tuple[Op, str | None, str | None]] = []
     for chunk in out.alignments[0]:
         left = expected[chunk.ref_start_idx : chunk.ref_end_idx]
-        right = said[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        right = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
         n = max(len(left), len(right))
         pairs += [(chunk.type, (left or [None] * n)[i], (right or [None] * n)[i]) for i in range(n)]
     return pairs

@@ -112,13 +112,13 @@ def percent(figure: Number) -> str:
 def card(example: Example) -> dict[str, Any]:
     after = word_errors(example.text, example.prediction)
     before = None if example.first_pass is None else word_errors(example.text, example.first_pass)
-    said = [example.prediction] if example.first_pass is None else [example.first_pass, example.prediction]
+    hypotheses = [example.prediction] if example.first_pass is None else [example.first_pass, example.prediction]
     boxes = boxes_of(example.canvas, example.draft)
     out: dict[str, Any] = {
         "outcome": outcome(None if before is None else before.total, after.total),
         "before": before,
         "after": after,
-        "columns": list(side_by_side(example.text, said)),
+        "columns": list(side_by_side(example.text, hypotheses)),
         "positions": boxes,
         "states": Counter(box["state"] for box in boxes),
         "drafted": any(token is not None for token in example.draft),
@@ -144,23 +144,23 @@ def outcome(before: int | None, after: int) -> Outcome:
     return "corrected" if after < before else "worse"
 
 
-def side_by_side(reference: str, said: Sequence[str]) -> Iterator[tuple[str | None, list[Cell]]]:
+def side_by_side(reference: str, hypotheses: Sequence[str]) -> Iterator[tuple[str | None, list[Cell]]]:
     """Yields columns that put one reference and several transcripts below each other.
 
     Each is a word of the reference, or None where some transcript adds words, and the cell of each transcript.
     """
-    cells = [_cells(reference, text) for text in said]
+    cells = [_cells(reference, text) for text in hypotheses]
     words = reference.split()
     for column in sorted({column for of_one in cells for column in of_one}):
         i, is_word = column
         yield words[i] if is_word else None, [of_one.get(column, NOTHING) for of_one in cells]
 
 
-def _cells(reference: str, said: str) -> dict[tuple[int, bool], Cell]:
+def _cells(reference: str, hypothesis: str) -> dict[tuple[int, bool], Cell]:
     """Returns (i, True) -> operation and word at word i of the reference; (i, False) -> words added before it."""
     out: dict[tuple[int, bool], Cell] = {}
     i = 0
-    for op, _, word in align(reference, said):
+    for op, _, word in align(reference, hypothesis):
         if op == "insert":
             added = out.get((i, False), NOTHING)[1]
             out[i, False] = op, f"{added} {word}" if added else word

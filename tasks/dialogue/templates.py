@@ -96,9 +96,9 @@ class ChatML:
         return parts
 
     def _turn(self, role: str, content: Content, vocab: Vocab) -> list[Part]:
-        said = [p if isinstance(p, Media) else Text(literal(p, vocab)) for p in joined([f"{role}\n", *content])]
+        spoken = [p if isinstance(p, Media) else Text(literal(p, vocab)) for p in joined([f"{role}\n", *content])]
         ends = [Text([special("<|im_end|>", vocab)]), Text(literal("\n", vocab))]
-        return [Text([special("<|im_start|>", vocab)]), *said, *ends]
+        return [Text([special("<|im_start|>", vocab)]), *spoken, *ends]
 
 
 Kind = type[Text] | type[Target]
@@ -110,8 +110,8 @@ def turn(role: str, content: Content, vocab: Vocab, kind: Kind = Text) -> list[P
     Its text is encoded with the line breaks in front of it, as it is in the written-out string.
     """
     pieces = joined(["\n\n", *content])
-    said = [piece if isinstance(piece, Media) else Text(literal(piece, vocab)) for piece in pieces]
-    return [*_header(role, vocab, kind), *said, kind([special("<|eot_id|>", vocab)])]
+    spoken = [piece if isinstance(piece, Media) else Text(literal(piece, vocab)) for piece in pieces]
+    return [*_header(role, vocab, kind), *spoken, kind([special("<|eot_id|>", vocab)])]
 
 
 def answer_header(vocab: Vocab, kind: Kind = Text) -> list[Part]:

@@ -25,7 +25,7 @@ AMBIGUOUS = "XBZJ"
 RARE = "UO"
 """Selenocysteine and pyrrolysine."""
 GAP = "-"
-OPEN = "_"
+MASKED = "_"
 """A masked position, in sequences that people read."""
 RANGE = "residues"
 """The name under which a text backbone reserves ids for residues: `reserve: {residues: 26}` (see `LETTERS`)."""
@@ -58,8 +58,8 @@ class Residues:
         for letter, i in found.items():
             self._ids[ord(letter)] = i
             self._bytes[i] = ord(letter)
-        self._ids[ord(OPEN)] = vocab.mask_id
-        self._bytes[vocab.mask_id] = ord(OPEN)
+        self._ids[ord(MASKED)] = vocab.mask_id
+        self._bytes[vocab.mask_id] = ord(MASKED)
 
     def encode(self, sequence: str) -> Ids:
         """(N,) ids; `_` is the mask id. Raises DataError that names the first letter without an id and its position."""

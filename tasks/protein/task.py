@@ -17,7 +17,7 @@ from mmdiff.parts import part
 from mmdiff.protocols import Row
 from mmdiff.runs.records import short
 
-from .residues import CANONICAL, OPEN, Residues
+from .residues import CANONICAL, MASKED, Residues
 
 READ = ("sequence", "target", "allow")
 """Without which a canvas would be another one. Tables of sequences have labels in columns of any name."""
@@ -68,9 +68,9 @@ class Protein:
         a missing sequence, a masked position, or a letter that has no id.
         """
         residues, sequence = self.residues(vocab), self._sequence(row)
-        if OPEN in sequence:
+        if MASKED in sequence:
             raise DataError(
-                f"{_where(row)}residue {sequence.index(OPEN) + 1} is masked (`_`), expected a whole sequence"
+                f"{_where(row)}residue {sequence.index(MASKED) + 1} is masked (`_`), expected a whole sequence"
             )
         ids = self._ids(residues, sequence, row)
         allow = residues.ranges(letters) if restrict else None
@@ -100,7 +100,7 @@ class Protein:
         answer = row.get("answer")
         if answer is None:
             return {}
-        designed = [i for i, letter in enumerate(str(row["sequence"])) if letter == OPEN]
+        designed = [i for i, letter in enumerate(str(row["sequence"])) if letter == MASKED]
         if not designed:
             return {}
         if len(prediction) != len(answer):
@@ -114,7 +114,7 @@ class Protein:
             raise DataError(f"{_where(row)}allow: {len(allow)} entries for {len(sequence)} positions")
 
         def letters(i: int) -> str:
-            if sequence[i] != OPEN:
+            if sequence[i] != MASKED:
                 return ""
             if allow is None or allow[i] is None:
                 return self.letters
@@ -135,8 +135,8 @@ class Protein:
             return [Text(start)] if start else []
         if not isinstance(target, str) or not target:
             raise DataError(f"{_where(row)}target: {target!r}, expected residues")
-        if OPEN in target:
-            at = target.index(OPEN) + 1
+        if MASKED in target:
+            at = target.index(MASKED) + 1
             raise DataError(f"{_where(row)}target: residue {at} is masked (`_`), expected a whole sequence")
         ids = self._ids(self.residues(vocab), target, row, "target: ")
         return [Text([*start, *ids, vocab.eos_id])]

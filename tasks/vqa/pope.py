@@ -31,11 +31,11 @@ def pope(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dic
         if answer not in ("yes", "no"):
             raise DataError(f"pope: answer {answer!r:.60}, expected yes or no")
     pairs = [(says_yes(text), answer == "yes") for text, answer in zip(predictions, answers, strict=True)]
-    hits, said, true = pairs.count((True, True)), sum(yes for yes, _ in pairs), sum(yes for _, yes in pairs)
+    hits, claimed, true = pairs.count((True, True)), sum(yes for yes, _ in pairs), sum(yes for _, yes in pairs)
     return {
         "accuracy": sum(yes == is_yes for yes, is_yes in pairs) / len(pairs),
-        "precision": hits / said if said else 0.0,
+        "precision": hits / claimed if claimed else 0.0,
         "recall": hits / true if true else 0.0,
-        "f1": 2 * hits / (said + true) if hits else 0.0,
-        "yes_share": said / len(pairs),
+        "f1": 2 * hits / (claimed + true) if hits else 0.0,
+        "yes_share": claimed / len(pairs),
     }

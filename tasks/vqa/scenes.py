@@ -65,7 +65,7 @@ class Thing(NamedTuple):
 
 
 Scene = tuple[Thing, ...]
-Asked = tuple[str, str]  # a question and its answer
+QuestionAnswer = tuple[str, str]  # a question and its answer
 
 
 def words() -> list[str]:
@@ -108,19 +108,19 @@ def render(scene: Scene, rng: Generator) -> np.ndarray:
 Pairs = tuple[tuple[str, str], ...]
 
 
-def ask_color(scene: Scene, rng: Generator, named: Pairs) -> Asked | None:
+def ask_color(scene: Scene, rng: Generator, named: Pairs) -> QuestionAnswer | None:
     shapes = [thing.shape for thing in scene]
     thing = _one([t for t in scene if shapes.count(t.shape) == 1], rng)
     return thing and (f"what color is the {thing.shape}", thing.color)
 
 
-def ask_shape(scene: Scene, rng: Generator, named: Pairs) -> Asked | None:
+def ask_shape(scene: Scene, rng: Generator, named: Pairs) -> QuestionAnswer | None:
     colors = [thing.color for thing in scene]
     thing = _one([t for t in scene if colors.count(t.color) == 1], rng)
     return thing and (f"what shape is the {thing.color} object", thing.shape)
 
 
-def ask_count(scene: Scene, rng: Generator, named: Pairs) -> Asked | None:
+def ask_count(scene: Scene, rng: Generator, named: Pairs) -> QuestionAnswer | None:
     colors = [thing.color for thing in scene]
     if rng.random() < 0.3:
         return "how many objects are there", NUMBERS[len(scene)]
@@ -128,12 +128,12 @@ def ask_count(scene: Scene, rng: Generator, named: Pairs) -> Asked | None:
     return f"how many {color} objects are there", NUMBERS[colors.count(color)]
 
 
-def ask_exist_yes(scene: Scene, rng: Generator, named: Pairs) -> Asked | None:
+def ask_exist_yes(scene: Scene, rng: Generator, named: Pairs) -> QuestionAnswer | None:
     pair = _one([thing.pair for thing in scene if thing.pair in named], rng)
     return pair and (f"is there a {pair[0]} {pair[1]}", "yes")
 
 
-def ask_exist_no(scene: Scene, rng: Generator, named: Pairs) -> Asked | None:
+def ask_exist_no(scene: Scene, rng: Generator, named: Pairs) -> QuestionAnswer | None:
     """Half of the questions, where possible, name a colour and a shape that are there, but of different things."""
     pairs, colors, shapes = zip(*((t.pair, t.color, t.shape) for t in scene), strict=True)
     absent = [pair for pair in named if pair not in pairs]
@@ -143,18 +143,18 @@ def ask_exist_no(scene: Scene, rng: Generator, named: Pairs) -> Asked | None:
     return pair and (f"is there a {pair[0]} {pair[1]}", "no")
 
 
-def ask_where(scene: Scene, rng: Generator, named: Pairs) -> Asked | None:
+def ask_where(scene: Scene, rng: Generator, named: Pairs) -> QuestionAnswer | None:
     pairs = [thing.pair for thing in scene]
     thing = _one([t for t in scene if t.pair in named and pairs.count(t.pair) == 1], rng)
     return thing and (f"where is the {thing.color} {thing.shape}", PLACES[thing.cell])
 
 
-def ask_what(scene: Scene, rng: Generator, named: Pairs) -> Asked | None:
+def ask_what(scene: Scene, rng: Generator, named: Pairs) -> QuestionAnswer | None:
     taken = [thing.cell for thing in scene]
     return what_is_at(scene, int(_one(taken if rng.random() < 0.85 else list(range(GRID * GRID)), rng)))
 
 
-def what_is_at(scene: Scene, cell: int) -> Asked:
+def what_is_at(scene: Scene, cell: int) -> QuestionAnswer:
     there = " ".join(f"{thing.color} {thing.shape}" for thing in scene if thing.cell == cell)
     return f"what is at the {PLACES[cell]}", there or "nothing"
 
@@ -163,7 +163,7 @@ def _one(choices: Any, rng: Generator) -> Any:
     return choices[rng.integers(len(choices))] if choices else None
 
 
-Ask = Callable[[Scene, Generator, Pairs], Asked | None]
+Ask = Callable[[Scene, Generator, Pairs], QuestionAnswer | None]
 KINDS: Mapping[str, tuple[Ask, ...]] = {  # more than one: equally often, whatever a scene allows
     "color": (ask_color,),
     "shape": (ask_shape,),

@@ -37,6 +37,12 @@ NAMES = [
     Rule(r"keep_read", "sample_cache_mb"),
     Rule(r"by_budget|make_room|_room", "token_budget, batch_by_tokens"),
     Rule(r"Views|_?views?_[A-Z]+", "NoisedBatch, copies or crops"),
+    Rule(r"_?said|said_\w+|_?heard\w*|Heard", "line, found, hypothesis"),
+    Rule(r"reopen|relay|relaid", "remask, relayout"),
+    Rule(r"heat|heated|sure_[A-Z]+", "temperature, confidence_..."),
+    Rule(r"unit_[A-Z]+", "block_..."),
+    Rule(r"OPEN|open_positions", "MASKED", ("tasks/protein", "mmdiff")),
+    Rule(r"priced|Asked", "bounds, PromptCanvas"),
 ]
 UNITS = "nats|features|tokens|positions|steps|forwards|rows|layouts|letters|bytes|seconds"
 DOCSTRINGS = [

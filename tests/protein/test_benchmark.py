@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.protein import Size, canvas, dsm, published_steps, session, watched
 from mmdiff.tasks.protein.design.generate import generate
-from mmdiff.tasks.protein.residues import CANONICAL, OPEN, Residues
+from mmdiff.tasks.protein.residues import CANONICAL, MASKED, Residues
 
 SIZE = Size(width=16, layers=1, heads=2, rows=0, plain_rows=0, steps=0, residues=0)
 
@@ -20,7 +20,7 @@ def model() -> Any:
 
 
 def rows() -> list[dict[str, Any]]:
-    return [{"sequence": OPEN * n} for n in (5, 17, 9)] + [{"sequence": "__ACD____E_"}]
+    return [{"sequence": MASKED * n} for n in (5, 17, 9)] + [{"sequence": "__ACD____E_"}]
 
 
 @pytest.mark.parametrize("steps", [1, 3, 20])  # of one, with a remainder, more than a row has masks
@@ -57,5 +57,5 @@ def test_forwards_and_positions_are_counted(model: Any) -> None:
     size = len(canvases) * longest
     assert (work.forwards, work.positions, work.logits) == (3, 3 * size, size * model.model.vocab.size)
     with watched(model.model) as work:
-        generate(model, [{"sequence": OPEN * 6}] * 2, guard=None, steps=3)
+        generate(model, [{"sequence": MASKED * 6}] * 2, guard=None, steps=3)
     assert (work.forwards, work.positions, work.logits) == (3, 3 * 2 * 8, 2 * 6 * model.model.vocab.size)

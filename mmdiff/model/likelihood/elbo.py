@@ -46,8 +46,8 @@ class Elbo:
         # one part for each block of a sample: its target positions, and the pairs of a count and its weight
         parts: list[tuple[int, NDArray[np.int64], list[tuple[int, float]]]] = []
         for b, sample in enumerate(targets.index):
-            here_L, unit_L = targets.target_BL[b], targets.unit_BL[b]
-            blocks = [np.flatnonzero(here_L & (unit_L == unit)) for unit in np.unique(unit_L[here_L])]
+            here_L, block_L = targets.target_BL[b], targets.block_BL[b]
+            blocks = [np.flatnonzero(here_L & (block_L == unit)) for unit in np.unique(block_L[here_L])]
             part_JG = key.fold("level").uniform(sample, len(blocks) * self.levels).reshape(len(blocks), self.levels)
             parts += [(b, at, grid(len(at), part_G)) for at, part_G in zip(blocks, part_JG, strict=True)]
         for copy in range(max((len(pairs) for *_, pairs in parts), default=0)):

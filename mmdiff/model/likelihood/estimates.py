@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch, to_device
-from mmdiff.canvas.patterns import units
+from mmdiff.canvas.patterns import block_numbers
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
@@ -58,8 +58,8 @@ def estimate(model: MMDiff, batch: Batch, estimator: Estimator, *, seed: int = 0
     blockwise = several and bool(getattr(estimator, "blockwise", False))
     if blockwise and links:
         raise ConfigError(f"links: {model.attention} has several blocks of targets, expected no links")
-    unit_BL = units(model.attention, batch).numpy() if blockwise else None
-    targets, power = Targets.of(batch, model.vocab, unit_BL), float(getattr(estimator, "power", 0))
+    block_BL = block_numbers(model.attention, batch).numpy() if blockwise else None
+    targets, power = Targets.of(batch, model.vocab, block_BL), float(getattr(estimator, "power", 0))
     on_device = to_device(batch, model.device)
     features = {} if links else model.encode(on_device.media)
     denoise = guided_scorer(model, on_device, links) if links else None

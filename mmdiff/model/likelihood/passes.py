@@ -22,25 +22,25 @@ from mmdiff.diffusion.schedule import Array
 class Targets:
     """What is known of a batch before any forward, as numpy arrays.
 
-    target_BL: the positions whose tokens are scored. context_BL: attended ones that are no targets. unit_BL: the block
+    target_BL: the positions whose tokens are scored. context_BL: attended ones that are no targets. block_BL: the block
     of each position, where blocks are scored behind clean ones; 0 elsewhere. step_BL: `Batch.step_BL`.
     index: global sample indices, the identity under which random numbers are drawn.
     """
 
     target_BL: Bools
     context_BL: Bools
-    unit_BL: Ints
+    block_BL: Ints
     step_BL: Ints | None
     index: list[int]
 
     @classmethod
-    def of(cls, batch: Batch, vocab: Vocab, unit_BL: Ints | None = None) -> Targets:
+    def of(cls, batch: Batch, vocab: Vocab, block_BL: Ints | None = None) -> Targets:
         """Returns what is known of a batch. What a target holds in place of an id, the mask, is not scored."""
         target_BL = (batch.target_BL & batch.attend_BL & (batch.ids_BL != vocab.mask_id)).cpu().numpy()
         return cls(
             target_BL=target_BL,
             context_BL=(batch.attend_BL & ~batch.target_BL).cpu().numpy(),
-            unit_BL=np.zeros(target_BL.shape, dtype=np.int64) if unit_BL is None else unit_BL,
+            block_BL=np.zeros(target_BL.shape, dtype=np.int64) if block_BL is None else block_BL,
             step_BL=None if batch.step_BL is None else batch.step_BL.cpu().numpy(),
             index=batch.index_B.tolist(),
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
-from mmdiff.canvas.relayout import relaid
+from mmdiff.canvas.relayout import relayout
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import AtLeast1, BetweenZeroAndOne, Half, Share
 from mmdiff.diffusion.keys import NoiseKey
@@ -175,7 +175,7 @@ def lengthened(noised: NoisedBatch, count_R: Tensor, vocab: Vocab) -> NoisedBatc
     last_R = torch.where(batch.target_BL & batch.attend_BL, at_L, -1).amax(1)
     after_RL = torch.where(at_L == last_R[:, None], count_R[:, None], 0)
     keep_RL = torch.ones_like(batch.attend_BL)
-    laid, moved = relaid(batch, keep_RL, after_RL, mask_id=vocab.mask_id, pad_id=vocab.pad_id)
+    laid, moved = relayout(batch, keep_RL, after_RL, mask_id=vocab.mask_id, pad_id=vocab.pad_id)
     return replace(
         noised,
         batch=laid,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.pattern import Pattern
-from mmdiff.canvas.patterns import units
+from mmdiff.canvas.patterns import block_numbers
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError
@@ -55,8 +55,8 @@ def planned(
         raise ConfigError(f"objective.estimator: {type(estimator).__name__} is no sum of log p; expected one that is")
     several = attention is not None and attention.exact_prefix and not attention.one_target_block
     blockwise = several and bool(getattr(estimator, "blockwise", False))
-    unit_BL = units(attention, batch).numpy() if blockwise and attention is not None else None
-    passes = list(estimator.passes(Targets.of(batch, vocab, unit_BL), key))
+    block_BL = block_numbers(attention, batch).numpy() if blockwise and attention is not None else None
+    passes = list(estimator.passes(Targets.of(batch, vocab, block_BL), key))
     hidden_RL = torch.cat([torch.from_numpy(one.hidden_BL) for one in passes])
     weight_RL = torch.cat([torch.from_numpy(one.weight_BL) for one in passes]).float()
     return Forwards(

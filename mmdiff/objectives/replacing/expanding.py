@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mmdiff.canvas.batch import Batch
-from mmdiff.canvas.relayout import relaid
+from mmdiff.canvas.relayout import relayout
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.ranges import AtLeast0, Share
 from mmdiff.diffusion.keys import NoiseKey
@@ -69,7 +69,7 @@ class ExpandingLoss:
         labels_BL = batch.ids_BL.masked_fill(torch.from_numpy(merged), expand)
         masked_BL, added_BL = torch.from_numpy(masked), torch.from_numpy(added)
         labelled = replace(batch, ids_BL=labels_BL, allowed_ids_N=None)
-        laid, moved = relaid(labelled, ~gone_BL, added_BL, mask_id=delete, pad_id=vocab.pad_id)
+        laid, moved = relayout(labelled, ~gone_BL, added_BL, mask_id=delete, pad_id=vocab.pad_id)
         masked_RL = moved.carried(masked_BL, False) | moved.new_BK
         rate_R = torch.from_numpy(rate_B).float()
         n_R, new_R = (masked_RL & ~moved.new_BK).sum(1), moved.new_BK.sum(1)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch, allow_sets, where
-from mmdiff.canvas.relayout import relaid
+from mmdiff.canvas.relayout import relayout
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import DataError
@@ -70,7 +70,7 @@ class InsertionLoss:
         sets_BL = allow_sets(batch, vocab)[1]
         set_BL = torch.where(follows_BL, sets_BL.roll(-1, 1), sets_BL)
         none_BL = torch.zeros_like(batch.ids_BL)
-        laid, moved = relaid(batch, ~lost_BL, none_BL, mask_id=vocab.mask_id, pad_id=vocab.pad_id)
+        laid, moved = relayout(batch, ~lost_BL, none_BL, mask_id=vocab.mask_id, pad_id=vocab.pad_id)
         row_N, position_N = lost_BL.nonzero(as_tuple=True)
         kept_BL = (batch.attend_BL & ~lost_BL).cumsum(1) - 1
         count_B = lost_BL.sum(1)

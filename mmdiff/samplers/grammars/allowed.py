@@ -53,7 +53,7 @@ class Allowed:
         banned_N = (~allow_KV[0]).nonzero().squeeze(1) if len(allow_KV) == 1 else None
         return cls(allow_KV, allow_BL, banned_N)
 
-    def relaid(self, batch: Batch) -> Allowed:
+    def relayout(self, batch: Batch) -> Allowed:
         """Returns the same on the batch's new canvas."""
         allow_BL = torch.zeros_like(batch.ids_BL) if batch.allow_BL is None else batch.allow_BL
         return replace(self, allow_BL=allow_BL)

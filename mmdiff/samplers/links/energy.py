@@ -139,7 +139,7 @@ class Resample:
             log_p_RL = log_p_RL.index_put(at_P, log_law_PV.gather(1, ids_P[:, None]).squeeze(1))
             candidate = Candidate(rows.ids_RL.index_put(at_P, ids_P), step.query, left_RL, log_p_RL.sum(1))
             energy_KR.append(energy(candidate).double())
-            step.state.check(-energy_KR[-1])
+            step.state.count_call(-energy_KR[-1])
         weight_RK = -torch.stack(energy_KR, 1) / self.temperature
         none_R1 = (weight_RK == -torch.inf).all(1, keepdim=True)  # all are impossible: the first is as good as any
         weight_RK = torch.where(none_R1 & (torch.arange(self.candidates, device=none_R1.device) == 0), 0.0, weight_RK)

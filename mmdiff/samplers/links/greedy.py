@@ -25,14 +25,14 @@ from .caches import block_start
 
 @dataclass(frozen=True)
 class _Last:
-    """The last step. queried_RL: bool. number_RL: which of the P logits are those of a position. sure_RL: its highest
-    probability, -1 where it was not queried. slots, count_R: the canvases, and how many positions of each."""
+    """The last step. queried_RL: bool. number_RL: which of the P logits are those of a position. confidence_RL: its
+    highest probability, -1 where it was not queried. slots, count_R: the canvases, and how many positions of each."""
 
     slots: Ints
     count_R: Ints
     queried_RL: Tensor
     number_RL: Tensor
-    sure_RL: Tensor
+    confidence_RL: Tensor
     logits_PV: Tensor
 
 
@@ -75,7 +75,7 @@ class Greedy:
                 index = order[np.searchsorted(last.slots, slots, sorter=order)]
                 index_R, whole = (torch.from_numpy(x).to(device, non_blocking=True) for x in (index, whole_R))
                 closed_RL = last.queried_RL[index_R] & ~asked_RL
-                run_RL = closed_RL | (self._near(closed_RL, last.sure_RL[index_R], asked_RL) & asked_RL)
+                run_RL = closed_RL | (self._near(closed_RL, last.confidence_RL[index_R], asked_RL) & asked_RL)
                 closed_R = (last.count_R[index] - step.queried_R).clip(min=0)
                 most_R = closed_R + (closed_R + self.ahead) * (2 * self.window + 1)
                 most_R = np.minimum(most_R, np.maximum(last.count_R[index], step.queried_R))
@@ -84,23 +84,23 @@ class Greedy:
                 kept_PV = last.logits_PV[last.number_RL[index_R[at_P[0]], at_P[1]]]
                 logits_PV = torch.where(ran_P[:, None], out.logits_PV, kept_PV)
             number_P = torch.arange(len(at_P[0]), device=device)
-            sure_P = (logits_PV.amax(-1) - logits_PV.logsumexp(-1)).exp().nan_to_num()
+            confidence_P = (logits_PV.amax(-1) - logits_PV.logsumexp(-1)).exp().nan_to_num()
             last = _Last(
                 slots=slots,
                 count_R=step.queried_R,
                 queried_RL=asked_RL,
                 number_RL=torch.zeros_like(asked_RL, dtype=torch.int64).index_put(at_P, number_P),
-                sure_RL=sure_P.new_full(asked_RL.shape, -1.0).index_put(at_P, sure_P),
+                confidence_RL=confidence_P.new_full(asked_RL.shape, -1.0).index_put(at_P, confidence_P),
                 logits_PV=logits_PV.clone(),  # the sampler may overwrite what it is given
             )
             return replace(out, logits_PV=logits_PV)
 
         return greedy
 
-    def _near(self, closed_RL: Tensor, sure_RL: Tensor, asked_RL: Tensor) -> Tensor:
+    def _near(self, closed_RL: Tensor, confidence_RL: Tensor, asked_RL: Tensor) -> Tensor:
         """Returns bool RL, the positions within the window of what was committed last, or is likely to be next."""
-        sure_RL = sure_RL.masked_fill(~asked_RL, -1.0)
-        best_RA = sure_RL.topk(min(self.ahead, sure_RL.shape[1])).indices
+        confidence_RL = confidence_RL.masked_fill(~asked_RL, -1.0)
+        best_RA = confidence_RL.topk(min(self.ahead, confidence_RL.shape[1])).indices
         next_RL = torch.zeros_like(asked_RL).scatter(1, best_RA, True) & asked_RL
         centre_RL = (closed_RL | next_RL).float()
         return F.max_pool1d(centre_RL[:, None], 2 * self.window + 1, 1, self.window)[:, 0] > 0

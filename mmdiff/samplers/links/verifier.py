@@ -129,7 +129,7 @@ def judged(read: Callable[..., Any], step: Step, ids_P: Tensor) -> Tensor:
     ids_RL = step.rows.ids_RL.index_put(step.work.at_P, ids_P)
     query = replace(step.query, ids_RL=ids_RL, predict_RL=step.work.predict_RL, at_P=step.work.at_P)
     logits_PV = read(query).logits_PV.float()
-    step.state.check(logits_PV)
+    step.state.count_call(logits_PV)
     return step.settings.allowed.ban(logits_PV, step.at_P, own=True)
 
 

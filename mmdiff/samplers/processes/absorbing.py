@@ -56,7 +56,7 @@ def commit(step: Step, logits_PV: Tensor, judged_PV: Tensor) -> Tensor:
         proposal = Proposal(*step.work.at_P, ids_P, confidence_P, step.quota_R, step.noise, step.rows)
         score_P = rules.score(judged_PV, proposal).masked_fill(late_P, -torch.inf)
         commit_P = rules.select(score_P, proposal)
-    step.state.write(step.at_P, commit_P, ids_P, confidence_P)
+    step.state.commit(step.at_P, commit_P, ids_P, confidence_P)
     return commit_P
 
 
@@ -75,4 +75,4 @@ def _revise(step: Step, rescored_RL: Tensor | None) -> None:
     )
     assert rules.revise is not None
     again_RL = rules.revise(committed) & committed_RL & (rows.step_R < rows.steps_R)[:, None]
-    state.reopen(step.rows_of_batch(again_RL), step.settings.vocab.mask_id)
+    state.remask(step.rows_of_batch(again_RL), step.settings.vocab.mask_id)

@@ -52,9 +52,9 @@ class Editing:
             row_S, position_S = parts.at_S
             at_S = (row_S if step.work.every else step.row_R[row_S]), position_S
             ids_S = parts.logits_SV.argmax(-1)
-            sure_S = confidence(parts.judged_SV, ids_S)
-            edit_S = (ids_S != state.ids_BL[at_S]) & (sure_S > self.threshold)
-            state.write(at_S, edit_S, ids_S, sure_S)
+            confidence_S = confidence(parts.judged_SV, ids_S)
+            edit_S = (ids_S != state.ids_BL[at_S]) & (confidence_S > self.threshold)
+            state.commit(at_S, edit_S, ids_S, confidence_S)
             changed_RL = changed_RL.index_put(parts.at_S, edit_S)
         self._settle(step, changed_RL.any(1))
 

@@ -68,7 +68,7 @@ class Expanding:
             delete_BL = delete_BL | (state.pending_BL & self._behind(delete_BL, state.batch.target_BL))
         used_BL = state.extras["used"] + grown_BL.sum(1, keepdim=True)
         state.extras["used"] = used_BL
-        moved = state.relay(~(delete_BL | expand_BL), expand_BL.long() + grown_BL, step.settings.vocab)
+        moved = state.relayout(~(delete_BL | expand_BL), expand_BL.long() + grown_BL, step.settings.vocab)
         state.extras["used"] = used_BL.amax(1, keepdim=True).expand(moved.new_BK.shape)
 
     def _behind(self, mark_BL: Tensor, target_BL: Tensor) -> Tensor:

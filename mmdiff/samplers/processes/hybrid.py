@@ -69,13 +69,13 @@ class Hybrid:
         weight_PS = torch.cat([weight_PV, weight_P[:, None]], 1)
         ids_P = pick(weight_PS, step.noise.uniform("token"))
         ids_P = torch.where(ids_P >= weight_PV.shape[1], mask_id, ids_P)
-        sure_P = weight_PS.sum(1) == 0  # without uniform noise a token is sure, whatever p makes of it
-        ids_P = torch.where(sure_P, now_P, ids_P)
+        certain_P = weight_PS.sum(1) == 0  # without uniform noise a token is certain, whatever p makes of it
+        ids_P = torch.where(certain_P, now_P, ids_P)
         last_P = (rows.step_R >= rows.steps_R)[row_P]
-        sure_P = p_PV.gather(1, ids_P[:, None]).squeeze(1)
+        confidence_P = p_PV.gather(1, ids_P[:, None]).squeeze(1)
         state = step.state
         state.ids_BL = state.ids_BL.index_put(step.at_P, ids_P)
-        state.write(step.at_P, last_P, ids_P, sure_P)
+        state.commit(step.at_P, last_P, ids_P, confidence_P)
 
     def _posterior(
         self, p_PV: Tensor, allow_PV: Tensor, masked_P: Tensor, now_P: Tensor, t_P: Tensor, s_P: Tensor
@@ -94,8 +94,8 @@ class Hybrid:
         at_s_PV = p_PV * after.kept[:, None] + (after.replaced / n_P)[:, None] * allow_PV
         to_P = torch.where(masked_P, step_masked_P, step_replaced_P / n_P)
         weight_PV = at_s_PV * (to_P[:, None] + now_PV * step_kept_P[:, None])
-        stays_P = torch.where(masked_P, step_kept_P + step_masked_P, step_replaced_P / n_P)  # the mask is kept, too
-        return weight_PV, after.masked * stays_P
+        kept_P = torch.where(masked_P, step_kept_P + step_masked_P, step_replaced_P / n_P)  # the mask is kept, too
+        return weight_PV, after.masked * kept_P
 
 
 @part
@@ -128,7 +128,7 @@ class Renoising:
             raise ConfigError("sampler.eos_policy: last: Renoising commits a block at once, expected none or suppress")
         fill(state, settings, noise)
         state.extras["likeliest"] = torch.full_like(state.ids_BL, -1)
-        state.extras["stood"] = torch.zeros_like(state.ids_BL)
+        state.extras["stable_steps"] = torch.zeros_like(state.ids_BL)
         if self.conditioning:
             backbone = settings.extra("backbone")
             backbone.soft(torch.zeros(0, settings.vocab.size, device=state.ids_BL.device))
@@ -153,13 +153,13 @@ class Renoising:
         temperature_P, scaled_PV = step.temperature(logits_PV), logits_PV
         if temperature_P is not None:
             scaled_PV = logits_PV / temperature_P.where(temperature_P > 0, 1.0).to(logits_PV.dtype)[:, None]
-        sure_P = confidence(step.judged_QV, ids_P)
-        proposal = Proposal(*step.work.at_P, ids_P, sure_P, step.quota_R, step.noise, rows)
-        stays_P = rules.select(rules.score(scaled_PV, proposal), proposal)
+        confidence_P = confidence(step.judged_QV, ids_P)
+        proposal = Proposal(*step.work.at_P, ids_P, confidence_P, step.quota_R, step.noise, rows)
+        commit_P = rules.select(rules.score(scaled_PV, proposal), proposal)
         any_P = step.settings.allowed.any_id(at_P, step.noise.uniform("renoise"))
-        state.ids_BL = state.ids_BL.index_put(at_P, torch.where(stays_P, ids_P, any_P))
-        stood_P = torch.where(best_P == state.extras["likeliest"][at_P], state.extras["stood"][at_P] + 1, 0)
-        new = {"likeliest": best_P, "stood": stood_P}
+        state.ids_BL = state.ids_BL.index_put(at_P, torch.where(commit_P, ids_P, any_P))
+        stable_P = torch.where(best_P == state.extras["likeliest"][at_P], state.extras["stable_steps"][at_P] + 1, 0)
+        new = {"likeliest": best_P, "stable_steps": stable_P}
         if self.conditioning:
             new["soft"] = step.settings.extra("backbone").soft(scaled_PV).float()
         for name, values_P in new.items():
@@ -168,9 +168,9 @@ class Renoising:
         if self.confident is not None:
             entropy_RL = proposal.canvas(-NegativeEntropy()(scaled_PV, proposal), 0.0)
             mean_R = entropy_RL.sum(1) / step.work.predict_RL.sum(1).clamp(min=1)
-            stable_R = proposal.canvas(stood_P >= self.stable, True).all(1)
+            stable_R = proposal.canvas(stable_P >= self.stable, True).all(1)
             done_R = done_R | (stable_R & (mean_R < self.confident))
-        state.write(at_P, done_R[row_P], best_P, confidence(step.judged_QV, best_P))
+        state.commit(at_P, done_R[row_P], best_P, confidence(step.judged_QV, best_P))
 
 
 def fill(state: GenerationState, settings: Settings, noise: StepNoise) -> None:

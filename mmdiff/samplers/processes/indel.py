@@ -75,11 +75,11 @@ class InsertDelete:
         began_R = (own_RL & masked_RL).any(1)
         after_RL = extras["after"] + (here_RL & ~began_R[:, None])
         last_R = ((after_RL * here_RL).amax(1) > self.most) | (rows.step_R >= extras["seen"].shape[2])
-        ids_RL, sure_RL = self._likeliest(step, last_R)
-        commit_RL = self._committed(sure_RL, masked_RL, own_RL & masked_RL, last_R)
-        edit_RL = here_RL & ~masked_RL & (ids_RL != rows.ids_RL) & (sure_RL > self.edit)
+        ids_RL, confidence_RL = self._likeliest(step, last_R)
+        commit_RL = self._committed(confidence_RL, masked_RL, own_RL & masked_RL, last_R)
+        edit_RL = here_RL & ~masked_RL & (ids_RL != rows.ids_RL) & (confidence_RL > self.edit)
         write_RL = commit_RL | edit_RL
-        ids_RL = self._otherwise(step, extras, ids_RL, sure_RL, write_RL & (ids_RL != rows.ids_RL), ~last_R)
+        ids_RL = self._otherwise(step, extras, ids_RL, confidence_RL, write_RL & (ids_RL != rows.ids_RL), ~last_R)
         at_M = rows.step_R[:, None, None] - 1 == torch.arange(extras["seen"].shape[2], device=ids_RL.device)
         for name, values_RL in (("seen", rows.ids_RL), ("written", torch.where(write_RL, ids_RL, EMPTY))):
             values_RLM = torch.where(at_M, values_RL[..., None], extras[name])
@@ -87,36 +87,42 @@ class InsertDelete:
         self._put(step, "after", after_RL)
         ends_R = last_R | ~write_RL.any(1)
         self._put(step, "done", extras["done"] | (here_RL & ends_R[:, None]))
-        self._move(step, here_RL, own_RL, write_RL, ids_RL, sure_RL)
+        self._move(step, here_RL, own_RL, write_RL, ids_RL, confidence_RL)
 
     def _likeliest(self, step: Step, last_R: Tensor) -> tuple[Tensor, Tensor]:
         """Returns ids and fp32 (R, L), the likeliest tokens and their probabilities; no edit at the last step."""
         at_Q, rows = step.work.at_Q, step.rows
         ids_Q = step.logits_QV.argmax(-1)
-        sure_Q = confidence(step.judged_QV, ids_Q)
+        confidence_Q = confidence(step.judged_QV, ids_Q)
         edits = torch.tensor(self._ids(step.settings), device=ids_Q.device)
         words_Q = step.logits_QV.index_fill(1, edits, -torch.inf).argmax(-1)
         ids_Q = torch.where(last_R[at_Q[0]], words_Q, ids_Q)
-        sure_RL = torch.zeros(rows.ids_RL.shape, device=ids_Q.device).index_put(at_Q, sure_Q)
-        return rows.ids_RL.index_put(at_Q, ids_Q), sure_RL
+        confidence_RL = torch.zeros(rows.ids_RL.shape, device=ids_Q.device).index_put(at_Q, confidence_Q)
+        return rows.ids_RL.index_put(at_Q, ids_Q), confidence_RL
 
-    def _committed(self, sure_RL: Tensor, masked_RL: Tensor, own_RL: Tensor, last_R: Tensor) -> Tensor:
+    def _committed(self, confidence_RL: Tensor, masked_RL: Tensor, own_RL: Tensor, last_R: Tensor) -> Tensor:
         """Returns bool (R, L), the masked positions that are committed."""
         least_R = 1 + masked_RL.sum(1) - own_RL.sum(1)
-        above_RL = masked_RL & (sure_RL > self.threshold)
-        order_RL = torch.where(masked_RL, sure_RL, -1.0).argsort(dim=1, descending=True, stable=True)
+        above_RL = masked_RL & (confidence_RL > self.threshold)
+        order_RL = torch.where(masked_RL, confidence_RL, -1.0).argsort(dim=1, descending=True, stable=True)
         first_RL = masked_RL & (order_RL.argsort(dim=1) < least_R[:, None])
         some_RL = torch.where((above_RL.sum(1) >= least_R)[:, None], above_RL, first_RL)
         return torch.where((own_RL.any(1) & ~last_R)[:, None], some_RL, masked_RL)
 
     def _otherwise(
-        self, step: Step, extras: dict[str, Tensor], ids_RL: Tensor, sure_RL: Tensor, change_RL: Tensor, may_R: Tensor
+        self,
+        step: Step,
+        extras: dict[str, Tensor],
+        ids_RL: Tensor,
+        confidence_RL: Tensor,
+        change_RL: Tensor,
+        may_R: Tensor,
     ) -> Tensor:
         """Returns the ids, with another one at the least likely change of rows whose block has been as it is now."""
         here_RL = extras["free"] & step.work.in_block_RL
         same_RM = ((extras["seen"] == step.rows.ids_RL[..., None]) | ~here_RL[..., None]).all(1)
         again_R = same_RM.any(1) & change_RL.any(1) & may_R
-        at_R = torch.where(change_RL, sure_RL, torch.inf).argmin(1)
+        at_R = torch.where(change_RL, confidence_RL, torch.inf).argmin(1)
         index_R = torch.arange(len(at_R), device=at_R.device)
         index_RL = torch.zeros_like(ids_RL).index_put(
             step.work.at_Q, torch.arange(len(step.logits_QV), device=ids_RL.device)
@@ -129,7 +135,7 @@ class InsertDelete:
         return ids_RL.index_put((index_R, at_R), other_R)
 
     def _move(
-        self, step: Step, here_RL: Tensor, own_RL: Tensor, write_RL: Tensor, ids_RL: Tensor, sure_RL: Tensor
+        self, step: Step, here_RL: Tensor, own_RL: Tensor, write_RL: Tensor, ids_RL: Tensor, confidence_RL: Tensor
     ) -> None:
         """Write the tokens, then carry deletions and insertions out between given tokens, and blocks' ends."""
         delete, split = self._ids(step.settings)
@@ -140,7 +146,7 @@ class InsertDelete:
         values = {
             "ids": new_RL,
             "step": torch.where(write_RL & ~split_RL, now_R1, rows.step_RL),
-            "sure": torch.where(write_RL & ~split_RL, sure_RL, rows.confidence_RL),
+            "sure": torch.where(write_RL & ~split_RL, confidence_RL, rows.confidence_RL),
             "own": own_RL,
         }
         count_RL = (1 - (write_RL & (ids_RL == delete)).long() + split_RL.long()) * here_RL

@@ -66,7 +66,7 @@ class Insertion:
         state.extras["left"] = n_BL  # how many tokens may yet be inserted behind a position
         state.extras["run"] = at_L * (n_BL > 0)  # a number for the gap that it stands in; 0: in none
         state.extras["allow"] = settings.allowed.allow_BL.roll(-1, 1) * (n_BL > 0)
-        state.relay(~pending_BL, torch.zeros_like(state.ids_BL), settings.vocab)
+        state.relayout(~pending_BL, torch.zeros_like(state.ids_BL), settings.vocab)
 
     def live(self, state: GenerationState) -> Tensor:
         return state.extras["left"] > 0
@@ -76,15 +76,15 @@ class Insertion:
 
     def advance(self, step: Step) -> None:
         state, vocab = step.state, step.settings.vocab
-        gap_R, ids_R, sure_R, goes_on_R = self._drawn(step)
+        gap_R, ids_R, confidence_R, goes_on_R = self._drawn(step)
         after_RL = torch.zeros_like(step.rows.ids_RL).scatter(1, gap_R[:, None], goes_on_R.long()[:, None])
         old = {name: state.extras[name] for name in CARRIED}
         after_BL = step.rows_of_batch(after_RL)
-        moved = state.relay(torch.ones_like(state.pending_BL), after_BL, vocab, allow_BL=old["allow"])
+        moved = state.relayout(torch.ones_like(state.pending_BL), after_BL, vocab, allow_BL=old["allow"])
         new_BK, rows_B = moved.new_BK, torch.zeros_like(state.forwards_B)
         state.ids_BL = torch.where(new_BK, rows_B.index_put((step.row_R,), ids_R)[:, None], state.ids_BL)
-        sure_B = torch.zeros_like(rows_B, dtype=torch.float32).index_put((step.row_R,), sure_R.float())
-        state.confidence_BL = torch.where(new_BK, sure_B[:, None], state.confidence_BL)
+        confidence_B = torch.zeros_like(rows_B, dtype=torch.float32).index_put((step.row_R,), confidence_R.float())
+        state.confidence_BL = torch.where(new_BK, confidence_B[:, None], state.confidence_BL)
         state.step_BL = torch.where(new_BK, state.forwards_B[:, None].int(), state.step_BL)
         state.pending_BL = state.pending_BL & ~new_BK
         for name in CARRIED:  # what is inserted belongs to the gap of the position that it stands behind

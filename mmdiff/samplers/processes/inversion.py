@@ -88,11 +88,11 @@ class Inverted:
         for level in range(1, levels + 1):
             ids_BL = query.ids_RL.masked_fill(recorded.masked(level), settings.vocab.mask_id)
             logits_PV = settings.model(replace(query, ids_RL=ids_BL)).logits_PV.float()
-            state.check(logits_PV)
+            state.count_call(logits_PV)
             log_p_PV = settings.allowed.ban(logits_PV, (row_P, position_P), own=True).log_softmax(-1)
             recorded.log_p.append(log_p_PV.clamp(min=LEAST))
         settings.kept["inversion"] = recorded
-        state.reopen(target_BL, settings.vocab.mask_id)
+        state.remask(target_BL, settings.vocab.mask_id)
         state.ids_BL = recorded.source_BL.masked_fill(recorded.masked(levels), settings.vocab.mask_id)
 
     def live(self, state: GenerationState) -> Tensor:
@@ -115,7 +115,7 @@ class Inverted:
         new_P = torch.where(masked_P, step.settings.vocab.mask_id, ids_P)
         state.ids_BL = state.ids_BL.index_put(step.at_P, new_P)
         last_P = (rows.step_R >= rows.steps_R)[at_P[0]]
-        state.write(step.at_P, last_P, new_P, confidence(step.judged_QV, ids_P))
+        state.commit(step.at_P, last_P, new_P, confidence(step.judged_QV, ids_P))
 
     def _source(self, state: GenerationState, settings: Settings) -> Query:
         """Returns the query of the target positions under what the text is inverted under."""

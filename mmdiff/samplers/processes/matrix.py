@@ -106,7 +106,7 @@ class Matrix:
         weight_PS = torch.where(weight_PS > ROUNDING, weight_PS, 0.0)
         state_P = pick(weight_PS, step.noise.uniform("token"))
         ids_P = states.ids_S[state_P]
-        sure_P = torch.nn.functional.pad(p_PN, (0, 1)).gather(1, state_P[:, None]).squeeze(1)
+        confidence_P = torch.nn.functional.pad(p_PN, (0, 1)).gather(1, state_P[:, None]).squeeze(1)
         last_P = (rows.step_R >= rows.steps_R)[at_P[0]]
         step.state.ids_BL = step.state.ids_BL.index_put(step.at_P, ids_P)
-        step.state.write(step.at_P, last_P, ids_P, sure_P)
+        step.state.commit(step.at_P, last_P, ids_P, confidence_P)

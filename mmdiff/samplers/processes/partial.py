@@ -67,6 +67,6 @@ class Partial:
         shown_PN = torch.stack([noise.uniform("select") < p_P for noise in noises], 1)
         digits_PN = torch.where((digits_PN == base) & shown_PN, to_digits(ids_P, base, self.count), digits_PN)
         whole_P = (digits_PN != base).all(1)
-        state.write(step.at_P, whole_P, ids_P, confidence_P)
+        state.commit(step.at_P, whole_P, ids_P, confidence_P)
         left_PN = digits_PN.masked_fill(whole_P[:, None], base)  # a committed token's digits are those of its id
         state.extras[self.extra] = state.extras[self.extra].index_put(step.at_P, left_PN)

@@ -73,9 +73,9 @@ class MeanThreshold:
         n_held_R = held_RL.sum(1)
         sum_R = state.confidence_RL.double().where(held_RL, 0.0).sum(1)
         mean_R = torch.where(n_held_R > 0, sum_R / n_held_R.clamp(min=1), 1.0)
-        sure_P = proposal.confidence_P > mean_R[proposal.row_P]
-        few_R = proposal.canvas(sure_P, False).sum(1) < self.least
-        return sure_P | (few_R[proposal.row_P] & (order(score_P, proposal.row_P) < self.least))
+        certain_P = proposal.confidence_P > mean_R[proposal.row_P]
+        few_R = proposal.canvas(certain_P, False).sum(1) < self.least
+        return certain_P | (few_R[proposal.row_P] & (order(score_P, proposal.row_P) < self.least))
 
 
 @part

@@ -56,8 +56,8 @@ class Hierarchical:
 
         n_masked_RG = self._groups(masked_RL.long(), state).sum(-1)
         latest_RG = self._groups(state.step_RL, state).amax(-1) * (n_masked_RG > 0)
-        sure_RG = self._groups(confidence_RL, state).sum(-1).masked_fill(n_masked_RG == 0, -1.0)
-        group_R = torch.where(latest_RG.any(1), latest_RG.argmax(1), sure_RG.argmax(1))
+        confidence_RG = self._groups(confidence_RL, state).sum(-1).masked_fill(n_masked_RG == 0, -1.0)
+        group_R = torch.where(latest_RG.any(1), latest_RG.argmax(1), confidence_RG.argmax(1))
 
         n_held_R = self.size - n_masked_RG.gather(1, group_R[:, None]).squeeze(1)
         k_R = n_held_R * self.iterations // self.size + 1  # the first iteration that leaves more tokens than there are

@@ -68,17 +68,17 @@ def policy(asks: Iterable[str] = ()) -> str:
 
 def origin_of(address: str) -> str:
     """Returns the origin of a server's address, as browsers write it. Raises ConfigError for anything else."""
-    said = f"beside: {address!r:.80}, expected the address of a server, such as http://127.0.0.1:8001"
+    line = f"beside: {address!r:.80}, expected the address of a server, such as http://127.0.0.1:8001"
     try:
         parts = urlsplit(address)
         port = parts.port
     except ValueError:
-        raise ConfigError(said) from None
+        raise ConfigError(line) from None
     plain = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username or parts.password)
     host = parts.hostname or ""
     letters = all(letter.isalnum() or letter in ".-:" for letter in host) and host.isascii()
     if parts.scheme not in ("http", "https") or not host or not plain or not letters:
-        raise ConfigError(said)
+        raise ConfigError(line)
     shown = f"[{host}]" if ":" in host else host
     usual = {"http": 80, "https": 443}[parts.scheme]
     return f"{parts.scheme}://{shown}" + ("" if port in (None, usual) else f":{port}")

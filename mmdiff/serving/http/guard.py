@@ -111,11 +111,11 @@ class Bodies:
 
     def _too_much(self, size: int, more: int) -> BadRequest | None:
         if size > self.limits.body:
-            said = f"body: more than {self.limits.body} bytes; send pictures as base64 of JPEG or PNG files"
-            return BadRequest(said, 413)
+            line = f"body: more than {self.limits.body} bytes; send pictures as base64 of JPEG or PNG files"
+            return BadRequest(line, 413)
         if self.held + more > self.limits.in_all:
-            said = f"busy: bodies of {self.held} bytes are under way, at most {self.limits.in_all} may be"
-            return BadRequest(said, 503)
+            line = f"busy: bodies of {self.held} bytes are under way, at most {self.limits.in_all} may be"
+            return BadRequest(line, 503)
         return None
 
     async def drain(self, request: Request) -> None:

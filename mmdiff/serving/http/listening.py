@@ -54,8 +54,8 @@ def run(app: Any, listening: socket.socket, *, path: str, name: str, config: Any
 
     host, port = listening.getsockname()[:2]
     if not is_local(host) and token is None:
-        said = f"warning: {host} is reached from other machines, and there is no authentication (set {TOKEN})"
-        print(said, file=sys.stderr, flush=True)
+        line = f"warning: {host} is reached from other machines, and there is no authentication (set {TOKEN})"
+        print(line, file=sys.stderr, flush=True)
     shown = f"[{host}]" if ":" in host else host
     print(f"{name}: http://{shown}:{port}{path}", file=sys.stderr, flush=True)
     uvicorn.Server(config).run(sockets=[listening])

@@ -63,17 +63,17 @@ class Average:
     def load(self, folder: Path) -> None:
         """Resume with the averages and weights of a checkpoint. Raises ConfigError for others, and for damaged ones."""
         file = folder / FILE
-        wanted = {f"average:{name}": tensor for name, tensor in self.averages.items()}
-        wanted |= {f"weight:{name}": tensor for name, tensor in self.parameters.items()}
-        missing = set(wanted)
+        expected = {f"average:{name}": tensor for name, tensor in self.averages.items()}
+        expected |= {f"weight:{name}": tensor for name, tensor in self.parameters.items()}
+        missing = set(expected)
         for path, saved in files_of(file):
             for name in saved.keys():
-                if name not in wanted:
+                if name not in expected:
                     raise ConfigError(f"{path}: {name}, which this stage does not train")
-                check_header(saved.get_slice(name), wanted[name], f"{path}: {name}")
+                check_header(saved.get_slice(name), expected[name], f"{path}: {name}")
                 value = saved.get_tensor(name)
                 check_finite(value, f"{path}: {name}")
-                put(value, wanted[name])
+                put(value, expected[name])
                 missing.discard(name)
         if missing:
             raise ConfigError(f"{file}: {min(missing)} is missing")

@@ -122,15 +122,15 @@ class Commands:
 
     def __getitem__(self, index: int) -> Row:
         take, i = divmod(range(len(self))[index], self.n)
-        said = self.utterance(i)
-        row: dict[str, Any] = {"text": said.text, "id": f"{self._name}-{i}-{take}", "kind": said.kind}
-        row |= {"voice": said.voice, "rate": said.rate, "pitch": said.pitch}
+        utterance = self.utterance(i)
+        row: dict[str, Any] = {"text": utterance.text, "id": f"{self._name}-{i}-{take}", "kind": utterance.kind}
+        row |= {"voice": utterance.voice, "rate": utterance.rate, "pitch": utterance.pitch}
         return {**row, **self._recorded(i, take)} if self.sound else row
 
     def length(self, index: int) -> float:
         """Returns about how long a row is, without its synthesis: characters over words per minute."""
-        said = self.utterance(index % self.n)
-        return len(said.text) / said.rate
+        utterance = self.utterance(index % self.n)
+        return len(utterance.text) / utterance.rate
 
     def utterance(self, i: int) -> Utterance:
         """Returns the utterance of row i of the first n."""
@@ -142,11 +142,11 @@ class Commands:
 
     def spoken(self, i: int) -> np.ndarray:
         """Returns int16 (S,): utterance i without noise, at 16 kHz."""
-        said = self.utterance(i)
-        if self._kept is not None and (samples_S := self._kept.read(i, said)) is not None:
+        utterance = self.utterance(i)
+        if self._kept is not None and (samples_S := self._kept.read(i, utterance)) is not None:
             return samples_S
         if i not in self._spoken:
-            self._spoken[i] = _at_rate(*_say(said))
+            self._spoken[i] = _at_rate(*_say(utterance))
         return self._spoken[i]
 
     def _recorded(self, i: int, take: int) -> dict[str, Any]:
@@ -193,17 +193,17 @@ def prepare(rows: Commands, processes: int = 2) -> Path | None:
         return None
     from safetensors.numpy import save_file
 
-    all_said = [rows.utterance(i) for i in range(rows.n)]
-    if rows._kept is None or not rows._kept.holds(all_said):
-        texts, _, voices, rates, pitches = zip(*all_said, strict=True)
+    utterances = [rows.utterance(i) for i in range(rows.n)]
+    if rows._kept is None or not rows._kept.holds(utterances):
+        texts, _, voices, rates, pitches = zip(*utterances, strict=True)
         if rows.n <= ALONE:
-            spoken = [_at_rate(*_say(said)) for said in all_said]
+            spoken = [_at_rate(*_say(utterance)) for utterance in utterances]
         else:
             with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # they load espeak.py, without torch
                 raw = pool.map(espeak.say, texts, voices, rates, pitches, chunksize=16)
                 spoken = [_at_rate(*one) for one in tqdm(raw, "speaking", rows.n, leave=False)]
         ends_U = np.cumsum([len(samples_S) for samples_S in spoken])
-        marks_U = np.array([_mark(said) for said in all_said], dtype=np.uint32)
+        marks_U = np.array([_mark(utterance) for utterance in utterances], dtype=np.uint32)
         file.parent.mkdir(parents=True, exist_ok=True)
         with aside(file) as part:
             save_file({"samples": np.concatenate(spoken), "ends": ends_U, "marks": marks_U}, part)
@@ -231,13 +231,13 @@ class _Kept:
         except SafetensorError as error:
             raise DataError(f"{file}: is damaged ({error}); without it the utterances are synthesised again") from None
 
-    def holds(self, all_said: Sequence[Utterance]) -> bool:
-        marks = [_mark(said) for said in all_said]
+    def holds(self, utterances: Sequence[Utterance]) -> bool:
+        marks = [_mark(utterance) for utterance in utterances]
         return marks == self.marks_U[: len(marks)].tolist()
 
-    def read(self, i: int, said: Utterance) -> np.ndarray | None:
+    def read(self, i: int, utterance: Utterance) -> np.ndarray | None:
         """Returns int16 (S,), or None when the file is of other utterances."""
-        if i >= len(self.ends_U) or self.marks_U[i] != _mark(said):
+        if i >= len(self.ends_U) or self.marks_U[i] != _mark(utterance):
             return None
         with self._open() as kept:
             return kept.get_slice("samples")[int(self.ends_U[i - 1]) if i else 0 : int(self.ends_U[i])]
@@ -248,12 +248,12 @@ class _Kept:
         return safe_open(self.file, framework="np")
 
 
-def _mark(said: Utterance) -> int:
-    return crc32(f"{espeak.version()} {said!r}".encode())
+def _mark(utterance: Utterance) -> int:
+    return crc32(f"{espeak.version()} {utterance!r}".encode())
 
 
-def _say(said: Utterance) -> tuple[np.ndarray, int]:
-    return espeak.say(said.text, said.voice, said.rate, said.pitch)
+def _say(utterance: Utterance) -> tuple[np.ndarray, int]:
+    return espeak.say(utterance.text, utterance.voice, utterance.rate, utterance.pitch)
 
 
 def _at_rate(samples_S: np.ndarray, rate: int) -> np.ndarray:

@@ -31,7 +31,7 @@ ENDINGS = {".trn": "trn", ".json": "json", ".jsonl": "json"}
 FIELDS = ("hypothesis", "pred_text", "text")
 TRN = re.compile(r"(.*)\(([^()\s]+)\)\s*")
 
-Heard = Mapping[str, Any]
+Hypothesis = Mapping[str, Any]
 """`hypothesis`, `where` (file and line), and where the file has them `nbest`, a list of {"text": ..., "score": ...}."""
 
 
@@ -49,17 +49,17 @@ class WithHypotheses:
     def __init__(self, rows: Source, path: str, layout: str | None = None, subset: bool = False) -> None:
         self.rows = rows
         ids = [rows[i].get("id") for i in range(len(rows))]
-        heard = read_hypotheses(path, layout, [str(i) for i in ids if i is not None])
-        self._heard = _by_id(ids, heard, path, subset) if isinstance(heard, dict) else _by_order(ids, heard, path)
+        found = read_hypotheses(path, layout, [str(i) for i in ids if i is not None])
+        self._found = _by_id(ids, found, path, subset) if isinstance(found, dict) else _by_order(ids, found, path)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Row:
-        row, heard = dict(self.rows[index]), self._heard[index]
+        row, hypothesis = dict(self.rows[index]), self._found[index]
         row.pop("nbest", None)  # of another first pass
-        where = f"{row['where']} with {heard['where']}" if row.get("where") else heard["where"]
-        return {**row, **heard, "where": where}
+        where = f"{row['where']} with {hypothesis['where']}" if row.get("where") else hypothesis["where"]
+        return {**row, **hypothesis, "where": where}
 
     @classmethod
     def toy(cls, rows: Source, path: str, layout: str | None = None, subset: bool = False) -> WithHypotheses:
@@ -73,7 +73,7 @@ class WithHypotheses:
 
 def read_hypotheses(
     path: str, layout: str | None = None, ids: Collection[str] | None = None
-) -> dict[str, Heard] | list[Heard]:
+) -> dict[str, Hypothesis] | list[Hypothesis]:
     """Returns the hypotheses by id where the file has ids, else in its order.
 
     layout: "lines" (a blank line is an empty hypothesis), "ids" (`id text`), "trn", "json" (a list, a mapping of ids,
@@ -91,20 +91,20 @@ def read_hypotheses(
         pairs = list({"lines": _from_lines, "ids": _from_ids, "trn": _from_trn}[layout](lines))
     if not pairs:
         raise DataError(f"{path}: no hypotheses")
-    without = [heard for id, heard in pairs if id is None]
+    without = [hypothesis for id, hypothesis in pairs if id is None]
     if len(without) == len(pairs):
         return without
     if without:
         raise DataError(f"{without[0]['where']}: no id, others have one")
-    found: dict[str, Heard] = {}
-    for id, heard in pairs:
+    found: dict[str, Hypothesis] = {}
+    for id, hypothesis in pairs:
         if id in found:
-            raise DataError(f"{heard['where']}: duplicate id {id!r}, that of {found[id]['where']} too")
-        found[str(id)] = heard
+            raise DataError(f"{hypothesis['where']}: duplicate id {id!r}, that of {found[id]['where']} too")
+        found[str(id)] = hypothesis
     return found
 
 
-def heard_in(fields: Mapping[str, Any], names: Sequence[str] = FIELDS) -> dict[str, Any]:
+def hypothesis_of(fields: Mapping[str, Any], names: Sequence[str] = FIELDS) -> dict[str, Any]:
     """Returns `hypothesis` and `nbest` of an object, or {} when it has neither. Raises RowError for other types."""
     nbest = fields.get("nbest")
     if nbest is not None and not isinstance(nbest, list):
@@ -124,7 +124,7 @@ def heard_in(fields: Mapping[str, Any], names: Sequence[str] = FIELDS) -> dict[s
     return {"hypothesis": text.strip()} | ({"nbest": entries} if entries else {})
 
 
-Pairs = Iterable[tuple[str | None, Heard]]
+Pairs = Iterable[tuple[str | None, Hypothesis]]
 
 
 def _from_lines(lines: Sequence[tuple[str, str]]) -> Pairs:
@@ -147,13 +147,13 @@ def _from_trn(lines: Sequence[tuple[str, str]]) -> Pairs:
             yield match[2], {"hypothesis": match[1].strip(), "where": where}
 
 
-def _from_json(path: Path) -> Iterator[tuple[str | None, Heard]]:
+def _from_json(path: Path) -> Iterator[tuple[str | None, Hypothesis]]:
     rows = read_json(path)
     if len(rows) == 1 and isinstance(rows[0][1], dict) and not rows[0][1].keys() & {"nbest", *FIELDS}:
         for id, value in rows[0][1].items():  # a mapping of ids
             where = f"{path} id {id!r}"
             fields = value if isinstance(value, dict) else {"nbest": value} if isinstance(value, list) else None
-            yield id, _heard(where, fields or {"hypothesis": value})
+            yield id, _hypothesis(where, fields or {"hypothesis": value})
         return
     for where, value in rows:
         fields = {"hypothesis": value} if isinstance(value, str) else value
@@ -161,12 +161,12 @@ def _from_json(path: Path) -> Iterator[tuple[str | None, Heard]]:
             problem = fields if isinstance(fields, RowError) else f"{value!r:.60} is neither a text nor an object"
             raise DataError(f"{where}: {problem}")
         id = fields.get("id")
-        yield None if id is None else str(id), _heard(where, fields)
+        yield None if id is None else str(id), _hypothesis(where, fields)
 
 
-def _heard(where: str, fields: Mapping[str, Any]) -> Heard:
+def _hypothesis(where: str, fields: Mapping[str, Any]) -> Hypothesis:
     with located(where, RowError):
-        found = heard_in(fields)
+        found = hypothesis_of(fields)
     if not found:
         raise DataError(f"{where}: no hypothesis, expected a field {', '.join(FIELDS)} or nbest")
     return found | {"where": where}
@@ -185,23 +185,23 @@ def _entry(one: Any) -> dict[str, Any]:
     return {"text": text.strip()} | ({} if score is None else {"score": float(score)})
 
 
-def _by_id(ids: Sequence[Any], heard: Mapping[str, Heard], path: str, subset: bool) -> list[Heard]:
+def _by_id(ids: Sequence[Any], hypotheses: Mapping[str, Hypothesis], path: str, subset: bool) -> list[Hypothesis]:
     if None in ids:
         raise DataError(f"{path}: has ids, and row {list(ids).index(None)} has none to join it by")
     names = [str(id) for id in ids]
-    missing = [id for id in names if id not in heard]
-    surplus = [] if subset else sorted(heard.keys() - set(names))
+    missing = [id for id in names if id not in hypotheses]
+    surplus = [] if subset else sorted(hypotheses.keys() - set(names))
     faults = [f"no hypothesis for {len(missing)} of {len(names)} rows ({_named(missing)})"] if missing else []
     faults += [f"{len(surplus)} ids that no row has ({_named(surplus)})"] if surplus else []
     if faults:
         raise DataError(f"{path}: {', '.join(faults)}")
-    return [heard[id] for id in names]
+    return [hypotheses[id] for id in names]
 
 
-def _by_order(ids: Sequence[Any], heard: Sequence[Heard], path: str) -> list[Heard]:
-    if len(heard) != len(ids):
-        raise DataError(f"{path}: {len(heard)} hypotheses without ids for {len(ids)} rows, expected as many")
-    return list(heard)
+def _by_order(ids: Sequence[Any], hypotheses: Sequence[Hypothesis], path: str) -> list[Hypothesis]:
+    if len(hypotheses) != len(ids):
+        raise DataError(f"{path}: {len(hypotheses)} hypotheses without ids for {len(ids)} rows, expected as many")
+    return list(hypotheses)
 
 
 def _named(ids: Sequence[str], most: int = 5) -> str:

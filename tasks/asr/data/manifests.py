@@ -21,7 +21,7 @@ from mmdiff.parts import part
 from mmdiff.protocols import Source
 from mmdiff.tasks.dialogue.rows import Entry, RowError, an_object, check_fields, file_under, folder_at, read_json
 
-from .hypotheses import heard_in
+from .hypotheses import hypothesis_of
 from .utterances import SpeechRows
 
 LONGEST = 1e9  # seconds
@@ -107,7 +107,7 @@ def _manifest_row(raw: Any, root: Path, empty: bool) -> dict[str, Any]:
     read = {"audio", "audio_filepath", "offset", "duration", "hypothesis", "pred_text", "nbest"}
     row = {name: value for name, value in raw.items() if name not in read and value is not None}
     row |= {"audio": audio, "id": str(id)} | ({} if raw.get("text") is None else {"text": raw["text"].strip()})
-    return row | ({} if length is None else {"duration": length}) | heard_in(raw, ("hypothesis", "pred_text"))
+    return row | ({} if length is None else {"duration": length}) | hypothesis_of(raw, ("hypothesis", "pred_text"))
 
 
 def _seconds(raw: Mapping[str, Any], name: str) -> float | None:

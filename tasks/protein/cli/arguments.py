@@ -123,7 +123,7 @@ class Infilling:
     """Which residues of a given sequence are sampled. With none of these options: its masked positions (_).
 
     Args:
-        open: residues that are sampled, as in 16-35,52-71.
+        masked: residues that are sampled, as in 16-35,52-71.
         keep: residues that stay, as in 16-35,52-71; all others are sampled.
         share: this share of the residues, drawn at random, is sampled.
         window: the drawn residues lie within a window of this length, put anywhere.
@@ -133,7 +133,7 @@ class Infilling:
         n: number of sequences per record.
     """
 
-    open: str | None = None
+    masked: str | None = None
     keep: str | None = None
     share: ShareAbove0 | None = None
     window: AtLeast1 | None = None
@@ -143,7 +143,7 @@ class Infilling:
     n: AtLeast1 = 1
 
     def __post_init__(self) -> None:
-        ways = [name for name in ("open", "keep", "share", "scaffold") if getattr(self, name) is not None]
+        ways = [name for name in ("masked", "keep", "share", "scaffold") if getattr(self, name) is not None]
         if len(ways) > 1:
             raise UserError(f"--{ways[0]} and --{ways[1]}: give one of them")
         refuse_without(self.share, "--share", window=self.window)

@@ -28,7 +28,7 @@ from mmdiff.tasks.protein.evaluate.mask_filling import RATES, batches, hidden
 from mmdiff.tasks.protein.evaluate.metrics import composition, jensen_shannon, kmers
 from mmdiff.tasks.protein.evaluate.plots import composition_plot, lines, mask_filling_plot
 from mmdiff.tasks.protein.evaluate.report import GeneratedSequence, Table, tables_text, write_protein_report
-from mmdiff.tasks.protein.residues import CANONICAL, OPEN
+from mmdiff.tasks.protein.residues import CANONICAL, MASKED
 from mmdiff.training.train import train
 
 STEPS = (1, 4, 16, 32)
@@ -76,7 +76,7 @@ def run(config: Config, *, fresh: bool = False) -> dict[str, Any]:
     natural = [str(row.get("answer", row["sequence"])) for row in (rows[i] for i in range(len(rows)))]
     model, exact = model_mask_filling(session, natural), exact_mask_filling(chain, natural)
     price = bound_and_entropy(session, chain, natural)
-    made = sample_by_steps(session, [OPEN * len(s) for s in natural[:SAMPLES]])
+    made = sample_by_steps(session, [MASKED * len(s) for s in natural[:SAMPLES]])
     infilled = infill(session, [motif(s) for s in natural[:INFILLED]])
     found = {way: likeness(chain, [one["sequence"] for one in of]) for way, of in made.items()}
     found["natural"] = likeness(chain, natural[:SAMPLES])
@@ -181,7 +181,7 @@ def likeness(chain: Chain, sequences: Sequence[str]) -> dict[str, float]:
 
 def motif(sequence: str) -> str:
     """The given positions of a sequence, all others masked."""
-    return "".join(letter if i in MOTIF else OPEN for i, letter in enumerate(sequence))
+    return "".join(letter if i in MOTIF else MASKED for i, letter in enumerate(sequence))
 
 
 # What people read

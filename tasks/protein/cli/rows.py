@@ -31,7 +31,7 @@ from mmdiff.tasks.protein.design.motifs import (
     scaffold,
     template,
 )
-from mmdiff.tasks.protein.residues import OPEN
+from mmdiff.tasks.protein.residues import MASKED
 
 from .arguments import Binders, Infilling, NewSequences, Policies, Sampling
 from .inputs import first_sequence
@@ -57,7 +57,7 @@ def infilled_rows(
     expected = "a number or a range, as in 100 or 80-120"
     span = None if infilling.length is None else number_range(infilling.length, "--length", LONGEST, expected)
     number = 0
-    for record in read_sequences(file, open="keep", **policies.given()):
+    for record in read_sequences(file, masked="keep", **policies.given()):
         if one_word and len(record.id.split()) != 1:
             raise DataError(f"{record.where}: {record.id!r} cannot be the id of a FASTA record; write .csv or .jsonl")
         for i in range(infilling.n):
@@ -92,7 +92,7 @@ def _rows(
     """Rows of given lengths, else as `draw` makes them, each from random numbers of its own."""
     lengths = None if length is None else drawn_lengths(length, record_rng(sampling.seed, 0, "lengths"))
     for k in range(new.n):
-        made = draw(record_rng(sampling.seed, k, stream)) if lengths is None else Design(OPEN * next(lengths))
+        made = draw(record_rng(sampling.seed, k, stream)) if lengths is None else Design(MASKED * next(lengths))
         yield _row(f"{new.prefix}{k + 1}", made, sampling)
 
 
@@ -100,8 +100,8 @@ def _masked(
     sequence: str, infilling: Infilling, span: tuple[int, int] | None, rng: np.random.Generator
 ) -> tuple[Design, str]:
     """The design of a sequence, and what is added to its description."""
-    if infilling.open is not None:
-        return masked_ranges(sequence, residue_ranges(infilling.open, len(sequence))), ""
+    if infilling.masked is not None:
+        return masked_ranges(sequence, residue_ranges(infilling.masked, len(sequence))), ""
     if infilling.keep is not None:
         return kept_ranges(sequence, residue_ranges(infilling.keep, len(sequence))), ""
     if infilling.share is not None:
@@ -110,8 +110,8 @@ def _masked(
         ranges = residue_ranges(infilling.scaffold, len(sequence))
         made, landed = scaffold(sequence, ranges, span, rng, keep_gaps=infilling.keep_gaps)
         return made, "motif=" + ",".join(f"{low + 1}-{high}" for low, high in landed)
-    if OPEN not in sequence:
-        raise DataError("no position is masked (`_`); give --open, --keep, --share or --scaffold")
+    if MASKED not in sequence:
+        raise DataError("no position is masked (`_`); give --masked, --keep, --share or --scaffold")
     return Design(sequence), ""
 
 

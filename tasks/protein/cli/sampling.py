@@ -75,15 +75,15 @@ def design(run: Run, /, *words: str, binders: Binders, sampling: Sampling = SAMP
     named = {"window": WINDOW, **sampling.arguments(asdict(binders), overrides)}
     both_sets = design_control(session, rows, seed=sampling.seed, out=out.lines, **named)
     own, wrong = map(list, both_sets)
-    priced = []
+    both_bounds = []
     for targets in (rows, control_rows(rows, seed=sampling.seed)):
         pairs = [{**record, "target": row["target"]} for record, row in zip(own, targets, strict=True)]
-        priced.append(bounds(session, pairs, tokens=sampling.tokens))
-    gap = [shuffled - right for right, shuffled in zip(*priced, strict=True)]
+        both_bounds.append(bounds(session, pairs, tokens=sampling.tokens))
+    gap = [shuffled - right for right, shuffled in zip(*both_bounds, strict=True)]
     both = [letters for one, other in zip(own, wrong, strict=True) for letters in _designed(one, other)]
     figures = {
-        "bound_own_target": mean(priced[0]),
-        "bound_shuffled_target": mean(priced[1]),
+        "bound_own_target": mean(both_bounds[0]),
+        "bound_shuffled_target": mean(both_bounds[1]),
         "bound_difference": mean(gap),
         "bound_difference_se": stdev(gap) / len(gap) ** 0.5 if len(gap) > 1 else None,
         "identity_with_control": mean(float(a == b) for a, b in both) if both else None,

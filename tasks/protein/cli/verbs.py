@@ -123,7 +123,7 @@ def embed(
     file, overrides = one_file(words)
     if not out:
         raise UserError("--out: '' is no name")
-    records = peeked(read_sequences(file, open="keep", **policies.given()))
+    records = peeked(read_sequences(file, masked="keep", **policies.given()))
     session, pools = open_session(run, overrides), pool.split(",")
     found = embed_all(session, records, out, pool=pools, layer=layer, tokens=tokens, dtype=dtype, format=format)
     return table(found)

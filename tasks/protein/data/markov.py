@@ -22,7 +22,7 @@ from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import DataError
 from mmdiff.parts import part
 from mmdiff.protocols import Row
-from mmdiff.tasks.protein.residues import OPEN, codes
+from mmdiff.tasks.protein.residues import MASKED, codes
 
 LETTERS = "LAGVSERTIDPKQNFYMHWC"
 """The residues in the order of ESM's ids."""
@@ -122,17 +122,17 @@ class Markov:
 
     Sets of different seeds have nothing in common but the chain.
 
-    open: with this share of the positions masked, `_`, in `sequence`, and the whole sequence as the row's `answer`.
+    masked: with this share of the positions masked, `_`, in `sequence`, and the whole sequence as the row's `answer`.
     """
 
     @typed
-    def __init__(self, n: AtLeast1, seed: AtLeast0, length: AtLeast1 = 32, open: Share = 0.0) -> None:
-        self.n, self.seed, self.residues, self.open = n, seed, length, open
+    def __init__(self, n: AtLeast1, seed: AtLeast0, length: AtLeast1 = 32, masked: Share = 0.0) -> None:
+        self.n, self.seed, self.residues, self.masked = n, seed, length, masked
 
     @classmethod
-    def toy(cls, n: int, seed: int, length: int = 32, open: float = 0.0) -> Markov:
+    def toy(cls, n: int, seed: int, length: int = 32, masked: float = 0.0) -> Markov:
         """The same with few and short rows."""
-        return cls(min(n, 64), seed, min(length, 32), open)
+        return cls(min(n, 64), seed, min(length, 32), masked)
 
     def __len__(self) -> int:
         return self.n
@@ -140,12 +140,12 @@ class Markov:
     def __getitem__(self, index: int) -> Row:
         i = range(self.n)[index]
         row = {"id": f"markov-{self.seed}-{i}", "sequence": family().draw_one(i, self.seed, self.residues)}
-        if not self.open:
+        if not self.masked:
             return row
         positions = NoiseKey(self.seed, stream="markov/open").uniform(i, self.residues).argsort(kind="stable")
         letters = list(row["sequence"])
-        for position in positions[: round(self.open * self.residues)].tolist():
-            letters[position] = OPEN
+        for position in positions[: round(self.masked * self.residues)].tolist():
+            letters[position] = MASKED
         return {**row, "sequence": "".join(letters), "answer": row["sequence"]}
 
     def length(self, index: int) -> float:

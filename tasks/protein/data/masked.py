@@ -10,7 +10,7 @@ from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
 from mmdiff.protocols import Row, Source
-from mmdiff.tasks.protein.residues import CANONICAL, OPEN
+from mmdiff.tasks.protein.residues import CANONICAL, MASKED
 
 
 @part
@@ -35,5 +35,5 @@ class Masked:
         positions = [i for i, letter in enumerate(letters) if letter in CANONICAL]
         order = self.key.uniform(index, len(positions)).argsort(kind="stable")
         for i in order[: max(1, round(self.share * len(positions)))].tolist():
-            letters[positions[i]] = OPEN
+            letters[positions[i]] = MASKED
         return {**row, "sequence": "".join(letters), "answer": row["sequence"]}

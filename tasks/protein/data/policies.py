@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mmdiff.errors import ConfigError, DataError, nearest
-from mmdiff.tasks.protein.residues import AMBIGUOUS, CANONICAL, GAP, OPEN, RARE
+from mmdiff.tasks.protein.residues import AMBIGUOUS, CANONICAL, GAP, MASKED, RARE
 
 WHITE = b" \t\r\n\v\f"
 WORDS = {
@@ -15,7 +15,7 @@ WORDS = {
     "gaps": ("keep", "drop", "refuse"),
     "stop": ("strip", "refuse"),
     "unknown": ("keep", "x", "refuse"),
-    "open": ("keep", "refuse"),
+    "masked": ("keep", "refuse"),
 }
 
 
@@ -29,14 +29,14 @@ class Policy:
     stop: '*' at the end. "strip"; "refuse". Elsewhere it is always an error.
     unknown: letters besides the 20. "keep": X, B, U, Z and O stay, J (which ESM has no id for) becomes X; "x": all of
         them become X; "refuse".
-    open: '_', a masked position, which is to be generated. "keep"; "refuse".
+    masked: '_', a masked position, which is to be generated. "keep"; "refuse".
     """
 
     lower: str = "upper"
     gaps: str = "drop"
     stop: str = "strip"
     unknown: str = "keep"
-    open: str = "refuse"
+    masked: str = "refuse"
 
     def __post_init__(self) -> None:
         for name, words in WORDS.items():
@@ -63,8 +63,8 @@ def _table(policy: Policy) -> tuple[bytes, bytes]:
     table[ord("*")] = ord("*")
     if policy.gaps == "keep":
         table[ord(GAP)] = table[ord(".")] = ord(GAP)
-    if policy.open == "keep":
-        table[ord(OPEN)] = ord(OPEN)
+    if policy.masked == "keep":
+        table[ord(MASKED)] = ord(MASKED)
     drop = WHITE + (b"-." if policy.gaps == "drop" else b"")
     if policy.lower == "drop":
         drop += b"." + (CANONICAL + AMBIGUOUS + RARE).lower().encode()
@@ -110,7 +110,7 @@ def _fault(lines: Sequence[bytes], line: int, policy: Policy, what: str) -> str:
                 continue
             elif letter in "-.":
                 why = "a gap, and gaps: refuse"
-            elif letter == OPEN:
+            elif letter == MASKED:
                 why = "a masked position, expected residues"
             elif letter.isascii() and letter.islower() and policy.lower == "refuse":
                 why = "lower case, and lower: refuse"

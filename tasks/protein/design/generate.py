@@ -34,7 +34,7 @@ from mmdiff.runs.records import JsonlStore
 from mmdiff.samplers.options import generation_config
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.records import name_of, pass_over
-from mmdiff.tasks.protein.residues import OPEN
+from mmdiff.tasks.protein.residues import MASKED
 from mmdiff.tasks.protein.session import digest
 from mmdiff.tasks.protein.task import Protein
 
@@ -167,7 +167,7 @@ def _sample_batch(
     laid = collate(samples, model.vocab, model.readers, index=index, side="left")
     out = model.generate(to_device(laid, model.device), generation_config=session.sampler, **named)
     # one transfer each, not one per row
-    ids_BL, target_BL, step_BL, sure_BL, forwards_B = (
+    ids_BL, target_BL, step_BL, confidence_BL, forwards_B = (
         x.cpu() for x in (out.ids_BL, out.target_BL, out.step_BL, out.confidence_BL, out.forwards_B)
     )
     records = []
@@ -175,7 +175,7 @@ def _sample_batch(
         position_L = target_BL[b]
         sequence = session.task.parse(ids_BL[b, position_L].tolist(), model.vocab)
         steps = step_BL[b, position_L].tolist()
-        logs = sure_BL[b, position_L & (step_BL[b] > 0)].double().clamp(min=1e-45).log()
+        logs = confidence_BL[b, position_L & (step_BL[b] > 0)].double().clamp(min=1e-45).log()
         record: Record = {
             "id": name_of(row, k),
             "description": str(row.get("description", "")),
@@ -189,7 +189,7 @@ def _sample_batch(
         }
         if trajectory:
             record["trajectory"] = [
-                "".join(letter if step <= now else OPEN for letter, step in zip(sequence, steps, strict=True))
+                "".join(letter if step <= now else MASKED for letter, step in zip(sequence, steps, strict=True))
                 for now in range(1, record["forwards"] + 1)
             ]
         records.append(record)
@@ -236,5 +236,5 @@ def _is_of(record: Mapping[str, Any], row: Row, number: int) -> bool:
     return (
         same
         and len(record["sequence"]) == len(given)
-        and all(b in (OPEN, a) for a, b in zip(record["sequence"], given, strict=True))
+        and all(b in (MASKED, a) for a, b in zip(record["sequence"], given, strict=True))
     )

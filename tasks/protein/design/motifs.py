@@ -20,7 +20,7 @@ from numpy.random import Generator
 
 from mmdiff.errors import DataError
 from mmdiff.runs.records import short
-from mmdiff.tasks.protein.residues import AMBIGUOUS, CANONICAL, GAP, OPEN, RARE
+from mmdiff.tasks.protein.residues import AMBIGUOUS, CANONICAL, GAP, MASKED, RARE
 
 LETTERS = "".join(sorted(set(CANONICAL + AMBIGUOUS + RARE) - {"J"}))
 """Residues that a template may fix: the 20 and X B U Z O. J has no id in ESM's vocabulary."""
@@ -84,11 +84,11 @@ def template(text: str, rng: Generator) -> Design:
             sequence.append(letter)
             allow.append(None)
         elif found["letters"] is not None:
-            sequence.append(OPEN)
+            sequence.append(MASKED)
             allow.append(_letters(found["letters"], bool(found["but"]), f"{where}: {found[0]}"))
         else:
             n = 1 if found["open"] else _drawn(int(found["low"]), found["high"], f"{where}: {found[0]}", rng)
-            sequence += [OPEN] * n
+            sequence += [MASKED] * n
             allow += [None] * n
         at = found.end()
     if not sequence:
@@ -180,7 +180,7 @@ def _positions(ranges: Sequence[Span]) -> set[int]:
 
 
 def _masked(sequence: str, positions: set[int]) -> Design:
-    return Design("".join(OPEN if i in positions else letter for i, letter in enumerate(sequence)))
+    return Design("".join(MASKED if i in positions else letter for i, letter in enumerate(sequence)))
 
 
 def masked_share(sequence: str, share: float, rng: Generator, window: Span | int | None = None) -> Design:
@@ -199,7 +199,7 @@ def masked_share(sequence: str, share: float, rng: Generator, window: Span | int
         window = (start, start + window)
     low, high = window or (0, len(sequence))
     _check([(low, high)], len(sequence))
-    positions = [i for i in range(low, high) if sequence[i] != OPEN]
+    positions = [i for i in range(low, high) if sequence[i] != MASKED]
     if not positions:
         raise DataError(f"residues {low + 1}-{high}: all of them are masked already")
     count = max(1, round(share * len(positions)))
@@ -238,10 +238,10 @@ def scaffold(
     bars = np.sort(rng.choice(total - motif + len(blocks), len(blocks), replace=False)).tolist()
     out, starts, last = "", [], -1
     for bar, block in zip(bars, blocks, strict=True):
-        out += OPEN * (bar - last - 1)
+        out += MASKED * (bar - last - 1)
         starts.append(len(out))
         out, last = out + block, bar
-    out += OPEN * (total - len(out))
+    out += MASKED * (total - len(out))
     if keep_gaps:
         starts = [starts[0] + low - ranges[0][0] for low, _ in ranges]
     return Design(out), [(start, start + high - low) for start, (low, high) in zip(starts, ranges, strict=True)]
@@ -265,7 +265,7 @@ def allowed(design: Design, text: str = "", forbid: str = "") -> Design:
     Raises DataError for a rule that covers no masked position, and for a masked position that is left without a letter.
     """
     sequence = design.sequence
-    positions = [i for i, letter in enumerate(sequence) if letter == OPEN]
+    positions = [i for i, letter in enumerate(sequence) if letter == MASKED]
     allow = list(design.allow or [None] * len(sequence))
     if forbid and (unknown := sorted(set(forbid) - set(LETTERS + GAP))):
         raise DataError(f"forbid: {unknown[0]!r} is no residue, expected some of {LETTERS}, or {GAP}")

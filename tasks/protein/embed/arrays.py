@@ -49,8 +49,8 @@ class Arrays:
     def expect(self, key: str, shape: tuple[int, ...], kind: str) -> None:
         """Raise ConfigError for an array that is not there, or is of another shape or kind of number."""
         if (found := self.facts.get(key)) != (shape, kind):
-            said = "is missing" if found is None else f"{found[1]} of shape {found[0]}"
-            raise ConfigError(f"{short(self.file)}: {short(key, 60)}: {said}, expected {kind} of shape {shape}")
+            fault = "is missing" if found is None else f"{found[1]} of shape {found[0]}"
+            raise ConfigError(f"{short(self.file)}: {short(key, 60)}: {fault}, expected {kind} of shape {shape}")
 
     def tensor(self, key: str) -> Tensor:
         value: Tensor = torch.from_numpy(self._npz[key]) if self._npz is not None else self._tensors.get_tensor(key)

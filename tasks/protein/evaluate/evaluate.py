@@ -22,7 +22,7 @@ from mmdiff.samplers.options import generation_config
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.alignments import LETTERS, background
 from mmdiff.tasks.protein.design.generate import Record, generate
-from mmdiff.tasks.protein.residues import CANONICAL, OPEN
+from mmdiff.tasks.protein.residues import CANONICAL, MASKED
 
 from .alignment_score import floor
 from .intervals import of_mean, of_sequences, of_share, of_shares
@@ -117,7 +117,7 @@ def evaluate_model(
 
     lengths = _lengths(test if train is None else train, samples, seed)
     plain: dict[str, Any] = {"tokens": tokens, "guard": None, **generation}  # the model's own law
-    made = list(generate(session, [_row("sample", i, OPEN * n) for i, n in enumerate(lengths)], **plain))
+    made = list(generate(session, [_row("sample", i, MASKED * n) for i, n in enumerate(lengths)], **plain))
     generated = [one["sequence"] for one in made]
     known = _known(generated, test, train, aligned)
     out["generation"] = {
@@ -171,7 +171,7 @@ def _intervals(of: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], na
 def kept(template: str, designs: Sequence[str]) -> dict[str, Any]:
     """`template`, `n`, given `positions`, `kept`: the share of these that are as given, `whole`: of designs; and the
     95 % `intervals` of both."""
-    at = [i for i, letter in enumerate(template) if letter != OPEN]
+    at = [i for i, letter in enumerate(template) if letter != MASKED]
     right = [sum(len(d) == len(template) and d[i] == template[i] for i in at) for d in designs]
     shares = [n / len(at) if at else 1.0 for n in right]
     whole = float(np.mean([share == 1 for share in shares]))
@@ -228,7 +228,7 @@ def _some(items: Sequence[str], n: int, seed: int) -> list[str]:
 
 
 def _consensus(found: Mapping[str, Any], columns: int) -> str | None:
-    letters = [OPEN] * columns
+    letters = [MASKED] * columns
     for column, letter in zip(found["columns"], found["consensus"], strict=True):
         letters[column - 1] = letter
     return "".join(letters) if found["columns"] else None

@@ -31,7 +31,7 @@ from mmdiff.model.evaluating import evaluating
 from mmdiff.protocols import Row
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.alignments import LETTERS, Profile, aligned_codes, background
-from mmdiff.tasks.protein.residues import CANONICAL, GAP, OPEN, Residues, codes
+from mmdiff.tasks.protein.residues import CANONICAL, GAP, MASKED, Residues, codes
 
 from .alignment_score import alignment_scores
 from .intervals import Drawn, of_sequences
@@ -227,7 +227,7 @@ def filled(sequence: str, hidden_N: NDArray[np.bool_], predicted_P: Codes) -> st
 
 
 def _plain(text: str) -> str:
-    return text.replace("?", "X").replace(OPEN, "X")
+    return text.replace("?", "X").replace(MASKED, "X")
 
 
 def _drawn(record: int, code_N: Codes, background_K: Array, seed: int) -> Codes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff.tasks.protein.residues import OPEN
+from mmdiff.tasks.protein.residues import MASKED
 
 from .intervals import of_mean
 from .metrics import ungapped
@@ -161,16 +161,18 @@ def tables_of(found: Mapping[str, Any]) -> dict[str, Table]:
             both.setdefault(key, {})[name] = value
     nats = of_mean(bound_of["nats"], bound_of["nats_se"])
     perplexity = within(bound_of["perplexity"], [float(np.exp(x)) for x in nats])
-    priced: dict[str, dict[str, Figure]] = {"model": {"nats": within(bound_of["nats"], nats), "perplexity": perplexity}}
+    by_model: dict[str, dict[str, Figure]] = {
+        "model": {"nats": within(bound_of["nats"], nats), "perplexity": perplexity}
+    }
     for name in ("unigram", "profile"):
         if name in bound_of:
             around = bound_of.get(f"{name}_interval")
             powers = None if around is None else [float(np.exp(x)) for x in around]
             perplexity = within(float(np.exp(bound_of[name])), powers)
-            priced[name] = {"nats": within(bound_of[name], around), "perplexity": perplexity}
+            by_model[name] = {"nats": within(bound_of[name], around), "perplexity": perplexity}
     unit = "column" if found["aligned"] else "residue"
     tables |= {
-        f"-log p per {unit}": priced,
+        f"-log p per {unit}": by_model,
         "Jensen-Shannon divergence from natural sequences, bits": {
             f"{k}-mers": {
                 label: within(one[key], of.get("intervals", {}).get("jsd", {}).get(k, {}).get(key))
@@ -184,7 +186,7 @@ def tables_of(found: Mapping[str, Any]) -> dict[str, Table]:
     if motif := found.get("motif"):
         some, every = (within(motif[key], motif["intervals"][key]) for key in ("kept", "whole"))
         cells = {"given residues": motif["positions"], "kept": some, "designs with all": every}
-        tables["Motif"] = {motif["template"].replace(OPEN, "·"): cells}
+        tables["Motif"] = {motif["template"].replace(MASKED, "·"): cells}
     return tables
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmdiff.canvas.batch import to_device
-from mmdiff.canvas.query import Query as Asked
+from mmdiff.canvas.query import Query
 from mmdiff.canvas.sample import Target, Text
 from mmdiff.data.collate import collate
 from mmdiff.data.token_budget import batch_by_tokens, token_budget
@@ -41,7 +41,7 @@ class Canvas:
     scored_N: NDArray[np.bool_]  # which of them count
 
 
-class Query(NamedTuple):
+class MaskedSequence(NamedTuple):
     """A canvas in which some residues are masked, and the positions that are asked for, in rising order."""
 
     ids_L: Ids
@@ -86,12 +86,12 @@ def pseudo_log_p(
     order = sorted(range(len(canvases)), key=lambda k: -len(canvases[k].ids_L))
     pairs = [(k, int(n)) for k in order for n in canvases[k].scored_N.nonzero()[0]]
 
-    def queries() -> Iterator[Query]:
+    def queries() -> Iterator[MaskedSequence]:
         for k, n in pairs:
             ids_L = canvases[k].ids_L.copy()
             position_P = canvases[k].position_N[n : n + 1]
             ids_L[position_P] = mask_id
-            yield Query(ids_L, position_P)
+            yield MaskedSequence(ids_L, position_P)
 
     out = [np.full(len(one.position_N), np.nan) for one in canvases]
     for (k, n), log_p_PK in zip(pairs, log_probs(model, queries(), letters, tokens=tokens), strict=True):
@@ -100,7 +100,7 @@ def pseudo_log_p(
 
 
 def log_probs(
-    model: MMDiff, queries: Iterable[Query], letters: str, *, tokens: int | None = None
+    model: MMDiff, queries: Iterable[MaskedSequence], letters: str, *, tokens: int | None = None
 ) -> Iterator[NDArray[np.float64]]:
     """(P, K) of each query, in their order: log p of every letter at its positions, by the softmax over `letters`.
 
@@ -116,13 +116,13 @@ def log_probs(
         batch, predict_BL = to_device(batch, model.device), predict_BL.to(model.device)
         with evaluating(model):
             row_B = torch.arange(len(group), device=model.device)
-            logits_PV = model.denoiser(batch)(Asked(batch.ids_BL, predict_BL, row_B)).logits_PV
+            logits_PV = model.denoiser(batch)(Query(batch.ids_BL, predict_BL, row_B)).logits_PV
         log_p_PK = logits_PV[:, id_K].log_softmax(-1).double().cpu().numpy()
         yield from np.split(log_p_PK, np.cumsum([len(query.position_P) for query in group])[:-1])
 
 
-def _grouped(queries: Iterable[Query], tokens: int) -> Iterator[list[Query]]:
-    group: list[Query] = []
+def _grouped(queries: Iterable[MaskedSequence], tokens: int) -> Iterator[list[MaskedSequence]]:
+    group: list[MaskedSequence] = []
     longest = 0
     for query in queries:
         longest = max(longest, len(query.ids_L))

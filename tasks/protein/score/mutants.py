@@ -38,7 +38,7 @@ from mmdiff.tasks.protein.data.tables import positive
 from mmdiff.tasks.protein.residues import CANONICAL, Residues
 from mmdiff.tasks.protein.task import Protein
 
-from .log_probs import Canvas, Query, bounds, canvas, log_probs, pseudo_log_p
+from .log_probs import Canvas, MaskedSequence, bounds, canvas, log_probs, pseudo_log_p
 
 METHODS = ("wt_marginal", "masked_marginal", "chain", "pseudo_likelihood", "bound")
 WILD_TYPE = ("WT", "wt", "_wt")
@@ -198,13 +198,13 @@ def _by_terms(session: Session[Protein], base: Canvas, sums: Sequence[Sequence[T
     every = tuple(range(len(base.position_N)))
     states = list(dict.fromkeys(term.state for terms in sums for term in terms))
 
-    def queries() -> Iterator[Query]:
+    def queries() -> Iterator[MaskedSequence]:
         for state in states:
             ids_L = base.ids_L.copy()
             for index, letter in state.placed:
                 ids_L[base.position_N[index]] = ids[letter]
             ids_L[base.position_N[list(state.masked)]] = session.model.vocab.mask_id
-            yield Query(ids_L, base.position_N[list(state.masked or every)])
+            yield MaskedSequence(ids_L, base.position_N[list(state.masked or every)])
 
     log_p = dict(zip(states, log_probs(session.model, queries(), CANONICAL, tokens=tokens), strict=True))
     return [

@@ -148,10 +148,8 @@ class ProteinGym:
         out |= {"Bootstrap_standard_error_Spearman": "" if error is None else round(error, 3)}
         out |= {f"Function_{kind}": round(types[kind], 3) if kind in types else "" for kind in TYPES}
         for columns, name in ((DEPTHS, "MSA_Neff_L_category"), (TAXA, "taxon")):
-            for column, wanted in columns.items():
-                some = [
-                    a for a, (row, _) in zip(found, assays, strict=True) if row.get(name, "").capitalize() == wanted
-                ]
+            for column, value in columns.items():
+                some = [a for a, (row, _) in zip(found, assays, strict=True) if row.get(name, "").capitalize() == value]
                 out[column] = round(float(np.mean(list(_grouped(some, 0).values()))), 3) if some else ""
         return out
 

@@ -113,9 +113,9 @@ def open_parquet(file: Path, columns: Sequence[str] | None = None, **named: Any)
     for name in columns or ():
         if name not in there:
             raise DataError(f"{file}: no column {name!r}{nearest(name, there)}")
-    wanted = there if columns is None else columns
+    names = there if columns is None else columns
     with reading(file):
-        parts = [part for g in range(meta.num_row_groups) for part in _parts(meta.row_group(g), wanted)]
+        parts = [part for g in range(meta.num_row_groups) for part in _parts(meta.row_group(g), names)]
     unpacked = sum(max(8 * part.num_values, part.total_uncompressed_size) for part in parts)
     _check_unpacked(file, max(unpacked, 8 * meta.num_rows))
     return parquet

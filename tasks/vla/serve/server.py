@@ -133,7 +133,7 @@ def served(app: Any, service: Any) -> dict[str, Any]:
     """
     from mmdiff.serving.app import guarded
 
-    from .simulator import acting_in, said, simulator_of
+    from .simulator import acting_in, facts_of, simulator_of
 
     session = service.session
     contract = contract_of(session.task)
@@ -143,7 +143,7 @@ def served(app: Any, service: Any) -> dict[str, Any]:
     world = {}
     if (simulator := simulator_of(session.task)) is not None:
         app.add_route("/world", guarded(service, "/world", acting_in(simulator)), ["POST"])
-        world = {"world": said(simulator)}
+        world = {"world": facts_of(simulator)}
     return {**asdict(contract), "execute": steps, **world}
 
 

@@ -150,6 +150,6 @@ def acting_in(simulator: Simulator) -> Callable[[Service, Request], Awaitable[Re
     return world
 
 
-def said(simulator: Simulator) -> Mapping[str, Any]:
+def facts_of(simulator: Simulator) -> Mapping[str, Any]:
     """Returns what /health says of a simulator."""
     return {"name": simulator.worlds.spec["name"], "tasks": simulator.all}  # type: ignore[index]

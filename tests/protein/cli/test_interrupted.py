@@ -17,7 +17,7 @@ NATURAL = ["MKTAYIAKQR", "ACDEFGHIKLMN", "PQRSTVWY", "MKLVAGDE"]
 STEPS = "sampler.steps=3"
 COMMANDS = {
     "generate": ["generate", "run", "--length", "5", "--n", "3", STEPS, "--out", "new/x.fasta"],
-    "infill": ["infill", "run", "n.fasta", "--open", "2-3", STEPS, "--out", "new/x.jsonl"],
+    "infill": ["infill", "run", "n.fasta", "--masked", "2-3", STEPS, "--out", "new/x.jsonl"],
     "design": ["design", "run", "--target", "MKTAY", "--length", "4", "--n", "2", STEPS, "--out", "new/x.csv"],
     "score": ["score", "run", "n.fasta", "--levels", "2", "--out", "new/s.tsv.gz"],
     "score of mutants": ["score", "run", "--scan", "scan.csv", "--methods", "wt_marginal", "--out", "new/m.csv"],

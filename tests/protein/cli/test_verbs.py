@@ -100,7 +100,7 @@ def test_infill_keeps_what_is_given(call: Call) -> None:
         records: list[dict[str, Any]] = call("infill", "run", file, *words, STEPS)["records"]
         return records
 
-    for record, natural in zip(of("--open", "2-3"), NATURAL, strict=True):
+    for record, natural in zip(of("--masked", "2-3"), NATURAL, strict=True):
         assert record["sequence"][:1] + record["sequence"][3:] == natural[:1] + natural[3:]
         assert [step > 0 for step in record["steps"]] == [i in (1, 2) for i in range(len(natural))]
     for record, natural in zip(of("--keep", "1,4-5"), NATURAL, strict=True):
@@ -231,13 +231,13 @@ def test_an_interrupted_command_goes_on(name: str, call: Call, tmp_path: Path, m
 def test_a_file_of_another_command_is_refused(call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for first, others in (
         (
-            ["infill", "run", "n.fasta", "--open", "2-3", STEPS],
+            ["infill", "run", "n.fasta", "--masked", "2-3", STEPS],
             [
-                ["infill", "other", "n.fasta", "--open", "2-3", STEPS],
-                ["infill", "run", "same.fasta", "--open", "2-3", STEPS],
-                ["infill", "run", "n.fasta", "--open", "2-3", STEPS, "--seed", "1"],
-                ["infill", "run", "n.fasta", "--open", "2-3", "sampler.steps=2"],
-                ["infill", "run", "n.fasta", "--open", "2-4", STEPS],
+                ["infill", "other", "n.fasta", "--masked", "2-3", STEPS],
+                ["infill", "run", "same.fasta", "--masked", "2-3", STEPS],
+                ["infill", "run", "n.fasta", "--masked", "2-3", STEPS, "--seed", "1"],
+                ["infill", "run", "n.fasta", "--masked", "2-3", "sampler.steps=2"],
+                ["infill", "run", "n.fasta", "--masked", "2-4", STEPS],
                 ["generate", "run", "--length", "5", STEPS],
             ],
         ),
@@ -265,7 +265,7 @@ def test_an_input_that_was_edited_in_place_is_another_one(
 ) -> None:
     """Same ids, same lengths, another residue."""
     given = tmp_path / "given.fasta"
-    for words in (["infill", "run", given, "--open", "2-3", STEPS], ["score", "run", given, "--levels", "2"]):
+    for words in (["infill", "run", given, "--masked", "2-3", STEPS], ["score", "run", given, "--levels", "2"]):
         given.write_text(">a\nMKTAYI\n")
         out = tmp_path / f"{words[0]}.jsonl"
         call(*words, "--out", out)
@@ -304,18 +304,18 @@ REFUSALS: list[tuple[list[str], str]] = [
     (["generate", "rum", "--length", "5", "--out", "new/x.fa"], "rum: no such folder"),
     (["generate", "deaf", "--length", "5"], "deaf: neither a saved model nor a run with one"),
     (["infill", "run"], "give one file of sequences, not none"),
-    ([*F, "open.fasta", "--open", "1"], "give one file of sequences, not n.fasta and open.fasta"),
-    (["infill", "run", "m.fasta", "--open", "1"], "m.fasta: No such file"),
-    (["infill", "run", "bad.fasta", "--open", "1"], "bad.fasta record 2 (b), line 4, residue 3: '1' is no residue"),
+    ([*F, "open.fasta", "--masked", "1"], "give one file of sequences, not n.fasta and open.fasta"),
+    (["infill", "run", "m.fasta", "--masked", "1"], "m.fasta: No such file"),
+    (["infill", "run", "bad.fasta", "--masked", "1"], "bad.fasta record 2 (b), line 4, residue 3: '1' is no residue"),
     (["infill", "run", "words.csv"], "words.csv record 1 (my protein): 'my protein' cannot be the id of a FASTA"),
-    (F, "n.fasta record 1 (n0): no position is masked (`_`); give --open, --keep, --share or --scaffold"),
-    ([*F, "--open", "1", "--keep", "2"], "--open and --keep: give one of them"),
-    ([*F, "--open", "9-10"], "n.fasta record 3 (n2): residues 9-10: expected numbers from 1 to 8"),
+    (F, "n.fasta record 1 (n0): no position is masked (`_`); give --masked, --keep, --share or --scaffold"),
+    ([*F, "--masked", "1", "--keep", "2"], "--masked and --keep: give one of them"),
+    ([*F, "--masked", "9-10"], "n.fasta record 3 (n2): residues 9-10: expected numbers from 1 to 8"),
     ([*F, "--share", "1.5"], 'Invalid value "1.5" for --share. Must be <= 1.'),
-    ([*F, "--open", "1", "--window", "3"], "--window goes with --share"),
+    ([*F, "--masked", "1", "--window", "3"], "--window goes with --share"),
     ([*F, "--scaffold", "1-3"], "--scaffold takes the motif's ranges"),
     ([*F, "--scaffold", "1-3", "--length", "x"], "--length 'x': expected a number or a range, as in 100 or 80-120"),
-    ([*F, "--open", "1", "--gaps", "kep"], "gaps: 'kep' (did you mean \"keep\"?)"),
+    ([*F, "--masked", "1", "--gaps", "kep"], "gaps: 'kep' (did you mean \"keep\"?)"),
     ([*D, "--length", "5"], "Parameter --target requires an argument."),
     ([*D, "--target", "mkt", "--length", "5"], "--target: 'mkt', expected residues in upper case, or a file"),
     ([*D, "--target", "MKT"], "give one of --length, --template, or --binder with --share"),

@@ -110,7 +110,7 @@ def test_rows_are_pure_and_lazy() -> None:
 
 
 def test_open_places() -> None:
-    whole, half = Markov(50, seed=3), Markov(50, seed=3, open=0.5)
+    whole, half = Markov(50, seed=3), Markov(50, seed=3, masked=0.5)
     for i in range(50):
         row = half[i]
         assert row["answer"] == whole[i]["sequence"] and row["sequence"].count("_") == 16
@@ -124,7 +124,7 @@ def test_what_cannot_be_is_refused() -> None:
         ({"n": "3"}, "Markov: n: '3' is no whole number"),
         ({"seed": -1}, "Markov: seed=-1: expected a whole number of at least 0"),
         ({"length": 0}, "Markov: length=0: expected"),
-        ({"open": 2}, "Markov: open=2: expected a number from 0 to 1"),
+        ({"masked": 2}, "Markov: masked=2: expected a number from 0 to 1"),
     ]
     for bad, named in wrong:
         with pytest.raises(ConfigError, match=named):

@@ -14,7 +14,7 @@ from logit_tables import EOS, MASK, VOCAB, ByContext, V
 from torch import Tensor
 
 from mmdiff.canvas.query import Prediction, Query
-from mmdiff.canvas.relayout import relaid
+from mmdiff.canvas.relayout import relayout
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError, DataError
@@ -54,7 +54,7 @@ def test_a_new_layout_is_what_lists_give(side: Any) -> None:
     g = torch.Generator().manual_seed(1)
     keep_BL = torch.rand(batch.ids_BL.shape, generator=g) > 0.3
     after_BL = torch.randint(0, 3, batch.ids_BL.shape, generator=g)
-    laid, moved = relaid(batch, keep_BL, after_BL, mask_id=MASK, pad_id=EOS)
+    laid, moved = relayout(batch, keep_BL, after_BL, mask_id=MASK, pad_id=EOS)
     assert batch.allow_BL is not None and laid.allow_BL is not None
     for b in range(len(batch)):
         rows = []
