@@ -150,8 +150,8 @@ def factor_faults(matched: Match, folder: Path, lora_alpha: Any) -> Iterator[str
             yield f"{folder}: LoRA factors of {ours!r} without the weight, or without each other"
             continue
         if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, int | float):
-            said = "is missing" if lora_alpha is None else f"{lora_alpha!r} is no number"
-            yield f"{folder / 'config.json'}: lora_alpha {said}, and {ours!r} has LoRA factors"
+            fault = "is missing" if lora_alpha is None else f"{lora_alpha!r} is no number"
+            yield f"{folder / 'config.json'}: lora_alpha {fault}, and {ours!r} has LoRA factors"
         a, b = (pair[which].shape for which in "AB")
         if len(a) != 2 or len(b) != 2 or not a[0] or (b[0], a[1]) != tuple(matched.wanted[ours].shape) or b[1] != a[0]:
             yield f"{folder}: LoRA factors of {ours!r} have shapes {a} and {b}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 
 from mmdiff.config import flatten
 from mmdiff.runs.folder import Run
+from mmdiff.runs.metrics import is_number, read_metrics
 
 from .page import figure_uri, image_uri, new_figure, render
 
@@ -85,15 +84,12 @@ def picture(image: Any, *, side: int = 96) -> str | None:
 
 
 def losses(metrics: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a metrics.jsonl with a loss; one that a kill cut short, or that is damaged, is left out."""
-    for raw in metrics.read_bytes().split(b"\n"):
-        try:
-            line = json.loads(raw)
-            if line.get("loss") is not None and math.isfinite(line["step"]) and math.isfinite(line["loss"]):
-                rates = [value and float(value) for value in line.get("nll_by_rate") or []]
-                yield {**line, "stage": str(line["stage"]), "nll_by_rate": rates}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue
+    """Yields the lines of a metrics.jsonl with a loss."""
+    for line in read_metrics(metrics):
+        rates = line.get("nll_by_rate") or []
+        whole = isinstance(rates, list) and all(value is None or is_number(value) for value in rates)
+        if is_number(line.get("loss")) and "stage" in line and whole:
+            yield {**line, "stage": str(line["stage"]), "nll_by_rate": rates}
 
 
 def curves(metrics: Path) -> str | None:
@@ -101,8 +97,6 @@ def curves(metrics: Path) -> str | None:
 
     metrics: the metrics.jsonl of a run. Returns the data URI of a PNG; None where no loss was logged.
     """
-    if not metrics.is_file():
-        return None
     lines = list(losses(metrics))
     if not lines:
         return None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 NO_SCORES = ("n", "forwards", "rows_per_second")  # figures of every set; `by_kind.` ones are no choice either
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number, and no truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_end(name: str, figures: Container[str]) -> bool:
+    """Whether a figure is an end of the interval around another of the figures."""
+    return any(name.endswith(end) and name.removesuffix(end) in figures for end in ("_low", "_high"))
 
 
 def first_score(names: Iterable[str]) -> str | None:

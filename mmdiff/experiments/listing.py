@@ -18,9 +18,10 @@ from mmdiff.config import parsed
 from mmdiff.config.load import RUN_FILE
 from mmdiff.errors import ConfigError, nearest, shown
 from mmdiff.runs.folder import RUNS
+from mmdiff.runs.metrics import is_number
 from mmdiff.runs.summary import Summary, summary_of
 
-from .figures import as_text, is_number, main_figures
+from .figures import as_text, main_figures
 
 COLUMNS: dict[str, Callable[[Summary], Any]] = {
     "name": lambda run: run.name,

@@ -7,7 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .figures import as_text, is_number
+from mmdiff.runs.metrics import is_number
+
+from .figures import as_text, is_end
 from .grid import Axes, is_seed
 
 Lines = Sequence[Mapping[str, Any]]
@@ -57,7 +59,7 @@ def as_lines(averages: Lines) -> list[dict[str, Any]]:
     for line in averages:
         figures = {}
         for name, found in line["figures"].items():
-            if not _is_end(name, line["figures"]):
+            if not is_end(name, line["figures"]):
                 figures[name] = found["mean"]
                 if (std := found["std"]) is not None:
                     figures |= {f"{name}_low": found["mean"] - std, f"{name}_high": found["mean"] + std}
@@ -71,8 +73,3 @@ def mean_and_spread(found: Mapping[str, Any] | None) -> str:
         return ""
     ends = f" ± {as_text(float(found['std']))}" if found["std"] is not None else ""
     return f"{as_text(float(found['mean']))}{ends} ({found['n']})"
-
-
-def _is_end(name: str, figures: Mapping[str, Any]) -> bool:
-    """Whether a figure is an end of the interval around another."""
-    return any(name.endswith(end) and name.removesuffix(end) in figures for end in ("_low", "_high"))

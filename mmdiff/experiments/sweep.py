@@ -28,10 +28,11 @@ from mmdiff.errors import ConfigError, UserError, nearest
 from mmdiff.evaluation.evaluate import alone, warned_of
 from mmdiff.files import write_text
 from mmdiff.runs.folder import RUNS, Run
+from mmdiff.runs.metrics import is_number
 from mmdiff.session import find_model
 
 from .cells import read_cells
-from .figures import first_score, is_number
+from .figures import first_score
 from .grid import Axes, is_seed
 from .plan import Sweep, plan, points_of_cells
 from .scoring import score

@@ -16,8 +16,9 @@ from typing import Any
 
 from mmdiff.evaluation.page import data_uri, new_figure, png, render
 from mmdiff.files import write_text
+from mmdiff.runs.metrics import is_number
 
-from .figures import as_text, is_number
+from .figures import as_text
 from .grid import Axes, is_seed, label, names, shown_among
 from .seeds import mean_and_spread
 

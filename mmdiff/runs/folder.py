@@ -2,7 +2,7 @@
 
 config.yaml      resolved, as the run last trained by it
 SHA256SUMS       its checksum, signed: what this user's training wrote is trusted, see docs/security.md
-metrics.jsonl    one JSON object a line, by step
+metrics.jsonl    one JSON object per line, by step
 tensorboard/     the same figures
 checkpoints/     see mmdiff.runs.checkpoint
 model/           the finished model, see mmdiff.model.saving
@@ -26,6 +26,7 @@ from mmdiff.errors import ConfigError
 from mmdiff.files import clear, lock, named, read_json, unlock, without_nan, write_sums, write_text
 
 from .changes import changed
+from .metrics import lines_of, read_metrics
 from .progress import checkpoints_in, read_progress, samples_of_steps
 from .trackers import log, started
 
@@ -81,9 +82,8 @@ class Run:
         """
         self._trackers = started(trackers, self.folder, settings or {})
         if self.metrics.is_file():
-            lines = self.metrics.read_text(encoding="utf-8", errors="replace").split("\n")
-            kept = [line for line in lines if _step(line) <= step]
-            write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+            kept = [line for line, found in lines_of(self.metrics.read_bytes()) if found["step"] <= step]
+            write_text(self.metrics, b"".join(line + b"\n" for line in kept).decode())
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -91,14 +91,12 @@ class Run:
 
     def has_bound(self, step: int) -> bool:
         """Whether the metrics have the bound on held-out rows at a step."""
-        lines = self.metrics.read_text(errors="replace").splitlines() if self.metrics.is_file() else []
-        return any("bound_per_sample" in line and _step(line) == step for line in lines)
+        return any("bound_per_sample" in line and line["step"] == step for line in read_metrics(self.metrics))
 
     def bounds(self, stage: str) -> dict[int, float]:
         """Returns the bounds per token on a stage's held-out rows, by step, as the metrics have them."""
-        lines = self.metrics.read_text(errors="replace").splitlines() if self.metrics.is_file() else []
-        found = [json.loads(line) for line in lines if '"bound_per_token"' in line and _step(line) < 1 << 62]
-        return {f["step"]: f["bound_per_token"] for f in found if f.get("stage") == stage and f["bound_per_token"]}
+        found = [line for line in read_metrics(self.metrics) if line.get("stage") == stage]
+        return {line["step"]: line["bound_per_token"] for line in found if line.get("bound_per_token")}
 
     def best(self, stage: str, count: int) -> list[int]:
         """Returns the steps with the `count` lowest bounds of a stage, the lowest first."""
@@ -225,10 +223,3 @@ def _prepare(run: Run, config: Config, world: int) -> None:
     if not (folder / RUN_FILE).is_file() or (folder / RUN_FILE).read_text(encoding="utf-8") != new:
         write_text(folder / RUN_FILE, new)
     write_sums(folder, [RUN_FILE])  # this user asks for just this configuration
-
-
-def _step(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # the line a kill cut short
-        return 1 << 62

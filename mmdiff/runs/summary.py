@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from mmdiff.config.load import RUN_FILE, YAML_BYTES
 from mmdiff.errors import ConfigError, shown
 from mmdiff.files import locked, read_json, read_text
 
+from .metrics import is_number, lines_of
 from .notes import read_note
 from .progress import checkpoints_in, read_progress
 
@@ -87,7 +86,7 @@ def _read_state(out: Summary) -> None:
         result = read_json(folder / "metrics.json")
         if not isinstance(result, dict):
             raise ConfigError("metrics.json: expected an object of figures")
-        out.figures = {key: value for key, value in _flat(result) if _number(value)}
+        out.figures = {key: value for key, value in _flat(result) if is_number(value)}
         planned = result.get("planned_steps", result.get("steps"))
     if locked(folder.with_name(f".{folder.name}.lock")):
         out.state = "training"
@@ -143,16 +142,4 @@ def _last_line(file: Path) -> dict[str, Any] | None:
     with open(file, "rb") as handle:
         size = handle.seek(0, os.SEEK_END)
         handle.seek(max(0, size - TAIL))
-        lines = handle.read().split(b"\n")
-    for raw in reversed(lines):
-        try:
-            line = json.loads(raw)
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
-                return line
-        except (ValueError, RecursionError):
-            continue
-    return None
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return next((found for _, found in reversed(list(lines_of(handle.read())))), None)

@@ -22,6 +22,7 @@ from .service import GONE, Service, name_of
 from .streams import error_body
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
@@ -54,7 +55,8 @@ def make_app(
     rows: most canvases of a batch. waiting: most that wait. seconds: the longest that a request may take. token, local:
     see `mmdiff.serving.http.guard.Gate`. beside: the address of another server, which the page may ask, and whose page
     may ask this one. A task may bring routes of its own: `served` names a function of (app, service) -> what /health
-    says besides. Raises ConfigError for an address that is none.
+    says besides, and of each route, for the description, the class of its body and a summary. Raises ConfigError for an
+    address that is none.
     """
     require("starlette", "serve")
     from starlette.applications import Starlette
@@ -116,9 +118,14 @@ def make_app(
         app.add_route(path, guarded(service, path, answer), ["GET"])
     for path, (answer_post, *_) in POSTS.items():
         app.add_route(path, guarded(service, path, answer_post), ["POST"])
+    posts: dict[str, tuple[type[BaseModel] | None, str]] = {
+        path: (kind, about) for path, (_, kind, about) in POSTS.items()
+    }
     if (own := getattr(session.task, "served", None)) is not None:
-        facts |= locate(own, "served")(app, service)
-    described = describe(service.name, {path: (kind, about) for path, (_, kind, about) in POSTS.items()})
+        more, own_posts = locate(own, "served")(app, service)
+        facts |= more
+        posts |= own_posts
+    described = describe(service.name, posts)
     app.add_exception_handler(HTTPException, problem)  # no such path, no such method
     app.add_middleware(Gate, bodies=service.bodies, token=token, local=local, error=error_body, free=pages)
     if asks:

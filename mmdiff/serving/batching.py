@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -95,6 +95,7 @@ class Batcher:
         self.model, self.rows, self.most = model, rows, waiting
         self.positions = token_budget(model.device)
         self.queue: deque[Job] = deque()
+        self.calls: set[Future[Any]] = set()
         self.running = 0
         self.batches: deque[int] = deque(maxlen=1000)
         self.forwards = 0
@@ -104,7 +105,7 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Requests that wait for their turn."""
-        return sum(not job.left for job in list(self.queue))
+        return sum(not job.left for job in list(self.queue)) + sum(not call.running() for call in list(self.calls))
 
     def submit(self, job: Job) -> Job:
         """Queue a job. Raises BadRequest where too many wait. To be called in the thread of the event loop."""
@@ -118,10 +119,16 @@ class Batcher:
         if self.waiting + more > self.most:
             raise BadRequest(f"busy: {self.waiting} requests are waiting; come back later", 503)
 
-    async def call(self, function: Callable[[], T]) -> T:
-        """Returns what a function returns that runs the model, in its turn."""
+    def call(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Queue a function that runs the model. Cancelled before its turn, it is not called.
+
+        Raises BadRequest where too many requests wait. To be called in the thread of the event loop.
+        """
         self.check()
-        return await asyncio.get_running_loop().run_in_executor(self.thread, function)
+        call = self.thread.submit(function)
+        self.calls.add(call)
+        call.add_done_callback(self.calls.discard)
+        return asyncio.wrap_future(call)
 
     def close(self) -> None:
         """Stop: what runs ends at its next step, what waits is not begun."""

@@ -88,7 +88,7 @@ async def embeddings(service: Service, http: Request) -> Response:
     if own is not None:  # texts of another kind, sequences of residues
         function = locate(own, "vectors")
         tokens = sum(map(len, texts))
-        vectors_ND = await service.call(lambda: function(session, texts, request.pooling))
+        vectors_ND = await service.call(http, lambda: function(session, texts, request.pooling))
     else:
         for n, text in enumerate(texts):
             try:
@@ -96,7 +96,7 @@ async def embeddings(service: Service, http: Request) -> Response:
             except DataError as error:
                 raise BadRequest(f"input.{n}: {error}", 400, "input") from None
         how: dict[str, Any] = {"pooling": request.pooling, "length": request.length}
-        vectors_ND = await service.call(lambda: embed_texts(session.model, texts, **how))
+        vectors_ND = await service.call(http, lambda: embed_texts(session.model, texts, **how))
     data = [
         {"object": "embedding", "index": n, "embedding": _vector(v, request.encoding_format)}
         for n, v in enumerate(vectors_ND)
@@ -120,7 +120,7 @@ async def score(service: Service, http: Request) -> Response:
         samples = [read_media(sample, readers) for sample in samples]
     except DataError as error:
         raise BadRequest(str(error), 400) from None
-    found = await service.call(lambda: scores(service, samples, request))
+    found = await service.call(http, lambda: scores(service, samples, request))
     return JSONResponse({"model": service.name, "scores": found})
 
 

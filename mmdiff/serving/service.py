@@ -80,26 +80,11 @@ class Service:
     async def filled(self, request: Request, jobs: Sequence[Job]) -> list[Filled]:
         """Returns the finished canvases. Raises BadRequest for what cannot be filled, in too long a time, or for a
         client who has left; the jobs then end at their next step."""
-        all_of = asyncio.gather(*(job.result() for job in jobs))
-        gone = asyncio.ensure_future(_gone(request))
         try:
-            waiting: set[asyncio.Future[Any]] = {all_of, gone}
-            await asyncio.wait(waiting, timeout=self.seconds, return_when=asyncio.FIRST_COMPLETED)
-            if all_of.done():
-                return list(all_of.result())
-            if gone.done():
-                raise BadRequest("client: gone", GONE)
-            raise BadRequest(f"not done in {self.seconds:g} s", 503)
-        except BadRequest:
-            raise
-        except UserError as error:
-            raise BadRequest(line_of(error), 400) from None
+            return list(await self._while_there(request, asyncio.gather(*(job.result() for job in jobs))))
         finally:
             for job in jobs:
                 job.left = True
-            all_of.cancel()
-            gone.cancel()
-            await asyncio.gather(all_of, gone, return_exceptions=True)
 
     async def steps(self, job: Job) -> AsyncIterator[Draft | Filled]:
         """Yield what becomes of a job, step by step; whoever stops listening drops it. Raises BadRequest."""
@@ -121,14 +106,30 @@ class Service:
         finally:
             job.left = True
 
-    async def call(self, function: Callable[[], T]) -> T:
-        """Returns what a function makes of the model, in its turn. Raises BadRequest for what is wrong in a request."""
+    async def call(self, request: Request, function: Callable[[], T]) -> T:
+        """Returns what a function makes of the model, in its turn; it is not called for a client who has left before.
+        Raises BadRequest as `filled` does."""
+        return await self._while_there(request, self.batcher.call(function))
+
+    async def _while_there(self, request: Request, work: asyncio.Future[T]) -> T:
+        """Returns the result of `work`, which is cancelled where the client leaves, and where it takes too long."""
+        gone = asyncio.ensure_future(_gone(request))
         try:
-            return await self.batcher.call(function)
+            waiting: set[asyncio.Future[Any]] = {work, gone}
+            await asyncio.wait(waiting, timeout=self.seconds, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            if gone.done():
+                raise BadRequest("client: gone", GONE)
+            raise BadRequest(f"not done in {self.seconds:g} s", 503)
         except BadRequest:
             raise
         except UserError as error:
             raise BadRequest(line_of(error), 400) from None
+        finally:
+            work.cancel()
+            gone.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
 
 
 async def _gone(request: Request) -> None:

@@ -216,8 +216,8 @@ def request(folder: Path) -> None:
 
 def answer_request() -> tuple[int, Any]:
     """The server's answer: 200, or a refusal of 4xx in one line of JSON."""
-    from fastapi.testclient import TestClient
     from robots.policy_server import StandIn
+    from starlette.testclient import TestClient
 
     from mmdiff.tasks.vla.serve.server import make_app
 

@@ -15,7 +15,7 @@ from tests.fuzz.judge import Subject, trial
 
 
 @pytest.mark.slow
-@pytest.mark.needs("timm", "soundfile", "fastapi", "pyarrow")
+@pytest.mark.needs("timm", "soundfile", "starlette", "pyarrow")
 def test_no_mutation_is_a_fault() -> None:
     command = [sys.executable, "-m", "tests.fuzz", "--number", "170", "--seed", "7", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -17,9 +17,10 @@ from typing import Any
 from mmdiff.config import flatten, load_config, trusting
 from mmdiff.errors import ConfigError, UserError, shown
 from mmdiff.files import regular
+from mmdiff.runs.metrics import is_number
 from mmdiff.runs.summary import Summary, summary_of
 
-from ..figures import is_number
+from ..figures import is_end
 from .intervals import bootstrap
 
 NAMES = ("name", "base", "demo")  # settings in which any two runs differ
@@ -69,7 +70,7 @@ def compare(folders: Sequence[str | Path]) -> dict[str, Any]:
             for run in runs
         ],
         "settings": _settings(runs),
-        "figures": {key: [_figure(run, key) for run in runs] for key in keys if not _is_end(key, keys)},
+        "figures": {key: [_figure(run, key) for run in runs] for key in keys if not is_end(key, keys)},
     }
     differences: dict[str, list[Any]] = {}
     changed: list[dict[str, Any]] = []
@@ -147,11 +148,6 @@ def _settings(runs: Sequence[Compared]) -> dict[str, list[Any]]:
     keys = dict.fromkeys(key for run in runs for key in run.settings if key.partition(".")[0] not in NAMES)
     found = {key: [run.settings.get(key) for run in runs] for key in keys}
     return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
-
-
-def _is_end(key: str, keys: Mapping[str, Any]) -> bool:
-    """Whether a figure is an end of the interval around another."""
-    return any(key.endswith(end) and key.removesuffix(end) in keys for end in ("_low", "_high"))
 
 
 def _figure(run: Compared, key: str) -> dict[str, float] | None:

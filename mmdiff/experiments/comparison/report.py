@@ -10,8 +10,9 @@ from typing import Any
 from mmdiff.errors import shown
 from mmdiff.evaluation.page import figure_uri, new_figure, render
 from mmdiff.evaluation.report import losses
+from mmdiff.runs.metrics import is_number, read_metrics
 
-from ..figures import aligned, as_text, is_number
+from ..figures import aligned, as_text
 from .compare import CLOCKS
 
 WIDEST = 60  # characters of a value in a terminal
@@ -86,7 +87,7 @@ def curves(folders: Mapping[str, Path]) -> str | None:
     Returns the data URI of a PNG; None where no loss was logged.
     """
     files = {label: folder / "metrics.jsonl" for label, folder in folders.items()}
-    logged = {label: list(losses(file)) for label, file in files.items() if file.is_file()}
+    logged = {label: list(losses(file)) for label, file in files.items()}
     bounds = {label: _bounds(file) for label, file in files.items()}
     if not any(logged.values()):
         return None
@@ -94,7 +95,7 @@ def curves(folders: Mapping[str, Path]) -> str | None:
     figure = new_figure(10, 3.6)
     axes = list(figure.subplots(1, panels, squeeze=False).flat)
     for i, label in enumerate(folders):
-        lines = logged.get(label, [])
+        lines = logged[label]
         style: dict[str, Any] = {"color": f"C{i % 10}", "linewidth": 1}
         style |= {"marker": "."} if len(lines) < 9 else {}  # one point is no line
         for j, stage in enumerate(dict.fromkeys(line["stage"] for line in lines)):
@@ -112,16 +113,8 @@ def curves(folders: Mapping[str, Path]) -> str | None:
     return figure_uri(figure)
 
 
-def _bounds(metrics: Path) -> list[tuple[int, float]]:
-    found = []
-    for raw in metrics.read_bytes().split(b"\n") if metrics.is_file() else []:
-        try:
-            line = json.loads(raw)
-            if is_number(line.get("bound_per_token")) and is_number(line.get("step")):
-                found.append((line["step"], line["bound_per_token"]))
-        except (ValueError, AttributeError, RecursionError):
-            continue
-    return found
+def _bounds(metrics: Path) -> list[tuple[float, float]]:
+    return [(x["step"], x["bound_per_token"]) for x in read_metrics(metrics) if is_number(x.get("bound_per_token"))]
 
 
 def _run(run: Mapping[str, Any], width: int | None) -> list[str]:

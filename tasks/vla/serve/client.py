@@ -117,6 +117,7 @@ def encoded(picture: Any) -> str:
 
 def _reason(error: urllib.error.HTTPError) -> str:
     try:
-        return str(json.loads(error.read(ANSWER))["error"])
+        found = json.loads(error.read(ANSWER))["error"]
+        return str(found["message"] if isinstance(found, dict) else found)  # of `mmdiff serve`, of `mmdiff vla serve`
     except (ValueError, KeyError, TypeError, OSError):
         return str(error.reason)

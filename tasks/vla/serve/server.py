@@ -21,7 +21,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdiff.errors import ConfigError, require
-from mmdiff.serving.http.guard import CLOSE, BadRequest, Bodies, Gate, Limits, is_local, read_token
+from mmdiff.serving.http.guard import (
+    CLOSE,
+    BadRequest,
+    Bodies,
+    ErrorBody,
+    Gate,
+    Limits,
+    is_local,
+    line_only,
+    read_token,
+)
 from mmdiff.serving.http.listening import LIMITS, listen, settings
 from mmdiff.serving.http.listening import run as answer
 from mmdiff.tasks.vla.task import VLA
@@ -29,7 +39,7 @@ from mmdiff.tasks.vla.task import VLA
 from .policy import GONE, PolicyServer, contract_of
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from starlette.applications import Starlette
     from starlette.requests import Request
 
     from mmdiff.session import Session
@@ -49,7 +59,7 @@ def make_app(
     sampler: Mapping[str, Any] | None = None,
     token: str | None = None,
     local: bool = False,
-) -> FastAPI:
+) -> Starlette:
     """The application that answers with a session's policy.
 
     cameras: names of the pictures, in order. sampler: fields of GenerationConfig for every call.
@@ -58,17 +68,17 @@ def make_app(
     token, local: see `Gate`.
     Raises ConfigError, MissingExtra.
     """
-    require("fastapi", "serve")
-    from fastapi import FastAPI
-    from fastapi.responses import JSONResponse, PlainTextResponse
+    require("starlette", "serve")
+    from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
+    from starlette.responses import JSONResponse, PlainTextResponse
 
     contract = contract_of(session.task, cameras)
     if execute is not None and not 1 <= execute <= contract.chunk:
         raise ConfigError(f"execute: {execute} is not 1 to {contract.chunk}, the actions of a chunk")
     policy, bodies = PolicyServer(session, contract, sampler or {}), Bodies(limits)
     steps = execute or session.task.execute or contract.chunk
-    app = FastAPI(title="mmdiff policy", docs_url=None, redoc_url=None, openapi_url=None)
+    app = Starlette()
 
     async def health(request: Request) -> Any:
         return JSONResponse(
@@ -104,10 +114,12 @@ def make_app(
     return app
 
 
-def acting(policy: PolicyServer, bodies: Bodies, execute: int) -> Callable[[Request], Awaitable[Any]]:
-    """Returns the function of POST /act."""
-    from fastapi.responses import JSONResponse
+def acting(
+    policy: PolicyServer, bodies: Bodies, execute: int, error_of: ErrorBody = line_only
+) -> Callable[[Request], Awaitable[Any]]:
+    """Returns the function of POST /act. error_of: the form of errors."""
     from starlette.requests import ClientDisconnect
+    from starlette.responses import JSONResponse
 
     async def act(request: Request) -> Any:
         try:
@@ -115,36 +127,41 @@ def acting(policy: PolicyServer, bodies: Bodies, execute: int) -> Callable[[Requ
                 return JSONResponse({**await policy.act(body, request), "execute": execute})
         except BadRequest as error:
             policy.refused += 1
-            return JSONResponse({"error": _line(error)}, error.status, CLOSE if error.status in UNREAD else None)
+            headers = CLOSE if error.status in UNREAD else None
+            return JSONResponse(error_of(_line(error), error.status), error.status, headers)
         except ClientDisconnect:
-            return JSONResponse({"error": "client: gone"}, GONE)
+            return JSONResponse(error_of("client: gone", GONE), GONE)
         except Exception:
             policy.failed += 1
             log.exception("POST /act failed")
-            return JSONResponse({"error": "internal error; see the server's log"}, 500)
+            return JSONResponse(error_of("internal error; see the server's log", 500), 500)
 
     return act
 
 
-def served(app: Any, service: Any) -> dict[str, Any]:
+def served(app: Any, service: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, str]]]:
     """Add POST /act, and POST /world where the policy has a simulator, to the application of `mmdiff serve`.
 
-    Returns what /health says besides.
+    Returns what /health says besides, and what the description needs of each route: the class of its body, a summary.
     """
     from mmdiff.serving.app import guarded
+    from mmdiff.serving.streams import error_body
 
-    from .simulator import acting_in, facts_of, simulator_of
+    from .request import ActRequest
+    from .simulator import WorldRequest, acting_in, facts_of, simulator_of
 
     session = service.session
     contract = contract_of(session.task)
     steps = session.task.execute or contract.chunk
     policy = PolicyServer(session, contract, {}, service.batcher.thread)
-    app.add_route("/act", acting(policy, service.bodies, steps), ["POST"])
+    app.add_route("/act", acting(policy, service.bodies, steps, error_body), ["POST"])
+    routes: dict[str, tuple[Any, str]] = {"/act": (ActRequest, "The next actions of the policy.")}
     world = {}
     if (simulator := simulator_of(session.task)) is not None:
         app.add_route("/world", guarded(service, "/world", acting_in(simulator)), ["POST"])
         world = {"world": facts_of(simulator)}
-    return {**asdict(contract), "execute": steps, **world}
+        routes["/world"] = (WorldRequest, "What the simulator shows after some actions.")
+    return {**asdict(contract), "execute": steps, **world}, routes
 
 
 def _line(error: Exception) -> str:
@@ -165,8 +182,8 @@ def serve(
 
     token_file: see `read_token`. Raises ConfigError for a port that is taken, MissingExtra.
     """
-    require("fastapi", "serve")
-    require("uvicorn", "serve")
+    for package in ("starlette", "uvicorn", "pydantic"):
+        require(package, "serve")
 
     from mmdiff.session import load
 

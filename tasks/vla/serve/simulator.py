@@ -145,7 +145,7 @@ def acting_in(simulator: Simulator) -> Callable[[Service, Request], Awaitable[Re
     async def world(service: Service, http: Request) -> Response:
         async with service.body(http, WorldRequest) as request:
             pass
-        return JSONResponse(await service.call(lambda: simulator.after(request)))
+        return JSONResponse(await service.call(http, lambda: simulator.after(request)))
 
     return world
 

@@ -97,7 +97,7 @@ def test_a_port_that_is_taken_is_refused_before_the_model_is_loaded(folder: Path
 
 
 def test_a_policy_acts_at_the_same_server() -> None:
-    pytest.importorskip("fastapi")
+    pytest.importorskip("starlette")
     from robots.policy_server import PICTURE, STATE, task
 
     from mmdiff.backbones import new_backbone

@@ -13,7 +13,7 @@ import pytest
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.session import Session
 
-pytest.importorskip("fastapi")
+pytest.importorskip("starlette")
 pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 from PIL import Image  # noqa: E402

@@ -19,7 +19,7 @@ import torch
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.session import Session
 
-pytest.importorskip("fastapi")
+pytest.importorskip("starlette")
 pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 from robots.policy_server import HTTP, PICTURE, STATE, StandIn, ask, numpy_json, served, task, until, wanted  # noqa: E402

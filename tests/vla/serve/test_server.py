@@ -21,7 +21,7 @@ from mmdiff.commands.cli import main
 from mmdiff.errors import ConfigError
 from mmdiff.session import Session
 
-pytest.importorskip("fastapi")
+pytest.importorskip("starlette")
 pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 from PIL import Image  # noqa: E402

@@ -107,6 +107,18 @@ def test_a_policy_in_closed_loop_is_a_rollout(url: str, session: Session[VLA]) -
     assert np.array_equal(actions[: expected.steps], expected.actions_ND) and world["success"] == expected.success
 
 
+def test_the_routes_of_a_robot_are_described(url: str) -> None:
+    described = httpx.get(f"{url}/openapi.json", trust_env=False).json()
+    kinds = {"/act": "ActRequest", "/world": "WorldRequest"}
+    for path, kind in kinds.items():
+        body = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert (
+            body == {"$ref": f"#/components/schemas/{kind}"}
+            and "properties" in described["components"]["schemas"][kind]
+        )
+    assert post(url, "/act", instruction="reach").startswith("image: missing")  # one form of errors on one server
+
+
 def test_an_episode_ends_where_its_expert_succeeds(url: str) -> None:
     actions: list[list[float]] = []
     while not (found := post(url, "/world", actions=actions, seed=2))["over"]:
