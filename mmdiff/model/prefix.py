@@ -55,7 +55,8 @@ class Layout:
     """What stands in the row of a sample whose clean ids are run once for all copies. Known on the host, it asks no
     device how much there is.
 
-    block_BL: `block_numbers` of the batch. clean: positions that some block of targets sees. noised: those that copies have.
+    block_BL: `block_numbers` of the batch. clean: positions that some block of targets sees. noised: those that copies
+        have.
     """
 
     block_BL: Tensor

@@ -8,6 +8,7 @@ import math
 import socket
 import time
 import wave
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -167,14 +168,17 @@ def test_a_client_who_leaves_is_dropped(text_session: Any) -> None:
 
 
 def idle(url: str) -> None:
-    until(url, "mmdiff_requests_running 0.0")
+    until(lambda: "mmdiff_requests_running 0.0" in metrics(url))
 
 
-def until(url: str, line: str) -> None:
-    """Wait for a line of the server's metrics."""
+def metrics(url: str) -> str:
+    return httpx.get(f"{url}/metrics", trust_env=False).text
+
+
+def until(done: Callable[[], bool]) -> None:
     end = time.monotonic() + 10
-    while line not in httpx.get(f"{url}/metrics", trust_env=False).text:
-        assert time.monotonic() < end, f"waited in vain: {line}"
+    while not done():
+        assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
 
 
@@ -191,32 +195,38 @@ def test_the_queue_and_the_time_are_bounded(text_session: Any) -> None:
         assert post(url, "/v1/completions", prompt="a", max_tokens=2)["choices"]
 
 
-def test_what_is_no_canvas_waits_in_the_same_queue(text_session: Any) -> None:
-    """Likelihoods behind a long generation: a bounded number waits, and those whose clients leave are not computed."""
+def test_what_is_no_canvas_waits_in_the_same_queue(text_session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a long computation a bounded number of others waits; those whose clients leave are not computed."""
+    import threading
     from concurrent.futures import ThreadPoolExecutor
 
-    def score(timeout: float = 30) -> int:
-        return httpx.post(
-            f"{url}/score", json={"prompt": "ab", "completions": ["c"]}, timeout=timeout, trust_env=False
-        ).status_code
+    gate, begun = threading.Event(), []
 
-    with served(text_session, waiting=2, rows=1) as url, ThreadPoolExecutor(8) as pool:
-        body = {"prompt": "a", "max_tokens": 4000, "stream": True, "drafts": True}
-        with HTTP.stream("POST", f"{url}/v1/completions", json=body) as events:
-            assert next(events.iter_lines()).startswith("data: ")
-            with pytest.raises(httpx.ReadTimeout):
-                score(timeout=0.5)
-            until(url, "mmdiff_requests_waiting 0.0")  # that one has gone
-            two = [pool.submit(score) for _ in range(2)]
-            until(url, "mmdiff_requests_waiting 2.0")
-            assert score() == 503
-        assert [one.result() for one in two] == [200, 200]
-        counted = httpx.get(f"{url}/metrics", trust_env=False).text
-    found = {
-        s: f'mmdiff_requests_total{{route="/score",status="{s}"}} {n}.0' in counted
-        for s, n in ((499, 1), (200, 2), (503, 1))
-    }
-    assert all(found.values()), counted
+    def scores(*named: Any) -> list[Any]:
+        begun.append(named)
+        assert gate.wait(20)
+        return []
+
+    def score(timeout: float = 30) -> int:
+        body = {"prompt": "ab", "completions": ["c"]}
+        return httpx.post(f"{url}/score", json=body, timeout=timeout, trust_env=False).status_code
+
+    monkeypatch.setattr("mmdiff.serving.rest.scores", scores)
+    with served(text_session, waiting=2) as url, ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(score)]
+        until(lambda: bool(begun))
+        with pytest.raises(httpx.ReadTimeout):
+            score(timeout=0.5)
+        until(lambda: "mmdiff_requests_waiting 0.0" in metrics(url))  # that client has left
+        found += [pool.submit(score) for _ in range(2)]
+        until(lambda: "mmdiff_requests_waiting 2.0" in metrics(url))
+        assert score() == 503
+        gate.set()
+        assert [one.result() for one in found] == [200, 200, 200]
+        counted = metrics(url)
+    for status, n in ((200, 3), (499, 1), (503, 1)):
+        assert f'mmdiff_requests_total{{route="/score",status="{status}"}} {n}.0' in counted, counted
+    assert len(begun) == 3
 
 
 def test_tokens_and_hosts(text_session: Any) -> None:
