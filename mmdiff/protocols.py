@@ -138,7 +138,8 @@ class Extra(Protocol):
     Its class is decorated with `mmdiff.config.saveable.saveable`. A constructor that takes `width` (D), `vocab_size`
     or `mask_id` is given them. One that takes `vocab_size` has `grow(source_V)`, as `mmdiff.objectives.heads.WordHead`
     has it, if the vocabulary is to grow. What else it has is between it and the objectives and processes that use it;
-    if it has `embed`, every forward calls that.
+    if it has `embed`, every forward calls that. A network (`mmdiff.objectives.networks`) has `hidden`, which is called
+    with the model and the arguments of `Model.hidden` in place of one run of the backbone.
     """
 
     def embed(self, x_RLD: Tensor, ids_RL: Tensor, values_RL: Tensor | None) -> Tensor:
@@ -283,9 +284,8 @@ class Objective(Protocol):
 
     One that has to know the model before it plans has `for_model(model) -> Objective`, which a stage calls first.
 
-    One that trains on what the model generates has `generates = True`: batches are then prompts (`Task.prompt`). Its
-    `collect(model, batch, key, rows, sampler) -> Any` returns what is planned in place of a batch, for `inner` steps in
-    a row. rows: from a global sample index to the row, its task and the name of its source. sampler: the run's.
+    One that trains on generations has `generates = True`: batches are prompts (`Task.prompt`), and its `collect(model,
+    batch, key, rows, sampler)` returns what is planned in their place for `inner` steps (`mmdiff.objectives.policy`).
     """
 
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Any:

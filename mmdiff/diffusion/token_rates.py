@@ -99,8 +99,21 @@ def write_counts(path: str | Path, ids: Iterable[int], size: int) -> None:
     save_file({"counts": np.bincount(np.fromiter(ids, dtype=np.int64), minlength=size)}, str(path))
 
 
-@lru_cache(maxsize=4)
+def counts_of(counts: str, size: int) -> Array:
+    """Returns float64 (V,), how often each id occurs, of a table for `size` ids. Raises ConfigError."""
+    count_V = _counts(counts)
+    if len(count_V) != size:
+        raise ConfigError(f"objective.counts: {counts}: {len(count_V)} ids, expected {size}, those of the vocabulary")
+    return count_V
+
+
 def _table(counts: str) -> Array:
+    common_V: Array = np.log1p(_counts(counts))
+    return common_V / max(float(common_V.max()), 1e-12)
+
+
+@lru_cache(maxsize=4)
+def _counts(counts: str) -> Array:
     from safetensors import SafetensorError, safe_open
 
     path, where = Path(counts), f"levels.counts: {counts}"
@@ -114,5 +127,4 @@ def _table(counts: str) -> Array:
         raise ConfigError(f"{where}: not a safetensors file: {error}") from None
     if count_V.ndim != 1 or not len(count_V) or not np.isfinite(count_V).all() or (count_V < 0).any():
         raise ConfigError(f"{where}: expected one tensor of counts, one for each id")
-    common_V: Array = np.log1p(count_V)
-    return common_V / max(float(common_V.max()), 1e-12)
+    return count_V

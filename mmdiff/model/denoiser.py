@@ -29,7 +29,7 @@ from mmdiff.canvas.query import Bools, Fresh, Prediction, Query, StepInfo
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.protocols import Denoise
 
-from .prefix import BehindClean
+from .prefix import BehindClean, network_of
 from .saving import saved_folder
 
 
@@ -44,6 +44,7 @@ class Denoiser:
     kept: Kept | None = field(default=None, repr=False)
     now: Now | None = field(default=None, repr=False)
     shift: int | None = None
+    of_network: dict[str, Any] = field(default_factory=dict, repr=False)  # what a network keeps between calls
 
     def __post_init__(self) -> None:
         self.shift = self.model.backbone.facts.shift if self.shift is None else self.shift
@@ -58,14 +59,18 @@ class Denoiser:
             self.extra(name)
         # where logits are shifted, what predicts a block's first position may see context that stands behind it
         behind = model.attention.finished_is_context and bool(self.shift)
-        keeps = model.backbone.caches and not batch.packed and not behind
+        network = network_of(model)
+        keeps = model.backbone.caches and not batch.packed and not behind and network is None
         if query.fresh is not None and not keeps:
             what = "rows that are packed of several documents" if batch.packed else model.backbone.family
+            what = what if network is None else type(network).__name__
             raise ConfigError(f"sampler.denoise: keys and values of {what} cannot be kept, expected no cache")
         if query.step is not None and keeps and (query.fresh is not None or model.attention.exact_prefix):
             h_PD = self._partly(query, query.step, batch)
         else:
-            h_RLD = model.hidden(query.ids_RL, batch, self.features, query.row_R, query.media_R, extras=query.extras)
+            self.of_network["queried_RL"] = query.predict_RL
+            kept = None if network is None else self.of_network
+            h_RLD = model.hidden(query.ids_RL, batch, self.features, query.row_R, query.media_R, kept, query.extras)
             h_PD = h_RLD[query.at()[0], self._predicting(query, batch)]
         return Prediction(self.logits(h_PD), h_PD if query.hidden else None)
 

@@ -24,7 +24,7 @@ from mmdiff.backbones.reserve import grow
 from mmdiff.canvas.batch import Batch, MediaBatch, real_NT, to_device, where
 from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.pattern import Pattern
-from mmdiff.canvas.patterns import Full, visibility
+from mmdiff.canvas.patterns import Full
 from mmdiff.canvas.prompt import prompt_canvas
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config import trusting
@@ -42,7 +42,7 @@ from . import saving
 from .denoiser import Denoiser
 from .evaluating import evaluating
 from .params import add_adapters, read_adapters
-from .prefix import Layout, hidden_copies
+from .prefix import Layout, backbone_states, hidden_copies, network_of
 from .scorer import Scores, score
 
 T = TypeVar("T")
@@ -151,24 +151,15 @@ class MMDiff(nn.Module):
         memory: Any = None,
         extras: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Returns last hidden states (R, L, D): ids are embedded, features put into their slots, the backbone is run.
+        """Returns last hidden states (R, L, D): ids are embedded, features put into their slots, the backbone is run,
+        or what an extra does in its place (`mmdiff.protocols.Extra.hidden`).
 
         row_R: the row of `batch` that a row of ids is a copy of. media_R: bool, False where a row must not see its
-            media. memory: takes in keys and values. extras: as for `embedded`.
+            media. memory: takes in keys and values; of a network, what it keeps. extras: as for `embedded`.
         """
-        attend_RL = batch.attend_BL[row_R] if batch.padded else None
-        slots = {kind: slot_BL[row_R] for kind, slot_BL in batch.slots.items()}
-        if media_R is not None:
-            slots = {kind: slot_RL.masked_fill(~media_R[:, None], -1) for kind, slot_RL in slots.items()}
-        return self.backbone.hidden(
-            self.embedded(ids_RL, features, slots, attend_RL, extras),
-            attend_RL,
-            batch.position_ids_BL[row_R],
-            visibility(self.attention, batch, row_R),
-            memory,
-            batch.target_BL[row_R],
-            (extras or {}).get("backbone"),
-        )
+        run = backbone_states if (network := network_of(self)) is None else network.hidden
+        out: Tensor = run(self, ids_RL, batch, features, row_R, media_R, memory, extras)
+        return out
 
     def embedded(
         self,
@@ -194,7 +185,8 @@ class MMDiff(nn.Module):
 
     def shares_context(self, copies: int) -> bool:
         """Whether context is run once for so many copies of a sample."""
-        return self.attention.one_target_block and copies > 1 and self.backbone.caches
+        once = self.attention.one_target_block and copies > 1 and self.backbone.caches
+        return once and network_of(self) is None
 
     def hidden_copies(
         self,

@@ -1,4 +1,5 @@
-"""Noised copies of a sample behind what is clean: its context, or the clean blocks before a noised one, is run once.
+"""Hidden states: of the backbone, of a network in its place, and of noised copies of a sample behind what is clean: its
+context, or the clean blocks before a noised one, is run once.
 
 Where the context, all positions that are not targets, sees itself only (`Pattern.one_target_block`), its states are the
 same for every noised copy: one forward per sample and step of training, without approximation (as in dVLA and UD-VLA).
@@ -78,6 +79,41 @@ def scatter_to_canvas(at_BN: Tensor, h_BND: Tensor, over_BLD: Tensor) -> Tensor:
     return longer_BLD.scatter(1, at_BN[..., None].expand(-1, -1, h_BND.shape[2]), h_BND)[:, :-1]
 
 
+def network_of(model: Model) -> Any:
+    """Returns the extra that has `hidden`, None where none has. Raises ConfigError for two of them."""
+    found = [name for name, extra in model.extras.items() if hasattr(extra, "hidden")]
+    if len(found) > 1:
+        raise ConfigError(f"model.extras: {found[0]} and {found[1]} are networks, expected one of them")
+    return model.extras[found[0]] if found else None
+
+
+def backbone_states(
+    model: Model,
+    ids_RL: Tensor,
+    batch: Batch,
+    features: Mapping[str, Tensor],
+    row_R: Tensor,
+    media_R: Tensor | None = None,
+    memory: Any = None,
+    extras: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """Returns last hidden states (R, L, D) of one run of the backbone: `MMDiff.hidden` of a model without a network."""
+    attend_RL = batch.attend_BL[row_R] if batch.padded else None
+    slots = {kind: slot_BL[row_R] for kind, slot_BL in batch.slots.items()}
+    if media_R is not None:
+        slots = {kind: slot_RL.masked_fill(~media_R[:, None], -1) for kind, slot_RL in slots.items()}
+    out: Tensor = model.backbone.hidden(
+        model.embedded(ids_RL, features, slots, attend_RL, extras),
+        attend_RL,
+        batch.position_ids_BL[row_R],
+        visibility(model.attention, batch, row_R),
+        memory,
+        batch.target_BL[row_R],
+        (extras or {}).get("backbone"),
+    )
+    return out
+
+
 def hidden_copies(
     model: Model,
     ids_RL: Tensor,
@@ -92,8 +128,14 @@ def hidden_copies(
     The backbone sees one row per sample, `clean, copy 1, copy 2, ...`. A copy is a stream of those blocks that hold
     targets; each sees itself and the clean ids of earlier blocks. Where all targets are one block that is what
     `MMDiff.hidden` gives; where they are several it is block diffusion (BD3LM, arXiv 2503.09573).
-    Raises ConfigError for a family of encoders, which embed a position by what else is in its row.
+    Raises ConfigError for a family of encoders, which embed a position by what else is in its row, and for a network
+    without blocks.
     """
+    if (network := network_of(model)) is not None:
+        if not hasattr(network, "hidden_copies"):
+            raise ConfigError(f"model.extras: {type(network).__name__} has no blocks, expected attention without them")
+        out: Tensor = network.hidden_copies(model, ids_RL, batch, features, copies, extras)
+        return out
     if not model.backbone.caches:
         raise ConfigError(f"backbone: {model.backbone.family} runs all positions of a canvas; copies can share none")
     layout, length = layout or Layout.of(model.attention, batch), batch.ids_BL.shape[1]
