@@ -87,14 +87,14 @@ class BlockDecoder(nn.Module):
         memory: of one generation. `queried_RL`, bool, says which positions are asked for: their blocks are decoded, and
             what was encoded before them is used again while it has not changed.
         """
-        unit_RL, asked_RL = _units(model, batch)[row_R], batch.target_BL[row_R]
+        block_RL, asked_RL = _blocks(model, batch)[row_R], batch.target_BL[row_R]
         if memory is not None and "queried_RL" in memory:
-            asked_U = torch.zeros(int(unit_RL.max()) + 1, dtype=torch.bool, device=unit_RL.device)
-            asked_U[unit_RL[memory["queried_RL"]]] = True
-            asked_RL = asked_RL & asked_U[unit_RL]
-        before_RL = _before(batch.attend_BL[row_R], unit_RL, asked_RL)
+            asked_U = torch.zeros(int(block_RL.max()) + 1, dtype=torch.bool, device=block_RL.device)
+            asked_U[block_RL[memory["queried_RL"]]] = True
+            asked_RL = asked_RL & asked_U[block_RL]
+        before_RL = _before(batch.attend_BL[row_R], block_RL, asked_RL)
         if memory is None or not model.backbone.caches or batch.packed:
-            encoded = self._encoded(model, ids_RL, before_RL, unit_RL, batch, features, row_R, media_R)
+            encoded = self._encoded(model, ids_RL, before_RL, block_RL, batch, features, row_R, media_R)
         else:
             encoded = memory.get("encoded")
             if encoded is None or not encoded.holds(ids_RL, before_RL, row_R):
@@ -102,9 +102,9 @@ class BlockDecoder(nn.Module):
                 encoded = Encoded(torch.zeros_like(before_RL), ids_RL, row_R, cache)
             new_RL = before_RL & ~encoded.done_RL
             if bool(new_RL.any()) or encoded.states_RLD is None:
-                encoded = self._encoded(model, ids_RL, new_RL, unit_RL, batch, features, row_R, media_R, encoded)
+                encoded = self._encoded(model, ids_RL, new_RL, block_RL, batch, features, row_R, media_R, encoded)
                 memory["encoded"] = encoded
-        return self._decoded(model, ids_RL, encoded, asked_RL, batch, features, unit_RL, row_R, media_R, extras)
+        return self._decoded(model, ids_RL, encoded, asked_RL, batch, features, block_RL, row_R, media_R, extras)
 
     def hidden_copies(
         self,
@@ -116,21 +116,21 @@ class BlockDecoder(nn.Module):
         extras: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Returns states (R, L, D) of noised copies behind clean earlier blocks, which are encoded once per sample."""
-        row_B, unit_BL = torch.arange(len(batch), device=ids_RL.device), _units(model, batch)
-        before_BL = _before(batch.attend_BL, unit_BL, batch.target_BL)
-        clean = self._encoded(model, batch.ids_BL, before_BL, unit_BL, batch, features, row_B, None)
+        row_B, block_BL = torch.arange(len(batch), device=ids_RL.device), _blocks(model, batch)
+        before_BL = _before(batch.attend_BL, block_BL, batch.target_BL)
+        clean = self._encoded(model, batch.ids_BL, before_BL, block_BL, batch, features, row_B, None)
         row_R = row_B.repeat(copies)
         many = [(k.repeat(copies, 1, 1, 1), v.repeat(copies, 1, 1, 1)) for k, v in clean.known]
         encoded = replace(clean, states_RLD=clean.states().repeat(copies, 1, 1), known=many)
         asked_RL = batch.target_BL[row_R]
-        return self._decoded(model, ids_RL, encoded, asked_RL, batch, features, unit_BL[row_R], row_R, None, extras)
+        return self._decoded(model, ids_RL, encoded, asked_RL, batch, features, block_BL[row_R], row_R, None, extras)
 
     def _encoded(
         self,
         model: Any,
         ids_RL: Tensor,
         new_RL: Tensor,
-        unit_RL: Tensor,
+        block_RL: Tensor,
         batch: Batch,
         features: Any,
         row_R: Tensor,
@@ -148,11 +148,11 @@ class BlockDecoder(nn.Module):
             x_RND, where_RN = model.embedded(at.take(ids_RL), features, slots, real_RN), batch.position_ids_BL[row_R]
             if before is None:
                 document_RN = at.take(batch.segment_BL[row_R])
-                seen = Visibility(model.attention & Documents(), Coordinates(document_RN, at.take(unit_RL)))
+                seen = Visibility(model.attention & Documents(), Coordinates(document_RN, at.take(block_RL)))
                 h_RND = model.backbone.hidden(x_RND, real_RN, at.take(where_RN), seen)
             else:  # the column behind the canvas takes what fills up rows of fewer positions
                 before.cache.part(at.at_BN, ragged=True)
-                attend_RK, block_RK = F.pad(before.done_RL | new_RL, (0, 1)), F.pad(unit_RL, (0, 1), value=-1)
+                attend_RK, block_RK = F.pad(before.done_RL | new_RL, (0, 1)), F.pad(block_RL, (0, 1), value=-1)
                 seen = Visibility(model.attention, Coordinates(block=block_RK), at.at_BN)
                 h_RND = model.backbone.hidden(x_RND, attend_RK, at.take(where_RN), seen, before.cache)
             over_RLD = scatter_to_canvas(at.at_BN, h_RND.to(over_RLD.dtype), over_RLD)
@@ -169,7 +169,7 @@ class BlockDecoder(nn.Module):
         asked_RL: Tensor,
         batch: Batch,
         features: Any,
-        unit_RL: Tensor,
+        block_RL: Tensor,
         row_R: Tensor,
         media_R: Tensor | None,
         extras: Any,
@@ -182,9 +182,9 @@ class BlockDecoder(nn.Module):
         beside = {name: at.take(values_RL) for name, values_RL in (extras or {}).items()}
         embedded_RMD = model.embedded(at.take(ids_RL), features, slots, None, beside)
         x_RMD = placed(embedded_RMD.to(states_RLD.dtype), at.take(position_RL))
-        unit_RM, document_RM = at.take(unit_RL), at.take(document_RL)
-        same_RMM = (unit_RM[..., None] == unit_RM[:, None]) & at.real_BN[:, None]
-        before_RML = (unit_RL[:, None] < unit_RM[..., None]) & attend_RL[:, None]
+        block_RM, document_RM = at.take(block_RL), at.take(document_RL)
+        same_RMM = (block_RM[..., None] == block_RM[:, None]) & at.real_BN[:, None]
+        before_RML = (block_RL[:, None] < block_RM[..., None]) & attend_RL[:, None]
         before_RML = before_RML & (document_RL[:, None] == document_RM[..., None])
         sees = torch.cat([same_RMM, before_RML], 2)
         for layer, known in zip(self.layers, encoded.known, strict=True):
@@ -192,13 +192,13 @@ class BlockDecoder(nn.Module):
         return scatter_to_canvas(at.at_BN, self.norm(x_RMD), states_RLD).to(embedded_RMD.dtype)
 
 
-def _before(attend_RL: Tensor, unit_RL: Tensor, asked_RL: Tensor) -> Tensor:
+def _before(attend_RL: Tensor, block_RL: Tensor, asked_RL: Tensor) -> Tensor:
     """Returns bool (R, L), the positions of blocks before the last that is asked for."""
-    last_R1 = unit_RL.masked_fill(~asked_RL, -1).amax(1, keepdim=True)
-    return attend_RL & (unit_RL < last_R1)
+    last_R1 = block_RL.masked_fill(~asked_RL, -1).amax(1, keepdim=True)
+    return attend_RL & (block_RL < last_R1)
 
 
-def _units(model: Any, batch: Batch) -> Tensor:
+def _blocks(model: Any, batch: Batch) -> Tensor:
     if not model.attention.exact_prefix or model.attention.one_target_block:
         raise ConfigError(f"model.attention: {model.attention}, expected blocks, mmdiff.canvas.patterns.BlockCausal")
     return block_numbers(model.attention, batch)

@@ -204,14 +204,14 @@ def test_a_block_sees_itself_and_clean_earlier_ones(size: int, side: Any) -> Non
     m = model(BlockCausal(size, "targets"), media=False, decoder=BlockDecoder(width=32))
     batch = collate(words(4, 3, image=False), m.vocab, side=side)
     noised = batch.ids_BL.masked_fill(batch.target_BL, m.vocab.mask_id)
-    unit = torch.where(batch.target_BL, batch.target_BL.cumsum(1).sub(1) // size, -1)
+    block = torch.where(batch.target_BL, batch.target_BL.cumsum(1).sub(1) // size, -1)
 
     def states(one: Any) -> Tensor:
         return m.hidden_copies(noised, one, {}, 1, blockwise=True)
 
     for row, position in batch.attend_BL.nonzero().tolist():
         moved_L = moved_by(states, batch, row, position) & batch.target_BL[row]
-        assert torch.equal(moved_L, batch.target_BL[row] & (unit[row] > unit[row, position]))
+        assert torch.equal(moved_L, batch.target_BL[row] & (block[row] > block[row, position]))
 
 
 def test_a_generation_is_what_training_saw() -> None:
