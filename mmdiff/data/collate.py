@@ -58,7 +58,9 @@ def collate(
             elif isinstance(part, Target):
                 ids = part.ids if part.ids is not None else [vocab.mask_id] * part.length
                 row.add(ids, True, allow_sets.setdefault(part.allow, len(allow_sets)))
-                row.steps[len(row.ids) - len(ids) :] = part.steps or [-1] * len(ids)
+                if part.steps:
+                    row.steps[len(row.ids) - len(ids) :] = part.steps
+                    row.stepped = row.stepped or max(part.steps) >= 0
             elif isinstance(part, Break):
                 row.end_document()
             else:
@@ -90,7 +92,8 @@ def collate(
         extra = [fill] * (length - len(values))
         return values + extra if side == "right" else extra + values
 
-    attend_BL = torch.tensor([pad([True] * len(row.ids), eos) for row in rows])
+    size_B1, at_L = torch.tensor([len(row.ids) for row in rows])[:, None], torch.arange(length)
+    attend_BL = (at_L < size_B1 if side == "right" else at_L >= length - size_B1) | eos
     ids_BL = torch.tensor([pad(row.ids, vocab.eos_id if eos else vocab.pad_id) for row in rows], dtype=torch.int64)
     slots = {kind: torch.full((len(rows), length), -1, dtype=torch.int64) for kind in items}
     for b, row in enumerate(rows):
@@ -98,9 +101,11 @@ def collate(
         for kind, at, start, n in row.slots:
             slots[kind][b, at + shift : at + shift + n] = torch.arange(start, start + n)
     target_BL = torch.tensor([pad(row.target, eos) for row in rows])
-    stepped = any(step >= 0 for row in rows for step in row.steps)
-    segment_BL = torch.tensor([pad(row.segment, row.segment[-1]) for row in rows], dtype=torch.int64)
-    first_BL = torch.tensor([pad(row.first, row.first[-1]) for row in rows], dtype=torch.int64)
+    stepped = any(row.stepped for row in rows)
+    segment_BL, first_BL = torch.zeros_like(ids_BL), torch.zeros_like(ids_BL)
+    if any(row.document for row in rows):
+        segment_BL = torch.tensor([pad(row.segment, row.segment[-1]) for row in rows], dtype=torch.int64)
+        first_BL = torch.tensor([pad(row.first, row.first[-1]) for row in rows], dtype=torch.int64)
     allow_BL, allow_KV = None, None
     if len(allow_sets) > 1:
         allow_BL = torch.tensor([pad(row.allow, 0) for row in rows])
@@ -134,6 +139,7 @@ class _Row:
         self.target: list[bool] = []
         self.allow: list[int] = []
         self.steps: list[int] = []
+        self.stepped = False  # whether a step is known
         self.slots: list[tuple[str, int, int, int]] = []  # kind, position, first feature, count
         self.segment: list[int] = []  # the document of each position
         self.first: list[int] = []  # where it begins
@@ -145,7 +151,7 @@ class _Row:
             self.document, self.begins = self.document + 1, len(self.ids)
 
     def add(self, ids: Sequence[int], target: bool, allow: int = 0) -> None:
-        self.ids += [int(i) for i in ids]  # of a list, an array or a tensor
+        self.ids += map(int, ids)  # of a list, an array or a tensor
         self.target += [target] * len(ids)
         self.allow += [allow] * len(ids)
         self.steps += [-1] * len(ids)
