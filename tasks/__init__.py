@@ -1,4 +1,4 @@
-"""Tasks, a room each: how a row becomes a canvas, and a canvas an answer (`mmdiff.protocols.Task`).
+"""Tasks, a room each: how a row becomes a canvas, and a canvas a prediction (`mmdiff.protocols.Task`).
 
 They share `dialogue` and never import each other. May import: nothing.
 """

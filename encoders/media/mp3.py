@@ -20,6 +20,8 @@ Key = tuple[int, int, bool]
 
 
 class Frame(NamedTuple):
+    """The head of a frame of MPEG audio."""
+
     size: int  # bytes
     key: Key  # version of MPEG, number of the sampling rate, whether it is mono
 

@@ -265,6 +265,7 @@ def _build(
 
 
 def tokenizer_of(folder: Path, own: Family) -> Any:
+    """Returns the tokenizer of a folder; no code of it is run. Raises ConfigError for none, and a damaged one."""
     from transformers import AutoTokenizer, PreTrainedConfig
 
     if (found := own.folder_tokenizer(folder)) is not None:

@@ -49,6 +49,9 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
+    """A layer of a Q-Former: queries attend to each other, then to the context, then a feed-forward network (BLIP-2,
+    arXiv 2301.12597). Norms stand behind the residuals."""
+
     def __init__(self, hidden: int, context: int, heads: int, ffn: int, dropout: float) -> None:
         super().__init__()
         self.self_attention = Attention(hidden, hidden, heads, dropout)

@@ -22,6 +22,8 @@ Array = NDArray[np.float64]
 
 
 class Schedule(Protocol):
+    """How the share of masked positions grows with time t in [0, 1], and what a masked position weighs in the bound."""
+
     def mask_rate(self, t: Array) -> Array:
         """Returns the share that is masked, 0 at t = 0 and 1 at t = 1."""
         ...

@@ -178,4 +178,5 @@ def session_overrides(overrides: Sequence[str]) -> list[str]:
 
 
 def write_predictions(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write records as JSON lines, whole or not at all; numbers that are not finite are null."""
     write_text(file, "".join(json.dumps(without_nan(record), ensure_ascii=False) + "\n" for record in records))

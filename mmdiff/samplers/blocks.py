@@ -54,8 +54,11 @@ class Work:
 
 
 class Blocks:
-    """each: the steps of a block, whatever `steps`. steps_BJ: those that each block of a row is given. taken_BJ: those
-    it has taken. start_BJ: the predicted positions that it began with."""
+    """Which block of each row is filled next, and in how many steps.
+
+    each: the steps of a block, whatever `steps`. steps_BJ: those that each block of a row is given. taken_BJ: those
+    it has taken. start_BJ: the predicted positions that it began with.
+    """
 
     def __init__(
         self,

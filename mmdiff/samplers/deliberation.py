@@ -51,6 +51,8 @@ class Draft:
 
 
 class DraftRule(Protocol):
+    """Which positions of a draft are masked again, and in which rounds."""
+
     def __call__(self, draft: Draft) -> Iterator[Tensor]:
         """Yields bool BL, positions to mask, round after round. They are filled before the next round is drawn."""
         ...

@@ -72,7 +72,7 @@ class Settings:
 class Parts(NamedTuple):
     """Logits of a step. `logits`: ids that may not stand there are -inf; `judged`: what confidences are taken from.
 
-    at_S: the rows (of R) and positions that are judged again; None: there are none.
+    at_S: the S rows (of R) and positions that are judged again; None: there are none.
     """
 
     logits_PV: Tensor

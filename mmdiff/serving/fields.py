@@ -47,6 +47,8 @@ class Xargs(Fields):
 
 
 class JsonSchema(Fields):
+    """`json_schema` of a response format, as OpenAI has it."""
+
     name: str = "answer"
     description: str | None = None
     json_schema: dict[str, Any] = Field(alias="schema")
@@ -54,11 +56,15 @@ class JsonSchema(Fields):
 
 
 class ResponseFormat(Fields):
+    """`response_format`: free text, any JSON object, or JSON of a schema."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
 class StreamOptions(Fields):
+    """`stream_options`: whether the last event of a stream counts tokens."""
+
     include_usage: bool = False
     include_obfuscation: bool = False
 
@@ -97,16 +103,22 @@ class Generating(Sampling):
 
 
 class ImageUrl(Fields):
+    """A picture inside a message, as a data URL."""
+
     url: str = Field(description="data:image/png;base64,... Nothing is fetched.")
     detail: Literal["auto", "low", "high"] | None = None
 
 
 class InputAudio(Fields):
+    """A sound inside a message, as base64."""
+
     data: str = Field(description="base64 of a WAV, FLAC, OGG or MP3 file")
     format: str = "wav"
 
 
 class Part(Fields):
+    """A part of a message: text, a picture or a sound."""
+
     type: Literal["text", "image_url", "input_audio"]
     text: str | None = None
     image_url: ImageUrl | None = None
@@ -114,6 +126,8 @@ class Part(Fields):
 
 
 class Message(Fields):
+    """A message of a chat."""
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
     name: str | None = None

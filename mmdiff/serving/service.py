@@ -139,6 +139,7 @@ async def _gone(request: Request) -> None:
 
 
 def line_of(error: UserError) -> str:
+    """Returns an error as one line, without the room of settings that a client does not know."""
     return " ".join(str(error).removeprefix("sampler.").split())
 
 

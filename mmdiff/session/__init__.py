@@ -1,5 +1,5 @@
-"""A model with its task, loaded once, answering rows (`loaded.py`); what it says, and how a notebook shows that
-(`prediction.py`), draft by draft (`drafts.py`).
+"""A model with its task, loaded once, that predicts the answers of rows (`loaded.py`); its predictions, and how a
+notebook shows them (`prediction.py`), draft by draft (`drafts.py`).
 
 May import: backbones, canvas, config, data, model, protocols, runs, samplers.
 """

@@ -169,6 +169,7 @@ def _load(where: Path, overrides: Sequence[str], task: type[Any] | None, name: s
 
 
 def dotted(cls: type[Any]) -> str:
+    """Returns the dotted path of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 

@@ -145,6 +145,7 @@ def transcribed(session: Session[ASR], rows: Source, draft: Mapping[str, Any] | 
 
 
 def wer(session: Session[ASR], records: list[Record]) -> float:
+    """Returns the word error rate of transcripts, in percent."""
     return errors(*zip(*(session.task.pair(r, r["pred_text"]) for r in records), strict=True))
 
 

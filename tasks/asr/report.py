@@ -106,10 +106,12 @@ def marked(table: Table) -> tuple[list[str], dict[str, list[tuple[str, bool]]]]:
 
 
 def percent(figure: Number) -> str:
+    """Returns a figure in percent with two digits; a text stays as it is."""
     return figure if isinstance(figure, str) else f"{figure:.2f}"
 
 
 def card(example: Example) -> dict[str, Any]:
+    """Returns what the page shows of an example: errors before and after, words below each other, the canvas."""
     after = word_errors(example.text, example.prediction)
     before = None if example.first_pass is None else word_errors(example.text, example.first_pass)
     hypotheses = [example.prediction] if example.first_pass is None else [example.first_pass, example.prediction]
@@ -139,6 +141,7 @@ def card(example: Example) -> dict[str, Any]:
 
 
 def outcome(before: int | None, after: int) -> Outcome:
+    """Returns what became of a transcript. before, after: word errors; None where there was no first pass."""
     if before is None or before == after:
         return "wrong" if after else "right"
     return "corrected" if after < before else "worse"

@@ -85,4 +85,5 @@ def strategy(name: str, chunk: int, dims: int) -> dict[str, Any]:
 
 
 def iterations(dims: int) -> int:
+    """Returns the rounds in which the tokens of one action are committed."""
     return min(ITERATIONS, dims)

@@ -1,4 +1,4 @@
-"""Questions about pictures or sounds: the task, its rows, metrics and demonstration.
+"""Questions about pictures or sounds: the task, its rows, metrics (also of captions, and POPE), verbs, demonstration.
 
 May import: the core, commands, encoders.media, tasks.background, tasks.dialogue.
 """

@@ -55,6 +55,8 @@ NAMED_IN_TRAINING = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
 
 
 class Thing(NamedTuple):
+    """An object of a scene."""
+
     color: str
     shape: str
     cell: int  # 0 ... 3 in reading order
@@ -109,18 +111,21 @@ Pairs = tuple[tuple[str, str], ...]
 
 
 def ask_color(scene: Scene, rng: Generator, named: Pairs) -> QuestionAnswer | None:
+    """Returns a question for the color of an object whose shape is its own; None where there is none."""
     shapes = [thing.shape for thing in scene]
     thing = _one([t for t in scene if shapes.count(t.shape) == 1], rng)
     return thing and (f"what color is the {thing.shape}", thing.color)
 
 
 def ask_shape(scene: Scene, rng: Generator, named: Pairs) -> QuestionAnswer | None:
+    """Returns a question for the shape of an object whose color is its own; None where there is none."""
     colors = [thing.color for thing in scene]
     thing = _one([t for t in scene if colors.count(t.color) == 1], rng)
     return thing and (f"what shape is the {thing.color} object", thing.shape)
 
 
 def ask_count(scene: Scene, rng: Generator, named: Pairs) -> QuestionAnswer | None:
+    """Returns a question for the number of objects, of all or of those of one color."""
     colors = [thing.color for thing in scene]
     if rng.random() < 0.3:
         return "how many objects are there", NUMBERS[len(scene)]
@@ -129,6 +134,7 @@ def ask_count(scene: Scene, rng: Generator, named: Pairs) -> QuestionAnswer | No
 
 
 def ask_exist_yes(scene: Scene, rng: Generator, named: Pairs) -> QuestionAnswer | None:
+    """Returns a question for an object that is there; None where there is none that may be named."""
     pair = _one([thing.pair for thing in scene if thing.pair in named], rng)
     return pair and (f"is there a {pair[0]} {pair[1]}", "yes")
 
@@ -144,17 +150,20 @@ def ask_exist_no(scene: Scene, rng: Generator, named: Pairs) -> QuestionAnswer |
 
 
 def ask_where(scene: Scene, rng: Generator, named: Pairs) -> QuestionAnswer | None:
+    """Returns a question for the cell of an object; None where no single one may be named."""
     pairs = [thing.pair for thing in scene]
     thing = _one([t for t in scene if t.pair in named and pairs.count(t.pair) == 1], rng)
     return thing and (f"where is the {thing.color} {thing.shape}", PLACES[thing.cell])
 
 
 def ask_what(scene: Scene, rng: Generator, named: Pairs) -> QuestionAnswer | None:
+    """Returns a question for what is in a cell, which may be empty."""
     taken = [thing.cell for thing in scene]
     return what_is_at(scene, int(_one(taken if rng.random() < 0.85 else list(range(GRID * GRID)), rng)))
 
 
 def what_is_at(scene: Scene, cell: int) -> QuestionAnswer:
+    """Returns the question for what is in a cell, and its answer."""
     there = " ".join(f"{thing.color} {thing.shape}" for thing in scene if thing.cell == cell)
     return f"what is at the {PLACES[cell]}", there or "nothing"
 

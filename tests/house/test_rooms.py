@@ -19,7 +19,7 @@ import mmdiff
 WIDEST = {"mmdiff": 24, "core": 16}  # rooms and files in a folder, and their tests; 12 elsewhere
 LONGEST = 300  # lines of a file
 
-TASKS = ("asr", "protein", "text", "vla", "vqa")
+TASKS = tuple(sorted(p.parent.name for p in (ROOT / "tasks").glob("*/task.py")))
 DIALOGUE = ("mmdiff.tasks.dialogue", "mmdiff.tasks.background")
 GRAPH = module_graph()
 PACKAGES = sorted(

@@ -118,3 +118,16 @@ def test_the_glossary_has_forty_terms_at_most_and_names_what_is_in_the_code() ->
     assert named <= used, named - used
     for _, sentence, _ in table:
         assert sentence.strip().endswith(".")
+
+
+def test_public_names_say_what_they_are() -> None:
+    """Classes and functions of a file that others may use have a docstring; what is overloaded has one."""
+    bare = []
+    for file, tree in (pair for room in ROOMS for pair in trees(room)):
+        seen: dict[str, bool] = {}
+        for node in tree.body:
+            named = isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if named and not node.name.startswith("_"):
+                seen[node.name] = seen.get(node.name, False) or ast.get_docstring(node) is not None
+        bare += [f"{file}: {name}" for name, explained in seen.items() if not explained]
+    assert not bare, "write what it is, with shapes, units and errors"

@@ -40,6 +40,7 @@ NO_EFFECT = frozenset(
 
 
 def unchanged(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the fields of a config.json as they are."""
     return raw
 
 
@@ -63,8 +64,7 @@ class Decoder:
     mask, eos, ends: spellings of tokens. ids: the published ids, for a config.json and tokenizer that name none; they
         hold in a vocabulary of the published size.
     shift: the logits of position p come from hidden state p - shift; causal_shift: where it is run from left to right.
-    attention: `raw` -> who sees whom.
-    needed: fields of the class without a default that would be right for the family.
+    attention: `raw` -> who sees whom. needed: fields of the class without a default that would be right for the family.
     options: what `options` of a backbone may hold, with defaults: `shift`, and `mask`, the spelling of the mask token
         that a tokenizer without one is given; null: the model has none, and its noise is uniform.
     block_field: the published field that holds the size of blocks. small: further fields of new models.

@@ -40,6 +40,7 @@ def blocks(raw: Mapping[str, Any]) -> Pattern | None:
 
 
 def toy_tokenizer(mask: str = MASK) -> Any:
+    """Returns a tokenizer of bytes with Qwen's special tokens, and a mask."""
     return byte_tokenizer(bos=None, eos=EOS, special=("<|im_start|>", END, mask))
 
 

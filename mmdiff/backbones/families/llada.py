@@ -98,6 +98,7 @@ def shares(config: Any) -> dict[str, tuple[Share, ...]]:
 
 
 def toy_tokenizer() -> Any:
+    """Returns a tokenizer of bytes with LLaDA's special tokens."""
     return byte_tokenizer(bos=BOS, eos=EOS, special=(*HEADER, EOT, MASK))
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 def run_body(model: Any, **inputs: Any) -> Any:
+    """Returns the output of the body, without the head."""
     return model.base_model(**inputs)
 
 

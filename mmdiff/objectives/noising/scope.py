@@ -38,6 +38,8 @@ class Scoped:
 
 
 class Scope(Protocol):
+    """Which targets of a sample may be noised at a step."""
+
     def __call__(self, scope: Scoped, key: NoiseKey, vocab: Vocab) -> Scoped:
         """Returns a smaller scope. Random numbers are drawn under the key and each sample's own index."""
         ...

@@ -15,6 +15,8 @@ from mmdiff.parts import part
 
 
 class Advantage(Protocol):
+    """What the rewards of a group of generations are worth against each other."""
+
     def __call__(self, reward_GN: Tensor) -> Tensor:
         """Returns the advantages (G, N), float64, of rewards."""
         ...

@@ -38,6 +38,8 @@ from .reference import AdaptersOff, Frozen, Reference
 
 
 class PairLoss(Protocol):
+    """The loss of a pair of answers, of which one is preferred."""
+
     def __call__(self, margin_B: Tensor, beta: float) -> Tensor:
         """Returns the loss of each pair, of its margin in nats."""
         ...

@@ -14,6 +14,8 @@ from mmdiff.protocols import Row, Task
 
 
 class Reward(Protocol):
+    """What a generation is worth."""
+
     def __call__(self, prediction: Any, row: Row, task: Task) -> float:
         """Returns what a prediction is worth. row: as its source has it, answer and all else included."""
         ...

@@ -16,6 +16,8 @@ from mmdiff.parts import part
 
 
 class Surrogate(Protocol):
+    """The loss whose gradient is that of the policy."""
+
     def __call__(self, logp_BL: Tensor, old_BL: Tensor, scored_BL: Tensor, advantage_B: Tensor) -> Tensor:
         """Returns the loss (B, L) of each scored position, 0 elsewhere.
 

@@ -57,6 +57,11 @@ class Ebnf:
 
 @dataclass(frozen=True)
 class Unrolled:
+    """Rules of a grammar as expressions, where a rule within itself is written as a symbol.
+
+    rules: the alternatives of each rule. terminals: expressions of the terminals. writer: makes rules of symbols.
+    """
+
     rules: dict[str, list[list[Any]]]
     terminals: dict[str, Expression]
     writer: Writer

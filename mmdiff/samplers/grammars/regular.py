@@ -66,6 +66,7 @@ class Writer:
 
 
 def of_regex(regex: str) -> Regular:
+    """Returns the expression of a regular expression."""
     return Regular(chr(SYMBOLS[0]), (regex,))
 
 

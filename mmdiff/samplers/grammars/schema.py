@@ -247,4 +247,5 @@ class Compiler:
 
 
 def wrong(where: str, line: str) -> ConfigError:
+    """Returns the error for a place in the schema."""
     return ConfigError(f"sampler.constraint.schema{where}: {line}")

@@ -28,7 +28,7 @@ class Absorbing:
     proposes: ClassVar[bool] = True
 
     def start(self, state: GenerationState, settings: Settings, noise: StepNoise) -> None:
-        """pending positions hold the mask id already."""
+        """Do nothing: pending positions hold the mask id already."""
 
     def live(self, state: GenerationState) -> Tensor:
         return state.pending_BL

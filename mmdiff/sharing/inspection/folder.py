@@ -93,6 +93,7 @@ def _bounded(file: Path) -> None:
 
 
 def weight_files(folder: Folder) -> list[Path]:
+    """Returns the files of a folder's weights. Raises ConfigError for an index that leads nowhere, or is none."""
     index = folder.path / INDEX
     if index.exists():
         read_object(index, HEAD_BYTES, 200_000)  # what is in it is checked behind this
@@ -145,4 +146,5 @@ class NoTokenizer:
 
 
 def has_tokenizer(home: Path, own: Family) -> bool:
+    """Returns whether a folder has the files of a tokenizer."""
     return any((home / name).is_file() for name in TOKENIZER_FILES) or own.folder_tokenizer(home) is not None

@@ -170,4 +170,5 @@ class Tape:
 
 
 def total(storages: Any) -> int:
+    """Returns the bytes of storages."""
     return sum(storage.size for storage in storages)

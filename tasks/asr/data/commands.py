@@ -262,7 +262,7 @@ def _at_rate(samples_S: np.ndarray, rate: int) -> np.ndarray:
 
 
 def resample(wave_S: np.ndarray, rate: int, to: int) -> np.ndarray:
-    """float32 (S,) -> float32 (S,)."""
+    """Returns sound at another sampling rate, float32 (S,). rate, to: Hz."""
     if rate == to:
         return wave_S
     size = len(wave_S)

@@ -39,6 +39,7 @@ def tokenizer() -> Any:
 
 
 def pick(choices: Sequence[Any], rng: Generator) -> Any:
+    """Returns one of some choices, each equally likely."""
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -55,10 +56,12 @@ def number(rng: Generator) -> list[str]:
 
 
 def digits(low: int, high: int, rng: Generator) -> list[str]:
+    """Returns `low` to `high` digits as words."""
     return [pick(DIGITS, rng) for _ in range(rng.integers(low, high + 1))]
 
 
 def switch(rng: Generator) -> list[str]:
+    """Returns the words of a command that turns a device on or off, half of them with a time."""
     what = ["turn", "the", pick(ROOMS, rng), pick(DEVICES, rng), pick(STATES, rng)]
     return [*what, "at", *number(rng)] if rng.random() < 0.5 else what
 

@@ -12,6 +12,7 @@ from numpy.random import Generator
 
 
 def white(size: int, rng: Generator, others: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns white noise of unit variance, float32 (size,)."""
     return rng.standard_normal(size, dtype=np.float32)
 
 

@@ -138,10 +138,12 @@ def exact_mask_filling(chain: Chain, natural: Sequence[str]) -> dict[str, dict[s
 
 
 def masks(sequences: Sequence[str], numbers: Sequence[int], rate: float) -> Bools:
+    """Returns bool (N, L): the positions of each sequence that are masked at a rate, drawn under its number."""
     return np.stack([hidden(i, len(s), rate, seed=0) for i, s in zip(numbers, sequences, strict=True)])
 
 
 def percent(rate: float) -> str:
+    """Returns a share as the key of a table: 0.15 is `15`."""
     return f"{100 * rate:g}"
 
 
@@ -221,6 +223,7 @@ def page(
     made: Mapping[str, Records],
     infilled: Records,
 ) -> Path:
+    """Write the page of the demonstration, and return its file."""
     chain = family()
     by_rate = {
         name: {
@@ -249,7 +252,7 @@ def page(
 
 
 def shown(chain: Chain, made: Records) -> list[GeneratedSequence]:
-    """Eight of them."""
+    """Returns eight generated sequences, as the page shows them."""
     return [
         GeneratedSequence(
             one["id"],

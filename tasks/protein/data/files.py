@@ -120,4 +120,5 @@ def writing(path: str | Path, overwrite: bool) -> Iterator[TextIO]:
 
 
 def is_packed(path: str | Path) -> bool:
+    """Returns whether a file's name says that it is packed by gzip."""
     return str(path).lower().endswith(".gz")

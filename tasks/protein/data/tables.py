@@ -235,6 +235,7 @@ def _read_table(path: str | Path, column: str, id_column: str | None, policy: Po
 
 
 def positive(name: str, value: int | None) -> int | None:
+    """Returns a number of columns or residues. Raises ConfigError below 1."""
     if value is not None and value < 1:
         raise ConfigError(f"{name}: {value}, expected at least 1")
     return value

@@ -226,6 +226,7 @@ def _prompt(session: Session[Protein], row: Row, k: int) -> Sample:
 
 
 def each_row(rows: Iterable[Row] | Source) -> Iterable[Row]:
+    """Yields rows in order, of a source as well as of an iterable."""
     return rows if isinstance(rows, Iterable) else (rows[i] for i in range(len(rows)))
 
 

@@ -182,6 +182,7 @@ def whole(folder: Path) -> tuple[int, int, int]:
 
 
 def part_arrays(file: Path) -> Arrays:
+    """Returns the arrays of one file of an unfinished set. Raises ConfigError where it is missing."""
     try:
         return open_arrays(file)
     except FileNotFoundError:
@@ -209,6 +210,7 @@ def _checked_settings(found: Any) -> dict[str, Any]:
 
 
 def width_of(settings: Mapping[str, Any]) -> int:
+    """Returns the numbers of a vector: those of the model, for each way of pooling."""
     return int(settings["model"]["dim"] * len(settings["pool"]))
 
 

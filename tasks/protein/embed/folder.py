@@ -110,6 +110,7 @@ def _clear(folder: Path) -> None:
 
 
 def merge(folder: Folder, out: Path, settings: Mapping[str, Any]) -> None:
+    """Write the vectors of all finished windows as one file, in the order of the records."""
     lines = list(folder.lines())
     by_residue = settings["pool"] == ["residue"]
     offsets = np.cumsum([0, *(line["length"] if by_residue else 1 for line in lines)])

@@ -169,8 +169,8 @@ def _intervals(of: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], na
 
 
 def kept(template: str, designs: Sequence[str]) -> dict[str, Any]:
-    """`template`, `n`, given `positions`, `kept`: the share of these that are as given, `whole`: of designs; and the
-    95 % `intervals` of both."""
+    """Returns how well designs keep what a template gives: `template`, `n`, number of given `positions`, `kept`, the
+    share of these that are as given, `whole`, the share of designs that keep all, and the 95 % `intervals` of both."""
     at = [i for i, letter in enumerate(template) if letter != MASKED]
     right = [sum(len(d) == len(template) and d[i] == template[i] for i in at) for d in designs]
     shares = [n / len(at) if at else 1.0 for n in right]

@@ -82,6 +82,7 @@ class Drawn:
         self.nll_RK += weight_R[:, None] * nll_K
 
     def intervals(self, *, nll: bool, columns: bool) -> dict[str, Interval]:
+        """Returns the 95 % intervals of the scores by name. nll: of the cross-entropy too. columns: of gaps too."""
         of_residues_RKK = self.counts_RKK.copy()
         of_residues_RKK[:, len(CANONICAL) :] = 0
         found = [classification(counts_KK) for counts_KK in of_residues_RKK]

@@ -176,6 +176,7 @@ def mask_filling(
 
 
 def sequences(rows: Sequence[Row]) -> list[str]:
+    """Returns the sequences of rows."""
     return [str(rows[i]["sequence"]) for i in range(len(rows))]
 
 

@@ -154,6 +154,7 @@ def composition(sequences: Sequence[str]) -> dict[str, float]:
 
 
 def ungapped(sequence: str) -> str:
+    """Returns a sequence without gaps."""
     return sequence.replace(GAP, "")
 
 

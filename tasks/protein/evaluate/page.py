@@ -132,7 +132,7 @@ def by_rate(figures: Mapping[str, Mapping[str, Mapping[str, Any]]], key: str) ->
 
 
 def tables_of(found: Mapping[str, Any]) -> dict[str, Table]:
-    """Heading -> row -> column -> figure."""
+    """Returns the tables of the page, by heading, row and column, of the figures of an evaluation."""
     of, bound_of = found["generation"], found["bound"]
     tables: dict[str, Table] = {label: by_rate(predictors(found), key) for key, label in GUESSES.items()}
     scores = {"model": found["mask_filling"]}

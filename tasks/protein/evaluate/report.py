@@ -87,6 +87,7 @@ def number(figure: Figure) -> str:
 
 
 def card(one: GeneratedSequence) -> dict[str, Any]:
+    """Returns what the page shows of a sequence: its facts, and its residues by the step that committed them."""
     last = max(one.steps, default=0)
     positions = [position(i, last, *of) for i, of in enumerate(zip(one.sequence, one.steps, strict=True))]
     return {

@@ -21,7 +21,9 @@ MISSING = ("", "na", "nan", "null", "none")  # lower case
 
 @dataclass(frozen=True)
 class Scan:
-    """wild_type: its first residue has the number `offset`; `note` is where it comes from.
+    """A deep mutational scan: measured figures of mutants of one sequence.
+
+    wild_type: its first residue has the number `offset`; `note` is where it comes from.
 
     names, mutants: of the rows that mutate something, in the file's order. scores: their figures by column, NaN where
     there is none. rows: of the file. synonymous: rows that were left out since they mutate nothing.

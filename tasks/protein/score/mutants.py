@@ -94,6 +94,7 @@ def spelled(text: str) -> list[Mutation]:
 
 
 def mutated(sequence: str, mutant: Sequence[Mutation]) -> str:
+    """Returns the sequence of a mutant."""
     letters = list(sequence)
     for one in mutant:
         letters[one.at] = one.new

@@ -147,4 +147,5 @@ def summary(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mean(rates: Mapping[str, Any], tasks: Sequence[str]) -> float:
+    """Returns the mean success rate over some tasks."""
     return sum(rates["by_task"][task]["success"] for task in tasks) / len(tasks)

@@ -81,6 +81,7 @@ def train_pair(config: Config, first: str, second: str, *, fresh: bool) -> None:
 
 
 def overrides(config: Config, name: str) -> list[str]:
+    """Returns the settings of one variant of the tables."""
     steps, seed = config.train.stages["fit"].steps, config.train.seed
     common = [
         f"name={config.name}-{name}",
@@ -107,6 +108,7 @@ def acting(config: Config, name: str, way: str | None = None) -> dict[str, Any]:
 
 
 def brief(of: Mapping[str, Any]) -> dict[str, float | int | str]:
+    """Returns a line of the tables: success with its interval, in all and per task, and what a chunk costs."""
     return {
         "success": f"{of['success']:.3f}",
         "95 %": f"{of['success_low']:.2f} to {of['success_high']:.2f}",

@@ -64,6 +64,7 @@ def _layout_of(path: Path) -> str:
 
 
 def is_readable(path: Path) -> bool:
+    """Returns whether a file can be read as HDF5."""
     try:
         _open(path)
     except DataError:

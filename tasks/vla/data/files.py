@@ -140,6 +140,7 @@ def write_tasks(file: Path, tasks: Mapping[str, int]) -> None:
 
 
 def video_info(height: int, width: int, fps: float, codec: str) -> dict[str, Any]:
+    """Returns what LeRobot's info.json says of a video. height, width: pixels. fps: frames per second."""
     import av
 
     return {

@@ -53,7 +53,11 @@ class Location:
 
 @dataclass(frozen=True)
 class Layout:
-    """features: as in info.json. tasks: instruction by task_index. episodes: in the order of their numbers."""
+    """Where the parts of a LeRobot data set lie.
+
+    folder: the data set. fps: frames per second. features: as in info.json. tasks: instruction by task_index.
+    episodes: in the order of their numbers.
+    """
 
     folder: Path
     fps: float

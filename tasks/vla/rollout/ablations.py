@@ -29,6 +29,7 @@ def without_image(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def without_language(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a row with an empty instruction."""
     return {**row, "instruction": ""}
 
 

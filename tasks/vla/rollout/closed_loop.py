@@ -190,6 +190,7 @@ class ClosedLoop:
 
 
 def policy_of(session: Session | Policy, **sampler: Any) -> Policy:
+    """Returns the policy of a session; a policy stays as it is."""
     return ModelPolicy(session, **sampler) if isinstance(session, Session) else session
 
 

@@ -150,6 +150,7 @@ class EvalWorker:
 
 
 def check(setup: EvalSetup) -> None:
+    """Raise ConfigError for what cannot be evaluated."""
     for name in setup.ablations:
         if name not in ABLATIONS:
             raise ConfigError(f'ablations: there is no "{name}"{nearest(name, ABLATIONS)}')

@@ -104,11 +104,12 @@ def summary(figures: Mapping[str, Any]) -> str:
 
 
 def with_interval(rates: Rates) -> str:
-    """0.95 [0.76, 0.99]"""
+    """Returns a success rate and its interval as text: `0.95 [0.76, 0.99]`."""
     return f"{rates['success']:.2f} [{rates['success_low']:.2f}, {rates['success_high']:.2f}]"
 
 
 def costs(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what the page says of times: per chunk, per action, in batches."""
     out = {}
     if "latency_ms" in figures:
         latency = figures["latency_ms"]

@@ -47,6 +47,7 @@ def rates(episodes: Sequence[Rollout]) -> dict[str, Any]:
 
 
 def by_task(episodes: Sequence[Rollout]) -> dict[str, list[Rollout]]:
+    """Returns episodes by the name of their task, in order."""
     out: dict[str, list[Rollout]] = {}
     for episode in episodes:
         out.setdefault(episode.task, []).append(episode)
@@ -92,6 +93,7 @@ def eval_info(
 
 
 def write_eval_info(file: Path, info: Mapping[str, Any]) -> None:
+    """Write figures in the form of LeRobot's eval_info.json, whole or not at all."""
     write_text(file, json.dumps(without_nan(info), indent=2) + "\n")
 
 
