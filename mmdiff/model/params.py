@@ -7,6 +7,11 @@
 
 `match` is a prefix of the parameter's name at a dot (`backbone`, `encoders.image`), or a glob (`*.bias`). A parameter
 no rule matches, and a rule that matches none, are errors. No rules: everything is trained.
+
+With `four_bit`, the weights below LoRA's factors are kept in 4 bits (QLoRA, arXiv 2305.14314): 4.5 bits per weight in
+place of 16, dequantised while a layer is run.
+
+Shape letters: O outputs, I inputs of a linear layer, N its weights, B blocks of 64 of these.
 """
 
 from __future__ import annotations
@@ -19,7 +24,8 @@ from typing import Any
 
 import regex
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mmdiff.config.ranges import AtLeast1, BelowOne, NotNegative, Positive, PositiveShare
 from mmdiff.config.schema import as_annotated
@@ -29,12 +35,16 @@ from mmdiff.protocols import Model
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters (arXiv 2106.09685) by peft. modules: a regular expression for the last part of module names."""
+    """Low-rank adapters (arXiv 2106.09685) by peft. modules: a regular expression for the last part of module names.
+
+    four_bit: whether the weights below are kept in 4 bits.
+    """
 
     r: AtLeast1 = 8
     alpha: Positive = 16.0
     dropout: BelowOne = 0.0
     modules: str = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+    four_bit: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ def read_adapters(nodes: Sequence[Any], where: str) -> list[dict[str, Any]]:
             names = ", ".join(f.name for f in fields(Lora))
             raise ConfigError(f"{at}: {node!r} is no adapter, expected {{part, {names}}}")
         values = {key: value for key, value in node.items() if key != "part"}
-        missing = {f.name for f in fields(Lora)} - values.keys()
+        missing = {f.name for f in fields(Lora)} - values.keys() - {"four_bit"}  # later than the others
         if missing:
             raise ConfigError(f"{at}: `{min(missing)}` is missing")
         as_annotated(Lora, values, at)
@@ -178,6 +188,11 @@ def add_adapters(model: Model, config: dict[str, Any]) -> None:
         raise ConfigError(f"params: lora.modules {config['modules']!r} takes too long to match a name") from None
     if not targets:
         raise ConfigError(f"params: lora.modules {config['modules']!r} matches no linear layer of {part}")
+    if config.get("four_bit"):
+        for name in targets:
+            parent, _, attribute = name.rpartition(".")
+            layer: Any = model.get_submodule(name)  # type: ignore[attr-defined]
+            setattr(model.get_submodule(parent), attribute, FourBit(layer))  # type: ignore[attr-defined]
     lora = LoraConfig(
         r=config["r"], lora_alpha=config["alpha"], lora_dropout=config["dropout"], target_modules=targets, bias="none"
     )
@@ -191,13 +206,15 @@ def add_adapters(model: Model, config: dict[str, Any]) -> None:
 def merge_adapters(model: Model) -> int:
     """Add all LoRA factors to the weights that they change, and take them out. Returns how many layers had them.
 
-    The sum is computed in fp32 and rounded once to the kind of number of the weight.
+    The sum is computed in fp32 and rounded once to the kind of number of the weight. Weights of 4 bits become whole
+    again, with the error that rounding to 4 bits made.
     """
     from peft.tuners.lora import LoraLayer
 
     layers: list[tuple[str, Any]] = [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]
     for name, layer in layers:
         base = layer.get_base_layer()
+        base = base.whole() if isinstance(base, FourBit) else base
         with torch.no_grad():
             change = layer.get_delta_weight("default").float()
             base.weight.copy_(base.weight.float() + change)
@@ -205,6 +222,71 @@ def merge_adapters(model: Model) -> int:
         setattr(model.get_submodule(parent), attribute, base)  # type: ignore[attr-defined]
     model.adapters.clear()
     return len(layers)
+
+
+LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+"""NF4: quantiles of a normal distribution, scaled to [-1, 1] (QLoRA, appendix E)."""
+BLOCK = 64
+
+
+class FourBit(nn.Linear):
+    """A frozen linear layer whose weights are codes of 4 bits and, for every 64 of them, the largest magnitude.
+
+    It extends `nn.Linear`, without that class's weight, for this is what peft puts adapters into. It needs no library
+    and runs on any device; kernels that multiply codes directly, as bitsandbytes has for CUDA, are faster.
+    """
+
+    codes: Tensor
+    largest: Tensor
+    levels: Tensor
+
+    def __init__(self, layer: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, weight = layer.in_features, layer.out_features, layer.weight.detach()
+        self.kind = weight.dtype
+        flat_N = F.pad(weight.float().flatten(), (0, -weight.numel() % BLOCK))
+        block_BN = flat_N.view(-1, BLOCK)
+        largest_B = block_BN.abs().amax(1)
+        self.register_buffer("levels", torch.tensor(LEVELS, device=weight.device), persistent=False)
+        between = (self.levels[1:] + self.levels[:-1]) / 2
+        code_N = torch.bucketize(block_BN / largest_B.clamp(min=1e-30)[:, None], between).flatten().to(torch.uint8)
+        self.register_buffer("codes", code_N[::2] << 4 | code_N[1::2])
+        self.register_buffer("largest", largest_B)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The weights (O, I) in the dtype that they had, rounded to 4 bits."""
+        code_N = torch.stack([self.codes >> 4, self.codes & 15], 1).flatten().long()
+        flat_N = (self.levels.float()[code_N].view(-1, BLOCK) * self.largest.float()[:, None]).flatten()
+        return flat_N[: self.out_features * self.in_features].view(self.out_features, self.in_features).to(self.kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = _Product.apply(x, self)
+        return out
+
+    def whole(self) -> nn.Linear:
+        """Returns a layer with the weights (O, I) as they are."""
+        made = nn.Linear(self.in_features, self.out_features, self.bias is not None, dtype=self.kind, device="meta")
+        made.weight, made.bias = nn.Parameter(self.weight), self.bias
+        return made
+
+
+class _Product(torch.autograd.Function):
+    """x times the transposed weights, which are dequantised again for the gradient: none is kept in between."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: FourBit) -> Tensor:
+        ctx.layer = layer
+        return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad @ ctx.layer.weight.to(grad.dtype), None
 
 
 def rules_table(lines: Sequence[RuleEffect]) -> str:
