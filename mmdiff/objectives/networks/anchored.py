@@ -30,7 +30,7 @@ from mmdiff.errors import ConfigError
 from mmdiff.model.prefix import backbone_states
 from mmdiff.objectives.denoise import Denoise, scored
 from mmdiff.objectives.noising.noised import NoisedBatch
-from mmdiff.objectives.terms import Term
+from mmdiff.objectives.terms import Term, chunked
 from mmdiff.parts import part
 from mmdiff.protocols import Model
 
@@ -75,14 +75,16 @@ class Anchors(nn.Module):
         without_shift(model, "Anchors")
         at = (batch.attend_BL[row_R] & (ids_RL == model.vocab.noise_id)).nonzero(as_tuple=True)
         table_VD = model.backbone.model.get_input_embeddings().weight
-        dtype = self.out[1].weight.dtype
-        parts = [  # of so many positions at a time, as everywhere
-            model.backbone.head(h).float().softmax(-1).to(table_VD.dtype) @ table_VD
-            for h in own_RLD[at].split(model.logit_chunk)
-        ]
-        x_RLD = own_RLD.to(dtype)
-        if parts:
-            x_RLD = x_RLD.index_put(at, (own_RLD[at].to(dtype) + self.expected(torch.cat(parts).to(dtype))))
+        dtype = next(self.parameters()).dtype
+
+        def expected(h_PD: Tensor) -> Tensor:
+            out_PD: Tensor = model.backbone.head(h_PD).float().softmax(-1).to(table_VD.dtype) @ table_VD
+            return out_PD
+
+        own_PD, x_RLD = own_RLD[at], own_RLD.to(dtype)
+        if len(own_PD):
+            expected_PD = chunked(expected, model.logit_chunk, own_PD).to(dtype)
+            x_RLD = x_RLD.index_put(at, own_PD.to(dtype) + self.expected(expected_PD))
         seen = visibility(model.attention, batch, row_R)
         attend_RL = batch.attend_BL[row_R]
         pairs = seen.pattern.sees(_each(seen.key, 2), _each(seen.key, 1)) if seen is not None else True

@@ -96,10 +96,11 @@ class BlockDecoder(nn.Module):
         if memory is None or not model.backbone.caches or batch.packed:
             encoded = self._encoded(model, ids_RL, before_RL, block_RL, batch, features, row_R, media_R)
         else:
-            encoded = memory.get("encoded")
-            if encoded is None or not encoded.holds(ids_RL, before_RL, row_R):
+            known: Encoded | None = memory.get("encoded")
+            if known is None or not known.holds(ids_RL, before_RL, row_R):
                 cache = model.backbone.memory(*ids_RL.shape)
-                encoded = Encoded(torch.zeros_like(before_RL), ids_RL, row_R, cache)
+                known = Encoded(torch.zeros_like(before_RL), ids_RL, row_R, cache)
+            encoded = known
             new_RL = before_RL & ~encoded.done_RL
             if bool(new_RL.any()) or encoded.states_RLD is None:
                 encoded = self._encoded(model, ids_RL, new_RL, block_RL, batch, features, row_R, media_R, encoded)
