@@ -54,6 +54,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''})" if names else ""
 
 
+def short(value: object, most: int = 200) -> str:
+    """Returns a value for an error line, its middle left out where it is long."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
+def line_of(error: BaseException | str, most: int = 200) -> str:
+    """Returns an error of another package as one line of `most` characters, the name of its kind where it has none."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def shown(value: object, most: int = 80) -> str:
     """Returns a value for an error line: one line, its middle left out where it is long (no path, but a whole file)."""
     text = str(value)

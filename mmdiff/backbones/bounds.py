@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdiff.errors import ConfigError, UserError
+from mmdiff.errors import ConfigError, UserError, line_of
 from mmdiff.files import regular
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def one_line(file: Path, what: str = "") -> Iterator[None]:
     except BaseException as error:  # of tokenizers, written in Rust: bare ones, and panics, which are no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        cause = " ".join(str(error).split())[:200]
+        cause = line_of(error)
         raise ConfigError(f"{file}: {what}cannot be read: {cause}") from error
 
 

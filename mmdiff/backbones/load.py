@@ -12,7 +12,7 @@ from typing import Any
 from mmdiff.canvas.vocab import NO_MASK, Vocab
 from mmdiff.config.ranges import AtLeast0, AtLeast1, Positive
 from mmdiff.config.typed import typed
-from mmdiff.errors import ConfigError, nearest
+from mmdiff.errors import ConfigError, line_of, nearest
 from mmdiff.parts import part
 
 from .backbone import Backbone, check_attention
@@ -291,5 +291,5 @@ def local_folder(path: str | Path) -> Path:
     except (OSError, ValueError) as error:
         published = [name for model_type in FAMILIES for name in find_family(model_type).PUBLISHED]
         hint = "" if str(path) in published else nearest(str(path), published)
-        cause = " ".join(str(error).split())[:200] + hint
+        cause = line_of(error) + hint
         raise ConfigError(f"path {str(path)!r}: no such folder, and no download: {cause}") from error

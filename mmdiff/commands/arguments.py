@@ -34,7 +34,7 @@ from cyclopts.validators import Number
 from mmdiff import __version__
 from mmdiff.config import ranges, trusting
 from mmdiff.config.ranges import BITS, in_range
-from mmdiff.errors import UserError, nearest, shown
+from mmdiff.errors import UserError, line_of, nearest, shown
 
 Output = tuple[Mapping[str, Any], str]
 """What a verb found: one JSON object, and text for people (see `table`)."""
@@ -109,7 +109,7 @@ def parse(argv: Sequence[str], core: Mapping[str, Verb]) -> tuple[Callable[[], O
         near = nearest(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
         raise UserError(f"unknown argument {unknown!r}{near}") from None
     except CycloptsError as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(line_of(error, 2000)) from None
 
     def call() -> Output:
         with trusting(trust):

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from mmdiff.errors import ConfigError
+from mmdiff.errors import ConfigError, line_of
 from mmdiff.files import signed
 from mmdiff.parts import is_part
 
@@ -72,7 +72,7 @@ def build_saved(node: Mapping[str, Any], where: str) -> Any:
     try:
         return build(node, where=where)
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
-        cause = " ".join(str(error).split())[:200]
+        cause = line_of(error)
         raise ConfigError(f"{where}: {node['target']} cannot be made of its arguments: {cause}") from error
 
 

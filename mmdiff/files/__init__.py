@@ -8,7 +8,7 @@ from .output import make_folder, output_file
 from .plain import without_nan
 from .reading import read_json, read_text, regular, unreadable
 from .sums import SUMS, check_sums, damaged, digest, signed, write_sums
-from .whole import aside, clear, commit, link, lock, locked, named, part_of, remove, sync, unlock, write_text
+from .whole import aside, clear, commit, link, lock, locked, named, part_of, remove, sync, unlock, writable, write_text
 
 __all__ = [
     "SUMS",
@@ -34,6 +34,7 @@ __all__ = [
     "unreadable",
     "unlock",
     "without_nan",
+    "writable",
     "write_sums",
     "write_text",
 ]

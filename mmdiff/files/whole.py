@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from mmdiff.errors import ConfigError
+from mmdiff.errors import ConfigError, short
 
 PART = re.compile(r"\.(\d+)@(.*?)\.part-")  # the process and the machine that write under such a name
 
@@ -152,6 +152,15 @@ def named(path: Path) -> Iterator[None]:
         if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
+@contextmanager
+def writable(file: Path) -> Iterator[None]:
+    """Make one line of why a file cannot be written: no room, no permission, too long a name. Raises ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{short(file)}: cannot be written ({error.strerror})") from None
 
 
 def sync(file: Path) -> None:

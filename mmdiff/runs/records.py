@@ -13,12 +13,12 @@ import json
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from mmdiff.errors import ConfigError
-from mmdiff.files import lock, read_json, without_nan, write_text
+from mmdiff.errors import ConfigError, short
+from mmdiff.files import lock, read_json, without_nan, writable, write_text
 
 Record = dict[str, Any]
 SETTINGS = ".settings.json"  # behind the name of a file: what its records depend on
@@ -144,21 +144,6 @@ class JsonlStore:
     def _write_all(self) -> None:
         assert self.file is not None
         write_text(self.file, "".join(_line(self._object(row, record)) for row, record in self.records.items()))
-
-
-@contextmanager
-def writable(file: Path) -> Iterator[None]:
-    """Make one line of why a file cannot be written: no room, no permission, too long a name. Raises ConfigError."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{short(file)}: cannot be written ({error.strerror})") from None
-
-
-def short(value: Any, most: int = 200) -> str:
-    """Text for a message, its middle left out where it is long."""
-    text = str(value)
-    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
 def append_lines(file: Path, objects: Iterable[Mapping[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mmdiff.errors import ConfigError, shown
+from mmdiff.errors import ConfigError, line_of, shown
 from mmdiff.files import check_sums
 from mmdiff.model.published.layout import is_exported
 from mmdiff.session import find_model
@@ -95,20 +95,16 @@ def _one_line(endpoint: str) -> Iterator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise ConfigError(f"repo: {_short(error)}") from None
+        raise ConfigError(f"repo: {line_of(error)}") from None
     except HfHubHTTPError as error:
         answer = error.response
         line = error.server_message or {401: "the token is not valid there", 404: "no such repository"}.get(
             answer.status_code, answer.reason_phrase
         )
-        raise ConfigError(f"push: {endpoint} answers {answer.status_code}: {_short(line)}") from None
+        raise ConfigError(f"push: {endpoint} answers {answer.status_code}: {line_of(line)}") from None
     except (of_client, OSError) as error:  # no connection, no name, a time-out, offline mode
         if "xet-write-token" in str(error):
             raise ConfigError(f"push: {endpoint} has no Xet storage, expected HF_HUB_DISABLE_XET=1: LFS then") from None
-        raise ConfigError(f"push: {endpoint} cannot be reached: {_short(error) or type(error).__name__}") from None
+        raise ConfigError(f"push: {endpoint} cannot be reached: {line_of(error)}") from None
     except ValueError as error:  # an answer that is none, or a card that the hub refuses
-        raise ConfigError(f"push: {endpoint}: {_short(error)}") from None
-
-
-def _short(error: object) -> str:
-    return " ".join(str(error).split())[:300]
+        raise ConfigError(f"push: {endpoint}: {line_of(error)}") from None

@@ -21,7 +21,7 @@ from mmdiff.config.schema import as_annotated
 from mmdiff.config.settings import GenerationConfig, StageConfig
 from mmdiff.data.stream import Batches, Component, Stream, check_source, samples_of
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, DataError, UserError, nearest
+from mmdiff.errors import ConfigError, DataError, UserError, line_of, nearest
 from mmdiff.model import MMDiff
 from mmdiff.protocols import Task
 
@@ -95,7 +95,7 @@ def one_line_errors(loader: DataLoader[Batch]) -> Iterator[Batch]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        cause = " ".join(str(error).split())[:200]
+        cause = line_of(error)
         raise DataError(f"a data process ended ({cause}); memory may be short, fewer train.workers take less") from None
 
 

@@ -183,7 +183,7 @@ def evaluate(
         standalone: count the errors without drafts too.
         report: an HTML page of figures and examples.
     """
-    from mmdiff.runs.records import writable
+    from mmdiff.files import writable
 
     from .records import figures
     from .report import page

@@ -13,9 +13,9 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from mmdiff.errors import ConfigError, DataError, located
+from mmdiff.errors import ConfigError, DataError, located, short
 from mmdiff.protocols import Row, Source
-from mmdiff.runs.records import JsonlStore, short
+from mmdiff.runs.records import JsonlStore
 from mmdiff.session import Session
 
 from .metrics import bootstrap, corpus, paired_bootstrap, word_errors

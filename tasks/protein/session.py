@@ -38,10 +38,9 @@ from mmdiff.backbones import load_backbone
 from mmdiff.backbones.load import local_folder
 from mmdiff.backbones.weights import read_json
 from mmdiff.config import build, parsed, task_and_sampler
-from mmdiff.errors import ConfigError
+from mmdiff.errors import ConfigError, short
 from mmdiff.model import MMDiff
 from mmdiff.model.features import fingerprint
-from mmdiff.runs.records import short
 from mmdiff.session import Session, load
 
 from .task import Protein

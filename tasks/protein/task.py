@@ -12,10 +12,9 @@ from itertools import groupby
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.data.fields import check_row
-from mmdiff.errors import ConfigError, DataError, located
+from mmdiff.errors import ConfigError, DataError, located, short
 from mmdiff.parts import part
 from mmdiff.protocols import Row
-from mmdiff.runs.records import short
 
 from .residues import CANONICAL, MASKED, Residues
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from mmdiff.canvas.sample import Part, Target, Text
 from mmdiff.canvas.vocab import Vocab, check_text, literal
-from mmdiff.errors import ConfigError, DataError
+from mmdiff.errors import ConfigError, DataError, line_of
 from mmdiff.parts import part
 
 PUBLISHED = {
@@ -71,7 +71,7 @@ class ChatTemplate:
                 )
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
-            cause = " ".join(str(error).split())[:200]
+            cause = line_of(error)
             if isinstance(error, jinja2.TemplateSyntaxError):
                 raise ConfigError(f"template: {cause}") from None
             raise DataError(f"the chat template refuses these messages: {cause}") from None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmdiff.data.stream import GROUPS
-from mmdiff.errors import DataError, require
+from mmdiff.errors import DataError, line_of, require
 
 
 class Parquet:
@@ -67,7 +67,7 @@ class Parquet:
             try:
                 return file.read_row_group(group, columns=self.columns)
             except Exception as error:  # damaged pages make decoders raise nearly anything
-                raise DataError(f"row group {group} is damaged ({_short(error)})") from None
+                raise DataError(f"row group {group} is damaged ({line_of(error)})") from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_kept": {}}
@@ -80,8 +80,4 @@ def _opened(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: not a Parquet file that can be read ({_short(error)})") from None
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: not a Parquet file that can be read ({line_of(error)})") from None

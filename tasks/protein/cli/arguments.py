@@ -16,8 +16,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from mmdiff.commands.arguments import AtLeast0, AtLeast1, overrides_of
-from mmdiff.errors import UserError
-from mmdiff.runs.records import short
+from mmdiff.errors import UserError, short
 
 
 def _one_word(type_: Any, value: str) -> None:

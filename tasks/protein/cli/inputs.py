@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.config import build, load_config
-from mmdiff.errors import DataError, UserError, nearest
+from mmdiff.errors import DataError, UserError, nearest, short
 from mmdiff.files import digest
 from mmdiff.protocols import Row
-from mmdiff.runs.records import short
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.fasta import Fasta, Pairs, read_sequences
 from mmdiff.tasks.protein.data.files import FASTA, TABLES, suffix

@@ -10,9 +10,8 @@ from typing import Any
 
 from mmdiff.commands.arguments import Output
 from mmdiff.commands.cli import log, table
-from mmdiff.errors import ConfigError, UserError
-from mmdiff.files import aside, output_file
-from mmdiff.runs.records import short, writable
+from mmdiff.errors import ConfigError, UserError, short
+from mmdiff.files import aside, output_file, writable
 from mmdiff.tasks.protein.data.fasta import write_fasta
 from mmdiff.tasks.protein.data.files import FASTA, TABLES, is_packed, reading, suffix
 from mmdiff.tasks.protein.data.records import Record

@@ -25,10 +25,9 @@ import numpy as np
 
 from mmdiff.config.ranges import AtLeast1, Whole
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError, nearest, short
 from mmdiff.parts import part
 from mmdiff.protocols import Row
-from mmdiff.runs.records import short
 
 from .files import BOM, LONGEST, STOCKHOLM, TABLES, is_packed, lines, reading, suffix, writing
 from .policies import WHITE, Policy, cleaned, policy_of

@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, AnyStr, BinaryIO, TextIO, cast
 
-from mmdiff.errors import ConfigError, DataError
-from mmdiff.files import aside, regular
-from mmdiff.runs.records import short, writable
+from mmdiff.errors import ConfigError, DataError, short
+from mmdiff.files import aside, regular, writable
 
 FASTA = (".fa", ".fasta", ".faa", ".afa", ".a3m")
 TABLES = (".csv", ".tsv", ".jsonl")

@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmdiff.errors import DataError
-from mmdiff.runs.records import short
+from mmdiff.errors import DataError, short
 
 from .files import BOM, lines, reading
 from .policies import Policy, cleaned, policy_of

@@ -18,10 +18,9 @@ from typing import Any, NamedTuple, TextIO, cast
 
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError, nearest, short
 from mmdiff.parts import part
 from mmdiff.protocols import Row
-from mmdiff.runs.records import short
 from mmdiff.tasks.protein.residues import CANONICAL
 
 from .files import TABLES, lines, reading, suffix, writing

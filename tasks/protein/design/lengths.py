@@ -9,8 +9,7 @@ from pathlib import Path
 
 from numpy.random import Generator
 
-from mmdiff.errors import ConfigError, DataError
-from mmdiff.runs.records import short
+from mmdiff.errors import ConfigError, DataError, short
 from mmdiff.tasks.protein.data.fasta import read_fasta
 
 from .motifs import LONGEST, number_range

@@ -18,8 +18,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.random import Generator
 
-from mmdiff.errors import DataError
-from mmdiff.runs.records import short
+from mmdiff.errors import DataError, short
 from mmdiff.tasks.protein.residues import AMBIGUOUS, CANONICAL, GAP, MASKED, RARE
 
 LETTERS = "".join(sorted(set(CANONICAL + AMBIGUOUS + RARE) - {"J"}))

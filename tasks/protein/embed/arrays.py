@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmdiff.errors import ConfigError
-from mmdiff.files import aside, regular
-from mmdiff.runs.records import short, writable
+from mmdiff.errors import ConfigError, line_of, short
+from mmdiff.files import aside, regular, writable
 
 NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "U8": "uint8"}
 Facts = tuple[tuple[int, ...], str]
@@ -80,7 +79,7 @@ def open_arrays(file: Path) -> Arrays:
     try:
         return Arrays(file)
     except (SafetensorError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ConfigError(f"{short(file)}: not a readable file of arrays ({_line(error)})") from None
+        raise ConfigError(f"{short(file)}: not a readable file of arrays ({line_of(error)})") from None
 
 
 def save(tensors: dict[str, Tensor], file: Path) -> None:
@@ -96,7 +95,7 @@ def save(tensors: dict[str, Tensor], file: Path) -> None:
             try:
                 save_file(tensors, part)
             except SafetensorError as error:  # what the disk says, among others
-                raise ConfigError(f"{short(file)}: cannot be written ({_line(error)})") from None
+                raise ConfigError(f"{short(file)}: cannot be written ({line_of(error)})") from None
 
 
 def _headers(file: Path) -> dict[str, Facts]:
@@ -123,7 +122,3 @@ def _headers(file: Path) -> dict[str, Facts]:
 def _array(x: Tensor) -> NDArray[Any]:
     out: NDArray[Any] = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
     return out
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:100]

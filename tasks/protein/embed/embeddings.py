@@ -24,11 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmdiff.data.token_budget import batch_by_tokens, token_budget
-from mmdiff.errors import ConfigError, DataError, located, nearest
+from mmdiff.errors import ConfigError, DataError, located, nearest, short
+from mmdiff.files import writable
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
 from mmdiff.protocols import Row
-from mmdiff.runs.records import short, writable
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.records import Record, as_row, name_of, pass_over, where_of
 from mmdiff.tasks.protein.data.tables import positive

@@ -33,9 +33,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmdiff.errors import ConfigError, DataError
+from mmdiff.errors import ConfigError, DataError, short
 from mmdiff.files import digest, read_json, regular
-from mmdiff.runs.records import short
 
 from .arrays import Arrays, open_arrays
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdiff.errors import ConfigError
-from mmdiff.files import digest, lock, read_json, remove, write_text
-from mmdiff.runs.records import append_lines, first_change, short, writable
+from mmdiff.errors import ConfigError, short
+from mmdiff.files import digest, lock, read_json, remove, writable, write_text
+from mmdiff.runs.records import append_lines, first_change
 
 from .arrays import save
 from .files import DIGITS, INDEX, PART, SETTINGS, Line, digest_of, index_of, part_arrays, whole, width_of

@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmdiff.errors import ConfigError, DataError, nearest
-from mmdiff.runs.records import short
+from mmdiff.errors import ConfigError, DataError, nearest, short
 from mmdiff.tasks.protein.data.fasta import blocks, decoded
 from mmdiff.tasks.protein.data.tables import entries
 

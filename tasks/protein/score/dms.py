@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmdiff.errors import ConfigError, nearest, require
-from mmdiff.runs.records import short
+from mmdiff.errors import ConfigError, nearest, require, short
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.alignments import LETTERS, Profile, background
 from mmdiff.tasks.protein.residues import CANONICAL, GAP

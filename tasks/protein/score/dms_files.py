@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmdiff.errors import ConfigError, DataError, located, nearest
-from mmdiff.runs.records import short
+from mmdiff.errors import ConfigError, DataError, located, nearest, short
 from mmdiff.tasks.protein.data.tables import entries
 
 from .mutants import Mutation, parse_mutant, spelled

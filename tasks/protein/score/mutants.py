@@ -30,9 +30,8 @@ from tqdm import tqdm
 
 from mmdiff.data.token_budget import token_budget
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError, nearest, short
 from mmdiff.protocols import Row
-from mmdiff.runs.records import short
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.tables import positive
 from mmdiff.tasks.protein.residues import CANONICAL, Residues

@@ -22,9 +22,9 @@ import numpy as np
 from tqdm import tqdm
 
 from mmdiff.data.token_budget import token_budget
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError, nearest, short
 from mmdiff.protocols import Row
-from mmdiff.runs.records import JsonlStore, short
+from mmdiff.runs.records import JsonlStore
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.records import Record as SequenceRecord
 from mmdiff.tasks.protein.data.records import as_row, name_of, pass_over, where_of

@@ -18,7 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from mmdiff.encoders.media.images import read_image
-from mmdiff.errors import DataError, located
+from mmdiff.errors import DataError, line_of, located
 from mmdiff.tasks.vla.data.columns import PICTURE_BYTES
 from mmdiff.tasks.vla.data.episode import Episode, LazyFrames
 from mmdiff.tasks.vla.data.reading import PACKED, SMALL, check_regular
@@ -69,7 +69,7 @@ def reading(where: str) -> Iterator[None]:
         try:
             yield
         except DAMAGE as error:
-            why = " ".join(str(error).split())[:200] or type(error).__name__
+            why = line_of(error)
             raise DataError(f"cannot be read ({why})") from None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff.errors import ConfigError, require
+from mmdiff.errors import ConfigError, line_of, require
 
 from .episode import Array
 from .layout import DATA_PATH, VIDEO_PATH
@@ -30,7 +30,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:  # pyarrow's and PyAV's errors of files are of this kind too
-        why = error.strerror or " ".join(str(error).split())[:120]
+        why = error.strerror or line_of(error, 120)
         raise ConfigError(f"{folder}: cannot be written ({why})") from None
 
 

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdiff.errors import ConfigError, require
+from mmdiff.errors import ConfigError, line_of, require
 from mmdiff.serving.http.guard import (
     CLOSE,
     BadRequest,
@@ -128,7 +128,7 @@ def acting(
         except BadRequest as error:
             policy.refused += 1
             headers = CLOSE if error.status in UNREAD else None
-            return JSONResponse(error_of(_line(error), error.status), error.status, headers)
+            return JSONResponse(error_of(line_of(error), error.status), error.status, headers)
         except ClientDisconnect:
             return JSONResponse(error_of("client: gone", GONE), GONE)
         except Exception:
@@ -162,10 +162,6 @@ def served(app: Any, service: Any) -> tuple[dict[str, Any], dict[str, tuple[Any,
         world = {"world": facts_of(simulator)}
         routes["/world"] = (WorldRequest, "What the simulator shows after some actions.")
     return {**asdict(contract), "execute": steps, **world}, routes
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def serve(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from mmdiff.errors import ConfigError, UserError, nearest, require
+from mmdiff.errors import ConfigError, UserError, line_of, nearest, require
 from mmdiff.serving.fields import Fields, Seed
 from mmdiff.serving.http.guard import BadRequest, short
 from mmdiff.serving.service import Service
@@ -132,7 +132,7 @@ def simulator_of(task: VLA) -> Simulator | None:
     try:
         return Simulator(task)
     except UserError as error:
-        log.warning("no POST /world: %s", " ".join(str(error).split()))
+        log.warning("no POST /world: %s", line_of(error))
     except Exception:  # a package of somebody else's, which the server does not depend on
         log.warning("no POST /world: the simulator %s cannot be opened", task.world.get("name"), exc_info=True)
     return None
