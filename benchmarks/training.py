@@ -10,7 +10,8 @@
              stage). Padding grows with the spread of lengths; a packed row pays for a mask of pairs.
     fixed    what the loop adds to a plain step, in CPU milliseconds: `mmdiff train` with its stream, rows, collate,
              noise, log and clipping, against forward, cross-entropy, backward, clipping and AdamW of a batch that is
-             there already, on a model so small that little else is left; the tenth percentile of 200 steps of each kind.
+             there already, on a model so small that little else is left; the tenth percentile of 200 steps of each
+             kind.
     levels   variance of the loss over draws for an answer of n tokens, Bernoulli 1/t against exact counts.
 
 Run: python benchmarks/training.py [--json FILE]
