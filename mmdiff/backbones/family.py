@@ -29,6 +29,7 @@ FAMILIES = {
     "llada2_moe": "moe.LLADA2",
     "Dream": "dense.DREAM",
     "llava_dream": "dense.LLAVA_DREAM",
+    "dream-vl": "dense.DREAM_VL",
     "diffusionvl_qwen": "dense.DIFFUSION_VL",
     "sdar": "dense.SDAR",
     "sdar_moe": "moe.SDAR_MOE",

@@ -72,9 +72,11 @@ class CTC:
             log_p_BTV, length_B = spelled(model, self.kind, plan.batch, id_K)
         else:
             log_p_BTV, length_B = emissions(model, self.kind, plan.batch.media[self.kind])
-        nll_B = F.ctc_loss(log_p_BTV.transpose(0, 1), labels_S, length_B, plan.size_B, blank=blank, reduction="none")
-        fits_B = nll_B.isfinite()
-        nll = nll_B.masked_fill(~fits_B, 0.0).sum()
+        given = (labels_S, length_B, plan.size_B, blank, "none")
+        with torch.no_grad():
+            fits_B = F.ctc_loss(log_p_BTV.transpose(0, 1), *given).isfinite()
+        nll_B = F.ctc_loss(log_p_BTV.transpose(0, 1), *given, zero_infinity=True)  # else its gradient is no number
+        nll = nll_B.sum()
         count, size = torch.ones_like(nll_B).sum(), plan.size_B.sum().float()
         return {"ctc": Term(nll, sums={"nll": (nll.detach(), size), "infeasible": ((~fits_B).float().sum(), count)})}
 

@@ -4,7 +4,10 @@
 
 A stage's `lr`, `weight_decay` and `params` say what an optimizer is given besides. Muon is for matrices of hidden
 layers: embeddings, head, connectors, vectors and convolutions are AdamW's then, at the same learning rate, which Muon
-scales so that its steps are as long as AdamW's (arXiv 2502.16982).
+scales so that its steps are as long as AdamW's (arXiv 2502.16982). `Muon` here computes in the dtype of the weights:
+torch's in bfloat16, for which many CPUs have no instructions, so that a step takes ten times as long there.
+
+Shape letters: M rows and N columns of a matrix.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from mmdiff.config.nodes import build, locate, taken
@@ -65,9 +69,9 @@ def make_optimizer(
     hidden: list[dict[str, Any]] = list(groups)
     rest: list[dict[str, Any]] = []
     node: Mapping[str, Any] = stage.optimizer
-    if issubclass(kind, torch.optim.Muon):
+    if issubclass(kind, torch.optim.Muon | Muon):
         hidden, rest = divided(groups)
-        node = {"adjust_lr_fn": "match_rms_adamw", **node}
+        node = node if issubclass(kind, Muon) else {"adjust_lr_fn": "match_rms_adamw", **node}
         if not hidden:
             raise ConfigError(f"{where}: no matrix of a hidden layer is trained, which is what Muon is for")
     try:
@@ -93,6 +97,53 @@ def divided(groups: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], lis
             if own:
                 part.append({**group, "names": [n for n, _ in own], "params": [p for _, p in own]})
     return parts
+
+
+QUINTIC = 3.4445, -4.7750, 2.0315
+"""Of the map of singular values s to a s + b s^3 + c s^5, which brings them near 1."""
+
+
+class Muon(Optimizer):
+    """Muon (Jordan, 2024) in the dtype of the weights: momentum, made near orthogonal by five Newton-Schulz steps.
+
+    lr: of AdamW; the step of an M x N matrix is lr 0.2 sqrt(max(M, N)) times the orthogonal one (arXiv 2502.16982).
+    """
+
+    def __init__(
+        self, params: Any, lr: float = 1e-3, *, weight_decay: float = 0.0, momentum: float = 0.95, nesterov: bool = True
+    ) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum {momentum}, expected at least 0 and below 1")
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
+        super().__init__(params, defaults)
+        if flat := next((p for group in self.param_groups for p in group["params"] if p.ndim != 2), None):
+            raise ValueError(f"a weight of shape {tuple(flat.shape)}, expected matrices")
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            for p_MN in group["params"]:
+                if p_MN.grad is None:
+                    continue
+                state = self.state[p_MN]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p_MN)
+                moment_MN = state["momentum_buffer"].lerp_(p_MN.grad, 1 - momentum)
+                way_MN = p_MN.grad.lerp(moment_MN, momentum) if group["nesterov"] else moment_MN
+                p_MN.mul_(1 - lr * group["weight_decay"])
+                p_MN.add_(orthogonal(way_MN), alpha=-lr * 0.2 * math.sqrt(max(p_MN.shape)))
+
+
+def orthogonal(way_MN: Tensor) -> Tensor:
+    """Returns a matrix of the same singular vectors; singular values that were not tiny become about 0.7 to 1.2."""
+    a, b, c = QUINTIC
+    x_MN = way_MN.T if way_MN.shape[0] > way_MN.shape[1] else way_MN
+    x_MN = x_MN / x_MN.norm().clamp(min=1e-7)
+    for _ in range(5):
+        square_MM = x_MN @ x_MN.T
+        x_MN = torch.addmm(x_MN, torch.addmm(square_MM, square_MM, square_MM, beta=b, alpha=c), x_MN, beta=a)
+    return x_MN.T if way_MN.shape[0] > way_MN.shape[1] else x_MN
 
 
 class Chained(Optimizer):

@@ -2,6 +2,8 @@
 
 Dream 7B (arXiv 2508.15487; Dream-Coder, DreamOn and DiffuCoder, too): Qwen2.5, every position sees every other, and
     the logits of a position come from the state one to the left.
+Dream-VL's language model: Dream. For pictures it turns by positions along three axes (`mrope_section`), which are one
+    for text; the tower (`visual`) and the projector are no part of it.
 SDAR (arXiv 2510.06303; TraDo, too): Qwen3, block-causal, of `block_size` positions counted from the row's start.
 Fast-dLLM v2 (arXiv 2509.26328): Qwen2.5, block-causal of `bd_size`, with the logits of the state to the left.
 DiffusionVL of Qwen2.5 (arXiv 2512.15713): Qwen2.5, block-causal of `bd3lm_block_size`.
@@ -26,6 +28,7 @@ from .llada import ELSEWHERE, OF_PICTURES
 from .published.ministral import NEMOTRON as NEMOTRON_MODELS
 from .published.qwen import DIFFUSION_VL as DIFFUSION_VL_MODELS
 from .published.qwen import DREAM as DREAM_MODELS
+from .published.qwen import DREAM_VL as DREAM_VL_MODELS
 from .published.qwen import FAST_DLLM as FAST_DLLM_MODELS
 from .published.qwen import SDAR as SDAR_MODELS
 from .tokenizers import byte_tokenizer
@@ -61,6 +64,14 @@ DREAM = Decoder(
 )
 LLAVA_DREAM = replace(
     DREAM, name="llava_dream", without=(*DREAM.without, *OF_PICTURES, "max_window_layers"), elsewhere=ELSEWHERE
+)
+DREAM_VL = replace(
+    DREAM,
+    name="dream-vl",
+    published=DREAM_VL_MODELS,
+    only={**SLIDING, "full_attn_mask": True},
+    without=(*DREAM.without, "max_window_layers", "mrope_section", "vision_config", "projector_hidden_act"),
+    elsewhere=(r"visual\.", r"projector\."),
 )
 DIFFUSION_VL = replace(
     DREAM,

@@ -29,8 +29,17 @@ from mmdiff.model import MMDiff
 from mmdiff.model.params import add_adapters
 from mmdiff.objectives.denoise import Denoise
 
-NAMES = ["Dream", "sdar", "Fast_dLLM_Qwen", "nemotron_labs_diffusion", "llada_moe", "sdar_moe", "llada2_moe"]
-BIASED = ("Dream", "Fast_dLLM_Qwen")
+NAMES = [
+    "Dream",
+    "dream-vl",
+    "sdar",
+    "Fast_dLLM_Qwen",
+    "nemotron_labs_diffusion",
+    "llada_moe",
+    "sdar_moe",
+    "llada2_moe",
+]
+BIASED = ("Dream", "dream-vl", "Fast_dLLM_Qwen")
 ROPE = {
     "rope_type": "yarn",
     "rope_theta": 5000.0,
@@ -143,7 +152,7 @@ def test_logits_equal_plain_torch(published: tuple[str, Path], attention: str, p
     assert backbone.family == name
     attend_RL = torch.tensor(PADDING[padding], dtype=torch.bool)
     pattern = backbone.facts.attention or Full()
-    assert (pattern == Full()) == (name in ("Dream", "llada_moe"))
+    assert (pattern == Full()) == (name in ("Dream", "dream-vl", "llada_moe"))
     block_RL = (attend_RL.cumsum(1) - 1).clamp(min=0) // (1 if name == "nemotron_labs_diffusion" else 3)
     sees_RLL = attend_RL[:, None] & (block_RL[:, None] <= block_RL[:, :, None] if pattern != Full() else True)
     sees_RLL = sees_RLL | torch.eye(11, dtype=torch.bool)
@@ -209,7 +218,7 @@ def test_toys_of_every_listed_model() -> None:
     for name in NAMES:
         for hub_id in find_family(name).PUBLISHED:
             toy = load_backbone.toy(hub_id)  # type: ignore[attr-defined]
-            assert toy.family == name and toy.facts.shift == (name in ("Dream", "Fast_dLLM_Qwen"))
+            assert toy.family == name and toy.facts.shift == (name in BIASED)
     assert model_type_of({"model_type": "llada", "num_experts": 4}) == "llada_moe"
     assert set(NAMES) < set(FAMILIES)
 
@@ -219,6 +228,7 @@ def test_unknown_fields_and_missing_tensors_are_refused(published: tuple[str, Pa
     raw = raw_of(name)
     refused = {
         "Dream": ("use_sliding_window", True),
+        "dream-vl": ("full_attn_mask", False),
         "llada2_moe": ("norm_head", True),
         "llada_moe": ("qk_layernorm", False),
         "nemotron_labs_diffusion": ("sliding_window", 4096),
@@ -235,4 +245,16 @@ def test_unknown_fields_and_missing_tensors_are_refused(published: tuple[str, Pa
     gone = next(k for k in reversed(sorted(tensors)) if "expert" in k or "mlp" in k)
     save_file({k: v for k, v in tensors.items() if k != gone}, tmp_path / "model.safetensors")
     with pytest.raises(ConfigError, match=rf"1 missing tensors: {gone}"):
+        load_backbone(tmp_path)
+
+
+def test_a_vision_tower_of_dream_vl_is_left_alone_and_nothing_else_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(raw_of("dream-vl")))
+    find_family("dream-vl").toy_tokenizer().save_pretrained(tmp_path)
+    tensors = tensors_of("dream-vl")
+    tower = {"visual.blocks.0.attn.qkv.weight": torch.zeros(6, 2), "projector.linear_1.weight": torch.zeros(2, 2)}
+    save_file(tensors | tower, tmp_path / "model.safetensors")
+    load_backbone(tmp_path)
+    save_file(tensors | {"visuals.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"unexpected tensor 'visuals.weight'"):
         load_backbone(tmp_path)

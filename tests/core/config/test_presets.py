@@ -28,7 +28,8 @@ CHECKPOINTS = {
     "diffusion-gemma": "google/diffusiongemma-26B-A4B-it",
     "dparallel-dream": DREAM,
     "dparallel-llada": LLADA,
-    "dream": DREAM,  # Dream-VL's language model, too
+    "dream": DREAM,
+    "dream-vl": "Dream-org/Dream-VL-7B",
     "dreamon": "Dream-org/DreamOn-v0-7B",
     "fast-dllm-dream": DREAM,
     "fast-dllm-llada": LLADA,

@@ -161,6 +161,8 @@ def test_labels_that_do_not_fit_count_nothing_and_are_reported() -> None:
     alone = CTC().terms(m, CTC().plan(rows(m, [clip(14)]), NoiseKey(0), m.vocab))["ctc"]
     assert float(term.value.detach()) == pytest.approx(float(alone.value.detach()), rel=1e-6)
     assert [float(x) for x in term.sums["infeasible"]] == [1.0, 2.0]
+    term.value.backward()
+    assert all(p.grad.isfinite().all() for p in m.parameters() if p.grad is not None)
 
 
 def test_end_ids_are_no_labels_and_rows_without_sound_are_refused() -> None:

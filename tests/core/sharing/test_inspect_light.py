@@ -27,7 +27,17 @@ from mmdiff.sharing.inspection.figures import ADAPTED, Canvases
 from mmdiff.sharing.inspection.inspect import inspect
 from mmdiff.sharing.inspection.thorough import on_meta
 
-DENSE = ["llada", "Dream", "diffusionvl_qwen", "sdar", "Fast_dLLM_Qwen", "nemotron_labs_diffusion", "llama", "qwen2"]
+DENSE = [
+    "llada",
+    "Dream",
+    "dream-vl",
+    "diffusionvl_qwen",
+    "sdar",
+    "Fast_dLLM_Qwen",
+    "nemotron_labs_diffusion",
+    "llama",
+    "qwen2",
+]
 CLASSES = ["LlamaConfig", "Qwen2Config", "Qwen3Config", "Ministral3Config"]
 
 

@@ -31,7 +31,7 @@ from mmdiff.runs.moments import load_moments, moments
 from mmdiff.training import stage as stages
 from mmdiff.training.divergence import IN_A_ROW
 from mmdiff.training.engines.ema import Average
-from mmdiff.training.optim import lr_factor, make_optimizer
+from mmdiff.training.optim import Muon, lr_factor, make_optimizer
 from mmdiff.training.stage import Stage
 
 FROZEN_TOWER = [{"match": "encoders", "train": False}, {"match": "*"}]
@@ -169,6 +169,7 @@ def test_averages_that_do_not_fit_are_refused(
     ("node", "more"),
     [
         ({"target": "torch.optim.Muon", "momentum": 0.9}, {}),
+        ({"target": "mmdiff.training.optim.Muon", "momentum": 0.9}, {"weight_decay": 0.1}),
         ({"target": "torch.optim.SGD", "momentum": 0.9, "nesterov": True}, {}),
         ({"target": "torch.optim.Adafactor"}, {}),
         ({"target": "torch.optim.AdamW", "amsgrad": True}, {"weight_decay": 0.1}),
@@ -187,6 +188,39 @@ def test_an_optimizer_by_dotted_path_learns_and_resumes_bitwise(
     assert [line["step"] for line in lines("toy")] == [1, 2, 3, 4, 5, 6]
     train(small("still", stage={"lr": 0.0}))
     assert apart(weights("toy"), weights("still")) > 1e-5
+
+
+@pytest.mark.parametrize("shape", [(8, 20), (20, 8), (6, 6)])
+def test_a_step_of_muon_by_its_singular_values(shape: tuple[int, int]) -> None:
+    """Newton-Schulz keeps singular vectors, and maps each singular value by the same polynomial five times."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(shape))
+    before, moment = weight.detach().clone(), torch.zeros(shape)
+    muon = Muon([weight], lr=0.1, weight_decay=0.5, momentum=0.8)
+    for _ in range(2):
+        weight.grad = torch.randn(shape)
+        moment = 0.8 * moment + 0.2 * weight.grad
+        u, s, v = torch.linalg.svd(0.2 * weight.grad + 0.8 * moment, full_matrices=False)
+        s = s / s.norm()
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        assert s.median() > 0.6 and s.max() < 1.3  # one that was tiny may stay so
+        before = before * (1 - 0.1 * 0.5) - 0.1 * 0.2 * max(shape) ** 0.5 * (u * s) @ v
+        muon.step()
+        torch.testing.assert_close(weight.detach(), before, atol=1e-5, rtol=1e-4)
+
+
+def test_muon_is_torchs_but_for_its_rounding() -> None:
+    torch.manual_seed(0)
+    start, grad = torch.randn(16, 40), torch.randn(16, 40)
+    ends = []
+    kinds: list[tuple[Any, dict[str, str]]] = [(Muon, {}), (torch.optim.Muon, {"adjust_lr_fn": "match_rms_adamw"})]
+    for kind, named in kinds:
+        weight = torch.nn.Parameter(start.clone())
+        weight.grad = grad.clone()
+        kind([weight], lr=0.1, weight_decay=0.1, **named).step()
+        ends.append(weight.detach())
+    assert apart({"w": ends[0]}, {"w": ends[1]}) < 0.02 < apart({"w": ends[0]}, {"w": start})
 
 
 def test_muon_trains_the_matrices_of_layers_and_adamw_the_rest() -> None:
@@ -211,6 +245,7 @@ def test_muon_trains_the_matrices_of_layers_and_adamw_the_rest() -> None:
         ({"target": "torch.optim.Moun"}, 'optimizer.target: torch.optim has no "Moun"'),
         ({"target": "torch.optim.SGD", "momentun": 0.9}, 'torch.optim.SGD takes no such argument (did you mean "'),
         ({"target": "torch.optim.SGD", "momentum": -1.0}, "optimizer: Invalid momentum value: -1.0"),
+        ({"target": "mmdiff.training.optim.Muon", "momentum": 1.0}, "optimizer: momentum 1.0, expected at least 0"),
         ({"target": "torch.optim.SGD", "lr": 0.1}, "optimizer.lr: set at run time, leave it out"),
         ({"target": "torch.optim.SGD", "weight_decay": 0.1}, "optimizer.weight_decay: set at run time, leave it out"),
         ({"target": "torch.optim.Rprop"}, "optimizer: torch.optim.Rprop has no weight decay, expected weight_decay 0"),

@@ -91,6 +91,34 @@ SDAR: Mapping[str, Mapping[str, Any]] = {
     "Gen-Verse/TraDo-4B-Instruct": _SDAR,
     "Gen-Verse/TraDo-8B-Instruct": _SDAR,
 }
+DREAM_VL: Mapping[str, Mapping[str, Any]] = {  # vl/eval/lmms_eval/dreamvl/config.json of DreamLM/Dream-VLX
+    "Dream-org/Dream-VL-7B": {
+        **{name: value for name, value in _DREAM.items() if name not in ("architectures", "auto_map")},
+        "full_attn_mask": True,
+        "image_token_id": 151655,
+        "model_type": "dream-vl",
+        "mrope_section": [16, 24, 24],
+        "projector_hidden_act": "gelu",
+        "video_token_id": 151656,
+        "vision_config": {
+            "depth": 32,
+            "embed_dim": 1280,
+            "hidden_act": "quick_gelu",
+            "hidden_size": 3584,
+            "in_chans": 3,
+            "mlp_ratio": 4,
+            "num_heads": 16,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+        },
+        "vision_end_token_id": 151653,
+        "vision_start_token_id": 151652,
+        "vision_token_id": 151654,
+        "vocab_size": 152064,
+    }
+}
 FAST_DLLM: Mapping[str, Mapping[str, Any]] = {
     "Efficient-Large-Model/Fast_dLLM_v2_7B": {
         **{name: value for name, value in _DREAM.items() if name != "mask_token_id"},
