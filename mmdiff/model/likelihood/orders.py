@@ -86,6 +86,30 @@ class MeanField:
 
 @part
 @dataclass(frozen=True)
+class PartlyMasked:
+    """Tokens that are masked at a rate drawn for each sample, each at weight 1: one forward (UniGRPO's, MMaDA, arXiv
+    2505.15809, without its even spacing of rates over inner steps). No bound: tokens that are not masked count nothing.
+
+    low, high: what the rate is uniform between; 0.1 and 0.9 in published code. A sample without a mask has all masked.
+    Raises ConfigError unless low < high.
+    """
+
+    low: BetweenZeroAndOne = 0.1
+    high: BetweenZeroAndOne = 0.9
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ConfigError(f"estimator.low: {self.low}, expected a number below estimator.high, {self.high}")
+
+    def passes(self, targets: Targets, key: NoiseKey) -> Iterator[Pass]:
+        rate_B1 = self.low + (self.high - self.low) * key.fold("rate").uniforms(targets.index, 1)
+        masked_BL = targets.target_BL & (targets.uniforms(key) < rate_B1)
+        masked_BL = np.where(masked_BL.any(1, keepdims=True), masked_BL, targets.target_BL)
+        yield Pass(masked_BL, masked_BL.astype(float))
+
+
+@part
+@dataclass(frozen=True)
 class Coupled:
     """The mean of a token's cross-entropy with all masked, and with some masked at its weight 1 / rate (DiffuCoder,
     arXiv 2506.20639): three forwards, in the last two of which each token is masked once. No bound.

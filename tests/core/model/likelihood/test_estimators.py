@@ -24,9 +24,18 @@ from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model import MMDiff
+from mmdiff.model.likelihood.drawn import Drawn
 from mmdiff.model.likelihood.elbo import AnyOrder, Elbo, Quadrature, UpperBound
 from mmdiff.model.likelihood.estimates import bound, estimate
-from mmdiff.model.likelihood.orders import AlongSteps, Coupled, LeftToRight, MeanField, RandomOrder, RightToLeft
+from mmdiff.model.likelihood.orders import (
+    AlongSteps,
+    Coupled,
+    LeftToRight,
+    MeanField,
+    PartlyMasked,
+    RandomOrder,
+    RightToLeft,
+)
 from mmdiff.model.likelihood.passes import Estimator, Pass, Targets
 from mmdiff.samplers.links.guidance import Guidance
 
@@ -210,6 +219,22 @@ def test_coupled_forwards_by_hand() -> None:
         Coupled(0.5, 0.5)
 
 
+def test_tokens_that_are_masked_at_a_drawn_rate_by_hand() -> None:
+    model, partly = Crooked.random(), PartlyMasked(0.3, 0.6)
+    targets = Targets.of(canvas([X] * 3000), Oracle.vocab)
+    targets.index[:] = range(3000)
+    (one,) = partly.passes(targets, NoiseKey(0, stream="bound"))
+    assert one.hidden_BL.any(1).all() and np.array_equal(one.weight_BL, one.hidden_BL.astype(float))
+    share = 0.45 + (0.7**5 - 0.4**5) / 5 / 0.3  # of a row without a mask, all
+    assert one.hidden_BL.mean() == pytest.approx(share, abs=4 * 0.5 / 12000**0.5)
+    hidden = one.hidden_BL[0]
+    ids = [MASK if h else t for h, t in zip(hidden, X, strict=True)]
+    expected = -sum(float(model._conditionals(ids)[p, X[p]]) for p in range(4) if hidden[p])
+    assert float(nll(model, partly, [X])[0]) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ConfigError, match=r"estimator\.low"):
+        PartlyMasked(0.5, 0.5)
+
+
 def test_a_masked_context_is_masked_in_its_share_and_never_scored() -> None:
     targets = Targets.of(collate([[Text([0] * 10), Target([1, 2])]] * 400, Oracle.vocab), Oracle.vocab)
     (one,) = MeanField(0.15).passes(targets, NoiseKey(0))
@@ -220,7 +245,7 @@ def test_a_masked_context_is_masked_in_its_share_and_never_scored() -> None:
 # A model -------------------------------------------------------------------------------------------------------------
 
 ALL_OF_THEM = [Elbo(3), Quadrature(2), AnyOrder(), UpperBound(), LeftToRight(), RightToLeft(), RandomOrder()]
-ALL_OF_THEM += [MeanField(0.3), Coupled()]  # type: ignore[list-item]
+ALL_OF_THEM += [MeanField(0.3), Coupled(), PartlyMasked(), Drawn(times=2)]  # type: ignore[list-item]
 
 
 def model(seed: int = 0) -> MMDiff:

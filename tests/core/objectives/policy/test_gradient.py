@@ -25,7 +25,7 @@ from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model import MMDiff
 from mmdiff.model.likelihood.elbo import Quadrature
-from mmdiff.model.likelihood.orders import AlongSteps, Coupled, MeanField
+from mmdiff.model.likelihood.orders import AlongSteps, Coupled, MeanField, PartlyMasked
 from mmdiff.objectives.policy.advantage import Advantage, Centred, LeaveOneOut, Softmaxes
 from mmdiff.objectives.policy.gradient import PolicyGradient
 from mmdiff.objectives.policy.reference import Copied
@@ -120,7 +120,7 @@ def test_surrogates_by_hand() -> None:
 
 # C9: the first step --------------------------------------------------------------------------------------------------
 
-ESTIMATORS = [MeanField(0.15), Coupled(), Quadrature(2), AlongSteps()]
+ESTIMATORS = [MeanField(0.15), Coupled(), Quadrature(2), AlongSteps(), PartlyMasked()]
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
@@ -219,7 +219,7 @@ RECIPES = {
         "advantage": {"target": "mmdiff.objectives.policy.advantage.LeaveOneOut"},
     },
     "UniGRPO": {
-        "estimator": {"target": "mmdiff.model.likelihood.drawn.Drawn", "times": 1},
+        "estimator": {"target": "mmdiff.model.likelihood.orders.PartlyMasked"},
         "advantage": {"target": "mmdiff.objectives.policy.advantage.Centred", "scaled": True},
     },
     "CJ-GRPO": {"estimator": {"target": "mmdiff.model.likelihood.orders.AlongSteps"}},
@@ -259,6 +259,32 @@ def test_generations_that_are_used_twice_resume(tmp_path: Path, monkeypatch: pyt
     train(replace(config(8, objective, save_every=4), name="parts"))
     whole, parts = (MMDiff.from_pretrained(f"runs/{name}/model").state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize("inner", [1, 2])
+def test_two_processes_and_several_forwards_equal_one(
+    inner: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Generations, rewards and gradients belong to samples, not to processes or forwards."""
+    monkeypatch.chdir(tmp_path)
+    objective = {
+        "target": "mmdiff.objectives.policy.gradient.PolicyGradient",
+        "reward": {"target": "tests.core.objectives.policy.test_gradient.Counted"},
+        "inner": inner, "size": 4,
+    }  # fmt: skip
+    made = {}
+    for name, batch, accumulate, world in (("one", 8, 1, 1), ("parts", 2, 4, 1), ("two", 2, 2, 2)):
+        one = config(4, objective, name=name)
+        one.train.stages["only"].batch_size, one.train.stages["only"].accumulate = batch, accumulate
+        if world == 1:
+            train(one)
+        else:
+            toy.in_processes(world, one)
+        made[name] = MMDiff.from_pretrained(f"runs/{name}/model").state_dict(), reward_by_step(Path(f"runs/{name}"))
+    for name in ("parts", "two"):
+        assert made[name][1] == pytest.approx(made["one"][1])
+        for key, tensor in made["one"][0].items():
+            torch.testing.assert_close(made[name][0][key], tensor, rtol=0, atol=1e-4)
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------
