@@ -59,14 +59,14 @@ SIZES = ((100, 256), (32_768, 256), (126_464, 256), (126_464, 512))
 
 
 def median_seconds(*functions: Callable[[], object]) -> list[float]:
-    """Median time of each, measured in turn so that a drifting machine hits all alike."""
+    """Median CPU time of each, measured in turn so that a drifting machine hits all alike."""
     times: list[list[float]] = [[] for _ in functions]
     for repeat in range(REPEATS + 1):
         for i, function in enumerate(functions):
-            start = time.perf_counter()
+            start = time.process_time()
             function()
             if repeat:  # the first round warms up
-                times[i].append(time.perf_counter() - start)
+                times[i].append(time.process_time() - start)
     return [statistics.median(t) for t in times]
 
 
