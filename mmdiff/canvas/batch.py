@@ -55,6 +55,7 @@ class Batch:
     padded: bool = False  # whether attend_BL is False anywhere (known on the CPU, so the device need not be asked)
     step_BL: Tensor | None = None  # int64, `Target.steps`; -1 where none is known
     packed: bool = False  # whether segment_BL has more than one document in a row
+    unusable: tuple[tuple[int, int], ...] = ()  # rows (component, number) that were skipped while this one was made
     attention: Pattern | None = None  # who sees whom, where it is not as the model has it (mmdiff.training.annealing)
 
     def __len__(self) -> int:

@@ -240,9 +240,11 @@ class Batches:
     padding: Padding = "ignore"
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
+        before = set(self.stream.skipped)
         samples = [self.stream.sample(n, self.vocab, self.readers) for n in positions]
         side: Literal["left", "right"] = "left" if self.stream.prompts else "right"
         batch: Batch = unchecked(samples, self.vocab, self.readers, index=positions, padding=self.padding, side=side)
+        batch.unusable = tuple(sorted(self.stream.skipped - before))
         return batch
 
 

@@ -29,6 +29,7 @@ class Meters:
     """Sums of terms, of what they log and of tokens, since the last line."""
 
     def __init__(self) -> None:
+        self.unusable: set[tuple[int, int]] = set()  # rows that this process's data left out, by component and number
         self._clear()
 
     def _clear(self) -> None:
@@ -110,6 +111,8 @@ class Meters:
             out[key] = [_known(r) for r in ratio] if isinstance(ratio, list) else _known(ratio)
         if self._norm is not None:
             out["grad_norm"] = float(self._norm)
+        if self.unusable:
+            out["rows_skipped"] = len(self.unusable)
         out["tokens_per_second"] = self._tokens * accelerator.num_processes / max(seconds, 1e-9)
         out["seconds"] = seconds
         self._clear()

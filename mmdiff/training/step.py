@@ -74,6 +74,7 @@ class Stepper:
         seed(key.fold(f"dropout/{accelerator.process_index}").integer(1 << 62))
         if stage.anneal:
             window = [annealed(batch, key, progress.stage_step, stage.anneal) for batch in window]
+        self.meters.unusable.update(row for b in window for row in getattr(b, "batch", b).unusable)
         plans = [self.objective.plan(batch, key, self.model.vocab) for batch in window]
         count, absent = self._counted(plans)
         factor = lr_factor(progress.stage_step, stage)

@@ -171,6 +171,24 @@ def test_what_does_not_go_together(settings: dict[str, Any], message: str) -> No
         parallel.make_accelerator(TrainConfig(**settings))
 
 
+@pytest.mark.slow
+def test_packed_rows_in_shards_are_the_rows_of_one_process() -> None:
+    """Ragged rows, two forwards a step: each process packs its own; against one process without packing."""
+
+    def packed(name: str, world: int, pack: int, **more: Any) -> Config:
+        config = run(name, world, **more)
+        rows = {"target": "toy.Corners", "n": 9, "lengths": [1, 2, 12]}
+        stages = {
+            n: replace(s, pack=pack, batch_size=8 // world, accumulate=2, data=rows)
+            for n, s in config.train.stages.items()
+        }
+        return replace(config, train=replace(config.train, stages=stages))
+
+    train(packed("whole", 1, 0))
+    toy.in_processes(2, packed("packed", 2, 24, sharding="full"))
+    assert_same_run("whole", "packed")
+
+
 # DeepSpeed
 
 

@@ -66,6 +66,10 @@ class Unreadable(toy.Corners):
         return super().__getitem__(index)
 
 
+class Gaps(Unreadable):
+    on_error = "skip"
+
+
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -460,3 +464,12 @@ def test_the_step_takes_the_gradient_of_the_mean_over_all_target_tokens() -> Non
     squares = sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None)
     assert logged["grad_norm"] == pytest.approx(squares**0.5, rel=1e-4)
     assert logged["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_that_are_skipped_are_counted_in_the_log(workers: int) -> None:
+    """Each once, whichever data process met it, over two epochs of 8 rows."""
+    stage = {"steps": 4, "batch_size": 4, "data": {"target": f"{__name__}.Gaps", "n": 8}}
+    train(toy.config(stage=stage, workers=workers))
+    counts = [line.get("rows_skipped", 0) for line in lines("toy") if "loss" in line]
+    assert counts[-1] == 1 and counts == sorted(counts)
