@@ -32,14 +32,22 @@ class Figure:
 
 @dataclass(frozen=True)
 class Demo:
-    """commands: what is run one after another; the last one prints the figures as JSON on its last line."""
+    """commands: what is run one after another; the last one prints the figures as JSON on its last line.
+
+    script: of this folder, which is run in place of `mmdiff`.
+    """
 
     commands: tuple[tuple[str, ...], ...]
     figures: tuple[Figure, ...]
+    script: str | None = None
 
 
 def demo(name: str, *figures: Figure) -> Demo:
     return Demo((("demo", name, "--json"),), figures)
+
+
+def own(name: str, *figures: Figure) -> Demo:
+    return Demo(((name,),), figures, "own.py")
 
 
 DEMOS = {
@@ -81,6 +89,14 @@ DEMOS = {
         Figure("causal_bpb", "<=", 2.15),
         Figure("unigram_bpb", ">=", 3.3),
     ),
+    "protein-own": own("protein", Figure("learned", ">=", 0.97)),
+    "vla-own": own(
+        "vla",
+        Figure("success", ">=", 0.97),
+        Figure("swapped", "<=", 0.2),
+        Figure("no_image", "<=", 0.2),
+        Figure("expert", ">=", 0.99),
+    ),
 }
 
 
@@ -99,10 +115,11 @@ def measured(demo: Demo, *, fresh: bool = False) -> tuple[dict[str, Any], str]:
     """Returns the figures of a demonstration, and why there are none ("" where there are)."""
     out = ""
     for command in demo.commands:
-        extra = ["--fresh"] if fresh and command[0] in ("demo", "train") else []
-        done = subprocess.run([sys.executable, "-m", "mmdiff", *command, *extra], stdout=subprocess.PIPE, text=True)
+        extra = ["--fresh"] if fresh and (demo.script or command[0] in ("demo", "train")) else []
+        program = ["-m", "mmdiff"] if demo.script is None else [str(Path(__file__).parent / demo.script)]
+        done = subprocess.run([sys.executable, *program, *command, *extra], stdout=subprocess.PIPE, text=True)
         if done.returncode:
-            return {}, f"`mmdiff {' '.join(command)}` ended with exit code {done.returncode}"
+            return {}, f"`{demo.script or 'mmdiff'} {' '.join(command)}` ended with exit code {done.returncode}"
         out = done.stdout
     try:
         found = json.loads(out.strip().splitlines()[-1])

@@ -31,6 +31,7 @@ from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.rows import RowError
 from mmdiff.tasks.dialogue.turns import media_of
 
+from .codecs.apart import spans
 from .codecs.bins import ActionCodec, UniformBins, to_bins
 from .codecs.normalise import Mode, Normaliser
 from .data.statistics import NoStatistics, choose, read_statistics, to_json, warn_of_rare
@@ -99,9 +100,8 @@ class VLA:
         ):
             as_annotated(kind, setting, f"task.{name}")
         if codec is not None and not callable(getattr(codec, "bind", None)):
-            raise ConfigError(
-                f"task.codec: {codec!r:.60}, expected {{target: mmdiff.tasks.vla.codecs.bins.UniformBins, ...}}"
-            )
+            expected = "{target: mmdiff.tasks.vla.codecs.bins.UniformBins, ...}"
+            raise ConfigError(f"task.codec: {codec!r:.60}, expected {expected}")
         if execute is not None and not 1 <= execute <= chunk:
             raise ConfigError(f"task.execute: {execute}, expected 1 to {chunk}, the actions of a chunk")
         slots = {"{instruction}": 1, "<image>": int(cameras > 0), "<state>": int(state != "none")}
@@ -112,8 +112,7 @@ class VLA:
         self.statistics = read_statistics(statistics)
         self.key = None if key is None else choose(self.statistics, key)
         self.chunk, self.cameras, self.prompt_text, self.world = chunk, cameras, prompt, dict(world or {})
-        self.state_as, self.state_bins, self.execute = state, state_bins, execute
-        self.binary = tuple(binary)
+        self.state_as, self.state_bins, self.execute, self.binary = state, state_bins, execute, tuple(binary)
         unused = {"image": cameras == 0, "state": state == "none"}  # may be there, and need not
         self._read = tuple(name for name in self.fields if not unused.get(name))
         self.codec: ActionCodec = UniformBins(32) if codec is None else codec
@@ -181,13 +180,13 @@ class VLA:
             check_row(row, self._read)
             units = self._row_units(row)
             low = _first_id(vocab, ACTION, units.codec.size, "codec")
-            x_KD = units.action.forward(self._array(row, "action", (self.chunk, self.dims)))
-            ids_T = low + units.codec.encode(x_KD)
+            x_KD = self._array(row, "action", (self.chunk, self.dims))
+            ids_T = low + units.codec.encode(units.action.forward(x_KD))
             pad_K = np.asarray(row.get("action_is_pad", np.zeros(self.chunk, bool)), bool)
             if pad_K.shape != (self.chunk,) or pad_K.all():
                 raise RowError("action_is_pad", f"{pad_K.tolist()}, expected {self.chunk}, not all of them true")
             ids_T[units.codec.padded(pad_K, self.dims)] = vocab.mask_id  # not scored
-            return [*self._context(row, units, vocab), self._target(ids_T, low, units.codec, vocab)]
+            return [*self._context(row, units, vocab), *self._targets(ids_T, low, units.codec)]
 
     def prompt(self, row: Row, vocab: Vocab) -> Sample:
         """Returns the canvas of a row without its action, except the first n actions that `given` holds, if any.
@@ -204,7 +203,7 @@ class VLA:
             ids_T = np.full(units.codec.tokens(self.chunk, self.dims), vocab.mask_id)
             if row.get("given") is not None and len(row["given"]):
                 ids_T = self._given(row, units, low, vocab.mask_id)
-            return [*self._context(row, units, vocab), self._target(ids_T, low, units.codec, vocab)]
+            return [*self._context(row, units, vocab), *self._targets(ids_T, low, units.codec)]
 
     def parse(self, ids: Sequence[int], vocab: Vocab) -> list[list[float]]:
         """Returns the prediction that action tokens mean: K actions of D numbers in robot units."""
@@ -259,8 +258,9 @@ class VLA:
             elif piece and (ids := vocab.encode(piece.replace("{instruction}", instruction))):
                 yield Text(ids)
 
-    def _target(self, ids_T: NDArray[np.int64], low: int, codec: ActionCodec, vocab: Vocab) -> Target:
-        return Target(ids_T.tolist(), allow=((low, low + codec.size),))
+    def _targets(self, ids_T: NDArray[np.int64], low: int, codec: ActionCodec) -> Iterator[Target]:
+        runs = spans(codec, self.chunk, self.dims)
+        yield from (Target(ids_T[span].tolist(), allow=((low + a, low + b),)) for span, (a, b) in runs)
 
     def _given(self, row: Row, units: Units, low: int, mask_id: int) -> NDArray[np.int64]:
         """Returns the ids (T,) of a chunk whose first actions are given; the others are masked."""

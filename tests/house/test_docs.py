@@ -124,6 +124,10 @@ def test_every_block_runs(
                     "curl localhost:",
                     "mmdiff train asr-own ",
                     "mmdiff eval runs/asr-own",
+                    "mmdiff train vla-own ",
+                    "mmdiff eval runs/vla-own",
+                    "mmdiff train protein-own ",
+                    "mmdiff protein eval runs/protein-own",
                 )
                 assert shlex.split(line) and line.startswith(endless), line
         elif kind == "console":  # mistakes: a command, and the one line that it ends with

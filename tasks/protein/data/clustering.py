@@ -9,7 +9,7 @@ Shape letters: N sequences, C columns.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -59,13 +59,18 @@ def clusters(sequences: Sequence[str], identity: float = 0.7, aligned: bool | No
         pairs below 0.6, few at 0.5 and many at 0.4. None: True for rows of one length where some have a gap.
 
     Time grows with N times the number of clusters: seconds for thousands of aligned rows, minutes for those that are
-    not; for millions there are CD-HIT and MMseqs2.
+    not; for millions there are CD-HIT and MMseqs2. The last two results are kept: both sides of a split need them.
     Raises ConfigError; DataError for aligned rows of unequal length; MissingExtra where they are not aligned.
     """
     if not 0 < identity <= 1:
         raise ConfigError(f"identity: {identity}, expected a share above 0 and up to 1")
     if aligned is None:
         aligned = len({len(s) for s in sequences}) == 1 and any(GAP in s for s in sequences)
+    return _clusters(tuple(sequences), identity, aligned).copy()
+
+
+@lru_cache(maxsize=2)
+def _clusters(sequences: tuple[str, ...], identity: float, aligned: bool) -> NDArray[np.int64]:
     residues_N = np.array([len(s) - s.count(GAP) for s in sequences], dtype=np.int64)
     order_N = np.argsort(-residues_N, kind="stable")
     like = _like_aligned(sequences, identity) if aligned else _like_by_words(sequences, identity)
@@ -115,6 +120,7 @@ def _like_aligned(rows: Sequence[str], identity: float) -> Like:
 
 def _like_by_words(sequences: Sequence[str], identity: float) -> Like:
     bare = [s.replace(GAP, "") for s in sequences]
+    scored = [_scored(s) for s in bare]
     words = [_words(s) for s in bare]
     count_N = np.array([len(one) for one in words], dtype=np.int64)
     index = WordIndex(words, 26**K)
@@ -124,11 +130,39 @@ def _like_by_words(sequences: Sequence[str], identity: float) -> Like:
         shared_N = index.shared(words[founder])
         chance = len(words[founder]) / len(CANONICAL) ** K
         out = shared_N[others] >= (chance + (1 - chance) * share) * count_N[others] - 1e-9
+        own = _letter_bits(scored[founder])
         for i in np.flatnonzero(out):
-            out[i] = global_identity(bare[founder], bare[others[i]]) >= identity - 1e-9
+            a, b = bare[founder], bare[others[i]]
+            least = identity * min(len(a), len(b)) - 1e-9
+            # members of one family share words enough; an alignment costs ten times what rules most pairs out
+            out[i] = (
+                longest_common(own, len(a), scored[others[i]]) >= least and global_identity(a, b) >= identity - 1e-9
+            )
         return out
 
     return like
+
+
+def longest_common(bits: Mapping[str, int], length: int, other: str) -> int:
+    """Letters of the longest common subsequence, which no alignment makes more letters equal than.
+
+    Bit-parallel (Hyyroe, Information Processing Letters 2004). bits: of a sequence of `length` letters, as
+    `_letter_bits` has it.
+    """
+    every = (1 << length) - 1
+    left = every
+    for letter in other:
+        here = left & bits.get(letter, 0)
+        left = ((left + here) | (left - here)) & every
+    return length - left.bit_count()
+
+
+def _letter_bits(sequence: str) -> dict[str, int]:
+    """Bit i of a letter's number is set where it stands at position i."""
+    bits: dict[str, int] = {}
+    for i, letter in enumerate(sequence):
+        bits[letter] = bits.get(letter, 0) | 1 << i
+    return bits
 
 
 class WordIndex:

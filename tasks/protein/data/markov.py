@@ -1,4 +1,4 @@
-"""A synthetic protein family whose exact answers are known: a first-order Markov chain over the 20 residues.
+"""Synthetic protein families whose exact answers are known: first-order Markov chains over the 20 residues.
 
 For any pattern of masks, forward-backward gives p(residue | what is visible), and so the accuracy and cross-entropy
 that no model can beat. The any-order bound of that exact denoiser is -log p itself: what a model's mean bound has above
@@ -111,9 +111,42 @@ def family() -> Chain:
 
     Its entropy is 1.4342 nats per residue at 32 residues, that of its composition 2.635.
     """
+    return _chain(0)
+
+
+def _chain(seed: int) -> Chain:
     size = len(LETTERS)
-    rows_KK = np.random.default_rng(0).dirichlet(np.full(size, 0.1), size)
+    rows_KK = np.random.default_rng(seed).dirichlet(np.full(size, 0.1), size)
     return Chain(0.98 * rows_KK + 0.02 / size)
+
+
+class Subfamilies:
+    """Sequences of one of n chains each, every chain as likely: what tells which one lies all over the sequence.
+
+    In place of one's own sequences, to see what a model has learnt of what can be learnt. Lengths are uniform in
+    `lengths`; the chains are made as `family()` is, of the seeds 1, 2, ...
+    """
+
+    def __init__(self, n: int = 3, lengths: tuple[int, int] = (20, 60)) -> None:
+        self.chains = [_chain(1 + k) for k in range(n)]
+        self.lengths = lengths
+
+    def draw(self, n: int, seed: int = 0) -> list[tuple[str, int]]:
+        """n sequences and the numbers of their chains, each a function of (seed, its number)."""
+        low, high = self.lengths
+        u_N2 = np.random.default_rng(seed).random((n, 2))
+        chain_N = (u_N2[:, 0] * len(self.chains)).astype(int).tolist()
+        length_N = (low + u_N2[:, 1] * (high + 1 - low)).astype(int).tolist()
+        drawn = enumerate(zip(chain_N, length_N, strict=True))
+        return [(self.chains[k].draw_one(i, seed, length), k) for i, (k, length) in drawn]
+
+    def log_likelihood(self, sequences: Sequence[str]) -> Floats:
+        """(N,) log p of whole sequences of any lengths, given their lengths, in nats."""
+        return np.logaddexp.reduce(self.by_chain(sequences), axis=1) - np.log(len(self.chains))
+
+    def by_chain(self, sequences: Sequence[str]) -> Floats:
+        """(N, n) log p of each sequence under each chain; the largest is the likeliest chain."""
+        return np.array([[float(chain.log_likelihood([s])[0]) for chain in self.chains] for s in sequences])
 
 
 @part

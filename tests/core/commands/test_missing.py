@@ -57,9 +57,16 @@ def test_the_keys_of_a_missing_path_are_named(
             "eval.data.test.rows.path (docs/data/fasta.md)",
         ),
         (
+            "protein-own",
+            "data/sequences.fasta: No such file or directory; set train.stages.fit.data.path (docs/data/fasta.md)",
+        ),
+        (
+            "vla-own",
+            "statistics: data/robot: no such file; set train.stages.look.data.path (docs/data/lerobot.md)",
+        ),
+        (
             "vla-reach",
-            "statistics: runs/reach-data: no such file; set task.statistics, train.stages.fit.data.path "
-            "(docs/data/lerobot.md)",
+            "statistics: runs/reach-data: no such file; set train.stages.look.data.path (docs/data/lerobot.md)",
         ),
         (
             "vqa-llada-v",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmdiff.errors import ConfigError, DataError
-from mmdiff.tasks.protein.data.markov import LETTERS, Chain, Markov, family
+from mmdiff.tasks.protein.data.markov import LETTERS, Chain, Markov, Subfamilies, family
 from mmdiff.tasks.protein.residues import CANONICAL
 
 K, L = 3, 5
@@ -137,3 +137,18 @@ def test_what_cannot_be_is_refused() -> None:
         family().log_likelihood(["LAG", "LA"])
     with pytest.raises(DataError, match="no position is masked"):
         family().bayes(["LAG"], np.zeros((1, 3), dtype=bool))
+
+
+def test_subfamilies_mix_their_chains_and_are_told_apart() -> None:
+    law = Subfamilies(3, (20, 60))
+    rows = law.draw(300, seed=5)
+    assert rows[:20] == law.draw(20, seed=5) and rows[:20] != law.draw(20, seed=6)
+    assert {len(s) for s, _ in rows} <= set(range(20, 61)) and {k for _, k in rows} == {0, 1, 2}
+    sequences = [s for s, _ in rows]
+    by_chain = law.by_chain(sequences)
+    assert by_chain[7, 2] == pytest.approx(float(law.chains[2].log_likelihood(sequences[7:8])[0]))
+    assert np.allclose(law.log_likelihood(sequences), np.log(np.exp(by_chain).mean(1)))
+    assert (by_chain.argmax(1) == [k for _, k in rows]).mean() > 0.99  # 20 residues are enough to know the chain
+    enumerated = Subfamilies(1, (2, 2))
+    pairs = ["".join(pair) for pair in product(LETTERS, repeat=2)]
+    assert np.exp(enumerated.log_likelihood(pairs)).sum() == pytest.approx(1)

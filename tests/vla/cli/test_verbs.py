@@ -36,7 +36,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         record = ["record", "--world", "reach", "--tasks", TASKS, "--episodes", "3", "--out", "runs/reach-data"]
         assert main(["vla", *record]) == 0
-        assert main(["train", "vla-reach", "train.stages.fit.steps=2", "train.workers=0"]) == 0
+        assert (
+            main(
+                [
+                    "train",
+                    "vla-reach",
+                    *(f"train.stages.{name}.steps=2" for name in ("look", "join")),
+                    "train.workers=0",
+                ]
+            )
+            == 0
+        )
     finally:
         patch.undo()
     return home
