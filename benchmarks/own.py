@@ -71,7 +71,7 @@ def vla(fresh: bool) -> dict[str, Any]:
     folder = RUNS / "own-episodes"
     if not folder.exists():
         record_dataset(folder, "reach", TASKS, EPISODES)
-    config = load_config("vla-own", [f"train.stages.look.data.path={folder}"])
+    config = load_config("vla-own", [f"train.stages.look.data.path={folder}", "model.encoders.state.dims=2"])
     start = time.process_time()
     train(config, fresh=fresh)
     seconds = time.process_time() - start

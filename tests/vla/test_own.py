@@ -1,4 +1,4 @@
-"""Episodes of one's own: the words of their instructions, and the packaged recipe, which learns to look and to reach."""
+"""Episodes of one's own: the words of their instructions, and the packaged recipe, which learns to look and reach."""
 
 from __future__ import annotations
 
@@ -9,31 +9,34 @@ import numpy as np
 import pytest
 
 from mmdiff.config import load_config
-from mmdiff.errors import DataError
+from mmdiff.errors import ConfigError, DataError
 from mmdiff.session import Session, load
+from mmdiff.tasks.vla.data.dataset import Steps
 from mmdiff.tasks.vla.data.episode import Episode
 from mmdiff.tasks.vla.data.writer import LeRobotWriter
 from mmdiff.tasks.vla.wordlist import words_of
 from mmdiff.training.train import train
 
 
-def episodes_of(folder: Path, *instructions: str) -> str:
+def episodes_of(folder: Path, *instructions: str) -> Steps:
     action_ND = np.zeros((3, 2), np.float32)
     with LeRobotWriter(folder, fps=10) as writer:
         for text in instructions:
             writer.add(Episode(text, action_ND, action_ND, {"front": np.zeros((3, 16, 16, 3), np.uint8)}, 10))
-    return str(folder)
+    return Steps(str(folder))
 
 
 def test_words_are_those_of_the_instructions(tmp_path: Path) -> None:
-    path = episodes_of(tmp_path / "a", "reach the Red disc", "reach the blue disc")
-    tokenizer = words_of(path)
+    rows = episodes_of(tmp_path / "a", "reach the Red disc", "reach the blue disc")
+    tokenizer = words_of(rows)
     assert tokenizer.convert_ids_to_tokens(list(range(4, 9))) == ["blue", "disc", "reach", "red", "the"]
-    assert len(words_of(path, also=["green", "red"])) == 4 + 6
+    assert len(words_of(rows, also=["green", "red"])) == 4 + 6
     with pytest.raises(DataError, match="instructions of 5 different words, expected at most 4"):
-        words_of(path, most=4)
+        words_of(rows, most=4)
     with pytest.raises(DataError, match="<mask> is a special token, expected words"):
         words_of(episodes_of(tmp_path / "b", "reach <mask>"))
+    with pytest.raises(ConfigError, match="rows: list, expected {target: mmdiff.tasks.vla.data.dataset.Steps"):
+        words_of([])
 
 
 STEPS = 170
