@@ -96,7 +96,7 @@ class Run:
     def bounds(self, stage: str) -> dict[int, float]:
         """Returns the bounds per token on a stage's held-out rows, by step, as the metrics have them."""
         found = [line for line in read_metrics(self.metrics) if line.get("stage") == stage]
-        return {line["step"]: line["bound_per_token"] for line in found if line.get("bound_per_token")}
+        return {line["step"]: line["bound_per_token"] for line in found if line.get("bound_per_token") is not None}
 
     def best(self, stage: str, count: int) -> list[int]:
         """Returns the steps with the `count` lowest bounds of a stage, the lowest first."""
