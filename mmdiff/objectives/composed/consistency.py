@@ -54,14 +54,15 @@ class MaskAgnostic:
 
     def terms(self, model: Model, plan: Plans) -> dict[str, Term]:
         features = model.encode(plan.batch.media)
-        states, losses, sums = [], [], {}
+        states, sums = [], {}
+        losses: list[Tensor] = []
         for noised in plan.plans.values():
             h_RLD = model.hidden(noised.ids_RL, noised.batch, features, noised.row_R)
             term = scored(model, noised, h_RLD, self.denoise.emphasis, restrict=self.denoise.restrict)
             losses, sums = [*losses, term.value], term.sums
             states.append(model.gather(h_RLD, *where(noised.masked_RL)))
         tv = self.variation(model, plan.plans["0"], states)
-        return {"denoise": Term(sum(losses) / 2, sums=sums), "tv": Term(tv, self.tv)}
+        return {"denoise": Term(torch.stack(losses).sum() / 2, sums=sums), "tv": Term(tv, self.tv)}
 
     def variation(self, model: Model, noised: NoisedBatch, h_2PD: list[Tensor]) -> Tensor:
         """Returns the sum of rate * total variation of the predictions of two states of each masked position."""
