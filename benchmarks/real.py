@@ -13,7 +13,8 @@ finished is taken as it is, so that the command may be given again. An hour of o
             standard error of the draws of masks (`mmdiff.tasks.text.bits`)
     chat    an answer of the converted model, by unmasking, as it is
     speech  word error rates on spoken commands: Whisper's encoder, a window Q-Former and the converted model after some
-            steps (`asr-whisper-convert`), also with the sound of another row, and Whisper's own decoder
+            steps (`asr-whisper-convert`), also with the sound of another row; Whisper's own decoder; and what the
+            Q-Former's slots spell before the language model has seen any (CTC, among the words of these commands)
     needle  the causal model's share of hidden facts that it finds (`mmdiff text needle`), by length and depth
 """
 
@@ -39,6 +40,7 @@ from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.collate import collate
 from mmdiff.evaluation.evaluate import evaluate
 from mmdiff.model import MMDiff
+from mmdiff.objectives.ctc import collapse, spelled
 from mmdiff.session import Session
 from mmdiff.tasks.asr.data.commands import Commands
 from mmdiff.tasks.dialogue.controls import Shuffled
@@ -135,6 +137,7 @@ def speech(steps: int, text_steps: int) -> dict[str, Any]:
         full = trained("text-convert", ["name=real-full", f"train.stages.fit.steps={text_steps}"])
         load(full).model.backbone.save_pretrained(backbone, original_format=True)
     folder = trained("asr-whisper-convert", ["name=real-speech", f"train.stages.tune.steps={steps}"])
+    first = sorted((folder / "checkpoints").glob("step-*"))
     session, node = load(folder), load_config("asr-whisper-convert").eval.data["clean"]
     rows: Commands = build(node, where="eval.data.clean")
     figures, records = evaluate(session, rows, name="clean", batch_size=20)
@@ -147,9 +150,25 @@ def speech(steps: int, text_steps: int) -> dict[str, Any]:
             "after these steps": round(figures["wer"], 3),
             "with another row's sound": round(swapped["wer"], 3),
             "Whisper's decoder": round(theirs["wer"], 3),
+            **({"spelled by the slots": round(spelled_wer(first[0], rows, session), 3)} if len(first) > 1 else {}),
         },
         "examples": [[rows[n]["text"], records[n]["prediction"], own[n]] for n in range(4)],
     }
+
+
+@torch.no_grad()
+def spelled_wer(folder: Path, rows: Commands, session: Session) -> float:
+    """Returns the error of greedy CTC paths of the slots, among the tokens of the rows' transcripts and the blank."""
+    model: MMDiff = load(folder).model
+    vocab, paths = model.vocab, []
+    batches = [collate([session.task.sample(rows[n], vocab)], vocab, model.readers) for n in range(len(rows))]
+    words = {i for batch in batches for i in batch.ids_BL[batch.target_BL].tolist()} - {vocab.eos_id, *vocab.end_ids}
+    id_K = torch.tensor([*sorted(words), vocab.mask_id])
+    for batch in batches:
+        log_p_1TK, _ = spelled(model, "audio", batch, id_K)
+        paths.append(vocab.decode(collapse(id_K[log_p_1TK[0].argmax(-1)], vocab.mask_id)))
+    scored = [{**rows[n], "prediction": text} for n, text in enumerate(paths)]
+    return float(session.task.score_all(scored)["wer"])  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
@@ -198,7 +217,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[[], *parts], help="default: all")
     parser.add_argument("--steps", type=int, default=150, help="of the text, 256 tokens each")
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS), help="of the text")
-    parser.add_argument("--speech-steps", type=int, default=60, help="of 8 utterances each")
+    parser.add_argument("--speech-steps", type=int, default=40, help="of 8 utterances each, behind the alignment")
     parser.add_argument("--windows", type=int, default=24, help="held-out windows of the bounds")
     parser.add_argument("--needles", type=int, default=1, help="rows per length and depth")
     parser.add_argument(

@@ -176,4 +176,4 @@ def test_a_converted_model_behind_whisper_runs_at_toy_width(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MMDIFF_REAL_WEIGHTS", raising=False)
     found = check(load_config("asr-whisper-convert"))
-    assert found["loss"].keys() == {"tune"}
+    assert found["loss"].keys() == {"align", "tune"}

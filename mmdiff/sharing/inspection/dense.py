@@ -52,10 +52,10 @@ class Dense:
         if self.norms:
             layer |= {"self_attn.q_norm.weight": (self.head,), "self_attn.k_norm.weight": (self.head,)}
         layer |= {"input_layernorm.weight": (d,), "post_attention_layernorm.weight": (d,)}
-        out = {"model.embed_tokens.weight": (self.rows, d)}
-        out |= {f"model.layers.{i}.{name}": shape for i in range(self.layers) for name, shape in layer.items()}
-        out["model.norm.weight"] = (d,)
-        return out if self.tied else {**out, "lm_head.weight": (self.rows, d)}
+        whole: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.rows, d)}
+        whole |= {f"model.layers.{i}.{name}": shape for i in range(self.layers) for name, shape in layer.items()}
+        whole["model.norm.weight"] = (d,)
+        return whole if self.tied else {**whole, "lm_head.weight": (self.rows, d)}
 
 
 def run(tape: Tape, model: Dense, batch: int, length: int, rank: int = 0) -> Shape:

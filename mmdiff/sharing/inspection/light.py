@@ -124,7 +124,8 @@ def plain_config(own: Decoder, raw: Mapping[str, Any]) -> SimpleNamespace | None
         return None
     defaults = {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False}
     config = SimpleNamespace(**{**defaults, **fields, "head_dim": head})
-    return with_options(config, own.options, raw, None)  # type: ignore[no-any-return]
+    plain: SimpleNamespace = with_options(config, own.options, raw, None)
+    return plain
 
 
 def _plain(own: Decoder, fields: Mapping[str, Any]) -> bool:
