@@ -83,11 +83,9 @@ class Backbone(nn.Module):
             raise ConfigError(f"backbone: {self.family} runs all positions of a canvas; keys and values cannot be kept")
         attention = self.model.config._attn_implementation
         mask = attend_RL if visibility is None else visibility.mask(x_RLD, attend_RL, attention)
-        own = mask is attend_RL and memory is None and "sdpa" in attention and not self.windows
-        if own and attend_RL is not None:
-            mask = attend_RL[:, None, None].expand(
-                -1, 1, attend_RL.shape[1], -1
-            )  # of rows it would be asked whether all is True
+        if attend_RL is not None and mask is attend_RL and memory is None and "sdpa" in attention and not self.windows:
+            # of a mask of rows the device would be asked whether all is True
+            mask = attend_RL[:, None, None].expand(-1, 1, attend_RL.shape[1], -1)
         noise = {"noised_RL": noised_RL, "soft_RQD": soft_RLD} if self.tells_noise else {}
         key = visibility.key if noise and visibility is not None else Coordinates()
         if not (isinstance(key.document, int) and isinstance(key.stream, int)):

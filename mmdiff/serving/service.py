@@ -81,7 +81,8 @@ class Service:
         """Returns the finished canvases. Raises BadRequest for what cannot be filled, in too long a time, or for a
         client who has left; the jobs then end at their next step."""
         try:
-            return list(await self._while_there(request, asyncio.gather(*(job.result() for job in jobs))))
+            results: asyncio.Future[list[Filled]] = asyncio.gather(*(job.result() for job in jobs))
+            return await self._while_there(request, results)
         finally:
             for job in jobs:
                 job.left = True
