@@ -84,9 +84,9 @@ def run_command(words: list[str], trained: dict[tuple[str, ...], Path]) -> int:
 
 
 LONG = (
-    "docs/experiments.md",
-    "docs/decoding.md",
-    *(f"docs/data/{name}.md" for name in ("datasets", "jsonl", "own", "parquet", "tar")),
+    *(f"docs/{name}.md" for name in "decoding experiments objectives proteins robots speech text training vqa".split()),
+    *(f"docs/data/{name}.md" for name in "datasets fasta jsonl lerobot llava own parquet preferences tar".split()),
+    *(f"docs/start/{name}.md" for name in "pictures robots".split()),  # tests/vqa/test_own.py, tests/vla/test_own.py
 )
 """Pages that train what others train too, or sweep: theirs are slow tests."""
 

@@ -64,6 +64,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.needs("mkdocs")
 @pytest.mark.needs("mkdocstrings")
 def test_the_site_needs_nothing_from_elsewhere(site: Path) -> None:

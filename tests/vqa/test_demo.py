@@ -17,6 +17,7 @@ SHORT = [
 ]
 
 
+@pytest.mark.slow  # `make demo` is the same, trained
 @pytest.mark.needs("PIL")
 def test_the_demonstration_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -46,6 +46,7 @@ def test_samples() -> None:
     assert 3000 < abs(samples_S.astype(int)).max() < 32767
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_samples() -> None:
     """Whatever was said before; and later, for espeak-ng seeds its breath ("f2" has some) with the second."""
     some = ("en-us", "en-us+f2", "en-gb+m3", "en-029+croak", "de+whisper")

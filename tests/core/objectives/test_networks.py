@@ -182,6 +182,7 @@ def test_it_is_the_loss_of_complements() -> None:
     torch.testing.assert_close(own, both, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pairs_are_learnt_and_generated_from_masks() -> None:
     m, objective = (
         model_with(lambda size: {"partition": Partition(width=32)}),

@@ -30,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
+@pytest.mark.slow
 def test_a_published_folder_is_served_until_it_is_stopped(folder: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     path = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

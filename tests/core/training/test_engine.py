@@ -415,7 +415,8 @@ def test_a_local_denominator_would_be_seen() -> None:
 # Graphs, trackers
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_layers_give_the_same_losses(backend: str) -> None:
     for name, compile_ in (("plain", "none"), ("graph", backend)):
         train(small(name, compile=compile_, stage={"lr": 1e-3, "steps": 4}))
