@@ -83,6 +83,7 @@ def test_the_site_needs_nothing_from_elsewhere(site: Path) -> None:
         assert not re.search(r"""(url\(|@import)\s*["']?(https?:)?//""", sheet.read_text(encoding="utf-8")), sheet.name
 
 
+@pytest.mark.slow
 @pytest.mark.needs("mkdocs")
 @pytest.mark.needs("mkdocstrings")
 def test_the_site_can_be_searched_from_disk(site: Path) -> None:

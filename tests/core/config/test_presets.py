@@ -85,7 +85,9 @@ def test_the_numbers_of_some(name: str, benchmark: str, settings: dict[str, Any]
     assert {key: preset(name)[key] for key in settings} == settings, benchmark
 
 
-@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=[pytest.mark.slow] * (n % 4 > 0)) for n, one in enumerate(TOYS)]
+)
 def test_it_generates_on_a_toy(name: str) -> None:
     """Rows of two lengths get what each gets alone, without a masked position left."""
     model = toy_of(TOYS[name])

@@ -35,6 +35,7 @@ def test_a_full_disk(disk: Callable[..., int], name: str, run: Callable[[], None
     assert disk(COMMANDS[name], tmp_path, prepare=run, ignore=CLOCKED) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_folder_that_cannot_be_written(name: str, run: Callable[[], None], tmp_path: Path) -> None:
     disks.read_only(COMMANDS[name], tmp_path, prepare=run, ignore=CLOCKED)

@@ -130,6 +130,7 @@ def test_merged_weights_are_whole_again(tmp_path: Path) -> None:
     torch.testing.assert_close(nll(MMDiff.from_pretrained(tmp_path / "merged")), rounded, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_learns_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of the toy falls with everything but LoRA frozen in 4 bits, whose codes stay; eight steps are four and
     four."""

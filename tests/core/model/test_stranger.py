@@ -99,7 +99,9 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "target", [pytest.param(one, marks=[pytest.mark.slow] * (n > 2)) for n, one in enumerate(TARGETS)]
+)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("form", FORMS)
 def test_no_place_and_no_form_of_a_saved_model_is_called(saved: Path, place: str, form: str, target: str) -> None:

@@ -65,7 +65,9 @@ def test_the_folder_predicts_as_the_run(adapted: Path, tmp_path: Path, merge: bo
 FOLDERS = sorted({next(iter(found)) for name in FAMILIES if (found := find_family(name).PUBLISHED)})
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=[pytest.mark.slow] * (n % 4 > 0)) for n, one in enumerate(FOLDERS)]
+)
 def test_every_family_is_a_plain_published_folder(name: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = MMDiff(toy_backbone(name, reserve={"action": 3}))

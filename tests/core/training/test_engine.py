@@ -170,10 +170,10 @@ def test_averages_that_do_not_fit_are_refused(
     [
         ({"target": "torch.optim.Muon", "momentum": 0.9}, {}),
         ({"target": "mmdiff.training.optim.Muon", "momentum": 0.9}, {"weight_decay": 0.1}),
-        ({"target": "torch.optim.SGD", "momentum": 0.9, "nesterov": True}, {}),
-        ({"target": "torch.optim.Adafactor"}, {}),
-        ({"target": "torch.optim.AdamW", "amsgrad": True}, {"weight_decay": 0.1}),
-        ({"target": "torch.optim.RMSprop"}, {}),
+        pytest.param({"target": "torch.optim.SGD", "momentum": 0.9, "nesterov": True}, {}, marks=pytest.mark.slow),
+        pytest.param({"target": "torch.optim.Adafactor"}, {}, marks=pytest.mark.slow),
+        pytest.param({"target": "torch.optim.AdamW", "amsgrad": True}, {"weight_decay": 0.1}, marks=pytest.mark.slow),
+        pytest.param({"target": "torch.optim.RMSprop"}, {}, marks=pytest.mark.slow),
     ],
 )
 def test_an_optimizer_by_dotted_path_learns_and_resumes_bitwise(

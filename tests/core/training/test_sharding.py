@@ -132,6 +132,7 @@ def cut_at(step: int, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
             train(config)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_resumes_in_any_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """One process, then two with shards, and back; files hold whole tensors, here several files of each kind."""
     monkeypatch.setattr(tensors, "FILE_BYTES", 20_000)

@@ -46,7 +46,7 @@ def test_what_is_written_is_read(tmp_path: Path, codec: str) -> None:
 
 
 @pytest.mark.parametrize("gop", [1, 2, 12, 1000])
-@pytest.mark.parametrize("fps", [7.3, 10, 29.97, 80])
+@pytest.mark.parametrize("fps", [10, 29.97, *(pytest.param(fps, marks=pytest.mark.slow) for fps in (7.3, 80))])
 def test_a_frame_alone_is_that_of_a_straight_pass(tmp_path: Path, gop: int, fps: float) -> None:
     write(tmp_path / "a.mp4", fps=fps, gop=gop)
     straight = list(Video(tmp_path / "a.mp4"))

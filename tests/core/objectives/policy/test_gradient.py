@@ -234,7 +234,9 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=[pytest.mark.slow] * (n % 3 > 0)) for n, one in enumerate(RECIPES)]
+)
 def test_a_reward_is_learnt(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two words per answer, of which each `north` is worth 1: from chance, 0.2 of 2, to more than 1.5."""
     monkeypatch.chdir(tmp_path)
@@ -261,6 +263,7 @@ def test_generations_that_are_used_twice_resume(tmp_path: Path, monkeypatch: pyt
     assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", [1, 2])
 def test_two_processes_and_several_forwards_equal_one(
     inner: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

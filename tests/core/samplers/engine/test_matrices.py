@@ -107,7 +107,7 @@ def test_two_of_them_are_processes_that_are_known() -> None:
         assert float(mask_P) == 0
 
 
-@pytest.mark.parametrize("given", ["others", "all"])
+@pytest.mark.parametrize("given", ["others", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_the_bound_of_one_word_is_its_entropy(kind: Transition, given: Any) -> None:
     """With the exact model the sum over all steps and noised ids is H(p), for any number of steps."""

@@ -107,7 +107,7 @@ def exact_noised(p_S: Tensor, uniform: float, steps: int, given: str) -> Any:
     return by_query(denoise)
 
 
-@pytest.mark.parametrize("given", ["others", "all"])
+@pytest.mark.parametrize("given", ["others", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("uniform", [0.0, 0.3, 1.0])
 def test_with_the_exact_posterior_the_samples_approach_the_data(uniform: float, given: Any) -> None:
     bed, far = Chain(LENGTH, 0.8), {}
