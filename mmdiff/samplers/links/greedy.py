@@ -100,7 +100,8 @@ class Greedy:
     def _near(self, closed_RL: Tensor, confidence_RL: Tensor, asked_RL: Tensor) -> Tensor:
         """Returns bool RL, the positions within the window of what was committed last, or is likely to be next."""
         confidence_RL = confidence_RL.masked_fill(~asked_RL, -1.0)
-        best_RA = confidence_RL.topk(min(self.ahead, confidence_RL.shape[1])).indices
+        # of equals the first, so that padding beside a row changes nothing
+        best_RA = confidence_RL.argsort(dim=1, descending=True, stable=True)[:, : self.ahead]
         next_RL = torch.zeros_like(asked_RL).scatter(1, best_RA, True) & asked_RL
         centre_RL = (closed_RL | next_RL).float()
         return F.max_pool1d(centre_RL[:, None], 2 * self.window + 1, 1, self.window)[:, 0] > 0

@@ -79,7 +79,7 @@ def sampled(p_S: Tensor, ids: list[int] | None = None, rows: int = ROWS, **named
     return law(sample(exact(p_S), canvas(ids or [MASK] * LENGTH, rows), VOCAB, config).ids_BL)
 
 
-@pytest.mark.parametrize("rows", [ROWS, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rows", [ROWS, pytest.param(200_000, marks=pytest.mark.slow)])
 def test_one_position_per_step_in_random_order_samples_the_joint(rows: int) -> None:
     p_S = chain()
     assert distance(p_S, sampled(p_S, rows=rows, remasking="random")) < floor(p_S, rows)

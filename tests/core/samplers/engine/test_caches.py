@@ -325,3 +325,13 @@ def test_one_denoise_for_two_generations_of_one_batch(attention: Pattern) -> Non
         fresh = sample(m.denoiser(batch), batch, m.vocab, config)
         assert again.ids_BL.tolist() == fresh.ids_BL.tolist()
         assert torch.allclose(again.confidence_BL, fresh.confidence_BL, atol=1e-4)
+
+
+def test_of_positions_that_are_equally_sure_the_first_is_run_whatever_padding_stands_beside() -> None:
+    """A grammar makes several positions certain at once; `topk` of a wider row takes another of these."""
+    greedy, near = Greedy(window=1, ahead=1), []
+    for padding in (0, 1, 4, 60):
+        asked_RL = torch.tensor([[False] * padding + [True] * 6])
+        sure_RL = torch.tensor([[-1.0] * padding + [0.5, 1.0, 0.2, 1.0, 1.0, 0.3]])
+        near.append(greedy._near(torch.zeros_like(asked_RL), sure_RL, asked_RL)[0, padding:].tolist())
+    assert near == [[True, True, True, False, False, False]] * 4
