@@ -89,6 +89,14 @@ DEMOS = {
         Figure("causal_bpb", "<=", 2.15),
         Figure("unigram_bpb", ">=", 3.3),
     ),
+    "vqa-own": own(
+        "vqa",
+        Figure("overall", ">=", 0.97),
+        Figure("shape", ">=", 0.97),
+        Figure("colour", ">=", 0.97),
+        Figure("shuffled", "<=", 0.6),  # three in four ask for yes or no
+    ),
+    "asr-own": own("asr", Figure("wer", "<=", 3), Figure("shuffled", ">=", 50)),
     "protein-own": own("protein", Figure("learned", ">=", 0.97)),
     "vla-own": own(
         "vla",
