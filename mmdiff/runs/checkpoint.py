@@ -88,11 +88,14 @@ def save_checkpoint(
         write_sums(part, known={"frozen.safetensors": _digest_of(frozen).read_text()})
 
 
-def prune(folder: Path, keep: int, best: Collection[int] = ()) -> None:
+def prune(folder: Path, keep: int, best: Collection[int] = (), diverged: Collection[int] = ()) -> None:
     """Remove all but the newest `keep` and those of the steps `best`, out of sight first: a kill must not leave half a
-    checkpoint under its name."""
-    for old in checkpoints_in(folder)[:-keep]:
-        if int(old.name.removeprefix("step-")) not in best:
+    checkpoint under its name. Those of the steps `diverged` count among the `keep` only where they are the newest."""
+    found = {int(path.name.removeprefix("step-")): path for path in checkpoints_in(folder)}
+    sound = [step for step in found if step not in diverged]
+    kept = {*sound[-keep:], *list(found)[-1:], *best}
+    for step, old in found.items():
+        if step not in kept:
             remove(old.rename(part_of(old)))
 
 

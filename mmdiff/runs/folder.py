@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from mmdiff.errors import ConfigError
 from mmdiff.files import clear, lock, named, read_json, unlock, without_nan, write_sums, write_text
 
 from .changes import changed
-from .metrics import lines_of, read_metrics
+from .metrics import is_number, lines_of, read_metrics
 from .progress import checkpoints_in, read_progress, samples_of_steps
 from .trackers import log, started
 
@@ -76,13 +77,15 @@ class Run:
     def begin_log(
         self, step: int, *, tensorboard: bool, trackers: Sequence[str] = (), settings: Mapping[str, Any] | None = None
     ) -> None:
-        """Go on with the metrics of a run that stands at `step`: lines that are later are dropped, they come again.
+        """Go on with the metrics of a run that stands at `step`: lines that are later are dropped, they come again; so
+        is the line that says that it had diverged.
 
         trackers, settings: see `mmdiff.runs.trackers.started`.
         """
         self._trackers = started(trackers, self.folder, settings or {})
         if self.metrics.is_file():
-            kept = [line for line, found in lines_of(self.metrics.read_bytes()) if found["step"] <= step]
+            lines = lines_of(self.metrics.read_bytes())
+            kept = [line for line, found in lines if found["step"] <= step and "diverged" not in found]
             write_text(self.metrics, b"".join(line + b"\n" for line in kept).decode())
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -91,16 +94,26 @@ class Run:
 
     def has_bound(self, step: int) -> bool:
         """Whether the metrics have the bound on held-out rows at a step."""
-        return any("bound_per_sample" in line and line["step"] == step for line in read_metrics(self.metrics))
+        lines = read_metrics(self.metrics)
+        return any(is_number(line.get("bound_per_sample")) and line["step"] == step for line in lines)
 
     def bounds(self, stage: str) -> dict[int, float]:
-        """Returns the bounds per token on a stage's held-out rows, by step, as the metrics have them."""
+        """Returns the bounds per token on a stage's held-out rows, by step, as the metrics have them; infinite where
+        one was not finite."""
         found = [line for line in read_metrics(self.metrics) if line.get("stage") == stage]
-        return {line["step"]: line["bound_per_token"] for line in found if line.get("bound_per_token") is not None}
+        values = {line["step"]: line["bound_per_token"] for line in found if "bound_per_token" in line}
+        return {step: float(value) if is_number(value) else math.inf for step, value in values.items()}
+
+    def not_finite(self) -> list[int]:
+        """Returns the steps whose bound on held-out rows, of any stage, was not finite."""
+        values = {
+            line["step"]: line["bound_per_token"] for line in read_metrics(self.metrics) if "bound_per_token" in line
+        }
+        return [step for step, value in values.items() if not is_number(value)]
 
     def best(self, stage: str, count: int) -> list[int]:
         """Returns the steps with the `count` lowest bounds of a stage, the lowest first."""
-        bounds = self.bounds(stage) if count else {}
+        bounds = {step: value for step, value in self.bounds(stage).items() if count and math.isfinite(value)}
         return sorted(bounds, key=lambda step: (bounds[step], step))[:count]
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from mmdiff.canvas.sample import Media, Sample
 from mmdiff.config import build
-from mmdiff.config.settings import StageConfig
+from mmdiff.config.settings import StageConfig, TrainConfig
 from mmdiff.data.collate import collate
 from mmdiff.data.stream import Component, Stream, check_source, row_name
 from mmdiff.errors import DataError, located
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
 from mmdiff.model.likelihood import bound
+from mmdiff.model.likelihood.score import Diverged
 from mmdiff.model.model import BEYOND
 from mmdiff.protocols import Source, Task
 from mmdiff.runs.progress import Progress
@@ -29,7 +31,7 @@ def evaluate_bound(
 
     The same rows always give the same figures. `bound_per_token_swapped` is the bound with each row's media exchanged
     for its neighbour's: a model that does not use its media has the same in both. divided: the model lies in shards;
-    all processes evaluate the same rows at once.
+    all processes evaluate the same rows at once. Figures of a model that has diverged are not finite.
     """
     if divided:
         with torch.no_grad():
@@ -45,7 +47,11 @@ def evaluate_bound(
             for name, samples in (("own", own), ("swapped", swapped(own))):
                 if samples:
                     batch = collate(samples, model.vocab, model.readers, index=index, padding=stage.padding)
-                    estimate = bound(model, batch)
+                    try:
+                        estimate = bound(model, batch)
+                    except Diverged:
+                        nats[name], positions[name] = math.nan, 1
+                        continue
                     nats[name] += float(estimate.nll_B.sum())
                     # unequal where media of another length move the padding
                     positions[name] += int(estimate.positions_B.sum())
@@ -80,6 +86,31 @@ def held_out_rows(
                         raise DataError(f"a canvas of {batch.ids_BL.shape[1]} positions, expected at most {most}")
         found[name] = rows
     return found
+
+
+def unused(figures: Mapping[str, float], where: str) -> str | None:
+    """Returns in a line that a model hardly uses its media, by the figures of `evaluate_bound`; None where it does."""
+    own, other = figures["bound_per_token"], figures.get("bound_per_token_swapped")
+    if other is None or not other < own * (1 + UNUSED):
+        return None
+    return (
+        f"{where}: {own:.4f} nats per token with a row's own media, {other:.4f} with another row's: they are hardly "
+        "used. A connector whose slots are far from the scale of the token embeddings learns slowly: see its `norm` "
+        "and `out_norm`"
+    )
+
+
+def since_lowest(bounds: dict[int, float]) -> int:
+    """Returns how many bounds, by step, came after the lowest; 0 of none."""
+    values = list(bounds.values())
+    return len(values) - 1 - values.index(min(values)) if values else 0
+
+
+def is_due(stage: StageConfig, settings: TrainConfig, progress: Progress) -> bool:
+    """Whether the bound on a stage's held-out rows belongs to the step where training stands."""
+    every = settings.eval_every
+    due = progress.stage_step == stage.steps or bool(every and progress.step and progress.step % every == 0)
+    return stage.eval is not None and due
 
 
 def swapped(samples: Sequence[Sample]) -> list[Sample]:

@@ -37,7 +37,7 @@ class Meters:
         self._loss: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}  # name -> stacked (numerator, count)
         self._norm: Tensor | None = None
-        self._first = torch.tensor(-1.0)  # the first step since the last line whose loss or gradient is not finite
+        self._first = torch.tensor(-1.0)  # the first step since the last line of which something is not finite
         self._folded = self._steps = self._tokens = 0
 
     def add(self, terms: Mapping[str, Term], count: Mapping[str, float], tokens: int) -> None:
@@ -65,7 +65,7 @@ class Meters:
         self._now, self._norm = _Step(), None
 
     def wrong(self) -> Tensor:
-        """Returns (), above 0 where a loss or the norm of the present step is not finite."""
+        """Returns (), above 0 where a loss, a sum to log or the norm of the present step is not finite."""
         return _wrong(self._now)
 
     def _fold(self) -> None:
@@ -85,7 +85,8 @@ class Meters:
         self._folded, self._kept = self._folded + len(self._kept), []
 
     def diverged(self, accelerator: Accelerator) -> int | None:
-        """Returns how many steps ago, of any process, a loss or gradient was first not finite; None: all were."""
+        """Returns how many steps ago, of any process, a loss, a sum to log or a gradient was first not finite; None:
+        all were."""
         self._fold()
         first = self._first.to(accelerator.device)[None]
         found = [step for step in accelerator.gather(first).tolist() if step >= 0]
@@ -121,6 +122,7 @@ class Meters:
 
 def _wrong(step: _Step) -> Tensor:
     values = [value.float() for _, _, value in step.losses] + ([] if step.norm is None else [step.norm.float()])
+    values += [top.float().abs().max() if top.ndim else top.float() for _, top, _ in step.sums]
     return (~torch.stack(values).isfinite()).sum().float() if values else torch.tensor(0.0)
 
 

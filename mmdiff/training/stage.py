@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from contextlib import nullcontext
@@ -9,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from mmdiff.backbones.compiled import compiled
 from mmdiff.config import build
-from mmdiff.config.settings import Config, StageConfig, TrainConfig
+from mmdiff.config.settings import Config, StageConfig
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.features import FeatureCache, fingerprint
+from mmdiff.model.tensors import weights
 from mmdiff.protocols import Objective, Source, Task
 from mmdiff.runs.checkpoint import frozen_is_whole, prune, remove_frozen, save_checkpoint, save_frozen
 from mmdiff.runs.folder import Run
@@ -26,10 +27,10 @@ from mmdiff.runs.moments import load_moments, moments
 from mmdiff.runs.progress import Progress
 
 from .annealing import check_annealing
-from .divergence import IN_A_ROW, not_finite, refuse
+from .divergence import IN_A_ROW, any_process, not_finite, refuse
 from .engines.ema import Average
 from .engines.zero import Zero, read_zero
-from .held_out import UNUSED, evaluate_bound
+from .held_out import evaluate_bound, is_due, since_lowest, unused
 from .loading import Collecting, batches_of, make_stream
 from .optim import lr_factor, make_optimizer
 from .parallel import divides, renewed, shard
@@ -101,9 +102,7 @@ class Stage:
             disable=not (self.progress_bar and self.main),
         )  # fmt: skip
         with bar, compiled(self.model.backbone, self.settings.compile):  # the bar is closed before an error is told of
-            if self.pending:
-                self._evaluate()
-            ended = self._ended()
+            ended = self._judged() if self.pending else self._ended()
             while progress.stage_step < stage.steps and not ended:
                 window = [next(batches) for _ in range(stage.accumulate)]
                 if self.cache is not None:
@@ -121,10 +120,9 @@ class Stage:
                     bar.set_postfix(self._log(now - mark), refresh=False)
                     mark = now
                 if save:
-                    self._save(last)
+                    self._save(last, due)
                 if due:  # behind the checkpoint: an error here costs no step
-                    self._evaluate()
-                    ended = self._ended()
+                    ended = self._judged()
         if self.name not in progress.stages_done:
             progress.stages_done.append(self.name)
             if self.main:
@@ -191,6 +189,8 @@ class Stage:
             refuse("the loss or its gradient", self.name, self.stage.lr, step, self.run, main=self.main)
         progress.seconds += seconds
         figures = meters.read(self.accelerator, seconds)
+        if not math.isfinite(figures["loss"]):  # of finite ones, which are too large to be added up
+            refuse("the loss", self.name, self.stage.lr, progress.step, self.run, main=self.main)
         progress.loss[self.name] = figures["loss"]
         if progress.skipped:
             figures["skipped"] = progress.skipped
@@ -216,29 +216,36 @@ class Stage:
                 )
         return {kind: fingerprint(encoder) for kind, encoder in self.model.encoders.items()}
 
-    def _evaluate(self) -> None:
-        """Log the bound on held-out rows, of the averages where weights are averaged."""
-        if self.task is None or self.held_out is None:
-            return
-        average, divided = self.stepper.average, self.stepper.divided
-        with (
-            average.in_place() if average is not None else nullcontext(),
-            self.accelerator.autocast()
-            if divided
-            else nullcontext(),  # weights are put together in their low precision
-        ):
-            figures = evaluate_bound(self.model, self.stage, self.task, self.held_out, divided=divided)
-        if not self.main:
-            return
-        self.run.log(self.progress.step, {"stage": self.name, **figures})
-        own, other = figures["bound_per_token"], figures.get("bound_per_token_swapped")
-        if other is not None and other < own * (1 + UNUSED) and not self.toy:
-            tqdm.write(
-                f"warning: {self.name}, step {self.progress.step}: {own:.4f} nats per token with a row's own media, "
-                f"{other:.4f} with another row's: they are hardly used. A connector whose slots are far from the scale "
-                "of the token embeddings learns slowly: see its `norm` and `out_norm`",
-                file=sys.stderr,
-            )
+    def _judged(self) -> bool:
+        """Log the bound on held-out rows, of the averages where weights are averaged, and remove the checkpoints that
+        are no longer kept. Returns whether the stage ends here.
+
+        Raises ConfigError for a bound that is not finite, unless such steps are skipped and others are to come.
+        """
+        if self.task is None or self.stage.eval is None:
+            return False
+        progress, average, divided = self.progress, self.stepper.average, self.stepper.divided
+        figures: dict[str, float] = {}
+        if self.held_out is not None:
+            with (
+                average.in_place() if average is not None else nullcontext(),
+                self.accelerator.autocast()
+                if divided
+                else nullcontext(),  # weights are put together in their low precision
+            ):
+                figures = evaluate_bound(self.model, self.stage, self.task, self.held_out, divided=divided)
+        if self.main:
+            self.run.log(progress.step, {"stage": self.name, **figures})
+        wrong = any_process(not all(map(math.isfinite, figures.values())), self.accelerator)
+        ended = self._ended() or progress.stage_step == self.stage.steps
+        if wrong and (ended or self.settings.on_divergence == "stop"):
+            what, step = "the bound on held-out rows", progress.step
+            refuse(what, self.name, self.stage.lr, step, self.run, main=self.main, before=step)
+        if self.main:
+            if not self.toy and (line := unused(figures, f"{self.name}, step {progress.step}")):
+                tqdm.write(f"warning: {line}", file=sys.stderr)
+            self._prune()
+        return ended
 
     def _ended(self) -> bool:
         """Whether the last bounds were no better than one before, `patience` times: as the metrics have them, so that
@@ -246,17 +253,15 @@ class Stage:
         if not self.stage.patience:
             return False
         ended = self.main and since_lowest(self.run.bounds(self.name)) >= self.stage.patience
-        if self.accelerator.num_processes > 1:
-            flag = torch.tensor(float(ended), device=self.accelerator.device)
-            ended = bool(self.accelerator.reduce(flag) > 0)
-        return ended
+        return any_process(ended, self.accelerator)
 
-    def _save(self, last: bool) -> None:
+    def _prune(self) -> None:
+        best = self.run.best(self.name, self.settings.keep_best)
+        prune(self.run.checkpoints, self.settings.keep, best, self.run.not_finite())
+
+    def _save(self, last: bool, due: bool) -> None:
         progress, stepper, accelerator = self.progress, self.stepper, self.accelerator
-        engine = stepper.engine
-        state = moments(stepper.optimizer) if engine is None else engine.moments()
-        if wrong := not_finite(stepper.optimizer) if engine is None else engine.first_not_finite(state):
-            refuse(f"the weight {wrong}", self.name, self.stage.lr, progress.step, self.run, main=self.main)
+        state = moments(stepper.optimizer) if stepper.engine is None else stepper.engine.moments()
         if last:
             progress.stages_done.append(self.name)
         if accelerator.scaler is not None:
@@ -267,29 +272,20 @@ class Stage:
             kept = {"optimizer": {} if done else state}
             if averaged is not None and not done:
                 kept["ema"] = averaged
+            frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+            saved = [(n, t) for n, t in weights(self.model).items() if n not in frozen]
+            if wrong := not_finite([*saved, *(pair for one in kept.values() for pair in one.items())], accelerator):
+                refuse(f"the weight {wrong}", self.name, self.stage.lr, progress.step, self.run, main=self.main)
             if self.main or stepper.divided:
                 save_checkpoint(
                     self.run.checkpoints, self.model, progress, state=kept, frozen=self.frozen, main=self.main,
                     extra=config_entries(self.config, self.task),
                 )  # fmt: skip
-        if self.main:
-            prune(self.run.checkpoints, self.settings.keep, self.run.best(self.name, self.settings.keep_best))
+        if self.main and not due:  # of a bound that is yet to come, earlier checkpoints may be the last that are sound
+            self._prune()
         if last and self.main:
             remove_frozen(self.run.checkpoints)
         accelerator.wait_for_everyone()
-
-
-def since_lowest(bounds: dict[int, float]) -> int:
-    """Returns how many bounds, by step, came after the lowest; 0 of none."""
-    values = list(bounds.values())
-    return len(values) - 1 - values.index(min(values)) if values else 0
-
-
-def is_due(stage: StageConfig, settings: TrainConfig, progress: Progress) -> bool:
-    """Whether the bound on a stage's held-out rows belongs to the step where training stands."""
-    every = settings.eval_every
-    due = progress.stage_step == stage.steps or bool(every and progress.step and progress.step % every == 0)
-    return stage.eval is not None and due
 
 
 def config_entries(config: Config, task: Task | None) -> dict[str, Any]:

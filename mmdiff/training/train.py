@@ -30,9 +30,9 @@ from mmdiff.runs.folder import RUNS, Run, open_run, run_name
 from mmdiff.runs.notes import check_note, write_note
 from mmdiff.runs.progress import Progress, read_progress
 
-from .held_out import held_out_rows
+from .held_out import held_out_rows, is_due
 from .parallel import divides, make_accelerator, one_line_deaths
-from .stage import Stage, config_entries, is_due
+from .stage import Stage, config_entries
 
 __all__ = ["fit", "make_accelerator", "train"]
 
@@ -128,7 +128,9 @@ def fit(
         if run.model.exists():  # of a shorter run, or of one that was killed before it wrote its result
             remove(run.model.rename(part_of(run.model)))
         save_model(model, run.model, extra=config_entries(config, task))
-        prune(run.checkpoints, settings.keep, best)  # a kill may have come before the last stage did so
+        prune(
+            run.checkpoints, settings.keep, best, run.not_finite()
+        )  # a kill may have come before the last stage did so
         remove_frozen(run.checkpoints)
         run.write_result(result)  # figures of an evaluation were of other weights
     accelerator.wait_for_everyone()

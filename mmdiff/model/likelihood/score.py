@@ -23,6 +23,10 @@ from mmdiff.model.scorer import Scores
 from mmdiff.protocols import Denoise, Model
 
 
+class Diverged(ConfigError):
+    """A model whose likelihoods are not numbers."""
+
+
 def score_masked(
     model: MMDiff,
     batch: Batch,
@@ -35,7 +39,7 @@ def score_masked(
     """Returns the scores of the masked positions given everything else, and the row of each (P,).
 
     hidden_BL: bool, what holds the mask, if it is more than what is scored. blockwise: given, of earlier blocks, the
-        clean ids. Raises ConfigError for scores that are not numbers.
+        clean ids. Raises Diverged for scores that are not numbers.
     """
     ids_BL = batch.ids_BL.masked_fill(masked_BL if hidden_BL is None else hidden_BL, model.vocab.noise_id)
     if blockwise:
@@ -44,7 +48,7 @@ def score_masked(
         h_BLD = model.hidden(ids_BL, batch, features, torch.arange(len(batch), device=ids_BL.device))
     scores, row_P = model.score(h_BLD, batch, masked_BL), masked_BL.nonzero()[:, 0]
     if bool((wrong_P := scores.nll_P.isnan()).any()):
-        raise ConfigError(
+        raise Diverged(
             f"the model's likelihood of row {int(row_P[wrong_P][0])} is not a number: its weights have diverged"
         )
     return scores, row_P

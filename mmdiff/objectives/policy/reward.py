@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol
 
+import numpy as np
+from torch import Tensor
+
 from mmdiff.config import locate
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError, nearest, shown
 from mmdiff.parts import part
 from mmdiff.protocols import Row, Task
 
@@ -52,8 +56,24 @@ class Called:
         return found(prediction, row)
 
 
+LARGEST = 1e30
+"""Of a reward: sums of such numbers are still within the range of fp32."""
+
+
 def checked(value: Any, reward: Any) -> float:
-    """Returns a reward as a float. Raises ConfigError for what is no finite number."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"objective.reward: {reward} gave {value!r:.60}, expected a finite number")
-    return float(value)
+    """Returns a reward as a float, also one of numpy's or torch's. Raises ConfigError for what is no finite number, and
+    for what is so large that its group has no mean."""
+    try:
+        number = float(value) if isinstance(value, Real | Tensor | np.bool_) else math.nan
+    except (ValueError, RuntimeError, OverflowError):  # several numbers, or an integer of hundreds of digits
+        number = math.nan
+    if not abs(number) <= LARGEST:
+        raise ConfigError(f"objective.reward: {reward} gave {_text(value)}, expected a finite number")
+    return number
+
+
+def _text(value: Any) -> str:
+    try:
+        return shown(repr(value), 60)
+    except ValueError:  # Python has no text for integers of thousands of digits
+        return "an integer of thousands of digits"

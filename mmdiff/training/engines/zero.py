@@ -148,15 +148,6 @@ class Zero:
                 for key in MOMENTS if plain.state.get(parameter) else ():
                     parameter.set_full_hp_param(plain.state[parameter][key], key)
 
-    def first_not_finite(self, tensors: dict[str, Tensor]) -> str | None:
-        """Returns the name of a trained weight that is not finite, or whose `moments` are not; None where all are."""
-        for group in self.groups:
-            for name, parameter in zip(group["names"], group["params"], strict=True):
-                beside = [tensors[key] for key in (f"{kind}:{name}" for kind in MOMENTS) if key in tensors]
-                if not all(bool(value.isfinite().all()) for value in (parameter.detach(), *beside)):
-                    return str(name)
-        return None
-
     def _link(self) -> None:
         """Let parameters know where their moments lie. DeepSpeed does so behind the step of the first group, when those
         of the others are not there yet."""

@@ -308,9 +308,27 @@ def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         collected(PolicyGradient(Scored("exakt"), size=2).for_model(m), m)
     with pytest.raises(ConfigError, match=r'objective\.reward\.function: math has no "sqr"'):
         Called("math.sqr")
-    monkeypatch.setattr(Counted, "__call__", lambda *_: float("nan"))
-    with pytest.raises(ConfigError, match=r"objective\.reward: Counted gave nan, expected a finite number"):
-        collected(PolicyGradient(Counted(), size=2).for_model(m), m)
+    objective = PolicyGradient(Counted(), size=2).for_model(m)
+    wrong: list[Any] = [
+        float("nan"),
+        float("-inf"),
+        np.float32("nan"),
+        torch.tensor(torch.inf),
+        1e300,
+        10**400,
+        10**5000,
+    ]
+    for value in [*wrong, None, "1", 1j, torch.ones(2)]:
+        monkeypatch.setattr(Counted, "__call__", lambda *_, given=value: given)
+        with pytest.raises(
+            ConfigError, match=r"objective\.reward: Counted gave .*, expected a finite number"
+        ) as raised:
+            collected(objective, m)
+        assert "\n" not in str(raised.value) and len(str(raised.value)) < 200
+    for value in (True, 3, np.float32(0.5), np.int64(2), torch.tensor(1.5), np.True_, 1e30):
+        monkeypatch.setattr(Counted, "__call__", lambda *_, given=value: given)
+        made = collected(objective, m)
+        assert made.reward_B.isfinite().all() and made.advantage_B.isfinite().all()
 
 
 def worth(prediction: str, row: Row) -> float:
