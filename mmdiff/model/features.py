@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdiff.canvas.batch import Batch, MediaBatch, to_device
-from mmdiff.errors import UserError
+from mmdiff.errors import ConfigError, UserError
 
 from . import MMDiff
 
@@ -180,6 +180,15 @@ def subset(group: MediaBatch, chosen: Sequence[int]) -> MediaBatch:
         tokens=None if group.tokens is None else [group.tokens[i] for i in crop_N.tolist()],
         origins=[group.origins[i] for i in chosen] if group.origins else [],
     )
+
+
+def fingerprints(model: MMDiff, where: str) -> dict[str, bytes]:
+    """Returns the fingerprints of a model's encoders by kind. Raises ConfigError, which names `where`, if one is
+    trained."""
+    for kind in model.encoders:
+        if not model.frozen(kind):
+            raise ConfigError(f"{where}: the {kind} encoder is trained; freeze it in `params`")
+    return {kind: fingerprint(encoder) for kind, encoder in model.encoders.items()}
 
 
 def fingerprint(encoder: nn.Module) -> bytes:

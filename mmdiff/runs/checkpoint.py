@@ -21,6 +21,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmdiff.config.settings import Config
 from mmdiff.errors import ConfigError
 from mmdiff.files import aside, damaged, digest, part_of, remove, without_nan, write_sums, write_text
 from mmdiff.model import MMDiff
@@ -86,6 +87,14 @@ def save_checkpoint(
             write_tensors(tensors, part, stem)
         (part / "trainer.json").write_text(json.dumps(without_nan(asdict(progress)), indent=2) + "\n")
         write_sums(part, known={"frozen.safetensors": _digest_of(frozen).read_text()})
+
+
+def config_entries(config: Config, task: Any) -> dict[str, Any]:
+    """Returns the `task` and `sampler` entries of a saved model's config.json, with the task's constants from data."""
+    node, constants = config.task, getattr(task, "constants", None)
+    if constants is not None:
+        node = {**({"target": node} if isinstance(node, str) else node), **constants()}
+    return {"task": node, "sampler": vars(config.sampler)}
 
 
 def prune(folder: Path, keep: int, best: Collection[int] = (), diverged: Collection[int] = ()) -> None:

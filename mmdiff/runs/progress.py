@@ -24,6 +24,7 @@ class Progress:
     stages_done: list[str] = field(default_factory=list)
     loss: dict[str, float] = field(default_factory=dict)  # of the last logged steps of each stage
     samples: dict[str, int] = field(default_factory=dict)  # of a step of each stage, over all processes
+    found: dict[str, dict[str, float]] = field(default_factory=dict)  # by stage, what its objective found last
     skipped: int = 0  # steps that changed nothing, for their loss or gradient was not finite
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from mmdiff.canvas.sample import Media, Sample
 from mmdiff.config import build
 from mmdiff.config.settings import StageConfig, TrainConfig
 from mmdiff.data.collate import collate
 from mmdiff.data.stream import Component, Stream, check_source, row_name
-from mmdiff.errors import DataError, located
+from mmdiff.errors import ConfigError, DataError, located
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
 from mmdiff.model.likelihood import bound
@@ -38,12 +42,9 @@ def evaluate_bound(
             figures: dict[str, float] = model(evaluate_bound, stage, task, rows)  # as a forward, which puts it together
         model.reshard()  # type: ignore[operator]
         return figures
-    stream = Stream([Component("eval", rows, task)], seed=0)
     nats, positions = {"own": 0.0, "swapped": 0.0}, {"own": 0, "swapped": 0}
     with evaluating(model):
-        for first in range(0, len(rows), stage.batch_size):
-            index = range(first, min(first + stage.batch_size, len(rows)))
-            own = [stream.sample(n, model.vocab, model.readers) for n in index]
+        for index, own in read(model, stage, task, rows):
             for name, samples in (("own", own), ("swapped", swapped(own))):
                 if samples:
                     batch = collate(samples, model.vocab, model.readers, index=index, padding=stage.padding)
@@ -59,6 +60,45 @@ def evaluate_bound(
     if nats["swapped"]:
         figures["bound_per_token_swapped"] = nats["swapped"] / max(positions["swapped"], 1)
     return figures
+
+
+def read(model: MMDiff, stage: StageConfig, task: Task, rows: Source) -> Iterator[tuple[range, list[Sample]]]:
+    """Yields the samples of held-out rows, a batch of the stage at a time, and which rows they are."""
+    stream = Stream([Component("eval", rows, task)], seed=0)
+    for first in range(0, len(rows), stage.batch_size):
+        index = range(first, min(first + stage.batch_size, len(rows)))
+        yield index, [stream.sample(n, model.vocab, model.readers) for n in index]
+
+
+def searched(
+    objective: Any, model: MMDiff, stage: StageConfig, task: Task, rows: Source | None, world: Accelerator, seed: int
+) -> dict[str, float]:
+    """Returns what an objective finds in held-out rows (`search` of `mmdiff.protocols.Objective`).
+
+    rows: None, another process has them. All processes of `world` call it, and have the same figures.
+    """
+    found: list[Any] = [None]
+    if rows is not None:
+        some = islice(read(model, stage, task, rows), objective.batches)
+        batches = [collate(own, model.vocab, model.readers, index=at, padding=stage.padding) for at, own in some]
+        with evaluating(model):
+            found = [objective.search(model, batches, seed)]
+    if world.num_processes > 1:
+        broadcast_object_list(found)
+    figures: dict[str, float] = found[0]
+    return figures
+
+
+def check_search(objective: Any, stage: StageConfig, settings: TrainConfig, where: str) -> None:
+    """Raises ConfigError for an objective that depends on held-out rows where it is never shown any."""
+    if not hasattr(objective, "search"):
+        return
+    if settings.sharding != "none" or settings.deepspeed is not None:
+        raise ConfigError(f"{where}.objective: searches with the whole model; expected train.sharding: none")
+    if stage.eval is None:
+        raise ConfigError(f"{where}.eval: none; {type(objective).__name__} searches on held-out rows, expected some")
+    if not settings.eval_every:
+        raise ConfigError("train.eval_every: 0, expected the number of steps after which the objective searches")
 
 
 def held_out_rows(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from mmdiff.config import build
 from mmdiff.config.settings import Config, StageConfig
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
-from mmdiff.model.features import FeatureCache, fingerprint
+from mmdiff.model.features import FeatureCache, fingerprints
 from mmdiff.model.tensors import weights
 from mmdiff.protocols import Objective, Source, Task
-from mmdiff.runs.checkpoint import frozen_is_whole, prune, remove_frozen, save_checkpoint, save_frozen
+from mmdiff.runs.checkpoint import config_entries, frozen_is_whole, prune, remove_frozen, save_checkpoint, save_frozen
 from mmdiff.runs.folder import Run
 from mmdiff.runs.moments import load_moments, moments
 from mmdiff.runs.progress import Progress
@@ -30,7 +31,7 @@ from .annealing import check_annealing
 from .divergence import IN_A_ROW, any_process, not_finite, refuse
 from .engines.ema import Average
 from .engines.zero import Zero, read_zero
-from .held_out import evaluate_bound, is_due, since_lowest, unused
+from .held_out import check_search, evaluate_bound, is_due, searched, since_lowest, unused
 from .loading import Collecting, batches_of, make_stream
 from .optim import lr_factor, make_optimizer
 from .parallel import divides, renewed, shard
@@ -71,6 +72,10 @@ class Stage:
         self.objective: Objective = build(stage.objective, where=f"{where}.objective", toy=self.toy)
         if (for_model := getattr(self.objective, "for_model", None)) is not None:
             self.objective = for_model(self.model)
+        if not self.toy:
+            check_search(self.objective, stage, self.settings, where)
+        if found := self.progress.found.get(self.name):
+            self.objective = self.objective.found(found)  # type: ignore[attr-defined]
         size, seed = config.train.sample_cache_mb << 20, config.train.seed
         self.collecting = Collecting.of(self.objective, self, where)
         prompts = self.collecting is not None
@@ -90,7 +95,7 @@ class Stage:
         self._checkpointing()
         self.stepper = stepper = self._stepper()
         stepper.wrapped.train()
-        prints = self._prints()
+        prints = {} if self.cache is None else fingerprints(self.model, f"train.stages.{self.name}.cache_features")
         batches = batches_of(
             stage, self.stream, self.model, first=progress.stage_step, workers=self.settings.workers,
             rank=self.accelerator.process_index, world=self.accelerator.num_processes,
@@ -103,6 +108,8 @@ class Stage:
         )  # fmt: skip
         with bar, compiled(self.model.backbone, self.settings.compile):  # the bar is closed before an error is told of
             ended = self._judged() if self.pending else self._ended()
+            if not self.pending and self.resumed is not None and is_due(stage, self.settings, progress):
+                self._search()  # the checkpoint is older than what was found behind it
             while progress.stage_step < stage.steps and not ended:
                 window = [next(batches) for _ in range(stage.accumulate)]
                 if self.cache is not None:
@@ -205,17 +212,6 @@ class Stage:
         for kind, encoder in self.model.encoders.items():
             encoder.gradient_checkpointing(on and not self.model.frozen(kind))  # type: ignore[operator]
 
-    def _prints(self) -> dict[str, bytes]:
-        """Returns the fingerprints of the encoders by kind, if features are cached; ConfigError if one is trained."""
-        if self.cache is None:
-            return {}
-        for kind in self.model.encoders:
-            if not self.model.frozen(kind):
-                raise ConfigError(
-                    f"train.stages.{self.name}.cache_features: the {kind} encoder is trained; freeze it in `params`"
-                )
-        return {kind: fingerprint(encoder) for kind, encoder in self.model.encoders.items()}
-
     def _judged(self) -> bool:
         """Log the bound on held-out rows, of the averages where weights are averaged, and remove the checkpoints that
         are no longer kept. Returns whether the stage ends here.
@@ -224,19 +220,15 @@ class Stage:
         """
         if self.task is None or self.stage.eval is None:
             return False
-        progress, average, divided = self.progress, self.stepper.average, self.stepper.divided
-        figures: dict[str, float] = {}
-        if self.held_out is not None:
-            with (
-                average.in_place() if average is not None else nullcontext(),
-                self.accelerator.autocast()
-                if divided
-                else nullcontext(),  # weights are put together in their low precision
-            ):
+        progress, figures = self.progress, {}  # type: Progress, dict[str, float]
+        with self._to_judge():
+            if self.held_out is not None:
+                divided = self.stepper.divided
                 figures = evaluate_bound(self.model, self.stage, self.task, self.held_out, divided=divided)
-        if self.main:
-            self.run.log(progress.step, {"stage": self.name, **figures})
         wrong = any_process(not all(map(math.isfinite, figures.values())), self.accelerator)
+        found = {} if wrong else self._search()
+        if self.main:
+            self.run.log(progress.step, {"stage": self.name, **figures, **found})
         ended = self._ended() or progress.stage_step == self.stage.steps
         if wrong and (ended or self.settings.on_divergence == "stop"):
             what, step = "the bound on held-out rows", progress.step
@@ -246,6 +238,25 @@ class Stage:
                 tqdm.write(f"warning: {line}", file=sys.stderr)
             self._prune()
         return ended
+
+    @contextmanager
+    def _to_judge(self) -> Iterator[None]:
+        """Within it the model has the averages; weights in shards are put together in their low precision."""
+        average, low = self.stepper.average, self.accelerator.autocast() if self.stepper.divided else nullcontext()
+        with low, average.in_place() if average is not None else nullcontext():
+            yield
+
+    def _search(self) -> dict[str, float]:
+        """Let an objective that depends on held-out rows look at them, if steps are to come. Returns what it logs."""
+        objective: Any = self.objective
+        if self.progress.stage_step == self.stage.steps or not hasattr(objective, "search") or self.task is None:
+            return {}
+        rows, seed = self.held_out, self.settings.seed
+        with self._to_judge():
+            found = searched(objective, self.model, self.stage, self.task, rows, self.accelerator, seed)
+        self.progress.found[self.name] = found
+        self.objective = self.stepper.objective = objective.found(found)
+        return found
 
     def _ended(self) -> bool:
         """Whether the last bounds were no better than one before, `patience` times: as the metrics have them, so that
@@ -286,11 +297,3 @@ class Stage:
         if last and self.main:
             remove_frozen(self.run.checkpoints)
         accelerator.wait_for_everyone()
-
-
-def config_entries(config: Config, task: Task | None) -> dict[str, Any]:
-    """Returns the `task` and `sampler` entries of a saved model's config.json, with the task's constants from data."""
-    node, constants = config.task, getattr(task, "constants", None)
-    if constants is not None:
-        node = {**({"target": node} if isinstance(node, str) else node), **constants()}
-    return {"task": node, "sampler": vars(config.sampler)}

@@ -25,14 +25,14 @@ from mmdiff.model.saving import load_weights, read_config, save_model
 from mmdiff.model.tensors import give_shards, weights
 from mmdiff.protocols import Task
 from mmdiff.runs.changes import with_kept_batch
-from mmdiff.runs.checkpoint import last_whole, prune, remove_frozen
+from mmdiff.runs.checkpoint import config_entries, last_whole, prune, remove_frozen
 from mmdiff.runs.folder import RUNS, Run, open_run, run_name
 from mmdiff.runs.notes import check_note, write_note
 from mmdiff.runs.progress import Progress, read_progress
 
 from .held_out import held_out_rows, is_due
 from .parallel import divides, make_accelerator, one_line_deaths
-from .stage import Stage, config_entries
+from .stage import Stage
 
 __all__ = ["fit", "make_accelerator", "train"]
 

@@ -23,12 +23,12 @@ from mmdiff.encoders.state import StateMLP
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model import MMDiff
 from mmdiff.objectives.denoise import Denoise
+from mmdiff.runs.checkpoint import config_entries
 from mmdiff.session import load
 from mmdiff.tasks.vla.codecs.bins import DCTBins, QuantileBins, UniformBins
 from mmdiff.tasks.vla.codecs.fast import FAST
 from mmdiff.tasks.vla.codecs.normalise import Statistics
 from mmdiff.tasks.vla.task import VLA
-from mmdiff.training.stage import config_entries
 
 RNG = np.random.default_rng(0)
 ACTIONS = np.column_stack([RNG.normal(0, 0.3, (400, 3)), RNG.choice([0.0, 1.0], 400)]).astype(np.float32)

@@ -24,20 +24,23 @@ from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mask_rates import Bernoulli, ExactCount
 from mmdiff.diffusion.schedule import Cosine
 from mmdiff.diffusion.spans import Mixture, Nothing
-from mmdiff.diffusion.spread import Clipped, SharedOffset
+from mmdiff.diffusion.spread import Clipped, Independent, SharedOffset
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.likelihood import bound
 from mmdiff.objectives.blocks import BlockDenoise
-from mmdiff.objectives.composed.clip_search import best_clip, clip_variances, row_losses
+from mmdiff.objectives.composed.clip_search import best_clip, clip_variances, clipped, group_losses, intervals_of
 from mmdiff.objectives.composed.consistency import MaskAgnostic
 from mmdiff.objectives.composed.esoteric import ORDER, Esoteric
+from mmdiff.objectives.composed.least_variance import LeastVariance
 from mmdiff.objectives.composed.score_entropy import ScoreEntropy
 from mmdiff.objectives.composed.together import Together
 from mmdiff.objectives.denoise import Denoise
 from mmdiff.objectives.extras.learned_rates import LearnedRates
 from mmdiff.objectives.extras.token_rates import TokenRates
 from mmdiff.objectives.noising.change import Replaced
+from mmdiff.objectives.noising.noised import NoisedBatch
+from mmdiff.objectives.terms import Term
 from tests.core.objectives.extras.pairs import fit, model_with, pairs
 
 X = (2, 0, 1, 1)
@@ -316,15 +319,48 @@ def test_the_search_finds_the_interval_of_least_variance() -> None:
     u = np.linspace(0.2, 0.4, 1001)
     assert found[0.2, 0.4] == pytest.approx(np.log(3) ** 2 * float(((1 - u) / u / 4).mean()), rel=0.15)
     best = best_clip(oracle, [canvas([X] * 60)], replace(objective, spread=SharedOffset()))  # type: ignore[arg-type]
-    assert best.spread == Clipped(0.8, 1.0, SharedOffset())
+    assert best.spread == Clipped(0.5, 1.0, SharedOffset())  # the highest of the published ones
+    assert clipped(best, 0.1, 0.4).spread == Clipped(0.1, 0.4, SharedOffset())
 
 
-def test_losses_of_rows_add_up() -> None:
+def test_the_intervals_are_the_published_ones() -> None:
+    found = intervals_of()
+    assert len(found) == 1 + 11 + 9 + 7 + 5 + 3 and found[0] == (0.0, 1.0)
+    assert {(0.3, 0.8), (0.45, 0.95), (0.5, 1.0), (0.1, 1.0), (0.0, 0.5)} <= set(found)
+    assert all(round(high - low, 9) in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0) and high <= 1 for low, high in found)
+    assert intervals_of([1.0, 0.5], 0.5) == [(0.0, 1.0), (0.0, 0.5), (0.5, 1.0)]
+
+
+class Valley(Denoise):
+    """A token costs 1 nat at mask rates within .2 and .7, and more outside: what varies least is known."""
+
+    def terms(self, model: Any, plan: NoisedBatch) -> dict[str, Any]:
+        cost_RL = 1 + 20 * ((plan.rate_RL - 0.7).clamp(min=0) + (0.2 - plan.rate_RL).clamp(min=0))
+        return {"denoise": Term((plan.weight_RL * cost_RL * plan.masked_RL).sum())}
+
+
+def test_the_search_finds_an_interval_between() -> None:
+    """Of 400 targets the masks vary little: the cost decides, and widths that do not fit into the valley lose."""
+    objective = LeastVariance(Valley(levels=Bernoulli(eps=1e-6)), batches=3)
+    oracle, batches = Oracle(torch.ones(3, 3, 3, 3)), [canvas([X * 100] * 60)] * 9
+    found = objective.search(oracle, batches, seed=0)  # type: ignore[arg-type]
+    assert (found["clip_low"], found["clip_high"]) == (0.2, 0.7)
+    u = np.linspace(0.2, 0.7, 10001)
+    assert found["clip_variance"] == pytest.approx(float(((1 - u) / u).mean()) / 400, rel=0.25)
+    assert found == objective.search(oracle, batches[:3], seed=0)  # type: ignore[arg-type]
+    narrow = objective.found(found)
+    assert narrow.of.spread == Clipped(0.2, 0.7, Independent()) and narrow.found(found) == narrow
+    plan = narrow.plan(batches[0], NoiseKey(0, batch=60), VOCAB)
+    assert 0.2 <= float(plan.rate_RL[plan.scored_RL].min()) < float(plan.rate_RL[plan.scored_RL].max()) <= 0.7
+
+
+def test_losses_of_groups_add_up() -> None:
     m = model(ORDER)
     batch = collate([[Text([4]), Target([5, 6, 7])], [Text([6]), Target([8])]], m.vocab)
     objective = BlockDenoise(ORDER, copies=2)
     plan = objective.plan(batch, NoiseKey(0, batch=2), m.vocab)
-    found = row_losses(m, objective, plan) * torch.tensor([3, 1, 3, 1])
+    found = group_losses(m, objective, plan) * plan.group_RL[plan.scored_RL].bincount()
+    assert len(found) == 8  # blocks of one position
     assert float(found.sum()) == pytest.approx(float(objective.terms(m, plan)["denoise"].value.detach()), rel=1e-5)
 
 

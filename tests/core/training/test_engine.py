@@ -333,6 +333,68 @@ def test_a_bound_of_nothing_is_the_best_of_all(monkeypatch: pytest.MonkeyPatch) 
     assert (Path("runs/toy/checkpoints") / "step-00000002").is_dir()
 
 
+# A search on held-out rows
+
+
+def searching(name: str, **more: Any) -> Config:
+    objective = {"target": "mmdiff.objectives.composed.least_variance.LeastVariance", "widths": [0.2, 0.5], "step": 0.1}
+    levels = {"target": "mmdiff.diffusion.mask_rates.Bernoulli"}
+    inner = {"of": {"target": "mmdiff.objectives.denoise.Denoise", "levels": levels, "copies": 2}, "batches": 2}
+    stage = {"steps": 8, "lr": 0.05, "eval": {**HELD_OUT, "n": 12, "lengths": [8]}, "objective": {**objective, **inner}}
+    rows = {"data": {"target": "toy.Corners", "lengths": [8]}}
+    fields = {"stage": {**stage, **rows, **more.pop("stage", {})}, "eval_every": 2, "save_every": 3, "ema": 0.5}
+    return small(name, **{**fields, **more})
+
+
+def found(run: str) -> dict[int, tuple[float, float]]:
+    return {x["step"]: (x["clip_low"], x["clip_high"]) for x in lines(run) if "clip_low" in x}
+
+
+@pytest.mark.parametrize("cut", [2, 3, 5, 7])
+def test_levels_of_least_variance_resume_bit_for_bit(cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut right behind a search, behind a checkpoint that is older than one, and where both stand at the same step."""
+    train(searching("whole", save_every=cut))
+    assert list(found("whole")) == [2, 4, 6] and len(set(found("whole").values())) > 1
+    cut_at(cut, searching("cut", save_every=cut), monkeypatch)
+    train(searching("cut", save_every=cut))
+    assert lines("cut") == lines("whole") and same(weights("cut"), weights("whole"))
+    saved = json.loads(Path("runs/whole/checkpoints/step-00000008/trainer.json").read_text())["found"]["only"]
+    assert (saved["clip_low"], saved["clip_high"]) == found("whole")[6]
+
+
+def test_a_search_that_is_forgotten_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    train(searching("whole", save_every=2))
+    cut_at(4, searching("cut", save_every=2), monkeypatch)
+    original = Stage._search
+    monkeypatch.setattr(Stage, "_search", lambda self: {} if self.progress.step == 4 else original(self))
+    train(searching("cut", save_every=2))
+    assert not same(weights("cut"), weights("whole"))
+
+
+def test_processes_find_the_same_levels() -> None:
+    """The process that has the held-out rows searches, and the other trains on what it has found."""
+    rows = {"steps": 4, "batch_size": 4, "eval": {**HELD_OUT, "n": 4, "lengths": [8]}}
+    train(searching("one", stage={**rows, "accumulate": 2}))
+    toy.in_processes(2, searching("two", stage=rows))
+    assert list(found("one")) == [2]
+    for a, b in zip(lines("one"), lines("two"), strict=True):
+        assert a.keys() == b.keys()
+        assert all(a[key] == pytest.approx(b[key], rel=1e-3) for key in {"loss", "clip_low", "clip_high"} & a.keys())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eval_every": 0}, "train.eval_every: 0, expected the number of steps after which the objective searches"),
+        ({"stage": {"eval": None}}, "train.stages.only.eval: none; LeastVariance searches on held-out rows"),
+        ({"sharding": "full"}, "train.stages.only.objective: searches with the whole model; expected train.sharding"),
+    ],
+)
+def test_searches_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(searching("toy", **settings))
+
+
 # Steps that are not finite
 
 
