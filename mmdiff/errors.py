@@ -27,6 +27,14 @@ class DataError(UserError):
         return lines.encode("utf-8", "backslashreplace").decode()
 
 
+class RowError(DataError):
+    """A row that cannot be used. `reason` is the kind of fault, in the same words for all rows that share it."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
 class MissingExtra(UserError):
     """A part needs a package that is not installed."""
 

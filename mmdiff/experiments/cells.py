@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmdiff.errors import DataError
+from mmdiff.files import json_object
+
 Known = dict[str, dict[str, Any]]
 """The lines of cells.jsonl by their settings."""
 
@@ -14,11 +17,11 @@ Known = dict[str, dict[str, Any]]
 def read_cells(file: Path) -> Known:
     """Returns the lines of cells.jsonl by their settings. A line that is not whole is left out, and run again."""
     known = {}
-    for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
+    for text in file.read_bytes().split(b"\n") if file.is_file() else []:
         try:
-            line = json.loads(text)
+            line = json_object(text)
             known[key_of(line["settings"])] = {key: line[key] for key in ("cell", "settings", "figures")}
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (DataError, KeyError, TypeError):
             continue
     return known
 

@@ -1,9 +1,11 @@
-"""Files: written whole or not at all (`whole.py`), with checksums (`sums.py`), read within bounds
-(`reading.py`), with numbers that JSON has (`plain.py`), and what options name, looked at before the work (`output.py`).
+"""Files: written whole or not at all (`whole.py`), with checksums (`sums.py`), read within bounds (`reading.py`), JSON
+and its lines (`json_text.py`), numbers that JSON has (`plain.py`), and what options name, looked at before the work
+(`output.py`).
 
 May import: nothing. Must not import torch.
 """
 
+from .json_text import as_object, json_lines, json_object, parse_json
 from .output import make_folder, output_file
 from .plain import without_nan
 from .reading import read_json, read_text, regular, unreadable
@@ -12,18 +14,22 @@ from .whole import aside, clear, commit, link, lock, locked, named, part_of, rem
 
 __all__ = [
     "SUMS",
+    "as_object",
     "aside",
     "check_sums",
     "clear",
     "commit",
     "damaged",
     "digest",
+    "json_lines",
+    "json_object",
     "link",
     "lock",
     "locked",
     "make_folder",
     "named",
     "output_file",
+    "parse_json",
     "part_of",
     "read_json",
     "read_text",

@@ -6,13 +6,14 @@ A link to /dev/zero never ends, a FIFO waits for ever, and JSON that is nested d
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from pathlib import Path
 from typing import Any
 
-from mmdiff.errors import ConfigError
+from mmdiff.errors import ConfigError, DataError
+
+from .json_text import parse_json
 
 JSON_BYTES = 64 * 1024**2
 """Most bytes of a JSON file that is read whole; the tokenizer.json of a large vocabulary has about 20 MB."""
@@ -71,10 +72,8 @@ def read_json(file: Path, at_most: int = JSON_BYTES) -> Any:
     """Returns the content of a JSON file. Raises ConfigError that names the file; FileNotFoundError where it is not."""
     regular(file, at_most)
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
-    except RecursionError:
-        raise ConfigError(f"{file}: is nested too deeply") from None
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are of this kind
-        raise ConfigError(f"{file}: not JSON ({error})") from None
+        return parse_json(file.read_bytes())
+    except DataError as error:
+        raise ConfigError(f"{file}: {error}") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None

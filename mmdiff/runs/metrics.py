@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from mmdiff.errors import RowError
+from mmdiff.files import json_object
 
 
 def is_number(value: Any) -> bool:
@@ -18,10 +20,10 @@ def lines_of(text: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Yields the lines that are objects with a step, each as it is and as an object; what is damaged is left out."""
     for line in text.split(b"\n"):
         try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
+            found = json_object(line)
+        except RowError:
             continue
-        if isinstance(found, dict) and is_number(found.get("step")):
+        if is_number(found.get("step")):
             yield line, found
 
 

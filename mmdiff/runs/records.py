@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from mmdiff.errors import ConfigError, short
-from mmdiff.files import lock, read_json, without_nan, writable, write_text
+from mmdiff.errors import ConfigError, RowError, short
+from mmdiff.files import json_object, lock, read_json, without_nan, writable, write_text
 
 Record = dict[str, Any]
 SETTINGS = ".settings.json"  # behind the name of a file: what its records depend on
@@ -209,10 +209,10 @@ def _line(record: Mapping[str, Any]) -> str:
 def _parsed(line: bytes) -> Record | None:
     """Returns the object of a line that has a row, None where it is none."""
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
+        found = json_object(line)
+    except RowError:
         return None
-    row = found.get("row") if isinstance(found, dict) else None
+    row = found.get("row")
     return found if isinstance(row, int) and not isinstance(row, bool) else None
 
 

@@ -20,7 +20,7 @@ from mmdiff.canvas.sample import Item, Media, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab, literal
 from mmdiff.data.collate import collate
 from mmdiff.data.fields import check_row
-from mmdiff.errors import ConfigError, DataError, located, nearest
+from mmdiff.errors import ConfigError, DataError, RowError, located, nearest
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
 from mmdiff.model.features import subset
@@ -31,7 +31,6 @@ from mmdiff.parts import part
 from mmdiff.protocols import Row, Task
 from mmdiff.session import Session
 
-from .rows import RowError
 from .templates import Plain, Template
 from .turns import NOUNS, read_turns
 

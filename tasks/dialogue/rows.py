@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os.path
 import sys
 from collections import Counter
@@ -21,20 +21,12 @@ from typing import Any, Literal, Self
 
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.data.fields import fault_of
-from mmdiff.errors import ConfigError, DataError, nearest, shown
-from mmdiff.files import unreadable
+from mmdiff.errors import ConfigError, DataError, RowError, nearest, shown
+from mmdiff.files import json_lines, parse_json, unreadable
 from mmdiff.protocols import Row
 
 BYTES = 8 * 1024**3
 """Most bytes of a file of rows, which is read whole."""
-
-
-class RowError(DataError):
-    """A row that cannot be used. `reason` is the kind of fault, in the same words for all rows that share it."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
 
 
 def read_lines(path: Path) -> list[tuple[str, str]]:
@@ -52,33 +44,21 @@ def read_json(path: Path) -> list[tuple[str, Any]]:
     """
     text = _content(path)
     try:
-        whole = json.loads(text)
-    except json.JSONDecodeError as error:
-        if text.lstrip().startswith("["):
-            raise DataError(f"{path} line {error.lineno}: not JSON ({error.msg})") from None
-    except RecursionError:
-        if "\n" not in text.strip():
-            raise DataError(f"{path}: is nested too deeply") from None
-    except ValueError as error:  # a number of more digits than Python reads
-        if text.lstrip().startswith("["):
-            raise DataError(f"{path}: not JSON ({error})") from None
+        whole = parse_json(text)
+    except RowError as error:
+        if text.lstrip().startswith("[") or "\n" not in text.strip() and error.reason == "nested too deeply":
+            raise DataError(f"{path}: {error}") from None
     else:
         if isinstance(whole, list):
             return [(f"{path} row {i}", value) for i, value in enumerate(whole)]
         return [(f"{path} line 1", whole)]
-    rows: list[tuple[str, Any]] = []
-    for where, line in read_lines(path):
-        if line:
-            try:
-                rows.append((where, json.loads(line)))
-            except RecursionError:
-                rows.append((where, RowError("nested too deeply")))
-            except json.JSONDecodeError as error:
-                detail = f"{error.msg} at column {error.colno}; expected a list, or one object per line"
-                rows.append((where, RowError("not JSON", detail)))
-            except ValueError as error:
-                rows.append((where, RowError("not JSON", str(error))))
-    return rows
+    return [(f"{path} line {n}", _expected(value)) for n, value in json_lines(io.StringIO(text), path)]
+
+
+def _expected(value: Any) -> Any:
+    if isinstance(value, RowError) and value.reason == "not JSON":
+        return RowError(value.reason, f"{value.detail}; expected a list, or one object per line")
+    return value
 
 
 def _content(path: Path) -> str:
@@ -214,15 +194,6 @@ def file_under(root: Path, given: Any, field: str, noun: str) -> str:
     if fault:
         raise RowError(f"{field} is not a {noun}", f"{shown(path)}: {fault}")
     return str(path)
-
-
-def an_object(value: Any) -> dict[str, Any]:
-    """Returns a value of `read_json` that is an object. Raises RowError for all else."""
-    if isinstance(value, RowError):
-        raise value
-    if not isinstance(value, dict):
-        raise RowError("not a JSON object", f"{value!r:.60}")
-    return value
 
 
 def check_fields(row: Row, fields: Collection[str]) -> None:

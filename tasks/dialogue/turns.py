@@ -16,10 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmdiff.canvas.sample import Media
-from mmdiff.errors import nearest
+from mmdiff.errors import RowError, nearest
 from mmdiff.protocols import Row
-
-from .rows import RowError
 
 NOUNS = {"image": "picture", "audio": "sound", "protein": "protein"}
 """Field of a row -> the noun for one of its media in errors."""

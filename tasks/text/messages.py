@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mmdiff.data.fields import text_fault
-from mmdiff.errors import nearest
+from mmdiff.errors import RowError, nearest
+from mmdiff.files import as_object
 from mmdiff.parts import part
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.rows import CheckedRows, Entry, RowError, an_object, check_fields, read_json
+from mmdiff.tasks.dialogue.rows import CheckedRows, Entry, check_fields, read_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHARE_GPT = {
@@ -102,7 +103,7 @@ class MessageFile(CheckedRows):
 
 
 def _checked(raw: Any, where: str) -> Row:
-    row = an_object(raw)
+    row = as_object(raw)
     messages = read_messages(row)
     check_fields(row, FIELDS)
     if not any(message["role"] == "assistant" for message in messages):

@@ -25,10 +25,9 @@ from mmdiff.canvas.vocab import Vocab, literal
 from mmdiff.config.ranges import AtLeast1, Bins, UpTo64, UpTo1000, Whole
 from mmdiff.config.schema import as_annotated
 from mmdiff.data.fields import check_row
-from mmdiff.errors import ConfigError, located
+from mmdiff.errors import ConfigError, RowError, located
 from mmdiff.parts import part
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.rows import RowError
 from mmdiff.tasks.dialogue.turns import media_of
 
 from .codecs.apart import spans

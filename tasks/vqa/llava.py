@@ -15,19 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mmdiff.errors import DataError, require
+from mmdiff.errors import DataError, RowError, require
+from mmdiff.files import as_object
 from mmdiff.parts import part
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.rows import (
-    CheckedRows,
-    Entry,
-    RowError,
-    an_object,
-    check_fields,
-    file_under,
-    folder_at,
-    read_json,
-)
+from mmdiff.tasks.dialogue.rows import CheckedRows, Entry, check_fields, file_under, folder_at, read_json
 from mmdiff.tasks.dialogue.turns import NOUNS, SLOT, SLOTS, answers, media_of, read_turns
 
 from .scenes import SceneCaptions
@@ -116,7 +108,7 @@ def _turn(who: str, text: str) -> dict[str, str]:
 
 def _checked(raw: Any, where: str, folders: Mapping[str, Path]) -> Row:
     """Returns the row of the source. folders: of the media, by field. Raises RowError."""
-    turns = read_turns(an_object(raw))
+    turns = read_turns(as_object(raw))
     accepted = answers(raw)
     if turns[-1][1] is None or not accepted:
         raise RowError("no answer")

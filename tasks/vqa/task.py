@@ -15,10 +15,9 @@ from mmdiff.canvas.vocab import Vocab, literal
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.typed import typed
 from mmdiff.data.fields import check_row
-from mmdiff.errors import ConfigError, DataError, located, nearest, require
+from mmdiff.errors import ConfigError, DataError, RowError, located, nearest, require
 from mmdiff.parts import part
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.rows import RowError
 from mmdiff.tasks.dialogue.templates import Plain, Template
 from mmdiff.tasks.dialogue.turns import answers, read_turns
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmdiff.errors import DataError
-
-MARK = b"\xef\xbb\xbf"  # some editors begin a file with it
+from mmdiff.files import json_object
 
 
 class Lines:
@@ -56,23 +54,6 @@ class Lines:
         except OSError as error:
             raise DataError(f"cannot be read ({error.strerror})") from None
         return json_object(line.rstrip())
-
-
-def json_object(text: bytes) -> Mapping[str, Any]:
-    """Returns the object that UTF-8 text holds. Raises DataError for all else."""
-    try:
-        value = json.loads(text.removeprefix(MARK).decode())
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 at byte {error.start}") from None
-    except RecursionError:
-        raise DataError("nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"not JSON ({error.msg} at column {error.colno})") from None
-    except ValueError as error:  # a number of more digits than Python reads
-        raise DataError(f"not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise DataError(f"not a JSON object: {value!r:.60}")
-    return value
 
 
 def _scanned(path: Path) -> tuple[Any, Any, Any]:

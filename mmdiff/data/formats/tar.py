@@ -21,8 +21,7 @@ import numpy as np
 
 from mmdiff.data.fields import ENDINGS
 from mmdiff.errors import DataError, shown
-
-from .lines import json_object
+from mmdiff.files import json_object
 
 BLOCK = 512
 PICKLES = frozenset("pickle pkl pyd pt pth ckpt joblib dill".split())  # pyd: WebDataset's ending for them

@@ -7,7 +7,6 @@ one (`x_low`, `x_high`), else a bootstrap over the records of `predictions-<set>
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 
 from mmdiff.config import flatten, load_config, trusting
 from mmdiff.errors import ConfigError, UserError, shown
-from mmdiff.files import regular
+from mmdiff.files import json_lines, regular
 from mmdiff.runs.metrics import is_number
 from mmdiff.runs.summary import Summary, summary_of
 
@@ -25,8 +24,9 @@ from .intervals import bootstrap
 
 NAMES = ("name", "base", "demo")  # settings in which any two runs differ
 OF_A_RECORD = ("row", "prediction", "forwards", "canvas", "scores")  # the rest of a record is its row
-LONGEST = 1 << 26  # bytes of a line of predictions
 CLOCKS = ("seconds_training", "rows_per_second")  # figures of the machine
+
+MOST = 1 << 26  # bytes of a record
 
 Record = Mapping[str, Any]
 
@@ -127,17 +127,11 @@ def _records(file: Path) -> tuple[dict[int, Record], int]:
     found: dict[int, Record] = {}
     wrong = 0
     with open(file, "rb") as handle:
-        while raw := handle.readline(LONGEST):
-            if len(raw) == LONGEST:
-                raise ConfigError(f"{file}: a line has {LONGEST:,} bytes or more, which no record has")
-            try:
-                line = json.loads(raw)
-                whole = isinstance(line["row"], int) and isinstance(line["scores"], dict) and "prediction" in line
-            except (ValueError, KeyError, TypeError, RecursionError):
-                whole = False
-            if whole:
-                line.pop("canvas", None)  # much of the file, and nothing is made of it
-                found[line["row"]] = line
+        for _, line in json_lines(handle, file, MOST):
+            fields = line if isinstance(line, dict) else {}
+            if isinstance(fields.get("row"), int) and isinstance(fields.get("scores"), dict) and "prediction" in fields:
+                fields.pop("canvas", None)  # much of the file, and nothing is made of it
+                found[fields["row"]] = fields
             else:
                 wrong += 1
     return found, wrong

@@ -21,10 +21,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmdiff.data.fields import text_fault
-from mmdiff.errors import ConfigError, DataError, located, nearest
+from mmdiff.errors import ConfigError, DataError, RowError, located, nearest
 from mmdiff.parts import part
 from mmdiff.protocols import Row, Source
-from mmdiff.tasks.dialogue.rows import RowError, begin_with, read_json, read_lines
+from mmdiff.tasks.dialogue.rows import begin_with, read_json, read_lines
 
 LAYOUTS = ("lines", "ids", "trn", "json")
 ENDINGS = {".trn": "trn", ".json": "json", ".jsonl": "json"}

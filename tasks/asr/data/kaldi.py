@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.encoders.media.audio import write_tones
-from mmdiff.errors import DataError, nearest
+from mmdiff.errors import DataError, RowError, nearest
 from mmdiff.parts import part
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.rows import Entry, Make, RowError, file_under, folder_at
+from mmdiff.tasks.dialogue.rows import Entry, Make, file_under, folder_at
 
 from .utterances import SpeechRows, id_lines
 

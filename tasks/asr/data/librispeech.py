@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.encoders.media.audio import write_tones
-from mmdiff.errors import DataError, nearest
+from mmdiff.errors import DataError, RowError, nearest
 from mmdiff.parts import part
-from mmdiff.tasks.dialogue.rows import Entry, RowError, file_under, folder_at
+from mmdiff.tasks.dialogue.rows import Entry, file_under, folder_at
 
 from .utterances import SpeechRows, id_lines
 

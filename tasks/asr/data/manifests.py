@@ -16,10 +16,11 @@ from typing import Any
 
 from mmdiff.data.token_budget import batch_by_tokens
 from mmdiff.encoders.media.audio import write_tones
-from mmdiff.errors import DataError, nearest
+from mmdiff.errors import DataError, RowError, nearest
+from mmdiff.files import as_object
 from mmdiff.parts import part
 from mmdiff.protocols import Source
-from mmdiff.tasks.dialogue.rows import Entry, RowError, an_object, check_fields, file_under, folder_at, read_json
+from mmdiff.tasks.dialogue.rows import Entry, check_fields, file_under, folder_at, read_json
 
 from .hypotheses import hypothesis_of
 from .utterances import SpeechRows
@@ -80,7 +81,7 @@ def by_duration(rows: Source, seconds: float) -> list[list[int]]:
 
 
 def _manifest_row(raw: Any, root: Path, empty: bool) -> dict[str, Any]:
-    given = next((name for name in ("audio", "audio_filepath") if name in an_object(raw)), None)
+    given = next((name for name in ("audio", "audio_filepath") if name in as_object(raw)), None)
     if given is None:
         raise RowError("no audio", nearest("audio_filepath", raw).strip())
     path = file_under(root, raw[given], "audio", "audio")

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from mmdiff.encoders.media.audio import OVERSHOOT, duration
-from mmdiff.errors import DataError
+from mmdiff.errors import DataError, RowError
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.rows import CheckedRows, Entry, Make, RowError, read_lines
+from mmdiff.tasks.dialogue.rows import CheckedRows, Entry, Make, read_lines
 
 
 @dataclass(eq=False)

@@ -16,10 +16,11 @@ from typing import Any
 from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.typed import typed
 from mmdiff.encoders.protein import residues
-from mmdiff.errors import DataError, located
+from mmdiff.errors import DataError, RowError, located
+from mmdiff.files import as_object
 from mmdiff.parts import part
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.rows import RowError, read_json
+from mmdiff.tasks.dialogue.rows import read_json
 from mmdiff.tasks.dialogue.turns import SLOTS, answers, media_of, read_turns
 
 
@@ -66,10 +67,7 @@ class ProteinQuestions:
 
 def _row(raw: Any, max_length: int | None) -> dict[str, Any]:
     """The row as it is handed out. Raises DataError."""
-    if isinstance(raw, RowError):
-        raise raw
-    if not isinstance(raw, dict):
-        raise RowError("not a JSON object", f"{raw!r:.60}")
+    raw = as_object(raw)
     for field in ("image", "audio"):
         if field in raw:
             raise RowError("row is not of proteins alone", f"{field}: {raw[field]!r:.60}")

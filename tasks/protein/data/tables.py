@@ -14,16 +14,18 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TextIO, cast
+from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 from mmdiff.config.ranges import AtLeast1
+from mmdiff.data.fields import text_fault
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, DataError, nearest, short
+from mmdiff.errors import ConfigError, DataError, located, nearest, short
+from mmdiff.files import as_object, json_lines
 from mmdiff.parts import part
 from mmdiff.protocols import Row
 from mmdiff.tasks.protein.residues import CANONICAL
 
-from .files import TABLES, lines, reading, suffix, writing
+from .files import LONGEST, TABLES, lines, reading, suffix, writing
 from .policies import Policy, cleaned, policy_of
 from .records import Record
 
@@ -150,10 +152,11 @@ def entries(path: str | Path, columns: Sequence[str]) -> Iterator[Entry]:
     if ending not in TABLES:
         raise ConfigError(f"{short(path)}: {ending} is no table (known: {', '.join(TABLES)}, .gz)")
     number = 0
-    with reading(path) as raw, io.TextIOWrapper(cast(Any, raw), encoding="utf-8-sig", newline="") as file:
+    with reading(path) as raw:
         if ending == ".jsonl":
-            rows = _json_lines(file, path, columns)
+            rows = _json_lines(raw, path, columns)
         else:
+            file = io.TextIOWrapper(cast(Any, raw), encoding="utf-8-sig", newline="")
             rows = _lines(file, path, columns, "\t" if ending == ".tsv" else ",")
         for number, (line, cells) in enumerate(rows, 1):
             yield Entry(number, line, cells)
@@ -189,23 +192,12 @@ def _lines(
         raise DataError(f"{path} line {reader.line_num}: {error}") from None
 
 
-def _json_lines(file: TextIO, path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, text in enumerate(lines(file, path), 1):
-        if text.isspace():
-            continue
-        try:
-            found = json.loads(text)
-            if "\\u" in text:  # an escape may be half a pair of surrogates, which is no letter
-                json.dumps(found, ensure_ascii=False).encode()
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path} line {line}: not JSON ({error.msg})") from None
-        except UnicodeEncodeError as error:
-            half = error.object[error.start]
-            raise DataError(f"{path} line {line}: {half!r} is half a pair of surrogates, expected text") from None
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path} line {line}: not JSON ({error})") from None
-        if not isinstance(found, dict):
-            raise DataError(f"{path} line {line}: {found!r:.40} is not a JSON object")
+def _json_lines(file: BinaryIO, path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, value in json_lines(file, path, LONGEST):
+        with located(f"{path} line {line}"):
+            found = as_object(value)
+            if fault := text_fault(found):
+                raise DataError("".join(fault))
         _demand(columns, found, f"{path} line {line}")
         yield line, found
 

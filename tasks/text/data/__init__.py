@@ -1,4 +1,4 @@
 """Documents of files and of the Python library, and windows of so many tokens cut from them.
 
-May import: the core, tasks.dialogue.
+May import: the core.
 """

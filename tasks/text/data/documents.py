@@ -22,11 +22,10 @@ from typing import Any, ClassVar, Literal, Self
 from mmdiff.canvas.vocab import check_text
 from mmdiff.config.ranges import AtLeast1, Share
 from mmdiff.data.formats.loaded import saved
-from mmdiff.errors import ConfigError, DataError, nearest, require, shown
-from mmdiff.files import unreadable
+from mmdiff.errors import ConfigError, DataError, RowError, nearest, require, shown
+from mmdiff.files import as_object, json_lines, unreadable
 from mmdiff.parts import part
 from mmdiff.protocols import Row
-from mmdiff.tasks.dialogue.rows import RowError
 
 Found = Iterator[tuple[str, Mapping[str, Any] | RowError]]
 """File and row in it, and the row; a RowError where it cannot be read."""
@@ -135,10 +134,7 @@ def texts_of(documents: Iterable[Row], field: str = "text") -> Iterator[tuple[st
 
 
 def _text(row: Any, field: str) -> str:
-    if isinstance(row, RowError):
-        raise row
-    if not isinstance(row, Mapping):
-        raise RowError("not a JSON object", f"{row!r:.60}")
+    row = as_object(row)
     if field not in row:
         raise RowError(f"no {field}", nearest(field, map(str, row)).strip())
     text = row[field]
@@ -170,28 +166,10 @@ def _plain(path: Path) -> Found:
 
 def _lines(path: Path) -> Found:
     with _unpacked(path) as file:
-        lines = enumerate(file, 1)
-        while True:
-            try:
-                n, line = next(lines)
-            except StopIteration:
-                return
-            except (OSError, EOFError) as error:  # a packed file that is cut off
-                yield str(path), RowError("cannot be read", str(error))
-                return
-            if line.strip():
-                yield f"{path} line {n}", _object(line)
-
-
-def _object(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return RowError("not UTF-8", f"at byte {error.start}")
-    except RecursionError:
-        return RowError("nested too deeply")
-    except ValueError as error:
-        return RowError("not JSON", str(error))
+        try:
+            yield from ((f"{path} line {n}", value) for n, value in json_lines(file, path))
+        except (OSError, EOFError) as error:  # a packed file that is cut off
+            yield str(path), RowError("cannot be read", str(error))
 
 
 def _table(path: Path) -> Found:

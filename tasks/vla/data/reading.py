@@ -6,16 +6,14 @@ regular file only.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mmdiff import files
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError, located, nearest
 
-LINE_BYTES = 16 << 20  # of a line of JSON
 TEXT_BYTES = 4 << 30  # of a file of lines
 SMALL = 16 << 20  # bytes that any parquet file may unpack to
 MANY = 1 << 30  # bytes that a row group of pictures may unpack to at once
@@ -70,28 +68,14 @@ def read_json(file: Path) -> dict[str, Any]:
 def json_lines(file: Path, *fields: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place and the object of every line of a file of JSON that is not empty.
 
-    A line ends at a line feed alone: JSON may hold U+2028 or U+0085, which other readers of lines take for an end. A
-    byte order mark is left out. Raises DataError, which names the line, also for one that lacks one of `fields`.
+    Raises DataError, which names the line, also for one that lacks one of `fields`.
     """
     check_regular(file, TEXT_BYTES)
     with open(file, "rb") as handle:
-        number = 0
-        while raw := handle.readline(LINE_BYTES):
-            number += 1
+        for number, value in files.json_lines(handle, file):
             where = f"{file} line {number}"
-            if len(raw) == LINE_BYTES:
-                raise DataError(f"{where}: has more than {LINE_BYTES:,} bytes")
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                if not text.strip():
-                    continue
-                row = json.loads(text)
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: byte {error.start} is {raw[error.start]:#04x}, not UTF-8") from None
-            except (ValueError, RecursionError):
-                raise DataError(f"{where}: not JSON") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: {row!r:.60}, expected a JSON object")
+            with located(where):
+                row = files.as_object(value)
             for name in fields:
                 if name not in row:
                     raise DataError(f"{where}: no {name!r}{nearest(name, row)}")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mmdiff.commands import cli
-from mmdiff.errors import ConfigError
+from mmdiff.errors import ConfigError, DataError
 from mmdiff.evaluation.evaluate import evaluate_run
 from mmdiff.experiments.comparison.compare import compare
 from mmdiff.experiments.comparison.intervals import bootstrap
@@ -148,8 +148,8 @@ def test_predictions_that_never_end_are_refused(pair: tuple[Path, Path], monkeyp
         compare(pair)
     file.unlink()
     file.write_text("x" * 1000)
-    monkeypatch.setattr("mmdiff.experiments.comparison.compare.LONGEST", 500)
-    with pytest.raises(ConfigError, match="a line has 500 bytes or more, which no record has"):
+    monkeypatch.setattr("mmdiff.experiments.comparison.compare.MOST", 500)
+    with pytest.raises(DataError, match="predictions-a.jsonl line 1: has more than 500 bytes"):
         compare(pair)
 
 

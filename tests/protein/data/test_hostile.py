@@ -14,7 +14,7 @@ import pytest
 
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.tasks.protein.data import fasta as fasta_module
-from mmdiff.tasks.protein.data import files
+from mmdiff.tasks.protein.data import files, tables
 from mmdiff.tasks.protein.data.alignments import Family, read_alignment
 from mmdiff.tasks.protein.data.fasta import Fasta, read_a3m, read_fasta, read_sequences, write_fasta
 from mmdiff.tasks.protein.data.records import Record
@@ -74,11 +74,12 @@ def test_what_is_packed_unpacks_to_no_more_than_is_likely(
 
 @pytest.mark.parametrize("ending", ["fasta", "a3m", "csv", "jsonl", "sto"])
 def test_lines_and_records_have_bounds(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (files, fasta_module):
+    for module in (files, fasta_module, tables):
         monkeypatch.setattr(module, "LONGEST", 1000)
     path = tmp_path / f"x.{ending}"
     path.write_bytes(HEADS.get(ending, b">a\n") + b"M" * 2000)
-    assert "expected at most 1,000 characters" in refused(lambda: list(read_sequences(path)))
+    expected = "has more than 1,000 bytes" if ending == "jsonl" else "expected at most 1,000 characters"
+    assert expected in refused(lambda: list(read_sequences(path)))
     if ending in ("fasta", "a3m"):
         path.write_text(">a\n" + ("M" * 60 + "\n") * 50)
         assert "record 1, line 18: more than 1,000 letters" in refused(lambda: list(read_sequences(path)))
@@ -100,10 +101,10 @@ def test_long_ids_are_not_printed_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": "a\\ud800", "sequence": "MK"}', r"line 1: '\\ud800' is half a pair of surrogates"),
-        ('{"id": "a", "sequence": "M\\udc00K"}', "half a pair of surrogates"),
+        ('{"id": "a\\ud800", "sequence": "MK"}', r"line 1: lone surrogate, at character 1 of 'a\\ud800'"),
+        ('{"id": "a", "sequence": "M\\udc00K"}', "lone surrogate"),
         ('{"id": "a", "sequence": "MK", "n": ' + "1" * 5000 + "}", "line 1: not JSON"),
-        ("[" * 100_000, "line 1: not JSON"),
+        ("[" * 100_000, "line 1: nested too deeply"),
         ('{"sequence": NaN}', "sequence is nan, expected a sequence"),
         ('{"sequence": ["M"]}', "expected a sequence"),
     ],

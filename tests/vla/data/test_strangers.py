@@ -51,17 +51,17 @@ def test_valid_lines_of_json(old: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("tasks.jsonl", b'{"task_index": 0, "task": "caf\xe9"}\n', r"tasks.jsonl line 1: byte 30 is 0xe9, not UTF-8"),
-        ("tasks.jsonl", "{}".encode("utf-16"), "tasks.jsonl line 1: byte 0 is 0xff, not UTF-8"),
+        ("tasks.jsonl", b'{"task_index": 0, "task": "caf\xe9"}\n', r"tasks.jsonl line 1: not UTF-8: at byte 30"),
+        ("tasks.jsonl", "{}".encode("utf-16"), "tasks.jsonl line 1: not UTF-8: at byte 0"),
         ("tasks.jsonl", b'{"task_index": [0], "task": "a"}', r"line 1: task_index is \[0\], expected a whole number"),
         ("tasks.jsonl", b'{"task_index": 0, "task": {"a": 1}}', "line 1: task is {'a': 1}, expected text"),
         ("tasks.jsonl", b'\n{"task_index": 0, "tsak": "a"}', "line 2: no 'task'.*did you mean \"tsak\""),
-        ("episodes.jsonl", b"[" * 100_000, "line 1: not JSON"),
+        ("episodes.jsonl", b"[" * 100_000, "line 1: nested too deeply"),
         ("episodes.jsonl", b'{"episode_index": 0, "length": "5"}', "line 1: length is '5', expected a whole number"),
         ("episodes.jsonl", b'{"episode_index": -1, "length": 5}', "line 1: episode_index is -1, expected a whole"),
         ("episodes.jsonl", b'{"episode_index": 0, "length": 5e9}', "line 1: length is 5000000000.0, expected a whole"),
-        ("info.json", b"\xff\xfe{", "info.json: not JSON"),
-        ("info.json", b"[" * 5000 + b"]" * 5000, "info.json: (is nested too deeply|not JSON)"),
+        ("info.json", b"\xff\xfe{", "info.json: not UTF-8"),
+        ("info.json", b"[" * 5000 + b"]" * 5000, "info.json: (nested too deeply|not JSON)"),
     ],
 )
 def test_text_that_is_none(old: Path, file: str, text: bytes, message: str) -> None:
