@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmdiff.canvas.sample import Item
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 from mmdiff.model.published.tensors import fill_own
+from mmdiff.parts.ranges import AtLeast1
 
 from .media.images import ImageSpec, read_item
 

@@ -18,9 +18,9 @@ from mmdiff.backbones.families.esm import DSM, TOKENS, tokenizer
 from mmdiff.backbones.load import backbone_from_folder, local_folder
 from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.sample import Item
-from mmdiff.config.ranges import AtLeast1, Whole
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, DataError
+from mmdiff.parts.ranges import AtLeast1, Whole
 
 from .media.towers import check_layer
 
@@ -70,8 +70,6 @@ class Esm(nn.Module):
     ) -> None:
         super().__init__()
         check_layer(layer)
-        if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1:
-            raise ConfigError(f"max_length: {max_length!r} is not a whole number of residues above 0")
         sizes = {"hidden_size": hidden_size, "layers": layers, "heads": heads, "intermediate_size": intermediate_size}
         if weights is None:
             token_dropout = True if token_dropout is None else token_dropout
@@ -166,9 +164,6 @@ def _new(sizes: Mapping[str, int | None], token_dropout: bool, max_length: int) 
     for name in ("hidden_size", "layers", "heads"):
         if name not in known:
             raise ConfigError(f"{name}: is missing, and no `weights` say it")
-    for name, value in known.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}: {value!r} is not a whole number above 0")
     options = {"token_dropout": token_dropout}
     return new_backbone(family="esm", tokenizer=tokenizer(), max_length=max_length, options=options, **known)  # type: ignore[arg-type]
 

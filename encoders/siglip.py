@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.sample import Item
-from mmdiff.config.ranges import AtLeast1, Finite, Positive, Whole
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.model.published.llava import is_multimodal, tower_config
 from mmdiff.model.published.tensors import fill, tensor_files, tensor_shapes, tensors_around
+from mmdiff.parts.ranges import AtLeast1, Finite, Positive, Whole
 
 from .media.images import CLIP_MEAN, CLIP_STD, HALF, ImageSpec, Interpolation, ResizeMode, read_item
 from .media.towers import check_layer, checkpoint_layers, resized_positions

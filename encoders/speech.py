@@ -16,10 +16,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from mmdiff.canvas.sample import Item
-from mmdiff.config.ranges import AtLeast1, BelowOne, Positive
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 from mmdiff.model.published.tensors import fill_own
+from mmdiff.parts.ranges import AtLeast1, BelowOne, Positive
 
 from .media.audio import read_waveform, windows
 from .media.mel import LogMel
@@ -50,14 +50,8 @@ class SpeechConv(nn.Module):
         weights: str | None = None,
     ) -> None:
         super().__init__()
-        if width < 2 or heads < 1 or width % 2 or width % heads:
+        if width % 2 or width % heads:
             raise ConfigError(f"width: {width} is not an even multiple of heads {heads}")
-        if layers < 0:
-            raise ConfigError(f"layers: {layers} is below 0")
-        if not math.isfinite(seconds):
-            raise ConfigError(f"seconds: {seconds} is not a length")
-        if not 0.0 <= dropout < 1.0:
-            raise ConfigError(f"dropout: {dropout} is not in [0, 1)")
         self.width = width
         self.seconds = seconds
         self.mel = LogMel(mels, RATE, seconds=seconds)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmdiff.canvas.sample import Item
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
-from mmdiff.errors import ConfigError, DataError
+from mmdiff.errors import DataError
 from mmdiff.model.published.tensors import fill_own
+from mmdiff.parts.ranges import AtLeast1
 
 
 @saveable
@@ -38,9 +38,6 @@ class StateMLP(nn.Module):
         weights: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("dims", dims), ("width", width), ("hidden", hidden), ("tokens", tokens)):
-            if value < 1:
-                raise ConfigError(f"{name}: {value} is below 1")
         self.dims, self.width, self.tokens = dims, width, tokens
         self.layers = nn.Sequential(nn.Linear(dims, hidden), nn.GELU(), nn.Linear(hidden, tokens * width))
         self.checkpointed = self.any_length = False

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from mmdiff.canvas.sample import Item
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.connectors.anyres import grid_canvases, select_canvas
 from mmdiff.errors import ConfigError
+from mmdiff.parts.ranges import AtLeast1
 
 from .media.images import ImageSpec, pixels, read_image
 
@@ -48,8 +48,6 @@ class Tiles(nn.Module):
         spec = getattr(encoder, "spec", None)
         if not isinstance(spec, ImageSpec) or spec.size[0] != spec.size[1]:
             raise ConfigError(f"encoder: {type(encoder).__name__} does not take square pictures, which can be tiled")
-        if grid < 1 or (max_tiles is not None and max_tiles < 1):
-            raise ConfigError(f"grid: {grid}, max_tiles: {max_tiles}; expected whole numbers above 0")
         if canvases is not None and (not canvases or any(len(canvas) != 2 for canvas in canvases)):
             raise ConfigError("canvases: expected [[rows, columns], ...], at least one")
         self.encoder = encoder

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.sample import Item
-from mmdiff.config.ranges import AtLeast1, Finite, Positive, Whole
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest, require
 from mmdiff.model.published.tensors import fill, read_tensors, tensor_files, tensor_names
+from mmdiff.parts.ranges import AtLeast1, Finite, Positive, Whole
 
 from .media.images import ImageSpec, Interpolation, ResizeMode, read_item
 from .media.towers import feature_map, prune

@@ -17,10 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from mmdiff.canvas.sample import Item
-from mmdiff.config.ranges import Positive, Whole
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest, require
 from mmdiff.model.published.tensors import fill
+from mmdiff.parts.ranges import Positive, Whole
 
 from .media.audio import read_waveform, windows
 from .media.towers import check_layer

@@ -16,10 +16,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.sample import Item
-from mmdiff.config.ranges import Positive, Whole
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.model.published.tensors import fill, tensors_around
+from mmdiff.parts.ranges import Positive, Whole
 
 from .media.audio import read_waveform, windows
 from .media.mel import LogMel, filled

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError
+from mmdiff.parts.ranges import AtLeast1, Positive
 
 FLOOR = 1e-10  # power below which all is silence
 RANGE = 8.0  # decades kept under the loudest point of a clip
@@ -27,14 +29,17 @@ class LogMel:
     then ends with it. Raises ConfigError.
     """
 
+    @typed
     def __init__(
-        self, mels: int = 80, rate: int = 16000, n_fft: int = 400, hop: int = 160, seconds: float = 30.0
+        self,
+        mels: AtLeast1 = 80,
+        rate: AtLeast1 = 16000,
+        n_fft: AtLeast1 = 400,
+        hop: AtLeast1 = 160,
+        seconds: Positive = 30.0,
     ) -> None:
         from transformers.audio_utils import mel_filter_bank
 
-        for name, value in (("mels", mels), ("rate", rate), ("n_fft", n_fft), ("hop", hop)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}: {value!r} is not a whole number above 0")
         if not seconds * rate > n_fft // 2:
             raise ConfigError(f"seconds: {seconds} is shorter than half an analysis window of {n_fft} samples")
         self.rate, self.n_fft, self.hop = rate, n_fft, hop

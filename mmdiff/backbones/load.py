@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.canvas.vocab import NO_MASK, Vocab
-from mmdiff.config.ranges import AtLeast0, AtLeast1, Positive
 from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, line_of, nearest
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0, AtLeast1, Positive
 
 from .backbone import Backbone, check_attention
 from .bounds import (

@@ -12,10 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from mmdiff.config.ranges import AtLeast0, AtLeast1, Share
 from mmdiff.config.saveable import saveable
 from mmdiff.diffusion.keys import WORD_32, mixed
-from mmdiff.errors import ConfigError
+from mmdiff.parts.ranges import AtLeast0, AtLeast1, Share
 
 from .pattern import Coordinates, Pattern, Visibility, rank
 
@@ -102,10 +101,6 @@ class CausalContext(Pattern):
 
     exact_prefix = True
 
-    def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise ConfigError(f"attention: blocks of {self.size} positions, expected at least 1")
-
     @property
     def one_target_block(self) -> bool:  # type: ignore[override]
         return self.size is None
@@ -143,10 +138,6 @@ class BlockCausal(Pattern):
     start: Literal["row", "targets"] = "row"
 
     exact_prefix = True
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ConfigError(f"attention: blocks of {self.size} positions, expected at least 1")
 
     def blocks(self, target_RL: Tensor, attend_RL: Tensor, document_RL: Tensor | int = 0) -> Tensor | int:
         if self.start == "row":

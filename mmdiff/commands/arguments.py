@@ -32,9 +32,10 @@ from cyclopts import App, CycloptsError, Parameter, UnknownOptionError, UnusedCl
 from cyclopts.validators import Number
 
 from mmdiff import __version__
-from mmdiff.config import ranges, trusting
-from mmdiff.config.ranges import BITS, in_range
+from mmdiff.config import trusting
 from mmdiff.errors import UserError, line_of, nearest, shown
+from mmdiff.parts import ranges
+from mmdiff.parts.ranges import BITS, in_range
 
 Output = tuple[Mapping[str, Any], str]
 """What a verb found: one JSON object, and text for people (see `table`)."""
@@ -44,7 +45,7 @@ Verb = Callable[..., Output]
 
 
 def within(kind: Any) -> Parameter:
-    """Returns what has cyclopts check a number against an annotation of `mmdiff.config.ranges`."""
+    """Returns what has cyclopts check a number against an annotation of `mmdiff.parts.ranges`."""
     (bounds,) = get_args(kind)[1:]
     names = {"gte": bounds.ge, "gt": bounds.gt, "lte": bounds.le, "lt": bounds.lt}
     near = {name: bound for name, bound in names.items() if bound is not None and abs(bound) < 2**BITS}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from mmdiff.config import ranges
+from mmdiff.parts import ranges
 
 from .arguments import FAILED, AtLeast0, Output, Verb, table, within
 

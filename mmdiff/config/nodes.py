@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from mmdiff.errors import ConfigError, MissingExtra, nearest
+from mmdiff.parts.arguments import annotations_of, check_argument, check_finite
 
-from .arguments import annotations_of, check_argument, check_finite
 from .moved import today
 from .schema import at, join
 from .settings import Config

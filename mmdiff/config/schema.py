@@ -13,8 +13,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mmdiff.errors import ConfigError, nearest
-
-from .ranges import expected, in_range
+from mmdiff.parts.ranges import expected, in_range
 
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", dict: "a mapping"}
 

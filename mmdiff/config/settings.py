@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .ranges import (
+from mmdiff.parts.ranges import (
     AtLeast0,
     AtLeast1,
     BelowOne,

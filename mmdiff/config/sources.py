@@ -19,8 +19,8 @@ from typing import Any
 import annotated_types
 
 from mmdiff.errors import nearest
+from mmdiff.parts import ranges
 
-from . import ranges
 from .moved import today
 
 KINDS = inspect.Parameter

@@ -11,8 +11,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, Protocol, TypeVar, Union, get_args, get_origin
 
 from mmdiff.errors import ConfigError
-
-from .arguments import NUMBERS, WORDS, annotations_of, check_argument
+from mmdiff.parts.arguments import NUMBERS, WORDS, annotations_of, check_argument
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,10 +38,10 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
             if rest.get(name) is inspect.Parameter.VAR_KEYWORD:
                 continue
             kind = Sequence[kinds.get(name, Any)] if name in rest else kinds.get(name, Any)  # type: ignore[misc]
-            if not fits(kind, value):
-                raise ConfigError(f"{name_of}: {name}: {short(value)} is no {named(kind)}")
-            if isinstance(value, int | float):
+            if get_origin(kind) is Literal or (isinstance(value, int | float) and fits(kind, value)):
                 check_argument(kind, value, f"{name_of}: {name}")
+            elif not fits(kind, value):
+                raise ConfigError(f"{name_of}: {name}: {short(value)} is no {named(kind)}")
         return function(*args, **kwargs)
 
     return checked

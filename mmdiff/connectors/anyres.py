@@ -19,9 +19,8 @@ from torch.nn import functional as F
 from mmdiff.canvas.batch import MediaBatch
 from mmdiff.canvas.sample import Item
 from mmdiff.config import build_part
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
-from mmdiff.errors import ConfigError
+from mmdiff.parts.ranges import AtLeast1
 
 from .merge import square
 
@@ -103,8 +102,6 @@ class AnyRes(nn.Module):
         max_tiles: AtLeast1 | None = 4,
     ) -> None:
         super().__init__()
-        if max_tiles is not None and max_tiles < 1:
-            raise ConfigError(f"max_tiles: {max_tiles} is not above 0")
         if isinstance(inner, str):
             inner = build_part({"target": inner}, where="inner", width_in=width_in, width_out=width_out)
         self.inner = inner

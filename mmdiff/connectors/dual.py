@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from mmdiff.canvas.batch import MediaBatch
 from mmdiff.canvas.sample import Item
 from mmdiff.config import build
-from mmdiff.config.ranges import AtLeast0, AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
+from mmdiff.parts.ranges import AtLeast0, AtLeast1
 
 from .qformer import BERT, TOY, layer_name
 from .weights import take
@@ -56,9 +56,6 @@ class DualAdapter(nn.Module):
         weights: str | None = None,
     ) -> None:
         super().__init__()
-        for name, count in (("taps", taps), ("prompts", prompts)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                raise ConfigError(f"{name}: {count!r} is not a whole number, 0 or above")
         if width_in % (taps + 1):
             raise ConfigError(f"taps: {taps} layers and the last do not make {width_in} features, check the encoder")
         self.width = width_in // (taps + 1)

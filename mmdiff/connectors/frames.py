@@ -16,11 +16,10 @@ from torch.nn import functional as F
 from mmdiff.canvas.batch import MediaBatch, packed, real_NT
 from mmdiff.canvas.sample import Item
 from mmdiff.config import build_part
-from mmdiff.config.ranges import AtLeast1, Positive
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
+from mmdiff.parts.ranges import AtLeast1, Positive
 
-from .merge import check_whole
 from .mlp import scaled_norm
 
 
@@ -52,14 +51,11 @@ class ConvFrames(nn.Module):
         out_norm: Positive | None = 1.0,
     ) -> None:
         super().__init__()
-        _check_list(strides=strides)
         span = prod(strides)
         channels = [width_in] * (len(strides) - 1) + [width_in * span] if channels is None else channels
-        _check_list(channels=channels)
-        if len(strides) != len(channels):
+        if not strides or len(strides) != len(channels):
             raise ConfigError(f"channels: {channels} are not one for each of the strides {strides}")
         hidden = width_in if hidden is None else hidden
-        check_whole(kernel=kernel, hidden=hidden)
         if kernel % 2 == 0:
             raise ConfigError(f"kernel: {kernel} has no middle, expected an odd number")
         self.strides, self.span, self.keep_tail = strides, span, keep_tail
@@ -95,13 +91,6 @@ class ConvFrames(nn.Module):
         return out_MD
 
 
-def _check_list(**lists: Any) -> None:
-    for name, values in lists.items():
-        if not isinstance(values, list | tuple) or not values:
-            raise ConfigError(f"{name}: {values!r} is not a list of whole numbers")
-        check_whole(**{f"{name}.{i}": value for i, value in enumerate(values)})
-
-
 @saveable
 class LayerMix(nn.Module):
     """A learned softmax mix of the encoder's layers in front of another connector (SUPERB, arXiv 2105.01051).
@@ -121,7 +110,6 @@ class LayerMix(nn.Module):
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_whole(layers=layers)
         if width_in % layers:
             raise ConfigError(f"layers: {layers} do not make {width_in} features, check the layers of the encoder")
         if isinstance(inner, str):

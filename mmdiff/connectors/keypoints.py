@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from mmdiff.canvas.batch import MediaBatch, packed
 from mmdiff.canvas.sample import Item
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
+from mmdiff.parts.ranges import AtLeast1
 
 SHARP = 3.0  # of the softmax at first: between the mean of all positions and the one of the largest value
 

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from mmdiff.canvas.batch import MediaBatch
 from mmdiff.canvas.sample import Item
 from mmdiff.config import build_part
-from mmdiff.config.ranges import AtLeast1, Positive
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
+from mmdiff.parts.ranges import AtLeast1, Positive
 
 from .mlp import MLP
 
@@ -42,7 +42,6 @@ class PixelShuffle(nn.Module):
         norm: bool = False,
     ) -> None:
         super().__init__()
-        check_whole(factor=factor)
         self.factor = factor
         self.grid = grid
         self.mlp = MLP(width_in * factor**2, width_out, hidden, norm)
@@ -123,7 +122,6 @@ class FrameStack(nn.Module):
         out_norm: Positive | None = None,
     ) -> None:
         super().__init__()
-        check_whole(factor=factor)
         self.factor = factor
         self.mlp = MLP(width_in * factor, width_out, hidden, norm, out_norm=out_norm)
 
@@ -136,10 +134,3 @@ class FrameStack(nn.Module):
         tokens = None if media.tokens is None else [-(-n // self.factor) for n in media.tokens]
         out_MD: Tensor = self.mlp(runs_NRE, replace(media, tokens=tokens))
         return out_MD
-
-
-def check_whole(**values: object) -> None:
-    """Raise ConfigError for a value that is not a whole number above 0."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}: {value!r} is not a whole number above 0")

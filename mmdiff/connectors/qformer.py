@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from mmdiff.canvas.batch import MediaBatch, packed, real_NT
 from mmdiff.canvas.sample import Item
-from mmdiff.config.ranges import AtLeast1, BelowOne, Positive
 from mmdiff.config.saveable import saveable
+from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError
+from mmdiff.parts.ranges import AtLeast1, BelowOne, Positive
 
-from .merge import check_whole
 from .mlp import scaled_norm
 from .weights import take
 
@@ -73,15 +73,20 @@ class QFormer(nn.Module):
     Raises ConfigError for sizes that do not fit each other.
     """
 
+    @typed
     def __init__(
-        self, hidden: int, context: int, *, layers: int = 2, heads: int = 12, ffn: int = 3072, dropout: float = 0.1
+        self,
+        hidden: AtLeast1,
+        context: AtLeast1,
+        *,
+        layers: AtLeast1 = 2,
+        heads: AtLeast1 = 12,
+        ffn: AtLeast1 = 3072,
+        dropout: BelowOne = 0.1,
     ) -> None:
         super().__init__()
-        check_whole(hidden=hidden, layers=layers, heads=heads, ffn=ffn)
         if hidden % heads:
             raise ConfigError(f"heads: {heads} does not divide hidden {hidden}")
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"dropout: {dropout} is not in [0, 1)")
         self.layers = nn.ModuleList(Layer(hidden, context, heads, ffn, dropout) for _ in range(layers))
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -132,7 +137,6 @@ class WindowQFormer(nn.Module):
     ) -> None:
         super().__init__()
         stride = window if stride is None else stride
-        check_whole(window=window, stride=stride, queries=queries)
         if stride > window:
             raise ConfigError(f"stride: {stride} leaves features between windows of {window} out")
         self.window, self.stride, self.keep_tail = window, stride, keep_tail
@@ -199,7 +203,6 @@ class LayerQFormer(nn.Module):
         out_norm: Positive | None = None,
     ) -> None:
         super().__init__()
-        check_whole(taps=taps, queries=queries)
         if width_in % taps:
             raise ConfigError(f"taps: {taps} layers do not make {width_in} features, check the layers of the encoder")
         self.taps = taps

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mmdiff.canvas.batch import MediaBatch, largest, packed
 from mmdiff.canvas.sample import Item
-from mmdiff.config.ranges import AtLeast1, Positive
 from mmdiff.config.saveable import saveable
+from mmdiff.parts.ranges import AtLeast1, Positive
 
 from .mlp import MLP
 

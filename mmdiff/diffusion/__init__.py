@@ -2,5 +2,5 @@
 (spans, rates per token), what a token becomes under other processes (transitions, mixtures), draws of tokens, and the
 keys that make every draw reproducible.
 
-May import: config.
+May import: nothing.
 """

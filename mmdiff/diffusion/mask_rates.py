@@ -16,9 +16,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mmdiff.config.ranges import BetweenZeroAndOne, PositiveShare, Share
-from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import BetweenZeroAndOne, PositiveShare, Share
 
 from .schedule import Array, Linear, Schedule
 
@@ -65,10 +64,6 @@ class Bernoulli:
     eps: BetweenZeroAndOne = 1e-3
     stratified: bool = False
 
-    def __post_init__(self) -> None:
-        if not 0 < self.eps < 1:
-            raise ConfigError(f"levels.eps: {self.eps} is not between 0 and 1")
-
     def mask(
         self, target_BL: Bools, level_B: Array, coin_B: Array, position_BL: Array, ids_BL: Ints | None = None
     ) -> Masked:
@@ -94,12 +89,6 @@ class ExactCount:
     most: PositiveShare = 1.0
     stratified: bool = True
     none: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.full <= 1:
-            raise ConfigError(f"levels.full: {self.full} is not a chance between 0 and 1")
-        if not 0 < self.most <= 1:
-            raise ConfigError(f"levels.most: {self.most} is not a share above 0 and up to 1")
 
     def mask(
         self, target_BL: Bools, level_B: Array, coin_B: Array, position_BL: Array, ids_BL: Ints | None = None

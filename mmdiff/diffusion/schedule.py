@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mmdiff.config.ranges import AtLeast1, Positive, Share
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, Positive, Share
 
 Array = NDArray[np.float64]
 

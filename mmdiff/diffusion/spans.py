@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mmdiff.config.ranges import NotNegative
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import NotNegative
 
 from .mask_rates import Bools, ExactCount, Ints, Levels, Masked, ranks
 from .schedule import Array

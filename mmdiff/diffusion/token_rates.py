@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmdiff.config.ranges import BetweenZeroAndOne, NotNegative
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import BetweenZeroAndOne, NotNegative
 
 from .mask_rates import Bools, Ints, Masked, ranks
 from .schedule import Array

@@ -21,9 +21,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mmdiff.config.ranges import AtLeast1, Positive
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, Positive
 
 MOST = 4096
 """Ids: the matrix is dense."""

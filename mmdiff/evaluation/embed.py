@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from mmdiff.canvas.batch import to_device
 from mmdiff.canvas.sample import Text
 from mmdiff.canvas.vocab import literal, start_of
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.typed import typed
 from mmdiff.data.collate import collate
 from mmdiff.data.token_budget import batch_by_tokens, token_budget
 from mmdiff.errors import DataError, located
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
+from mmdiff.parts.ranges import AtLeast1
 
 Pooling = Literal["mean", "last", "first"]
 

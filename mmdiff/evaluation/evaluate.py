@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from mmdiff.config import build, load_config
 from mmdiff.config.load import RUN_FILE
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.typed import typed
 from mmdiff.data.stream import check_source, row_name
 from mmdiff.errors import ConfigError, located
 from mmdiff.files import clear, lock, unlock, without_nan, write_text
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Row, Source
 from mmdiff.runs.folder import Run, standing
 from mmdiff.session import Session, load

@@ -20,12 +20,12 @@ from typing import Any
 from tqdm import tqdm
 
 from mmdiff.config import task_and_sampler
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.typed import typed
 from mmdiff.data.formats.rows import Rows
 from mmdiff.errors import ConfigError, DataError, nearest, shown
 from mmdiff.files import SUMS, digest
 from mmdiff.model.saving import read_config
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Source
 from mmdiff.runs.records import JsonlStore, Record
 from mmdiff.session import find_model, load

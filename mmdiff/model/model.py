@@ -28,11 +28,11 @@ from mmdiff.canvas.patterns import Full
 from mmdiff.canvas.prompt import prompt_canvas
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config import trusting
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.config.typed import typed
 from mmdiff.data.media_reader import MediaReader
 from mmdiff.errors import ConfigError, DataError
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Denoise
 from mmdiff.samplers.deliberation import rewrite
 from mmdiff.samplers.loop import sample

@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdiff.config.ranges import AtLeast1, BelowOne, NotNegative, Positive, PositiveShare
 from mmdiff.config.schema import as_annotated
 from mmdiff.errors import ConfigError, nearest
+from mmdiff.parts.ranges import AtLeast1, BelowOne, NotNegative, Positive, PositiveShare
 from mmdiff.protocols import Model
 
 

@@ -17,12 +17,12 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.patterns import block_numbers
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast1, Share
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mask_rates import ExactCount, Levels
 from mmdiff.diffusion.spread import Spread
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, Share
 from mmdiff.protocols import Model
 
 from .denoise import cut, scored

@@ -15,19 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch, where
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast1, Half, Share
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mask_rates import ExactCount, Levels
 from mmdiff.diffusion.spread import Spread
-from mmdiff.errors import ConfigError, nearest
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, Half, Share
 from mmdiff.protocols import Model
 
 from .noising.change import Change, Replaced
@@ -111,7 +110,7 @@ class Denoise:
     """
 
     levels: Levels = field(default_factory=ExactCount)
-    denominator: str = "tokens"
+    denominator: Literal["tokens", "sequences", "masked", "mean", "each"] = "tokens"
     copies: AtLeast1 = 1
     random_length: Share = 0.0
     corrupt: Half = 0.0
@@ -120,14 +119,6 @@ class Denoise:
     scopes: Sequence[Scope] = ()
     changes: Sequence[Change] = ()
     emphasis: Emphasis | None = None
-
-    def __post_init__(self) -> None:
-        if self.denominator not in DENOMINATORS:
-            raise ConfigError(f"objective.denominator: {self.denominator!r}{nearest(self.denominator, DENOMINATORS)}")
-        if self.copies < 1:
-            raise ConfigError(f"objective.copies: {self.copies} is below 1")
-        if not 0 <= self.corrupt <= 0.5:
-            raise ConfigError(f"objective.corrupt: {self.corrupt} is not a share between 0 and 0.5")
 
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> NoisedBatch:
         return self.noised(batch, key, vocab)[0]

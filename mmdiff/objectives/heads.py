@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
+from mmdiff.parts.ranges import AtLeast1
 
 
 @saveable

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 
 from mmdiff.canvas.batch import Batch, largest
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import DataError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Model
 
 from .terms import Term

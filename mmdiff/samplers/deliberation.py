@@ -20,12 +20,11 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.query import Query
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import PositiveShare
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.diffusion.draw import check_numbers, confidence
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, nearest
 from mmdiff.parts import part
+from mmdiff.parts.ranges import PositiveShare
 from mmdiff.protocols import Denoise
 
 from .loop import process_of, sample
@@ -34,7 +33,6 @@ from .rules.rules import build_rule
 from .streamers import Streamer
 
 ROWS = 64  # canvases of one leave-one-out call
-PROBES = ("mask", "eos", "leave_one_out")
 
 
 @dataclass
@@ -65,9 +63,6 @@ class MaskRandom:
 
     ratio: PositiveShare = 0.3
 
-    def __post_init__(self) -> None:
-        _check(self.ratio)
-
     def __call__(self, draft: Draft) -> Iterator[Tensor]:
         key = NoiseKey(draft.seed, stream="draft")
         score_BL = torch.ones(draft.position_BL.shape, dtype=torch.float64)
@@ -91,11 +86,6 @@ class MaskLeastConfident:
     ratio: PositiveShare = 0.3
     probe: Literal["mask", "eos", "leave_one_out"] = "mask"
 
-    def __post_init__(self) -> None:
-        _check(self.ratio)
-        if self.probe not in PROBES:
-            raise ConfigError(f"sampler.draft.probe: {self.probe!r}{nearest(str(self.probe), PROBES)}")
-
     def __call__(self, draft: Draft) -> Iterator[Tensor]:
         draft.confidence_BL = probe(draft, self.probe)
         yield lowest(draft.confidence_BL, draft.position_BL, self.ratio)
@@ -110,9 +100,6 @@ class MaskChunks:
     """
 
     ratio: PositiveShare = 0.25
-
-    def __post_init__(self) -> None:
-        _check(self.ratio)
 
     def __call__(self, draft: Draft) -> Iterator[Tensor]:
         position_BL = draft.position_BL
@@ -227,8 +214,3 @@ class Round:
     def put(self, ids_BL: Tensor) -> None: ...
 
     def end(self) -> None: ...
-
-
-def _check(ratio: float) -> None:
-    if not 0 < ratio <= 1:
-        raise ConfigError(f"sampler.draft.ratio: {ratio} is not a share above 0 and up to 1")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmdiff.config.ranges import Positive
 from mmdiff.parts import part
+from mmdiff.parts.ranges import Positive
 
 from .rules.state import State
 

@@ -12,7 +12,6 @@ import torch
 from mmdiff.backbones import load_backbone
 from mmdiff.canvas.batch import Batch
 from mmdiff.config import build_saved, task_and_sampler, trusting
-from mmdiff.config.ranges import AtLeast0
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.config.typed import typed
 from mmdiff.data.fields import check_row
@@ -23,6 +22,7 @@ from mmdiff.model.published.bare import described, is_bare
 from mmdiff.model.published.folder import is_published
 from mmdiff.model.published.layout import is_exported
 from mmdiff.model.saving import PARTS, read_config
+from mmdiff.parts.ranges import AtLeast0
 from mmdiff.protocols import Row, Task
 from mmdiff.runs.folder import RUNS
 from mmdiff.runs.progress import checkpoints_in

@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.config import as_node, build
-from mmdiff.config.ranges import Positive
 from mmdiff.config.schema import as_annotated
 from mmdiff.config.settings import GenerationConfig, StageConfig
 from mmdiff.data.stream import Batches, Component, Stream, check_source, samples_of
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, UserError, line_of, nearest
 from mmdiff.model import MMDiff
+from mmdiff.parts.ranges import Positive
 from mmdiff.protocols import Task
 
 

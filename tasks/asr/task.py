@@ -16,11 +16,10 @@ from typing import Any, Literal
 
 from mmdiff.canvas.sample import Media, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab, literal
-from mmdiff.config.ranges import AtLeast0, AtLeast1, NotNegative
-from mmdiff.config.typed import typed
 from mmdiff.data.fields import check_row
 from mmdiff.errors import DataError, located
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0, AtLeast1, NotNegative
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.templates import Plain, Template
 from mmdiff.tasks.dialogue.turns import Content
@@ -49,7 +48,6 @@ class ASR:
 
     fields = ("audio", "text", "hypothesis", "nbest", "duration")
 
-    @typed
     def __init__(
         self,
         answer_length: AtLeast1 | None = None,

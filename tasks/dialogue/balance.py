@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.data.stream import check_source
 from mmdiff.errors import ConfigError, located
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Row, Source
 
 from .turns import answers

@@ -28,6 +28,8 @@ from mmdiff.model.likelihood import estimate
 from mmdiff.model.likelihood.elbo import Elbo
 from mmdiff.model.likelihood.passes import Estimator
 from mmdiff.parts import part
+from mmdiff.parts.arguments import check_argument
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Row, Task
 from mmdiff.session import Session
 
@@ -87,8 +89,7 @@ def nll(
     if normalise not in ("sum", "token"):
         raise ConfigError(f"normalise: {normalise!r}{nearest(str(normalise), ['sum', 'token'])}")
     for name, value in (("levels", levels), ("samples", samples), ("batch_size", batch_size)):
-        if value < 1:
-            raise ConfigError(f"{name}: {value}, expected at least 1")
+        check_argument(AtLeast1, value, name)
     out: list[float] = []
     with evaluating(model):
         for first in range(0, len(rows), batch_size):

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff.config.ranges import AtLeast0
 from mmdiff.data.fields import EXTRA
 from mmdiff.errors import ConfigError, DataError, nearest, require, shown
 from mmdiff.files import unreadable
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0
 from mmdiff.protocols import Row, Source
 
 from .turns import NOUNS, SLOT

@@ -16,7 +16,6 @@ from typing import Any
 
 from mmdiff.canvas.sample import Break, Sample
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.typed import typed
 from mmdiff.data.fields import check_row
 from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.parts import part
@@ -36,7 +35,6 @@ class Preferences:
     where it is not known which field holds the answer.
     """
 
-    @typed
     def __init__(self, task: Any, field: str | None = None) -> None:
         known = [*(getattr(task, "fields", None) or ())]
         self.task: Task = task

@@ -19,10 +19,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.data.fields import fault_of
-from mmdiff.errors import ConfigError, DataError, RowError, nearest, shown
+from mmdiff.errors import DataError, RowError, nearest, shown
 from mmdiff.files import json_lines, parse_json, unreadable
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Row
 
 BYTES = 8 * 1024**3
@@ -112,10 +112,6 @@ class CheckedRows:
     )  # of a toy: as long as its rows
 
     def __post_init__(self) -> None:
-        if self.on_error not in ("stop", "skip"):
-            raise ConfigError(f"on_error: {self.on_error!r}{nearest(str(self.on_error), ['stop', 'skip'])}")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit: {self.limit} rows, expected at least 1")
         self.skipped: Counter[str] = Counter()
         self.rows: list[Row] = self._usable(islice(self.entries(), self.limit))
         if self.verify:

@@ -13,11 +13,10 @@ from typing import Any
 
 from mmdiff.canvas.sample import Sample
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast1
-from mmdiff.config.typed import typed
 from mmdiff.data.fields import check_row
 from mmdiff.errors import DataError, located
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Row
 
 from .messages import asked, read_messages
@@ -35,7 +34,6 @@ class Chat:
 
     fields = ("messages", "conversations", "tools", "system", "answer", "question")
 
-    @typed
     def __init__(
         self, template: ChatTemplate | None = None, max_new_tokens: AtLeast1 = 128, last_only: bool = False
     ) -> None:

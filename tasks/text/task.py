@@ -16,11 +16,10 @@ import numpy as np
 
 from mmdiff.canvas.sample import LONGEST, Break, Part, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab, literal, start_of
-from mmdiff.config.ranges import AtLeast0, AtLeast1
-from mmdiff.config.typed import typed
 from mmdiff.data.fields import check_row
 from mmdiff.errors import DataError, located
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0, AtLeast1
 from mmdiff.protocols import Row
 
 from .data.windows import fingerprint
@@ -38,7 +37,6 @@ class PlainText:
 
     fields = ("text", "draft", "pieces", "tokenizer", "answer")
 
-    @typed
     def __init__(self, max_new_tokens: AtLeast1 = 128, spare: AtLeast0 = 0, separate: bool = True) -> None:
         self.max_new_tokens, self.spare, self.separate = max_new_tokens, spare, separate
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError
+from mmdiff.parts.ranges import AtLeast1
 
 from .codecs.bins import DCTBins
 from .codecs.fast import FAST
@@ -19,12 +21,11 @@ from .codecs.normalise import Mode, Normaliser, Statistics
 from .data.dataset import LeRobot
 
 
+@typed
 def chunks_of(
-    dataset: str, chunk: int, normalise: Mode = "quantile", binary: tuple[int | str, ...] = ()
+    dataset: str, chunk: AtLeast1, normalise: Mode = "quantile", binary: tuple[int | str, ...] = ()
 ) -> tuple[NDArray[np.float64], Normaliser]:
     """Returns (N, K, D) in [-1, 1], a chunk per frame; after an episode's end the last action is repeated."""
-    if chunk < 1:
-        raise ConfigError(f"chunk: {chunk}, expected at least 1")
     data = LeRobot(dataset)
     action_ND = data.actions()
     units = Normaliser(Statistics.of(action_ND, data.action_names or ()), normalise, binary)

@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 
 from mmdiff.canvas.sample import Media, Part, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab, literal
-from mmdiff.config.ranges import AtLeast1, Bins, UpTo64, UpTo1000, Whole
-from mmdiff.config.schema import as_annotated
 from mmdiff.data.fields import check_row
 from mmdiff.errors import ConfigError, RowError, located
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, Bins, UpTo64, UpTo1000, Whole
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.turns import media_of
 
@@ -85,23 +84,10 @@ class VLA:
         world: Mapping[str, Any] | None = None,
         execute: AtLeast1 | None = None,
     ) -> None:
-        for name, kind, setting in (
-            ("chunk", UpTo1000, chunk),
-            ("normalise", Mode, normalise),
-            ("binary", list[Any], binary),
-            ("key", str | None, key),
-            ("state", State, state),
-            ("state_bins", Bins, state_bins),
-            ("cameras", UpTo64, cameras),
-            ("prompt", str, prompt),
-            ("world", dict[str, Any] | None, world),
-            ("execute", int | None, execute),
-        ):
-            as_annotated(kind, setting, f"task.{name}")
         if codec is not None and not callable(getattr(codec, "bind", None)):
             expected = "{target: mmdiff.tasks.vla.codecs.bins.UniformBins, ...}"
             raise ConfigError(f"task.codec: {codec!r:.60}, expected {expected}")
-        if execute is not None and not 1 <= execute <= chunk:
+        if execute is not None and execute > chunk:
             raise ConfigError(f"task.execute: {execute}, expected 1 to {chunk}, the actions of a chunk")
         slots = {"{instruction}": 1, "<image>": int(cameras > 0), "<state>": int(state != "none")}
         prompt = prompt if state != "none" else prompt.replace("<state>", "")

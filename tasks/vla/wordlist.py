@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmdiff.canvas.vocab import word_tokenizer
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1
 
 from .data.dataset import Steps
 

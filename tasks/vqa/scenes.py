@@ -19,10 +19,9 @@ import numpy as np
 from numpy.random import Generator, Philox, SeedSequence
 
 from mmdiff.canvas.vocab import word_tokenizer
-from mmdiff.config.ranges import AtLeast0, AtLeast1
-from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0, AtLeast1
 from mmdiff.protocols import Row
 
 GRID, CELL = 2, 12  # cells per side, pixels per cell
@@ -196,7 +195,6 @@ class Scenes:
     pictures: False leaves them out, unrendered; questions and answers are the same.
     """
 
-    @typed
     def __init__(self, n: AtLeast1, seed: AtLeast0, heldout: bool = False, pictures: bool = True) -> None:
         self.n, self.seed, self.heldout, self.pictures = n, seed, heldout, pictures
         self._rows: dict[int, Row] = {}
@@ -232,7 +230,6 @@ class SceneCells:
     cell it lies in ("nothing nothing" for an empty one). Scenes have two to four things.
     """
 
-    @typed
     def __init__(self, n: AtLeast1, seed: AtLeast0, grid: AtLeast1 = GRID) -> None:
         if grid < GRID or grid % GRID:
             raise ConfigError(f"grid: {grid} is not a multiple of {GRID}, the cells per side")
@@ -264,7 +261,6 @@ class SceneCells:
 class SceneCaptions:
     """ "what is at the top left": four rows per scene, one per cell, empty cells too. To align a connector."""
 
-    @typed
     def __init__(self, n: AtLeast1, seed: AtLeast0) -> None:
         self.n, self.seed = n, seed
         self._scenes: dict[int, tuple[Scene, np.ndarray]] = {}

@@ -12,11 +12,10 @@ from typing import Any
 
 from mmdiff.canvas.sample import Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab, literal
-from mmdiff.config.ranges import AtLeast1
-from mmdiff.config.typed import typed
 from mmdiff.data.fields import check_row
 from mmdiff.errors import ConfigError, DataError, RowError, located, nearest, require
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.templates import Plain, Template
 from mmdiff.tasks.dialogue.turns import answers, read_turns
@@ -48,7 +47,6 @@ class VQA:
 
     fields = ("image", "audio", "protein", "question", "answer", "conversations", "answer_type")
 
-    @typed
     def __init__(
         self,
         answer_length: AtLeast1 | None = None,

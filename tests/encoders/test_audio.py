@@ -284,7 +284,11 @@ def test_views_are_filled_one_by_one() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"mels": 0}, "mels: 0"), ({"hop": 1.5}, "hop: 1.5"), ({"seconds": 0.0125}, "seconds: 0.0125 is shorter")],
+    [
+        ({"mels": 0}, "mels=0"),
+        ({"hop": 1.5}, "hop: 1.5 is no"),
+        ({"seconds": 0.0125}, "seconds: 0.0125 is shorter"),
+    ],
 )
 def test_bad_mel_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

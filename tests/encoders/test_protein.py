@@ -224,13 +224,13 @@ def test_a_new_one_and_its_toy() -> None:
     [
         ({}, "hidden_size: is missing, and no `weights` say it"),
         ({"hidden_size": 32, "heads": 2}, "layers: is missing"),
-        ({"hidden_size": 32, "heads": 2, "layers": 0}, "layers: 0 is not a whole number above 0"),
+        ({"hidden_size": 32, "heads": 2, "layers": 0}, "Esm.layers=0: expected a whole number of at least 1"),
         ({"hidden_size": 32, "heads": 2, "layers": 2, "layer": -3}, "layer: -3 lies below the first of 2 layers"),
         ({"weights": "folder", "layer": 0}, "layer: 0 is not a negative number"),
         ({"weights": "folder", "layer": -4}, "layer: -4 lies below the first of 3 layers"),
         ({"weights": "folder", "layers": 3}, "layers: 3, but weights "),
-        ({"weights": "folder", "max_length": 0}, "max_length: 0 is not a whole number"),
-        ({"weights": "folder", "token_dropout": "yes"}, "options.token_dropout: 'yes' is not true or false"),
+        ({"weights": "folder", "max_length": 0}, "Esm.max_length=0: expected a whole number of at least 1"),
+        ({"weights": "folder", "token_dropout": "yes"}, "Esm.token_dropout: 'yes' is not true or false"),
         ({"weights": "no folder"}, "path 'no folder': neither a folder nor a hub id"),
     ],
 )

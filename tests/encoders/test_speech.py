@@ -200,11 +200,11 @@ def test_toy_reads_the_same_sound() -> None:
     ("arguments", "line"),
     [
         ({"width": 30, "heads": 4}, "width: 30 is not an even multiple of heads 4"),
-        ({"layers": -1}, "layers: -1"),
-        ({"seconds": math.inf}, "seconds: inf"),
+        ({"layers": -1}, "SpeechConv.layers=-1"),
+        ({"seconds": math.inf}, "SpeechConv.seconds=inf"),
         ({"seconds": 0.001}, "seconds: 0.001"),
-        ({"dropout": 1.0}, "dropout: 1.0"),
-        ({"mels": 0}, "mels: 0"),
+        ({"dropout": 1.0}, "SpeechConv.dropout=1.0"),
+        ({"mels": 0}, "SpeechConv.mels=0"),
         ({"weights": "/no/such/file.safetensors"}, "weights: /no/such/file.safetensors: no such file"),
     ],
 )

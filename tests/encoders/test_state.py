@@ -74,5 +74,5 @@ def test_saved_and_made_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["dims", "width", "hidden", "tokens"])
 def test_impossible_sizes(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name}: 0 is below 1"):
+    with pytest.raises(ConfigError, match=f"{name}=0: expected a whole number of at least 1"):
         StateMLP(**{"dims": 3, name: 0})

@@ -359,7 +359,7 @@ def small(**more: Any) -> Callable[[], Wav2Vec2]:
         (small(layer=0), "layer: 0 is not a negative number"),
         (small(layer=-4), "layer: -4 lies below the first of 3 layers"),
         (small(seconds=0.02), "seconds: 0.02, expected a length of at least 0.025"),
-        (small(seconds=math.inf), "seconds: inf"),
+        (small(seconds=math.inf), "seconds=inf"),
         (small(weights="/no/such/folder"), "weights: /no/such/folder: no such file or folder"),
         (small(config=args(False, encoder_num_heads=5)), "config: .*32.*not divisible by.*5"),
         (small(config=args(False, True, encoder_num_heads=5)), "config: embed_dim must be divisible by num_heads"),

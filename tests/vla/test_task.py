@@ -223,9 +223,9 @@ def test_a_wrong_row_says_where_it_is(name: str) -> None:
 
 
 BAD = {
-    "chunk": ({"chunk": 0}, "task.chunk=0: expected a whole number from 1 to 1000"),
-    "state": ({"state": "token"}, "task.state: 'token' is not one of.*\"tokens\""),
-    "mode": ({"normalise": "quantiles"}, "task.normalise"),
+    "chunk": ({"chunk": 0}, "VLA.chunk=0: expected a whole number from 1 to 1000"),
+    "state": ({"state": "token"}, "VLA.state: 'token' is not one of.*\"tokens\""),
+    "mode": ({"normalise": "quantiles"}, "VLA.normalise"),
     "prompt": ({"prompt": "<image><state>"}, "has {instruction} 0 times"),
     "images": ({"prompt": "{instruction}<state>"}, "has <image> 0 times"),
     "binary": ({"binary": ["gripp"]}, '"gripp".*"grip"'),
@@ -329,5 +329,5 @@ def test_a_policy_without_a_camera_leaves_pictures_aside() -> None:
     "wrong", [{"prompt": 1}, {"binary": 3}, {"execute": "a"}, {"world": 3}, {"codec": "UniformBins"}]
 )
 def test_settings_of_another_kind(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"^task.{next(iter(wrong))}: "):
+    with pytest.raises(ConfigError, match=f"VLA.{next(iter(wrong))}: "):
         VLA(STATISTICS, **wrong)

@@ -198,8 +198,8 @@ def test_medical_questions_are_scored_by_their_type() -> None:
         ({"metrics": ["exact_mach"]}, r"task.metrics: no metric 'exact_mach' \(did you mean \"exact_match\"\?\)"),
         ({"metrics": "bleu"}, r"task.metrics: no metric 'bleu' \(did you mean \"bleu_."),
         ({"metrics": "spice"}, "task.metrics: no metric 'spice' .*known: anls, bleu_1, .*exact_match"),
-        ({"answer_length": 0}, "VQA: answer_length=0: expected a whole number of at least 1"),
-        ({"max_new_tokens": 0}, "VQA: max_new_tokens=0: expected a whole number of at least 1"),
+        ({"answer_length": 0}, "VQA.answer_length=0: expected a whole number of at least 1"),
+        ({"max_new_tokens": 0}, "VQA.max_new_tokens=0: expected a whole number of at least 1"),
     ],
 )
 def test_arguments(arguments: Mapping[str, Any], message: str) -> None:

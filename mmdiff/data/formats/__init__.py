@@ -1,4 +1,4 @@
 """Rows of any task from files: JSON lines, Parquet, WebDataset's tar shards, and `datasets`, all read row by row.
 
-May import: config, data, protocols.
+May import: data, protocols.
 """

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.errors import ConfigError, DataError, require, shown
+from mmdiff.parts.ranges import AtLeast1
 
 
 class Arrow:

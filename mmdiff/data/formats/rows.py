@@ -18,11 +18,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.data.fields import ENDINGS
 from mmdiff.errors import ConfigError, DataError, located, nearest, shown
 from mmdiff.files import unreadable
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Row
 
 from .lines import Lines
@@ -65,8 +65,6 @@ class Rows:
     limit: AtLeast1 | None = None
 
     def __post_init__(self) -> None:
-        if self.on_error not in ("stop", "skip"):
-            raise ConfigError(f"on_error: {self.on_error!r}{nearest(str(self.on_error), ['stop', 'skip'])}")
         self._columns = {column: field for field, column in (self.fields or {}).items()}
         self._root = Path(self.folder) if self.folder is not None else None
         if self._root is not None and not self._root.is_dir():

@@ -1,6 +1,6 @@
 """Estimates of log p: bounds on both sides, exact ones, and those of policy gradients, by one sum over forwards.
 
-May import: canvas, config, diffusion, model, protocols.
+May import: canvas, diffusion, model, protocols.
 """
 
 from __future__ import annotations

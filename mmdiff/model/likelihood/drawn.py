@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mask_rates import Bernoulli, Levels
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1
 
 from .passes import Pass, Targets
 

@@ -17,11 +17,11 @@ from math import factorial
 import numpy as np
 from numpy.typing import NDArray
 
-from mmdiff.config.ranges import AtLeast1, Positive
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.schedule import Array
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, Positive
 
 from .passes import Estimator, Pass, Targets
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmdiff.config.ranges import AtLeast1, BetweenZeroAndOne, Share
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mask_rates import Ints, ranks
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, BetweenZeroAndOne, Share
 
 from .passes import Pass, Targets
 

@@ -1,4 +1,4 @@
 """Objectives that are made of others: sums of them, pairs of copies, mixtures of diffusion with other orders.
 
-May import: canvas, config, diffusion, objectives, protocols.
+May import: canvas, diffusion, objectives, protocols.
 """

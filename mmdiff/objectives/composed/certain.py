@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import NotNegative, Positive
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mask_rates import Bernoulli
 from mmdiff.diffusion.schedule import Linear
@@ -22,6 +21,7 @@ from mmdiff.objectives.noising.noised import NoisedBatch
 from mmdiff.objectives.noising.scope import OneBlock
 from mmdiff.objectives.terms import Term, allowed, chunked
 from mmdiff.parts import part
+from mmdiff.parts.ranges import NotNegative, Positive
 from mmdiff.protocols import Model
 
 

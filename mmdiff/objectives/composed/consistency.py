@@ -12,13 +12,13 @@ from torch import Tensor
 
 from mmdiff.canvas.batch import Batch, where
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast1, NotNegative
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.objectives.denoise import Denoise, scored
 from mmdiff.objectives.noising.change import lengthened
 from mmdiff.objectives.noising.noised import NoisedBatch
 from mmdiff.objectives.terms import Term, allowed, chunked
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, NotNegative
 from mmdiff.protocols import Model
 
 from .together import Plans

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast1, PositiveShare
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.objectives.denoise import Denoise, states
 from mmdiff.objectives.noising.noised import NoisedBatch
 from mmdiff.objectives.policy.reference import Frozen, Reference
 from mmdiff.objectives.terms import Term, allowed, chunked
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, PositiveShare
 from mmdiff.protocols import Model
 
 

@@ -21,7 +21,6 @@ import torch
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.patterns import BlockCausal
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import BetweenZeroAndOne, Share
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mask_rates import Bernoulli
 from mmdiff.diffusion.schedule import Linear, Partly, Schedule
@@ -31,6 +30,7 @@ from mmdiff.objectives.denoise import Denoise, scored
 from mmdiff.objectives.noising.noised import Masks, noised_batch
 from mmdiff.objectives.terms import Term
 from mmdiff.parts import part
+from mmdiff.parts.ranges import BetweenZeroAndOne, Share
 from mmdiff.protocols import Model
 
 from .together import Plans

@@ -8,11 +8,11 @@ from typing import Any
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import NotNegative
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.objectives.terms import Term
 from mmdiff.parts import part
+from mmdiff.parts.ranges import NotNegative
 from mmdiff.protocols import Model, Objective
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdiff.config.ranges import AtLeast0, AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.diffusion.digits import base_of, to_digits
 from mmdiff.errors import ConfigError
+from mmdiff.parts.ranges import AtLeast0, AtLeast1
 
 
 @saveable

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from mmdiff.canvas.batch import Batch, allow_sets
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast2
 from mmdiff.diffusion.draw import draw
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.objectives.denoise import Denoise
 from mmdiff.objectives.noising.noised import NoisedBatch
 from mmdiff.objectives.terms import Term, chunked, extra_of
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast2
 from mmdiff.protocols import Model
 
 

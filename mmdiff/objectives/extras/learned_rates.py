@@ -22,13 +22,13 @@ from torch import Tensor
 
 from mmdiff.canvas.batch import Batch, where
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import BetweenZeroAndOne
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError
 from mmdiff.objectives.denoise import by_level, states
 from mmdiff.objectives.noising.noised import Masks, NoisedBatch, noised_batch
 from mmdiff.objectives.terms import Term, allowed, chunked, extra_of
 from mmdiff.parts import part
+from mmdiff.parts.ranges import BetweenZeroAndOne
 from mmdiff.protocols import Model
 
 

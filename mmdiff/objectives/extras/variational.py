@@ -19,13 +19,13 @@ from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import NotNegative
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError
 from mmdiff.objectives.denoise import Denoise
 from mmdiff.objectives.noising.noised import NoisedBatch
 from mmdiff.objectives.terms import Term, extra_of
 from mmdiff.parts import part
+from mmdiff.parts.ranges import NotNegative
 from mmdiff.protocols import Model
 from mmdiff.samplers.processes.latent import Variational
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.patterns import visibility
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast1, NotNegative
 from mmdiff.config.saveable import saveable
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.token_rates import counts_of
@@ -32,6 +31,7 @@ from mmdiff.objectives.denoise import Denoise, scored
 from mmdiff.objectives.noising.noised import NoisedBatch
 from mmdiff.objectives.terms import Term, chunked
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, NotNegative
 from mmdiff.protocols import Model
 
 from .layers import Layer, placed, without_shift

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.pattern import Coordinates, Visibility
 from mmdiff.canvas.patterns import Documents, block_numbers
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 from mmdiff.model.prefix import Positions, scatter_to_canvas
+from mmdiff.parts.ranges import AtLeast1
 
 from .layers import Layer, placed, without_shift
 

@@ -23,7 +23,6 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.pattern import Coordinates, Visibility
 from mmdiff.canvas.patterns import Documents, PrefixCausal
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mask_rates import Bernoulli
@@ -33,6 +32,7 @@ from mmdiff.objectives.denoise import Denoise, scored
 from mmdiff.objectives.noising.noised import NoisedBatch
 from mmdiff.objectives.terms import Term
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Model
 
 from .layers import Layer, placed, without_shift

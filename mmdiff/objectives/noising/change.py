@@ -15,9 +15,9 @@ from torch import Tensor
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.relayout import relayout
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast1, BetweenZeroAndOne, Half, Share
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, BetweenZeroAndOne, Half, Share
 
 from .noised import NoisedBatch
 

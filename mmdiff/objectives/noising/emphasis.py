@@ -10,8 +10,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from mmdiff.config.ranges import NotNegative, Positive
 from mmdiff.parts import part
+from mmdiff.parts.ranges import NotNegative, Positive
 
 
 class Emphasis(Protocol):

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast1, Share
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import DataError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, Share
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from mmdiff.canvas.batch import Batch, to_device
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast1, AtLeast2, NotNegative
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, nearest
@@ -33,6 +32,7 @@ from mmdiff.model.likelihood.orders import MeanField
 from mmdiff.model.likelihood.passes import Estimator
 from mmdiff.objectives.terms import Term
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, AtLeast2, NotNegative
 from mmdiff.protocols import Model
 from mmdiff.samplers.options import generation_config
 

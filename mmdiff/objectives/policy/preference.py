@@ -24,13 +24,13 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.relayout import by_document
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import Half, NotNegative, Positive
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import DataError
 from mmdiff.model.likelihood.elbo import Elbo
 from mmdiff.model.likelihood.passes import Estimator
 from mmdiff.objectives.terms import Term
 from mmdiff.parts import part
+from mmdiff.parts.ranges import Half, NotNegative, Positive
 from mmdiff.protocols import Model
 
 from .estimate import Forwards, nll_of, planned

@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mmdiff.config.ranges import BelowOne, NotNegative
 from mmdiff.parts import part
+from mmdiff.parts.ranges import BelowOne, NotNegative
 
 
 class Surrogate(Protocol):

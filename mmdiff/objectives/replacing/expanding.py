@@ -14,12 +14,12 @@ import torch
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.relayout import relayout
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast0, Share
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.objectives.denoise import scored
 from mmdiff.objectives.noising.noised import NoisedBatch
 from mmdiff.objectives.terms import Term
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0, Share
 from mmdiff.protocols import Model
 
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from mmdiff.canvas.batch import Batch, allow_sets, where
 from mmdiff.canvas.vocab import NO_MASK, Vocab
-from mmdiff.config.ranges import AtLeast1, BetweenZeroAndOne, NotNegative, Positive
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.diffusion.mixing import rates, shares
 from mmdiff.errors import DataError
 from mmdiff.objectives.terms import Term, chunked
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, BetweenZeroAndOne, NotNegative, Positive
 from mmdiff.protocols import Model
 from mmdiff.samplers.processes.hybrid import Hybrid, pick
 from mmdiff.samplers.processes.matrix import Matrix, States

@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from mmdiff.config.ranges import AtLeast0
 from mmdiff.errors import ConfigError, require
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0
 
 from .regular import Expression, Regular, Writer, either, joined, literal, repeated
 

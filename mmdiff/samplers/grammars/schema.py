@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmdiff.config.ranges import AtLeast0
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0
 
 from .automaton import byte_automaton
 from .regular import Expression, Regular, Writer, either, joined, literal, repeated, unanchored

@@ -17,8 +17,8 @@ import numpy as np
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.query import Bools, Fresh, Ints, Prediction, Query, StepInfo
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast0, AtLeast1
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0, AtLeast1
 from mmdiff.protocols import Denoise
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.query import Prediction, Query
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast1, NotNegative
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, NotNegative
 from mmdiff.protocols import Denoise
 
 LogProbability = Callable[[Tensor, Tensor], Tensor]

@@ -14,9 +14,9 @@ from torch import Tensor
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.query import Prediction, Query
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import NotNegative, Share
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import NotNegative, Share
 from mmdiff.protocols import Denoise
 
 from .guidance import copies

@@ -21,11 +21,11 @@ from torch import Tensor
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.query import Query
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast1, Positive, Share
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.diffusion.draw import draw
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, Positive, Share
 from mmdiff.protocols import Denoise
 from mmdiff.samplers.step import Offer, Proposer, Step
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.query import Fresh, Ints, Prediction, Query
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast0, AtLeast1
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0, AtLeast1
 from mmdiff.protocols import Denoise
 
 from .caches import block_start

@@ -13,8 +13,8 @@ from torch import Tensor
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.query import Prediction, Query
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import NotNegative
 from mmdiff.parts import part
+from mmdiff.parts.ranges import NotNegative
 from mmdiff.protocols import Denoise
 
 

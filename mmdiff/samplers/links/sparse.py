@@ -24,9 +24,9 @@ from mmdiff.canvas.pattern import rank
 from mmdiff.canvas.patterns import Full
 from mmdiff.canvas.query import Bools, Ints, Prediction, Query, StepInfo
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast1, PositiveShare, Share
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, PositiveShare, Share
 from mmdiff.protocols import Denoise
 
 

@@ -1,4 +1,4 @@
 """Noise processes: what noise does to a token in training, and how a generation undoes it.
 
-May import: canvas, config, diffusion, samplers.
+May import: canvas, diffusion, samplers.
 """

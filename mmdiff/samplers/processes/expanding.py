@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas.generation import GenerationState
-from mmdiff.config.ranges import AtLeast0, AtLeast1
 from mmdiff.diffusion.step_noise import StepNoise
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0, AtLeast1
 from mmdiff.samplers.step import Settings, Step
 
 from .absorbing import commit

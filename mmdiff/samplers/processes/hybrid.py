@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas.generation import GenerationState
-from mmdiff.config.ranges import AtLeast0, AtLeast1, NotNegative, Share
 from mmdiff.diffusion.draw import confidence
 from mmdiff.diffusion.mixing import shares
 from mmdiff.diffusion.step_noise import StepNoise
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0, AtLeast1, NotNegative, Share
 from mmdiff.samplers.blocks import positions
 from mmdiff.samplers.rules.score import NegativeEntropy
 from mmdiff.samplers.rules.state import Proposal, State

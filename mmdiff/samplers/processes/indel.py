@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas.generation import GenerationState
-from mmdiff.config.ranges import AtLeast0, Share
 from mmdiff.diffusion.draw import confidence
 from mmdiff.diffusion.step_noise import StepNoise
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0, Share
 from mmdiff.samplers.step import Settings, Step
 
 EMPTY = -1  # in the record of what was written

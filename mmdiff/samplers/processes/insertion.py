@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas.generation import GenerationState
-from mmdiff.config.ranges import PositiveShare, Share
 from mmdiff.diffusion.draw import confidence, draw, kept
 from mmdiff.diffusion.step_noise import StepNoise
 from mmdiff.errors import DataError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import PositiveShare, Share
 from mmdiff.samplers.step import Settings, Step
 
 CARRIED = ("left", "run", "allow")

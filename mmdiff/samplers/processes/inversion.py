@@ -16,11 +16,11 @@ from torch import Tensor
 
 from mmdiff.canvas.generation import GenerationState
 from mmdiff.canvas.query import Query
-from mmdiff.config.ranges import Positive, PositiveShare, Share
 from mmdiff.diffusion.draw import confidence
 from mmdiff.diffusion.step_noise import StepNoise
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import Positive, PositiveShare, Share
 from mmdiff.samplers.step import Settings, Step
 
 LEAST = -1e4

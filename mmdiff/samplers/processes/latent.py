@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas.generation import GenerationState
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.diffusion.step_noise import StepNoise
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.samplers.rules.state import State
 from mmdiff.samplers.step import Settings, Step
 

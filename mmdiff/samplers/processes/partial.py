@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas.generation import GenerationState
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.diffusion.digits import base_of, consistent, to_digits
 from mmdiff.diffusion.draw import confidence
 from mmdiff.diffusion.step_noise import StepNoise
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.samplers.rules.state import State
 from mmdiff.samplers.rules.timed import times
 from mmdiff.samplers.step import Settings, Step

@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmdiff.config.ranges import AtLeast1, NotNegative, PositiveShare, Share
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, NotNegative, PositiveShare, Share
 
 from .score import NegativeEntropy
 from .select import order

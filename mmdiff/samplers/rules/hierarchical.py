@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1
 
 from .select import order
 from .state import Proposal, State
@@ -40,11 +40,9 @@ class Hierarchical:
     iterations: AtLeast1 = 1
 
     def __post_init__(self) -> None:
-        for name, value, most in (("size", self.size, None), ("iterations", self.iterations, self.size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"sampler.select.{name}={value!r}: expected a whole number of at least 1")
-            if most is not None and value > most:
-                raise ConfigError(f"sampler.select.{name}={value}: a group of {most} takes no more than {most}")
+        if self.iterations > self.size:
+            most = f"a group of {self.size} takes no more than {self.size}"
+            raise ConfigError(f"sampler.select.iterations={self.iterations}: {most}")
 
     def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
         state, row_P, at_P = proposal.state, proposal.row_P, (proposal.row_P, proposal.position_P)

@@ -6,15 +6,14 @@ Shape letters: R rows of a step, L canvas length, P predicted positions.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from mmdiff.config.ranges import NotNegative, Share
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import NotNegative, Share
 
 from .select import Quota
 from .state import Committed, Proposal
@@ -30,9 +29,6 @@ class RandomTopK:
     """
 
     temperature: NotNegative = 4.5
-
-    def __post_init__(self) -> None:
-        _check("select.temperature", self.temperature, math.inf)
 
     def __call__(self, score_P: Tensor, proposal: Proposal) -> Tensor:
         u_P = proposal.noise.uniform("select")
@@ -80,10 +76,6 @@ class Remask:
     rescore: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "threshold_end", "drop"):
-            value = getattr(self, name)
-            if value is not None or name == "threshold":
-                _check(f"revise.{name}", value, 1.0)
         if not (self.threshold or self.threshold_end or self.drop is not None):
             raise ConfigError("sampler.revise: Remask(threshold=0) masks nothing; give a threshold or a drop")
 
@@ -95,9 +87,3 @@ class Remask:
         if self.drop is not None:
             masked_RL |= committed.confidence_RL - committed.rescored_RL > self.drop
         return masked_RL
-
-
-def _check(name: str, value: Any, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or math.isinf(value):
-        expected = "of at least 0" if math.isinf(most) else f"from 0 to {most:g}"
-        raise ConfigError(f"sampler.{name}={value!r}: expected a number {expected}")

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmdiff.config.ranges import AtLeast1, BetweenZeroAndOne
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, BetweenZeroAndOne
 
 from .adaptive import MeanThreshold
 from .select import Everything

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmdiff.config.ranges import AtLeast0, AtLeast1, BelowOne, NotNegative, PositiveShare
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0, AtLeast1, BelowOne, NotNegative, PositiveShare
 
 from .state import Proposal, Score
 

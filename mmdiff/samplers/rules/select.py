@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmdiff.config.ranges import NotNegative, PositiveShare
 from mmdiff.parts import part
+from mmdiff.parts.ranges import NotNegative, PositiveShare
 
 from .state import Proposal
 

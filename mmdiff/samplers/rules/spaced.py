@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmdiff.config.ranges import AtLeast1, AtLeast2, Share
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, AtLeast2, Share
 
 from .select import order
 from .state import Proposal, Select, State

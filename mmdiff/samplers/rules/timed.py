@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mmdiff.config.ranges import AtLeast1, BelowOne, Share
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, BelowOne, Share
 
 from .select import order
 from .state import Committed, Proposal, State

@@ -20,9 +20,9 @@ from mmdiff.backbones.family import Facts, find_family, model_type_of
 from mmdiff.backbones.weights import Header, Match, factor_faults
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.patterns import Full
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, nearest
+from mmdiff.parts.ranges import AtLeast1
 
 from . import light
 from .figures import Canvases

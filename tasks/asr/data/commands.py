@@ -28,10 +28,11 @@ import torch
 from numpy.random import Generator, Philox, SeedSequence
 from tqdm import tqdm
 
-from mmdiff.config.ranges import AtLeast0, AtLeast1, Finite, Share
+from mmdiff.config.typed import typed
 from mmdiff.encoders.media.audio import resampler
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.files import aside
+from mmdiff.parts.ranges import AtLeast0, AtLeast1, Finite, Share
 from mmdiff.protocols import Row
 
 from . import espeak
@@ -78,6 +79,7 @@ class Commands:
 
     kinds: Sequence[str] = ("digits", "digits", "call", "timer", "turn", "move")
 
+    @typed
     def __init__(
         self,
         n: AtLeast1,
@@ -90,15 +92,8 @@ class Commands:
         store: str | None = None,
         sound: bool = True,
     ) -> None:
-        for what, count, low in (("n", n, 1), ("seed", seed, 0), ("takes", takes, 1)):
-            if count < low:
-                raise ConfigError(f"{what}: {count} is below {low}")
         if voices not in VOICES:
             raise ConfigError(f"voices: {voices!r} is not known{nearest(voices, VOICES)}")
-        if not 0 <= clean <= 1:
-            raise ConfigError(f"clean: {clean} is not a share within 0 to 1")
-        if isinstance(noise, str):
-            raise ConfigError(f"noise: {noise!r}, expected a list of names")
         for name in noise:
             if name not in NOISES:
                 raise ConfigError(f"noise: {name!r} is not known{nearest(name, NOISES)}")

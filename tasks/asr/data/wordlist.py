@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmdiff.canvas.vocab import word_tokenizer
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.data.stream import check_source
 from mmdiff.errors import DataError, located
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Source
 
 SPECIAL = ("<pad>", "<eos>", "<mask>", "<unk>")

@@ -21,10 +21,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmdiff.config.ranges import AtLeast1, BetweenZeroAndOne, PositiveShare, Share, Whole
+from mmdiff.config.typed import typed
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, DataError, nearest
+from mmdiff.errors import ConfigError, DataError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, BetweenZeroAndOne, Positive, PositiveShare, Share, Whole
 from mmdiff.protocols import Row
 from mmdiff.tasks.protein.residues import CANONICAL, GAP, codes
 
@@ -33,7 +34,7 @@ from .clustering import identity as identity
 from .fasta import read_a3m, read_fasta, write_fasta
 from .records import Record
 from .stockholm import is_stockholm, read_stockholm
-from .tables import drawn, positive
+from .tables import drawn
 
 LETTERS = CANONICAL + GAP
 SPLITS = ("train", "test", "all")
@@ -71,11 +72,10 @@ class Profile:
     (X, say) are not counted. `probabilities` is (C, 21), rows sum to 1. Raises DataError for unequal rows.
     """
 
-    def __init__(self, rows: Sequence[str], pseudo: float = 0.5) -> None:
+    @typed
+    def __init__(self, rows: Sequence[str], pseudo: Positive = 0.5) -> None:
         if not rows:
             raise DataError("a profile of no rows")
-        if not pseudo > 0:
-            raise ConfigError(f"pseudo: {pseudo}, expected more than 0")
         codes_NC = aligned_codes(rows)
         count_C21 = np.stack([(codes_NC == i).sum(0) for i in range(len(LETTERS))], axis=1) + float(pseudo)
         self.probabilities: NDArray[np.float64] = count_C21 / count_C21.sum(1, keepdims=True)
@@ -133,11 +133,6 @@ class Family:
         max_length: AtLeast1 | None = None,
         apart: bool = False,
     ) -> None:
-        if split not in SPLITS:
-            raise ConfigError(f"split: {split!r}{nearest(str(split), SPLITS)}")
-        positive("max_length", max_length)
-        if not 0 < test_share < 1:
-            raise ConfigError(f"test_share: {test_share}, expected a share between 0 and 1")
         columns = aligned or _has_gaps(path)
         records, self.dropped = _kept(
             _aligned(path) if columns else _residues(path),

@@ -23,10 +23,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mmdiff.config.ranges import AtLeast1, Whole
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, DataError, nearest, short
+from mmdiff.errors import ConfigError, DataError, short
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, Whole
 from mmdiff.protocols import Row
 
 from .files import BOM, LONGEST, STOCKHOLM, TABLES, is_packed, lines, reading, suffix, writing
@@ -34,7 +34,7 @@ from .policies import WHITE, Policy, cleaned, policy_of
 from .records import Record, as_record
 from .stockholm import read_stockholm
 from .tables import Pairs as Pairs
-from .tables import drawn, positive, read_csv
+from .tables import drawn, read_csv
 
 A3M = {"lower": "drop", "gaps": "keep"}
 """The policies of match columns: insertions are dropped, gaps kept."""
@@ -126,18 +126,15 @@ class Fasta:
         stop: str = "strip",
         unknown: str = "keep",
     ) -> None:
-        if crop not in ("random", "head"):
-            raise ConfigError(f"crop: {crop!r}{nearest(str(crop), ('random', 'head'))}")
-        self.path, self.max_length, self._crop = path, positive("max_length", max_length), crop
+        self.path, self.max_length, self._crop = path, max_length, crop
         self._key = NoiseKey(seed, stream="crop")
         self._policy = Policy(lower, gaps, stop, unknown)
         self._file: int | None = None
         self._unpacked: bytearray | None = bytearray() if is_packed(path) else None
-        most = positive("limit", limit)
         starts, lengths = array("q"), array("q")
         end = 0
         for block in blocks(path):
-            if len(starts) == most:
+            if len(starts) == limit:
                 break
             lengths.append(len(_of_block(block, path, self._policy).sequence))
             starts.append(block.start)

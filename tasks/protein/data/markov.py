@@ -16,11 +16,10 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from mmdiff.config.ranges import AtLeast0, AtLeast1, Share
-from mmdiff.config.typed import typed
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import DataError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0, AtLeast1, Share
 from mmdiff.protocols import Row
 from mmdiff.tasks.protein.residues import MASKED, codes
 
@@ -158,7 +157,6 @@ class Markov:
     masked: with this share of the positions masked, `_`, in `sequence`, and the whole sequence as the row's `answer`.
     """
 
-    @typed
     def __init__(self, n: AtLeast1, seed: AtLeast0, length: AtLeast1 = 32, masked: Share = 0.0) -> None:
         self.n, self.seed, self.residues, self.masked = n, seed, length, masked
 

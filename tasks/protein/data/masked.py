@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-from mmdiff.config.ranges import PositiveShare, Whole
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import PositiveShare, Whole
 from mmdiff.protocols import Row, Source
 from mmdiff.tasks.protein.residues import CANONICAL, MASKED
 
@@ -22,8 +21,6 @@ class Masked:
     """
 
     def __init__(self, rows: Source, share: PositiveShare = 0.3, seed: Whole = 0) -> None:
-        if not 0 < share <= 1:
-            raise ConfigError(f"share: {share} is not above 0 and up to 1")
         self.rows, self.share, self.key = rows, share, NoiseKey(seed, stream="opened")
 
     def __len__(self) -> int:

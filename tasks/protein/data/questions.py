@@ -13,12 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mmdiff.config.ranges import AtLeast1
-from mmdiff.config.typed import typed
 from mmdiff.encoders.protein import residues
 from mmdiff.errors import DataError, RowError, located
 from mmdiff.files import as_object
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Row
 from mmdiff.tasks.dialogue.rows import read_json
 from mmdiff.tasks.dialogue.turns import SLOTS, answers, media_of, read_turns
@@ -38,7 +37,6 @@ class ProteinQuestions:
 
     page = "docs/data/llava.md"
 
-    @typed
     def __init__(self, path: str, limit: AtLeast1 | None = None, max_length: AtLeast1 | None = None) -> None:
         self._rows: list[Row] = []
         for where, raw in read_json(Path(path))[:limit]:

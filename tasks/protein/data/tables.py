@@ -16,12 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.data.fields import text_fault
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, located, nearest, short
 from mmdiff.files import as_object, json_lines
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Row
 from mmdiff.tasks.protein.residues import CANONICAL
 
@@ -88,20 +88,19 @@ class Pairs:
         unknown: str = "keep",
     ) -> None:
         policy = Policy(lower, gaps, stop, unknown)
-        most, pairs = positive("max_length", max_length), positive("limit", limit)
         self.swap, self.skipped = swap, 0
         self._rows: list[tuple[str, str, str, str]] = []
         for entry in entries(path, (target, binder, *([id_column] if id_column else []))):
-            if entry.number - 1 == pairs:
+            if entry.number - 1 == limit:
                 break
             id, where = _named(path, entry, id_column)
             a, b = (_cell(entry, name, where, policy, f"{name} ") for name in (target, binder))
-            if most is not None and len(a) + len(b) > most:
+            if max_length is not None and len(a) + len(b) > max_length:
                 self.skipped += 1
             else:
                 self._rows.append((id, a, b, where))
         if not self._rows:
-            raise DataError(f"{path}: no pair has at most {most} letters")
+            raise DataError(f"{path}: no pair has at most {max_length} letters")
 
     def __len__(self) -> int:
         return len(self._rows) * (1 + self.swap)
@@ -223,10 +222,3 @@ def _read_table(path: str | Path, column: str, id_column: str | None, policy: Po
         read = {column, id_column or "id", "description"}
         others = {name: value for name, value in entry.cells.items() if name not in read}
         yield Record(id, str(entry.cells.get("description") or ""), sequence, where, others)
-
-
-def positive(name: str, value: int | None) -> int | None:
-    """Returns a number of columns or residues. Raises ConfigError below 1."""
-    if value is not None and value < 1:
-        raise ConfigError(f"{name}: {value}, expected at least 1")
-    return value

@@ -24,11 +24,13 @@ from tqdm import tqdm
 
 from mmdiff.canvas.batch import to_device
 from mmdiff.canvas.sample import Sample, canvas_length
+from mmdiff.config.typed import typed
 from mmdiff.data.collate import collate
 from mmdiff.data.stream import read_media
 from mmdiff.data.token_budget import batch_by_tokens, token_budget
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, located
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Row, Source
 from mmdiff.runs.records import JsonlStore
 from mmdiff.samplers.options import generation_config
@@ -49,12 +51,13 @@ none), `steps` (when each position was committed, 0 if it was given), `trajector
 ROWS = 512  # of a batch at most: short sequences would otherwise be thousands
 
 
+@typed
 def generate(
     session: Session[Protein],
     rows: Iterable[Row] | Source,
     *,
-    tokens: int | None = None,
-    window: int = 1024,
+    tokens: AtLeast1 | None = None,
+    window: AtLeast1 = 1024,
     guard: Guard | None = GUARD,
     out: Path | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -76,9 +79,6 @@ def generate(
     Raises ConfigError, and DataError that names the row.
     """
     tokens = token_budget(session.model.device, tokens)
-    for name, value in (("tokens", tokens), ("window", window)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}: {value!r}, expected a whole number of at least 1")
     sampler = generation_config(session.sampler, **named)
     if sampler.draft is not None:
         raise ConfigError("sampler.draft: masks residues that are given, which here stay as they are; mask them (`_`)")

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmdiff.errors import ConfigError
+from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, PositiveShare
 from mmdiff.tasks.protein.residues import GAP
 
 
+@part
 @dataclass(frozen=True)
 class Guard:
     """Whether a sequence repeats itself. It looks at residues that were sampled, not at those that were given.
@@ -24,18 +26,10 @@ class Guard:
     Kunitz domains neither any. Of stretches of 30 natural residues 1.9 % trip on share, with least=1 it is 6.4 %.
     """
 
-    share: float = 0.25
-    run: int = 8
-    tries: int = 4
-    least: int = 10
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ConfigError(f"guard.share: {self.share}, expected above 0 and up to 1")
-        for name in ("run", "tries", "least"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"guard.{name}: {value!r}, expected a whole number of at least 1")
+    share: PositiveShare = 0.25
+    run: AtLeast1 = 8
+    tries: AtLeast1 = 4
+    least: AtLeast1 = 10
 
     def __call__(self, sequence: str, designed: Sequence[bool]) -> str:
         """Return "ok", or what the sequence trips on: `L 31 %`, `run of 12 G`, `11 residues repeat GS`.

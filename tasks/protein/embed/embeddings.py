@@ -23,15 +23,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from mmdiff.config.typed import typed
 from mmdiff.data.token_budget import batch_by_tokens, token_budget
 from mmdiff.errors import ConfigError, DataError, located, nearest, short
 from mmdiff.files import writable
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Row
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.records import Record, as_row, name_of, pass_over, where_of
-from mmdiff.tasks.protein.data.tables import positive
 from mmdiff.tasks.protein.residues import Residues
 from mmdiff.tasks.protein.session import digest
 
@@ -48,6 +49,7 @@ POOLS: Mapping[str, Callable[[Tensor], Tensor]] = {
 """Over residues. `cls` is the state of the first special position; `residue`, alone, keeps them all."""
 
 
+@typed
 def embed(
     model: Session | MMDiff,
     records: Iterable[Record | Row],
@@ -55,8 +57,8 @@ def embed(
     *,
     pool: Sequence[str] = ("mean",),
     layer: int = -1,
-    tokens: int | None = None,
-    window: int = 1024,
+    tokens: AtLeast1 | None = None,
+    window: AtLeast1 = 1024,
     dtype: str = "float32",
     format: str | None = None,
 ) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def embed(
     single = out.suffix.removeprefix(".") if out.suffix.removeprefix(".") in FORMATS else None
     layers = int(model.backbone.model.config.num_hidden_layers)
     settings = {
-        **_checked(pool, layer, layers, tokens, window, dtype, format or single or FORMATS[0]),
+        **_checked(pool, layer, layers, dtype, format or single or FORMATS[0]),
         "model": {"family": model.backbone.family, "dim": model.backbone.dim, "digest": digest(model)},
     }
     if single is not None and settings["format"] != single:
@@ -217,9 +219,7 @@ def _pooled(states: Sequence[Tensor], pool: Sequence[str], dtype: torch.dtype, m
     return list(torch.stack(vectors).to(dtype).cpu())  # one transfer per batch
 
 
-def _checked(
-    pool: tuple[str, ...], layer: int, layers: int, tokens: int, window: int, dtype: str, format: str
-) -> dict[str, Any]:
+def _checked(pool: tuple[str, ...], layer: int, layers: int, dtype: str, format: str) -> dict[str, Any]:
     """What is settled of the arguments, as it stands in settings.json. Raises ConfigError."""
     known = (*POOLS, "cls", "residue")
     for name in pool:
@@ -229,8 +229,6 @@ def _checked(
         raise ConfigError(f"pool: {', '.join(pool) or 'none'}: expected residue alone, or others, each once")
     if not -layers - 1 <= layer <= layers:
         raise ConfigError(f"layer: {layer}, expected {-layers - 1} to {layers} (0 is the embedding table)")
-    for field, value in (("tokens", tokens), ("window", window)):
-        positive(field, value)
     for field, name, names in (("dtype", dtype, DTYPES), ("format", format, FORMATS)):
         if name not in names:
             raise ConfigError(f"{field}: {short(repr(name), 60)} is none{nearest(name, names)}")

@@ -28,12 +28,13 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from mmdiff.config.typed import typed
 from mmdiff.data.token_budget import token_budget
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, nearest, short
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Row
 from mmdiff.session import Session
-from mmdiff.tasks.protein.data.tables import positive
 from mmdiff.tasks.protein.residues import CANONICAL, Residues
 from mmdiff.tasks.protein.task import Protein
 
@@ -100,6 +101,7 @@ def mutated(sequence: str, mutant: Sequence[Mutation]) -> str:
     return "".join(letters)
 
 
+@typed
 def score_mutants(
     session: Session[Protein],
     wild_type: str,
@@ -108,9 +110,9 @@ def score_mutants(
     offset: int = 1,
     *,
     target: str | None = None,
-    orders: int = 8,
-    levels: int = 16,
-    tokens: int | None = None,
+    orders: AtLeast1 = 8,
+    levels: AtLeast1 = 16,
+    tokens: AtLeast1 | None = None,
     seed: int = 0,
 ) -> list[float]:
     """One score per mutant, in nats; see the head of this file. target: the chain that the wild type binds, as context.
@@ -123,8 +125,6 @@ def score_mutants(
     if method not in METHODS:
         raise ConfigError(f"method: {short(repr(method), 60)}{nearest(method, METHODS)}")
     tokens = token_budget(session.model.device, tokens)
-    for name, value in (("orders", orders), ("levels", levels), ("tokens", tokens)):
-        positive(name, value)
     parsed = [parse_mutant(m, wild_type, offset) if isinstance(m, str) else list(m) for m in mutants]
     changed = [tuple(sorted(one for one in mutant if one.old != one.new)) for mutant in parsed]
     row: Row = {"id": "wild type", "sequence": wild_type, **({"target": target} if target else {})}

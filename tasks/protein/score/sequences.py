@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mmdiff.config.typed import typed
 from mmdiff.data.token_budget import token_budget
 from mmdiff.errors import ConfigError, DataError, nearest, short
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Row
 from mmdiff.runs.records import JsonlStore
 from mmdiff.session import Session
 from mmdiff.tasks.protein.data.records import Record as SequenceRecord
 from mmdiff.tasks.protein.data.records import as_row, name_of, pass_over, where_of
-from mmdiff.tasks.protein.data.tables import positive
 from mmdiff.tasks.protein.residues import permuted
 from mmdiff.tasks.protein.session import digest
 from mmdiff.tasks.protein.task import Protein
@@ -45,14 +46,15 @@ CONTROLS = ("shuffled_target",)
 BATCHES = 64  # of `tokens` each: the most work between two writes, whatever the window
 
 
+@typed
 def score_sequences(
     session: Session[Protein],
     records: Iterable[SequenceRecord | Row],
     *,
     methods: Sequence[str] = METHODS,
-    levels: int = 16,
-    tokens: int | None = None,
-    window: int = 1024,
+    levels: AtLeast1 = 16,
+    tokens: AtLeast1 | None = None,
+    window: AtLeast1 = 1024,
     per_residue: bool = False,
     control: str | None = None,
     out: Path | None = None,
@@ -82,8 +84,6 @@ def score_sequences(
     if per_residue and "pseudo_perplexity" not in methods:
         raise ConfigError("per_residue: needs the method pseudo_perplexity")
     tokens = token_budget(session.model.device, tokens)
-    for name, value in (("levels", levels), ("tokens", tokens), ("window", window)):
-        positive(name, value)
     scoring = _Scoring(session, tuple(methods), levels, tokens, window, per_residue, control, seed)
     rows = enumerate(map(as_row, records))
     if out is None:

@@ -20,11 +20,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal, Self
 
 from mmdiff.canvas.vocab import check_text
-from mmdiff.config.ranges import AtLeast1, Share
 from mmdiff.data.formats.loaded import saved
-from mmdiff.errors import ConfigError, DataError, RowError, nearest, require, shown
+from mmdiff.errors import DataError, RowError, nearest, require, shown
 from mmdiff.files import as_object, json_lines, unreadable
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, Share
 from mmdiff.protocols import Row
 
 Found = Iterator[tuple[str, Mapping[str, Any] | RowError]]
@@ -106,10 +106,6 @@ class Split:
     documents: Any
     heldout: Share = 0.05
     which: Literal["train", "heldout"] = "train"
-
-    def __post_init__(self) -> None:
-        if self.which not in ("train", "heldout"):
-            raise ConfigError(f"which: {self.which!r}{nearest(str(self.which), ['train', 'heldout'])}")
 
     def __iter__(self) -> Iterator[Row]:
         for row in self.documents:

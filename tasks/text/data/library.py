@@ -15,9 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.errors import DataError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Row
 
 SHORTEST = 500  # characters of a document

@@ -17,10 +17,10 @@ from itertools import islice
 from typing import Any
 
 from mmdiff.canvas.sample import LONGEST
-from mmdiff.config.ranges import AtLeast0, AtLeast1, Share
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0, AtLeast1, Share
 from mmdiff.protocols import Row
 
 from .documents import texts_of

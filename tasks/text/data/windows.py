@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff.config.ranges import AtLeast2
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast2
 from mmdiff.protocols import Row
 
 from .documents import texts_of

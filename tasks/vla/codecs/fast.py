@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mmdiff.config.ranges import AtLeast1
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.files import read_json, write_text
+from mmdiff.parts.ranges import AtLeast1
 
 from .bins import Bools, Codes, Floats, checked_chunk, checked_codes, dct
 from .normalise import Normaliser, Statistics
@@ -55,8 +55,6 @@ class FAST:
         self.table = _checked(_read(table) if isinstance(table, str | Path) else table)
         self.node["table"] = self.table
         self.max_tokens = self.table["max_tokens"] if max_tokens is None else max_tokens
-        if not _whole(self.max_tokens, 1):
-            raise ConfigError(f"max_tokens: {self.max_tokens!r} is not a whole number of at least 1")
         self.scale, self.radius = self.table["scale"], self.table["radius"]
         self.parts = _parts(2 * self.radius + 1, self.table["merges"])  # code -> coefficients, counted from -radius
         self.size = len(self.parts) + 1

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmdiff.config.ranges import AtLeast0, AtLeast1, BelowOne, NotNegative
 from mmdiff.encoders.media.images import read_image
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0, AtLeast1, BelowOne, NotNegative
 from mmdiff.protocols import Row, Source
 
 Picture = NDArray[np.uint8]
@@ -50,12 +50,6 @@ class Augmented:
         saturation: BelowOne = 0.0,
         state_noise: NotNegative | Sequence[NotNegative] = 0.0,
     ) -> None:
-        for name, whole, least in (("copies", copies, 1), ("seed", seed, 0), ("shift", shift, 0)):
-            if isinstance(whole, bool) or not isinstance(whole, int) or whole < least:
-                raise ConfigError(f"{name}: {whole!r} is not a whole number of at least {least}")
-        for name, x in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation)):
-            if not 0 <= x <= 1:
-                raise ConfigError(f"{name}: {x} is not between 0 and 1")
         noise_S = np.asarray(state_noise, np.float64)
         if noise_S.ndim > 1 or not ((noise_S >= 0) & (noise_S < math.inf)).all():
             raise ConfigError(f"state_noise: {state_noise!r} is not one or more numbers of at least 0")

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff.config.ranges import AtLeast0, NotNegative, SignedShare, UpTo1000, Whole
-from mmdiff.config.schema import as_annotated
 from mmdiff.errors import ConfigError, DataError, located, nearest
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0, NotNegative, SignedShare, UpTo1000, Whole
 from mmdiff.protocols import Row
 
 from .columns import CACHE, EncodedPictures, read_rows
@@ -202,7 +201,6 @@ class Steps:
         state: str = "observation.state",
         cache_mb: AtLeast0 = CACHE >> 20,
     ) -> None:
-        as_annotated(UpTo1000, chunk, "chunk")
         self.data = LeRobot(path, action, state, cache_mb << 20)
         self.chunk, self.key = chunk, key or Path(path).resolve().name
         self.cameras = self.data.cameras if cameras is None else tuple(cameras)

@@ -356,17 +356,17 @@ def test_another_sound_or_none(clean: list[Row]) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"n": 0}, "n: 0 is below 1"),
-        ({"seed": -1}, "seed: -1 is below 0"),
-        ({"takes": 0}, "takes: 0 is below 1"),
+        ({"n": 0}, "n=0: expected a whole number of at least 1"),
+        ({"seed": -1}, "seed=-1: expected a whole number of at least 0"),
+        ({"takes": 0}, "takes=0: expected a whole number of at least 1"),
         ({"voices": "held-out"}, "voices: 'held-out' is not known (did you mean \"heldout\"?)"),
         ({"noise": ["whit"]}, "noise: 'whit' is not known (did you mean \"white\"?)"),
-        ({"noise": "white"}, "noise: 'white', expected a list of names"),
+        ({"noise": "white"}, "noise: 'white' is no list of string"),
         ({"snr": 5, "noise": []}, "noise: none is named, but there is an snr"),
         ({"snr": [10, 5]}, "snr: [10.0, 5.0] is not a range of dB"),
         ({"snr": [1, 2, 3]}, "snr: [1, 2, 3], expected dB or a range of two"),
-        ({"snr": "loud"}, "snr: 'loud', expected dB"),
-        ({"clean": 30}, "clean: 30 is not a share within 0 to 1"),
+        ({"snr": "loud"}, "snr: 'loud' is no number or list of number"),
+        ({"clean": 30}, "clean=30: expected a number from 0 to 1"),
         ({"n": 3, "snr": 5}, "n: 3 utterances are too few for babble, which takes 3 others"),
     ],
 )

@@ -13,11 +13,11 @@ from imports import declared
 
 from mmdiff.config import check_nodes, load_config
 from mmdiff.config.nodes import build
-from mmdiff.config.ranges import AtLeast1, BelowOne, Finite, Whole, expected, in_range
 from mmdiff.config.settings import Config, EvalConfig, GenerationConfig, ModelConfig, StageConfig, TrainConfig
 from mmdiff.errors import ConfigError
 from mmdiff.model.params import Lora, Rule, read_rules
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, BelowOne, Finite, Whole, expected, in_range
 
 SETTINGS = [Config, ModelConfig, GenerationConfig, StageConfig, TrainConfig, EvalConfig, Rule, Lora]
 

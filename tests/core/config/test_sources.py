@@ -12,8 +12,8 @@ from imports import declared
 
 from mmdiff.commands.cli import main
 from mmdiff.config import check_nodes, load_config, packaged
-from mmdiff.config.arguments import annotations_of
 from mmdiff.config.sources import absent, signature_of
+from mmdiff.parts.arguments import annotations_of
 
 
 def test_the_source_says_what_the_signature_says() -> None:
@@ -63,7 +63,7 @@ def test_a_package_of_ones_own_is_read_and_not_imported(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "__init__.py").write_text("from .rows import Rows\nraise SystemExit('imported')\n")
     (tmp_path / "own" / "rows.py").write_text(
-        "from dataclasses import dataclass\nfrom mmdiff.config.ranges import AtLeast1\n\n\n@dataclass\nclass Base:\n"
+        "from dataclasses import dataclass\nfrom mmdiff.parts.ranges import AtLeast1\n\n\n@dataclass\nclass Base:\n"
         "    path: str\n\n\n@dataclass\nclass Rows(Base):\n    n: AtLeast1 = 1\n"
     )
     (tmp_path / "mine.yaml").write_text("base: vqa-demo\neval: {data: {overall: {target: own.Rows, path: x}}}\n")

@@ -273,8 +273,8 @@ def test_names() -> None:
     ("settings", "wanted"),
     [
         ({"taps": 4}, "taps: 4 layers and the last do not make 36 features"),
-        ({"taps": -1}, "taps: -1 is not a whole number"),
-        ({"taps": 0}, "taps: 0 is not a whole number above 0"),
+        ({"taps": -1}, "taps=-1: expected a whole number of at least 0"),
+        ({"taps": 0}, "taps=0: expected a whole number of at least 1"),
         ({"prompts": 1.5}, "prompts: 1.5 is not a whole number"),
         ({"semantic": {"stride": 2}}, 'semantic.stride: .*did you mean "strides"'),
         ({"acoustic": {"taps": 2}}, "acoustic.taps: set at run time"),

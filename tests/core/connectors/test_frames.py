@@ -136,19 +136,19 @@ def test_slots_start_at_the_scale_of_the_tokens() -> None:
             assert torch.allclose(out.square().mean(1).sqrt(), torch.tensor(0.1), atol=0.01)
     assert MLP(8, 64).state_dict().keys() == {f"layers.{i}.{name}" for i in (0, 2) for name in ("weight", "bias")}
     for scale in (0, -1.0, True, "0.1", float("inf"), float("nan")):
-        with pytest.raises(ConfigError, match="out_norm: .* is not a number above 0"):
+        with pytest.raises(ConfigError, match="out_norm.*(expected a number above 0|is not a number)"):
             MLP(8, 64, out_norm=scale)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
-        ({"strides": 4}, "strides: 4 is not a list of whole numbers"),
-        ({"strides": []}, r"strides: \[\] is not a list"),
-        ({"strides": [1, 0]}, "strides.1: 0 is not a whole number above 0"),
+        ({"strides": 4}, "strides: 4 is not a list"),
+        ({"strides": []}, r"not one for each of the strides \[\]"),
+        ({"strides": [1, 0]}, "strides.1=0: expected a whole number of at least 1"),
         ({"channels": [8]}, r"channels: \[8\] are not one for each of the strides \(1, 4\)"),
         ({"kernel": 4}, "kernel: 4 has no middle"),
-        ({"hidden": 0}, "hidden: 0 is not a whole number above 0"),
+        ({"hidden": 0}, "hidden=0: expected a whole number of at least 1"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], wanted: str) -> None:

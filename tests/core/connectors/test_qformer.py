@@ -284,11 +284,11 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     ("settings", "wanted"),
     [
         ({"heads": 5}, "heads: 5 does not divide hidden 768"),
-        ({"dropout": 1.5}, "dropout: 1.5 is not in"),
-        ({"window": 0}, "window: 0 is not a whole number above 0"),
+        ({"dropout": 1.5}, "dropout=1.5: expected a number of at least 0 and below 1"),
+        ({"window": 0}, "window=0: expected a whole number of at least 1"),
         ({"stride": 20}, "stride: 20 leaves features between windows of 17 out"),
         ({"queries": 1.5}, "queries: 1.5 is not a whole number"),
-        ({"out_norm": 0}, "out_norm: 0 is not a number above 0"),
+        ({"out_norm": 0}, "out_norm=0: expected a number above 0"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], wanted: str) -> None:
@@ -299,5 +299,5 @@ def test_bad_settings(settings: dict[str, Any], wanted: str) -> None:
 def test_bad_taps() -> None:
     with pytest.raises(ConfigError, match="taps: 3 layers do not make 16 features"):
         LayerQFormer(16, 16, taps=3)
-    with pytest.raises(ConfigError, match="layers: 0"):
+    with pytest.raises(ConfigError, match="layers=0"):
         QFormer(16, 16, layers=0)

@@ -318,7 +318,10 @@ def test_what_is_no_source_is_one_line(tmp_path: Path) -> None:
         assert fault in str(caught.value) and "\n" not in str(caught.value)
     for arguments, fault in (
         ({"source": [{}]}, "source: a list, expected a path or what `datasets` loads"),
-        ({"source": str(tmp_path / "a.jsonl"), "on_error": "ski"}, "on_error: 'ski' (did you mean \"skip\"?)"),
+        (
+            {"source": str(tmp_path / "a.jsonl"), "on_error": "ski"},
+            "Rows.on_error: 'ski' is not one of stop, skip (did you mean \"skip\"?)",
+        ),
         ({"source": str(tmp_path / "a.jsonl"), "folder": "nowhere"}, "folder: nowhere is not a folder"),
     ):
         with pytest.raises(UserError) as error:

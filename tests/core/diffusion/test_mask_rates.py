@@ -218,7 +218,7 @@ def test_the_highest_level_masks_no_more_than_all() -> None:
 
 @pytest.mark.parametrize("full", [-0.1, 1.5])
 def test_a_share_outside_0_to_1_is_refused(full: float) -> None:
-    with pytest.raises(ConfigError, match=rf"levels\.full: {full}"):
+    with pytest.raises(ConfigError, match=rf"ExactCount\.full={full}: expected a number from 0 to 1"):
         ExactCount(full=full)
 
 

@@ -214,9 +214,9 @@ def test_unaligned_family() -> None:
 
 def test_refused_families(write: Write) -> None:
     path = write("MKTV", "MKTV-"[:4], "MKTA")
-    with pytest.raises(ConfigError, match="split: 'trian' \\(did you mean \"train\""):
+    with pytest.raises(ConfigError, match="split: 'trian' .*\\(did you mean \"train\""):
         Family(path, "trian")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="test_share: 0"):
+    with pytest.raises(ConfigError, match="test_share=0"):
         Family(path, test_share=0)
     with pytest.raises(DataError, match="2 rows make 1 clusters at identity 0.7, none small enough"):
         Family(path)

@@ -304,7 +304,11 @@ def test_columns(write: Write) -> None:
         ('id,sequence\na,"M\n', "t.csv", "t.csv line 2: unexpected end of data"),
         ("id,sequence\n", "t.csv", "t.csv: no records"),
         ("id,sequence\n\xe9,M\n".encode("latin-1"), "t.csv", "t.csv: byte 0xe9 is not UTF-8"),
-        ('{"sequence": "M"}\n{"sequence"\n', "t.jsonl", "t.jsonl line 2: not JSON: Expecting ':' delimiter at column 12"),
+        (
+            '{"sequence": "M"}\n{"sequence"\n',
+            "t.jsonl",
+            "t.jsonl line 2: not JSON: Expecting ':' delimiter at column 12",
+        ),
         ("[1]\n", "t.jsonl", "t.jsonl line 1: not a JSON object: [1]"),
         ('{"sequence": 5}\n', "t.jsonl", "t.jsonl record 1 (1), line 1: sequence is 5, expected a sequence"),
     ],

@@ -120,11 +120,11 @@ def test_open_places() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"n": 0}, "Markov: n=0: expected a whole number of at least 1"),
-        ({"n": "3"}, "Markov: n: '3' is no whole number"),
-        ({"seed": -1}, "Markov: seed=-1: expected a whole number of at least 0"),
-        ({"length": 0}, "Markov: length=0: expected"),
-        ({"masked": 2}, "Markov: masked=2: expected a number from 0 to 1"),
+        ({"n": 0}, "Markov.n=0: expected a whole number of at least 1"),
+        ({"n": "3"}, "Markov.n: '3' is not a whole number"),
+        ({"seed": -1}, "Markov.seed=-1: expected a whole number of at least 0"),
+        ({"length": 0}, "Markov.length=0: expected"),
+        ({"masked": 2}, "Markov.masked=2: expected a number from 0 to 1"),
     ]
     for bad, named in wrong:
         with pytest.raises(ConfigError, match=named):

@@ -35,5 +35,5 @@ def test_every_residue_is_opened_as_often() -> None:
 
 
 def test_a_wrong_share_is_refused() -> None:
-    with pytest.raises(ConfigError, match="share: 0 is not above 0"):
+    with pytest.raises(ConfigError, match="share=0: expected a number above 0 and up to 1"):
         Masked(ROWS, 0)

@@ -203,7 +203,7 @@ def test_what_the_guard_trips_on() -> None:
     assert tripped("MKACDEACDEACDEK") == "12 residues repeat ACDE"
     assert tripped("ACDACDACDACDACD", run=12) == "15 residues repeat ACD"
     for wrong in ({"share": 0.0}, {"run": 0}, {"tries": 0}, {"least": 1.5}):
-        with pytest.raises(ConfigError, match=f"guard.{next(iter(wrong))}"):
+        with pytest.raises(ConfigError, match=f"Guard.{next(iter(wrong))}"):
             Guard(**wrong)  # type: ignore[arg-type]
 
 
@@ -299,7 +299,7 @@ def test_what_is_wrong_is_named(session: Session) -> None:
     ]:
         with pytest.raises(DataError, match=message):
             generate(session, [{"sequence": "__"}, row])
-    with pytest.raises(ConfigError, match="tokens: 0, expected"):
+    with pytest.raises(ConfigError, match="tokens=0: expected"):
         generate(session, rows(), tokens=0)
     with pytest.raises(ConfigError, match="sampler.step: no such field"):
         generate(session, rows(), step=3)

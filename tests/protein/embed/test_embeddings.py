@@ -224,7 +224,7 @@ def test_other_settings_models_and_records_are_refused(model: MMDiff, tmp_path: 
         ({"pool": ("residue", "mean")}, "residue alone"),
         ({"pool": ()}, "pool: none"),
         ({"layer": 3}, "layer: 3, expected -3 to 2"),
-        ({"tokens": 0}, "tokens: 0"),
+        ({"tokens": 0}, "tokens=0"),
         ({"dtype": "float23"}, "dtype: 'float23' is none.*float32"),
         ({"dtype": "bfloat16", "format": "npz"}, "no bfloat16"),
         ({"format": "hdf5"}, "format: 'hdf5' is none"),

@@ -303,8 +303,8 @@ def test_arguments(session: Session) -> None:
         ({"methods": []}, "^methods: none"),
         ({"control": "shuffled"}, "^control: 'shuffled'"),
         ({"per_residue": True, "methods": ["bound"]}, "^per_residue: needs"),
-        ({"levels": 0}, "^levels: 0, expected at least 1$"),
-        ({"tokens": 0}, "^tokens: 0"),
+        ({"levels": 0}, "levels=0: expected a whole number of at least 1$"),
+        ({"tokens": 0}, "tokens=0"),
         ({"window": 0}, "^window: 0"),
     ):
         with pytest.raises(ConfigError, match=message):

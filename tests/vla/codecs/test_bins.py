@@ -95,7 +95,7 @@ def test_a_node_makes_the_same_codec() -> None:
 @pytest.mark.parametrize("make", [UniformBins, QuantileBins, DCTBins])
 @pytest.mark.parametrize("bins", [1, 0, 2.5, True, "8"])
 def test_impossible_bins(make: Any, bins: Any) -> None:
-    with pytest.raises(ConfigError, match="bins: .* is not a whole number of at least 2"):
+    with pytest.raises(ConfigError, match="bins.*whole number"):
         make(bins)
 
 
@@ -281,7 +281,7 @@ def test_fewer_codes_for_smooth_chunks() -> None:
 
 
 def test_refusals_of_dct_bins() -> None:
-    with pytest.raises(ConfigError, match="keep: 0"):
+    with pytest.raises(ConfigError, match="keep=0"):
         DCTBins(8, 0)
     for ranges in ([1.0], [1.0, 0.0], [1.0, float("nan")]):
         with pytest.raises(ConfigError, match="ranges"):

@@ -169,10 +169,10 @@ def test_encoded_pictures() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"copies": 0}, "copies: 0"),
-        ({"seed": -1}, "seed: -1"),
+        ({"copies": 0}, "copies=0"),
+        ({"seed": -1}, "seed=-1"),
         ({"shift": 1.5}, "shift: 1.5"),
-        ({"brightness": 1.5}, "brightness: 1.5 is not between 0 and 1"),
+        ({"brightness": 1.5}, "brightness=1.5: expected a number of at least 0 and below 1"),
         ({"contrast": float("nan")}, "contrast"),
         ({"state_noise": -1.0}, "state_noise"),
         ({"state_noise": [[1.0]]}, "state_noise"),

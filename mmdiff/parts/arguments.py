@@ -22,11 +22,14 @@ NUMBERS = {int: "a whole number", float: "a number"}
 WORDS = {bool: "true or false", str: "a string", NoneType: "null", dict: "a mapping", list: "a list"}
 
 
-def check_argument(kind: Any, value: Any, key: str) -> None:
-    """Raise ConfigError for a value that an annotation rules out. key: its dotted key, named by the error."""
+def check_argument(kind: Any, value: Any, key: str, *, called: bool = False) -> None:
+    """Raise ConfigError for a value that an annotation rules out. key: its dotted key, named by the error.
+
+    called: the value comes from Python code, where a list or a mapping may be an object that an interface describes.
+    """
     if not _plain(value):
         return
-    wrong = _wrong(kind, value, key)
+    wrong = _wrong(kind, value, key, called)
     if wrong is not None:
         raise ConfigError(wrong)
 
@@ -62,7 +65,7 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | list | tuple | Mapping)
 
 
-def _wrong(kind: Any, value: Any, key: str) -> str | None:
+def _wrong(kind: Any, value: Any, key: str, called: bool = False) -> str | None:
     """Returns the error line about a value, None where it is as the annotation says or the annotation says nothing."""
     origin, inner = get_origin(kind), get_args(kind)
     if not _plain(value) or (isinstance(value, Mapping) and "target" in value):
@@ -71,9 +74,9 @@ def _wrong(kind: Any, value: Any, key: str) -> str | None:
         base, *marks = inner
         if base in NUMBERS and _is_number(base, value):
             return None if in_range(value, marks) else f"{key}={value!r}: expected {expected(base, marks, value)}"
-        return _wrong(base, value, key)
+        return _wrong(base, value, key, called)
     if origin in (Union, UnionType):
-        lines = [_wrong(one, value, key) for one in inner]
+        lines = [_wrong(one, value, key, called) for one in inner]
         if None in lines:
             return None
         ranged = next((line for line in lines if line and line.startswith((f"{key}=", f"{key}."))), None)
@@ -98,24 +101,24 @@ def _wrong(kind: Any, value: Any, key: str) -> str | None:
         if not isinstance(value, Mapping):
             return f"{key}: {value!r} is not a mapping"
         of = inner[1] if len(inner) == 2 else Any
-        return next((line for name, v in value.items() if (line := _wrong(of, v, f"{key}.{name}"))), None)
+        return next((line for name, v in value.items() if (line := _wrong(of, v, f"{key}.{name}", called))), None)
     if issubclass(base, Collection) or base is Iterable:
-        return _wrong_list(base, inner, value, key)
+        return _wrong_list(base, inner, value, key, called)
     if issubclass(base, Path):
         return None if isinstance(value, str) else f"{key}: {value!r} is not a path"
-    if base.__module__.startswith("mmdiff."):
+    if base.__module__.startswith("mmdiff.") and not (called and isinstance(value, list | tuple | Mapping)):
         return f"{key}: {value!r} is no part, expected {{target: dotted.path, ...}}"
     return None
 
 
-def _wrong_list(base: type, inner: tuple[Any, ...], value: Any, key: str) -> str | None:
+def _wrong_list(base: type, inner: tuple[Any, ...], value: Any, key: str, called: bool) -> str | None:
     if not isinstance(value, list | tuple):
         return f"{key}: {value!r} is not a list"
     sized = base is tuple and inner and inner[-1] is not ...
     if sized and len(inner) != len(value):
         return f"{key}: {value!r} is not a list of {len(inner)}"
     of = inner if sized else [inner[0] if inner else Any] * len(value)
-    return next((line for i, v in enumerate(value) if (line := _wrong(of[i], v, f"{key}.{i}"))), None)
+    return next((line for i, v in enumerate(value) if (line := _wrong(of[i], v, f"{key}.{i}", called))), None)
 
 
 def _is_number(kind: type, value: Any) -> bool:
