@@ -7,9 +7,9 @@
 
 The last line is JSON. Data and runs lie under `runs/` of the working folder, and finished ones are kept (`--fresh`).
 Of pictures: shares of right answers about held-out ones, by what is asked, and with another row's picture. Of clips:
-word error rates in %, also with another row's clip. `learned` of the sequences: how far the bound on -log p of held-out ones
-has come from that of their composition to the exact one. Of the robot: success in layouts it was not shown, with its
-instruction, another one, and grey pictures.
+word error rates in %, also with another row's clip. `learned` of the sequences: how far the bound on -log p of
+held-out ones has come from that of their composition to the exact one. Of the robot: success in layouts it was not
+shown, with its instruction, another one, and grey pictures.
 """
 
 from __future__ import annotations
