@@ -283,9 +283,9 @@ class Objective(Protocol):
     """What is trained: noised copies of a batch, then named sums, which the loop divides by global counts.
 
     One that has to know the model before it plans has `for_model(model) -> Objective`, which a stage calls first; of
-    one that looks at held-out rows see `mmdiff.objectives.composed.least_variance`. One that trains
-    on generations has `generates = True`: batches are prompts (`Task.prompt`), and its `collect(model, batch, key, rows,
-    sampler)` returns what is planned in their place for `inner` steps (`mmdiff.objectives.policy`).
+    one that looks at held-out rows see `mmdiff.objectives.composed.least_variance`. One that trains on generations has
+    `generates = True`: batches are prompts (`Task.prompt`), and its `collect(model, batch, key, rows, sampler)` returns
+    what is planned in their place for `inner` steps (`mmdiff.objectives.policy`).
     """
 
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Any:

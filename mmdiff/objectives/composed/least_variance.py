@@ -20,13 +20,13 @@ from typing import Any
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
-from mmdiff.config.ranges import AtLeast1, PositiveShare
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.objectives.blocks import BlockDenoise
 from mmdiff.objectives.denoise import Denoise
 from mmdiff.objectives.noising.noised import NoisedBatch
 from mmdiff.objectives.terms import Term
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast1, PositiveShare
 from mmdiff.protocols import Model
 
 from .clip_search import WIDTHS, clip_variances, clipped, intervals_of
