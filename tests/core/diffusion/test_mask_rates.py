@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import permutations
 from math import comb, factorial, log
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,19 +144,49 @@ def test_bernoulli_is_the_published_recipe_bit_for_bit() -> None:
     np.testing.assert_array_equal(drawn.rate_B, p)
 
 
+EPS = 0.05  # the tail of 1/t is too heavy at 1e-3 to measure a spread by drawing
+
+
+def has_the_spread(loss: Array, length: int) -> bool:
+    """C5: whether the 1/t loss of tokens that cost 1 nat varies as its closed form says."""
+    return bool(loss.std() == pytest.approx(((log(1 / EPS) - 1 + EPS) / ((1 - EPS) * length)) ** 0.5, rel=0.02))
+
+
+def has_the_share(empty: Array, length: int, eps: float) -> bool:
+    """C5: whether as many rows have no mask, and so a loss of 0, as the closed form says."""
+    share = 1 / (length + 1)
+    sigma = (share * (1 - share) / len(empty)) ** 0.5
+    return bool(empty.mean() == pytest.approx(share * (1 - eps) ** length, abs=4 * sigma))
+
+
 @pytest.mark.parametrize("length", [1, 4, 16])
 def test_spread_of_the_bernoulli_loss(length: int) -> None:
-    eps = 0.05  # the tail of 1/t is too heavy at 1e-3 to measure a spread by drawing
-    loss = losses(draw(Bernoulli(eps=eps), 200_000, length))
+    loss = losses(draw(Bernoulli(eps=EPS), 200_000, length))
     assert loss.mean() == pytest.approx(1, abs=4 * loss.std() / 200_000**0.5)
-    assert loss.std() == pytest.approx(((log(1 / eps) - 1 + eps) / ((1 - eps) * length)) ** 0.5, rel=0.02)
+    assert has_the_spread(loss, length)
 
 
 @pytest.mark.parametrize("length", [1, 4, 16])
 def test_share_of_bernoulli_rows_without_a_mask(length: int) -> None:
-    share = 1 / (length + 1)
-    empty = ~draw(Bernoulli(), 100_000, length).masked_BL.any(1)
-    assert empty.mean() == pytest.approx(share * (1 - 1e-3) ** length, abs=4 * (share * (1 - share) / 100_000) ** 0.5)
+    assert has_the_share(~draw(Bernoulli(), 100_000, length).masked_BL.any(1), length, 1e-3)
+
+
+class MoreAtTheEnd:
+    """Bernoulli whose times are the root of uniform ones, and whose weights are as if they were uniform."""
+
+    stratified = False
+
+    def mask(self, inside: Any, level: Array, coin: Array, order: Array, ids: Any = None) -> Masked:
+        return Bernoulli(eps=EPS).mask(inside, level**0.5, coin, order)
+
+
+@pytest.mark.parametrize("wrong", [MoreAtTheEnd(), Bernoulli(Cosine(), eps=EPS), ExactCount(), Bernoulli(eps=2 * EPS)])
+def test_another_law_of_levels_has_neither(wrong: Any) -> None:
+    """The deliberately wrong parts of C5. With twice the floor the share of zeros is hardly another."""
+    drawn = draw(wrong, 200_000, 4)
+    assert not has_the_spread(losses(drawn), 4)
+    if wrong != Bernoulli(eps=2 * EPS):
+        assert not has_the_share(~drawn.masked_BL.any(1), 4, EPS)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES[:2])

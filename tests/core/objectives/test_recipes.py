@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import toy
@@ -40,16 +41,43 @@ def test_every_recipe_makes_steps(tmp_path: Path) -> None:
             assert bool(loss.isfinite()) and loss.requires_grad, name
 
 
-def test_training_falls_towards_the_entropy_and_never_below() -> None:
-    """The exact bound of all orders, on held-out rows of a chain whose entropy is known."""
-    model, found = new_model(), []
-    held_out = rows(model, 100_000, 100)
+def curve(model: MMDiff, steps: int = 50) -> tuple[list[float], list[float]]:
+    """Returns the exact bound of all orders on held-out rows, at three points of training, and what each lies above the
+    entropy of the chain, in standard errors."""
+    held_out, found, above = rows(model, 100_000, 100), [], []
     for _ in range(3):
         nll_B = estimate(model.eval(), held_out, AnyOrder()).nll_B
         found.append(float(nll_B.mean()))
-        assert found[-1] > entropy(model, held_out) - 3 * float(nll_B.std()) / 100**0.5
-        fit(Denoise(), model.train(), 50)
-    assert found[0] > found[1] + 0.3 and found[1] > found[2] + 0.05
+        above.append((found[-1] - entropy(model, held_out)) / (float(nll_B.std()) / 100**0.5))
+        if steps:
+            fit(Denoise(), model.train(), steps)
+    return found, above
+
+
+def falls(found: list[float]) -> bool:
+    return found[0] > found[1] + 0.3 and found[1] > found[2] + 0.05
+
+
+def test_training_falls_towards_the_entropy_and_never_below() -> None:
+    """C11."""
+    found, above = curve(new_model())
+    assert falls(found) and min(above) > -3
+
+
+class Leaking(MMDiff):
+    """A model that is given the labels in place of the masks."""
+
+    def hidden(self, ids_RL: Tensor, batch: Any, features: Any, row_R: Tensor, **named: Any) -> Tensor:
+        return super().hidden(batch.ids_BL[row_R], batch, features, row_R, **named)
+
+
+def test_a_model_that_sees_its_labels_falls_below_and_a_frozen_one_does_not_fall() -> None:
+    """The deliberately wrong parts of C11."""
+    whole = new_model()
+    found, above = curve(Leaking(whole.backbone, attention=whole.attention))
+    assert falls(found) and above[-1] < -10
+    found, above = curve(new_model(), steps=0)
+    assert not falls(found) and min(above) > -3
 
 
 def model() -> MMDiff:
@@ -102,3 +130,23 @@ def test_a_step_in_several_forwards_is_one_step() -> None:
                 count += plan.counts["denoise"]
             totals.append(value / count)
         assert totals == pytest.approx([totals[0]] * 3, rel=1e-6)
+
+
+def test_a_mean_of_means_is_another_number() -> None:
+    """The deliberately wrong part of C18: each forward divides by its own count. Of parts alike it is no other."""
+    m, key = model(), NoiseKey(1, batch=6)
+
+    def local(lengths: list[int], denominator: str, size: int) -> float:
+        samples: list[Sample] = [[Text([4]), Target([5, 6, 7][:n])] for n in lengths]
+        objective, means = Denoise(denominator=denominator), []
+        for first in range(0, 6, size):
+            batch = collate(samples[first : first + size], m.vocab, index=range(first, first + size))
+            plan = objective.plan(batch, key, m.vocab)
+            means.append(float(objective.terms(m, plan)["denoise"].value.detach()) / plan.counts["denoise"])
+        return float(np.mean(means))
+
+    ragged = [1, 1, 2, 3, 3, 3]
+    for denominator in ("tokens", "masked", "mean"):
+        assert abs(local(ragged, denominator, 3) / local(ragged, denominator, 6) - 1) > 1e-3, denominator
+    for lengths, denominator in ((ragged, "sequences"), ([2] * 6, "tokens")):
+        assert local(lengths, denominator, 3) == pytest.approx(local(lengths, denominator, 6), rel=1e-6)

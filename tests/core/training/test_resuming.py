@@ -20,7 +20,10 @@ from mmdiff.config.settings import Config
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.files import read_json
 from mmdiff.training import held_out, stage
+from mmdiff.training import step as step_module
+from mmdiff.training.engines.ema import Average
 from mmdiff.training.stage import Stage
+from mmdiff.training.step import Stepper
 
 HELD_OUT = {"target": "toy.Corners", "n": 3, "seed": 2}
 FROZEN_TOWER = [{"match": "encoders", "train": False}, {"match": "*"}]
@@ -229,3 +232,47 @@ def test_another_division_of_the_batch_goes_on(monkeypatch: pytest.MonkeyPatch) 
     train(small("whole", stage={"batch_size": 4, "lr": 1e-4}))
     a, b = weights("whole"), weights("kept")
     assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-6
+
+
+# C14: what a resume may not leave out --------------------------------------------------------------------------------
+
+
+def forget_moments(m: pytest.MonkeyPatch) -> None:
+    m.setattr(stage, "load_moments", lambda *_: None)
+
+
+def forget_averages(m: pytest.MonkeyPatch) -> None:
+    m.setattr(Average, "load", lambda *_: None)
+
+
+def forget_rows(m: pytest.MonkeyPatch) -> None:
+    """The rows of the first steps come again."""
+    original = stage.batches_of
+    m.setattr(stage, "batches_of", lambda *args, first, **named: original(*args, first=0, **named))
+
+
+def forget_noise(m: pytest.MonkeyPatch) -> None:
+    """Random numbers begin anew: masks and dropout of the first steps come again."""
+    original = Stepper.key
+    m.setattr(Stepper, "key", lambda self, progress: replace(original(self, progress), step=progress.step - 2))
+
+
+def forget_the_schedule(m: pytest.MonkeyPatch) -> None:
+    original = step_module.lr_factor
+    m.setattr(step_module, "lr_factor", lambda step, of: original(step - 2, of))
+
+
+FORGOTTEN = [forget_moments, forget_averages, forget_rows, forget_noise, forget_the_schedule]
+
+
+@pytest.mark.parametrize("forget", [None, *FORGOTTEN], ids=lambda f: getattr(f, "__name__", "nothing"))
+def test_a_resume_that_leaves_something_out_is_another_run(forget: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deliberately wrong parts of C14; with nothing left out the runs are the same bit for bit."""
+    more: dict[str, Any] = {"ema": 0.5, "save_every": 1, "stage": {"steps": 4, "warmup": 0, "eval": None}}
+    train(small("whole", **more))
+    cut_at(2, small("cut", **more), monkeypatch)
+    with monkeypatch.context() as m:
+        if forget is not None:
+            forget(m)
+        train(small("cut", **more))
+    assert same(weights("cut"), weights("whole")) == (forget is None)

@@ -304,14 +304,16 @@ def test_the_loss_of_a_sigmoid_is_biased_by_the_variance() -> None:
 # Learning ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_optimum_of_two_answers_is_bradley_and_terrys() -> None:
-    """C10. Of people who choose a over b 3 times in 4, log p(a)/p(b) rises by log(3) / beta over the reference's.
+def rise(beta: float, *, swapped: bool = False) -> float:
+    """How much log p(a)/p(b) rises over the reference's where people choose a over b 3 times in 4.
 
     Prompts that are told apart by nothing: the model is one number. Answers are one token, so estimates are exact.
+    swapped: the answer that was chosen is said to be the rejected one.
     """
-    m, beta = model_with(), 1.0
+    m = model_with()
+    pairs = [(1, 2), (1, 2), (1, 2), (2, 1)]
     rows = [[Text([FIRST]), Target([FIRST + x]), Break(), Text([FIRST]), Target([FIRST + y])] for x, y in
-            [(1, 2), (1, 2), (1, 2), (2, 1)]]  # fmt: skip
+            ([(y, x) for x, y in pairs] if swapped else pairs)]  # fmt: skip
     batch = collate(rows * 10, m.vocab)
     objective = Preference(estimator=MeanField(), beta=beta, reference=Copied()).for_model(m)
     one = collate([[Text([FIRST]), Target([FIRST + x])] for x in (1, 2)], m.vocab)
@@ -322,7 +324,20 @@ def test_the_optimum_of_two_answers_is_bradley_and_terrys() -> None:
 
     before = log_ratio()
     fit(m, [(objective, 3e-3, 60), (objective, 3e-4, 60)], batch)
-    assert log_ratio() - before == pytest.approx(np.log(3) / beta, abs=0.03)
+    return log_ratio() - before
+
+
+def test_the_optimum_of_two_answers_is_bradley_and_terrys() -> None:
+    """C10: log(3) / beta."""
+    assert rise(1.0) == pytest.approx(np.log(3), abs=0.03)
+
+
+@pytest.mark.parametrize(("beta", "swapped"), [(2.0, False), (1.0, True)])
+def test_another_beta_and_swapped_pairs_have_another_optimum(beta: float, swapped: bool) -> None:
+    """The deliberately wrong parts of C10, each with the optimum that it should have."""
+    found = rise(beta, swapped=swapped)
+    assert found != pytest.approx(np.log(3), abs=0.3)
+    assert found == pytest.approx((-1 if swapped else 1) * np.log(3) / beta, abs=0.03)
 
 
 def test_what_people_prefer_becomes_likelier_and_the_base_stays() -> None:
