@@ -61,7 +61,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
         resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or name}: {_line(error)}") from None
-    config: Config = as_annotated(Config, resolved, "")
+    config: Config = as_annotated(Config, _expanded(resolved), "")
     config.name = config.name or stem
     check_weights(config.model)
     return config
@@ -119,7 +119,7 @@ def parsed(override: str) -> tuple[str, Any]:
         raise ConfigError(f"{override!r} is not an override, expected dotted.key=value")
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{key}: {text!r} is not YAML: {_line(error)}") from None
     assert isinstance(value, dict)
     return key, value["value"]
@@ -166,7 +166,7 @@ def _read(name: str, folder: Path, readers: tuple[str, ...], *, own: bool) -> tu
         raise ConfigError(f"{path}: cannot be read ({_line(error)})") from None
     except RecursionError:
         raise ConfigError(f"{path}: is nested too deeply") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:  # ValueError: a number of too many digits
         raise ConfigError(f"{path}: not YAML: {_line(error)}") from None
     except AssertionError:  # OmegaConf's own, of a file that holds one value
         raise ConfigError(f"{path}: holds one value, expected a mapping") from None

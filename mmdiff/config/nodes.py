@@ -50,8 +50,8 @@ def build(node: Any, /, *, where: str = "", toy: bool = False, **run_time: Any) 
 
 
 def as_node(value: Any) -> Any:
-    """Returns a dotted path as a node without arguments, and all else as it is."""
-    return {"target": value} if isinstance(value, str) else value
+    """Returns a dotted path as a node without arguments, and all else as it is, references to other keys too."""
+    return {"target": value} if isinstance(value, str) and "${" not in value else value
 
 
 def check_nodes(config: Config, *, importing: bool = True) -> None:
@@ -89,15 +89,20 @@ def check_nodes(config: Config, *, importing: bool = True) -> None:
         value: Any = tree
         for name in key:
             value = value[name]
+        if isinstance(name, int):  # of a list, in which a file may write dotted paths
+            check(value := as_node(value), ".".join(map(str, key)))
         if value is not None and not callable(value) and not (isinstance(value, Mapping) and "target" in value):
-            raise ConfigError(f"{'.'.join(key)}: {value!r:.80} is not a node, expected {{target: dotted.path, ...}}")
+            raise ConfigError(
+                f"{'.'.join(map(str, key))}: {value!r:.80} is not a node, expected {{target: dotted.path, ...}}"
+            )
     check(tree, "")
 
 
-def _node_keys(config: Config) -> Iterable[tuple[str, ...]]:
+def _node_keys(config: Config) -> Iterable[tuple[str | int, ...]]:
     """Yields where a configuration has one node or null."""
     yield from (("model", "backbone"), ("model", "attention"), ("task",))
     yield from (("sampler", name) for name in ("select", "revise", "draft", "process", "constraint"))
+    yield from (("sampler", "denoise", n) for n in range(len(config.sampler.denoise)))
     for name in ("encoders", "connectors", "heads", "extras"):
         yield from (("model", name, kind) for kind in getattr(config.model, name))
     for stage in config.train.stages:

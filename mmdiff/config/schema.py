@@ -84,9 +84,12 @@ def _mapping(value: Any, key: str) -> dict[Any, Any]:
 
 
 def expand(kind: Any, value: Any) -> Any:
-    """Returns the tree with every string that stands where a node belongs as `{target: string}`."""
+    """Returns the tree with every string that stands where a node belongs as `{target: string}`.
+
+    A reference to another key (`${task}`) stays: what it stands for may be a node already.
+    """
     if kind is Any:
-        return {"target": value} if isinstance(value, str) else value
+        return {"target": value} if isinstance(value, str) and "${" not in value else value
     if isinstance(value, dict) and is_dataclass(kind):
         hints = hints_of(kind)
         return {key: expand(hints.get(key), inner) for key, inner in value.items()}

@@ -18,6 +18,7 @@ from mmdiff.parts.ranges import (
     Processes,
     Share,
     Threads,
+    UpToMillion,
     Whole,
 )
 
@@ -132,10 +133,10 @@ class StageConfig:
     objective: Any = None  # node: mmdiff.protocols.Objective
     optimizer: Any = None  # node: a class of torch.optim, or one like them; None: AdamW, see mmdiff.training.optim
     params: list[Any] = field(default_factory=list)  # rules, see mmdiff.model.params
-    batch_size: AtLeast1 = 32  # samples per forward and process
+    batch_size: UpToMillion = 32  # samples per forward and process
     bucket: AtLeast0 = 0  # this many batches are sorted by length together, for less padding; 0: off
     pack: AtLeast0 = 0  # positions of a row that samples share in a forward, see mmdiff.canvas.packing; 0: off
-    accumulate: AtLeast1 = 1  # forwards per step
+    accumulate: UpToMillion = 1  # forwards per step
     lr: NotNegative = 1e-4
     weight_decay: NotNegative = 0.0
     warmup: NotNegative = 0.03  # below 1: a share of the steps, else steps
@@ -182,7 +183,7 @@ class EvalConfig:
     """What `mmdiff eval` scores."""
 
     data: dict[str, Any] = field(default_factory=dict)  # name of a set -> node of rows
-    batch_size: AtLeast1 = 64
+    batch_size: UpToMillion = 64
     limit: AtLeast1 | None = None  # rows per set
     examples: AtLeast0 = 48  # rows shown in the report
 

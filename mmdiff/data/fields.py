@@ -31,6 +31,7 @@ OTHER_NAMES: Mapping[str, Collection[str]] = {
     "hypothesis": ("hyp", "hypo", "draft", "first_pass"),
     "options": ("choices", "candidate"),
     "conversations": ("messages", "turn", "dialogue", "dialog", "chat"),
+    "tools": ("function",),
     "offset": ("start", "begin", "start_time"),
     "instruction": ("prompt", "command", "goal", "task", "language_instruction"),
     "state": ("proprio", "qpos", "agent_pos", "observation.state"),

@@ -19,12 +19,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from mmdiff.config import build, flatten, load_config, parsed
 from mmdiff.errors import ConfigError, MissingExtra, located, nearest
 from mmdiff.evals.harnesses import Figure
-from mmdiff.files import read_text, write_text
+from mmdiff.files import read_text, write_text, yaml_of
 from mmdiff.files.plain import without_nan
 from mmdiff.session import find_model, load
 
@@ -113,10 +111,7 @@ def read_suite(suite: str, overrides: Sequence[str] = ()) -> tuple[str, dict[str
             raise ConfigError(f"suite: {suite}: no such file") from None
     else:
         raise ConfigError(f"suite: {suite!r}: no suite of that name{nearest(suite, suites())}")
-    try:
-        entries = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"suite {suite}: not YAML: {' '.join(str(error).split())[:200]}") from None
+    entries = yaml_of(text, f"suite {suite}")
     if not isinstance(entries, dict) or not all(
         isinstance(node, dict) and "target" in node for node in entries.values()
     ):

@@ -11,10 +11,12 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from mmdiff.errors import ConfigError, DataError
+from mmdiff.errors import ConfigError, DataError, line_of
 
 from .json_text import parse_json
 
+YAML_VALUES = 10**5
+"""Most values of a YAML file; one of a few lines stands for billions where its aliases name each other."""
 JSON_BYTES = 64 * 1024**2
 """Most bytes of a JSON file that is read whole; the tokenizer.json of a large vocabulary has about 20 MB."""
 
@@ -77,3 +79,30 @@ def read_json(file: Path, at_most: int = JSON_BYTES) -> Any:
         raise ConfigError(f"{file}: {error}") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def yaml_of(text: str, where: str) -> Any:
+    """Returns what YAML text holds. Raises ConfigError that names `where`."""
+    import yaml
+
+    try:
+        tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        many = _values(tree, {}) > YAML_VALUES
+    except RecursionError:
+        raise ConfigError(f"{where}: is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not, a number of too many digits
+        raise ConfigError(f"{where}: not YAML: {line_of(error)}") from None
+    if many:
+        raise ConfigError(f"{where}: holds more than {YAML_VALUES:,} values, or refers to itself")
+    return tree
+
+
+def _values(tree: Any, known: dict[int, float]) -> float:
+    """Returns how many values a tree holds, those of aliases as often as they are named; infinity for a circle."""
+    if not isinstance(tree, dict | list):
+        return 1
+    if id(tree) not in known:
+        known[id(tree)] = float("inf")
+        inner = tree.values() if isinstance(tree, dict) else tree
+        known[id(tree)] = 1 + sum(_values(one, known) for one in inner)
+    return known[id(tree)]

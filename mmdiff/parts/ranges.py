@@ -21,6 +21,7 @@ AtLeast1: TypeAlias = Annotated[int, Interval(ge=1, lt=2**63)]
 AtLeast2: TypeAlias = Annotated[int, Interval(ge=2, lt=2**63)]
 UpTo64: TypeAlias = Annotated[int, Interval(ge=0, le=64)]
 UpTo1000: TypeAlias = Annotated[int, Interval(ge=1, le=1000)]
+UpToMillion: TypeAlias = Annotated[int, Interval(ge=1, le=10**6)]
 Bins: TypeAlias = Annotated[int, Interval(ge=2, le=2**20)]
 Processes: TypeAlias = Annotated[int, Interval(ge=0, le=1024)]
 Threads: TypeAlias = Annotated[int, Interval(ge=1, le=1024)]
@@ -59,10 +60,14 @@ def expected(kind: type, marks: Iterable[Any] = (), value: float = 0) -> str:
     named = "a whole number" if kind is int else "a number"
     bounds = {type(mark): bound for mark, bound in _bounds(marks) if abs(bound) < 2**BITS}
     if {Ge, Le} <= bounds.keys():
-        return f"{named} from {bounds[Ge]:g} to {bounds[Le]:g}"
+        return f"{named} from {_figures(bounds[Ge])} to {_figures(bounds[Le])}"
     if not bounds:
         return "a finite number" if kind is float else "a whole number of 64 bits"
-    return f"{named} {' and '.join(f'{WORDS[mark]} {bound:g}' for mark, bound in bounds.items())}"
+    return f"{named} {' and '.join(f'{WORDS[mark]} {_figures(bound)}' for mark, bound in bounds.items())}"
+
+
+def _figures(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _bounds(marks: Iterable[Any]) -> Iterator[tuple[Any, float]]:

@@ -108,7 +108,7 @@ def _when(folder: Path) -> float:
 def _yaml(file: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(read_text(file, YAML_BYTES), Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not, a number of too many digits
         raise ConfigError(f"{file.name}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{file.name}: holds a {type(tree).__name__}, expected a mapping")

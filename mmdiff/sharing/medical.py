@@ -16,10 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmdiff.errors import ConfigError, nearest
-from mmdiff.files import read_text
+from mmdiff.files import read_text, yaml_of
 
 from .markdown import UNKNOWN, plain
 
@@ -83,10 +81,7 @@ def read_items(file: Path) -> dict[str, str]:
 
     Raises ConfigError, in one line, for a name that the checklist lacks, for what is no text, and for another tier.
     """
-    try:
-        content = yaml.safe_load(read_text(file, BYTES))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())[:200]}") from None
+    content = yaml_of(read_text(file, BYTES), str(file))
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: expected items by name, {{problem: ...}}, found {type(content).__name__}")
     out = {}

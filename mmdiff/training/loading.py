@@ -26,6 +26,28 @@ from mmdiff.parts.ranges import Positive
 from mmdiff.protocols import Task
 
 
+def mixture_of(stage: StageConfig, where: str, *, task: bool) -> dict[str, Any]:
+    """Returns {name: {rows, task, weight}} of a stage's data; one node of rows is a mixture of one, without a name.
+
+    where: of the stage. task: whether the configuration has one for all. Raises ConfigError; nothing is built.
+    """
+    if not isinstance(stage.data, dict):
+        raise ConfigError(f"{where}.data: {stage.data!r} is not a node of rows nor a mixture")
+    mixture: dict[str, Any] = {"": {"rows": stage.data}} if "target" in stage.data else stage.data
+    found = {name: entry for name, entry in mixture.items() if entry is not None}
+    for name, entry in found.items():
+        at = f"{where}.data.{name}".rstrip(".")
+        for key in entry if isinstance(entry, dict) else ():
+            if key not in ("rows", "task", "weight"):
+                raise ConfigError(f"{at}.{key}: no such field{nearest(key, ('rows', 'task', 'weight'))}")
+        if not (isinstance(entry, dict) and "rows" in entry):
+            raise ConfigError(f"{at}: expected {{rows: node, task: node, weight: number}}")
+        if not (task or entry.get("task")):
+            raise ConfigError(f"{at}: no task, neither here nor at the top of the configuration")
+        as_annotated(Positive, entry.get("weight", 1.0), f"{at}.weight")
+    return found
+
+
 def make_stream(
     stage: StageConfig, task: Task | None, where: str, *, seed: int, cache_bytes: int, toy: bool, prompts: bool = False
 ) -> Stream:
@@ -33,26 +55,13 @@ def make_stream(
 
     prompts: rows are to be generated, not to be learnt. Raises ConfigError that names the key below `where`.
     """
-    if not isinstance(stage.data, dict):
-        raise ConfigError(f"{where}.data: {stage.data!r} is not a node of rows nor a mixture")
-    mixture: dict[str, Any] = {"": {"rows": stage.data}} if "target" in stage.data else stage.data
     components = []
-    for name, entry in mixture.items():
+    for name, entry in mixture_of(stage, where, task=task is not None).items():
         at = f"{where}.data.{name}".rstrip(".")
-        if entry is None:
-            continue
-        for key in entry if isinstance(entry, dict) else ():
-            if key not in ("rows", "task", "weight"):
-                raise ConfigError(f"{at}.{key}: no such field{nearest(key, ('rows', 'task', 'weight'))}")
-        if not (isinstance(entry, dict) and "rows" in entry):
-            raise ConfigError(f"{at}: expected {{rows: node, task: node, weight: number}}")
         rows = build(as_node(entry["rows"]), where=f"{at}.rows", toy=toy)
         check_source(rows, f"{at}.rows")
-        own = build(as_node(entry["task"]), where=f"{at}.task", toy=toy) if entry.get("task") else task
-        if own is None:
-            raise ConfigError(f"{at}: no task, neither here nor at the top of the configuration")
-        weight = as_annotated(Positive, entry.get("weight", 1.0), f"{at}.weight")
-        components.append(Component(name, rows, own, weight))
+        own: Any = build(as_node(entry["task"]), where=f"{at}.task", toy=toy) if entry.get("task") else task
+        components.append(Component(name, rows, own, entry.get("weight", 1.0)))
     shape = {"batch": stage.batch_size, "bucket": stage.bucket}
     return Stream(components, seed=seed, cache_bytes=cache_bytes, prompts=prompts, **shape)
 

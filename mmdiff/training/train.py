@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from mmdiff.config import build, flatten
+from mmdiff.config import build, check_nodes, flatten
 from mmdiff.config.load import checked_config
 from mmdiff.config.settings import Config, TrainConfig
 from mmdiff.config.typed import typed
@@ -31,10 +31,13 @@ from mmdiff.runs.notes import check_note, write_note
 from mmdiff.runs.progress import Progress, read_progress
 
 from .held_out import held_out_rows, is_due
+from .loading import mixture_of
 from .parallel import divides, make_accelerator, one_line_deaths
 from .stage import Stage
 
 __all__ = ["fit", "make_accelerator", "train"]
+
+LONGEST_STAGE = 80  # bytes of a stage's name, which names of files are made of
 
 
 @typed
@@ -46,6 +49,7 @@ def train(config: Config | str | Path, *, fresh: bool = False, note: str | None 
     note: what a person notes about the run, in place of what was noted before (`mmdiff.runs.notes`).
     """
     config = checked_config(config)
+    _check_stages(config)
     check_note(note or "")
     if not config.train.stages:
         raise ConfigError("train.stages: there is no stage to train")
@@ -66,6 +70,19 @@ def train(config: Config | str | Path, *, fresh: bool = False, note: str | None 
             return fit(config, run, accelerator)
     finally:
         run.close()
+
+
+def _check_stages(config: Config) -> None:
+    """Raise ConfigError for what is wrong in any stage: hours may pass before a later one is built."""
+    check_nodes(config)
+    for name, stage in config.train.stages.items():
+        if not name or "/" in name or not name.isprintable() or len(name.encode()) > LONGEST_STAGE:
+            raise ConfigError(
+                f"train.stages: {name[:80]!r}, expected a name of at most {LONGEST_STAGE} bytes without '/'"
+            )
+        where = f"train.stages.{name}"
+        mixture_of(stage, where, task=config.task is not None)
+        read_rules(stage.params, f"{where}.params")
 
 
 def fit(

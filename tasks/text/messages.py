@@ -4,13 +4,15 @@
                   {"role": "assistant", "content": "Hello"}], "tools": [...]}
     {"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Hi"}, ...]}
 
-`tools` may be left out; it, `tool_calls` and turns of tools are text that the template lays out.
+`tools` may be left out; it, `tool_calls`, turns of tools and all other fields of a message are for the template, as
+with transformers. `weight: 0` in a turn of the assistant keeps it from being trained on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,13 +30,18 @@ SHARE_GPT = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "assistant": "assistant",
     "function_call": "assistant",
     "observation": "tool",
     "tool": "tool",
 }
 """Who speaks, as ShareGPT and the sets in its form have it -> the role."""
-OF_TOOLS = ("tool_calls", "tool_call_id", "name")
+OF_MESSAGES = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "weight")
+OF_TURNS = ("from", "value", "weight")
+OTHERWISE = {"function_call": "tool_calls", "text": "content"}  # names of older forms
 FIELDS = ("messages", "conversations", "tools", "system", "answer")
 
 
@@ -55,7 +62,10 @@ def read_messages(row: Row) -> list[dict[str, Any]]:
     if any(message["role"] == "system" for message in found[1:]):
         raise RowError("a system message behind the first")
     if fault := text_fault(found):
-        raise RowError(*fault)
+        raise RowError(fault[0], fault[1].removeprefix(", "))
+    tools = row.get("tools")
+    if tools is not None and not (isinstance(tools, list | tuple) and all(isinstance(one, Mapping) for one in tools)):
+        raise RowError("tools is not a list of descriptions", f"{tools!r:.60}")
     return found
 
 
@@ -123,21 +133,41 @@ def _list(value: Any, field: str) -> list[Any]:
 def _openai(n: int, message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise RowError("message is not a mapping", f"message {n} is {message!r:.60}")
+    _check_names(f"message {n}", message, OF_MESSAGES)
     role = message.get("role")
     if role not in ROLES:
         raise RowError("unknown role", f"message {n} is of {role!r:.60}{nearest(str(role), ROLES)}")
     content, calls = message.get("content"), message.get("tool_calls")
     out = {"role": role, "content": "" if content is None and calls else _content(content, f"message {n}")}
-    return out | {name: message[name] for name in OF_TOOLS if message.get(name) is not None}
+    return out | {name: value for name, value in message.items() if name not in out and value is not None}
 
 
 def _share_gpt(n: int, turn: Any) -> dict[str, Any]:
     if not isinstance(turn, Mapping):
         raise RowError("turn is not a mapping", f"turn {n} is {turn!r:.60}")
+    if "from" not in turn and turn.get("role") in ROLES:  # some sets have OpenAI's messages under ShareGPT's name
+        return _openai(n, turn)
+    _check_names(f"turn {n}", turn, OF_TURNS)
     who = turn.get("from")
-    if who not in SHARE_GPT:
+    if not isinstance(who, str) or who not in SHARE_GPT:
         raise RowError("unknown from", f"turn {n} is from {who!r:.60}{nearest(str(who), SHARE_GPT)}")
-    return {"role": SHARE_GPT[who], "content": _content(turn.get("value"), f"turn {n}")}
+    weight = {} if turn.get("weight") is None else {"weight": turn["weight"]}
+    return {"role": SHARE_GPT[who], "content": _content(turn.get("value"), f"turn {n}"), **weight}
+
+
+def _check_names(where: str, message: Mapping[Any, Any], known: Collection[str]) -> None:
+    """Raise RowError for a field that looks like one that is not there, and for a weight that is neither 0 nor 1."""
+    absent = [name for name in known if message.get(name) in (None, "")]
+    for name, value in message.items():
+        if not isinstance(name, str):
+            raise RowError("unknown field", f"{where}: {name!r:.60}")
+        if name in known or value is None:
+            continue
+        if near := get_close_matches(OTHERWISE.get(name, name).lower(), absent, n=1, cutoff=0.8):
+            raise RowError("unknown field", f'{where}: {name!a:.60} (did you mean "{near[0]}"?)')
+    weight = message.get("weight")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise RowError("weight is neither 0 nor 1", f"{where}: {weight!r:.60}")
 
 
 def _content(content: Any, where: str) -> str:

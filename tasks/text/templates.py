@@ -12,6 +12,7 @@ template wrote, and at answers, and each stretch between is encoded by itself.
 
 from __future__ import annotations
 
+import os.path
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class ChatTemplate:
                     list(messages), tools, chat_template=template, tokenize=False, add_generation_prompt=ask
                 )
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
+        except Exception as error:  # of whatever a template does with messages
             cause = line_of(error)
             if isinstance(error, jinja2.TemplateSyntaxError):
                 raise ConfigError(f"template: {cause}") from None
@@ -79,23 +80,30 @@ class ChatTemplate:
     def sample(self, messages: Messages, vocab: Vocab, *, tools: Any = None, last_only: bool = False) -> list[Part]:
         """Returns the canvas of a dialogue whose assistant turns are targets. Raises DataError where there is none.
 
-        last_only: the last message is the only target.
+        A message of `weight: 0` is none. last_only: the last message is the only target.
         """
         whole = self.render(messages, vocab, tools=tools)
         special = written_by_template(self, messages, whole, vocab, tools)
         answers: list[Span] = []
         for n, message in enumerate(messages):
-            if message["role"] != "assistant" or (last_only and n + 1 < len(messages)):
+            if message["role"] != "assistant" or message.get("weight") == 0 or (last_only and n + 1 < len(messages)):
                 continue
             before = self.render(messages[:n], vocab, tools=tools, ask=True)
             after = self.render(messages[: n + 1], vocab, tools=tools)
-            if not (after.startswith(before) and whole.startswith(after)):
+            ends = [end for begin, end in special if len(before) <= begin and end <= len(after)]
+            end = max(ends, default=len(after))
+            if not whole.startswith(after):  # as templates do that close what they are given with a token of its own
+                same = len(os.path.commonprefix([after, whole]))
+                end = max((end for end in ends if end <= same), default=0)
+                if self.tokens(vocab).every.sub("", after[end:]).strip():
+                    end = 0
+            if not (after.startswith(before) and whole.startswith(before) and end):
+                alone = "; `last_only: true` trains on the last message alone" if n + 1 < len(messages) else ""
                 raise DataError(
                     f"message {n + 1}: the template renders a dialogue otherwise once it goes on, so that what the "
-                    "model is asked is not what it is trained on"
+                    f"model is asked is not what it is trained on{alone}"
                 )
-            ends = [end for begin, end in special if len(before) <= begin and end <= len(after)]
-            answers.append((len(before), max(ends, default=len(after))))
+            answers.append((len(before), end))
         if not answers:
             raise DataError("no message of the assistant, which is what is learnt")
         return _parts(whole, special, answers, vocab, self.tokens(vocab))

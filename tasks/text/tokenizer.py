@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 from mmdiff.errors import ConfigError
 from mmdiff.parts import part
-from mmdiff.parts.ranges import AtLeast1
+from mmdiff.parts.ranges import UpToMillion
+from mmdiff.protocols import Row
 
 from .data.documents import texts_of
 
@@ -16,7 +18,7 @@ _trained: dict[str, str] = {}  # digest of texts and size -> a trained tokenizer
 
 
 @part
-def byte_pairs(documents: Any, vocab_size: AtLeast1 = 1024) -> Any:
+def byte_pairs(documents: Iterable[Row], vocab_size: UpToMillion = 1024) -> Any:
     """Returns a transformers tokenizer: the 256 bytes, `<pad>`, `<eos>`, `<mask>` and the most frequent merges.
 
     documents: what yields {"text": ...}. vocab_size: ids in all. The same texts give the same tokenizer.

@@ -32,6 +32,15 @@ TOOLS = (
     "{% for call in m.tool_calls or [] %}{{ call['function'] | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+PHI3 = (  # a dialogue that ends in an answer is closed by a token of its own
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+THINKS = (  # reads a field that no one of ours knows
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m.thoughts %}{{ '(' + m.thoughts + ')' }}"
+    "{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 DIALOGUE = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "what is red \n"},
@@ -167,10 +176,37 @@ def test_a_template_that_takes_back_what_it_wrote_is_refused(vocab: Vocab) -> No
     thoughts = [
         {**m, "content": f"<think>x</think>{m['content']}"} if m["role"] == "assistant" else m for m in DIALOGUE
     ]
-    with pytest.raises(DataError, match="message 3: the template renders a dialogue otherwise once it goes on"):
+    with pytest.raises(
+        DataError, match="message 3: the template renders a dialogue otherwise once .*; `last_only: true`"
+    ):
         ChatTemplate(QWEN3).sample(thoughts, vocab)
+    last = Chat(ChatTemplate(QWEN3), last_only=True).sample({"messages": thoughts}, vocab)
+    assert spans(list(last), vocab) == ["<think>x</think>two dogs<|im_end|>"]
     assert ChatTemplate(QWEN3).sample(DIALOGUE, vocab)
     assert spans(ChatTemplate(QWEN3).sample(thoughts[:3], vocab), vocab) == ["<think>x</think>a cat<|im_end|>"]
+
+
+def test_a_template_that_closes_a_dialogue_trains_on_every_turn(vocab: Vocab) -> None:
+    end = vocab.tokenizer.eos_token
+    parts = ChatTemplate(PHI3).sample(DIALOGUE, vocab)
+    assert spans(parts, vocab) == ["a cat<|im_end|>", f"two dogs<|im_end|>\n{end}"]
+    assert vocab.decode(ids_of(parts), special=True) == ChatTemplate(PHI3).render(DIALOGUE, vocab)
+
+
+def test_fields_of_messages_are_for_the_template(vocab: Vocab) -> None:
+    row = {"messages": [DIALOGUE[1], {**DIALOGUE[2], "thoughts": "hm", "id": None}]}
+    assert spans(list(Chat(ChatTemplate(THINKS)).sample(row, vocab)), vocab) == ["(hm)a cat<|im_end|>"]
+    with pytest.raises(DataError, match="not its content"):
+        Chat(ChatTemplate(THINKS)).sample({"messages": [DIALOGUE[1], {**DIALOGUE[2], "thoughts": "<|im_end|>"}]}, vocab)
+
+
+def test_turns_of_weight_0_are_context(vocab: Vocab) -> None:
+    task = Chat(ChatTemplate("chatml"))
+    turns = [{**m, "weight": n == 4 and 1 or 0} if m["role"] == "assistant" else m for n, m in enumerate(DIALOGUE)]
+    assert spans(list(task.sample({"messages": turns}, vocab)), vocab) == ["two dogs<|im_end|>"]
+    shared = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0}]
+    with pytest.raises(DataError, match="no message of the assistant, which is what is learnt"):
+        task.sample({"conversations": shared}, vocab)
 
 
 def test_tools_are_text_that_the_template_lays_out(vocab: Vocab) -> None:
@@ -195,6 +231,7 @@ def test_both_forms_are_the_same_messages() -> None:
     openai = [("user", "a"), ("assistant", "b"), ("tool", "c")]
     messages = [{"role": role, "content": content} for role, content in openai]
     assert read_messages({"conversations": turns}) == messages == read_messages({"messages": messages})
+    assert read_messages({"conversations": [turns[0], *messages[1:]]}) == messages  # some sets mix the two
     with_system = [{"role": "system", "content": "s"}, *messages]
     assert read_messages({"conversations": turns, "system": "s"}) == with_system
     assert read_messages({"conversations": [{"from": "system", "value": "s"}, *turns]}) == with_system
@@ -215,6 +252,13 @@ def test_both_forms_are_the_same_messages() -> None:
         ({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "a"}]}, "system message behind"),
         ({"conversations": [{"from": "bot", "value": ""}]}, "turn 1 is from 'bot'"),
         ({"conversations": [{"from": "human"}]}, "turn 1: None"),
+        ({"conversations": [{"from": ["human"], "value": "a"}]}, "turn 1 is from ['human']"),
+        ({"messages": [{"role": "user", "contnet": "a"}]}, "message 1: 'contnet' (did you mean \"content\"?)"),
+        ({"messages": [{"role": "assistant", "function_call": {}}]}, "'function_call' (did you mean \"tool_calls\"?)"),
+        ({"messages": [{"role": "user", "content": "a", "weight": 0.5}]}, "weight is neither 0 nor 1: message 1: 0.5"),
+        ({"messages": [{"role": "user", "content": "a", 1: "b"}]}, "unknown field: message 1: 1"),
+        ({"messages": [{"role": "user", "content": "a"}], "tools": "[]"}, "tools is not a list of descriptions: '[]'"),
+        ({"messages": [{"role": "user", "content": "a"}], "functions": [{}]}, "'functions' (did you mean \"tools\"?)"),
     ],
 )
 def test_rows_that_are_no_dialogue(row: dict[str, Any], error: str, vocab: Vocab) -> None:
@@ -233,6 +277,8 @@ def test_templates_that_cannot_be_rendered(vocab: Vocab) -> None:
     with pytest.raises(DataError, match="refuses these messages: roles must alternate"):
         ChatTemplate("{{ raise_exception('roles must alternate') }}").prompt(DIALOGUE[:2], vocab, 3)
     with pytest.raises(DataError, match="refuses these messages"):  # the sandbox: no way to Python's classes
+        ChatTemplate("{{ 'a' * 10**15 }}").prompt(DIALOGUE[:2], vocab, 3)
+    with pytest.raises(DataError, match="refuses these messages"):
         ChatTemplate("{{ ''.__class__.__mro__[1].__subclasses__() }}").prompt(DIALOGUE[:2], vocab, 3)
 
 

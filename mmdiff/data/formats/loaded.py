@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdiff.errors import ConfigError, DataError, require, shown
+from mmdiff.errors import ConfigError, DataError, line_of, require, shown
 from mmdiff.parts.ranges import AtLeast1
 
 
@@ -35,7 +35,7 @@ class Arrow:
         try:
             row: Mapping[str, Any] = self.dataset[index]
         except Exception as error:  # of whatever reads and maps the rows
-            raise DataError(f"cannot be read ({' '.join(str(error).split())[:200]})") from None
+            raise DataError(f"cannot be read ({line_of(error)})") from None
         return row
 
 
@@ -56,7 +56,7 @@ class Iterated:
         self._next = 0
         self._rows: Iterator[Mapping[str, Any]] = iter(())
         self._begun = False
-        self._count = sum(1 for _ in self._from(0)) if count is None else count
+        self._count = self._counted() if count is None else count
 
     def __len__(self) -> int:
         return self._count
@@ -66,6 +66,15 @@ class Iterated:
 
     def size(self, index: int) -> None:
         return None
+
+    def _counted(self) -> int:
+        count = 0
+        try:
+            for _ in self._from(0):
+                count += 1
+        except Exception as error:  # of whatever reads and maps the rows
+            raise DataError(f"{self.where(count)}: cannot be read ({line_of(error)})") from None
+        return count
 
     def _from(self, index: int) -> Iterator[Mapping[str, Any]]:
         # `iter(dataset)` would deal the rows out to data processes, whose shares the stream has dealt out already
@@ -82,7 +91,7 @@ class Iterated:
                     return row
         except Exception as error:  # of whatever reads and maps the rows
             self._begun = False
-            raise DataError(f"cannot be read ({' '.join(str(error).split())[:200]})") from None
+            raise DataError(f"cannot be read ({line_of(error)})") from None
         self._begun = False
         raise DataError(f"there is no such row; expected the {self._count} of `limit`")
 
@@ -118,7 +127,7 @@ def loaded(
         )
         return found.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else found
     except Exception as error:  # of whatever a builder does with the files
-        raise DataError(f"{shown(path)}: cannot be loaded ({' '.join(str(error).split())[:200]})") from None
+        raise DataError(f"{shown(path)}: cannot be loaded ({line_of(error)})") from None
 
 
 def saved(path: Path) -> Any:
@@ -129,7 +138,9 @@ def saved(path: Path) -> Any:
     try:
         found = datasets.load_from_disk(str(path))
     except (FileNotFoundError, ValueError, OSError) as error:
-        raise DataError(f"{path}: no folder that `datasets` saved ({' '.join(str(error).split())[:200]})") from None
+        files = any(one.is_file() for one in path.iterdir())
+        why = f"for the files in it: {path}/*" if files else line_of(error)
+        raise DataError(f"{path}: no folder that `datasets` saved ({why})") from None
     if not isinstance(found, datasets.Dataset):
         raise DataError(f"{path}: holds the splits {', '.join(map(str, found))}, expected the folder of one")
     return found

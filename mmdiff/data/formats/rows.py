@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -27,6 +26,7 @@ from mmdiff.protocols import Row
 
 from .lines import Lines
 from .loaded import Arrow, Iterated, saved
+from .matched import matched
 from .parquet import Parquet
 from .table import Table
 from .tar import Tar
@@ -81,20 +81,19 @@ class Rows:
     def _opened(self) -> tuple[Table, str]:
         given = self.source
         if not isinstance(given, str | Path):
+            if isinstance(given, Mapping) and given and all(hasattr(one, "features") for one in given.values()):
+                raise ConfigError(f"source: holds the splits {', '.join(map(str, given))}, expected one of them")
             if hasattr(given, "skip") and not hasattr(given, "__len__"):
                 return Iterated(given, "streamed", self.limit), "streamed"
             if not (hasattr(given, "__len__") and hasattr(given, "cast_column")):
                 raise ConfigError(f"source: a {type(given).__name__}, expected a path or what `datasets` loads")
             return Arrow(given, "dataset"), "dataset"
-        self.files = files = sorted(map(Path, glob(str(given), recursive=True)))
-        if not files:
-            near = nearest(str(given), [str(p) for p in Path(given).parent.glob("*")])
-            raise DataError(f"{shown(given)}: no such file{near if 'did you mean' in near else ''}")
+        self.files = files = matched(given)
         if self._root is None:
             self._root = files[0].parent
         if files[0].is_dir() and len(files) == 1:
             return Arrow(saved(files[0]), str(given)), str(given)
-        kinds = sorted({file.suffix for file in files})
+        kinds = sorted({file.suffix.lower() for file in files})
         if len(kinds) > 1:
             raise DataError(f"{shown(given)}: files of several formats ({', '.join(kinds)}), expected one")
         if kinds[0] not in FORMATS:

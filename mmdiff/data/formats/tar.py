@@ -6,7 +6,7 @@ The name of a row is the path of its members up to the first dot behind the last
 Pictures become the field `image`, sounds `audio`, `txt` the field `text`, `cls` a whole number, `npy` an array; `json`
 gives its own fields. All other members stay bytes. One pass over the headers notes where members begin; a member is
 read when its row is asked for. Nothing is unpacked to the disk, and nothing in a member is run: a pickle is refused, as
-are paths that lead out of the archive, links and devices.
+are paths that lead out of the archive, links and devices. Members whose name begins with a dot are left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmdiff.data.fields import ENDINGS
-from mmdiff.errors import DataError, shown
+from mmdiff.errors import DataError, line_of, shown
 from mmdiff.files import json_object
 
 BLOCK = 512
@@ -47,10 +47,16 @@ class Tar:
         self._members: Any
         members: list[tuple[int, int, int]] = []  # field, offset, size
         for path in self.files:
-            name = None
+            name, before = None, set[str]()
             for member in _members(path):
                 own, ending = _named(member.name)
                 if own != name:
+                    if own in before:
+                        raise DataError(
+                            f"{path} {shown(member.name)}: apart from the other members of {shown(own)!r}, which "
+                            "stand before another row; expected an archive in the order of names"
+                        )
+                    before.add(own)
                     names.append(own)
                     begin.append(len(members))
                     name = own
@@ -106,16 +112,20 @@ def _members(path: Path) -> Sequence[tarfile.TarInfo]:
             raw.seek(0)
             with tarfile.open(fileobj=raw, mode="r:") as archive:
                 for member in archive:
-                    if not member.isdir():
+                    if member.size < 0:
+                        raise DataError(f"{path} {shown(member.name)}: has {member.size} bytes")
+                    if not (member.isdir() or PurePosixPath(member.name).name.startswith(".")):
                         _check(path, member)
                         found.append(member)
                     archive.members = []  # type: ignore[attr-defined]  # they would all be kept
                 at = archive.offset
             raw.seek(at)  # a damaged header ends the loop as if the archive ended there
-            if any(raw.read(BLOCK)):
+            if any(end := raw.read(BLOCK)):
                 raise DataError(f"{path}: the header at byte {at} is damaged")
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path}: not a tar file that can be read ({error})") from None
+            if not end:
+                raise DataError(f"{path}: is cut off at byte {at}: the block that ends an archive is missing")
+    except (tarfile.TarError, EOFError, ValueError) as error:  # ValueError: numbers that are none, or too large
+        raise DataError(f"{path}: not a tar file that can be read ({line_of(error)})") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     return found

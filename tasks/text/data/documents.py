@@ -1,4 +1,4 @@
-"""Documents: text files, JSON lines, Parquet and saved `datasets`, read one at a time.
+"""Documents: text files, JSON, tables and saved `datasets`, read one at a time.
 
     {"text": "Once upon a time ...", "where": "stories.jsonl line 1"}
 
@@ -8,27 +8,24 @@ classes.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal, Self
 
 from mmdiff.canvas.vocab import check_text
-from mmdiff.data.formats.loaded import saved
-from mmdiff.errors import DataError, RowError, nearest, require, shown
-from mmdiff.files import as_object, json_lines, unreadable
+from mmdiff.data.formats.matched import matched
+from mmdiff.errors import ConfigError, DataError, RowError, nearest, require
+from mmdiff.files import as_object
 from mmdiff.parts import part
 from mmdiff.parts.ranges import AtLeast1, Share
 from mmdiff.protocols import Row
 
-Found = Iterator[tuple[str, Mapping[str, Any] | RowError]]
-"""File and row in it, and the row; a RowError where it cannot be read."""
+from .files import needed, read
 
 
 @part
@@ -37,8 +34,8 @@ class Documents:
     """The documents of files, in the order of their names, read as they are asked for; nothing is held.
 
     path: a file, a folder that `datasets` saved, or a pattern (`corpus/**/*.jsonl.gz`). What a file is follows from its
-        ending: `.jsonl` and `.ndjson` hold an object per line, `.parquet` a table, all others one document of plain
-        text; `.gz` behind any of the first and the last is unpacked.
+        ending: `.jsonl` and `.ndjson` hold an object per line, `.json` that or a list, `.parquet`, `.csv` and `.tsv` a
+        table, all others one document of plain text; `.gz`, `.bz2`, `.xz` and `.zst` behind any of them are unpacked.
     field: the column or field of the text.
     on_error: "stop" raises a DataError for a row that cannot be used; "skip" leaves it out, and logs how many were.
     limit: only the first documents.
@@ -53,19 +50,13 @@ class Documents:
     limit: AtLeast1 | None = None
 
     def __post_init__(self) -> None:
-        self.files = sorted(map(Path, glob(self.path, recursive=True)))
-        if not self.files:
-            beside = [str(p) for p in Path(self.path).parent.glob("*")]
-            near = nearest(self.path, beside)
-            raise DataError(f"{shown(self.path)}: no such file{near if 'did you mean' in near else ''}")
-        if any(file.suffix == ".parquet" for file in self.files):
-            require("pyarrow", "text")
-        if any(file.is_dir() for file in self.files):
-            require("datasets", "text")
+        self.files = matched(self.path)
+        for package in filter(None, {needed(file) for file in self.files}):
+            require(package, "text")
 
     def __iter__(self) -> Iterator[Row]:
         count, skipped = 0, 0
-        for where, found in (pair for file in self.files for pair in _read(file)):
+        for where, found in (pair for file in self.files for pair in read(file)):
             if count == self.limit:
                 break
             try:
@@ -103,7 +94,7 @@ class Split:
     heldout: the share that is held out. which: "train" for the others.
     """
 
-    documents: Any
+    documents: Iterable[Row]
     heldout: Share = 0.05
     which: Literal["train", "heldout"] = "train"
 
@@ -120,7 +111,13 @@ class Split:
 
 
 def texts_of(documents: Iterable[Row], field: str = "text") -> Iterator[tuple[str, str]]:
-    """Yields (where, text) of documents of any kind. Raises DataError for what holds no text."""
+    """Yields (where, text) of documents of any kind. Raises DataError for what holds no text, ConfigError for no rows.
+
+    Whatever can be gone through or asked by number will do.
+    """
+    rows = hasattr(documents, "__iter__") or hasattr(documents, "__getitem__")
+    if not rows or isinstance(documents, str | bytes | Mapping):
+        raise ConfigError(f"documents: {documents!r:.60}, expected what yields rows, {{target: ..., path: ...}} say")
     for n, row in enumerate(documents):
         where = str(row.get("where", f"document {n}")) if isinstance(row, Mapping) else f"document {n}"
         try:
@@ -138,58 +135,3 @@ def _text(row: Any, field: str) -> str:
         raise RowError(f"{field} is not text", f"{text!r:.60}")
     check_text(text)
     return text
-
-
-def _read(path: Path) -> Found:
-    if path.is_dir():
-        yield from _saved(path)
-        return
-    if fault := unreadable(path):
-        raise DataError(f"{shown(path)}: cannot be read ({fault})")
-    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    yield from READERS.get(kind, _plain)(path)
-
-
-def _plain(path: Path) -> Found:
-    with _unpacked(path) as file:
-        try:
-            yield str(path), {"text": file.read().decode("utf-8-sig")}
-        except UnicodeDecodeError as error:
-            yield str(path), RowError("not UTF-8", f"at byte {error.start}")
-        except (OSError, EOFError) as error:
-            yield str(path), RowError("cannot be read", str(error))
-
-
-def _lines(path: Path) -> Found:
-    with _unpacked(path) as file:
-        try:
-            yield from ((f"{path} line {n}", value) for n, value in json_lines(file, path))
-        except (OSError, EOFError) as error:  # a packed file that is cut off
-            yield str(path), RowError("cannot be read", str(error))
-
-
-def _table(path: Path) -> Found:
-    import pyarrow
-    from pyarrow import parquet
-
-    n = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    yield f"{path} row {n}", row
-                    n += 1
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: not a Parquet file that can be read ({' '.join(str(error).split())[:200]})") from None
-
-
-def _saved(path: Path) -> Found:
-    for n, row in enumerate(saved(path)):
-        yield f"{path} row {n}", row
-
-
-def _unpacked(path: Path) -> Any:
-    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
-
-
-READERS: Mapping[str, Callable[[Path], Found]] = {".jsonl": _lines, ".ndjson": _lines, ".parquet": _table}

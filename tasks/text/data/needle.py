@@ -11,7 +11,7 @@ naming any number is not enough.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -25,6 +25,7 @@ from mmdiff.protocols import Row
 
 from .documents import texts_of
 from .library import StandardLibrary
+from .windows import tokenizer_of
 
 CITIES = (
     "Accra Bergen Cusco Dublin Esbjerg Fukuoka Geneva Havana Izmir Jaipur Kampala Lisbon Manila Nairobi Oslo Porto "
@@ -47,7 +48,7 @@ class Needles:
     """
 
     tokenizer: Any
-    documents: Any = field(default_factory=StandardLibrary)
+    documents: Iterable[Row] = field(default_factory=StandardLibrary)
     lengths: Sequence[AtLeast1] = (256, 512, 1024)
     depths: Sequence[Share] = (0.0, 0.25, 0.5, 0.75, 1.0)
     count: AtLeast1 = 2
@@ -55,10 +56,7 @@ class Needles:
     seed: AtLeast0 = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.tokenizer, str):
-            from mmdiff.model.build import tokenizer_in
-
-            self.tokenizer = tokenizer_in(self.tokenizer)
+        self.tokenizer = tokenizer_of(self.tokenizer)
         if not self.lengths or not self.depths:
             raise ConfigError(f"needle: lengths {self.lengths}, depths {self.depths}: expected at least one of each")
         if max(self.lengths) > LONGEST:

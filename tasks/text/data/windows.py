@@ -41,14 +41,14 @@ class Windows:
     Raises DataError for documents without any text, ConfigError for a tokenizer without an end-of-sequence token.
     """
 
-    documents: Any
+    documents: Iterable[Row] | None
     tokenizer: Any
     length: AtLeast2
     pack: bool = True
     field: str = "text"
 
     def __post_init__(self) -> None:
-        tokenizer = _tokenizer(self.tokenizer)
+        tokenizer = tokenizer_of(self.tokenizer)
         if tokenizer.eos_token_id is None:
             raise ConfigError("windows: the tokenizer has no end-of-sequence token, with which documents end")
         self.mark = fingerprint(tokenizer)
@@ -100,12 +100,15 @@ def _read(documents: Iterable[Row], tokenizer: Any, field: str) -> tuple[Any, An
     return np.concatenate(chunks), np.array(starts, dtype=np.int64), names
 
 
-def _tokenizer(given: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    from mmdiff.model.build import tokenizer_in
+def tokenizer_of(given: Any) -> Any:
+    """Returns a tokenizer, or the one in a folder. Raises ConfigError for what is neither."""
+    if isinstance(given, str):
+        from mmdiff.model.build import tokenizer_in
 
-    return tokenizer_in(given)
+        return tokenizer_in(given)
+    if not hasattr(given, "eos_token_id"):
+        raise ConfigError(f"tokenizer: {given!r:.60}, expected a tokenizer, or a folder that holds one")
+    return given
 
 
 @lru_cache(maxsize=8)

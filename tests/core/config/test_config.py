@@ -223,6 +223,7 @@ def test_strings_that_are_not_nodes_stay_strings(base: str) -> None:
         ("train.seed", r"^'train\.seed' is not an override, expected dotted\.key=value$"),
         ("train..seed=1", r"is not an override"),
         ("train.seed=[1", r"^train\.seed: '\[1' is not YAML"),
+        (f"train.seed={'9' * 5000}", r"^train\.seed: '9+' is not YAML: Exceeds the limit"),
         ("base=vqa", r"^base: only a file can have one"),
     ],
 )
@@ -246,12 +247,24 @@ def test_a_score_may_be_a_dotted_path(base: str) -> None:
         ("base: nowhere.yaml", "nowhere.yaml: cannot be read"),
         ("base: [a]", "is not a string"),
         ("sampler: {seed: '${'}", "sampler.seed|not YAML"),
+        (f"sampler: {{seed: {'9' * 5000}}}", "x.yaml: not YAML: Exceeds the limit"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(write(tmp_path, "x", text))
     assert "\n" not in str(caught.value)
+
+
+def test_a_node_may_be_that_of_another_key(base: str, tmp_path: Path) -> None:
+    text = "train: {stages: {align: {optimizer: my.Own}, tune: {optimizer: '${train.stages.align.optimizer}'}}}"
+    config = child(tmp_path, text)
+    assert config.train.stages["tune"].optimizer == {"target": "my.Own"} == config.train.stages["align"].optimizer
+    given = load_config(base, ["model.encoders.other=${model.encoders.image}", "sampler.select=${demo}"])
+    assert given.model.encoders["other"] == {"target": f"{HERE}.Tower", "layer": 1, "scale": 2.0}
+    assert given.sampler.select == {"target": "somewhere.demo"}  # a path, which becomes a node as it does elsewhere
+    with pytest.raises(ConfigError, match="task: Recursive interpolation detected"):
+        load_config(base, ["task=${task}"])
 
 
 # Nodes

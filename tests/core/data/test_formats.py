@@ -8,7 +8,7 @@ import pickle
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +28,7 @@ from mmdiff.data.formats.rows import Rows
 from mmdiff.data.stream import GROUPS, Component, Stream
 from mmdiff.encoders.conv import ConvTower
 from mmdiff.encoders.media.images import read_image
-from mmdiff.errors import DataError, UserError
+from mmdiff.errors import ConfigError, DataError, UserError
 from mmdiff.tasks.text.data.documents import texts_of
 from mmdiff.tasks.vqa import VQA
 from mmdiff.training.loading import batches_of
@@ -227,6 +227,12 @@ PICKLED = pickle.dumps(print)
         ([("a.jpg", b"")], {"a.jpg": tarfile.SYMTYPE}, "a.jpg: is a link, expected a file"),
         ([("a.jpg", b"")], {"a.jpg": tarfile.FIFOTYPE}, "a.jpg: is no plain file"),
         ([("a.json", b"{}"), ("a.JSON", b"{}")], {}, "a.JSON: a second member of this name and ending"),
+        (
+            [("a.json", b"{}"), ("b.json", b"{}"), ("a.txt", b"")],
+            {},
+            "a.txt: apart from the other members of 'a', which stand before another row; expected an archive in the "
+            "order of names",
+        ),
     ],
 )
 def test_members_that_are_refused(
@@ -273,11 +279,20 @@ def test_kinds_of_members(tmp_path: Path) -> None:
         ("0.left.jpg", b"l"),
         ("0.bin", b"b"),
     ]
-    tar(tmp_path / "s.tar", members)
+    tar(tmp_path / "s.tar", [("._0.jpg", b"of macOS"), *members, ("a/.DS_Store", b"")])
+    assert len(Rows(str(tmp_path / "s.tar"))) == 1
     row = dict(Rows(str(tmp_path / "s.tar"), fields={"question": "text"})[0])
     assert row.pop("npy").tolist() == [0, 1, 2]
     where = f"{tmp_path}/s.tar 0"
     assert row == {"cls": 7, "question": "ä", "left": b"l", "bin": b"b", "where": where}
+
+
+def resized(data: bytes, size: bytes) -> bytes:
+    """A tar file whose first header has another size, in 12 bytes, and the right sum of itself."""
+    header = bytearray(data[:512])
+    header[124:136], header[148:156] = size, b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + data[512:]
 
 
 @pytest.mark.parametrize(
@@ -289,6 +304,9 @@ def test_kinds_of_members(tmp_path: Path) -> None:
         (lambda data: data[:700], "not a tar file that can be read"),
         (lambda data: b"\x1f\x8b" + data, "is packed, and rows are read by number; unpack it to a .tar"),
         (lambda data: b"", "not a tar file that can be read"),
+        (lambda data: data[:2048], "is cut off at byte 2048: the block that ends an archive is missing"),
+        (lambda data: resized(data, b"\xff" * 11 + b"\xfe"), "0.json: has -2 bytes"),
+        (lambda data: resized(data, b"\x80" + b"\x7f" * 11), "cannot be read|not a tar file that can be read"),
     ],
 )
 def test_a_damaged_shard_is_never_a_shorter_one(damage: Any, fault: str, tmp_path: Path) -> None:
@@ -323,10 +341,14 @@ def test_what_is_no_source_is_one_line(tmp_path: Path) -> None:
             "Rows.on_error: 'ski' is not one of stop, skip (did you mean \"skip\"?)",
         ),
         ({"source": str(tmp_path / "a.jsonl"), "folder": "nowhere"}, "folder: nowhere is not a folder"),
+        ({"source": {}}, "source: a dict, expected a path or what `datasets` loads"),
+        ({"source": ""}, "'': no such file"),
     ):
         with pytest.raises(UserError) as error:
             Rows(**arguments)  # type: ignore[arg-type]
         assert str(error.value) == fault
+    (tmp_path / "a[1].JSONL").write_text("{}\n", encoding="utf-8")  # a name, though it would be a pattern too
+    assert len(Rows(str(tmp_path / "a[1].JSONL"))) == 1
     (tmp_path / "out.jsonl").write_text('{"image": "x/../../cat.jpg"}\n{"a": 1}\n', encoding="utf-8")
     rows = Rows(str(tmp_path / "out.jsonl"))
     with pytest.raises(DataError, match=r"out.jsonl line 1: image: .* leads out of "):
@@ -385,3 +407,16 @@ def test_rows_have_a_length_without_their_media(tmp_path: Path) -> None:
     assert by_format["as_parquet"].length(13) == len("wie viel ist 13") + len("ä") + len("13")
     stage = Stream([Component("", by_format["as_tar"], Numbered())], seed=0, batch=2, bucket=3)  # type: ignore[arg-type]
     assert sorted(stage.locate(stage._bucketed(n))[1] for n in range(N)) == list(range(N))
+
+
+def test_splits_and_generators_that_fail_are_one_line() -> None:
+    def rows() -> Iterator[dict[str, int]]:
+        yield {"a": 1}
+        raise RuntimeError("no more\nof these")
+
+    one = datasets.Dataset.from_dict({"a": [1]})
+    for splits in (datasets.DatasetDict(train=one), datasets.IterableDatasetDict(train=one.to_iterable_dataset())):
+        with pytest.raises(ConfigError, match=r"^source: holds the splits train, expected one of them$"):
+            Rows(splits)
+    with pytest.raises(DataError, match=r"^streamed row 1: cannot be read \(no more of these\)$"):
+        Rows(datasets.IterableDataset.from_generator(rows))

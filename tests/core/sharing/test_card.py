@@ -137,6 +137,9 @@ def test_what_a_person_reports_is_in_the_card(run: Path, tmp_path: Path, capsys:
     assert cli.main(command) == 0 and json.loads(capsys.readouterr().out)["missing"] == ["shift"]
 
 
+BOMB = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9))])
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -146,6 +149,9 @@ def test_what_a_person_reports_is_in_the_card(run: Path, tmp_path: Path, capsys:
         ("problem: ' '", "problem: str, expected text"),
         ("- problem", "expected items by name, {problem: ...}, found list"),
         ("problem: {", "not YAML"),
+        ("problem: 2024-13-45", "not YAML: month must be in 1..12"),
+        ("\n".join([BOMB, "problem: *a8"]), "holds more than 100,000 values, or refers to itself"),
+        ("problem: &a [*a]", "holds more than 100,000 values, or refers to itself"),
     ],
 )
 def test_a_wrong_item_is_one_line(text: str, says: str, tmp_path: Path) -> None:

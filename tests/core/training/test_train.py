@@ -428,6 +428,13 @@ def test_stages_are_logged_with_their_bound() -> None:
         ({"data": {"a": {"weight": 1}}}, "train.stages.only.data.a: expected {rows: node, task: node, weight: number}"),
         ({"params": [{"match": "connectors"}]}, "params: no rule matches backbone.model"),
         ({"params": [{"match": "encoder"}, {"match": "*"}]}, "params: the rule 'encoder' matches no parameter"),
+        (
+            {"data": {"a": {"rows": {"target": "toy.Corners"}, "weight": 0}}},
+            "train.stages.only.data.a.weight=0: expected",
+        ),
+        ({"optimizer": 5}, "train.stages.only.optimizer: 5 is not a node, expected {target: dotted.path, ...}"),
+        ({"objective": None}, "train.stages.only.objective: None is not a node"),
+        ({"batch_size": 10**7}, "train.stages.only.batch_size=10000000: expected a whole number from 1 to 1000000"),
         ({"cache_features": True}, "train.stages.only.cache_features: the image encoder is trained"),
     ],
 )
@@ -435,6 +442,33 @@ def test_refusals(stage: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         train(toy.config(stage=stage))
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"data": 5}, "train.stages.later.data: 5 is not a node of rows nor a mixture"),
+        ({"params": [{"matc": "*"}]}, 'train.stages.later.params[0].matc: no such field (did you mean "match"?)'),
+        (
+            {"objective": {"target": "mmdiff.objectives.denoise.Denoise", "level": 1}},
+            "train.stages.later.objective.level",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_later_stage_is_found_before_the_first(wrong: dict[str, Any], message: str) -> None:
+    config = toy.config(stage={"steps": 2})
+    config.train.stages["later"] = replace(config.train.stages["only"], **wrong)
+    with pytest.raises(ConfigError) as error:
+        train(config)
+    assert str(error.value).startswith(message) and not Path("runs").exists()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../../up", "a\nb", "a" * 200])
+def test_names_of_stages_that_files_cannot_have(name: str) -> None:
+    config = toy.config(stage={"steps": 2})
+    config.train.stages = {name: config.train.stages["only"]}
+    with pytest.raises(ConfigError, match=r"^train.stages: '.*', expected a name of at most 80 bytes without '/'$"):
+        train(config)
 
 
 def test_the_toy_is_learnt() -> None:

@@ -24,6 +24,32 @@ def packed(path: Path) -> None:
     path.write_bytes(gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()))
 
 
+def compressed(path: Path) -> None:
+    import bz2
+    import lzma
+
+    data = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
+    if path.suffix == ".zst":
+        import pyarrow
+
+        with pyarrow.output_stream(str(path), compression="zstd") as file:
+            file.write(data)
+    else:
+        path.write_bytes((bz2 if path.suffix == ".bz2" else lzma).compress(data))
+
+
+def a_list(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbf " + json.dumps([{"text": text} for text in TEXTS], indent=1).encode())
+
+
+def cells(path: Path) -> None:
+    import csv
+
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        rows = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        rows.writerows([["n", "text"], *([1, text] for text in TEXTS)])
+
+
 def table(path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
@@ -41,7 +67,16 @@ def saved(path: Path) -> None:
     ("name", "write"),
     [
         ("a.jsonl", lines),
+        ("A.JSONL", lines),
+        ("a.json", lines),
+        ("a[1].json", a_list),
+        ("a.csv", cells),
+        ("a.tsv", cells),
         ("a.jsonl.gz", packed),
+        ("c4.json.gz", packed),
+        ("a.jsonl.bz2", compressed),
+        ("a.json.xz", compressed),
+        pytest.param("a.jsonl.zst", compressed, marks=pytest.mark.needs("pyarrow")),
         pytest.param("a.parquet", table, marks=pytest.mark.needs("pyarrow")),
         pytest.param("a", saved, marks=pytest.mark.needs("datasets")),
     ],
@@ -58,9 +93,12 @@ def test_files_of_a_pattern_are_read_in_the_order_of_their_names(tmp_path: Path)
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / "c" / "e.txt.gz").write_bytes(gzip.compress(b"packed"))
-    rows = list(Documents(str(tmp_path / "**" / "*.*")))
-    assert [row["text"] for row in rows] == ["a.md", "b.txt", "c/d.txt", "packed"]
-    assert rows[0]["where"] == str(tmp_path / "a.md")
+    for pattern in ("*.*", "*", ""):  # of the last two, folders are matched too
+        rows = list(Documents(str(tmp_path / "**" / pattern)))
+        assert [row["text"] for row in rows] == ["a.md", "b.txt", "c/d.txt", "packed"]
+        assert rows[0]["where"] == str(tmp_path / "a.md")
+    with pytest.raises(DataError, match="matches folders alone, expected files"):
+        Documents(f"{tmp_path}/*/")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +132,13 @@ def test_files_that_are_cut_off_or_not_there(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes((tmp_path / "a.jsonl.gz").read_bytes()[:-12])
     with pytest.raises(DataError, match="cannot be read"):
         list(Documents(str(tmp_path / "a.jsonl.gz")))
+    (tmp_path / "a.jsonl.bz2").write_bytes(b"BZh91AY nothing")
+    (tmp_path / "a.csv").write_text('text\n"one')
+    (tmp_path / "a.json").write_text('[{"text": "one"}, ')
+    faults = {"a.jsonl.bz2": ": cannot be read", "a.csv": " line 2: cannot be read", "a.json": ": not JSON"}
+    for name, fault in faults.items():
+        with pytest.raises(DataError, match=f"{name}{fault}"):
+            list(Documents(str(tmp_path / name)))
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(DataError, match="not a Parquet file"):
         list(Documents(str(tmp_path / "a.parquet")))
