@@ -40,10 +40,12 @@ def check_files(folder: Path) -> None:
 
 
 def check_layers(config: dict[str, Any], file: Path) -> None:
-    """Raise ConfigError for a number of layers that no model has: transformers makes a list of that length."""
-    for key, value in config.items():
-        if "layer" in key and isinstance(value, int | float) and not isinstance(value, bool) and value > LAYERS:
-            raise ConfigError(f"{file}: {key} is {value}, expected at most {LAYERS}")
+    """Raise ConfigError for a number of layers, or experts, that no model has: lists of that length are made."""
+    for fields in (config, *(value for value in config.values() if isinstance(value, dict))):  # text_config
+        for key, value in fields.items():
+            counts = "layer" in key or "experts" in key
+            if counts and isinstance(value, int | float) and not isinstance(value, bool) and value > LAYERS:
+                raise ConfigError(f"{file}: {key} is {value}, expected at most {LAYERS}")
 
 
 def check_sizes(config: Any, file: Path) -> None:

@@ -29,7 +29,7 @@ from mmdiff.data.collate import collate
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.likelihood.elbo import Elbo
-from mmdiff.model.saving import read_config
+from mmdiff.model.published.described import read_config
 from mmdiff.samplers.links.guidance import Guidance
 from mmdiff.samplers.options import generation_config
 from mmdiff.session import find_model

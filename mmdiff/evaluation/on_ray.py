@@ -18,7 +18,7 @@ from mmdiff.config import trusted
 from mmdiff.data.formats.rows import Rows
 from mmdiff.errors import ConfigError, UserError, require, shown
 from mmdiff.files import without_nan
-from mmdiff.model.saving import config_file
+from mmdiff.model.published.described import config_file
 from mmdiff.runs.records import Record
 from mmdiff.session import find_model, load
 

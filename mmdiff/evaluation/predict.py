@@ -24,7 +24,7 @@ from mmdiff.config.typed import typed
 from mmdiff.data.formats.rows import Rows
 from mmdiff.errors import ConfigError, DataError, nearest, shown
 from mmdiff.files import SUMS, digest
-from mmdiff.model.saving import read_config
+from mmdiff.model.published.described import read_config
 from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Source
 from mmdiff.runs.records import JsonlStore, Record

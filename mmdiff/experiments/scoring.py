@@ -16,7 +16,7 @@ from mmdiff.config import build, flatten, task_and_sampler
 from mmdiff.config.settings import Config, GenerationConfig
 from mmdiff.evaluation.evaluate import evaluate, session_overrides
 from mmdiff.files import SUMS, digest, without_nan, write_text
-from mmdiff.model.saving import read_config
+from mmdiff.model.published.described import read_config
 from mmdiff.protocols import Source
 from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.rules.rules import build_rule, rules_of

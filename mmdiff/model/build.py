@@ -27,18 +27,10 @@ from mmdiff.files import check_sums
 from mmdiff.parts import part
 
 from .model import MMDiff
+from .published.described import PARTS, prefix_causal_node, read_config
 from .published.folder import toy_published
 from .published.released import RELEASED
-from .saving import (
-    PARTS,
-    backbone_folder,
-    load_weights,
-    model_folder,
-    prefix_causal_node,
-    read_config,
-    saved_folder,
-    weight_files,
-)
+from .saving import backbone_folder, load_weights, model_folder, saved_folder, weight_files
 
 
 def build_model(config: ModelConfig, *, toy: bool = False, logit_chunk: int = 4096) -> MMDiff:

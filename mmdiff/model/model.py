@@ -43,6 +43,7 @@ from .denoiser import Denoiser
 from .evaluating import evaluating
 from .params import add_adapters, read_adapters
 from .prefix import Layout, backbone_states, hidden_copies, network_of
+from .published.described import read_config
 from .scorer import Scores, score
 
 T = TypeVar("T")
@@ -278,7 +279,7 @@ class MMDiff(nn.Module):
         weights need, and missing, unexpected or misshapen weights, by name.
         """
         with trusting(trust):
-            config = saving.read_config(folder := Path(folder), whole=weights)
+            config = read_config(folder := Path(folder), whole=weights)
             made = config["backbone"] | ({"dtype": dtype} if dtype else {})
             with bounded_by(saving.weight_files(folder), folder) if weights else nullcontext():
                 backbone = backbone_from_folder(saving.backbone_folder(folder), weights=False, **made)

@@ -16,16 +16,13 @@ from mmdiff.config.settings import GenerationConfig
 from mmdiff.config.typed import typed
 from mmdiff.data.fields import check_row
 from mmdiff.data.stream import canvases
-from mmdiff.errors import ConfigError, nearest
+from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.published.bare import described, is_bare
-from mmdiff.model.published.folder import is_published
-from mmdiff.model.published.layout import is_exported
-from mmdiff.model.saving import PARTS, read_config
+from mmdiff.model.published.described import PARTS, read_config
 from mmdiff.parts.ranges import AtLeast0
 from mmdiff.protocols import Row, Task
-from mmdiff.runs.folder import RUNS
-from mmdiff.runs.progress import checkpoints_in
+from mmdiff.runs.newest import find_model
 from mmdiff.samplers.streamers import TextStreamer
 
 from .drafts import drafts
@@ -171,17 +168,3 @@ def _load(where: Path, overrides: Sequence[str], task: type[Any] | None, name: s
 def dotted(cls: type[Any]) -> str:
     """Returns the dotted path of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def find_model(folder: Path) -> Path:
-    """The newest model in the folder of a run, or the folder itself. Raises ConfigError where there is none."""
-    if not folder.is_dir():
-        runs = [str(p) for p in RUNS.glob("*")] if RUNS.is_dir() else []
-        raise ConfigError(f"{folder}: no such folder{nearest(str(folder), runs)}")
-    if (folder / "backbone").is_dir() or is_exported(folder) or is_published(folder) or is_bare(folder):
-        return folder
-    if (folder / "model" / "config.json").is_file():
-        return folder / "model"
-    if checkpoints := checkpoints_in(folder / "checkpoints"):
-        return checkpoints[-1]
-    raise ConfigError(f"{folder}: neither a saved model nor a run with one")

@@ -22,9 +22,10 @@ from mmdiff.files import SUMS, aside, digest, remove, write_sums, write_text
 from mmdiff.files.sums import read_sums
 from mmdiff.model import MMDiff
 from mmdiff.model.params import merge_adapters
+from mmdiff.model.published.described import read_config
 from mmdiff.model.published.exported import write_exported
 from mmdiff.model.published.layout import is_exported
-from mmdiff.model.saving import describe, read_config
+from mmdiff.model.saving import describe
 from mmdiff.runs.folder import Run, standing
 from mmdiff.runs.summary import summary_of
 from mmdiff.session import find_model

@@ -21,7 +21,8 @@ from mmdiff.errors import ConfigError
 from mmdiff.files import part_of, remove
 from mmdiff.model import MMDiff, build_model
 from mmdiff.model.params import add_adapters, apply_rules, read_rules, rules_table
-from mmdiff.model.saving import load_weights, read_config, save_model
+from mmdiff.model.published.described import read_config
+from mmdiff.model.saving import load_weights, save_model
 from mmdiff.model.tensors import give_shards, weights
 from mmdiff.protocols import Task
 from mmdiff.runs.changes import with_kept_batch

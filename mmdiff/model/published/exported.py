@@ -21,8 +21,9 @@ from mmdiff.backbones.weights import read_weights, write_weights
 from mmdiff.protocols import Model
 
 from ..tensors import weights, write_tensors
-from .folder import BACKBONE, read_weights_of, write_published
+from .folder import read_weights_of, write_published
 from .layout import EXPORTED, STEM
+from .llava import BACKBONE
 
 FACTOR = ".lora_"
 

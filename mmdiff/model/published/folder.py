@@ -15,22 +15,15 @@ import torch
 
 from mmdiff.backbones.bounds import check_files
 from mmdiff.backbones.family import find_family, model_type_of
-from mmdiff.backbones.shares import Published, Share
+from mmdiff.backbones.shares import Published
 from mmdiff.backbones.weights import read_json, read_weights, weight_files, write_weights
 from mmdiff.errors import ConfigError, nearest
 
-from .llava import NEWLINE, PROJECTOR, TOWER, is_multimodal, parts
+from .llava import names_of_parts, parts
 from .released import RELEASED
 from .tensors import tensor_shapes
 
-BACKBONE = "backbone.model."
 ROWS = ("vocab_size", "embedding_size")  # fields that change with the vocabulary
-
-
-def is_published(folder: Path) -> bool:
-    """Returns whether a folder is a published multimodal checkpoint. Raises ConfigError for a config.json that is no
-    JSON."""
-    return (folder / "config.json").is_file() and is_multimodal(read_json(folder / "config.json"))
 
 
 def read_published(folder: Path) -> dict[str, Any]:
@@ -55,29 +48,10 @@ def names_of(model: Any, raw: Mapping[str, Any]) -> Published:
 
     model: an MMDiff, or an object with its `backbone`, `encoders` and `connectors`. raw: the folder's config.json.
     """
-    family = find_family(model_type_of(raw))
-    inner = model.backbone.model
-    theirs = family.published_names(inner.config)
-    if "d_model" not in raw:  # LLaDA-V has Llama's names, unlike LLaDA
-        theirs = {share.ours: (Share(share.ours),) for shares in theirs.values() for share in shares}
-    out = {name: tuple(s._replace(ours=BACKBONE + s.ours) for s in shares) for name, shares in theirs.items()}
+    theirs = find_family(model_type_of(raw)).published_names(model.backbone.model.config)
     encoder, connector = model.encoders["image"], model.connectors["image"]
-    at = "encoders.image." + ("encoder." if hasattr(encoder, "encoder") else "")
     siglip = getattr(encoder, "encoder", encoder)
-    out |= {f"{TOWER}{name}": (Share(f"{at}tower.{name}"),) for name in siglip.tower.state_dict()}
-    out |= {f"{TOWER}post_layernorm.{kind}": (Share(f"{at}spare_norm_{kind}"),) for kind in ("weight", "bias")}
-    for name in connector.state_dict():
-        if name == "image_newline":
-            out[NEWLINE] = (Share(f"connectors.image.{name}"),)
-        else:  # of the two layers, however deep they lie
-            out[PROJECTOR + name.rpartition("layers.")[2]] = (Share(f"connectors.image.{name}"),)
-    return out
-
-
-def part_of(name: str) -> str:
-    """Returns what of a model a published tensor is of: vision_tower, mm_projector, image_newline or backbone."""
-    found = next((start for start in (TOWER, PROJECTOR, NEWLINE) if name.startswith(start)), None)
-    return "backbone" if found is None else found.split(".")[1]
+    return names_of_parts(raw, theirs, siglip is not encoder, siglip.tower.state_dict(), connector.state_dict())
 
 
 def read_weights_of(model: Any, folder: Path, raw: Mapping[str, Any]) -> None:

@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mmdiff.backbones.family import required
+from mmdiff.backbones.shares import Published, Share
+from mmdiff.backbones.weights import read_json
 from mmdiff.errors import ConfigError, nearest
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 PROJECTOR = "model.mm_projector."
 NEWLINE = "model.image_newline"
+BACKBONE = "backbone.model."
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Tensor of a folder -> its shape."""
@@ -87,8 +91,14 @@ def is_multimodal(raw: Mapping[str, Any]) -> bool:
     return raw.get("mm_vision_tower") is not None and "mmdiff_format" not in raw
 
 
+def is_published(folder: Path) -> bool:
+    """Returns whether a folder is a published multimodal checkpoint. Raises ConfigError for a config.json that is no
+    JSON."""
+    return (folder / "config.json").is_file() and is_multimodal(read_json(folder / "config.json"))
+
+
 def parts(raw: Mapping[str, Any], shapes: Shapes | None) -> dict[str, Any]:
-    """Returns the parts of a published folder as `mmdiff.model.saving.read_config` returns those of a saved one.
+    """Returns the parts of a published folder as `described.read_config` returns those of a saved one.
 
     raw: its config.json. shapes: of its tensors; None: those of SigLIP so400m, for a toy twin.
     Raises ConfigError for a field that is missing or not known, and for a layout of pictures that is not one of ours.
@@ -230,3 +240,34 @@ def canvases(pinpoints: Any, tile: int) -> list[list[int]]:
     raise ConfigError(
         f"config.json: image_grid_pinpoints: {shown!r}, expected [[width, height], ...] in tiles of {tile}"
     )
+
+
+# Names of tensors -----------------------------------------------------------------------------------------------------
+
+
+def names_of_parts(
+    raw: Mapping[str, Any], theirs: Published, tiled: bool, tower: Iterable[str], connector: Iterable[str]
+) -> Published:
+    """Returns {published tensor: what of an MMDiff it holds}, of all tensors of a folder.
+
+    theirs: of the language model's family. tiled: whether pictures are cut into tiles. tower, connector: names of the
+    tensors of both.
+    """
+    if "d_model" not in raw:  # LLaDA-V has Llama's names, unlike LLaDA
+        theirs = {share.ours: (Share(share.ours),) for shares in theirs.values() for share in shares}
+    out = {name: tuple(s._replace(ours=BACKBONE + s.ours) for s in shares) for name, shares in theirs.items()}
+    at = "encoders.image." + ("encoder." if tiled else "")
+    out |= {f"{TOWER}{name}": (Share(f"{at}tower.{name}"),) for name in tower}
+    out |= {f"{TOWER}post_layernorm.{kind}": (Share(f"{at}spare_norm_{kind}"),) for kind in ("weight", "bias")}
+    for name in connector:
+        if name == "image_newline":
+            out[NEWLINE] = (Share(f"connectors.image.{name}"),)
+        else:  # of the two layers, however deep they lie
+            out[PROJECTOR + name.rpartition("layers.")[2]] = (Share(f"connectors.image.{name}"),)
+    return out
+
+
+def part_of(name: str) -> str:
+    """Returns what of a model a published tensor is of: vision_tower, mm_projector, image_newline or backbone."""
+    found = next((start for start in (TOWER, PROJECTOR, NEWLINE) if name.startswith(start)), None)
+    return "backbone" if found is None else found.split(".")[1]

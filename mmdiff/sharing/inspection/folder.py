@@ -54,8 +54,8 @@ def find_folder(path: str | Path) -> Folder:
     is_run = not (folder / "config.json").exists() and any((folder / x).is_dir() for x in ("model", "checkpoints"))
     if not is_run and not (folder / "backbone").is_dir() and not is_exported(folder):
         return Folder(folder, folder, None)
-    from mmdiff.model.saving import read_config
-    from mmdiff.session import find_model
+    from mmdiff.model.published.described import read_config
+    from mmdiff.runs.newest import find_model
 
     folder = find_model(folder)
     for name in ("config.json", EXPORTED, "SHA256SUMS"):

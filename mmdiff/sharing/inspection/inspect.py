@@ -20,6 +20,7 @@ from mmdiff.backbones.family import Facts, find_family, model_type_of
 from mmdiff.backbones.weights import Header, Match, factor_faults
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.patterns import Full
+from mmdiff.config import build_saved
 from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.parts.ranges import AtLeast1
@@ -130,7 +131,7 @@ def _parts(folder: Folder, headers: list[Header], found: Match, multimodal: bool
     elsewhere, out = set(found.elsewhere), Counter[str]()
     of = _of_backbone
     if multimodal:
-        from mmdiff.model.published.folder import part_of as of
+        from mmdiff.model.published.llava import part_of as of
     for header in headers:
         part = part_of(folder, header.name) if folder.described else None
         if part is None and header.name in elsewhere:
@@ -165,9 +166,9 @@ def _pattern(folder: Folder, facts: Facts, made: Mapping[str, Any]) -> Pattern:
     node = made.get("attention")
     if node is None:
         return facts.attention or Full()
-    from mmdiff.model.saving import saved_part
-
-    pattern: Pattern = saved_part(node, f"{folder.path}: attention", Pattern)
+    pattern = build_saved(node, f"{folder.path}: attention")
+    if not isinstance(pattern, Pattern):
+        raise ConfigError(f"{folder.path}: attention: {node['target']} is no part of a model")
     return pattern
 
 

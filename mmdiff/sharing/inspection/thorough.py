@@ -15,11 +15,11 @@ from mmdiff.backbones.load import tokenizer_of
 from mmdiff.backbones.weights import Header, Match, match
 from mmdiff.config import build_saved
 from mmdiff.model.published.folder import names_of
-from mmdiff.model.published.layout import other_files
 from mmdiff.model.published.llava import is_multimodal, parts
 
 from .figures import Canvases
-from .folder import Folder, NoTokenizer, Seen, has_tokenizer, part_of
+from .folder import Folder, NoTokenizer, Seen, has_tokenizer
+from .matching import matched
 from .memory import ATTENTION, memory_of, register_attention
 
 
@@ -39,7 +39,7 @@ def look(
         shapes = {header.name: header.shape for header in headers}
         made = parts(raw, shapes) if folder.saved is None and is_multimodal(raw) else folder.saved or {}
         whole = on_meta_whole(model, made) if "published" in made and folder.saved is None else None
-    found = _matched(folder, model, headers, published, own) if whole is None else _matched_whole(whole, raw, headers)
+    found = matched(folder, model, headers, published, own) if whole is None else _matched_whole(whole, raw, headers)
 
     def memory(of: Canvases) -> dict[str, Any]:
         return memory_of(model, own, of)
@@ -69,31 +69,6 @@ def on_meta(own: Family, config: Any, dtype: str) -> Any:
     model = own.finished(model)
     model.tie_weights()
     return model
-
-
-def _matched(folder: Folder, model: Any, headers: list[Header], published: Any, own: Family) -> Match:
-    """Returns which tensors are of the model; of a saved one those that `MMDiff` calls `backbone.model.*`."""
-    if folder.exported is not None:
-        found = match(model, [h for h in headers if not _is_other(h)], published, own.is_elsewhere)
-        others = [h.name for h in headers if _is_other(h)]
-        found.elsewhere += [name for name in others if part_of(folder, name)]
-        found.unexpected += [name for name in others if not part_of(folder, name) and ".lora_" not in name]
-        return found
-    if folder.saved is None:
-        return match(model, headers, published, own.is_elsewhere)
-    prefix = "backbone.model."
-    buffers = {name for name, _ in model.named_buffers()}
-    ours = [h._replace(name=h.name.removeprefix(prefix)) for h in headers if h.name.startswith(prefix)]
-    found = match(model, ours, {}, lambda name: name in buffers)
-    found.elsewhere = [h.name for h in headers if part_of(folder, h.name)]
-    others = [h.name for h in headers if not h.name.startswith(prefix) and not part_of(folder, h.name)]
-    found.unexpected = [prefix + name for name in found.unexpected] + others
-    found.missing = [prefix + name for name in found.missing]
-    return found
-
-
-def _is_other(header: Header) -> bool:
-    return header.file in other_files(header.file.parent)
 
 
 def on_meta_whole(model: Any, made: Mapping[str, Any]) -> nn.Module:

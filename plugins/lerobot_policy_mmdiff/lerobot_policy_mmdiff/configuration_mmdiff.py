@@ -125,7 +125,7 @@ def located(run: str) -> Path:
 
 def saved_chunk(run: str) -> int:
     """K of a saved model. Raises mmdiff.errors.ConfigError, ValueError for one that gives no chunks."""
-    from mmdiff.model.saving import read_config
+    from mmdiff.model.published.described import read_config
 
     where = located(run)
     task = read_config(where).get("task") or {}

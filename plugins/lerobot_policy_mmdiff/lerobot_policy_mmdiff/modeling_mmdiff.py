@@ -31,7 +31,7 @@ from mmdiff.data.stream import read_media
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.model import MMDiff
 from mmdiff.model.params import apply_rules, read_rules
-from mmdiff.model.saving import read_config
+from mmdiff.model.published.described import read_config
 from mmdiff.objectives.denoise import Denoise
 from mmdiff.session import Session
 from mmdiff.tasks.vla.task import VLA

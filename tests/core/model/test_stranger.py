@@ -23,7 +23,8 @@ from mmdiff.errors import ConfigError
 from mmdiff.evaluation.evaluate import evaluate_run
 from mmdiff.files import write_sums
 from mmdiff.model import MMDiff
-from mmdiff.model.saving import read_config, save_model
+from mmdiff.model.published.described import read_config
+from mmdiff.model.saving import save_model
 from mmdiff.session import load
 
 called: list[str] = []
@@ -257,7 +258,7 @@ def test_modules_of_the_working_folder(tmp_path: Path) -> None:
 
 def test_a_gate_that_is_left_open_is_noticed(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What these tests would see without the gate: the payload is called."""
-    monkeypatch.setattr("mmdiff.model.saving.check_parts", lambda *a: None)
+    monkeypatch.setattr("mmdiff.model.published.described.check_parts", lambda *a: None)
     change(saved / "config.json", lambda tree: tree["task"].update(image={"target": HERE}))
     read_config(saved)
     load(saved)

@@ -52,7 +52,8 @@ class Weight:
 
 @dataclass
 class Tape:
-    """Counts. width: bytes of a number of the model's dtype. records: whether autograd keeps what it needs.
+    """Counts. width: bytes of a number of the model's dtype. records: whether autograd keeps what it needs. recast:
+    whether what a model has in fp32 was cast to that dtype, and is cast back where it is used.
 
     now, most: bytes that are alive, and the most that were. kept: by layer, -1 outside of layers, what autograd keeps
     besides the inputs of layers. inputs: these.
@@ -60,6 +61,7 @@ class Tape:
 
     width: int
     records: bool
+    recast: bool = False
     now: int = 0
     most: int = 0
     layer: int = -1
@@ -136,6 +138,14 @@ class Tape:
     def _factor(self, x: Shape, out: int) -> Shape:
         self.save(x)
         return self.new(x.rows, out, x.width, x, trained=True)
+
+    def gated(self, x: Shape, matrix: Any, wide: int) -> Shape:
+        """Returns the output of a gated feed-forward. matrix: of name, width out and width in."""
+        up = self.mul(
+            self.silu(self.linear(x, matrix("gate_proj", wide, x.last))),
+            self.linear(x, matrix("up_proj", wide, x.last)),
+        )
+        return self.linear(up, matrix("down_proj", x.last, wide))
 
     def norm(self, x: Shape, weight: Weight) -> Shape:
         """Returns RMSNorm's output, whose mean and product are in fp32."""
