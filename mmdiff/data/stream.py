@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mmdiff.canvas.batch import Batch
-from mmdiff.canvas.sample import Item, Media, Sample
+from mmdiff.canvas.sample import Break, Item, Media, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, UserError, located
@@ -67,8 +67,9 @@ class Stream:
         batch: int = 1,
         bucket: int = 0,
         prompts: bool = False,
+        longest: int | None = None,
     ) -> None:
-        self.prompts = prompts
+        self.prompts, self.longest = prompts, longest
         self._batch, self._bucket = batch, bucket
         self._dealt: dict[int, list[int]] = {}
         self.skipped: set[tuple[int, int]] = set()  # (component, row), those that this process could not use
@@ -185,6 +186,7 @@ class Stream:
                     row = component.rows[at]
                     sample = (component.task.prompt if self.prompts else component.task.sample)(row, vocab)
                     with located(row.get("where")):  # the task has named it in errors of its own
+                        check_length(sample, self.longest)
                         return at, read_media(sample, readers)
             except DataError as error:
                 if not skip:
@@ -206,6 +208,18 @@ def check_source(rows: Any, where: str) -> None:
         raise ConfigError(f"{where}: {kind} is no source of rows: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(row, Mapping):
         raise ConfigError(f"{where}: {kind} is no source of rows, its first is a {type(row).__name__}, no mapping")
+
+
+def check_length(sample: Sample, most: int | None) -> None:
+    """Raise DataError for a document whose text alone has more positions than a model may be given."""
+    count = 0
+    for one in sample if most is not None else ():
+        if isinstance(one, Break):
+            count = 0
+        elif isinstance(one, Text | Target):
+            count += getattr(one, "length", 0) if one.ids is None else len(one.ids)
+        if most is not None and count > most:
+            raise DataError(f"a canvas of {count} positions, expected at most {most} of this backbone")
 
 
 def read_media(sample: Sample, readers: Mapping[str, Reader]) -> Sample:

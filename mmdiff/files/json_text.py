@@ -21,7 +21,8 @@ MARK = b"\xef\xbb\xbf"  # some editors begin a file with it
 def parse_json(text: bytes | str) -> Any:
     """Returns what a JSON text holds. Raises RowError, whose reason leaves out where in the text the fault is."""
     try:
-        return json.loads(text if isinstance(text, str) else text.removeprefix(MARK).decode())
+        whole = text if isinstance(text, str) else text.removeprefix(MARK).decode()
+        return json.loads(whole, object_pairs_hook=_distinct)
     except UnicodeDecodeError as error:
         raise RowError("not UTF-8", f"at byte {error.start}") from None
     except RecursionError:
@@ -31,6 +32,16 @@ def parse_json(text: bytes | str) -> Any:
         raise RowError("not JSON", f"{error.msg} at {line}column {error.colno}") from None
     except ValueError as error:  # a number of more digits than Python reads
         raise RowError("not JSON", str(error)) from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object. Raises RowError for a key that stands twice in it: readers of JSON differ in which counts."""
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise RowError("a key twice", f"{twice!r:.60}")
+    return out
 
 
 def as_object(value: Any) -> dict[str, Any]:

@@ -49,11 +49,20 @@ def mixture_of(stage: StageConfig, where: str, *, task: bool) -> dict[str, Any]:
 
 
 def make_stream(
-    stage: StageConfig, task: Task | None, where: str, *, seed: int, cache_bytes: int, toy: bool, prompts: bool = False
+    stage: StageConfig,
+    task: Task | None,
+    where: str,
+    *,
+    seed: int,
+    cache_bytes: int,
+    toy: bool,
+    prompts: bool = False,
+    longest: int | None = None,
 ) -> Stream:
     """Returns the stream of a stage's data: one node of rows, or a mixture {name: {rows, task, weight}}.
 
-    prompts: rows are to be generated, not to be learnt. Raises ConfigError that names the key below `where`.
+    prompts: rows are to be generated, not to be learnt. longest: positions that a document may have.
+    Raises ConfigError that names the key below `where`.
     """
     components = []
     for name, entry in mixture_of(stage, where, task=task is not None).items():
@@ -63,7 +72,7 @@ def make_stream(
         own: Any = build(as_node(entry["task"]), where=f"{at}.task", toy=toy) if entry.get("task") else task
         components.append(Component(name, rows, own, entry.get("weight", 1.0)))
     shape = {"batch": stage.batch_size, "bucket": stage.bucket}
-    return Stream(components, seed=seed, cache_bytes=cache_bytes, prompts=prompts, **shape)
+    return Stream(components, seed=seed, cache_bytes=cache_bytes, prompts=prompts, longest=longest, **shape)
 
 
 def batches_of(

@@ -20,6 +20,7 @@ from mmdiff.config.settings import Config, StageConfig
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.features import FeatureCache, fingerprints
+from mmdiff.model.model import BEYOND
 from mmdiff.model.tensors import weights
 from mmdiff.protocols import Objective, Source, Task
 from mmdiff.runs.checkpoint import config_entries, frozen_is_whole, prune, remove_frozen, save_checkpoint, save_frozen
@@ -76,10 +77,10 @@ class Stage:
             check_search(self.objective, stage, self.settings, where)
         if found := self.progress.found.get(self.name):
             self.objective = self.objective.found(found)  # type: ignore[attr-defined]
-        size, seed = config.train.sample_cache_mb << 20, config.train.seed
+        kept = {"seed": config.train.seed, "cache_bytes": config.train.sample_cache_mb << 20, "toy": self.toy}
         self.collecting = Collecting.of(self.objective, self, where)
-        prompts = self.collecting is not None
-        self.stream = make_stream(stage, self.task, where, seed=seed, cache_bytes=size, toy=self.toy, prompts=prompts)
+        kept |= {"prompts": self.collecting is not None, "longest": BEYOND * self.model.backbone.facts.max_length}
+        self.stream = make_stream(stage, self.task, where, **kept)
         self.frozen = self.run.checkpoints / f"frozen-{self.name}.safetensors"
         self.cache = FeatureCache(self.run.folder / "features.sqlite") if stage.cache_features else None
         self.skipped = 0  # steps, the last ones

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmdiff.canvas.sample import Break, Sample
+from mmdiff.canvas.sample import Break, Sample, Target
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.data.fields import check_row
 from mmdiff.errors import ConfigError, DataError, located, nearest
@@ -54,12 +54,19 @@ class Preferences:
             for name in ANSWERS:
                 if row.get(name) is None:
                     raise DataError(f"no {name}{nearest(name, map(str, row))}")
+                if _blank(row[name]):
+                    raise DataError(f"{name} is empty: {row[name]!r:.60}")
             if row["chosen"] == row["rejected"]:
                 raise DataError(f"chosen and rejected are the same: {row['chosen']!r:.60}")
             chosen, rejected = (self.one(row, name) for name in ANSWERS)
             if self.field == "messages" and chosen["messages"][:-1] != rejected["messages"][:-1]:
                 raise DataError("chosen and rejected answer other dialogues, expected the same up to the last message")
-        return [*self.task.sample(chosen, vocab), Break(), *self.task.sample(rejected, vocab)]
+        canvases = [self.task.sample(one, vocab) for one in (chosen, rejected)]
+        targets = [[list(p.ids or ()) for p in one if isinstance(p, Target)] for one in canvases]
+        if targets[0] and targets[0] == targets[1]:
+            with located(row.get("where")):
+                raise DataError(f"chosen and rejected are laid out the same: {row['chosen']!r:.60}")
+        return [*canvases[0], Break(), *canvases[1]]
 
     def one(self, row: Row, name: str) -> dict[str, Any]:
         """Returns the row with the answer `name` alone, as the task within reads it. Raises DataError."""
@@ -69,11 +76,14 @@ class Preferences:
             if not isinstance(answer, str) and isinstance(row[ANSWERS[0]], str):
                 raise DataError(f"{name} is not text: {answer!r:.60}")
             return {**out, self.field: answer}
+        if row.get("prompt") is not None and row.get("messages") is not None:
+            raise DataError("both prompt and messages, expected one of them before the answers")
         before = _before(out)
         if isinstance(answer, str):
             answer = [{"role": "assistant", "content": answer}]
-        if not _messages(answer) or not (before is None or _messages(before)):
-            raise DataError(f"{name} is neither text nor a list of messages: {answer!r:.60}")
+        for where, value in ((name, answer), ("prompt" if "prompt" in row else "messages", before)):
+            if value is not None and not _messages(value):
+                raise DataError(f"{where} is neither text nor a list of messages: {value!r:.60}")
         messages = [*(before or ()), *answer]
         if not messages or messages[-1].get("role") != "assistant":
             who = messages[-1].get("role") if messages else None
@@ -106,6 +116,13 @@ def _before(row: dict[str, Any]) -> Any:
     """Takes `prompt` out of a row of messages. Returns the messages before the answer, None where there are none."""
     before = row.pop("prompt", row.get("messages"))
     return [{"role": "user", "content": before}] if isinstance(before, str) else before
+
+
+def _blank(answer: Any) -> bool:
+    """Whether an answer is a text of nothing, or messages of which the last one is."""
+    if _messages(answer) and answer:
+        answer = answer[-1].get("content")
+    return isinstance(answer, str) and not answer.strip()
 
 
 def _messages(value: Any) -> bool:

@@ -28,7 +28,8 @@ from mmdiff.data.formats.rows import Rows
 from mmdiff.data.stream import GROUPS, Component, Stream
 from mmdiff.encoders.conv import ConvTower
 from mmdiff.encoders.media.images import read_image
-from mmdiff.errors import ConfigError, DataError, UserError
+from mmdiff.errors import ConfigError, DataError, RowError, UserError
+from mmdiff.files import parse_json
 from mmdiff.tasks.text.data.documents import texts_of
 from mmdiff.tasks.vqa import VQA
 from mmdiff.training.loading import batches_of
@@ -420,3 +421,13 @@ def test_splits_and_generators_that_fail_are_one_line() -> None:
             Rows(splits)
     with pytest.raises(DataError, match=r"^streamed row 1: cannot be read \(no more of these\)$"):
         Rows(datasets.IterableDataset.from_generator(rows))
+
+
+@pytest.mark.parametrize(
+    "line", ['{"a": 1, "a": 2}', '{"a": {"b": 1, "b": 1}}', '[{"c": 1}, {"c": 1, "d": 2, "c": 3}]']
+)
+def test_a_key_that_stands_twice_in_an_object_is_refused(line: str) -> None:
+    """Readers of JSON differ in which one counts."""
+    with pytest.raises(RowError, match="a key twice: '[abc]'"):
+        parse_json(line)
+    assert parse_json('[{"a": 1}, {"a": {"a": 2}}]') == [{"a": 1}, {"a": {"a": 2}}]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import toy
+from failures.kills import Watch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -188,6 +191,65 @@ def test_packed_rows_in_shards_are_the_rows_of_one_process() -> None:
     train(packed("whole", 1, 0))
     toy.in_processes(2, packed("packed", 2, 24, sharding="full"))
     assert_same_run("whole", "packed")
+
+
+# Kills
+
+
+def killed_at(change: int, config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """Trains in two processes, of which the first is killed before the n-th change of its files. Returns the number of
+    changes that it made, and what the other one ends with."""
+    import mmdiff
+
+    real = mmdiff.train
+    report = Path("report").resolve()
+
+    def watched(config: Config) -> Any:
+        watch = Watch(Path("runs"), change, report) if os.environ["RANK"] == "0" else None
+        out = real(config)
+        if watch is not None:
+            watch.on = False
+            report.write_text(str(watch.seen))
+        return out
+
+    with monkeypatch.context() as m:
+        m.setattr(mmdiff, "train", watched)
+        if not change:
+            toy.in_processes(2, config)
+            return int(report.read_text()), ""
+        with pytest.raises(AssertionError):
+            toy.in_processes(2, config)
+    for _ in range(300):  # the other one is not waited for
+        said = Path("rank1.log").read_text()
+        if "UserError" in said:
+            return change, said.splitlines()[-1]
+        time.sleep(0.2)
+    raise AssertionError(f"the other process does not end: {said[-2000:]}")
+
+
+def one_stage(name: str, **more: Any) -> Config:
+    config = pictured(name, 2, save_every=2, **more)
+    config.train.stages = {"all": replace(config.train.stages["all"], cache_features=False)}
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("how", "at"),
+    [("full", 3), ("full", 5), ("full", 7), pytest.param("zero", 5, marks=pytest.mark.needs("deepspeed"))],
+)
+def test_a_run_of_two_processes_heals_after_a_kill(how: str, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL at three, five and seven eighths of the changes that the process makes which writes the files."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    more = divided_by(2) if how == "zero" else {"sharding": "full"}
+    changes, _ = killed_at(0, one_stage("whole", **more), monkeypatch)
+    _, said = killed_at(changes * at // 8, one_stage("cut", **more), monkeypatch)
+    assert said == "mmdiff.errors.UserError: another process of this run ended; the same command resumes"
+    toy.in_processes(2, one_stage("cut", **more))
+    assert apart(*(load_file(f"runs/{name}/model/model.safetensors") for name in ("whole", "cut"))) == 0
+    assert [line["step"] for line in lines("cut")] == [line["step"] for line in lines("whole")]
+    assert not [p for p in Path("runs").rglob("*") if ".part-" in p.name]
 
 
 # DeepSpeed
