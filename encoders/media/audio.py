@@ -27,6 +27,7 @@ OVERSHOOT = 0.5  # seconds a segment may end behind its file: Kaldi's extract-se
 MAX_SAMPLES = 1 << 40  # soundfile gives 2^63 - 1 for FLAC that was written to a pipe
 RATE_RANGE = (1000, 768_000)  # Hz
 MAX_CHANNELS = 64
+LOUDEST = 2.0**31  # some write whole numbers of 16, 24 or 32 bits as floats; above, squares do not fit float32
 MAX_SECONDS = 2 * 3600  # that are read at once
 BLOCK = 1 << 20  # samples that are resampled together
 DECODED = 1 << 24  # numbers that are decoded together
@@ -60,6 +61,8 @@ def read_waveform(data: object, rate: int = 16000) -> Waveform:
     wave = torch.from_numpy(sound)
     if not bool(wave.isfinite().all()):
         raise DataError(f"{name}: holds samples that are not finite numbers")
+    if (peak := float(wave.abs().amax())) > LOUDEST:
+        raise DataError(f"{name}: holds samples of {peak:.3g}, expected -1 to 1")
     return _resampled(wave, source_rate, rate, name)
 
 

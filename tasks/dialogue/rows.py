@@ -188,7 +188,8 @@ def file_under(root: Path, given: Any, field: str, noun: str) -> str:
     if fault == "no such file":
         raise RowError(f"missing {noun}", shown(path))
     if fault:
-        raise RowError(f"{field} is not a {noun}", f"{shown(path)}: {fault}")
+        article = "an" if noun[0] in "aeiou" else "a"
+        raise RowError(f"{field} is not {article} {noun}", f"{shown(path)}: {fault}")
     return str(path)
 
 

@@ -8,7 +8,9 @@ Arguments that all sources of speech share are described in `mmdiff.tasks.asr.da
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os.path
+from collections import Counter
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +35,8 @@ LONGEST = 1e9  # seconds
 class Manifest(SpeechRows):
     """A JSON object per line (a JSON list will do), as NeMo and others write them.
 
-    `audio` (or `audio_filepath`) and `text` must be there; `id`, else the name of the file; `speaker`; `offset` and
+    `audio` (or `audio_filepath`) and `text` must be there; `id`, else the name of the file, or its whole path where files
+    of several folders have that name; `speaker`; `offset` and
     `duration` of a part of the file, in seconds (a `duration` alone must be that of the whole file); `hypothesis` (or
     `pred_text`) and `nbest` as in `mmdiff.tasks.asr.data.hypotheses`. Other fields are kept.
 
@@ -50,8 +53,11 @@ class Manifest(SpeechRows):
         rows = read_json(Path(self.path))  # first: without the file there is no folder beside it
         beside = Path(self.path).parent
         root = folder_at("audio_root", beside if self.audio_root is None else Path(self.audio_root))
+        given = (raw.get(_audio_field(raw)) for _, raw in rows if isinstance(raw, Mapping))
+        paths = {os.path.normpath(root / str(path)) for path in given if path}
+        shared = {stem for stem, count in Counter(Path(path).stem for path in paths).items() if count > 1}
         for where, raw in rows:
-            yield where, partial(_manifest_row, raw, root, self.empty)
+            yield where, partial(_manifest_row, raw, root, self.empty, shared)
 
     @classmethod
     def toy_files(cls, folder: Path, **arguments: Any) -> dict[str, Any]:
@@ -80,8 +86,13 @@ def by_duration(rows: Source, seconds: float) -> list[list[int]]:
     return batch_by_tokens(lengths, seconds)
 
 
-def _manifest_row(raw: Any, root: Path, empty: bool) -> dict[str, Any]:
-    given = next((name for name in ("audio", "audio_filepath") if name in as_object(raw)), None)
+def _audio_field(raw: Mapping[str, Any]) -> str | None:
+    return next((name for name in ("audio", "audio_filepath") if name in raw), None)
+
+
+def _manifest_row(raw: Any, root: Path, empty: bool, shared: Set[str]) -> dict[str, Any]:
+    """Returns the row of an object. shared: names that files of several folders have."""
+    given = _audio_field(as_object(raw))
     if given is None:
         raise RowError("no audio", nearest("audio_filepath", raw).strip())
     path = file_under(root, raw[given], "audio", "audio")
@@ -102,7 +113,8 @@ def _manifest_row(raw: Any, root: Path, empty: bool) -> dict[str, Any]:
         audio = {"path": path, "start": start} | ({} if length is None else {"end": start + length})
     id = raw.get("id")
     if id is None:
-        id = Path(path).stem + (f"@{start:g}" if start else "")
+        name = Path(path).stem
+        id = (raw[given] if name in shared else name) + (f"@{start:g}" if start else "")
     elif isinstance(id, bool) or not isinstance(id, str | int) or id == "":
         raise RowError("id is not a name", f"{id!r:.60}")
     read = {"audio", "audio_filepath", "offset", "duration", "hypothesis", "pred_text", "nbest"}

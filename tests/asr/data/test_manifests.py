@@ -89,6 +89,16 @@ def test_rows_of_a_manifest(write: Write, folder: Path) -> None:
     assert [unverified[i].get("duration") for i in range(4)] == [None, 2.4, 1.25, None]
 
 
+def test_files_of_one_name_in_several_folders_are_several_utterances(write: Write, folder: Path) -> None:
+    for name in ("yes/0.wav", "no/0.wav", "no/1.wav"):  # as Speech Commands has them
+        tone(folder / name, 0.5)
+    lines = [{"audio": name, "text": name.split("/")[0]} for name in ("yes/0.wav", "./no/0.wav", "no/1.wav")]
+    rows = Manifest(write(*lines, {**lines[2], "offset": 0.25}, {**lines[0], "offset": 0.25}))
+    assert [rows[i]["id"] for i in range(5)] == ["yes/0.wav", "./no/0.wav", "1", "1@0.25", "yes/0.wav@0.25"]
+    with pytest.raises(DataError, match="line 2: duplicate id: '1' is that of .*line 1 too"):
+        Manifest(write(lines[2], {**lines[2], "audio": str(folder / "no/1.wav")}))
+
+
 def test_audio_elsewhere_and_a_json_list(write: Write, folder: Path, tmp_path_factory: Any) -> None:
     other = tmp_path_factory.mktemp("other")
     tone(other / "deep" / "c.wav", 0.5)
