@@ -173,7 +173,7 @@ HALF = {"array": WAVE, "sampling_rate": 16000}
         ({"array": np.zeros(9, np.int16), "sampling_rate": 16000}, "array of int16, expected floats"),
         ({"array": "abc", "sampling_rate": 16000, "path": "x.wav"}, "x.wav: array of <U3"),
         ({"array": [0.0, math.inf], "sampling_rate": 16000}, "not finite"),
-        ({"array": [0.0, 1e30], "sampling_rate": 16000}, "holds samples of 1e+30, expected -1 to 1"),
+        ({"array": [0.0, 1e30], "sampling_rate": 16000}, r"holds samples of 1e\+30, expected -1 to 1"),
         ({**HALF, "start": -0.1}, "no segment from -0.1 to 1 s in 1 s of sound"),
         ({**HALF, "start": 1.0}, "no segment from 1 to 1 s"),
         ({**HALF, "start": 0.5, "end": 0.5}, "no segment from 0.5 to 0.5 s"),

@@ -32,9 +32,10 @@ from mmdiff.tasks.protein.residues import CANONICAL, GAP, codes
 from .clustering import clusters, near
 from .clustering import identity as identity
 from .fasta import read_a3m, read_fasta, write_fasta
+from .files import TABLES
 from .records import Record
 from .stockholm import is_stockholm, read_stockholm
-from .tables import drawn
+from .tables import drawn, read_csv
 
 LETTERS = CANONICAL + GAP
 SPLITS = ("train", "test", "all")
@@ -103,7 +104,8 @@ class Family:
     """The members of a family, similar ones kept on one side of the split: rows {"id", "description", "sequence",
     "where"}, held in memory.
 
-    path: an alignment; with aligned=False also sequences that are not aligned, which is a file without any gap.
+    path: an alignment; with aligned=False also sequences that are not aligned, which is a file without any gap: FASTA,
+        or a table with the columns `id` and `sequence` (`.csv`, `.tsv`, `.jsonl`).
     split: whole clusters (`mmdiff.tasks.protein.data.clustering`) are drawn by `seed` for "test" until they hold
         `test_share` of the rows, or nearly: a cluster that would take it above is passed over. "train" is the rest,
         "all" both.
@@ -135,7 +137,7 @@ class Family:
     ) -> None:
         columns = aligned or _has_gaps(path)
         records, self.dropped = _kept(
-            _aligned(path) if columns else _residues(path),
+            _aligned(path, "" if aligned else "; a gap makes an alignment of a file") if columns else _residues(path),
             path,
             max_gaps=max_gaps,
             distinct=True,
@@ -206,14 +208,15 @@ def background(sequences: Sequence[str], letters: str = CANONICAL) -> NDArray[np
     return np.asarray(count_K / count_K.sum())
 
 
-def _aligned(path: str | Path) -> Iterator[Record]:
+def _aligned(path: str | Path, why: str = "") -> Iterator[Record]:
+    """Yields the rows of an alignment. why: it is taken for one, in errors."""
     first: Record | None = None
     for record in read_stockholm(path, gaps="keep") if is_stockholm(path) else read_a3m(path):
         first = first or record
         if len(record.sequence) != len(first.sequence):
             raise DataError(
                 f"{record.where}: {len(record.sequence)} match columns (upper case and '-'), the first record has "
-                f"{len(first.sequence)}"
+                f"{len(first.sequence)}{why}"
             )
         yield record
 
@@ -252,11 +255,19 @@ def _kept(
 
 
 def _residues(path: str | Path) -> Iterator[Record]:
+    if _is_table(path):
+        return read_csv(path)
     return read_stockholm(path) if is_stockholm(path) else read_fasta(path)
 
 
 def _has_gaps(path: str | Path) -> bool:
+    if _is_table(path):
+        return any(GAP in record.sequence for record in read_csv(path, gaps="keep"))
     return is_stockholm(path) or any(GAP in record.sequence for record in read_fasta(path, gaps="keep"))
+
+
+def _is_table(path: str | Path) -> bool:
+    return str(path).lower().removesuffix(".gz").endswith(TABLES)
 
 
 def _held_out(cluster_N: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:

@@ -175,9 +175,9 @@ def test_arguments(write: Write, folder: Path) -> None:
     assert Manifest(path, limit=2, empty=True)[1]["text"] == ""
     with pytest.raises(DataError, match="line 3: missing audio"):
         Manifest(path, empty=True, verify=False)
-    with pytest.raises(ConfigError, match=r"on_error: 'skpi' \(did you mean \"skip\"\?\)"):
+    with pytest.raises(ConfigError, match=r"on_error: 'skpi' is not one of stop, skip \(did you mean \"skip\"\?\)"):
         Manifest(path, on_error="skpi")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="limit: 0 rows"):
+    with pytest.raises(ConfigError, match="limit=0: expected a whole number of at least 1"):
         Manifest(path, limit=0)
     with pytest.raises(DataError, match="audio_root: .*nowhere is not a folder"):
         Manifest(path, audio_root=str(folder / "nowhere"))

@@ -46,6 +46,19 @@ def mutants(n: int, columns: int, seed: int, letters: str = CANONICAL + "-") -> 
     return rows
 
 
+def test_tables_of_sequences_that_are_not_aligned(write: Write, tmp_path: Path) -> None:
+    pytest.importorskip("Bio")
+    sequences = [row.replace("-", "") for row in mutants(30, 12, 3)]
+    write(*sequences, name="x.fasta")
+    (tmp_path / "x.csv").write_text("id,sequence\n" + "".join(f"r{n},{one}\n" for n, one in enumerate(sequences)))
+    for split in ("train", "test"):
+        table, fasta = (Family(f"{tmp_path}/x.{kind}", split, aligned=False) for kind in ("csv", "fasta"))
+        assert [(row["id"], row["sequence"]) for row in table._rows] == [(r["id"], r["sequence"]) for r in fasta._rows]
+    path = write(*sequences, "ACD-E", name="x.fasta")
+    with pytest.raises(DataError, match=r"match columns .*; a gap makes an alignment of a file$"):
+        Family(path, aligned=False)
+
+
 def test_match_columns(write: Write) -> None:
     alignment = read_alignment(write("..MK-t.V", "aaM--..V", "M-ccccVA", "MK-V", "----"))
     assert alignment.sequences == ("MK-V", "M--V", "M-VA", "MK-V", "----")
