@@ -36,8 +36,9 @@ class Manifest(SpeechRows):
     """A JSON object per line (a JSON list will do), as NeMo and others write them.
 
     `audio` (or `audio_filepath`) and `text` must be there; `id`, else the name of the file, or its path where files of
-    several folders have that name; `speaker`; `offset` and `duration` of a part of the file, in seconds (a `duration` alone must be that of the whole file); `hypothesis` (or
-    `pred_text`) and `nbest` as in `mmdiff.tasks.asr.data.hypotheses`. Other fields are kept.
+    several folders have that name; `speaker`; `offset` and `duration` of a part of the file, in seconds (a `duration`
+    alone must be that of the whole file); `hypothesis` (or `pred_text`) and `nbest` as in
+    `mmdiff.tasks.asr.data.hypotheses`. Other fields are kept.
 
     audio_root: where relative paths start, and must not lead out of; None: the folder of the manifest.
     """
