@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from mmdiff.config.settings import TrainConfig
 from mmdiff.errors import ConfigError, UserError
 from mmdiff.model import MMDiff
-from mmdiff.model.params import FourBit
 
 from .engines.zero import read_zero
 
@@ -64,10 +63,8 @@ def divides(settings: TrainConfig, accelerator: Accelerator) -> bool:
 def shard(model: MMDiff, settings: TrainConfig, accelerator: Accelerator) -> None:
     """Divide a model over the processes, in place: parameters become DTensors, a layer of the backbone at a time.
 
-    Raises ConfigError for weights of 4 bits, which are no parameters.
+    Weights of 4 bits are no parameters: every process has all of them, and a shard of what is trained beside them.
     """
-    if any(isinstance(module, FourBit) for module in model.modules()):
-        raise ConfigError(f"train.sharding: {settings.sharding}: weights of 4 bits are not divided, expected none")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 

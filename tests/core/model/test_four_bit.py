@@ -5,6 +5,7 @@ Shape letters: O outputs, I inputs, N weights, B blocks of 64.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,11 @@ from torch import Tensor, nn
 
 from mmdiff import train
 from mmdiff.canvas.sample import Target, Text
-from mmdiff.config.settings import Config, TrainConfig
+from mmdiff.config.settings import Config
 from mmdiff.data.collate import collate
-from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.likelihood import bound
 from mmdiff.model.params import LEVELS, FourBit, Lora, Rule, apply_rules, merge_adapters
-from mmdiff.training.parallel import shard
 
 RULES = [{"match": "backbone", "lora": {"r": 4, "four_bit": True}}]
 
@@ -152,18 +151,36 @@ def test_it_learns_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     trained_a_little(fresh)
     codes = {name: tensor for name, tensor in fresh.state_dict().items() if name.endswith("codes")}
     assert codes and all(torch.equal(tensor, whole[name]) for name, tensor in codes.items())
-    import json
-
     losses = [json.loads(line)["loss"] for line in Path("runs/whole/metrics.jsonl").read_text().splitlines()]
     print(f"loss {losses[0]:.2f} -> {sum(losses[-5:]) / 5:.2f}")
     assert sum(losses[-5:]) / 5 < losses[0] - 0.3
 
 
-def test_shards_of_codes_are_refused() -> None:
-    m: Any = model()
-    trained_a_little(m)
-    with pytest.raises(ConfigError, match=r"train\.sharding: full: weights of 4 bits are not divided, expected none"):
-        shard(m, TrainConfig(sharding="full"), None)  # type: ignore[arg-type]
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["full", "gradients", "none"])
+def test_two_processes_give_the_run_of_one(sharding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QLoRA in shards: factors, moments and gradients are divided, codes are whole in each process."""
+    monkeypatch.chdir(tmp_path)
+
+    def config(name: str, world: int, **more: Any) -> Config:
+        rules = [{"match": "encoders", "train": False}, {"match": "connectors"}, *RULES]
+        held_out = {"target": "toy.Corners", "n": 3, "seed": 2}
+        stage = {"steps": 4, "batch_size": 4 // world, "lr": 1e-3, "params": rules, "eval": held_out}
+        return toy.config(name, stage=stage, save_every=2, **more)
+
+    train(config("one", 1))
+    toy.in_processes(2, config("two", 2, sharding=sharding))
+    lines = [
+        [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    for a, b in zip(*lines, strict=True):
+        key = "loss" if "loss" in a else "bound_per_token"
+        assert a[key] == pytest.approx(b[key], abs=1e-5)
+    one, two = (MMDiff.from_pretrained(f"runs/{name}/model").state_dict() for name in ("one", "two"))
+    assert one.keys() == two.keys() and any(name.endswith("codes") for name in one)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name].float(), tensor.float(), rtol=0, atol=1e-5)
 
 
 def model_of_run() -> MMDiff:
