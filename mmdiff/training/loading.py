@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from mmdiff.canvas.batch import Batch
@@ -24,6 +26,8 @@ from mmdiff.errors import ConfigError, DataError, UserError, line_of, nearest
 from mmdiff.model import MMDiff
 from mmdiff.parts.ranges import Positive
 from mmdiff.protocols import Task
+
+from .parallel import divides, together
 
 
 def mixture_of(stage: StageConfig, where: str, *, task: bool) -> dict[str, Any]:
@@ -119,24 +123,32 @@ def one_line_errors(loader: DataLoader[Batch]) -> Iterator[Batch]:
 
 @dataclass
 class Collecting:
-    """What is collected for the steps of a stage. inner: steps that share it. window: of one step, its forwards."""
+    """What is collected for the steps of a stage. inner: steps that share it. window: of one step, its forwards.
+
+    divided: whether the model lies in shards; they are put together while it generates. again: see `together`.
+    """
 
     objective: Any
     sampler: GenerationConfig
     inner: int
+    accelerator: Accelerator
+    divided: bool = False
+    again: bool = True
     made: list[Any] = field(default_factory=list)
 
     @classmethod
     def of(cls, objective: Any, stage: Any, where: str) -> Collecting | None:
         """Returns what collects for a `mmdiff.training.stage.Stage`; None for an objective that trains on rows.
 
-        Raises ConfigError for shards of a model, for annealing, and for checkpoints between steps of one collection.
+        Raises ConfigError for DeepSpeed, for annealing, and for checkpoints between steps of one collection.
         """
         if not getattr(objective, "generates", False):
             return None
         settings, inner = stage.settings, int(getattr(objective, "inner", 1))
-        if settings.sharding != "none" or settings.deepspeed is not None:
-            raise ConfigError(f"{where}.objective: generates with the whole model; expected train.sharding: none")
+        if settings.deepspeed is not None:
+            raise ConfigError(
+                f"{where}.objective: generates between steps of DeepSpeed; expected train.sharding instead"
+            )
         if stage.stage.anneal:
             raise ConfigError(f"{where}.anneal: {stage.stage.anneal}: generations attend as the model does; expected 0")
         before = sum(s.steps for s in list(settings.stages.values())[: list(settings.stages).index(stage.name)])
@@ -144,11 +156,24 @@ class Collecting:
         if settings.save_every % inner or before % inner or judged % inner:
             what = f"{settings.save_every}, expected a multiple of objective.inner, {inner}"
             raise ConfigError(f"train.save_every: {what}, as are train.eval_every and the steps of earlier stages")
-        return cls(objective, stage.config.sampler, inner)
+        divided, again = divides(settings, stage.accelerator), settings.sharding != "gradients"
+        return cls(objective, stage.config.sampler, inner, stage.accelerator, divided, again)
 
     def window(self, model: MMDiff, window: list[Batch], stream: Stream, key: NoiseKey, step: int) -> list[Any]:
         """Returns what the forwards of a step train on. step: of the stage, from 0. key: of the step."""
         if not self.made or step % self.inner == 0:
-            rows = partial(stream.row, vocab=model.vocab, readers=model.readers)
-            self.made = [self.objective.collect(model, batch, key, rows, self.sampler) for batch in window]
+            if self.divided:
+                with torch.no_grad(), self.accelerator.autocast():
+                    model(self._together, window, stream, key)  # as a forward: before the first one there are no shards
+                model.reshard()  # type: ignore[operator]
+            else:
+                self._collect(model, window, stream, key)
         return self.made
+
+    def _together(self, model: MMDiff, window: list[Batch], stream: Stream, key: NoiseKey) -> None:
+        with together(model, again=self.again):
+            self._collect(model, window, stream, key)
+
+    def _collect(self, model: MMDiff, window: list[Batch], stream: Stream, key: NoiseKey) -> None:
+        rows = partial(stream.row, vocab=model.vocab, readers=model.readers)
+        self.made = [self.objective.collect(model, batch, key, rows, self.sampler) for batch in window]

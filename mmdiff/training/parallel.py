@@ -93,6 +93,27 @@ def shard(model: MMDiff, settings: TrainConfig, accelerator: Accelerator) -> Non
     model.to(accelerator.device)  # buffers
 
 
+@contextmanager
+def together(model: MMDiff, *, again: bool) -> Iterator[None]:
+    """Within it the shards of a model are put together in each process, which may then run it as often as it likes.
+
+    All processes enter and leave it, within a forward of the model. again: whether layers are divided again behind each
+    forward of training.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(again, recurse=False)
+
+
 def _with_gradient(layer: nn.Module, args: Any, kwargs: Any) -> Any:
     """Let what goes into a layer have a gradient. Under frozen embeddings it has one only where a row has a picture;
     without one this process would add up its layers' gradients later than others do: each would wait for another."""

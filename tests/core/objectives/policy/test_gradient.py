@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from benchmarks.objectives import new_model
 from benchmarks.policy import PREFERENCES, REWARDS, preference, reward
 from mmdiff import train
 from mmdiff.canvas.sample import Target, Text
-from mmdiff.config.settings import GenerationConfig
+from mmdiff.config.settings import GenerationConfig, TrainConfig
 from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
@@ -33,6 +34,7 @@ from mmdiff.objectives.policy.reward import Called, Scored
 from mmdiff.objectives.policy.rollouts import Rollouts, scored
 from mmdiff.objectives.policy.surrogate import Clipped, ClippedSequence, Plain, Surrogate
 from mmdiff.protocols import Row
+from mmdiff.training.loading import Collecting
 
 KEY = NoiseKey(3, step=4, stream="s", batch=4)
 
@@ -276,15 +278,19 @@ def test_two_processes_and_several_forwards_equal_one(
         "inner": inner, "size": 4,
     }  # fmt: skip
     made = {}
-    for name, batch, accumulate, world in (("one", 8, 1, 1), ("parts", 2, 4, 1), ("two", 2, 2, 2)):
+    shards = {"full": "full", "gradients": "gradients"}
+    for name, batch, accumulate, world in (
+        ("one", 8, 1, 1), ("parts", 2, 4, 1), ("two", 2, 2, 2), ("full", 2, 2, 2), ("gradients", 4, 1, 2),
+    ):  # fmt: skip
         one = config(4, objective, name=name)
+        one.train.sharding = shards.get(name, "none")  # type: ignore[assignment]
         one.train.stages["only"].batch_size, one.train.stages["only"].accumulate = batch, accumulate
         if world == 1:
             train(one)
         else:
             toy.in_processes(world, one)
         made[name] = MMDiff.from_pretrained(f"runs/{name}/model").state_dict(), reward_by_step(Path(f"runs/{name}"))
-    for name in ("parts", "two"):
+    for name in ("parts", "two", *shards):
         assert made[name][1] == pytest.approx(made["one"][1])
         for key, tensor in made["one"][0].items():
             torch.testing.assert_close(made[name][0][key], tensor, rtol=0, atol=1e-4)
@@ -299,6 +305,11 @@ def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "reward": {"target": "mmdiff.objectives.policy.reward.Scored", "name": "exact"}}  # fmt: skip
     with pytest.raises(ConfigError, match=r"train\.save_every: 4, expected a multiple of objective\.inner, 3"):
         train(config(4, node))
+    stage = SimpleNamespace(settings=TrainConfig(deepspeed="ds.json"))
+    with pytest.raises(
+        ConfigError, match=r"^x\.objective: generates between steps of DeepSpeed; expected train\.sharding"
+    ):
+        Collecting.of(PolicyGradient(Counted()), stage, "x")
     with pytest.raises(ConfigError, match=r"objective\.kl: 0\.1 of no model"):
         PolicyGradient(Counted(), kl=0.1)
     with pytest.raises(ConfigError, match=r'objective\.sampler\.temprature.*"temperature"'):
