@@ -109,6 +109,21 @@ def test_no_circle_of_modules_and_none_of_rooms() -> None:
     assert circles(room_graph(GRAPH)) == []
 
 
+@pytest.mark.parametrize("package", sorted({name.rpartition(".")[0] for name in PACKAGES if name.count(".") > 1}))
+def test_no_circle_of_the_rooms_within_a_room(package: str) -> None:
+    """Files that stand beside them they may import, and be imported by."""
+    inner = {name for name in PACKAGES if name.rpartition(".")[0] == package}
+
+    def holding(module: str) -> str:
+        return next((name for name in inner if within(module, name)), "")
+
+    graph: dict[str, set[str]] = {}
+    for name in GRAPH:
+        if here := holding(name):
+            graph.setdefault(here, set()).update({holding(target) for target in GRAPH[name]} - {here, ""})
+    assert graph and circles(graph) == []
+
+
 def test_rooms_are_small_enough_to_see_at_once() -> None:
     tests = {file.parent for file in (ROOT / "tests").rglob("*.py")}
     folders = {file.parent for file in modules().values()} | tests | {ROOT / "tests"} | {ROOT / "tests" / "core"}

@@ -49,6 +49,7 @@ def imported(source: str, package: str) -> set[str]:
     return names
 
 
+@cache
 def module_graph() -> dict[str, set[str]]:
     """Module -> the modules it imports. A name that a package hands on (`mmdiff.config.build`) is the package."""
     files = modules()

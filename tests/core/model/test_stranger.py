@@ -30,8 +30,9 @@ from mmdiff.session import load
 called: list[str] = []
 
 
-def payload(*args: Any, **named: Any) -> None:
+def payload(*args: Any, **named: Any) -> bool:
     called.append("here")
+    return True
 
 
 HERE = f"{__name__}.payload"
@@ -101,10 +102,14 @@ FORMS = {
 
 
 @pytest.mark.parametrize(
-    "target", [pytest.param(one, marks=[pytest.mark.slow] * (n > 2)) for n, one in enumerate(TARGETS)]
+    ("form", "place", "target"),
+    [  # `make test` tries one target, by turns, in every form at every place
+        pytest.param(form, place, target, marks=[pytest.mark.slow] * ((n + p) % len(TARGETS) != t))
+        for n, form in enumerate(FORMS)
+        for p, place in enumerate(PLACES)
+        for t, target in enumerate(TARGETS)
+    ],
 )
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("form", FORMS)
 def test_no_place_and_no_form_of_a_saved_model_is_called(saved: Path, place: str, form: str, target: str) -> None:
     text = ("argument of the task", "argument of a connector", "energy of a link")
     plain = form == "string" and place in text  # text, and no node

@@ -46,7 +46,12 @@ def published(folder: Path, **more: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("hub_id", [hub_id for hub_id in PUBLISHED.values() if hub_id])
+HUB_IDS = [hub_id for hub_id in PUBLISHED.values() if hub_id]
+
+
+@pytest.mark.parametrize(
+    "hub_id", [pytest.param(one, marks=[pytest.mark.slow] * (n % 3 > 0)) for n, one in enumerate(HUB_IDS)]
+)
 @pytest.mark.parametrize("original_format", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_every_family_is_described_as_it_loads(hub_id: str, original_format: bool, tmp_path: Path) -> None:
     toy_backbone(hub_id).save_pretrained(tmp_path, original_format=original_format)

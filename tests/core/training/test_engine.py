@@ -168,7 +168,7 @@ def test_averages_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("node", "more"),
     [
-        ({"target": "torch.optim.Muon", "momentum": 0.9}, {}),
+        pytest.param({"target": "torch.optim.Muon", "momentum": 0.9}, {}, marks=pytest.mark.slow),
         ({"target": "mmdiff.training.optim.Muon", "momentum": 0.9}, {"weight_decay": 0.1}),
         pytest.param({"target": "torch.optim.SGD", "momentum": 0.9, "nesterov": True}, {}, marks=pytest.mark.slow),
         pytest.param({"target": "torch.optim.Adafactor"}, {}, marks=pytest.mark.slow),
