@@ -131,7 +131,7 @@ def test_the_reference_shows_signatures_and_docstrings(site: Path) -> None:
 @pytest.mark.needs("PIL")
 def test_the_picture_of_the_readme_is_of_runs(tmp_path: Path) -> None:
     """Trained anew, the models fill the same canvases: what the pages under start/ teach is learned."""
-    script = [sys.executable, str(ROOT / "benchmarks/unmasking.py"), "--svg", str(tmp_path / "new.svg")]
+    script = [sys.executable, str(ROOT / "benchmarks/learning/unmasking.py"), "--svg", str(tmp_path / "new.svg")]
     done = subprocess.run(
         script, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )

@@ -14,7 +14,7 @@ import torch
 import toy
 from torch import Tensor
 
-from benchmarks.objectives import entropy, fit, measured, new_model, recipes, rows, step_loss
+from benchmarks.learning.objectives import entropy, fit, measured, new_model, recipes, rows, step_loss
 from mmdiff.canvas.sample import Break, Sample, Target, Text
 from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey

@@ -16,8 +16,8 @@ import torch
 import toy
 from torch import Tensor
 
-from benchmarks.objectives import new_model
-from benchmarks.policy import PREFERENCES, REWARDS, preference, reward
+from benchmarks.learning.objectives import new_model
+from benchmarks.learning.policy import PREFERENCES, REWARDS, preference, reward
 from mmdiff import train
 from mmdiff.canvas.sample import Target, Text
 from mmdiff.config.settings import GenerationConfig, TrainConfig

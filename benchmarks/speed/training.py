@@ -14,7 +14,7 @@
              kind.
     levels   variance of the loss over draws for an answer of n tokens, Bernoulli 1/t against exact counts.
 
-Run: python benchmarks/training.py [--json FILE]
+Run: python benchmarks/speed/training.py [--json FILE]
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def fixed(steps: int = 400, rows: int = 8) -> dict[str, float]:
         plain()
         times.append(time.process_time())
 
-    name = f"{Path(__file__).parent.name}.{Path(__file__).stem}"
+    name = f"benchmarks.speed.{Path(__file__).stem}"
     stage = StageConfig(
         steps=steps, batch_size=rows, data={"target": f"{name}.Sequences"},
         objective={"target": "mmdiff.objectives.denoise.Denoise"},
@@ -244,7 +244,7 @@ def spread(levels: Levels, n: int, draws: int = 100_000) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    sys.path.insert(0, str(Path(__file__).parent.parent))  # the parts here are named by dotted path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the parts here are named by dotted path
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the ratios to this file")
     given = parser.parse_args()

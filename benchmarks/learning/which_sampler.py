@@ -1,9 +1,9 @@
 """Which sampler when: tokens per forward against accuracy, on three tasks whose right answers are known by rule.
 
-    python benchmarks/which_sampler.py [--puzzles 400] [--tasks sudoku countdown chain] [--json FILE] [--png FILE]
+    python benchmarks/learning/which_sampler.py [--puzzles 400] [--tasks sudoku countdown chain] [--json FILE]
 
-One small model per task is trained from nothing (benchmarks/puzzles.py; some minutes of one core in all; a finished run
-under runs/ is taken as it is), then every sampler fills the same puzzles at several budgets. Figures:
+One small model per task is trained from nothing (`puzzles.py`; some minutes of one core; a finished run under runs/
+is taken as it is), then every sampler fills the same puzzles at several budgets, and `--png` draws them. Figures:
 
     tokens    masked positions per forward of a row, over all puzzles
     right     the share of puzzles whose whole answer is right, with a 95 % interval (Wilson)
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from puzzles import TASKS

@@ -1,6 +1,6 @@
 """How much of a step the sampler's loop costs, against a plain reading of the published rule, in one run.
 
-    python benchmarks/sampler.py [--vocab 126464] [--temperature 1.0]
+    python benchmarks/speed/sampler.py [--vocab 126464] [--temperature 1.0]
 
 Both fill the same canvas with the same tiny random bidirectional Llama; at temperature 0 they must agree.
 plain: logits of every position of the canvas, float64 softmax over them, float64 Gumbel noise over them (LLaDA).
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.query import Prediction, Query

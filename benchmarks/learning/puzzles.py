@@ -7,7 +7,7 @@
     chain       16 states of a Markov chain in which each state has two successors: any path along them is right
                 {"answer": "a c f b ..."}
 
-Rows are functions of seed and index. `python benchmarks/puzzles.py` prints a row of each.
+Rows are functions of seed and index. `python benchmarks/learning/puzzles.py` prints a row of each.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Rows are of two kinds, which is the hard case: short ones (8 to 24 words) of one
 tokens; the figures are the bound in nats per word of held-out rows, mean and standard deviation over seeds, the entropy
 of the chains, and CPU seconds.
 
-Run: python benchmarks/bucketing.py [--seeds 3]
+Run: python benchmarks/speed/bucketing.py [--seeds 3]
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def entropy(rows: Kinds) -> float:
 
 def trained(way: dict[str, int], seed: int) -> tuple[float, float]:
     """Returns the bound in nats per word after training, and CPU seconds."""
-    name = f"{Path(__file__).parent.name}.{Path(__file__).stem}"
+    name = f"benchmarks.speed.{Path(__file__).stem}"
     stage = StageConfig(
         steps=STEPS, batch_size=BATCH, lr=5e-3, warmup=0.1, data={"target": f"{name}.Kinds", "n": STEPS * BATCH},
         objective={"target": "mmdiff.objectives.denoise.Denoise"},
@@ -113,7 +113,7 @@ def trained(way: dict[str, int], seed: int) -> tuple[float, float]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    sys.path.insert(0, str(Path(__file__).parent.parent))  # the parts here are named by dotted path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the parts here are named by dotted path
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     seeds = range(parser.parse_args().seeds)

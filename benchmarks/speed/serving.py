@@ -1,6 +1,6 @@
 """A server under many clients, against the same requests one by one: throughput, latency, wrong rows, memory.
 
-    python benchmarks/serving.py --clients 64 --seconds 60 --json runs/serving.json
+    python benchmarks/speed/serving.py --clients 64 --seconds 60 --json runs/serving.json
 
 `mmdiff serve` runs in a process of its own, on a model of random weights (128 wide, 3 layers) that is saved for it.
 Requests are ragged: prompts of 1 to 40 words, 8 to 24 new tokens, 8 steps. Each of 48 different requests is answered

@@ -1,6 +1,6 @@
 """What each objective costs in noise, and what a small model has learned with it after the same number of forwards.
 
-    python benchmarks/objectives.py --json runs/objectives.json
+    python benchmarks/learning/objectives.py --json runs/objectives.json
 
 The task: 4 tokens of a Markov chain over 8 states behind its first state, whose conditional entropy is known. A model
 of 2 layers and 48 channels is trained from the same start, with the same rows, `--steps` steps of 32 noised copies.

@@ -1,10 +1,10 @@
 """What networks in place of the backbone are worth: time of a generation, and what is learnt, at equal depth.
 
-    python benchmarks/networks.py --json runs/networks.json
+    python benchmarks/learning/networks.py --json runs/networks.json
 
     seconds     of a processor, for a generation of 4 rows of 512 tokens, width 192, six layers in all, untrained, at 64
                 steps; of blocks of 16, 4 steps each
-    bound       as in `benchmarks/objectives.py`, after `--steps` steps of 32 noised copies, two layers in all
+    bound       as in `benchmarks/learning/objectives.py`, after `--steps` steps of 32 noised copies, two layers in all
 
 One thread of a CPU.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.objectives import STATES, entropy, fit, rows
+from benchmarks.learning.objectives import STATES, entropy, fit, rows
 from mmdiff.backbones import new_backbone
 from mmdiff.canvas.patterns import BlockCausal, Full
 from mmdiff.canvas.sample import Target, Text

@@ -1,6 +1,6 @@
 """Decoding against the published procedures, in one run: time ratios, agreement of tokens, forwards.
 
-    python benchmarks/decoding.py [--json FILE] [--png FILE] [--repeats 3] [--width 256] [--layers 4] [--device cpu]
+    python benchmarks/speed/decoding.py [--json FILE] [--png FILE] [--repeats 3] [--width 256] [--layers 4] [--device D]
 
 The model is a random bidirectional Llama; the published procedures are written plainly below, on the same weights, with
 transformers' own cache: LLaDA's loop, and Fast-dLLM's (arXiv 2505.22618) with its prefix and its dual cache. Figures:
@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from transformers.cache_utils import DynamicCache
 
@@ -226,7 +226,7 @@ def draw(figures: dict[str, float], file: Path) -> None:
     bars = axes.barh(list(WANTED), [figures[name] for name in WANTED])
     axes.bar_label(bars, [f"{figures[name]:.2f}  (wanted {WANTED[name]})" for name in WANTED], padding=3)
     axes.set_xlim(0, 1.5 * max(figures[name] for name in WANTED))
-    axes.set_title("time ratios, see benchmarks/decoding.py")
+    axes.set_title("time ratios, see benchmarks/speed/decoding.py")
     figure.savefig(file)
 
 

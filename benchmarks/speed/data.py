@@ -7,7 +7,7 @@
     mixture   `Stream.locate` of two components against one.
     formats   rows per second in the order of a stage, by format.
 
-Run: python benchmarks/data.py [--json]
+Run: python benchmarks/speed/data.py [--json]
 """
 
 from __future__ import annotations

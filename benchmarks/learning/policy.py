@@ -1,8 +1,8 @@
 """What preferences and rewards do to a small model, by estimate of log p: how much it varies, and what is learnt.
 
-    python benchmarks/policy.py --json runs/policy.json
+    python benchmarks/learning/policy.py --json runs/policy.json
 
-The task is that of `benchmarks/objectives.py`: four tokens of a Markov chain behind its first state, a model of two
+The task is that of `objectives.py` beside it: four tokens of a Markov chain behind its first state, a model of two
 layers that knows the chain. Of two sequences, that with more tokens of state 0 is preferred; the reward is that number.
 
     spread      standard deviation of a pair's margin over 200 draws of masks, in nats, against a reference near by
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.objectives import FIRST, LENGTH, STATES, fit, new_model, rows
+from benchmarks.learning.objectives import FIRST, LENGTH, STATES, fit, new_model, rows
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.sample import Break, Target, Text
 from mmdiff.config.settings import GenerationConfig

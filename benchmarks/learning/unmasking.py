@@ -1,6 +1,6 @@
 """The picture of the README: canvases of small models, step by step, from real runs.
 
-    python benchmarks/unmasking.py --svg docs/unmasking.svg
+    python benchmarks/learning/unmasking.py --svg docs/unmasking.svg
 
 Each model is trained as a page of `docs/start/` says: its blocks are run, in an empty folder.
 Half a minute of one core.
@@ -26,7 +26,7 @@ import mmdiff
 from mmdiff.commands import cli
 from mmdiff.files import write_text
 
-PAGES = Path(__file__).resolve().parent.parent / "docs" / "start"
+PAGES = Path(__file__).resolve().parents[2] / "docs" / "start"
 CELL, ROW, GAP, LEFT, WIDTH = 25, 25, 6, 100, 910
 COLOURS = {"given": "#cfd8dc", "masked": "#546e7a", "new": "#fff176", "committed": "#a5d6a7"}
 
