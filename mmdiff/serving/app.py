@@ -16,7 +16,7 @@ from .batching import Batcher
 from .fields import ChatRequest, CompletionRequest, EmbeddingRequest, Fields, PredictRequest, ScoreRequest
 from .http.description import describe
 from .http.files import allow_pages_of, origin_of, page
-from .http.guard import CLOSE, BadRequest, Bodies, Gate, Limits
+from .http.guard import CLOSE, BadRequest, Bodies, ErrorBody, Gate, Limits
 from .http.listening import LIMITS
 from .service import GONE, Service, name_of
 from .streams import error_body
@@ -49,14 +49,16 @@ def make_app(
     token: str | None = None,
     local: bool = False,
     beside: str | None = None,
+    error: ErrorBody = error_body,
+    own: Mapping[str, Any] = {},
 ) -> Starlette:
     """Returns the application that answers with a session.
 
     rows: most canvases of a batch. waiting: most that wait. seconds: the longest that a request may take. token, local:
     see `mmdiff.serving.http.guard.Gate`. beside: the address of another server, which the page may ask, and whose page
-    may ask this one. A task may bring routes of its own: `served` names a function of (app, service) -> what /health
-    says besides, and of each route, for the description, the class of its body and a summary. Raises ConfigError for an
-    address that is none.
+    may ask this one. A task may bring routes of its own: `served` names a function of (app, service, **own) -> what
+    /health says besides, and of each route, for the description, the class of its body and a summary. error: the form
+    of errors. Raises ConfigError for an address that is none.
     """
     require("starlette", "serve")
     from starlette.applications import Starlette
@@ -65,9 +67,8 @@ def make_app(
 
     asks = [] if beside is None else [origin_of(beside)]
     pages = page("mmdiff.serving/page", asks)
-    service = Service(
-        session, Batcher(session.model, rows=rows, waiting=waiting), Bodies(limits), name_of(session.folder), seconds
-    )
+    batcher = Batcher(session.model, rows=rows, waiting=waiting)
+    service = Service(session, batcher, Bodies(limits), name_of(session.folder), seconds, error)
     app = Starlette()
     app.state.service = service
 
@@ -91,11 +92,11 @@ def make_app(
     async def openapi(service: Service, http: Request) -> Response:
         return JSONResponse(described)
 
-    async def problem(http: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+    async def problem(http: Request, raised: Exception) -> Response:
+        assert isinstance(raised, HTTPException)
         where = f"{http.method} {http.url.path}"[:80]
-        line = f"{where}: {error.detail}; GET /openapi.json describes what is served"
-        return JSONResponse(error_body(line, error.status_code), error.status_code, error.headers)
+        line = f"{where}: {raised.detail}; GET /openapi.json describes what is served"
+        return JSONResponse(error(line, raised.status_code), raised.status_code, raised.headers)
 
     card = {"id": service.name, "object": "model", "created": int(service.began), "owned_by": "mmdiff"}
     facts: dict[str, Any] = {
@@ -121,13 +122,13 @@ def make_app(
     posts: dict[str, tuple[type[BaseModel] | None, str]] = {
         path: (kind, about) for path, (_, kind, about) in POSTS.items()
     }
-    if (own := getattr(session.task, "served", None)) is not None:
-        more, own_posts = locate(own, "served")(app, service)
+    if (served := getattr(session.task, "served", None)) is not None:
+        more, own_posts = locate(served, "served")(app, service, **own)
         facts |= more
         posts |= own_posts
     described = describe(service.name, posts)
     app.add_exception_handler(HTTPException, problem)  # no such path, no such method
-    app.add_middleware(Gate, bodies=service.bodies, token=token, local=local, error=error_body, free=pages)
+    app.add_middleware(Gate, bodies=service.bodies, token=token, local=local, error=error, free=pages)
     if asks:
         allow_pages_of(app, asks[0])
     return app
@@ -147,12 +148,12 @@ def guarded(
             response = await answer(service, http)
         except BadRequest as error:
             headers = CLOSE if error.status in UNREAD else None
-            response = JSONResponse(error_body(str(error), error.status, error.param), error.status, headers)
+            response = JSONResponse(service.error(str(error), error.status, error.param), error.status, headers)
         except ClientDisconnect:
-            response = JSONResponse(error_body("client: gone", GONE), GONE)
+            response = JSONResponse(service.error("client: gone", GONE), GONE)
         except Exception:
             log.exception("%s failed", path)
-            response = JSONResponse(error_body("internal error; see the server's log", 500), 500)
+            response = JSONResponse(service.error("internal error; see the server's log", 500), 500)
         service.numbers.requests.labels(path, str(response.status_code)).inc()
         service.numbers.seconds.labels(path).observe(time.perf_counter() - began)
         return response

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmdiff.errors import require
 
 from .http.files import origin_of
-from .http.guard import Limits, is_local, read_token
+from .http.guard import ErrorBody, Limits, is_local, read_token
 from .http.listening import LIMITS, listen, run, settings
 
 PORT = 8000  # vLLM's
@@ -28,12 +28,17 @@ def serve(
     token_file: str | Path | None = None,
     dtype: str | None = None,
     beside: str | None = None,
+    path: str = "/",
+    task: type[Any] | None = None,
+    error: ErrorBody | None = None,
+    own: Mapping[str, Any] = {},
 ) -> None:
     """Serve a run or a model until Ctrl-C. port 0 takes a free one; the address is printed once requests are answered.
 
-    rows, waiting, seconds, beside: see `mmdiff.serving.app.make_app`. token_file: see
-    `mmdiff.serving.http.guard.read_token`. dtype: of the backbone. Raises ConfigError for a port that is taken or an
-    address that is none, MissingExtra.
+    rows, waiting, seconds, beside, error, own: see `mmdiff.serving.app.make_app`. token_file: see
+    `mmdiff.serving.http.guard.read_token`. dtype: of the backbone. path: what is printed behind the address. task: the
+    class that the task must be an instance of. Raises ConfigError for a port that is taken or an address that is none,
+    MissingExtra.
     """
     for package in ("starlette", "uvicorn", "pydantic", "prometheus_client"):
         require(package, "serve")
@@ -43,23 +48,17 @@ def serve(
     beside = None if beside is None else origin_of(beside)
     listening = listen(host, port)  # before the model is loaded, which may take minutes
     try:
-        session = load(folder, *overrides, dtype=dtype)
+        session: Any = load(folder, *overrides, dtype=dtype, **({} if task is None else {"task": task}))
         from .app import make_app
         from .streams import error_body
 
-        local = is_local(host)
+        local, error = is_local(host), error or error_body
         bounds: dict[str, Any] = {"limits": limits, "rows": rows, "waiting": waiting, "seconds": seconds}
-        app = make_app(session, token=token, local=local, beside=beside, **bounds)
+        app = make_app(session, token=token, local=local, beside=beside, error=error, own=own, **bounds)
         service = app.state.service
         try:
-            run(
-                app,
-                listening,
-                path="/",
-                name=service.name,
-                config=settings(app, limits, error_body),
-                token=token,
-            )
+            config = settings(app, limits, error)
+            run(app, listening, path=path, name=service.name, config=config, token=token)
         finally:
             service.batcher.close()
     finally:

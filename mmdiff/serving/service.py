@@ -18,8 +18,9 @@ from mmdiff.session import Session
 from .batching import Batcher, Draft, Filled, Job
 from .canvases import PromptCanvas
 from .fields import Fields, read
-from .http.guard import BadRequest, Bodies, short
+from .http.guard import BadRequest, Bodies, ErrorBody, short
 from .http.numbers import Numbers
+from .streams import error_body
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -31,7 +32,8 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Service:
-    """A session that is served. name: of the model in /v1/models. seconds: the longest that a request may take.
+    """A session that is served. name: of the model in /v1/models. seconds: the longest that a request may take. error:
+    the form of errors.
 
     The tokenizer is used in the thread of the event loop only, because it may not be used by two at a time.
     """
@@ -41,6 +43,7 @@ class Service:
     bodies: Bodies
     name: str
     seconds: float = 600.0
+    error: ErrorBody = error_body
     numbers: Numbers = field(default_factory=Numbers)
     began: float = field(default_factory=time.time)
 

@@ -219,9 +219,10 @@ def answer_request() -> tuple[int, Any]:
     from robots.policy_server import StandIn
     from starlette.testclient import TestClient
 
-    from mmdiff.tasks.vla.serve.server import make_app
+    from mmdiff.serving.app import make_app
+    from mmdiff.serving.http.guard import line_only
 
-    client = TestClient(make_app(StandIn()), base_url="http://127.0.0.1", raise_server_exceptions=True)
+    client = TestClient(make_app(StandIn(), error=line_only), base_url="http://127.0.0.1", raise_server_exceptions=True)
     answer = client.post("/act", content=Path("body.json").read_bytes(), headers={"content-type": "application/json"})
     found = answer.json()
     if 400 <= answer.status_code < 500:

@@ -30,12 +30,12 @@ SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 50
 CLOSE = {"connection": "close"}  # after an answer, to a client that may be sending still
 
 
-ErrorBody = Callable[[str, int], dict[str, Any]]
-"""An error line and a status of HTTP -> the body of the response."""
+ErrorBody = Callable[..., dict[str, Any]]
+"""An error line, a status of HTTP, and the field that is wrong or None -> the body of the response."""
 
 
-def line_only(line: str, status: int) -> dict[str, Any]:
-    """Returns the body of a response that has an error line and nothing else."""
+def line_only(line: str, status: int, param: str | None = None) -> dict[str, Any]:
+    """Returns the body of a response that has an error line and nothing else, as openvla-oft's clients expect it."""
     return {"error": line}
 
 

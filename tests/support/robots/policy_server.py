@@ -14,11 +14,15 @@ import httpx
 import numpy as np
 import uvicorn
 
+from mmdiff.backbones.load import toy_backbone
+from mmdiff.config.settings import GenerationConfig
 from mmdiff.errors import DataError
+from mmdiff.model import MMDiff
+from mmdiff.serving.app import make_app
+from mmdiff.serving.http.guard import line_only
 from mmdiff.serving.http.listening import LIMITS, listen, settings
 from mmdiff.tasks.vla.codecs.normalise import Statistics
 from mmdiff.tasks.vla.serve.client import encoded
-from mmdiff.tasks.vla.serve.server import make_app
 from mmdiff.tasks.vla.task import VLA
 
 NAMES = ("x", "y", "grip")
@@ -42,9 +46,10 @@ class StandIn:
     """A session whose answers are a known function of everything that a request says."""
 
     folder = Path("runs/stand-in/model")
+    sampler = GenerationConfig()
 
     def __init__(self, cameras: int = 1) -> None:
-        self.task = task(cameras)
+        self.task, self.model = task(cameras), MMDiff(toy_backbone("GSAI-ML/LLaDA-8B-Base"))
         self.inside, self.most, self.rows = 0, 0, []
         self.gate = threading.Event()  # closed, an answer takes until it is opened
         self.gate.set()
@@ -74,9 +79,11 @@ class StandIn:
 
 @contextmanager
 def served(session: Any, **options: Any) -> Iterator[str]:
-    """The address of a real server in a thread."""
+    """The address of a real server in a thread, which answers as `mmdiff vla serve`."""
     listening = listen("127.0.0.1", 0)
-    server = uvicorn.Server(settings(make_app(session, **options), options.get("limits", LIMITS)))
+    own = {name: options.pop(name) for name in ("cameras", "execute") if name in options}
+    app = make_app(session, error=line_only, own=own, **options)
+    server = uvicorn.Server(settings(app, options.get("limits", LIMITS)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     until(lambda: server.started)
@@ -86,6 +93,7 @@ def served(session: Any, **options: Any) -> Iterator[str]:
         server.should_exit = True
         thread.join(20)
         listening.close()
+        app.state.service.batcher.close()
         assert not thread.is_alive()
 
 

@@ -140,7 +140,7 @@ def test_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
             {"Authorization": "Basic s3cret"},
             {"Authorization": "s3cret"},
         ):
-            for path in ("/health", "/metrics", "/", "/none"):
+            for path in ("/health", "/metrics", "/none"):
                 said = HTTP.get(url + path, headers=given)
                 assert (
                     said.status_code == 401 and "s3c" not in said.text and said.headers["www-authenticate"] == "Bearer"
@@ -231,7 +231,7 @@ def test_after_all_that_the_server_answers() -> None:
         for client in clients:
             client.close()
         until(lambda: ask(url).status_code == 200)
-        assert HTTP.get(f"{url}/metrics").json()["failed"] == 0
+        assert 'status="500"' not in HTTP.get(f"{url}/metrics").text
 
 
 def test_weights_that_are_no_numbers_give_no_actions(real: Session) -> None:
