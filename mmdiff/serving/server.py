@@ -48,7 +48,7 @@ def serve(
     beside = None if beside is None else origin_of(beside)
     listening = listen(host, port)  # before the model is loaded, which may take minutes
     try:
-        session: Any = load(folder, *overrides, dtype=dtype, **({} if task is None else {"task": task}))
+        session: Any = load(folder, *overrides, task=task, dtype=dtype)
         from .app import make_app
         from .streams import error_body
 

@@ -116,7 +116,9 @@ class Session(Generic[T]):
 
 
 @overload
-def load(folder: str | Path, *overrides: str, dtype: str | None = None, trust: bool = False) -> Session[Task]: ...
+def load(
+    folder: str | Path, *overrides: str, task: None = None, dtype: str | None = None, trust: bool = False
+) -> Session[Task]: ...
 @overload
 def load(
     folder: str | Path, *overrides: str, task: type[T], dtype: str | None = None, trust: bool = False
