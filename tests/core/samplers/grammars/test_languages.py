@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 import pytest
-from grammar_texts import Noise, filled, runs, texts
 
 from mmdiff.canvas.sample import Target
 from mmdiff.canvas.vocab import Vocab, word_tokenizer
@@ -17,6 +16,7 @@ from mmdiff.samplers.grammars.ebnf import Ebnf
 from mmdiff.samplers.grammars.pattern import Choices, Pattern
 from mmdiff.samplers.grammars.schema import Schema
 from mmdiff.samplers.processes.editing import Editing
+from tests.core.samplers.grammars.grammar_texts import Noise, filled, runs, texts
 
 pytestmark = pytest.mark.needs("outlines_core")
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from grammar_texts import PERSON, Noise, filled, is_person, texts
 from logit_tables import Table
 
 from mmdiff.canvas.sample import Target, Text
@@ -24,6 +23,7 @@ from mmdiff.samplers.loop import sample
 from mmdiff.samplers.options import generation_config
 from mmdiff.samplers.rules.revise import RunningConfidence
 from mmdiff.samplers.rules.select import Everything
+from tests.core.samplers.grammars.grammar_texts import PERSON, Noise, filled, is_person, texts
 
 pytestmark = pytest.mark.needs("outlines_core")
 

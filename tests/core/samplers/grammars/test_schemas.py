@@ -7,13 +7,13 @@ import re
 from typing import Any
 
 import pytest
-from grammar_texts import Noise, filled, runs, texts
 
 from mmdiff.canvas.sample import Target
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import ConfigError
 from mmdiff.samplers.grammars.automaton import of_regular
 from mmdiff.samplers.grammars.schema import Schema
+from tests.core.samplers.grammars.grammar_texts import Noise, filled, runs, texts
 
 pytestmark = pytest.mark.needs("outlines_core")
 
