@@ -168,13 +168,17 @@ def published_names(config: Any) -> dict[str, tuple[Share, ...]]:
 
     with torch.device("meta"):
         model = finished(AutoModelForMaskedLM.from_config(config))
+    return names_of(config, [name for name, _ in model.named_parameters()])
+
+
+def names_of(config: Any, own: Collection[str]) -> dict[str, tuple[Share, ...]]:
+    """Returns the same of a model whose parameters are `own`."""
     names = {}
     if config.position_embedding_type == "rotary":
         for layer in ("*", *range(config.num_hidden_layers)):
             at = f"esm.encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq"
             names[at] = "esm.rotary_embeddings.inv_freq"
         names["esm.rotary_embeddings.inv_freq"] = "esm.rotary_embeddings.inv_freq"
-    own = [name for name, _ in model.named_parameters()]
     for kind, other in (("weight", "gamma"), ("bias", "beta")):
         names |= {name.removesuffix(kind) + other: name for name in own if name.endswith(f"LayerNorm.{kind}")}
     names |= {name: name for name in own}

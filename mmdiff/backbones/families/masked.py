@@ -26,7 +26,7 @@ from mmdiff.errors import ConfigError, DataError, nearest
 from ..family import Facts, Sizes, checked_mask_id, required, transformers_config
 from ..shares import Share
 from .decoder import NO_EFFECT
-from .published.masked import ELSEWHERE, HEADS, HUB, NEEDED, OFFSET, ONLY, READ, WITHOUT_EFFECT
+from .published.masked import ELSEWHERE, HEADS, HUB, NEEDED, OFFSET, ONLY, READ, WITHOUT_EFFECT, names_of
 from .tokenizers import byte_tokenizer
 
 if TYPE_CHECKING:
@@ -150,11 +150,7 @@ class MaskedLM:
         return {**fields, "model_type": self.name, "is_causal": False, **kept}
 
     def published_names(self, config: Any) -> Mapping[str, tuple[Share, ...]]:
-        """Returns {published name of a tensor: the parameter that it holds}; of several, the last is written.
-
-        They differ in norms, `gamma` and `beta` in older files; in a head that shares the embeddings and has a name of
-        its own; and in files of the body alone, which have no head and are refused for that.
-        """
+        """Returns {published name of a tensor: the parameter that it holds}; of several, the last is written."""
         import torch
         from transformers import AutoModelForMaskedLM
 
@@ -162,16 +158,7 @@ class MaskedLM:
             model = AutoModelForMaskedLM.from_config(config)
         model.tie_weights()
         own = [name for name, _ in model.named_parameters()]
-        names = {name.removeprefix(f"{model.base_model_prefix}."): name for name in own}
-        for kind, other in (("weight", "gamma"), ("bias", "beta")):
-            found = [name for name in own if name.endswith(f"LayerNorm.{kind}")]
-            names |= {name.removesuffix(kind) + other: name for name in found}
-        names = {name: ours for name, ours in names.items() if name not in own} | {name: name for name in own}
-        for name, other in model.all_tied_weights_keys.items():
-            ours = other if other in own else name
-            names.pop(other, None)
-            names |= {name: ours, other: ours}  # the other is the one that transformers writes
-        return {name: (Share(ours),) for name, ours in names.items()}
+        return names_of(own, model.base_model_prefix, model.all_tied_weights_keys)
 
     def fields_of(self, facts: Facts) -> dict[str, Any]:
         return {}

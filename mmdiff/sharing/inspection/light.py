@@ -1,4 +1,4 @@
-"""What a folder is without torch and transformers, which take seconds to import: decoders, as most are published.
+"""What a folder is without torch and transformers, which take seconds to import: decoders and encoders, as most are.
 
 Fields of config.json, ids of tokenizer.json and names in the heads of weight files are data, and the memory of these
 models is arithmetic (`arithmetic/`). Whatever is not plain here is left to `thorough.py`, which has the same answers
@@ -12,15 +12,18 @@ from math import prod
 from typing import Any
 
 from mmdiff.backbones.bounds import SLACK_NUMBERS, SLACK_TENSORS
+from mmdiff.backbones.families import esm
 from mmdiff.backbones.families.decoder import Decoder
 from mmdiff.backbones.family import Family
 from mmdiff.backbones.shares import Outline, Published
 from mmdiff.backbones.weights import Header, match
 from mmdiff.model.published.llava import BACKBONE, is_multimodal, names_of_parts, parts
 
+from .arithmetic import encoder
 from .arithmetic.dense import memory_of
 from .arithmetic.plain import CLASSES, dense_of, plain_config
-from .arithmetic.tokenizer import read_tokenizer
+from .arithmetic.plain_encoder import plain_encoder
+from .arithmetic.tokenizer import read_tokenizer, read_words
 from .arithmetic.tower import connector_shapes, tower_shapes
 from .folder import Folder, NoTokenizer, Seen, has_tokenizer
 from .matching import matched
@@ -28,45 +31,70 @@ from .matching import matched
 
 def look(folder: Folder, raw: Mapping[str, Any], own: Family, headers: list[Header], dtype: str) -> Seen | None:
     """Returns what there is to see; None where torch is needed for it, or for the error that there is."""
-    if not isinstance(own, Decoder):
-        return None
     try:
-        tokenizer = read_tokenizer(folder.home) if has_tokenizer(folder.home, own) else NoTokenizer()
-        config = plain_config(own, raw)
-        if tokenizer is None or config is None:
-            return None
-        model = dense_of(own, config)
-        if _exceeds(model.shapes, headers):
-            return None
-        outline = _Model(model.shapes, model.buffers)
-        names = {} if folder.saved else own.names_of(config, model.shapes)
-        made, whole = folder.saved or {}, None
-        if folder.saved is None and is_multimodal(raw):
-            made = parts(raw, {header.name: header.shape for header in headers})
-            if (whole := _whole(made, raw, outline, names)) is None:
-                return None
-        shapes = outline.shapes if whole is None else whole[0].shapes
-        if _exceeds(shapes, headers):
-            return None
-        if whole is None:
-            found = matched(folder, outline, headers, names, own)
-        else:
-            found = match(whole[0], headers, whole[1], lambda name: False)
-        if folder.saved and found.unexpected:  # or a buffer, of which nothing is known here
-            return None
-        return Seen(
-            tokenizer=tokenizer,
-            facts=own.facts(raw, config, tokenizer),
-            rows=model.rows,
-            kind=CLASSES[own.config_class],
-            parameters=sum(map(prod, shapes.values())),
-            found=found,
-            memory=lambda of: memory_of(model, dtype, of),
-            made=made,
-            multimodal=whole is not None,
-        )
+        seen = (_decoder if isinstance(own, Decoder) else _encoder)(folder, raw, own, headers, dtype)
     except Exception:  # whatever it is that a stranger's folder made, with torch it is an error of one line
         return None
+    if seen is None or (folder.saved and seen.found.unexpected):  # or a buffer, of which nothing is known here
+        return None
+    return seen
+
+
+def _encoder(folder: Folder, raw: Mapping[str, Any], own: Any, headers: list[Header], dtype: str) -> Seen | None:
+    plain = plain_encoder(own, raw, [header.name for header in headers])
+    words = own is esm
+    if plain is None or _exceeds(plain.model.shapes, headers):
+        return None
+    has_one = words or has_tokenizer(folder.home, own)
+    tokenizer = (read_words if words else read_tokenizer)(folder.home) if has_one else NoTokenizer()
+    if tokenizer is None:
+        return None
+    outline = _Model(plain.model.shapes, plain.model.buffers)
+    return Seen(
+        tokenizer=tokenizer,
+        facts=own.facts(raw, plain.config, tokenizer),
+        rows=plain.model.rows,
+        kind=plain.kind,
+        parameters=sum(map(prod, outline.shapes.values())),
+        found=matched(folder, outline, headers, {} if folder.saved else plain.names, own),
+        memory=lambda of: encoder.memory_of(plain.model, dtype, of),
+        made=folder.saved or {},
+    )
+
+
+def _decoder(folder: Folder, raw: Mapping[str, Any], own: Decoder, headers: list[Header], dtype: str) -> Seen | None:
+    tokenizer = read_tokenizer(folder.home) if has_tokenizer(folder.home, own) else NoTokenizer()
+    config = plain_config(own, raw)
+    if tokenizer is None or config is None:
+        return None
+    model = dense_of(own, config)
+    if _exceeds(model.shapes, headers):
+        return None
+    outline = _Model(model.shapes, model.buffers)
+    names = {} if folder.saved else own.names_of(config, model.shapes)
+    made, whole = folder.saved or {}, None
+    if folder.saved is None and is_multimodal(raw):
+        made = parts(raw, {header.name: header.shape for header in headers})
+        if (whole := _whole(made, raw, outline, names)) is None:
+            return None
+    shapes = outline.shapes if whole is None else whole[0].shapes
+    if _exceeds(shapes, headers):
+        return None
+    if whole is None:
+        found = matched(folder, outline, headers, names, own)
+    else:
+        found = match(whole[0], headers, whole[1], lambda name: False)
+    return Seen(
+        tokenizer=tokenizer,
+        facts=own.facts(raw, config, tokenizer),
+        rows=model.rows,
+        kind=CLASSES[own.config_class],
+        parameters=sum(map(prod, shapes.values())),
+        found=found,
+        memory=lambda of: memory_of(model, dtype, of),
+        made=made,
+        multimodal=whole is not None,
+    )
 
 
 def _exceeds(shapes: Mapping[str, tuple[int, ...]], headers: list[Header]) -> bool:

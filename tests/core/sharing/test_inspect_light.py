@@ -21,16 +21,19 @@ from safetensors.torch import load_file, save_file
 
 from mmdiff.backbones import new_backbone
 from mmdiff.backbones.families.llada import toy_tokenizer
-from mmdiff.backbones.family import find_family
+from mmdiff.backbones.family import Sizes, find_family
 from mmdiff.backbones.load import tokenizer_of, toy_backbone
 from mmdiff.model import MMDiff
 from mmdiff.model.params import Lora, apply_rules, merge_adapters, read_rules
 from mmdiff.model.published.exported import write_exported
 from mmdiff.model.saving import describe, save_model
 from mmdiff.sharing.inspection import light, memory
+from mmdiff.sharing.inspection.arithmetic import encoder
 from mmdiff.sharing.inspection.arithmetic import plain as fields
 from mmdiff.sharing.inspection.arithmetic.dense import Dense, memory_of
+from mmdiff.sharing.inspection.arithmetic.encoder import Encoder
 from mmdiff.sharing.inspection.arithmetic.mixture import Mixture
+from mmdiff.sharing.inspection.arithmetic.plain_encoder import KIN, LM
 from mmdiff.sharing.inspection.arithmetic.tokenizer import read_tokenizer
 from mmdiff.sharing.inspection.figures import ADAPTED, Canvases
 from mmdiff.sharing.inspection.inspect import inspect
@@ -45,6 +48,14 @@ DENSE = [
     "llada_moe",
     "sdar_moe",
     "llada2_moe",
+    "esm",
+    "esm_diff",
+    "bert",
+    "ernie",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "data2vec-text",
     "Fast_dLLM_Qwen",
     "nemotron_labs_diffusion",
     "llama",
@@ -211,6 +222,25 @@ def test_memory_of_mixtures_is_that_of_a_forward_on_the_meta_device(name: str) -
         assert memory_of(sizes, dtype, of) == memory.memory_of(model, own, of)
 
 
+@pytest.mark.parametrize("name", ["esm", "bert", "roberta"])
+def test_memory_of_encoders_is_that_of_a_forward_on_the_meta_device(name: str) -> None:
+    draw, own = random.Random(name), find_family(name)
+    for dtype in ("bfloat16", "float32", "float16", "float64"):
+        heads, layers = draw.choice([2, 4]), draw.choice([1, 2, 3])
+        width = heads * draw.choice([8, 16])
+        wide = draw.choice([width // 2, 2 * width, 4 * width])
+        config = own.new_config(Sizes(100, width, layers, heads, heads, wide, 64, None, 0.02))
+        model = on_meta(own, config, dtype)
+        kind, body, head = ("", "esm", LM) if name == "esm" else KIN[name]
+        sizes = Encoder(100, width, layers, heads, wide, body, head)
+        if name != "esm":
+            sizes = dataclasses.replace(sizes, table=config.max_position_embeddings, types=config.type_vocab_size)
+        assert kind in ("", type(model).__name__)
+        assert {n: tuple(p.shape) for n, p in model.named_parameters()} == sizes.shapes
+        of = Canvases(draw.choice([1, 7, 40]), draw.choice([1, 3]), 5, draw.choice([2, 8]))
+        assert encoder.memory_of(sizes, dtype, of) == memory.memory_of(model, own, of)
+
+
 def test_adapted_layers_are_those_of_a_rule() -> None:
     assert next(f.default for f in dataclasses.fields(Lora) if f.name == "modules") == ADAPTED
 
@@ -278,7 +308,7 @@ print(code, [name for name in ("torch", "transformers") if name in sys.modules],
 """
 
 
-@pytest.mark.parametrize("kind", ["llada", "llada2_moe", "GSAI-ML/LLaDA-V", "a run"])
+@pytest.mark.parametrize("kind", ["llada", "llada2_moe", "esm", "bert", "GSAI-ML/LLaDA-V", "a run"])
 def test_torch_is_not_imported(kind: str, tmp_path: Path) -> None:
     if kind == "a run":
         saved_model(tmp_path / "model", "llada")

@@ -1,4 +1,4 @@
 """What published models have in their config.json, by hub id: a file per family of architectures.
 
-May import: nothing.
+May import: backbones.shares.
 """

@@ -6,6 +6,9 @@ They are read in transformers' own layout, so that only exceptions stand here.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
+
+from mmdiff.backbones.shares import Share
 
 OFFSET = frozenset("camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl".split())
 """RoBERTa's kin: the first position is the row behind padding's of the table of positions."""
@@ -44,3 +47,22 @@ ELSEWHERE = re.compile(
     r"(.*\.)?(pooler\.|contact_head\.|classifier\.|seq_relationship\.|\w*inv_freq$)"
     r"|(.*\.)?embeddings\.(position_ids|token_type_ids)$"
 )
+
+
+def names_of(own: Collection[str], body: str, tied: Mapping[str, str]) -> Mapping[str, tuple[Share, ...]]:
+    """Returns {published name of a tensor: the parameter that it holds}; of several, the last is written.
+
+    They differ in norms, `gamma` and `beta` in older files; in a head that shares the embeddings and has a name of its
+    own; and in files of the body alone, which have no head and are refused for that.
+    own: names of parameters. body: what a model calls all but its head. tied: another name -> that of the same one.
+    """
+    names = {name.removeprefix(f"{body}."): name for name in own}
+    for kind, other in (("weight", "gamma"), ("bias", "beta")):
+        found = [name for name in own if name.endswith(f"LayerNorm.{kind}")]
+        names |= {name.removesuffix(kind) + other: name for name in found}
+    names = {name: ours for name, ours in names.items() if name not in own} | {name: name for name in own}
+    for name, other in tied.items():
+        ours = other if other in own else name
+        names.pop(other, None)
+        names |= {name: ours, other: ours}  # the other is the one that transformers writes
+    return {name: (Share(ours),) for name, ours in names.items()}

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..figures import ADAPTED, Canvases, Kept, inference, training
 from .mixture import Mixture, mix
-from .tape import FP32, INT64, Shape, Tape, Weight, total
+from .tape import FP32, INT64, Shape, Tape, Weight
 
 WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -104,7 +104,7 @@ def run(tape: Tape, model: Dense, batch: int, length: int, rank: int = 0) -> Sha
     if not rank:
         tape.save(ids)  # the table's gradient is of these rows
     embedded = x = tape.new(n, d, tape.width, trained=not rank)
-    cos, sin = _angles(tape, at, c if model.turned is None else model.turned)
+    cos, sin = angles(tape, at, c if model.turned is None else model.turned)
     for i in range(model.layers):
         with tape.within(i, x):
             y = tape.norm(x, weight(d))
@@ -138,7 +138,7 @@ def run(tape: Tape, model: Dense, batch: int, length: int, rank: int = 0) -> Sha
     return out
 
 
-def _angles(tape: Tape, at: Shape, c: int) -> tuple[Shape, Shape]:
+def angles(tape: Tape, at: Shape, c: int) -> tuple[Shape, Shape]:
     """Returns cosines and sines, which are computed in fp32, of the positions `at`."""
     half = _outer(tape, tape.new(at.rows, 1, FP32, at), c)
     angle = tape.new(at.rows, c, FP32, half)
@@ -162,7 +162,7 @@ def _scale(tape: Tape, at: Shape) -> Shape:
 def _turned(tape: Tape, query: Shape, key: Shape, cos: Shape, sin: Shape, part: int | None) -> tuple[Shape, Shape]:
     def turned(x: Shape) -> Shape:
         x = x if part is None else x.view(x.rows, part)
-        return tape.like(tape.mul(x, cos), tape.mul(_other_half(tape, x), sin))
+        return tape.like(tape.mul(x, cos), tape.mul(other_half(tape, x), sin))
 
     first = turned(query)
     second = turned(key)
@@ -172,7 +172,8 @@ def _turned(tape: Tape, query: Shape, key: Shape, cos: Shape, sin: Shape, part: 
     return first, second
 
 
-def _other_half(tape: Tape, x: Shape) -> Shape:
+def other_half(tape: Tape, x: Shape) -> Shape:
+    """Returns the second half of every row, negated, before the first."""
     return tape.like(x, tape.new(x.rows, x.last // 2, x.width, x))
 
 
@@ -207,8 +208,4 @@ def tape_of(model: Dense, dtype: str, records: bool) -> Tape:
 def kept(model: Dense, dtype: str, of: Canvases, rank: int = 0) -> Kept:
     """Returns what autograd keeps of a forward. rank: as for `run`."""
     tape = tape_of(model, dtype, True)
-    out = run(tape, model, of.batch, of.length, rank)
-    outside = tape.kept.pop(-1) + (0 if out.storage in tape.saved else out.storage.size)
-    inputs = [storage for storage in tape.inputs if storage in tape.saved]
-    whole = outside + total(inputs) + sum(tape.kept.values())
-    return Kept(whole, outside + total(tape.inputs) + max(tape.kept.values(), default=0))
+    return tape.total(run(tape, model, of.batch, of.length, rank))

@@ -77,13 +77,13 @@ def plain_config(own: Decoder, raw: Mapping[str, Any]) -> SimpleNamespace | None
             fields[ours] = value
     fields |= own.fixed
     fields.setdefault("num_key_value_heads", fields.get("num_attention_heads") if own.name == "llada" else None)
-    if not all(_is_size(fields.get(name)) for name in (*WHOLE, "num_key_value_heads", *sizes)):
+    if not all(is_size(fields.get(name)) for name in (*WHOLE, "num_key_value_heads", *sizes)):
         return None
     if not _plain(own, fields):
         return None
     width, heads = fields["hidden_size"], fields["num_attention_heads"]
     head = fields.get("head_dim") or (128 if kind == "Qwen3Config" else None if sizes else width // heads)
-    if not _is_size(head) or head % 2 or heads % fields["num_key_value_heads"]:
+    if not is_size(head) or head % 2 or heads % fields["num_key_value_heads"]:
         return None
     defaults = {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False}
     config = SimpleNamespace(**{**defaults, **fields, "head_dim": head})
@@ -110,7 +110,7 @@ def _plain(own: Decoder, fields: Mapping[str, Any]) -> bool:
         and _plain_rope(own, rope)
         and all(isinstance(fields.get(name, 0.0), float) for name in ("rms_norm_eps", "initializer_range"))
         and isinstance(fields.get("attention_dropout", 0.0), int | float)
-        and all(_is_size(fields.get(name, 1)) for name in ("sliding_window", "max_window_layers"))
+        and all(is_size(fields.get(name, 1)) for name in ("sliding_window", "max_window_layers"))
     )
 
 
@@ -144,7 +144,8 @@ def _plain_mixture(of: SimpleNamespace) -> bool:
     return len(of.dense_layers) < of.num_hidden_layers and of.num_experts_per_tok <= experts and not of.attention_bias
 
 
-def _is_size(value: Any) -> bool:
+def is_size(value: Any) -> bool:
+    """Returns whether a value is a whole number above 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

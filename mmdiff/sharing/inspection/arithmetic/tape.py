@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..figures import Kept
+
 FP32, INT64 = 4, 8
 
 
@@ -178,7 +180,22 @@ class Tape:
                 self.save(x)
         return out
 
+    def layer_norm(self, x: Shape, weight: Weight) -> Shape:
+        """Returns LayerNorm's output, by one kernel, which keeps what it is given, its mean and its deviation."""
+        width = max(FP32, x.width)
+        out = self.new(x.rows, x.last, x.width, x, trained=weight.trained)
+        mean, deviation = self.new(x.rows, 1, width), self.new(x.rows, 1, width)
+        if out.grad:
+            for y in (x, mean, deviation):
+                self.save(y)
+        return out
 
-def total(storages: Any) -> int:
-    """Returns the bytes of storages."""
-    return sum(storage.size for storage in storages)
+    # Sums -------------------------------------------------------------------------------------------------------------
+
+    def total(self, out: Shape) -> Kept:
+        """Returns the bytes that autograd keeps of a forward whose output is `out`."""
+        outside = self.kept.pop(-1) + (0 if out.storage in self.saved else out.storage.size)
+        inputs = sum(storage.size for storage in self.inputs if storage in self.saved)
+        whole = outside + inputs + sum(self.kept.values())
+        every = sum(storage.size for storage in self.inputs)
+        return Kept(whole, outside + every + max(self.kept.values(), default=0))

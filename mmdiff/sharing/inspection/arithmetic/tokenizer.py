@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmdiff.backbones.families.esm import TOKENS
+
 from ..strict import read_object
 
 SPECIAL = ("eos_token", "pad_token", "bos_token", "mask_token", "unk_token", "sep_token", "cls_token")
@@ -15,6 +17,7 @@ QWEN, BERT = {"eos_token", "pad_token", "bos_token"}, {"unk_token", "sep_token",
 KNOWN = {
     **dict.fromkeys(("Qwen2Tokenizer", "Qwen2TokenizerFast"), QWEN),
     **dict.fromkeys(("BertTokenizer", "BertTokenizerFast"), BERT),
+    **dict.fromkeys(("RobertaTokenizer", "RobertaTokenizerFast"), BERT | QWEN),
 }
 """Those that have defaults for some, which are here if they are named."""
 
@@ -43,6 +46,32 @@ class Ids:
         for name, token in added.items():
             self.core.add_special_tokens([token])
             setattr(self, f"{name}_id", self.core.token_to_id(token))
+
+
+class Words:
+    """A list of tokens, ESM-2's vocab.txt: what a family asks of a tokenizer."""
+
+    def __init__(self, tokens: list[str]) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def convert_tokens_to_ids(self, token: str) -> int | None:
+        return self.tokens.index(token) if token in self.tokens else None
+
+    def convert_ids_to_tokens(self, index: int) -> str | None:
+        return self.tokens[index] if 0 <= index < len(self.tokens) else None
+
+
+def read_words(home: Path) -> Words | None:
+    """Returns the tokenizer of an ESM-2's folder, that of the published ones where it has none; None for any other."""
+    file = home / "vocab.txt"
+    if not file.is_file():
+        return None if (home / "tokenizer.json").is_file() else Words(TOKENS)
+    tokens = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    plain = len({*tokens}) == len(tokens) and {*TOKENS[:4], TOKENS[-1]} <= {*tokens} and "" not in tokens
+    return Words(tokens) if plain else None
 
 
 def read_tokenizer(home: Path) -> Ids | None:
