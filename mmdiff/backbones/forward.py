@@ -6,14 +6,25 @@ Shape letters: R rows, L canvas length, D backbone width, V rows of the embeddin
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from mmdiff.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CACHES = True  # keys and values of positions that are not run again are taken
 GROWS = True  # rows can be put behind the embedding table and the head
+COUNT_MASKS = ("opt", "biogpt")  # whose bodies would count positions from a mask of (R, L)
+SCALES: Mapping[str, Callable[[Any], float]] = {
+    **dict.fromkeys(("cohere", "cohere2"), lambda config: float(config.logit_scale)),
+    **dict.fromkeys(("granite", "granitemoe", "granitemoeshared"), lambda config: 1 / float(config.logits_scaling)),
+}
+"""By model_type. The head has no bias there."""
+BEHIND_HEADS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "final_logit_softcapping", "logits_soft_cap")
+"""Fields by which classes of transformers change the logits of their heads."""
 
 
 def embed(model: Any, ids_RL: Tensor, attend_RL: Tensor | None) -> Tensor:
@@ -37,7 +48,11 @@ def run(
     """
     body = model.base_model
     kept = {} if memory is None else {memory_argument(body.__class__): memory}
-    return body(
+    if position_ids_RL is None and model.config.model_type in COUNT_MASKS:
+        import torch
+
+        position_ids_RL = torch.arange(x_RLD.shape[1], device=x_RLD.device).expand(x_RLD.shape[:2])
+    out = body(
         inputs_embeds=x_RLD,
         attention_mask=mask,
         position_ids=position_ids_RL,
@@ -46,6 +61,21 @@ def run(
         output_hidden_states=every,
         **kept,
     )
+    if (scale := logit_scale(model.config)) != 1:
+        out.last_hidden_state = out.last_hidden_state * scale
+    return out
+
+
+def check_head(config: Any) -> None:
+    """Raise ConfigError where transformers does more behind the head than `logit_scale` says."""
+    for name in () if config.model_type in SCALES else BEHIND_HEADS:
+        if (value := getattr(config, name, None)) not in (None, 1):
+            raise ConfigError(f"config.json: {name}: {value!r}: not known of {config.model_type}, expected 1 or null")
+
+
+def logit_scale(config: Any) -> float:
+    """Returns what transformers multiplies logits by behind the head; the states before it are multiplied here."""
+    return SCALES.get(config.model_type, lambda config: 1.0)(config)
 
 
 @cache

@@ -284,9 +284,8 @@ class Decoder:
         none = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
         config = transformers_config(self.config_class, **{**none, **fields})
         if sliding := {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}:
-            raise ConfigError(
-                f"config.json: layer_types: {sorted(sliding)[0]!r}, expected full attention in all layers"
-            )
+            raise ConfigError(f"config.json: layer_types: {min(sliding)!r}, expected full attention in all layers")
+        forward.check_head(config)
         return config
 
     def _fields(self) -> set[str]:

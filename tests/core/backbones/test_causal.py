@@ -72,6 +72,38 @@ def test_left_to_right_it_is_the_model_it_was(stock: Path, tmp_path: Path) -> No
     torch.testing.assert_close(stock_again(IDS).logits[..., :258], theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [("cohere", {"logit_scale": 0.25}), ("granite", {"logits_scaling": 8.0, "embedding_multiplier": 3.0}), ("opt", {})],
+)
+@torch.no_grad()
+def test_what_classes_do_beside_body_and_head(kind: str, own: dict[str, float], tmp_path: Path) -> None:
+    """Logits that are scaled behind the head, and positions that a body would count from a mask."""
+    torch.manual_seed(0)
+    known = AutoConfig.for_model(kind)
+    fields = {name: value for name, value in SIZES.items() if hasattr(known, name)}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**fields, **own})).save_pretrained(tmp_path)
+    byte_tokenizer(bos=None, eos="<eos>", special=("<more>",)).save_pretrained(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(IDS).logits
+    backbone = load_backbone(tmp_path).eval()
+    ours = left_to_right(backbone, IDS)[..., :258]
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert ours.std() > 0.01
+    weight_VD, _ = backbone.linear_head  # type: ignore[misc]
+    h_RLD = backbone.hidden(backbone.embed(IDS))
+    torch.testing.assert_close((h_RLD @ weight_VD.T)[..., :258], backbone(IDS)[..., :258])  # as losses read it
+
+
+def test_a_head_that_does_more_is_refused(tmp_path: Path) -> None:
+    known = AutoConfig.for_model("gemma2")
+    fields = {name: value for name, value in SIZES.items() if hasattr(known, name)}
+    config = AutoConfig.for_model("gemma2", **{**fields, "layer_types": ["full_attention"] * 2})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    byte_tokenizer(bos=None, eos="<eos>", special=("<more>",)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"^config.json: final_logit_softcapping: 30.0: not known of gemma2"):
+        load_backbone(tmp_path)
+
+
 def test_it_trains_and_generates(stock: Path) -> None:
     model = MMDiff(load_backbone(stock))
     batch = collate([[Text([5, 6]), Target([7, 8, 9, 10])]], model.vocab)
