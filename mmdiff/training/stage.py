@@ -36,7 +36,7 @@ from .held_out import check_search, evaluate_bound, is_due, searched, since_lowe
 from .loading import Collecting, batches_of, make_stream
 from .optim import lr_factor, make_optimizer
 from .parallel import divides, renewed, shard
-from .step import Stepper
+from .step import Stepper, recompute
 
 
 @dataclass
@@ -77,7 +77,11 @@ class Stage:
             check_search(self.objective, stage, self.settings, where)
         if found := self.progress.found.get(self.name):
             self.objective = self.objective.found(found)  # type: ignore[attr-defined]
-        kept = {"seed": config.train.seed, "cache_bytes": config.train.sample_cache_mb << 20, "toy": self.toy}
+        kept: dict[str, Any] = {
+            "seed": config.train.seed,
+            "cache_bytes": config.train.sample_cache_mb << 20,
+            "toy": self.toy,
+        }
         self.collecting = Collecting.of(self.objective, self, where)
         kept |= {"prompts": self.collecting is not None, "longest": BEYOND * self.model.backbone.facts.max_length}
         self.stream = make_stream(stage, self.task, where, **kept)
@@ -93,7 +97,7 @@ class Stage:
         fresh = progress.stage_step == 0 or not frozen_is_whole(self.frozen)
         if self.main and fresh and progress.stage_step < stage.steps:
             save_frozen(self.model, self.frozen)
-        self._checkpointing()
+        recompute(self.model, on=self.settings.gradient_checkpointing)
         self.stepper = stepper = self._stepper()
         stepper.wrapped.train()
         prints = {} if self.cache is None else fingerprints(self.model, f"train.stages.{self.name}.cache_features")
@@ -206,12 +210,6 @@ class Stage:
             lr = self.stage.lr * lr_factor(progress.stage_step - 1, self.stage)
             self.run.log(progress.step, {"stage": self.name, "lr": lr, **figures})
         return {"loss": f"{figures['loss']:.4f}", "tokens_s": f"{figures['tokens_per_second']:.0f}"}
-
-    def _checkpointing(self) -> None:
-        on = self.settings.gradient_checkpointing
-        self.model.backbone.gradient_checkpointing(on)
-        for kind, encoder in self.model.encoders.items():
-            encoder.gradient_checkpointing(on and not self.model.frozen(kind))  # type: ignore[operator]
 
     def _judged(self) -> bool:
         """Log the bound on held-out rows, of the averages where weights are averaged, and remove the checkpoints that

@@ -165,6 +165,13 @@ class Stepper:
         return bool(wrong > 0)
 
 
+def recompute(model: MMDiff, *, on: bool) -> None:
+    """Let backbone and trained encoders compute activations again in the backward pass (gradient checkpointing)."""
+    model.backbone.gradient_checkpointing(on)
+    for kind, encoder in model.encoders.items():
+        encoder.gradient_checkpointing(on and not model.frozen(kind))  # type: ignore[operator]
+
+
 def seed(number: int) -> None:
     """As `torch.manual_seed`, which without a GPU keeps a traceback of each call for the GPU that may come, and takes
     a millisecond to do so."""

@@ -23,7 +23,7 @@ from mmdiff.objectives.noising.noised import NoisedBatch
 from mmdiff.protocols import Model
 
 Interval = tuple[float, float]
-T = TypeVar("T", Denoise, BlockDenoise)
+T = TypeVar("T", bound=Denoise | BlockDenoise)
 WIDTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
