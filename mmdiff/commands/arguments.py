@@ -59,7 +59,6 @@ def within(kind: Any) -> Parameter:
 
 AtLeast0: TypeAlias = Annotated[int, within(ranges.AtLeast0)]
 AtLeast1: TypeAlias = Annotated[int, within(ranges.AtLeast1)]
-AtLeast2: TypeAlias = Annotated[int, within(ranges.AtLeast2)]
 Positive: TypeAlias = Annotated[float, within(ranges.Positive)]
 Share: TypeAlias = Annotated[float, within(ranges.Share)]
 PositiveShare: TypeAlias = Annotated[float, within(ranges.PositiveShare)]

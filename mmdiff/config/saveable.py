@@ -35,10 +35,4 @@ def saveable(cls: T) -> T:
         original(self, *args, **kwargs)
 
     cls.__init__ = __init__  # type: ignore[misc]
-    cls.made_saveable = True  # type: ignore[attr-defined]
     return part(cls)
-
-
-def is_saveable(found: object) -> bool:
-    """True if `found` is a class that is decorated itself; inheriting from a decorated class is not enough."""
-    return isinstance(found, type) and "made_saveable" in vars(found)

@@ -55,9 +55,9 @@ class NoiseKey:
         ).random_raw(n)
         return (bits >> np.uint64(11)) * np.float64(2.0**-53)
 
-    def uniforms(self, samples: Sequence[int], n: int, copy: int = 0) -> NDArray[np.float64]:
+    def uniforms(self, samples: Sequence[int], n: int) -> NDArray[np.float64]:
         """Returns (len(samples), n), one row per sample."""
-        return np.stack([self.uniform(int(s), n, copy) for s in samples])
+        return np.stack([self.uniform(int(s), n) for s in samples])
 
     def integer(self, bound: int) -> int:
         """Returns one number in 0..bound-1, to seed generators that take an integer."""

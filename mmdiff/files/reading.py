@@ -70,9 +70,9 @@ def read_text(file: Path, at_most: int = JSON_BYTES) -> str:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
 
 
-def read_json(file: Path, at_most: int = JSON_BYTES) -> Any:
+def read_json(file: Path) -> Any:
     """Returns the content of a JSON file. Raises ConfigError that names the file; FileNotFoundError where it is not."""
-    regular(file, at_most)
+    regular(file, JSON_BYTES)
     try:
         return parse_json(file.read_bytes())
     except DataError as error:

@@ -167,11 +167,11 @@ class Step:
         confidence_S = confidence_S.masked_fill(torch.isin(ids_S, late_X), 1.0)
         return torch.ones_like(self.work.predict_RL, dtype=torch.float32).index_put(at_S, confidence_S.float())
 
-    def rows_of_batch(self, values_RL: Tensor, elsewhere: bool = False) -> Tensor:
-        """Returns (B, L): the values at the rows of the step, `elsewhere` at all others."""
+    def rows_of_batch(self, values_RL: Tensor) -> Tensor:
+        """Returns (B, L): the values at the rows of the step, False at all others."""
         if self.work.every:
             return values_RL
-        out_BL = torch.full(self.state.ids_BL.shape, elsewhere, dtype=values_RL.dtype, device=values_RL.device)
+        out_BL = torch.zeros(self.state.ids_BL.shape, dtype=values_RL.dtype, device=values_RL.device)
         return out_BL.index_copy(0, self.row_R, values_RL)
 
 

@@ -18,7 +18,7 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.data.stream import row_name
-from mmdiff.errors import ConfigError, DataError, located
+from mmdiff.errors import ConfigError, located
 from mmdiff.objectives.noising.change import widened
 from mmdiff.protocols import Row, Task
 
@@ -101,8 +101,3 @@ def scored(ids_BL: Tensor, generated_BL: Tensor, vocab: Vocab) -> Tensor:
     begins_BL = generated_BL & ~torch.nn.functional.pad(generated_BL, (1, 0))[:, :-1]
     base_BL = torch.where(begins_BL, before_BL, -1).cummax(1).values
     return generated_BL & (before_BL <= base_BL)
-
-
-def no_rows(index: int) -> tuple[Row, Task, str]:
-    """In the place of `Rows` where none are known."""
-    raise DataError(f"sample {index}: its row is not known")

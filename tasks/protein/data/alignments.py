@@ -38,7 +38,6 @@ from .stockholm import is_stockholm, read_stockholm
 from .tables import drawn, read_csv
 
 LETTERS = CANONICAL + GAP
-SPLITS = ("train", "test", "all")
 
 
 @dataclass(frozen=True)

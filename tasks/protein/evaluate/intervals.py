@@ -9,13 +9,14 @@ Shape letters: R draws, S sequences, K letters.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import exp, factorial, inf, sqrt
+from math import exp, factorial, inf
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.experiments.comparison.intervals import wilson
 from mmdiff.tasks.protein.data.alignments import LETTERS
 from mmdiff.tasks.protein.residues import CANONICAL
 
@@ -52,10 +53,7 @@ def of_sequences(values: Sequence[float], figure: Callable[[NDArray[Any]], float
 
 def of_share(share: float, n: int) -> Interval:
     """Wilson's, of a share of n sequences: not empty at 0 and 1."""
-    if not n:
-        return [float("nan")] * 2
-    middle, half = share + Z**2 / (2 * n), Z * sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return [max(0.0, (middle - half) / (1 + Z**2 / n)), min(1.0, (middle + half) / (1 + Z**2 / n))]
+    return list(wilson(share * n, n)) if n else [float("nan")] * 2
 
 
 def of_mean(mean: float, standard_error: float, least: float = -inf, most: float = inf) -> Interval:

@@ -23,6 +23,7 @@ Counts = NDArray[np.int64]
 
 MOST = 0.25  # share of one residue in a sequence, beyond which DPLM takes it for a repeat
 RUN = 6  # equal residues in a row, at most
+SPLITS = 5  # of natural sequences, whose distances the floor is the mean of
 CONSERVED = 0.7  # share of the consensus residue in its column
 
 
@@ -97,13 +98,12 @@ def composition_report(
     *,
     heldout: tuple[Sequence[str], Sequence[str]] | None = None,
     ks: Sequence[int] = (1, 2, 3),
-    splits: int = 5,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """`{"1": {"samples", "floor", "floor_std", "heldout", "shuffled", "columns", "se"}, ...}`: Jensen-Shannon
     divergences, with the standard error of each (`divergence`).
 
-    The divergence of two finite sets of one distribution is not 0, and depends on their sizes. Each of `splits` random
+    The divergence of two finite sets of one distribution is not 0, and depends on their sizes. Each of `SPLITS` random
     splits therefore cuts `natural` into a part of as many sequences as there are samples (half of it at most) and the
     rest; against the rest are held as many samples, that part (`floor`), that part with the residues of each sequence
     in random order (`shuffled`) and, where all are of one length, with each column in random order (`columns`: what a
@@ -119,7 +119,7 @@ def composition_report(
     aligned = len({len(s) for s in natural}) == 1 and any(GAP in s for s in natural)
     size = min(len(samples), len(natural) // 2)
     found: dict[str, dict[str, list[tuple[float, float]]]] = {str(k): {} for k in ks}
-    for _ in range(splits):
+    for _ in range(SPLITS):
         order = rng.permutation(len(natural))
         part, rest = [natural[i] for i in order[:size]], [natural[i] for i in order[size:]]
         sets = {

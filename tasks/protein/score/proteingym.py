@@ -160,13 +160,13 @@ def averages(found: Sequence[Assay]) -> tuple[float, dict[str, float]]:
     return float(np.mean(list(types.values()))), types
 
 
-def bootstrap_error(found: Sequence[Assay], seed: int = 0) -> float | None:
+def bootstrap_error(found: Sequence[Assay]) -> float | None:
     """Returns the standard deviation of the average when the proteins of every type are drawn again; None where each
     type has one protein."""
     types = _by_type(found)
     if all(len(values) < 2 for values in types.values()):
         return None
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = [np.array(v)[rng.integers(0, len(v), (SAMPLES, len(v)))].mean(1) for _, v in sorted(types.items())]
     return float(np.mean(drawn, axis=0).std(ddof=1))
 

@@ -5,31 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import NormalDist, fmean
+from statistics import fmean
 from typing import Any
 
+from mmdiff.experiments.comparison.intervals import LEVEL, wilson
 from mmdiff.files import without_nan, write_text
 
 from .rollout import Rollout
-
-LEVEL = 0.95
-
-
-def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Returns the score interval of a share (Wilson, JASA 1927), which stays in [0, 1] and has a width at 0 and 1.
-
-    It is (0, 1) for no episodes.
-    """
-    if not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n} episodes")
-    if not n:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share = successes / n
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    # at the ends the formula gives 0 and 1 up to rounding
-    return (0.0 if not successes else middle - half), (1.0 if successes == n else middle + half)
 
 
 def rate(episodes: Sequence[Rollout]) -> dict[str, float]:

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from mmdiff.backbones import new_backbone
 from mmdiff.canvas.vocab import word_tokenizer
-from mmdiff.config.saveable import is_saveable
 from mmdiff.data.stream import canvases
 from mmdiff.errors import ConfigError
 from mmdiff.files import write_sums
 from mmdiff.model import MMDiff
 from mmdiff.model.params import apply_rules, read_rules
 from mmdiff.model.saving import save_model
+from mmdiff.parts import is_part
 from mmdiff.session import load
 
 
@@ -184,12 +184,7 @@ def test_a_saved_folder_cannot_call_what_it_likes(
 
 
 def test_what_is_a_part() -> None:
-    assert (
-        is_saveable(toy.Patches)
-        and not is_saveable(Inherited)
-        and not is_saveable(os.system)
-        and not is_saveable(toy.Patches())
-    )
+    assert is_part(toy.Patches) and not is_part(Inherited) and not is_part(os.system) and not is_part(toy.Patches())
 
 
 def test_a_folder_works_without_the_sources_it_was_made_from(saved: Path, tmp_path: Path) -> None:
