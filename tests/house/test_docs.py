@@ -86,7 +86,7 @@ def run_command(words: list[str], trained: dict[tuple[str, ...], Path]) -> int:
 LONG = (
     *(f"docs/{name}.md" for name in "decoding experiments objectives proteins robots speech text training vqa".split()),
     *(f"docs/data/{name}.md" for name in "datasets fasta jsonl lerobot llava own parquet preferences tar".split()),
-    *(f"docs/start/{name}.md" for name in "pictures robots".split()),  # tests/vqa/test_own.py, tests/vla/test_own.py
+    *(f"docs/start/{name}.md" for name in "pictures robots".split()),  # as tests/vqa/test_own.py, tests/vla/test_own.py
 )
 """Pages that train what others train too, or sweep: theirs are slow tests."""
 

@@ -90,6 +90,7 @@ def test_every_file_is_in_the_wheel(wheel: Path) -> None:
     assert shipped == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.needs("build")
 def test_wheel_works_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
     assert run([installed / "mmdiff", "--version"], tmp_path) == f"mmdiff {mmdiff.__version__}\n"
@@ -102,6 +103,7 @@ def test_wheel_works_outside_the_checkout(installed: Path, tmp_path: Path) -> No
     assert Path(encoders).is_relative_to(installed.parent) and len(path) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.needs("build")
 def test_wheel_works_beside_folders_of_the_same_names(installed: Path, tmp_path: Path) -> None:
     for name in ("tasks", "configs", "encoders"):

@@ -107,6 +107,7 @@ def test_a_browser_finds_pages_without_a_network(site: Path) -> None:
     assert {"sampling", "which-sampler"} <= set(results)
 
 
+@pytest.mark.slow
 @pytest.mark.needs("mkdocs")
 @pytest.mark.needs("mkdocstrings")
 def test_links_out_of_docs_lead_to_pages_of_the_site(site: Path) -> None:
@@ -117,6 +118,7 @@ def test_links_out_of_docs_lead_to_pages_of_the_site(site: Path) -> None:
     assert 'href="../docs/' not in (site / "repository/ARCHITECTURE.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.needs("mkdocs")
 @pytest.mark.needs("mkdocstrings")
 def test_the_reference_shows_signatures_and_docstrings(site: Path) -> None:

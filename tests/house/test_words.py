@@ -61,9 +61,19 @@ def trees(room: str) -> list[tuple[Path, ast.Module]]:
 
 
 @cache
-def names_of(room: str) -> list[tuple[str, str]]:
-    """(file and line, name)."""
-    return [(f"{file}:{line}", name) for file, tree in trees(room) for line, name in names(tree)]
+def names_of(room: str) -> dict[str, str]:
+    """Name -> file and line where it first stands."""
+    found: dict[str, str] = {}
+    for file, tree in trees(room):
+        for line, name in names(tree):
+            found.setdefault(name, f"{file}:{line}")
+    return found
+
+
+@cache
+def docstrings_of(room: str) -> list[tuple[str, str]]:
+    """(file and line, docstring)."""
+    return [(f"{file}:{line}", text) for file, tree in trees(room) for line, text in docstrings(tree)]
 
 
 def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -93,17 +103,17 @@ def test_every_kind_of_name_is_seen() -> None:
 
 @pytest.mark.parametrize("rule", NAMES, ids=lambda rule: rule.word)
 def test_names(rule: Rule) -> None:
-    found = {f"{at} {name}" for room in rule.rooms for at, name in names_of(room) if re.fullmatch(rule.word, name)}
+    word = re.compile(rule.word)
+    found = {f"{at} {name}" for room in rule.rooms for name, at in names_of(room).items() if word.fullmatch(name)}
     assert not found, f"write {rule.instead}"
 
 
 @pytest.mark.parametrize("rule", DOCSTRINGS, ids=lambda rule: rule.word)
 def test_docstrings(rule: Rule) -> None:
     found = {
-        f"{file}:{line} {match.group()}"
+        f"{at} {match.group()}"
         for room in rule.rooms
-        for file, tree in trees(room)
-        for line, text in docstrings(tree)
+        for at, text in docstrings_of(room)
         if (match := re.search(rf"\b(?:{rule.word})\b", text))
     }
     assert not found, f"write {rule.instead}"
@@ -113,7 +123,7 @@ def test_the_glossary_has_forty_terms_at_most_and_names_what_is_in_the_code() ->
     table = [line.strip("|").split("|") for line in GLOSSARY.splitlines() if line.startswith("| ")][1:]
     terms = [cells[0].strip() for cells in table]
     assert 0 < len(terms) <= 40 and len(set(terms)) == len(terms)
-    used = {name for room in ROOMS for _, name in names_of(room)}
+    used = {name for room in ROOMS for name in names_of(room)}
     named = {name for cells in table for name in re.findall(r"`(\w+)`", cells[2])}
     assert named <= used, named - used
     for _, sentence, _ in table:

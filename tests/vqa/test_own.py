@@ -116,7 +116,6 @@ def test_a_pooling_tower_sees_a_cell_wherever_it_is() -> None:
         ConvTower(size=24, cell=12, pool=True)
 
 
-@pytest.mark.slow
 def test_the_recipe_for_ones_own_pictures_learns_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds at a small size; a model that does not look is right in one of three colours."""
     monkeypatch.chdir(tmp_path)
