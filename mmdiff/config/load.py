@@ -58,7 +58,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError("base: only a file can have one, write its settings over another configuration instead")
     merged = _over(tree, renewed(_expanded(given)))
     try:
-        resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
+        resolved: Any = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or name}: {_line(error)}") from None
     config: Config = as_annotated(Config, _expanded(resolved), "")

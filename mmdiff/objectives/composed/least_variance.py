@@ -66,14 +66,15 @@ class LeastVariance:
 
         batches: of held-out rows, on the CPU; the first of them are enough. The same ones give the same figures.
         """
-        found = clip_variances(model, batches[: self.batches], self.of, intervals_of(self.widths, self.step), seed)
+        of: Any = self.of
+        found = clip_variances(model, batches[: self.batches], of, intervals_of(self.widths, self.step), seed)
         (low, high), variance = next(iter(found.items()))
         return {"clip_low": low, "clip_high": high, "clip_variance": variance}
 
     def found(self, figures: Mapping[str, float]) -> LeastVariance:
         """Returns the objective with the levels that a search has found."""
-        of: Any = clipped(self.of, figures["clip_low"], figures["clip_high"])
-        return replace(self, of=of)
+        of: Any = self.of
+        return replace(self, of=clipped(of, figures["clip_low"], figures["clip_high"]))
 
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> NoisedBatch:
         return self.of.plan(batch, key, vocab)

@@ -131,7 +131,7 @@ def _zstandard(path: Path) -> IO[bytes]:
     require("pyarrow", "text")
     import pyarrow
 
-    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))  # type: ignore[arg-type]
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
 
 
 PACKED: Mapping[str, Callable[[Path], Any]] = {

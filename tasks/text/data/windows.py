@@ -52,7 +52,7 @@ class Windows:
         if tokenizer.eos_token_id is None:
             raise ConfigError("windows: the tokenizer has no end-of-sequence token, with which documents end")
         self.mark = fingerprint(tokenizer)
-        self.ids_T, self.start_U, self.names = _read(self.documents, tokenizer, self.field)
+        self.ids_T, self.start_U, self.names = _read(self.documents or (), tokenizer, self.field)
         self.documents = self.tokenizer = None  # processes that read rows need neither
         step = self.length - 1
         if self.pack:

@@ -82,7 +82,7 @@ def plain_config(own: Decoder, raw: Mapping[str, Any]) -> SimpleNamespace | None
     if not _plain(own, fields):
         return None
     width, heads = fields["hidden_size"], fields["num_attention_heads"]
-    head = fields.get("head_dim") or (128 if kind == "Qwen3Config" else None if sizes else width // heads)
+    head: Any = fields.get("head_dim") or (128 if kind == "Qwen3Config" else None if sizes else width // heads)
     if not is_size(head) or head % 2 or heads % fields["num_key_value_heads"]:
         return None
     defaults = {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False}

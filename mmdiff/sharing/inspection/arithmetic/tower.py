@@ -35,7 +35,7 @@ def connector_shapes(node: Mapping[str, Any]) -> Shapes:
     d_in, d = node["width_in"], node["width_out"]
     at, out = "", {}
     for target in (node["target"], node.get("inner")):
-        at += INNER.get(target, "")
+        at += INNER.get(str(target), "")
     if "inner" in node:
         out["image_newline"] = (d,)
     return out | {
