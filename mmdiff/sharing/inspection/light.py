@@ -62,7 +62,7 @@ def _encoder(folder: Folder, raw: Mapping[str, Any], own: Any, headers: list[Hea
     )
 
 
-def _decoder(folder: Folder, raw: Mapping[str, Any], own: Decoder, headers: list[Header], dtype: str) -> Seen | None:
+def _decoder(folder: Folder, raw: Mapping[str, Any], own: Any, headers: list[Header], dtype: str) -> Seen | None:
     tokenizer = read_tokenizer(folder.home) if has_tokenizer(folder.home, own) else NoTokenizer()
     config = plain_config(own, raw)
     if tokenizer is None or config is None:
