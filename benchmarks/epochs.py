@@ -43,17 +43,17 @@ def documents_of(count: int) -> Path:
 def curve(way: str, file: Path, steps: int, fresh: bool) -> dict[str, Any]:
     """Trains one way; returns the tokens it learns from, and at each point (epochs, bits per byte of held-out text)."""
     rows = json.dumps({"target": "mmdiff.tasks.text.data.documents.Documents", "path": str(file)})
-    settings = [f"name={file.stem}-{steps}-{WAYS[way]}", f"train.save_every={steps // POINTS}", f"train.keep={POINTS}"]
+    settings = [f"name={file.stem}-{steps}-{WAYS[way]}", f"train.save_every={steps // POINTS}", f"train.keep={POINTS + 1}"]
     for stage in ("near", "fit"):
         settings += [f"train.stages.{stage}.data.documents={rows}", f"train.stages.{stage}.lr_schedule=constant"]
     near = load_config(WAYS[way]).train.stages["near"].steps
     config = load_config(WAYS[way], [*settings, f"train.stages.fit.steps={steps - near}"])
-    run = train(config, fresh=fresh)
+    train(config, fresh=fresh)
     windows, node = build(config.train.stages["fit"].data, where="data"), config.eval.data["heldout"]
     held = build(node, where="eval.data.heldout")
     size = size_of([text for _, text in texts_of(build(node["documents"], where="documents"))])
     points = []
-    for folder in sorted((run.folder / "checkpoints").glob("step-*")):
+    for folder in sorted((RUNS / str(config.name) / "checkpoints").glob("step-*")):
         session = load(folder, task=PlainText)
         bits = (causal_bits if way == "left to right" else masked_bits)(session.model, session.task, held, size)
         seen = int(folder.name.removeprefix("step-")) * BATCH * LENGTH
