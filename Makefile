@@ -38,7 +38,7 @@ mutate: $(READY)
 # Decoding against the published procedures: time ratios, agreement, a table and a picture of them under runs/.
 bench-decode: $(READY)
 	mkdir -p runs
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed/decoding.py --json runs/decoding.json --png runs/decoding.png
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/decoding.py --json runs/decoding.json --png runs/decoding.png
 
 # Tokens per forward against accuracy on three small tasks: some ten minutes of one core; finished runs are taken as they are.
 bench-samplers: $(READY)
@@ -48,7 +48,7 @@ bench-samplers: $(READY)
 # A training step against the plain way: ratios of time and memory, under runs/.
 bench-train: $(READY)
 	mkdir -p runs
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed/training.py --json runs/training.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training.py --json runs/training.json
 
 # Whether models still learn: all demonstrations, about an hour; fails where a figure misses its threshold.
 figures: $(READY)

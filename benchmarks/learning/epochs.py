@@ -1,6 +1,6 @@
 """The same few documents again and again: where does masked diffusion stand beside training from left to right?
 
-    python benchmarks/epochs.py [--documents 24] [--steps 3200] [--json FILE] [--png FILE]
+    python benchmarks/learning/epochs.py [--documents 24] [--steps 3200] [--json FILE] [--png FILE]
 
 The recipe of `mmdiff demo text`, both ways (`text-demo`, `text-demo-causal`), with a few documents of the standard
 library and a constant learning rate, so that all points are of one run. Sixteen times on the way both are measured
@@ -43,7 +43,11 @@ def documents_of(count: int) -> Path:
 def curve(way: str, file: Path, steps: int, fresh: bool) -> dict[str, Any]:
     """Trains one way; returns the tokens it learns from, and at each point (epochs, bits per byte of held-out text)."""
     rows = json.dumps({"target": "mmdiff.tasks.text.data.documents.Documents", "path": str(file)})
-    settings = [f"name={file.stem}-{steps}-{WAYS[way]}", f"train.save_every={steps // POINTS}", f"train.keep={POINTS + 1}"]
+    settings = [
+        f"name={file.stem}-{steps}-{WAYS[way]}",
+        f"train.save_every={steps // POINTS}",
+        f"train.keep={POINTS + 1}",
+    ]
     for stage in ("near", "fit"):
         settings += [f"train.stages.{stage}.data.documents={rows}", f"train.stages.{stage}.lr_schedule=constant"]
     near = load_config(WAYS[way]).train.stages["near"].steps

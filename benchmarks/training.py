@@ -14,7 +14,7 @@
              kind.
     levels   variance of the loss over draws for an answer of n tokens, Bernoulli 1/t against exact counts.
 
-Run: python benchmarks/speed/training.py [--json FILE]
+Run: python benchmarks/training.py [--json [FILE]]
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def fixed(steps: int = 400, rows: int = 8) -> dict[str, float]:
         plain()
         times.append(time.process_time())
 
-    name = f"benchmarks.speed.{Path(__file__).stem}"
+    name = f"benchmarks.{Path(__file__).stem}"
     stage = StageConfig(
         steps=steps, batch_size=rows, data={"target": f"{name}.Sequences"},
         objective={"target": "mmdiff.objectives.denoise.Denoise"},
@@ -244,21 +244,25 @@ def spread(levels: Levels, n: int, draws: int = 100_000) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the parts here are named by dotted path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the parts here are named by dotted path
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the ratios to this file")
+    parser.add_argument(
+        "--json", nargs="?", const="", metavar="FILE", help="write the ratios there, or as JSON on the last line"
+    )
     given = parser.parse_args()
     out = {f"{vocabulary}/{length}": head(vocabulary, length) for vocabulary, length in SIZES}
     costs = fixed()
     print("fixed    " + ", ".join(f"{name} {value:.2f}" for name, value in costs.items()))
+    figures = {**out["126464/256"], **costs, "by_size": out}
     if given.json:
-        figures = {**out["126464/256"], **costs, "by_size": out}
-        given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        Path(given.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     encoder()
     packing()
     for n in (1, 4, 16):
         bernoulli, exact = spread(Bernoulli(), n), spread(ExactCount(stratified=False), n)
         print(f"levels   n={n}: variance {bernoulli:.2f} with Bernoulli 1/t, {exact:.2f} with exact counts")
+    if given.json == "":
+        print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Decoding against the published procedures, in one run: time ratios, agreement of tokens, forwards.
 
-    python benchmarks/speed/decoding.py [--json FILE] [--png FILE] [--repeats 3] [--width 256] [--layers 4] [--device D]
+    python benchmarks/decoding.py [--json [FILE]] [--png FILE] [--repeats 3] [--width 256] [--layers 4] [--device D]
 
 The model is a random bidirectional Llama; the published procedures are written plainly below, on the same weights, with
 transformers' own cache: LLaDA's loop, and Fast-dLLM's (arXiv 2505.22618) with its prefix and its dual cache. Figures:
@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers.cache_utils import DynamicCache
 
@@ -226,13 +226,15 @@ def draw(figures: dict[str, float], file: Path) -> None:
     bars = axes.barh(list(WANTED), [figures[name] for name in WANTED])
     axes.bar_label(bars, [f"{figures[name]:.2f}  (wanted {WANTED[name]})" for name in WANTED], padding=3)
     axes.set_xlim(0, 1.5 * max(figures[name] for name in WANTED))
-    axes.set_title("time ratios, see benchmarks/speed/decoding.py")
+    axes.set_title("time ratios, see benchmarks/decoding.py")
     figure.savefig(file)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument(
+        "--json", nargs="?", const="", metavar="FILE", help="write the figures there, or as JSON on the last line"
+    )
     parser.add_argument("--png", type=Path, help="draw the ratios there")
     for name, value in [
         ("repeats", 3),
@@ -252,9 +254,11 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:24s} {value:8.3f}  {'wanted ' + WANTED[name] if name in WANTED else ''}")
     if given.json:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        Path(given.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if given.png:
         draw(figures, given.png)
+    if given.json == "":
+        print(json.dumps(figures))
 
 
 if __name__ == "__main__":

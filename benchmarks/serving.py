@@ -1,6 +1,6 @@
 """A server under many clients, against the same requests one by one: throughput, latency, wrong rows, memory.
 
-    python benchmarks/speed/serving.py --clients 64 --seconds 60 --json runs/serving.json
+    python benchmarks/serving.py --clients 64 --seconds 60 --json runs/serving.json
 
 `mmdiff serve` runs in a process of its own, on a model of random weights (128 wide, 3 layers) that is saved for it.
 Requests are ragged: prompts of 1 to 40 words, 8 to 24 new tokens, 8 steps. Each of 48 different requests is answered
@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--json", nargs="?", const="", metavar="FILE", help="write the figures there, or as JSON on the last line"
+    )
     wanted = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder) / "model")
@@ -45,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, value in found.items():
         print(f"{name:24} {value:.4g}" if isinstance(value, float) else f"{name:24} {value}")
     if wanted.json:
-        wanted.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        Path(wanted.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    elif wanted.json == "":
+        print(json.dumps(found))
     return int(found["wrong"] > 0)
 
 
