@@ -21,6 +21,7 @@ from mmdiff.canvas.patterns import Full
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import ConfigError
 
+from .families.tokenizers import save_tokenizer
 from .family import Facts, find_family
 from .shares import Share
 from .weights import write_weights
@@ -191,7 +192,7 @@ class Backbone(nn.Module):
                 **own.fields_of(self.facts),
             }
         (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        self.vocab.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.vocab.tokenizer, folder)
         if weights:
             write_weights(self.model, folder, published)
 

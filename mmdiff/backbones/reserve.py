@@ -23,11 +23,31 @@ from .backbone import Backbone
 from .bounds import padded_rows, reserve_ranges, reserved_ids
 from .family import find_family, token_id
 
+NEAR = 0.01
+"""Deviation of a new row's numbers, as a share of that of the table's."""
 
+
+@torch.no_grad()
 def resize(backbone: Backbone, rows: int) -> None:
-    """Put rows behind the embedding table and the head, drawn as the model's other weights once were."""
-    backbone.model.resize_token_embeddings(rows, mean_resizing=False)
+    """Put rows behind the embedding table and the head: each is the mean of those that there are, and a little noise.
+
+    The same to the bit each time that it is done to the same table. Rows drawn like other weights are not of the
+    table's scale, and a model that is made a masked one learns slower from such a mask (`docs/text.md`).
+    """
+    model = backbone.model
+    old = [model.get_input_embeddings().weight.clone(), model.get_output_embeddings().weight.clone()]
+    model.resize_token_embeddings(rows, mean_resizing=False)
     backbone.vocab_size = rows
+    for layer, table_VD in zip((model.get_input_embeddings(), model.get_output_embeddings()), old, strict=True):
+        layer.weight[len(table_VD) :] = near_mean(table_VD, rows - len(table_VD))
+
+
+def near_mean(table_VD: Tensor, count: int) -> Tensor:
+    """Returns (count, D), rows near the mean of a table's, which its size and numbers alone decide."""
+    table_VD = table_VD.float()
+    draws = torch.Generator().manual_seed(len(table_VD))
+    noise_ND = torch.randn((count, table_VD.shape[1]), generator=draws).to(table_VD)
+    return table_VD.mean(0) + NEAR * table_VD.std(0, correction=0) * noise_ND
 
 
 def reserve_more(backbone: Backbone, reserve: Mapping[str, int]) -> None:

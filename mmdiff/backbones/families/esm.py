@@ -22,7 +22,7 @@ from mmdiff.parts import part
 
 from ..family import Facts, Sizes, checked_mask_id, required, token_id, transformers_config
 from ..shares import Share
-from .published.esm import ESM, ESM_COMMON, ESM_SIZES
+from .published.esm import ESM, ESM_COMMON, ESM_SIZES, KNOWN, unknown_field
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +43,7 @@ _KEPT = (
 ).split()
 _ELSEWHERE = ("esm.contact_head.", "esm.pooler.", "pooler.", "esm.embeddings.position_ids")
 OPTIONS = ("token_dropout", "logit_cap", "positions")
-"""What `options` of a backbone may hold: token_dropout (bool), logit_cap (above 0, or null), and positions (rotary or
-absolute) of a new one."""
+"""Of a backbone: token_dropout (bool), logit_cap (above 0, or null), and positions (rotary, absolute) of a new one."""
 
 
 # Configuration --------------------------------------------------------------------------------------------------------
@@ -53,11 +52,14 @@ absolute) of a new one."""
 def config(raw: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
     """Returns an `EsmConfig` without dropout and token dropout; its field `mmdiff` holds the options of this file.
 
-    Raises ConfigError for missing fields, an unknown option, and ESMFold.
+    Raises ConfigError for missing and unknown fields, an unknown option, and ESMFold.
     """
     options = checked(options, positions=False)
     for name in ("vocab_size", *ESM_SIZES):
         required(raw, name)
+    if (name := unknown_field(raw)) is not None:
+        hint = nearest(name, KNOWN)
+        raise ConfigError(f"config.json: {name}: ESM has no such field, its effect is unknown{hint}")
     for name in ("is_folding_model", "is_decoder"):
         if raw.get(name):
             raise ConfigError(f"config.json: {name}: true, expected false")

@@ -1,7 +1,9 @@
-"""Small tokenizers for toy twins of published models."""
+"""Small tokenizers for toy twins of published models, and the files of any."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 
@@ -17,3 +19,18 @@ def byte_tokenizer(*, bos: str | None, eos: str, special: tuple[str, ...]) -> An
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token=bos, eos_token=eos, pad_token=eos, additional_special_tokens=[*special]
     )
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the files of a tokenizer so that transformers 4, which authors' code needs, reads what transformers 5 does.
+
+    It knows the class by its older name only, and no list of `extra_special_tokens`.
+    """
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    if fields.get("tokenizer_class") == "TokenizersBackend":
+        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(fields.get("extra_special_tokens"), list):
+        fields["additional_special_tokens"] = fields.pop("extra_special_tokens")
+    file.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

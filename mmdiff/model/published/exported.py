@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mmdiff.backbones.families.tokenizers import save_tokenizer
 from mmdiff.backbones.family import find_family
 from mmdiff.backbones.weights import read_weights, write_weights
 from mmdiff.protocols import Model
@@ -58,7 +59,7 @@ def _write_backbone(model: Any, folder: Path) -> None:
         fields["auto_map"] = {key: name if "--" in name else f"{home}--{name}" for key, name in code.items()}
     fields["dtype" if "dtype" in fields else "torch_dtype"] = backbone.node["dtype"]  # what the files hold
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    backbone.vocab.tokenizer.save_pretrained(folder)
+    save_tokenizer(backbone.vocab.tokenizer, folder)
     write_weights(WithoutAdapters(backbone.model), folder, own.published_names(config))  # type: ignore[arg-type]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mmdiff.backbones.bounds import check_files
+from mmdiff.backbones.families.tokenizers import save_tokenizer
 from mmdiff.backbones.family import find_family, model_type_of
 from mmdiff.backbones.shares import Published
 from mmdiff.backbones.weights import read_json, read_weights, weight_files, write_weights
@@ -77,4 +78,4 @@ def write_published(model: Any, folder: Path, raw: Mapping[str, Any]) -> None:
         raise ConfigError(f"config.json: torch_dtype {dtype!r}: not a dtype of weights{nearest(dtype, known)}")
     write_weights(model, folder, names_of(model, raw), dtype=getattr(torch, dtype))
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    model.backbone.vocab.tokenizer.save_pretrained(folder)
+    save_tokenizer(model.backbone.vocab.tokenizer, folder)

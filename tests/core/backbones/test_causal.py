@@ -24,6 +24,7 @@ from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
+from mmdiff.model.params import add_adapters
 from mmdiff.objectives.denoise import Denoise
 
 KINDS = ["llama", "qwen2", "qwen3", "mistral", "olmo2", "gpt2", "phi3", "qwen3_moe", "olmoe", "smollm3", "granite"]
@@ -113,6 +114,44 @@ def test_it_trains_and_generates(stock: Path) -> None:
     assert grad is not None and float(grad[model.vocab.mask_id].abs().sum()) > 0
     out = model.generate(collate([[Text([5, 6, 7]), Target(length=4)]], model.vocab), early_stop=False).targets()
     assert len(out[0]) == 4 and model.vocab.mask_id not in out[0]
+
+
+@torch.no_grad()
+def test_half_precision_stays_near(stock: Path) -> None:
+    exact, half = (load_backbone(stock, dtype=dtype).eval()(IDS).float() for dtype in ("float32", "bfloat16"))
+    assert half.isfinite().all() and float((half - exact).abs().mean()) < 0.1 * float(exact.std())
+
+
+def test_it_takes_adapters(stock: Path) -> None:
+    """In the projections of its attention, whatever it calls them: they alone are trained, recomputed or not."""
+    model = MMDiff(load_backbone(stock)).train()
+    if stock.name.startswith("gpt2"):  # its layers are no linear ones of torch
+        with pytest.raises(ConfigError, match="matches no linear layer"):
+            add_adapters(model, {"part": "backbone", "modules": "c_attn", "r": 2, "alpha": 4, "dropout": 0.0})
+        return
+    add_adapters(model, {"part": "backbone", "modules": "q_proj|v_proj|qkv_proj", "r": 2, "alpha": 4, "dropout": 0.0})
+    batch = collate([[Text([5, 6]), Target([7, 8, 9, 10])]], model.vocab)
+    for recomputed in (False, True):
+        model.backbone.gradient_checkpointing(recomputed)
+        model.zero_grad()
+        plan = Denoise().plan(batch, NoiseKey(0, 0, "x"), model.vocab)
+        Denoise().terms(model, plan)["denoise"].value.backward()
+        moved = {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
+        assert moved and all("lora_" in name for name in moved)
+
+
+def test_the_same_folder_is_converted_to_the_same_bits(stock: Path) -> None:
+    """Whatever was drawn before; the row of the mask is near the mean of the others, in the table and the head."""
+    torch.manual_seed(1)
+    first = load_backbone(stock).model.state_dict()
+    torch.manual_seed(2)
+    backbone = load_backbone(stock)
+    assert all(torch.equal(value, first[name]) for name, value in backbone.model.state_dict().items())
+    for layer in (backbone.model.get_input_embeddings(), backbone.model.get_output_embeddings()):
+        old, new = layer.weight[:258].detach(), layer.weight[258:].detach()
+        far = (new - old.mean(0)).abs() / old.std(0)
+        assert len(new) > 1 and 0.005 < float(far.mean()) < 0.012 and float(far.max()) < 0.05
+    assert not torch.equal(new[0], new[1])
 
 
 def test_options(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ are what `original_format` writes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,3 +58,20 @@ ESM: Mapping[str, Mapping[str, Any]] = {
     "airkingbd/dplm_650m": _esm(33, 1280, 20, **_DPLM),
     "airkingbd/dplm_3b": _esm(36, 2560, 40, **_DPLM),
 }
+
+KNOWN = frozenset(
+    "_name_or_path add_cross_attention auto_map chunk_size_feed_forward dtype esmfold_config id2label is_causal "
+    "is_decoder is_encoder_decoder label2id mmdiff output_attentions output_hidden_states problem_type reserve "
+    "quantization_config return_dict rope_theta tie_word_embeddings torch_dtype transformers_version use_cache "
+    "vocab_list".split()
+) | {*ESM_COMMON, *ESM_SIZES}
+WITHOUT_EFFECT = re.compile(
+    r"\w+_token_id|(num_)?at_\w+|lora_\w+|classifier_\w+|num_labels|finetuning_task|gradient_checkpointing|torchscript"
+)
+"""Fields of transformers' configuration, and others, by pattern, that change nothing of states and logits: DSM's
+annotations (`at_vocab_size`), of training, of other heads."""
+
+
+def unknown_field(raw: Mapping[str, Any]) -> str | None:
+    """Returns a field of a config.json whose effect is not known; None where there is none."""
+    return next((name for name in raw if name not in KNOWN and not WITHOUT_EFFECT.fullmatch(name)), None)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from mmdiff.backbones.families import esm
 from mmdiff.backbones.families.decoder import NO_EFFECT
 from mmdiff.backbones.families.masked import MaskedLM
+from mmdiff.backbones.families.published.esm import unknown_field
 from mmdiff.backbones.families.published.masked import ONLY, WITHOUT_EFFECT, names_of
 from mmdiff.backbones.shares import Published
 
@@ -60,6 +61,7 @@ def _esm(raw: Mapping[str, Any]) -> Plain | None:
     ours |= raw.get("mmdiff") or {}
     if (
         not _sized(raw)
+        or unknown_field(raw) is not None
         or raw.get("position_embedding_type") != "rotary"
         or raw["hidden_size"] // raw["num_attention_heads"] % 2
         or any(raw.get(name) for name in ("is_folding_model", "is_decoder", "emb_layer_norm_before"))

@@ -33,11 +33,8 @@ def tower_shapes(config: Mapping[str, Any]) -> Shapes | None:
 def connector_shapes(node: Mapping[str, Any]) -> Shapes:
     """Returns {parameter of a connector of `mmdiff.model.published.llava`: its shape}. node: of a saved one."""
     d_in, d = node["width_in"], node["width_out"]
-    at, out = "", {}
-    for target in (node["target"], node.get("inner")):
-        at += INNER.get(str(target), "")
-    if "inner" in node:
-        out["image_newline"] = (d,)
+    at = INNER.get(node["target"], "") + INNER.get(node.get("inner", ""), "")
+    out: Shapes = {"image_newline": (d,)} if "inner" in node else {}
     return out | {
         f"{at}layers.0.weight": (d, d_in),
         f"{at}layers.0.bias": (d,),
