@@ -13,7 +13,7 @@ from mmdiff.canvas.vocab import NO_MASK, Vocab
 from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, line_of, nearest
 from mmdiff.parts import part
-from mmdiff.parts.ranges import AtLeast0, AtLeast1, Positive
+from mmdiff.parts.ranges import AtLeast0, AtLeast1, Positive, UpTo1000, UpToMillion
 
 from .backbone import Backbone, check_attention
 from .bounds import (
@@ -120,12 +120,12 @@ def backbone_from_folder(
 def new_backbone(
     *,
     tokenizer: Any,
-    hidden_size: AtLeast1,
-    layers: AtLeast1,
-    heads: AtLeast1,
+    hidden_size: UpToMillion,
+    layers: UpTo1000,
+    heads: UpToMillion,
     family: str = "llada",
     kv_heads: AtLeast1 | None = None,
-    intermediate_size: AtLeast1 | None = None,
+    intermediate_size: UpToMillion | None = None,
     vocab_size: AtLeast1 | None = None,
     max_length: AtLeast1 = 4096,
     rope_theta: Positive | None = None,
@@ -144,6 +144,8 @@ def new_backbone(
     reserve, options: as in `load_backbone`.
     init_std: of all weights; 0.02 suits widths of some thousands, a width of 100 learns faster with 1 / sqrt(width).
     """
+    if not hasattr(tokenizer, "eos_token_id"):
+        raise ConfigError(f"tokenizer: {tokenizer!r:.60}, expected one of transformers, {{target: ...}} say")
     if hidden_size % heads or (hidden_size // heads) % 2:
         raise ConfigError(f"hidden_size {hidden_size}: expected a multiple of 2 x heads = {2 * heads}")
     kv_heads = heads if kv_heads is None else kv_heads

@@ -4,7 +4,7 @@
 
 A number in a file that lies outside is refused before anything is built, see `mmdiff.config.schema`. The marks are
 those of `annotated_types`, so a part from elsewhere may write its own: `Annotated[int, Interval(ge=1, le=9)]`. NaN and
-infinity are never in a range, and a whole number has at most 64 bits.
+infinity are never in a range, a whole number has at most 64 bits, and a number is one that 32-bit floats hold.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ BetweenZeroAndOne: TypeAlias = Annotated[float, Interval(gt=0, lt=1)]
 
 WORDS = {Ge: "of at least", Gt: "above", Le: "up to", Lt: "below"}
 BITS = 63
+LARGEST = 3.4e38  # what a 32-bit float holds, which most numbers become
 
 
 def in_range(value: float, marks: Iterable[Any] = ()) -> bool:
     """Whether a number is finite, has at most 64 bits if it is whole, and lies in the range that marks describe."""
     if isinstance(value, int) and not -(2**BITS) <= value < 2**BITS:
         return False
-    if not math.isfinite(value):
+    if not math.isfinite(value) or abs(value) > LARGEST:
         return False
     tests = {Ge: lambda b: value >= b, Gt: lambda b: value > b, Le: lambda b: value <= b, Lt: lambda b: value < b}
     return all(tests[type(mark)](bound) for mark, bound in _bounds(marks))
@@ -57,6 +58,8 @@ def expected(kind: type, marks: Iterable[Any] = (), value: float = 0) -> str:
     """
     if isinstance(value, int) and not in_range(value):
         return "a whole number of 64 bits"
+    if LARGEST < abs(value) < math.inf:
+        return f"a number of at most {LARGEST:g}, as 32-bit floats hold"
     named = "a whole number" if kind is int else "a number"
     bounds = {type(mark): bound for mark, bound in _bounds(marks) if abs(bound) < 2**BITS}
     if {Ge, Le} <= bounds.keys():

@@ -101,7 +101,11 @@ def embed(
     file = output_file("--out", out)
     if file is None or file.suffix != ".npy":
         raise UserError(f"--out: {shown(out)!r} does not end in .npy")
-    texts = [str(row["text"]) for row in Documents(documents, field)]
+    texts = []
+    for row in Documents(documents, field):
+        if not row["text"] and pooling != "first":
+            raise DataError(f"{row['where']}: an empty text, whose states cannot be pooled")
+        texts.append(str(row["text"]))
     vectors_ND = embed_texts(load(run, *settings).model, texts, pooling=pooling, length=length)
     make_folder("--out", file)
     with aside(file) as part:

@@ -90,7 +90,7 @@ def gaps(pieces: Sequence[Any], vocab: Vocab) -> list[Part]:
         elif isinstance(piece, int) and not isinstance(piece, bool) and 1 <= piece <= LONGEST:
             parts.append(Target(length=piece))
         else:
-            raise DataError(f"text: {piece!r:.60}, expected a text, or a number of masked positions")
+            raise DataError(f"text: {piece!r:.60}, expected a text, or a number of masked positions up to {LONGEST}")
     if not any(isinstance(one, Target) for one in parts):
         raise DataError("text: there is no gap, expected a number of masked positions among the texts")
     return parts

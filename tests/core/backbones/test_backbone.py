@@ -351,6 +351,7 @@ def test_new_backbone_takes_its_ids_from_the_tokenizer() -> None:
         ({"attention": "spda"}, "attention 'spda'.*did you mean \"sdpa\""),
         ({"family": "lada"}, "model_type 'lada'.*did you mean \"llada\""),
         ({"vocab_size": 20}, "tokenizer: 34 ids do not fit 20 rows"),
+        ({"tokenizer": "words"}, "tokenizer: 'words', expected one of transformers"),
     ],
 )
 def test_wrong_arguments_are_named(changed: dict[str, Any], match: str) -> None:

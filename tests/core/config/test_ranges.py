@@ -70,6 +70,10 @@ def test_every_number_in_a_configuration_has_a_range() -> None:
         ("eval.batch_size=0", "eval.batch_size=0"),
         ("eval.limit=0", "eval.limit=0"),
         ("sampler.temperature=.inf", "sampler.temperature=inf"),
+        (
+            "sampler.temperature=1e308",
+            "temperature=1e+308: expected a number of at most 3.4e+38, as 32-bit floats hold",
+        ),
         ("sampler.suppress_ids=[-1]", "sampler.suppress_ids.0=-1"),
         ("train.keep=99999999999999999999", "train.keep=99999999999999999999: expected a whole number of 64 bits"),
         ("train.clip=true", "train.clip: True is not a number"),
