@@ -98,6 +98,7 @@ DEMOS = {
     ),
     "asr-own": own("asr", Figure("wer", "<=", 3), Figure("shuffled", ">=", 50)),
     "protein-own": own("protein", Figure("learned", ">=", 0.97)),
+    "protein-own-families": own("families", Figure("learned", ">=", 0.955), Figure("named", ">=", 0.99)),
     "vla-own": own(
         "vla",
         Figure("success", ">=", 0.97),

@@ -3,12 +3,14 @@
     python benchmarks/own.py vqa                   # 5,000 pictures with questions, then `mmdiff train vqa-own`
     python benchmarks/own.py asr                   # 3,300 spoken sentences, then `mmdiff train asr-own`
     python benchmarks/own.py protein               # 3,000 sequences as a FASTA file, then `mmdiff train protein-own`
+    python benchmarks/own.py families              # the same of three families mixed, and which is which
     python benchmarks/own.py vla                   # 1,200 episodes as a LeRobot folder, then `mmdiff train vla-own`
 
 The last line is JSON. Data and runs lie under `runs/` of the working folder, and finished ones are kept (`--fresh`).
 Of pictures: shares of right answers about held-out ones, by what is asked, and with another row's picture. Of clips:
-word error rates in %, also with another row's clip. `learned` of the sequences: how far the bound on -log p of
-held-out ones has come from that of their composition to the exact one. Of the robot: success in layouts it was not
+word error rates in %, also with another row's clip. `learned` of the sequences: how far the bound on -log p of held-out
+ones has come from that of their composition to the exact one; `named`: the share whose family a linear probe of the
+run's vectors names, one of their composition, and their laws themselves. Of the robot: success in layouts it was not
 shown, with its instruction, another one, and grey pictures.
 """
 
@@ -33,6 +35,7 @@ from mmdiff.training.train import train
 RUNS = Path("runs")
 SEQUENCES, EPISODES = 3000, 400  # episodes: of each task
 TASKS = ["reach-red", "reach-green", "reach-blue"]
+FAMILIES = "protein-own-families"  # a run, and its sequences
 LAYOUTS = 30  # of each task, of seeds from 0 on; demonstrations have seeds from 1000 on
 PICTURES, CLIPS = (4000, 1000), (3000, 300)  # for training and held out
 SHAPES = ("circle", "rectangle", "triangle")
@@ -145,7 +148,7 @@ def asr(fresh: bool) -> dict[str, Any]:
     return {"wer": 100 * found["wer"], "shuffled": 100 * other["wer"], "cpu_seconds": seconds}
 
 
-def protein(fresh: bool) -> dict[str, Any]:
+def protein(fresh: bool, families: int = 1) -> dict[str, Any]:
     from mmdiff.tasks.protein.data.alignments import background
     from mmdiff.tasks.protein.data.fasta import write_fasta
     from mmdiff.tasks.protein.data.markov import Subfamilies
@@ -153,11 +156,12 @@ def protein(fresh: bool) -> dict[str, Any]:
     from mmdiff.tasks.protein.evaluate.evaluate import bound_per_residue
     from mmdiff.tasks.protein.residues import CANONICAL
 
-    law, file = Subfamilies(1), RUNS / "own-sequences.fasta"
+    law, name = Subfamilies(families), "protein-own" if families == 1 else FAMILIES
+    file = RUNS / f"{name}.fasta"
     RUNS.mkdir(exist_ok=True)
     if not file.exists():
         write_fasta(file, (Record(f"s{i}", "drawn", s) for i, (s, _) in enumerate(law.draw(SEQUENCES))))
-    config = load_config("protein-own", [f"train.stages.fit.data.path={file}"])
+    config = load_config("protein-own", [f"name={name}", f"train.stages.fit.data.path={file}"])
     start = time.process_time()
     train(config, fresh=fresh)
     seconds = time.process_time() - start
@@ -168,7 +172,7 @@ def protein(fresh: bool) -> dict[str, Any]:
     shares = dict(zip(CANONICAL, background([row["sequence"] for row in known]), strict=True))
     unigram = -sum(float(np.log(shares[letter])) for s in test for letter in s) / residues
     exact = -float(law.log_likelihood(test).sum()) / residues
-    bound = bound_per_residue(load(RUNS / "protein-own"), rows)["nats"]
+    bound = bound_per_residue(load(RUNS / name), rows)["nats"]
     return {  # seconds of this call: 0 where the run was finished
         "train": len(known),
         "heldout": len(test),
@@ -178,6 +182,21 @@ def protein(fresh: bool) -> dict[str, Any]:
         "learned": (unigram - bound) / (unigram - exact),
         "cpu_seconds": round(seconds, 1),
     }
+
+
+def families(fresh: bool) -> dict[str, Any]:
+    from mmdiff.tasks.protein.data.markov import Subfamilies
+    from mmdiff.tasks.protein.embed.embeddings import vectors
+    from mmdiff.tasks.protein.embed.probes import probe
+
+    found, law = protein(fresh, 3), Subfamilies(3)
+    sequences, numbers = zip(*law.draw(SEQUENCES), strict=True)
+    session = load(RUNS / FAMILIES)
+    read = np.concatenate([vectors(session, sequences[i : i + 100]) for i in range(0, SEQUENCES, 100)])
+    scores = probe(read, [f"family {k}" for k in numbers], sequences=sequences)["scores"]
+    shares = {name: scores[of]["accuracy"]["mean"] for name, of in (("named", "probe"), ("by_shares", "composition"))}
+    likeliest = law.by_chain(sequences).argmax(1)
+    return {**found, **shares, "likeliest": float((likeliest == np.array(numbers)).mean())}
 
 
 def vla(fresh: bool) -> dict[str, Any]:
@@ -196,7 +215,13 @@ def vla(fresh: bool) -> dict[str, Any]:
     return {"success": found["success"], **rates, "cpu_seconds": round(seconds, 1)}
 
 
-RECIPES: dict[str, Callable[[bool], dict[str, Any]]] = {"vqa": vqa, "asr": asr, "protein": protein, "vla": vla}
+RECIPES: dict[str, Callable[[bool], dict[str, Any]]] = {
+    "vqa": vqa,
+    "asr": asr,
+    "protein": protein,
+    "families": families,
+    "vla": vla,
+}
 
 
 def main() -> None:

@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[[], *parts], help="default: all")
     parser.add_argument("--steps", type=int, default=150, help="of the text, 256 tokens each")
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS), help="of the text")
-    parser.add_argument("--speech-steps", type=int, default=40, help="of 8 utterances each, behind the alignment")
+    parser.add_argument("--speech-steps", type=int, default=70, help="of 16 utterances each, behind the alignment")
     parser.add_argument("--windows", type=int, default=24, help="held-out windows of the bounds")
     parser.add_argument("--needles", type=int, default=1, help="rows per length and depth")
     parser.add_argument(

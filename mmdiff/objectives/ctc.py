@@ -4,7 +4,7 @@ A. Graves et al., ICML 2006. The stand-in, at the size of a CPU, for the pre-tra
 reads out is a first pass for deliberation.
 
 Shape letters: B samples, N crops, T features per crop or item, E encoder width, V vocabulary, M features or slots and S
-labels of all samples, D backbone width, K ids.
+labels of all samples, D backbone width, K ids, O further ids.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +23,7 @@ from mmdiff.canvas.vocab import Vocab
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0
 from mmdiff.protocols import Model
 
 from .terms import Term
@@ -34,6 +36,7 @@ class Labels:
     batch: Batch
     labels_S: Tensor  # int64, of all samples, one after the other
     size_B: Tensor
+    other_O: Tensor  # int64, ids that the labels are to be told apart from besides each other
     counts: dict[str, float]
 
 
@@ -47,6 +50,8 @@ class CTC:
         normalised, by the backbone's own head, as probabilities among the labels of the batch and the blank. So a
         connector learns embeddings of words in their order before the backbone is run at all (LegoSLM, arXiv
         2505.11352, joins the two by the embedding table, too).
+    others: of slots, so many ids of text, drawn anew for every batch, from which the labels are told apart as well, so
+        that a slot does not come to resemble words which no transcript has.
 
     The labels are a sample's target ids without end ids; the mask id, which no label has, is the blank. A sample has
     one item of `kind`, else DataError is raised. A label sequence that does not fit into its features adds no loss; the
@@ -55,6 +60,11 @@ class CTC:
 
     kind: str = "audio"
     read: Literal["features", "slots"] = "features"
+    others: AtLeast0 = 0
+
+    def __post_init__(self) -> None:
+        if self.others and self.read != "slots":
+            raise ConfigError(f"others: {self.others}, expected 0 where features are read: their head has every id")
 
     def plan(self, batch: Batch, key: NoiseKey, vocab: Vocab) -> Labels:
         if self.kind not in batch.media or len(batch.media[self.kind].crops) != len(batch):
@@ -62,13 +72,18 @@ class CTC:
         ends = torch.tensor([vocab.eos_id, *vocab.end_ids])
         label_BL = batch.target_BL & ~torch.isin(batch.ids_BL, ends)
         size_B = label_BL.sum(1)
-        return Labels(batch, batch.ids_BL[label_BL], size_B, {"ctc": float(size_B.sum())})
+        other_O = torch.zeros(0, dtype=torch.int64)
+        if self.others:
+            draws_O = key.fold("others").uniform(0, self.others) * len(vocab.text_ids)
+            other_O = torch.from_numpy(vocab.text_ids[draws_O.astype(np.int64)]).to(batch.ids_BL.device)
+        return Labels(batch, batch.ids_BL[label_BL], size_B, other_O, {"ctc": float(size_B.sum())})
 
     def terms(self, model: Model, plan: Labels) -> dict[str, Term]:
         labels_S, blank = plan.labels_S, model.vocab.mask_id
         if self.read == "slots":
-            id_K, labels_S = labels_S.unique(return_inverse=True)
-            id_K, blank = torch.cat([id_K, id_K.new_tensor([blank])]), len(id_K)
+            every_K, at = torch.cat([labels_S, plan.other_O]).unique(return_inverse=True)
+            labels_S = at[: len(labels_S)]
+            id_K, blank = torch.cat([every_K, every_K.new_tensor([blank])]), len(every_K)
             log_p_BTV, length_B = spelled(model, self.kind, plan.batch, id_K)
         else:
             log_p_BTV, length_B = emissions(model, self.kind, plan.batch.media[self.kind])

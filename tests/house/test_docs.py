@@ -128,6 +128,8 @@ def test_every_block_runs(
                     "mmdiff eval runs/vla-own",
                     "mmdiff train protein-own ",
                     "mmdiff protein eval runs/protein-own",
+                    "mmdiff protein embed runs/protein-own",
+                    "mmdiff protein probe vectors ",
                 )
                 assert shlex.split(line) and line.startswith(endless), line
         elif kind == "console":  # mistakes: a command, and the one line that it ends with

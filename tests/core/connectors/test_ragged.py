@@ -19,7 +19,7 @@ from mmdiff.connectors.merge import FrameStack
 from mmdiff.connectors.mlp import MLP
 from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import DataError
+from mmdiff.errors import ConfigError, DataError
 from mmdiff.model import MMDiff
 from mmdiff.model.features import FeatureCache, fingerprint
 from mmdiff.model.likelihood import bound
@@ -152,6 +152,26 @@ def test_ctc_of_slots_is_that_of_the_backbones_head_among_the_labels_of_the_batc
     assert float(term.value.detach()) == pytest.approx(expected, rel=1e-4)
     term.value.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in m.connectors["audio"].parameters())
+
+
+def test_ctc_of_slots_tells_labels_apart_from_other_ids_too() -> None:
+    m = model()
+    batch = rows(m, [clip(8), clip(14)])
+    objective = CTC(read="slots", others=3)
+    plan = objective.plan(batch, NoiseKey(0), m.vocab)
+    again, later = (objective.plan(batch, NoiseKey(0, step), m.vocab) for step in (0, 1))
+    assert len(plan.other_O) == 3 and torch.equal(plan.other_O, again.other_O)
+    assert not torch.equal(plan.other_O, later.other_O) and set(plan.other_O.tolist()) <= set(m.vocab.text_ids.tolist())
+    labels = m.vocab.encode("north east")
+    known = [*sorted({*labels, *plan.other_O.tolist()}), m.vocab.mask_id]
+    expected = 0.0
+    for one in (clip(8), clip(14)):
+        normal_MD = F.layer_norm(m.encode(rows(m, [one]).media)["audio"], (32,))
+        log_p_MK = (normal_MD @ m.backbone.model.get_output_embeddings().weight[known].T).log_softmax(-1)
+        expected += ctc_by_hand(log_p_MK, [known.index(i) for i in labels], len(known) - 1)
+    assert float(objective.terms(m, plan)["ctc"].value.detach()) == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ConfigError, match="^others: 3, expected 0 where features are read"):
+        CTC(others=3)
 
 
 def test_labels_that_do_not_fit_count_nothing_and_are_reported() -> None:
