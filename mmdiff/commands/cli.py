@@ -18,7 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from mmdiff.errors import ConfigError, UserError, nearest
-from mmdiff.files import without_nan
+from mmdiff.files import infinite_in, without_nan
 
 from .arguments import FAILED, AtLeast1, Output, Verb, parse, row_of, table
 from .chat import chat
@@ -34,8 +34,9 @@ LONGEST = 1200
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 done, 1 where a part of the work failed and its result says which, 2 a
-    mistake in what was asked for or a file that cannot be read or written, 130 interrupted, 143 terminated."""
+    """Run one command. Returns the exit code: 0 done, 1 where a part of the work failed and its result says which, or a
+    figure is infinite, 2 a mistake in what was asked for or a file that cannot be read or written, 130 interrupted, 143
+    terminated."""
     words = sys.argv[1:] if argv is None else list(argv)
     silence_other_packages()
     with Signals(whole_process=argv is None) as signals:
@@ -64,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(without_nan(result), default=str) if as_json else text, flush=True)
         except BrokenPipeError:  # `mmdiff config x | head`: the reader has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1 if result.get(FAILED) else 0
+    if infinite := infinite_in(result):
+        print(f"mmdiff: error: {infinite} is infinite: no figure of a model that works", file=sys.stderr)
+    return 1 if result.get(FAILED) or infinite else 0
 
 
 def config(name: str, /, *words: str) -> Output:

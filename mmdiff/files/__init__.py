@@ -7,7 +7,7 @@ May import: nothing. Must not import torch.
 
 from .json_text import as_object, json_lines, json_object, parse_json
 from .output import make_folder, output_file
-from .plain import without_nan
+from .plain import infinite_in, without_nan
 from .reading import read_json, read_text, regular, unreadable, yaml_of
 from .sums import SUMS, check_sums, damaged, digest, signed, write_sums
 from .whole import aside, clear, commit, link, lock, locked, named, part_of, remove, sync, unlock, writable, write_text
@@ -39,6 +39,7 @@ __all__ = [
     "sync",
     "unreadable",
     "unlock",
+    "infinite_in",
     "without_nan",
     "writable",
     "write_sums",

@@ -348,3 +348,16 @@ def test_demo_runs_what_its_configuration_names(
     file.write_text("name: mine\n")
     assert cli.main(["demo", "mine"]) == 2
     assert "does not say what to run" in capsys.readouterr().err
+
+
+def test_an_infinite_figure_is_printed_as_null_named_and_no_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"n": 2, "sets": {"heldout": {"bounds": [1.0, float("inf")], "spearman": float("nan")}}}
+    monkeypatch.setattr(cli, "parse", lambda words, verbs: (lambda: (found, "text"), True))
+    assert cli.main(["x"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["sets"]["heldout"] == {"bounds": [1.0, None], "spearman": None}
+    assert err == "mmdiff: error: sets.heldout.bounds[1] is infinite: no figure of a model that works\n"
+    del found["sets"]["heldout"]["bounds"]  # what has no value is no fault
+    assert cli.main(["x"]) == 0
