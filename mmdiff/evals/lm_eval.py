@@ -34,7 +34,7 @@ from mmdiff.samplers.links.guidance import Guidance
 from mmdiff.samplers.options import generation_config
 from mmdiff.session import find_model
 
-from .requests import batched, cut, log_likelihoods, number
+from .requests import batch_of, batched, cut, device_of, log_likelihoods, number
 
 
 @register_model("mmdiff")
@@ -67,13 +67,13 @@ class Harness(LM):
         **sampler: Any,
     ) -> None:
         super().__init__()
-        self.batch_size = 8 if batch_size == "auto" else int(batch_size)
+        self.batch_size = batch_of(batch_size, 8)
         self.seed, self.greedy = int(seed), greedy
         self.estimator = build({"target": estimator}) if estimator else Elbo(int(levels))
         self.links = [Guidance(float(guidance))] if guidance else []
         self.model, config = open_model(Path(pretrained), dtype, trust)
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = self.model.to(chosen).eval()
+        self.model = self.model.to(device_of(chosen)).eval()
         self.sampler = generation_config(config, **{"max_new_tokens": int(max_new_tokens), **sampler})
         if isinstance(self.model.attention, Causal) and (estimator or guidance):
             raise ConfigError("estimator, guidance: a model with causal attention reads clean ids, expected neither")

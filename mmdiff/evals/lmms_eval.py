@@ -24,7 +24,7 @@ from mmdiff.errors import ConfigError, DataError
 from mmdiff.model.likelihood.elbo import Elbo
 from mmdiff.session import load
 
-from .requests import batched, cut, log_likelihoods, number
+from .requests import batch_of, batched, cut, device_of, log_likelihoods, number
 
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".gif")
 SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
@@ -64,12 +64,12 @@ class Harness(lmms):
         **sampler: Any,
     ) -> None:
         super().__init__()
-        self.batch_size = 1 if batch_size == "auto" else int(batch_size)
+        self.batch_size = batch_of(batch_size, 1)
         self.levels, self.seed, self.greedy = int(levels), int(seed), greedy
         settings = [f"sampler.{name}={value}" for name, value in sampler.items()]
         self.session: Any = load(pretrained, *settings, dtype=dtype, trust=trust)
         if device is not None:
-            self.session.model.to(device)
+            self.session.model.to(device_of(device))
         self.session.model.eval()
         self.fields: Sequence[str] = getattr(self.session.task, "fields", ("image", "audio", "question", "answer"))
 

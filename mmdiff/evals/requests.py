@@ -9,12 +9,31 @@ import torch
 
 from mmdiff.canvas.batch import Batch, to_device
 from mmdiff.canvas.patterns import Causal
+from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
 from mmdiff.model.likelihood import estimate, next_token
 from mmdiff.model.likelihood.passes import Estimator
 
 T = TypeVar("T")
+
+
+def batch_of(given: int | str, auto: int) -> int:
+    """Returns a harness's `batch_size`; `auto` of those that look for it, `auto:4` too. Raises ConfigError."""
+    text = str(given)
+    if text.partition(":")[0] == "auto":
+        return auto
+    if not text.isdecimal() or not int(text):
+        raise ConfigError(f"batch_size: {given!r}, expected a whole number of at least 1, or auto")
+    return int(text)
+
+
+def device_of(given: str) -> torch.device:
+    """Returns the device of that name. Raises ConfigError."""
+    try:
+        return torch.device(given)
+    except RuntimeError:
+        raise ConfigError(f"device: {given!r}, expected one of torch: cpu, cuda, cuda:0") from None
 
 
 def batched(jobs: Sequence[Any], run: Callable[[Any], list[T]], size: Callable[[Any], int], count: int) -> list[T]:

@@ -146,3 +146,14 @@ def test_another_estimator_and_guidance_by_name(saved: Path) -> None:
             total += float((empty + (guidance + 1) * (given - empty)).log_softmax(-1)[rest[n]])
         found = harness._scored([((before, rest), 0)])[0][0]
         assert found == pytest.approx(total, rel=1e-4)
+
+
+def test_batches_and_devices_of_a_command_line() -> None:
+    from mmdiff.evals.requests import batch_of, device_of
+
+    assert [batch_of(given, 8) for given in ("auto", "auto:4", "3", 5)] == [8, 8, 3, 5]
+    for wrong in ("x", 0, -1, "1.5", ""):
+        with pytest.raises(ConfigError, match="^batch_size: .*expected a whole number of at least 1, or auto$"):
+            batch_of(wrong, 8)
+    with pytest.raises(ConfigError, match="^device: 'gpu', expected one of torch"):
+        device_of("gpu")
