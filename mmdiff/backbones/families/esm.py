@@ -57,9 +57,9 @@ def config(raw: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> 
     options = checked(options, positions=False)
     for name in ("vocab_size", *ESM_SIZES):
         required(raw, name)
-    if (name := unknown_field(raw)) is not None:
-        hint = nearest(name, KNOWN)
-        raise ConfigError(f"config.json: {name}: ESM has no such field, its effect is unknown{hint}")
+    if (unknown := unknown_field(raw)) is not None:
+        hint = nearest(unknown, KNOWN)
+        raise ConfigError(f"config.json: {unknown}: ESM has no such field, its effect is unknown{hint}")
     for name in ("is_folding_model", "is_decoder"):
         if raw.get(name):
             raise ConfigError(f"config.json: {name}: true, expected false")
