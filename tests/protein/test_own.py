@@ -17,7 +17,6 @@ from mmdiff.tasks.protein.evaluate.evaluate import bound_per_residue
 from mmdiff.training.train import train
 
 
-@pytest.mark.slow
 def test_the_recipe_learns_the_law_of_ones_own_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     law = Subfamilies(1, (20, 30))

@@ -86,7 +86,6 @@ def reached(session: Session, given: list[Layout], *, grey: bool = False, other:
     return float(np.mean([abs(x - discs[color]) < 0.2 for (color, discs), x in zip(given, at_N, strict=True)]))
 
 
-@pytest.mark.slow
 def test_the_recipe_for_ones_own_episodes_learns_to_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two discs on a line, of which one is named: seconds at a small size. Without a picture, or with the other word,
     the same policy does not get there."""
