@@ -34,7 +34,7 @@ from mmdiff.samplers.links.guidance import Guidance
 from mmdiff.samplers.options import generation_config
 from mmdiff.session import find_model
 
-from .requests import batch_of, batched, cut, device_of, log_likelihoods, number
+from .requests import Settings, batch_of, batched, cut, device_of, log_likelihoods, number, settings_of
 
 
 @register_model("mmdiff")
@@ -114,7 +114,10 @@ class Harness(LM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Returns the generated texts, each cut before the first of its stop strings."""
-        jobs = [(*request.args, number(request, i)) for i, request in enumerate(requests)]
+        jobs = []
+        for i, request in enumerate(requests):
+            context, named = request.args
+            jobs.append((context, settings_of(named), number(request, i)))
         return batched(jobs, self._generated, lambda job: len(job[0]), self.batch_size)
 
     def _scored(self, jobs: Sequence[tuple[tuple[list[int], list[int]], int]]) -> list[tuple[float, bool]]:
@@ -130,22 +133,20 @@ class Harness(LM):
         out = self.model.generate(batch, generation_config=config).targets()
         return [(one, ids == rest) for one, ids, ((_, rest), _) in zip(logp, out, jobs, strict=True)]
 
-    def _generated(self, jobs: Sequence[tuple[str, dict[str, Any], int]]) -> list[str]:
-        """jobs: context, settings of the harness for it, and what identifies its random numbers."""
+    def _generated(self, jobs: Sequence[tuple[str, Settings, int]]) -> list[str]:
+        """jobs: context, what is asked of the generation, and what identifies its random numbers."""
         vocab, texts = self.model.vocab, [""] * len(jobs)
-        alike: dict[tuple[int, float | None], list[int]] = {}
-        for i, (_, named, _) in enumerate(jobs):
-            length = int(named.get("max_gen_toks", named.get("max_new_tokens", self.sampler.max_new_tokens)))
-            temperature = float(named["temperature"]) if named.get("do_sample") and "temperature" in named else None
-            alike.setdefault((length, temperature), []).append(i)
-        for (length, temperature), some in alike.items():
-            config = self.sampler if temperature is None else replace(self.sampler, temperature=temperature)
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for i, (_, settings, _) in enumerate(jobs):
+            alike.setdefault((settings.length or self.sampler.max_new_tokens, settings.sampling), []).append(i)
+        for (length, sampling), some in alike.items():
+            config = generation_config(self.sampler, **dict(sampling))
             most = max(self.model.backbone.facts.max_length - length, 1)
             contexts = [vocab.encode(jobs[i][0])[-most:] or [self._first()] for i in some]
             rows: list[Sample] = [[Text(ids), Target(length=length)] for ids in contexts]
             batch = to_device(collate(rows, vocab, index=[jobs[i][2] for i in some], side="left"), self.model.device)
             for i, ids in zip(some, self.model.generate(batch, generation_config=config).targets(), strict=True):
-                texts[i] = cut(vocab.decode(vocab.until_end(ids)), jobs[i][1].get("until"))
+                texts[i] = cut(vocab.decode(vocab.until_end(ids)), jobs[i][1].stops)
         return texts
 
     def _pair(self, context: str, rest: str) -> tuple[list[int], list[int]]:

@@ -22,9 +22,10 @@ from mmdiff.data.collate import collate
 from mmdiff.data.stream import read_media
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model.likelihood.elbo import Elbo
+from mmdiff.samplers.options import generation_config
 from mmdiff.session import load
 
-from .requests import batch_of, batched, cut, device_of, log_likelihoods, number
+from .requests import Settings, batch_of, batched, cut, device_of, log_likelihoods, number, settings_of
 
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".gif")
 SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
@@ -99,8 +100,8 @@ class Harness(lmms):
         for i, request in enumerate(requests):
             context, named, visuals, doc_id, task, split = request.args
             row = self._row(context, visuals(self.task_dict[task][split][doc_id]))
-            jobs.append((row, dict(named), number(request, i)))
-        return batched(jobs, self._generated, lambda job: self._length(job[1]), self.batch_size)
+            jobs.append((row, settings_of(named), number(request, i)))
+        return batched(jobs, self._generated, lambda job: job[1].length or 0, self.batch_size)
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         raise NotImplementedError("mmdiff answers one question at a time: tasks of several rounds are not run")
@@ -132,29 +133,23 @@ class Harness(lmms):
         expected = [[i for p in sample if isinstance(p, Target) for i in p.ids or ()] for sample in samples]
         return [(one, ids == ours) for one, ids, ours in zip(logp, found, expected, strict=True)]
 
-    def _generated(self, jobs: Sequence[tuple[dict[str, Any], dict[str, Any], int]]) -> list[str]:
+    def _generated(self, jobs: Sequence[tuple[dict[str, Any], Settings, int]]) -> list[str]:
         model, texts = self.session.model, [""] * len(jobs)
-        alike: dict[tuple[int, float | None], list[int]] = {}
-        for i, (_, named, _) in enumerate(jobs):
-            temperature = float(named["temperature"]) if named.get("do_sample") and named.get("temperature") else None
-            alike.setdefault((self._length(named), temperature), []).append(i)
-        for (length, temperature), some in alike.items():
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for i, (_, settings, _) in enumerate(jobs):
+            alike.setdefault((settings.length, settings.sampling), []).append(i)
+        for (length, sampling), some in alike.items():
             task = copy.copy(self.session.task)
-            if length:
+            if length and hasattr(task, "max_new_tokens"):
                 task.max_new_tokens = length
             samples: list[Sample] = [read_media(task.prompt(jobs[i][0], model.vocab), model.readers) for i in some]
             batch = collate(samples, model.vocab, model.readers, index=[jobs[i][2] for i in some], side="left")
-            settings = {} if temperature is None else {"temperature": temperature}
+            config = generation_config(self.session.sampler, **dict(sampling))
             with torch.no_grad():
-                out = model.generate(to_device(batch, model.device), generation_config=self.session.sampler, **settings)
+                out = model.generate(to_device(batch, model.device), generation_config=config)
             for i, ids in zip(some, out.targets(), strict=True):
-                texts[i] = cut(str(task.parse(ids, model.vocab)), jobs[i][1].get("until"))
+                texts[i] = cut(str(task.parse(ids, model.vocab)), jobs[i][1].stops)
         return texts
-
-    def _length(self, named: dict[str, Any]) -> int:
-        """Returns the positions of an answer that a request names; 0: as many as the model's task has."""
-        given = named.get("max_new_tokens", named.get("max_gen_toks"))
-        return int(given) if given and hasattr(self.session.task, "max_new_tokens") else 0
 
 
 def medium(one: Any) -> tuple[str, Any]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from mmdiff.canvas.batch import Batch, to_device
 from mmdiff.canvas.patterns import Causal
-from mmdiff.errors import ConfigError
+from mmdiff.errors import ConfigError, nearest
 from mmdiff.model import MMDiff
 from mmdiff.model.evaluating import evaluating
 from mmdiff.model.likelihood import estimate, next_token
 from mmdiff.model.likelihood.passes import Estimator
+from mmdiff.samplers.options import generation_config
 
 T = TypeVar("T")
 
@@ -62,9 +63,50 @@ def log_likelihoods(
         return logp_B.tolist(), greedy_B.tolist()
 
 
-def cut(text: str, stops: str | Sequence[str] | None) -> str:
+class Settings(NamedTuple):
+    """What a harness asks of the generations of a request; requests with the same are run together.
+
+    length: positions of the answer; None: as many as the model's own settings have. sampling: fields of
+    GenerationConfig, by name. stops: strings before the first of which a text ends.
+    """
+
+    length: int | None
+    sampling: tuple[tuple[str, float], ...]
+    stops: tuple[str, ...]
+
+
+LENGTHS = ("max_gen_toks", "max_new_tokens")
+DRAWN = ("temperature", "top_p", "top_k")
+WITHOUT_EFFECT = ("num_beams", "image_aspect_ratio")
+"""What tasks of harnesses name besides, and no sampler of canvases has."""
+
+
+def settings_of(named: Mapping[str, Any]) -> Settings:
+    """Returns the settings that a request names (`generation_kwargs` of a task, `--gen_kwargs`); null is none.
+
+    Without `do_sample` those of drawing are left as the model has them. Raises ConfigError for an unknown name and a
+    value out of range.
+    """
+    given = {name: value for name, value in named.items() if value is not None}
+    known = ("until", "do_sample", *LENGTHS, *DRAWN, *WITHOUT_EFFECT)
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"generation_kwargs: no {name!r}{nearest(str(name), known)}")
+    stops = given.get("until", [])
+    stops = [stops] if isinstance(stops, str) else stops
+    if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
+        raise ConfigError(f"generation_kwargs.until: {stops!r:.80}, expected a text or a list of texts")
+    if not isinstance(given.get("do_sample", False), bool):
+        raise ConfigError(f"generation_kwargs.do_sample: {given['do_sample']!r:.80}, expected true or false")
+    sampling = {name: given[name] for name in DRAWN if name in given}
+    length = next((given[name] for name in LENGTHS if name in given), None)
+    generation_config(None, **sampling, **({} if length is None else {"max_new_tokens": length}))  # checks ranges
+    return Settings(length, tuple(sampling.items()) if given.get("do_sample") else (), tuple(stops))
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
     """Returns a text up to the first of its stop strings."""
-    for stop in [stops] if isinstance(stops, str) else stops or []:
+    for stop in stops:
         text = text.split(stop)[0] if stop else text
     return text
 

@@ -157,3 +157,23 @@ def test_batches_and_devices_of_a_command_line() -> None:
             batch_of(wrong, 8)
     with pytest.raises(ConfigError, match="^device: 'gpu', expected one of torch"):
         device_of("gpu")
+
+
+def test_what_a_task_asks_of_generations_is_checked() -> None:
+    from mmdiff.evals.requests import settings_of
+
+    found = settings_of({"until": "\n", "do_sample": True, "temperature": 0.5, "top_p": None, "max_gen_toks": 8})
+    assert found == (8, (("temperature", 0.5),), ("\n",))
+    assert settings_of({"until": ["a", "b"], "temperature": 0.5, "num_beams": 1}) == (None, (), ("a", "b"))
+    for named, line in [
+        ({"temprature": 1.0}, r"no 'temprature' \(did you mean \"temperature\"\?\)"),
+        ({"until": 5}, "until: 5, expected a text or a list of texts"),
+        ({"until": ["a", 5]}, "until: .*expected a text or a list of texts"),
+        ({"do_sample": "yes"}, "do_sample: 'yes', expected true or false"),
+        ({"temperature": -1}, "sampler.temperature=-1"),
+        ({"do_sample": True, "top_p": 2}, "sampler.top_p=2"),
+        ({"max_gen_toks": "x"}, "sampler.max_new_tokens: 'x'"),
+        ({"max_new_tokens": 0}, "sampler.max_new_tokens=0"),
+    ]:
+        with pytest.raises(ConfigError, match=line):
+            settings_of(named)
