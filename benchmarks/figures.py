@@ -94,7 +94,7 @@ DEMOS = {
         Figure("overall", ">=", 0.97),
         Figure("shape", ">=", 0.97),
         Figure("colour", ">=", 0.97),
-        Figure("shuffled", "<=", 0.6),  # three in four ask for yes or no
+        Figure("shuffled", "<=", 0.6),  # four in six ask for yes or no
     ),
     "asr-own": own("asr", Figure("wer", "<=", 3), Figure("shuffled", ">=", 50)),
     "protein-own": own("protein", Figure("learned", ">=", 0.97)),
