@@ -23,9 +23,6 @@ Times are CPU seconds of the one thread that works (wall seconds on another devi
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -41,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers.cache_utils import DynamicCache
 
+from benchmarks.kit import Options, medians, write_figures
 from mmdiff.backbones import new_backbone
 from mmdiff.backbones.forward import memory_argument
 from mmdiff.canvas.patterns import BlockCausal, Full
@@ -126,7 +124,7 @@ class Uncached(MMDiff):
         return lambda query: denoise(replace(query, step=None))
 
 
-def made(vocab: int, given: argparse.Namespace, attention: Any = None, kind: type[MMDiff] = MMDiff) -> MMDiff:
+def made(vocab: int, given: Any, attention: Any = None, kind: type[MMDiff] = MMDiff) -> MMDiff:
     torch.manual_seed(0)
     tokenizer = word_tokenizer([f"w{i}" for i in range(vocab - 4)])
     backbone = new_backbone(
@@ -163,27 +161,24 @@ def theirs(model: MMDiff, batch: Any, length: int, quota: int, cache: str) -> Te
     return torch.cat([run(row.to(model.device), length, quota, cache).cpu() for row in rows])
 
 
-def medians(device: str, repeats: int, *runs: Callable[[], Tensor]) -> tuple[list[float], list[Tensor]]:
-    """Returns the median seconds of each run and what each gave. They take turns, so that all meet the same machine."""
-    clock = time.thread_time if device == "cpu" else time.perf_counter
-    spent: list[list[float]] = [[] for _ in runs]
-    found = [run() for run in runs]  # warm
-    for _ in range(repeats):
-        for i, run in enumerate(runs):
-            start = clock()
-            run()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            spent[i].append(clock() - start)
-    return [statistics.median(times) for times in spent], found
+def timed(device: str, repeats: int, *runs: Callable[[], Tensor]) -> tuple[list[float], list[Tensor]]:
+    """Returns the median seconds of each run, of the one thread that works or of the device, and what each gave."""
+
+    def clock() -> float:
+        if device == "cpu":
+            return time.thread_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return medians(*runs, repeats=repeats, clock=clock), [run() for run in runs]
 
 
 def agreement(a: Tensor, b: Tensor) -> float:
     return float((a == b).double().mean())
 
 
-def measure(given: argparse.Namespace) -> dict[str, float]:
-    time_of = partial(medians, given.device, given.repeats)
+def measure(given: Any) -> dict[str, float]:
+    time_of = partial(timed, given.device, given.repeats)
     out: dict[str, float] = {}
     model = made(126_464, given)
     batch = canvas(model, [128], 64)
@@ -231,34 +226,22 @@ def draw(figures: dict[str, float], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--json", nargs="?", const="", metavar="FILE", help="write the figures there, or as JSON on the last line"
-    )
-    parser.add_argument("--png", type=Path, help="draw the ratios there")
-    for name, value in [
-        ("repeats", 3),
-        ("width", 256),
-        ("layers", 4),
-        ("prompt", 256),
-        ("answer", 256),
-        ("vocab", 32_000),
-    ]:
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    given = parser.parse_args()
+    options = Options(__doc__)
+    options.add_argument("--png", type=Path, help="draw the ratios there")
+    for name, value in (("repeats", 3), ("width", 256), ("layers", 4), ("prompt", 256), ("answer", 256)):
+        options.number(f"--{name}", value)
+    options.number("--vocab", 32_000)
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--dtype", default="float32")
+    given = options.parse_args()
     torch.set_num_threads(1)
     figures = measure(given)
     print(f"width {given.width}, {given.layers} layers, medians of {given.repeats}, {given.device}, {given.dtype}")
     for name, value in figures.items():
         print(f"{name:24s} {value:8.3f}  {'wanted ' + WANTED[name] if name in WANTED else ''}")
-    if given.json:
-        Path(given.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if given.png:
         draw(figures, given.png)
-    if given.json == "":
-        print(json.dumps(figures))
+    write_figures(figures, given.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Exits 1 where a figure misses its threshold, or a command fails.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -19,6 +18,10 @@ from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.kit import Options, write_figures
 
 
 @dataclass(frozen=True)
@@ -138,13 +141,12 @@ def measured(demo: Demo, *, fresh: bool = False) -> tuple[dict[str, Any], str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(DEMOS)}; all where none is named")
-    parser.add_argument("--fresh", action="store_true", help="move finished runs aside and train them anew")
-    parser.add_argument("--json", type=Path, help="write the table to this file")
-    given = parser.parse_args()
+    options = Options(__doc__)
+    options.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(DEMOS)}; all where none is named")
+    options.add_argument("--fresh", action="store_true", help="move finished runs aside and train them anew")
+    given = options.parse_args()
     if unknown := [name for name in given.names if name not in DEMOS]:
-        parser.error(f"{unknown[0]!r}: not one of {', '.join(DEMOS)}")
+        options.error(f"{unknown[0]!r}: not one of {', '.join(DEMOS)}")
     table: list[dict[str, Any]] = []
     for name in given.names or DEMOS:
         start = time.perf_counter()
@@ -160,8 +162,7 @@ def main() -> int:
                 f"{name:8} {figure.path:24} {value:9.4f} {figure.sign} {figure.threshold:<7g} {'' if ok else 'MISSED'}"
             )
         print(f"{name:8} {seconds:.0f} s", flush=True)
-    if given.json:
-        given.json.write_text(json.dumps({"figures": table}, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_figures({"figures": table}, given.json)
     return 0 if all(row["ok"] for row in table) else 1
 
 

@@ -23,7 +23,6 @@ Run: python benchmarks/protein.py [--rows 256] [--steps 20] [--repeats 3]
 
 from __future__ import annotations
 
-import argparse
 import io
 import statistics
 import sys
@@ -42,10 +41,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.kit import Options
 from mmdiff.backbones import new_backbone
 from mmdiff.backbones.families.esm import tokenizer
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.model import MMDiff
+from mmdiff.parts.ranges import AtLeast0
 from mmdiff.protocols import Row
 from mmdiff.session import Session
 from mmdiff.tasks.protein.design.generate import generate
@@ -365,14 +366,14 @@ def embedding(model: Session, size: Size, repeats: int) -> None:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--rows", type=int, default=256, help="sequences for the small model")
-    arguments.add_argument("--steps", type=int, default=20, help="of the small model")
-    arguments.add_argument("--large-rows", type=int, default=32, help="for a model of ESM-2 8M's shape; 0: none")
-    arguments.add_argument("--large-steps", type=int, default=2)
-    arguments.add_argument("--sequences", type=int, default=10_000, help="that are encoded")
-    arguments.add_argument("--repeats", type=int, default=1)
-    given = arguments.parse_args()
+    options = Options(__doc__, figures=False)
+    options.number("--rows", 256, "sequences for the small model")
+    options.number("--steps", 20, "of the small model")
+    options.number("--large-rows", 32, "for a model of ESM-2 8M's shape; 0: none", of=AtLeast0)
+    options.number("--large-steps", 2)
+    options.number("--sequences", 10_000, "that are encoded")
+    options.number("--repeats", 1)
+    given = options.parse_args()
     torch.set_num_threads(1)
     small = Size(64, 2, 4, given.rows, min(64, given.rows), given.steps, 100)
     large = Size(320, 6, 20, given.large_rows, given.large_rows, given.large_steps, 40)

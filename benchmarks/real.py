@@ -20,7 +20,6 @@ finished is taken as it is, so that the command may be given again. An hour of o
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -32,6 +31,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.kit import Options, write_figures
 from mmdiff import load, train
 from mmdiff.backbones import load_backbone
 from mmdiff.canvas.patterns import Causal
@@ -213,17 +213,14 @@ def show(name: str, value: Any, indent: int = 0) -> None:
 
 def main() -> None:
     parts = ("logits", "text", "chat", "speech", "needle")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[[], *parts], help="default: all")
-    parser.add_argument("--steps", type=int, default=150, help="of the text, 256 tokens each")
-    parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS), help="of the text")
-    parser.add_argument("--speech-steps", type=int, default=70, help="of 16 utterances each, behind the alignment")
-    parser.add_argument("--windows", type=int, default=24, help="held-out windows of the bounds")
-    parser.add_argument("--needles", type=int, default=1, help="rows per length and depth")
-    parser.add_argument(
-        "--json", type=Path, help="write the figures there, over those of parts that are not measured now"
-    )
-    given = parser.parse_args()
+    options = Options(__doc__)
+    options.add_argument("parts", nargs="*", choices=[[], *parts], help="default: all")
+    options.number("--steps", 150, "of the text, 256 tokens each")
+    options.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS), help="of the text")
+    options.number("--speech-steps", 70, "of 16 utterances each, behind the alignment")
+    options.number("--windows", 24, "held-out windows of the bounds")
+    options.number("--needles", 1, "rows per length and depth")
+    given = options.parse_args()
     torch.set_num_threads(1)
     calls = {
         "logits": logits,
@@ -232,7 +229,8 @@ def main() -> None:
         "speech": lambda: speech(given.speech_steps, given.steps),
         "needle": lambda: needle(given.needles),
     }
-    found = json.loads(given.json.read_text()) if given.json and given.json.is_file() else {}
+    there = Path(given.json) if given.json else None  # the figures of parts that are not measured now stay
+    found = json.loads(there.read_text()) if there and there.is_file() else {}
     for name in given.parts or parts:
         missing = [folder for folder in (LM, *([WHISPER] if name == "speech" else [])) if not folder.is_dir()]
         if missing:
@@ -242,8 +240,9 @@ def main() -> None:
         found[name] = {**calls[name](), "cpu_seconds": round(time.process_time() - start, 1)}
         show(name, found[name])
         if given.json:
-            given.json.parent.mkdir(parents=True, exist_ok=True)
-            given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            write_figures(found, given.json)
+    if given.json == "":
+        write_figures(found, given.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ the time and at its end.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -24,18 +23,20 @@ from typing import Any
 import httpx
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.kit import Options, write_figures
+from mmdiff.parts.ranges import Positive
+
 KINDS = 48
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the figures. Exit code 1 where a row was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument(
-        "--json", nargs="?", const="", metavar="FILE", help="write the figures there, or as JSON on the last line"
-    )
-    wanted = parser.parse_args(argv)
+    options = Options(__doc__)
+    options.number("--clients", 64)
+    options.number("--seconds", 20.0, of=Positive)
+    wanted = options.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder) / "model")
         server, url = start(Path(folder) / "model", Path(folder))
@@ -46,10 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             server.wait(30)
     for name, value in found.items():
         print(f"{name:24} {value:.4g}" if isinstance(value, float) else f"{name:24} {value}")
-    if wanted.json:
-        Path(wanted.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    elif wanted.json == "":
-        print(json.dumps(found))
+    write_figures(found, wanted.json)
     return int(found["wrong"] > 0)
 
 

@@ -19,13 +19,11 @@ Run: python benchmarks/training.py [--json [FILE]]
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.kit import Options, medians, write_figures
 from mmdiff.backbones import new_backbone
 from mmdiff.canvas.batch import MediaBatch
 from mmdiff.canvas.packing import PackedModel, Packing
@@ -53,21 +54,10 @@ from mmdiff.runs.folder import Run
 from mmdiff.training.stage import Stage
 from mmdiff.training.train import fit, make_accelerator
 
-ROWS, REPEATS = 4, 5
+ROWS = 4
 SIZES = ((100, 256), (32_768, 256), (126_464, 256), (126_464, 512))
 """Vocabulary and length of the steps that are compared; 126,464 is LLaDA's."""
-
-
-def median_seconds(*functions: Callable[[], object]) -> list[float]:
-    """Median CPU time of each, measured in turn so that a drifting machine hits all alike."""
-    times: list[list[float]] = [[] for _ in functions]
-    for repeat in range(REPEATS + 1):
-        for i, function in enumerate(functions):
-            start = time.process_time()
-            function()
-            if repeat:  # the first round warms up
-                times[i].append(time.process_time() - start)
-    return [statistics.median(t) for t in times]
+cpu_seconds = partial(medians, repeats=5)
 
 
 def head(vocabulary: int, length: int) -> dict[str, float]:
@@ -98,7 +88,7 @@ def head(vocabulary: int, length: int) -> dict[str, float]:
 
     values = [ours(), plain(), dllm()]
     assert max(values) - min(values) < 1e-4 * abs(values[0]), values
-    fast, slow, slower = median_seconds(ours, plain, dllm)
+    fast, slow, slower = cpu_seconds(ours, plain, dllm)
     most = min(CHUNK_ELEMENTS[True] // vocabulary, int(masked_BL.sum()))
     out = {"plain_ratio": slow / fast, "dllm_ratio": slower / fast, "logit_memory_ratio": most / (ROWS * length)}
     print(
@@ -132,7 +122,7 @@ def encoder() -> None:
         def from_cache() -> None:
             cached.update(cache.fill(model, batch, prints).media)
 
-        again, kept = median_seconds(lambda: model.features("image", batch.media["image"]), from_cache)
+        again, kept = cpu_seconds(lambda: model.features("image", batch.media["image"]), from_cache)
         assert torch.equal(model.features("image", cached["image"]), model.features("image", batch.media["image"]))
         cache.close()
     print(f"encoder  16 pictures of 96 x 96: tower / cache {again / kept:.1f}x time")
@@ -162,7 +152,7 @@ def packing(width: int = 128, rows: int = 16, batches: int = 8) -> None:
         return run
 
     tokens = int(lengths.sum()) + 4 * len(samples)
-    seconds = median_seconds(steps(samples, 0), steps(by_length, 0), steps(samples, 256))
+    seconds = cpu_seconds(steps(samples, 0), steps(by_length, 0), steps(samples, 256))
     padded, bucketed, packed = (tokens / s for s in seconds)
     print(f"packing  {padded:.0f} tokens/s padded, {bucketed:.0f} sorted by length, {packed:.0f} packed")
 
@@ -244,25 +234,17 @@ def spread(levels: Levels, n: int, draws: int = 100_000) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the parts here are named by dotted path
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--json", nargs="?", const="", metavar="FILE", help="write the ratios there, or as JSON on the last line"
-    )
-    given = parser.parse_args()
+    given = Options(__doc__).parse_args()
     out = {f"{vocabulary}/{length}": head(vocabulary, length) for vocabulary, length in SIZES}
     costs = fixed()
     print("fixed    " + ", ".join(f"{name} {value:.2f}" for name, value in costs.items()))
     figures = {**out["126464/256"], **costs, "by_size": out}
-    if given.json:
-        Path(given.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     encoder()
     packing()
     for n in (1, 4, 16):
         bernoulli, exact = spread(Bernoulli(), n), spread(ExactCount(stratified=False), n)
         print(f"levels   n={n}: variance {bernoulli:.2f} with Bernoulli 1/t, {exact:.2f} with exact counts")
-    if given.json == "":
-        print(json.dumps(figures))
+    write_figures(figures, given.json)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,14 @@ Models are Super Data Learners (arXiv 2511.03276).
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.kit import Options, write_figures
 from mmdiff.config import build, load_config
 from mmdiff.session import load
 from mmdiff.tasks.text import PlainText
@@ -84,13 +87,12 @@ def draw(curves: dict[str, Any], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--documents", type=int, default=24, help="that both learn from")
-    parser.add_argument("--steps", type=int, default=1280, help="of 2,048 tokens")
-    parser.add_argument("--fresh", action="store_true", help="train anew")
-    parser.add_argument("--json", type=Path, help="write the points there")
-    parser.add_argument("--png", type=Path, help="draw them there")
-    given = parser.parse_args()
+    options = Options(__doc__)
+    options.number("--documents", 24, "that both learn from")
+    options.number("--steps", 1280, "of 2,048 tokens")
+    options.add_argument("--fresh", action="store_true", help="train anew")
+    options.add_argument("--png", type=Path, help="draw the points there")
+    given = options.parse_args()
     file = documents_of(given.documents)
     curves = {way: curve(way, file, given.steps, given.fresh) for way in WAYS}
     lowest = {way: min(found["points"], key=lambda point: point[1]) for way, found in curves.items()}
@@ -98,8 +100,7 @@ def main() -> None:
         print(
             f"{way:14} is lowest after {epochs:.1f} epochs: {bits:.3f}; at the end {curves[way]['points'][-1][1]:.3f}"
         )
-    if given.json:
-        given.json.write_text(json.dumps(curves, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_figures(curves, given.json)
     if given.png:
         draw(curves, given.png)
 

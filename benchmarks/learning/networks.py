@@ -11,8 +11,8 @@ One thread of a CPU.
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +21,9 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.kit import Options, write_figures
 from benchmarks.learning.objectives import STATES, entropy, fit, rows
 from mmdiff.backbones import new_backbone
 from mmdiff.canvas.patterns import BlockCausal, Full
@@ -65,10 +68,9 @@ def learnt(one: MMDiff, objective: Any, steps: int) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args(arguments)
+    options = Options(__doc__)
+    options.number("--steps", 600)
+    args = options.parse_args(arguments)
     torch.set_num_threads(1)
     in_blocks = {"steps": 128, "block_length": 16}
     speed = {
@@ -101,9 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ),
         }
     print(json.dumps(bounds), flush=True)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"steps": args.steps, "seconds": speed, "bounds": bounds}, indent=2))
+    write_figures({"steps": args.steps, "seconds": speed, "bounds": bounds}, args.json)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ Shape letters: B samples.
 
 from __future__ import annotations
 
-import argparse
-import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.kit import Options, write_figures
 from mmdiff.backbones import new_backbone
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.patterns import BlockCausal, Full
@@ -188,11 +190,10 @@ def measured(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--only", help="a part of a recipe's name")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args(arguments)
+    options = Options(__doc__)
+    options.number("--steps", 400)
+    options.add_argument("--only", help="a part of a recipe's name")
+    args = options.parse_args(arguments)
     torch.set_num_threads(1)
     reference = new_model()
     fit(Denoise(), reference, args.steps)
@@ -208,9 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     held_out = rows(reference, 100_000, 256)
     out = {"steps": args.steps, "entropy": entropy(reference, held_out), "recipes": records}
     print(f"entropy of the chain: {out['entropy']:.3f} nats per row of {LENGTH} tokens")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(out, indent=2))
+    write_figures(out, args.json)
 
 
 if __name__ == "__main__":

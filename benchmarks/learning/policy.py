@@ -16,8 +16,8 @@ Shape letters: B samples.
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from copy import deepcopy
@@ -28,6 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.kit import Options, write_figures
 from benchmarks.learning.objectives import FIRST, LENGTH, STATES, fit, new_model, rows
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.sample import Break, Target, Text
@@ -167,10 +170,9 @@ def reward(name: str, base: MMDiff, steps: int) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args(arguments)
+    options = Options(__doc__)
+    options.number("--steps", 60)
+    args = options.parse_args(arguments)
     torch.set_num_threads(1)
     base = new_model()
     fit(Denoise(), base, 300)
@@ -183,9 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in REWARDS:
         out["rewards"].append(found := reward(name, base, args.steps))
         print(json.dumps(found), flush=True)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(out, indent=2))
+    write_figures(out, args.json)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Rows are functions of seed and index. `python benchmarks/learning/puzzles.py` pr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cache
 from itertools import permutations, product
@@ -164,9 +163,6 @@ def law() -> np.ndarray:
     out[np.arange(n), order] = 0.6
     out[np.arange(n), np.roll(order, 1)] = 0.4
     return out
-
-
-ENTROPY = -(0.6 * math.log(0.6) + 0.4 * math.log(0.4))  # nats per transition
 
 
 class Chain:

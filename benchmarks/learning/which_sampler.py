@@ -15,9 +15,6 @@ those of the training. Paths of the chain are drawn at temperature 1.
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -26,17 +23,17 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from puzzles import TASKS
-
+from benchmarks.kit import Options, write_figures
+from benchmarks.learning.puzzles import TASKS
 from mmdiff import load, train
 from mmdiff.config.settings import Config, ModelConfig, StageConfig, TrainConfig
+from mmdiff.experiments.comparison.intervals import wilson
 
 STEPS = {"sudoku": 5000, "countdown": 3500, "chain": 600}
 WIDTH = {"sudoku": 64, "countdown": 96, "chain": 64}
 BUDGETS: list[dict[str, Any]] = [{"steps": n} for n in (16, 8, 4, 2)]
-RULES = "mmdiff.samplers.rules"
+RULES, PUZZLES = "mmdiff.samplers.rules", "benchmarks.learning.puzzles"
 
 
 def settings(target: str, name: str, *values: float, **named: Any) -> list[dict[str, Any]]:
@@ -57,11 +54,11 @@ SAMPLERS: dict[str, list[dict[str, Any]]] = {
 
 
 def config(name: str) -> Config:
-    task = f"puzzles.{TASKS[name].__name__}"
+    task = f"{PUZZLES}.{TASKS[name].__name__}"
     width = WIDTH[name]
     backbone = {
-        "target": "mmdiff.backbones.new_backbone", "tokenizer": {"target": "puzzles.tokenizer"}, "hidden_size": width,
-        "layers": 3, "heads": 4, "rope_theta": 1e4, "init_std": width**-0.5,
+        "target": "mmdiff.backbones.new_backbone", "tokenizer": {"target": f"{PUZZLES}.tokenizer"},
+        "hidden_size": width, "layers": 3, "heads": 4, "rope_theta": 1e4, "init_std": width**-0.5,
     }  # fmt: skip
     stage = StageConfig(
         steps=STEPS[name],
@@ -81,13 +78,6 @@ def config(name: str) -> Config:
     )
 
 
-def interval(right: int, of: int) -> tuple[float, float]:
-    """Wilson's interval of 95 % of a share."""
-    z, p = 1.96, right / of
-    middle, half = p + z * z / (2 * of), z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
-    return (middle - half) / (1 + z * z / of), (middle + half) / (1 + z * z / of)
-
-
 def measure(name: str, puzzles: int) -> list[dict[str, Any]]:
     start = time.process_time()
     train(config(name))
@@ -101,7 +91,7 @@ def measure(name: str, puzzles: int) -> list[dict[str, Any]]:
             found = session.predict_many(rows, early_stop=False, temperature=float(name == "chain"), **named)
             scores = [task.score(one["prediction"], row) for one, row in zip(found, rows, strict=True)]
             right = sum(int(score["right"]) for score in scores)
-            low, high = interval(right, puzzles)
+            low, high = wilson(right, puzzles)
             likely = [score["likely"] for score in scores if "likely" in score]
             out.append(
                 {
@@ -171,17 +161,15 @@ def draw(points: list[dict[str, Any]], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--puzzles", type=int, default=400)
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--png", type=Path, help="draw them there")
-    given = parser.parse_args()
+    options = Options(__doc__)
+    options.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    options.number("--puzzles", 400)
+    options.add_argument("--png", type=Path, help="draw the figures there")
+    given = options.parse_args()
     torch.set_num_threads(1)
     points = [point for name in given.tasks for point in measure(name, given.puzzles)]
     print(table(points))
-    if given.json:
-        given.json.write_text(json.dumps(points, indent=2) + "\n", encoding="utf-8")
+    write_figures(points, given.json)
     if given.png:
         draw(points, given.png)
 

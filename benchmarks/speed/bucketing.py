@@ -10,7 +10,6 @@ Run: python benchmarks/speed/bucketing.py [--seeds 3]
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -24,6 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.kit import Options, write_figures
 from mmdiff.backbones import new_backbone
 from mmdiff.canvas.sample import Target
 from mmdiff.canvas.vocab import word_tokenizer
@@ -113,17 +115,19 @@ def trained(way: dict[str, int], seed: int) -> tuple[float, float]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the parts here are named by dotted path
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    seeds = range(parser.parse_args().seeds)
+    options = Options(__doc__)
+    options.number("--seeds", 3)
+    given = options.parse_args()
+    figures = {}
     print(f"entropy of the held-out rows: {entropy(Kinds(80, 1)):.3f}", flush=True)
     for name, way in WAYS.items():
-        found = [trained(way, seed) for seed in seeds]
+        found = [trained(way, seed) for seed in range(given.seeds)]
         bounds = [bound for bound, _ in found]
         spread = statistics.stdev(bounds) if len(bounds) > 1 else 0.0
         seconds = min(second for _, second in found)
         print(f"{name:13} {statistics.mean(bounds):.3f} +- {spread:.3f} nats, {seconds:.0f} s", flush=True)
+        figures[name] = {"bound": statistics.mean(bounds), "spread": spread, "seconds": seconds}
+    write_figures(figures, given.json)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,23 @@ Run: python benchmarks/speed/data.py [--json]
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.kit import Options, medians, write_figures
 from mmdiff.backbones import new_backbone
 from mmdiff.canvas.sample import Media, Target
 from mmdiff.canvas.vocab import word_tokenizer
@@ -38,19 +41,8 @@ from mmdiff.encoders.media.compact import Compact
 from mmdiff.model import MMDiff
 from mmdiff.model.features import FeatureCache, fingerprint
 
-CELL, REPEATS = 12, 7
-
-
-def median_seconds(*functions: Callable[[], object]) -> list[float]:
-    """Median time of each, measured in turn so that a drifting machine hits all alike."""
-    times: list[list[float]] = [[] for _ in functions]
-    for repeat in range(REPEATS + 1):
-        for i, function in enumerate(functions):
-            start = time.perf_counter()
-            function()
-            if repeat:  # the first round warms up
-                times[i].append(time.perf_counter() - start)
-    return [statistics.median(t) for t in times]
+CELL = 12
+wall_seconds = partial(medians, repeats=7, clock=time.perf_counter)
 
 
 def photographs(folder: Path, scale: int = 1, count: int = 12) -> list[Path]:
@@ -81,7 +73,7 @@ def pictures(files: list[Path], side: int) -> dict[str, float]:
     ways: list[Callable[[Path], object]] = [
         plain, tower.read, Compact(tower).read, Compact(tower, reduce=True).read
     ]  # fmt: skip
-    base, own, kept, reduced = median_seconds(*(lambda way=way: [way(f) for f in files] for way in ways))  # type: ignore[misc]
+    base, own, kept, reduced = wall_seconds(*(lambda way=way: [way(f) for f in files] for way in ways))  # type: ignore[misc]
     assert torch.allclose(plain(files[0]), tower.read(files[0]).values[0], atol=1e-6)
     return {
         "plain_ms": 1e3 * base / len(files),
@@ -108,7 +100,7 @@ def cache(files: list[Path]) -> dict[str, float]:
     prints = {"image": fingerprint(tower)}
     with tempfile.TemporaryDirectory() as folder:
         kept = FeatureCache(Path(folder) / "features.sqlite")
-        numbers, file = median_seconds(*(lambda b=b: kept.fill(model, b, prints) for b in (hashed, batch)))  # type: ignore[misc]
+        numbers, file = wall_seconds(*(lambda b=b: kept.fill(model, b, prints) for b in (hashed, batch)))  # type: ignore[misc]
         kept.close()
     return {"numbers_ms": 1e3 * numbers / len(files), "file_ms": 1e3 * file / len(files), "ratio": numbers / file}
 
@@ -122,7 +114,7 @@ def mixture(calls: int = 20_000) -> dict[str, float]:
             return {"n": index}
 
     streams = [Stream([Component(str(i), Numbers(), None) for i in range(n)], seed=0) for n in (1, 2)]  # type: ignore[arg-type]
-    one, two = median_seconds(*(lambda s=s: [s.locate(n) for n in range(calls)] for s in streams))  # type: ignore[misc]
+    one, two = wall_seconds(*(lambda s=s: [s.locate(n) for n in range(calls)] for s in streams))  # type: ignore[misc]
     return {"one_us": 1e6 * one / calls, "mixture_us": 1e6 * two / calls}
 
 
@@ -151,15 +143,13 @@ def formats(folder: Path, count: int = 4000) -> dict[str, float]:
     out = {}
     for name, source in sources.items():
         stream = Stream([Component("", Rows(source), None)], seed=0)  # type: ignore[arg-type]
-        (seconds,) = median_seconds(lambda s=stream: [s.components[0].rows[s.locate(n)[1]] for n in range(count)])  # type: ignore[misc]
+        (seconds,) = wall_seconds(lambda s=stream: [s.components[0].rows[s.locate(n)[1]] for n in range(count)])  # type: ignore[misc]
         out[name] = count / seconds
     return out
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    as_json = parser.parse_args().json
+    given = Options(__doc__).parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         files, large = photographs(Path(name)), photographs(Path(name), 2)
@@ -171,11 +161,9 @@ def main() -> None:
             "mixture": mixture(),
             "formats": formats(Path(name)),
         }
-    if as_json:
-        print(json.dumps(figures))
-        return
     for name, values in figures.items():
         print(f"{name:10}", ", ".join(f"{key} {value:.3g}" for key, value in values.items()))
+    write_figures(figures, given.json)
 
 
 if __name__ == "__main__":
