@@ -12,22 +12,19 @@ from typing import Any
 from mmdiff.backbones.families.published.llada import LLADA_8B
 from mmdiff.backbones.families.published.qwen import DIFFUSION_VL, DREAM
 
+from .llava import MUST
+
 _PICTURES: dict[str, Any] = {
+    **MUST,
     "image_crop_resolution": None,
     "image_split_resolution": None,
     "mm_hidden_size": 1152,
     "mm_newline_position": "grid",
     "mm_patch_merge_type": "spatial_unpad",
     "mm_projector_lr": None,
-    "mm_projector_type": "mlp2x_gelu",
-    "mm_resampler_type": None,
     "mm_spatial_pool_mode": "bilinear",
     "mm_spatial_pool_stride": None,
     "mm_tunable_parts": "mm_vision_tower,mm_mlp_adapter,mm_language_model",
-    "mm_use_im_patch_token": False,
-    "mm_use_im_start_end": False,
-    "mm_vision_select_feature": "patch",
-    "mm_vision_select_layer": -2,
     "mm_vision_tower_lr": 2e-06,
     "torch_dtype": "bfloat16",
     "use_mm_proj": True,

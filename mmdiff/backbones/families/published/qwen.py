@@ -9,24 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_DREAM: dict[str, Any] = {
-    "architectures": ["DreamModel"],
+_COMMON: dict[str, Any] = {
     "attention_dropout": 0.0,
-    "auto_map": {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
     "bos_token_id": 151643,
     "eos_token_id": 151643,
     "hidden_act": "silu",
-    "hidden_size": 3584,
     "initializer_range": 0.02,
-    "intermediate_size": 18944,
-    "mask_token_id": 151666,
-    "max_position_embeddings": 131072,
-    "max_window_layers": 28,
-    "model_type": "Dream",
-    "num_attention_heads": 28,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 4,
-    "pad_token_id": 151643,
     "rms_norm_eps": 1e-06,
     "rope_scaling": None,
     "rope_theta": 1000000.0,
@@ -35,7 +23,25 @@ _DREAM: dict[str, Any] = {
     "torch_dtype": "bfloat16",
     "use_cache": False,
     "use_sliding_window": False,
+}
+_QWEN2_7B: dict[str, Any] = {
+    **_COMMON,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "max_window_layers": 28,
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
     "vocab_size": 152064,
+}
+_DREAM: dict[str, Any] = {
+    **_QWEN2_7B,
+    "architectures": ["DreamModel"],
+    "auto_map": {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
+    "mask_token_id": 151666,
+    "max_position_embeddings": 131072,
+    "model_type": "Dream",
+    "pad_token_id": 151643,
 }
 DREAM: Mapping[str, Mapping[str, Any]] = dict.fromkeys(
     [
@@ -50,22 +56,18 @@ DREAM: Mapping[str, Mapping[str, Any]] = dict.fromkeys(
     _DREAM,
 )
 _SDAR: dict[str, Any] = {
+    **_COMMON,
     "architectures": ["SDARForCausalLM"],
     "attention_bias": False,
-    "attention_dropout": 0.0,
     "auto_map": {
         "AutoConfig": "configuration_sdar.SDARConfig",
         "AutoModel": "modeling_sdar.SDARModel",
         "AutoModelForCausalLM": "modeling_sdar.SDARForCausalLM",
     },
     "block_size": 4,
-    "bos_token_id": 151643,
-    "eos_token_id": 151643,
     "fuse_cross_entropy": True,
     "head_dim": 128,
-    "hidden_act": "silu",
     "hidden_size": 2560,
-    "initializer_range": 0.02,
     "intermediate_size": 9728,
     "mask_token_id": 151669,
     "max_position_embeddings": 32768,
@@ -74,14 +76,7 @@ _SDAR: dict[str, Any] = {
     "num_attention_heads": 32,
     "num_hidden_layers": 36,
     "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": None,
     "rope_theta": 1000000,
-    "sliding_window": None,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "use_cache": False,
-    "use_sliding_window": False,
     "vocab_size": 151936,
 }
 SDAR: Mapping[str, Mapping[str, Any]] = {
@@ -116,7 +111,6 @@ DREAM_VL: Mapping[str, Mapping[str, Any]] = {  # vl/eval/lmms_eval/dreamvl/confi
         "vision_end_token_id": 151653,
         "vision_start_token_id": 151652,
         "vision_token_id": 151654,
-        "vocab_size": 152064,
     }
 }
 FAST_DLLM: Mapping[str, Mapping[str, Any]] = {
@@ -134,7 +128,6 @@ FAST_DLLM: Mapping[str, Mapping[str, Any]] = {
         "max_position_embeddings": 32768,
         "model_type": "Fast_dLLM_Qwen",
         "pad_token_id": 151645,
-        "vocab_size": 152064,
     }
 }
 
@@ -156,34 +149,18 @@ SDAR_MOE: Mapping[str, Mapping[str, Any]] = {
     }
 }
 _DIFFUSION_VL: dict[str, Any] = {  # Qwen2.5-7B-Instruct's, with what its training code adds for blocks
+    **_QWEN2_7B,
     "architectures": ["DiffusionVLQwenForCausalLM"],
-    "attention_dropout": 0.0,
     "bd3lm_antithetic_sampling": True,
     "bd3lm_block_aligned_eos": True,
     "bd3lm_block_size": 8,
     "bd3lm_sampling_eps_max": 1.0,
     "bd3lm_sampling_eps_min": 0.001,
-    "bos_token_id": 151643,
     "enable_bd3lm": True,
     "eos_token_id": 151645,
-    "hidden_act": "silu",
-    "hidden_size": 3584,
-    "initializer_range": 0.02,
-    "intermediate_size": 18944,
     "max_position_embeddings": 32768,
-    "max_window_layers": 28,
     "model_type": "diffusionvl_qwen",
-    "num_attention_heads": 28,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 4,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": None,
-    "rope_theta": 1000000.0,
     "sliding_window": 131072,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
     "use_cache": True,
-    "use_sliding_window": False,
-    "vocab_size": 152064,
 }
 DIFFUSION_VL: Mapping[str, Mapping[str, Any]] = {"hustvl/DiffusionVL-Qwen2.5-7B": _DIFFUSION_VL}
