@@ -5,7 +5,7 @@ Without them a file of a kilobyte that names 300,000 layers fills the memory of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -79,18 +79,21 @@ def bounded_by(files: Iterable[Path], folder: Path) -> Iterator[None]:
     """Within it, no more tensors may be made than a model with the weights in `files` needs. Raises ConfigError."""
     from safetensors import SafetensorError, safe_open
 
-    numbers = tensors = 0
+    shapes: list[Sequence[int]] = []
     for path in files:
         try:
             regular(path)
-            with safe_open(path, "pt") as file:
-                shapes = [file.get_slice(name).get_shape() for name in file.keys()]
+            with safe_open(path, "np") as file:  # torch would map the file anew, which large ones have no room for
+                shapes += [file.get_slice(name).get_shape() for name in file.keys()]
         except (SafetensorError, FileNotFoundError) as error:
             raise ConfigError(f"{path}: not a safetensors file: {error}") from None
-        numbers += sum(map(prod, shapes))
-        tensors += len(shapes)
-    with _budget(2 * numbers + SLACK_NUMBERS, 4 * tensors + SLACK_TENSORS, folder):
+    with bounded_to(shapes, folder):
         yield
+
+
+def bounded_to(shapes: Collection[Sequence[int]], folder: Path) -> Any:
+    """Within it, no more tensors may be made than a model needs whose weights have these shapes."""
+    return _budget(2 * sum(map(prod, shapes)) + SLACK_NUMBERS, 4 * len(shapes) + SLACK_TENSORS, folder)
 
 
 def _budget(numbers: int, tensors: int, folder: Path) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmdiff.errors import ConfigError, nearest
+from mmdiff.errors import ConfigError, line_of, nearest
 from mmdiff.files import read_json as read_any
 
 from .shares import Outline, Published, Share
@@ -50,8 +50,7 @@ def read_weights(
     for fault in (*matched.faults, *factor_faults(matched, folder, lora_alpha)):
         raise ConfigError(fault)
     if names := matched.missing:
-        shown = ", ".join([*names[:4], "..."][: len(names)])
-        raise ConfigError(f"{folder}: {len(names)} missing tensors: {shown}")
+        raise ConfigError(f"{folder}: {len(names)} missing tensors: {', '.join([*names[:4], '...'][: len(names)])}")
     for path in sorted({path for path, _ in found.values()}):
         with _opened(path) as file, torch.no_grad():
             for name in dict.fromkeys(name for home, name in found.values() if home == path):
@@ -280,7 +279,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _headers(path: Path) -> list[Header]:
-    with _opened(path) as file:
+    with _opened(path, "np") as file:  # by which nothing is mapped but for reading
         slices = {name: file.get_slice(name) for name in file.keys()}
         return [Header(path, name, at.get_dtype(), tuple(at.get_shape())) for name, at in slices.items()]
 
@@ -290,10 +289,12 @@ def _tensor(path: Path, name: str) -> Any:
         return file.get_tensor(name)
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path, framework: str = "pt") -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
-        return safe_open(path, "pt")
+        return safe_open(path, framework)
     except SafetensorError as error:
         raise ConfigError(f"{path}: not a safetensors file: {error}") from None
+    except RuntimeError as error:  # torch's: a file that is larger than the memory there is
+        raise ConfigError(f"{path}: cannot be read: {line_of(error)}") from None

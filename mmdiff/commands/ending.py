@@ -6,6 +6,7 @@ Files are written whole or not at all, so a command may end anywhere.
 from __future__ import annotations
 
 import _thread
+import gc
 import os
 import signal
 import sys
@@ -56,6 +57,8 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._whole:
+            gc.freeze()  # once torch is imported, looking for cycles one last time takes more than a second
         if self._whole and self.received:
             return
         self._open = False

@@ -21,15 +21,17 @@ def run(
     from transformers.masking_utils import create_bidirectional_mask
     from transformers.modeling_outputs import BaseModelOutput
 
-    body, every = model.base_model, [inputs_embeds]
+    body, x = model.base_model, inputs_embeds
     if position_ids is None:
-        position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
-    mask = create_bidirectional_mask(config=model.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
-    rotated = body.rotary_emb(inputs_embeds, position_ids)
+        position_ids = torch.arange(x.shape[1], device=x.device)[None]
+    mask = create_bidirectional_mask(config=model.config, inputs_embeds=x, attention_mask=attention_mask)
+    rotated = body.rotary_emb(x, position_ids)
+    states = [x] if named.get("output_hidden_states") else None  # all of them are many times the memory of a forward
     for layer in body.layers:
-        every.append(layer(every[-1], mask, position_embeddings=rotated))
-    states = tuple(every) if named.get("output_hidden_states") else None
-    return BaseModelOutput(last_hidden_state=body.norm(every[-1]), hidden_states=states)
+        x = layer(x, mask, position_embeddings=rotated)
+        if states is not None:
+            states.append(x)
+    return BaseModelOutput(last_hidden_state=body.norm(x), hidden_states=None if states is None else tuple(states))
 
 
 @part

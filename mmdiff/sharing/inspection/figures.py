@@ -1,4 +1,4 @@
-"""The bytes of inference and of training by name, of what a forward was counted to take (`memory.py` has the words)."""
+"""The bytes of inference and of training by name, of what a forward was counted to take (`counting` has the words)."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from mmdiff.canvas.patterns import Full
 from mmdiff.config import build_saved
 from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, nearest
+from mmdiff.lazy import uncollected
 from mmdiff.parts.ranges import AtLeast1
 
 from . import light
@@ -36,6 +37,7 @@ LONGEST = 4096
 
 
 @typed
+@uncollected()
 def inspect(
     path: str | Path,
     *,
@@ -68,7 +70,7 @@ def inspect(
     if seen is None:
         from .thorough import look
 
-        seen = look(folder, raw, own, files, headers, dtype)
+        seen = look(folder, raw, own, headers, dtype)
     tokenizer, facts, found, rows = seen.tokenizer, seen.facts, seen.found, seen.rows
     if not len(tokenizer):
         problems.append("no tokenizer: ids are those of config.json and of the family")

@@ -1,4 +1,4 @@
-"""The memory that training takes per device, by how a model is divided: arithmetic over what `memory.py` counts.
+"""The memory that training takes per device, by how a model is divided: arithmetic over what `counting` counts.
 
 Of a model of n parameters, of which l are in its largest layer and o outside of all layers, t are trained, and for w
 devices. Weights are trained in float32 and computed with in bfloat16 (`train.precision: bf16`); under LoRA the frozen
@@ -25,8 +25,9 @@ from typing import Any
 
 from mmdiff.backbones.family import Family
 
+from .counting.factors import lora_factors
+from .counting.memory import memory_of
 from .figures import Canvases
-from .memory import lora_factors, memory_of
 from .thorough import on_meta
 
 

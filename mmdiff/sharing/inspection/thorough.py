@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mmdiff.backbones.bounds import bounded_by, check_sizes, one_line
+from mmdiff.backbones.bounds import bounded_to, check_sizes, one_line
 from mmdiff.backbones.family import Family, stock_model
 from mmdiff.backbones.load import tokenizer_of
 from mmdiff.backbones.weights import Header, Match, match
@@ -17,24 +16,23 @@ from mmdiff.config import build_saved
 from mmdiff.model.published.folder import names_of
 from mmdiff.model.published.llava import is_multimodal, parts
 
+from .counting.attention import ATTENTION, register_attention
+from .counting.memory import memory_of
 from .figures import Canvases
 from .folder import Folder, NoTokenizer, Seen, has_tokenizer
 from .matching import matched
-from .memory import ATTENTION, memory_of, register_attention
 
 
-def look(
-    folder: Folder, raw: Mapping[str, Any], own: Family, files: list[Path], headers: list[Header], dtype: str
-) -> Seen:
+def look(folder: Folder, raw: Mapping[str, Any], own: Family, headers: list[Header], dtype: str) -> Seen:
     """Returns what there is to see. Raises ConfigError, in one line, for what cannot be a model of the family."""
-    file = folder.home / "config.json"
+    file, sizes = folder.home / "config.json", [header.shape for header in headers]
     tokenizer = tokenizer_of(folder.home, own) if has_tokenizer(folder.home, own) else NoTokenizer()
-    with bounded_by(files, folder.path), one_line(file):
+    with bounded_to(sizes, folder.path), one_line(file):
         config = own.config(raw if folder.saved else own.settle(raw, {header.name for header in headers}))
         check_sizes(config, file)
         facts = own.facts(raw, config, tokenizer)
         model = on_meta(own, config, dtype)
-    with bounded_by(files, folder.path), one_line(file):
+    with bounded_to(sizes, folder.path), one_line(file):
         published = {} if folder.saved else own.published_names(config)
         shapes = {header.name: header.shape for header in headers}
         made = parts(raw, shapes) if folder.saved is None and is_multimodal(raw) else folder.saved or {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import toy
+from models.sparse import sparse
 from paths import ROOT
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -184,19 +184,6 @@ def test_a_hub_id_is_looked_up_in_the_cache_alone(tmp_path: Path, monkeypatch: p
 
 
 # The work
-
-
-def sparse(file: Path, tensors: dict[str, list[int]]) -> None:
-    """A safetensors file in bfloat16 whose numbers are a hole: as long as the real one, and a few KB on the disk."""
-    head, at = {}, 0
-    for name, shape in tensors.items():
-        size = 2 * torch.Size(shape).numel()
-        head[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(head).encode()
-    with open(file, "wb") as handle:
-        handle.write(struct.pack("<Q", len(text)) + text)
-        handle.truncate(8 + len(text) + at)
 
 
 def llada_8b(folder: Path) -> Path:

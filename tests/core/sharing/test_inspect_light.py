@@ -27,7 +27,7 @@ from mmdiff.model import MMDiff
 from mmdiff.model.params import Lora, apply_rules, merge_adapters, read_rules
 from mmdiff.model.published.exported import write_exported
 from mmdiff.model.saving import describe, save_model
-from mmdiff.sharing.inspection import light, memory
+from mmdiff.sharing.inspection import light
 from mmdiff.sharing.inspection.arithmetic import encoder
 from mmdiff.sharing.inspection.arithmetic import plain as fields
 from mmdiff.sharing.inspection.arithmetic.dense import Dense, memory_of
@@ -35,6 +35,7 @@ from mmdiff.sharing.inspection.arithmetic.encoder import Encoder
 from mmdiff.sharing.inspection.arithmetic.mixture import Mixture
 from mmdiff.sharing.inspection.arithmetic.plain_encoder import KIN, LM
 from mmdiff.sharing.inspection.arithmetic.tokenizer import read_tokenizer
+from mmdiff.sharing.inspection.counting import memory
 from mmdiff.sharing.inspection.figures import ADAPTED, Canvases
 from mmdiff.sharing.inspection.inspect import inspect
 from mmdiff.sharing.inspection.thorough import on_meta

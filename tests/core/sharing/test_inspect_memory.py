@@ -22,8 +22,9 @@ from mmdiff.backbones.family import find_family
 from mmdiff.model import MMDiff
 from mmdiff.model.params import Lora, add_adapters
 from mmdiff.model.scorer import cross_entropy
+from mmdiff.sharing.inspection.counting.factors import lora_factors
+from mmdiff.sharing.inspection.counting.memory import kept, memory_of
 from mmdiff.sharing.inspection.figures import LOGITS, LOSS, Canvases
-from mmdiff.sharing.inspection.memory import kept, lora_factors, memory_of
 from mmdiff.sharing.inspection.thorough import on_meta
 
 B, L, WIDTH = 2, 384, 128

@@ -1,4 +1,4 @@
-"""The memory of decoders (Llama, Qwen2, Qwen3, Ministral 3, Qwen3-MoE, GLM-4-MoE) by arithmetic: that of `memory.py`,
+"""The memory of decoders (Llama, Qwen2, Qwen3, Ministral 3, Qwen3-MoE, GLM-4-MoE) by arithmetic: that of `counting`,
 without torch. `mixture.py` has the experts.
 
 Shape letters: N positions of all rows, D width, H heads, C width of a head, F width of the feed-forward.

@@ -1,4 +1,4 @@
-"""The memory of encoders (BERT, RoBERTa and their kin; ESM-2) by arithmetic: that of `memory.py`, without torch.
+"""The memory of encoders (BERT, RoBERTa and their kin; ESM-2) by arithmetic: that of `counting`, without torch.
 
 BERT's layers have their norms behind what is added, and learned positions; ESM-2's before it, rotated positions in fp32
 and a GELU of its own, of five operations.

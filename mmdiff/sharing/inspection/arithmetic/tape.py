@@ -1,6 +1,6 @@
 """Tensors without numbers and without torch: their bytes while they live, and what autograd keeps of a forward.
 
-What `memory.py` counts of torch's meta tensors, operation by operation, for models whose arithmetic is known
+What `counting/memory.py` counts of torch's meta tensors, operation by operation, for models whose arithmetic is known
 (`dense.py`): importing torch takes longer than the whole inspection. `tests/core/sharing/test_inspect_light.py`
 compares the two.
 """

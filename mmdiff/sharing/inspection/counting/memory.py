@@ -23,10 +23,8 @@ Shape letters: B rows, L canvas length, D width, V rows of the embedding table.
 
 from __future__ import annotations
 
-import re
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -36,66 +34,77 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmdiff.backbones.family import Family
 from mmdiff.backbones.memory import Memory
 
-from .figures import ADAPTED, Canvases, Kept, inference, training
-
-ATTENTION = "mmdiff_shapes"
+from ..figures import Canvases, Kept, inference, training
+from .alike import Stands, few_layers
+from .factors import lora_factors
 
 
 def memory_of(model: Any, family: Family, of: Canvases) -> dict[str, Any]:
     """Returns bytes by name, of inference, and of training all weights and LoRA factors.
 
-    model: of the family, on the meta device, made with the attention `ATTENTION`, in the dtype of its weights.
+    model: of the family, on the meta device, made with the attention `ATTENTION`, in the dtype of its weights. Layers
+    that are alike are run a few times only, where that gives the same bytes.
     """
-    batch, length = of.batch, of.length
     parameters = list(model.parameters())
     weights = sum(p.numel() * p.element_size() for p in parameters)
-    rows = model.get_output_embeddings().weight.shape[0]
     size, scale = parameters[0].element_size(), 1.0
+    if parameters[0].dtype != torch.bfloat16:
+        try:
+            _forward(model, family, 1, 1)
+        except RuntimeError:  # kernels of experts that have no shapes for float32
+            model.to(torch.bfloat16)
+            scale = size / 2
     try:
-        _forward(model, family, 1, 1)
-    except RuntimeError:  # kernels of experts that have no shapes for float32
-        model.to(torch.bfloat16)
-        scale = size / 2
-    kv_cache, working = (int(scale * n) for n in _inference(model, family, batch, length))
-    full = training(weights, weights, kept(model, family, batch, length).times(scale), rows, of)
-    with lora_factors(model, of.rank) as factors:
+        return _memory_of(model, family, of, weights, scale, few=True)
+    except Exception:  # of a class that asks for all its layers
+        return _memory_of(model, family, of, weights, scale, few=False)
+
+
+def _memory_of(model: Any, family: Family, of: Canvases, weights: int, scale: float, few: bool) -> dict[str, Any]:
+    batch, length, rows = of.batch, of.length, model.get_output_embeddings().weight.shape[0]
+    with few_layers(model, few) as stands:
+        kv_cache, working = (int(scale * n) for n in _inference(model, family, batch, length, stands))
+        full = training(weights, weights, _kept(model, family, batch, length, (), stands).times(scale), rows, of)
+    with lora_factors(model, of.rank) as factors, few_layers(model, few) as stands:
         own = sum(p.numel() * p.element_size() for p in factors)
-        lora = training(weights + own, own, kept(model, family, batch, length, factors).times(scale), rows, of)
+        adapted = _kept(model, family, batch, length, factors, stands).times(scale)
+        lora = training(weights + own, own, adapted, rows, of)
     found = inference(weights, kv_cache, working, rows, of)
     return {"inference": found, "full_training": full, "lora_training": lora}
 
 
 def kept(model: Any, family: Family, batch: int, length: int, factors: Iterable[Tensor] = ()) -> Kept:
     """Returns what autograd keeps of one forward (B, L) of the body, in training mode, besides weights and factors."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
+    with few_layers(model, False) as stands:
+        return _kept(model, family, batch, length, factors, stands)
 
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    inner = {id(m) for layer in layers for m in layer.modules() if m is not layer}
-    layers = [layer for layer in layers if id(layer) not in inner]
+
+def _kept(model: Any, family: Family, batch: int, length: int, factors: Iterable[Tensor], stands: Stands) -> Kept:
     own = {_key(p) for p in (*model.parameters(), *factors)}
     inputs: dict[int, Tensor] = {}  # of layers, by storage; held, so that no address is used twice
+    times: dict[int, int] = {}  # how many layers an input stands for
     seen: dict[int, Tensor] = {}
-    of: dict[Any, int] = {None: 0}  # bytes by layer, inputs left out
+    of: dict[Any, int] = {None: 0, **dict.fromkeys(stands.counts, 0)}  # bytes by layer, inputs left out
     now: list[nn.Module] = []
 
     def pack(x: Tensor) -> Tensor:
         if (key := _key(x)) not in own and key not in seen:
             seen[key] = x
             if key not in inputs:
-                layer = now[-1] if now else None
-                of[layer] = of.get(layer, 0) + _bytes(x)
+                of[now[-1] if now else None] += _bytes(x)
         return x
 
     def enter(layer: nn.Module, args: Any, kwargs: Any) -> None:
         x = args[0] if args else kwargs["hidden_states"]
         inputs[_key(x)] = x
+        times.setdefault(_key(x), stands.counts[layer])
         now.append(layer)
 
     def leave(layer: nn.Module, *_: Any) -> None:
         now.pop()
 
-    hooks = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers]
-    hooks += [layer.register_forward_hook(leave) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in stands.counts]
+    hooks += [layer.register_forward_hook(leave) for layer in stands.counts]
     training = model.training
     model.train()
     try:
@@ -106,22 +115,31 @@ def kept(model: Any, family: Family, batch: int, length: int, factors: Iterable[
         for hook in hooks:
             hook.remove()
     outside = of.pop(None) + (0 if _key(out) in seen else _bytes(out))
-    saved = sum(_bytes(x) for key, x in inputs.items() if key in seen)
-    whole = outside + saved + sum(of.values())
-    return Kept(whole, outside + sum(map(_bytes, inputs.values())) + max(of.values(), default=0))
+    every = {key: times[key] * _bytes(x) for key, x in inputs.items()}
+    saved = sum(count for key, count in every.items() if key in seen)
+    stands.check(of, inputs)
+    whole = outside + saved + sum(stands.counts[layer] * count for layer, count in of.items())
+    return Kept(whole, outside + sum(every.values()) + max(of.values(), default=0))
 
 
-def _inference(model: Any, family: Family, batch: int, length: int) -> tuple[int, int]:
+def _inference(model: Any, family: Family, batch: int, length: int, stands: Stands) -> tuple[int, int]:
     """Returns bytes of keys and values of canvases, 0 for encoders, and the most that a forward has besides."""
     kv_cache = 0
+    entered: dict[nn.Module, int] = {}
     with torch.no_grad():
         if family.CACHES:
             memory = Memory(model.config.num_hidden_layers, batch, length)
             _forward(model, family, batch, length, memory)
-            states = [x for layer in memory.buffers for x in (layer.keys, layer.values) if x is not None]
-            kv_cache = sum(map(_bytes, states))
+            for i, layer in enumerate(memory.buffers):
+                kv_cache += stands.of(i, sum(_bytes(x) for x in (layer.keys, layer.values) if x is not None))
         with _Live() as live:
-            _forward(model, family, batch, length)
+            hooks = [x.register_forward_pre_hook(lambda m, _: entered.update({m: live.now})) for x in stands.counts]
+            try:
+                _forward(model, family, batch, length)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+    stands.check(entered, entered)
     return kv_cache, live.most
 
 
@@ -154,78 +172,6 @@ class _Live(TorchDispatchMode):
     def _gone(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.now -= size
-
-
-# LoRA -----------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def lora_factors(model: Any, rank: int) -> Iterator[list[Tensor]]:
-    """Freeze a model and give its linear layers factors, as peft does; within it they are what is trained.
-
-    Layers are those that `Lora` names; where a model has none of these, all but the head.
-    """
-    head = model.get_output_embeddings()
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    layers = [m for name, m in linear.items() if re.fullmatch(rf"(.*\.)?({ADAPTED})", name)]
-    layers = layers or list(linear.values())
-    trained = [p for p in model.parameters() if p.requires_grad]
-    factors: list[Tensor] = []
-    hooks = []
-    for layer in layers:
-        pair = [layer.weight.new_empty(shape, dtype=torch.float32).requires_grad_()
-                for shape in ((rank, layer.in_features), (layer.out_features, rank))]  # fmt: skip
-        factors += pair
-        hooks.append(layer.register_forward_hook(_Adapted(*pair)))
-    for p in trained:
-        p.requires_grad_(False)
-    try:
-        yield factors
-    finally:
-        for p in trained:
-            p.requires_grad_()
-        for hook in hooks:
-            hook.remove()
-
-
-class _Adapted:
-    """The arithmetic of peft's layer, behind the frozen one."""
-
-    def __init__(self, a_RI: Tensor, b_OR: Tensor) -> None:
-        self.a_RI, self.b_OR = a_RI, b_OR
-
-    def __call__(self, layer: nn.Module, args: Any, out: Tensor) -> Tensor:
-        low = nn.functional.linear(args[0].to(self.a_RI.dtype), self.a_RI)
-        return (out + nn.functional.linear(low, self.b_OR) * 2.0).to(out.dtype)
-
-
-# Attention ------------------------------------------------------------------------------------------------------------
-
-
-def register_attention() -> None:
-    """Let transformers know the attention `ATTENTION`: the shapes of a fused kernel, for tensors without numbers."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(ATTENTION, _attend)
-    AttentionMaskInterface.register(ATTENTION, AttentionMaskInterface()["sdpa"])
-
-
-def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-    out: Tensor = _Fused.apply(query, key, value)
-    return out, None
-
-
-class _Fused(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        rows, heads, length, _ = query.shape
-        out = query.new_empty(rows, length, heads, value.shape[-1])
-        ctx.save_for_backward(query, key, value, out, query.new_empty(rows, heads, length, dtype=torch.float32))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise AssertionError("what a forward keeps is counted, on no device: no backward pass is ever run")
 
 
 def _key(x: Tensor) -> int:
