@@ -228,8 +228,10 @@ class DiffusionGemma:
         masks = self._masks(model, x_RQD, mask, at_RQ, from_RQ, memory)
         kinds = model.text_config.layer_types
         turned = {kind: model.rotary_emb(x_RQD, position_ids_RQ, kind) for kind in dict.fromkeys(kinds)}
-        states = [x_RQD]
-        for i, (kind, layer) in enumerate(zip(kinds, model.layers, strict=True)):
+        states = [x_RQD] if every else []  # all of them are many times the memory of a forward
+        for layer in model.layers:
+            i = layer.layer_idx
+            kind = kinds[i]
             x_RQD = layer(
                 x_RQD,
                 position_embeddings=turned[kind],
@@ -239,7 +241,7 @@ class DiffusionGemma:
             )
             context, canvas = getattr(model, f"context_scale_{i}"), getattr(model, f"canvas_scale_{i}")
             x_RQD = x_RQD * (context if canvas_RQ1 is None else torch.where(canvas_RQ1, canvas, context))
-            states.append(x_RQD)
+            states += [x_RQD] if every else []
         return SimpleNamespace(last_hidden_state=model.norm(x_RQD), hidden_states=tuple(states) if every else None)
 
     def head(self, model: Any, h: Tensor, ids_K: Tensor | None = None) -> Tensor:

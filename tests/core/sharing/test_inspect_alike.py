@@ -66,13 +66,14 @@ def test_layers_of_a_causal_model(name: str, monkeypatch: pytest.MonkeyPatch) ->
         assert few == whole and used
 
 
-FULL = [name for name in (*MASKED, "esmc", "esm") if name not in ("bert", "ernie", "camembert", "data2vec-text")]
+OTHERS = ("bert", "ernie", "camembert", "data2vec-text")  # whose layers are RoBERTa's
+FULL = [name for name in (*MASKED, "esmc", "esm", "diffusion_gemma") if name not in OTHERS]
 
 
 @pytest.mark.parametrize("family", FULL)
-def test_layers_of_a_masked_one(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_of_a_family(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own = find_family(family)
-    config = own.new_config(Sizes(97, 32, 9, 4, 4, 48, 40, None, 0.02))
+    config = own.new_config(Sizes(97, 32, 19, 4, 4, 128, 40, None, 0.02))
     few, whole, used = counted(partial(on_meta, own, config, "float32"), own, monkeypatch)
     assert few == whole and used
 

@@ -74,13 +74,13 @@ def _memory_of(model: Any, family: Family, of: Canvases, weights: int, scale: fl
 
 
 def kept(model: Any, family: Family, batch: int, length: int, factors: Iterable[Tensor] = ()) -> Kept:
-    """Returns what autograd keeps of one forward (B, L) of the body, in training mode, besides weights and factors."""
+    """Returns what autograd keeps of one forward (B, L) of the body in training, weights, buffers and factors aside."""
     with few_layers(model, False) as stands:
         return _kept(model, family, batch, length, factors, stands)
 
 
 def _kept(model: Any, family: Family, batch: int, length: int, factors: Iterable[Tensor], stands: Stands) -> Kept:
-    own = {_key(p) for p in (*model.parameters(), *factors)}
+    own = {_key(p) for p in (*model.parameters(), *model.buffers(), *factors)}
     inputs: dict[int, Tensor] = {}  # of layers, by storage; held, so that no address is used twice
     times: dict[int, int] = {}  # how many layers an input stands for
     seen: dict[int, Tensor] = {}
