@@ -11,7 +11,7 @@ from benchmarks.protein import Size, canvas, dsm, published_steps, session, watc
 from mmdiff.tasks.protein.design.generate import generate
 from mmdiff.tasks.protein.residues import CANONICAL, MASKED, Residues
 
-SIZE = Size(width=16, layers=1, heads=2, rows=0, plain_rows=0, steps=0)
+SIZE = Size(width=16, layers=1, heads=2, rows=0, plain_rows=0, steps=0, residues=0)
 
 
 @pytest.fixture(scope="module")
