@@ -5,14 +5,12 @@
              Grows with L * V for the plain way, with (masked positions) * V for ours; the body grows with
              L * D^2 + L^2 * D for both.
     memory   bytes of those logits: the plain way keeps B * L * V floats, ours those of a chunk (`mmdiff.model.scorer`).
-    encoder  features from the cache, against the tower run again; grows with the tower.
     packing  tokens per second of ragged rows: padded as they come, sorted by length, packed (`bucket` and `pack` of a
              stage). Padding grows with the spread of lengths; a packed row pays for a mask of pairs.
     fixed    what the loop adds to a plain step, in CPU milliseconds: `mmdiff train` with its stream, rows, collate,
              noise, log and clipping, against forward, cross-entropy, backward, clipping and AdamW of a batch that is
              there already, on a model so small that little else is left; the tenth percentile of 200 steps of each
              kind.
-    levels   variance of the loss over draws for an answer of n tokens, Bernoulli 1/t against exact counts.
 
 Run: python benchmarks/training.py [--json [FILE]]
 """
@@ -35,18 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.kit import Options, medians, write_figures
 from mmdiff.backbones import new_backbone
-from mmdiff.canvas.batch import MediaBatch
 from mmdiff.canvas.packing import PackedModel, Packing
-from mmdiff.canvas.sample import Media, Target, Text
+from mmdiff.canvas.sample import Target, Text
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.config.settings import Config, ModelConfig, StageConfig, TrainConfig
-from mmdiff.connectors.mlp import MLP
 from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.diffusion.mask_rates import Bernoulli, ExactCount, Levels
-from mmdiff.encoders.conv import ConvTower
+from mmdiff.diffusion.mask_rates import Bernoulli
 from mmdiff.model import MMDiff
-from mmdiff.model.features import FeatureCache, fingerprint
 from mmdiff.model.scorer import CHUNK_ELEMENTS
 from mmdiff.objectives.denoise import Denoise
 from mmdiff.parts import part
@@ -103,29 +97,6 @@ def stepped(model: MMDiff, loss: torch.Tensor) -> float:
     model.zero_grad()
     loss.backward()
     return float(loss.detach())
-
-
-def encoder() -> None:
-    torch.manual_seed(0)
-    tower = ConvTower(size=96, width=128)
-    backbone = new_backbone(tokenizer=word_tokenizer(["a"]), hidden_size=64, layers=1, heads=2)
-    model = MMDiff(backbone, {"image": tower}, {"image": MLP(width_in=128, width_out=64)})
-    tower.requires_grad_(False)
-    rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 255, (16, 96, 96, 3), dtype=np.uint8)
-    batch = collate([[Media("image", p), Target([4])] for p in pictures], model.vocab, model.readers)
-    prints = {"image": fingerprint(tower)}
-    with tempfile.TemporaryDirectory() as folder:
-        cache = FeatureCache(Path(folder) / "features.sqlite")
-        cached: dict[str, MediaBatch] = {}
-
-        def from_cache() -> None:
-            cached.update(cache.fill(model, batch, prints).media)
-
-        again, kept = cpu_seconds(lambda: model.features("image", batch.media["image"]), from_cache)
-        assert torch.equal(model.features("image", cached["image"]), model.features("image", batch.media["image"]))
-        cache.close()
-    print(f"encoder  16 pictures of 96 x 96: tower / cache {again / kept:.1f}x time")
 
 
 def packing(width: int = 128, rows: int = 16, batches: int = 8) -> None:
@@ -223,15 +194,6 @@ def fixed(steps: int = 400, rows: int = 8) -> dict[str, float]:
     return {"loop_ms": loop, "plain_ms": own, "fixed_ms": loop - own}
 
 
-def spread(levels: Levels, n: int, draws: int = 100_000) -> float:
-    """Variance of the loss of one sample when a token costs k/n nats while k of n are masked."""
-    rng = np.random.default_rng(0)
-    target = np.ones((draws, n), dtype=bool)
-    masked, weight, _ = levels.mask(target, rng.random(draws), rng.random(draws), rng.random((draws, n)))
-    k = masked.sum(1)
-    return float((k * weight[:, 0] / n * (k / n)).var())
-
-
 def main() -> None:
     torch.set_num_threads(1)
     given = Options(__doc__).parse_args()
@@ -239,11 +201,7 @@ def main() -> None:
     costs = fixed()
     print("fixed    " + ", ".join(f"{name} {value:.2f}" for name, value in costs.items()))
     figures = {**out["126464/256"], **costs, "by_size": out}
-    encoder()
     packing()
-    for n in (1, 4, 16):
-        bernoulli, exact = spread(Bernoulli(), n), spread(ExactCount(stratified=False), n)
-        print(f"levels   n={n}: variance {bernoulli:.2f} with Bernoulli 1/t, {exact:.2f} with exact counts")
     write_figures(figures, given.json)
 
 

@@ -65,14 +65,28 @@ def givens(grid: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return given
 
 
-class Sudoku:
-    """The task, and its rows: of the training grids, or puzzles of the others."""
+class Puzzles:
+    """A task whose prediction is a text, and its `n` rows; those of a test are others."""
 
     def __init__(self, n: int = 0, seed: int = 0, test: bool = False) -> None:
         self.n, self.seed, self.test = n, seed, test
 
     def __len__(self) -> int:
         return self.n
+
+    def rng(self, index: int) -> np.random.Generator:
+        """Returns the random numbers of a row."""
+        return np.random.default_rng([self.seed + 10**6 * self.test, index])
+
+    def sample(self, row: Any, vocab: Vocab) -> Sample:
+        return [Target(vocab.encode(row["answer"]))]
+
+    def parse(self, ids: Sequence[int], vocab: Vocab) -> str:
+        return vocab.decode(ids)
+
+
+class Sudoku(Puzzles):
+    """The task, and its rows: of the training grids, or puzzles of the others."""
 
     def __getitem__(self, index: int) -> dict[str, str]:
         rng = np.random.default_rng([self.seed, index])
@@ -84,14 +98,8 @@ class Sudoku:
             "answer": " ".join(map(str, grid)),
         }
 
-    def sample(self, row: Any, vocab: Vocab) -> Sample:
-        return [Target(vocab.encode(row["answer"]))]
-
     def prompt(self, row: Any, vocab: Vocab) -> Sample:
         return [Target([vocab.mask_id if v == "_" else vocab.encode(v)[0] for v in row["cells"].split()])]
-
-    def parse(self, ids: Sequence[int], vocab: Vocab) -> str:
-        return vocab.decode(ids)
 
     def score(self, prediction: str, row: Any) -> dict[str, float]:
         return {"right": float(prediction == row["answer"])}
@@ -117,17 +125,11 @@ def sums() -> dict[tuple[tuple[int, ...], int], list[str]]:
     return found
 
 
-class Countdown:
+class Countdown(Puzzles):
     """The task, and its rows: one of the ways of a problem. There are 485 problems: those of a test are trained on."""
 
-    def __init__(self, n: int = 0, seed: int = 0, test: bool = False) -> None:
-        self.n, self.seed = n, seed + 10**6 * test
-
-    def __len__(self) -> int:
-        return self.n
-
     def __getitem__(self, index: int) -> dict[str, str]:
-        rng = np.random.default_rng([self.seed, index])
+        rng = self.rng(index)
         problems = sorted(sums())
         numbers, goal = problems[rng.integers(len(problems))]
         ways = sums()[numbers, goal]
@@ -142,9 +144,6 @@ class Countdown:
 
     def prompt(self, row: Any, vocab: Vocab) -> Sample:
         return [Text(vocab.encode(f"{row['numbers']} {row['goal']}")), Target(length=7)]
-
-    def parse(self, ids: Sequence[int], vocab: Vocab) -> str:
-        return vocab.decode(ids)
 
     def score(self, prediction: str, row: Any) -> dict[str, float]:
         numbers = tuple(map(int, row["numbers"].split()))
@@ -165,30 +164,18 @@ def law() -> np.ndarray:
     return out
 
 
-class Chain:
+class Chain(Puzzles):
     """The task, and its rows: paths drawn by the law."""
 
-    def __init__(self, n: int = 0, seed: int = 0, test: bool = False) -> None:
-        self.n, self.seed = n, seed + 10**6 * test
-
-    def __len__(self) -> int:
-        return self.n
-
     def __getitem__(self, index: int) -> dict[str, str]:
-        rng = np.random.default_rng([self.seed, index])
+        rng = self.rng(index)
         path = [int(rng.integers(len(STATES)))]
         for u in rng.random(LENGTH - 1):
             path.append(int(np.searchsorted(law()[path[-1]].cumsum(), u, side="right")))
         return {"answer": " ".join(STATES[s] for s in path)}
 
-    def sample(self, row: Any, vocab: Vocab) -> Sample:
-        return [Target(vocab.encode(row["answer"]))]
-
     def prompt(self, row: Any, vocab: Vocab) -> Sample:
         return [Target(length=LENGTH)]
-
-    def parse(self, ids: Sequence[int], vocab: Vocab) -> str:
-        return vocab.decode(ids)
 
     def score(self, prediction: str, row: Any) -> dict[str, float]:
         path = [STATES.find(s) for s in prediction.split()]
