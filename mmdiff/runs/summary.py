@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from mmdiff.config import flatten
 from mmdiff.config.load import RUN_FILE, YAML_BYTES
 from mmdiff.errors import ConfigError, shown
-from mmdiff.files import locked, read_json, read_text
+from mmdiff.files import locked, read_json, read_text, yaml_of
 
 from .metrics import is_number, lines_of
 from .notes import read_note
@@ -20,8 +18,6 @@ from .progress import checkpoints_in, read_progress
 
 STATES = ("finished", "training", "unfinished", "diverged", "not begun", "broken")
 TAIL = 1 << 16  # bytes at the end of metrics.jsonl, in which its last lines are looked for
-MOST = 20_000  # settings of a configuration: a few letters of YAML can stand for any number
-Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass
@@ -60,7 +56,10 @@ def summary_of(folder: Path) -> Summary:
     out = Summary(folder)
     try:
         out.when = _when(folder)
-        out.settings = dict(_flat(_yaml(folder / RUN_FILE)))
+        tree = yaml_of(read_text(folder / RUN_FILE, YAML_BYTES), RUN_FILE)
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{RUN_FILE}: holds a {type(tree).__name__}, expected a mapping")
+        out.settings = flatten(tree)
         out.note = read_note(folder)
         _read_state(out)
     except FileNotFoundError as error:
@@ -86,7 +85,7 @@ def _read_state(out: Summary) -> None:
         result = read_json(folder / "metrics.json")
         if not isinstance(result, dict):
             raise ConfigError("metrics.json: expected an object of figures")
-        out.figures = {key: value for key, value in _flat(result) if is_number(value)}
+        out.figures = {key: value for key, value in flatten(result).items() if is_number(value)}
         planned = result.get("planned_steps", result.get("steps"))
     if locked(folder.with_name(f".{folder.name}.lock")):
         out.state = "training"
@@ -103,36 +102,6 @@ def _when(folder: Path) -> float:
     """Returns the time of the newest file that training, evaluation or a person wrote."""
     times = [entry.stat().st_mtime for entry in os.scandir(folder) if entry.is_file()]
     return max(times, default=folder.stat().st_mtime)
-
-
-def _yaml(file: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.load(read_text(file, YAML_BYTES), Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not, a number of too many digits
-        raise ConfigError(f"{file.name}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{file.name}: holds a {type(tree).__name__}, expected a mapping")
-    return tree
-
-
-def _flat(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields what `mmdiff.config.flatten` returns, of so many values at most. Raises ConfigError for more."""
-    pending: list[tuple[str, Any]] = [("", tree)]
-    seen = 0
-    while pending:
-        key, value = pending.pop()
-        seen += 1
-        if seen > MOST or len(key) > 4000:
-            raise ConfigError(f"{RUN_FILE}: has more than {MOST:,} settings, or deeper ones than any has")
-        items: list[tuple[Any, Any]] | None = None
-        if isinstance(value, Mapping):
-            items = list(value.items())
-        elif isinstance(value, list | tuple):
-            items = list(enumerate(value))
-        if items is None:
-            yield key, value
-        else:
-            pending += [(f"{key}.{name}" if key else str(name), inner) for name, inner in reversed(items)]
 
 
 def _last_line(file: Path) -> dict[str, Any] | None:
