@@ -18,11 +18,14 @@ LINE_BYTES = 1 << 26
 MARK = b"\xef\xbb\xbf"  # some editors begin a file with it
 
 
-def parse_json(text: bytes | str) -> Any:
-    """Returns what a JSON text holds. Raises RowError, whose reason leaves out where in the text the fault is."""
+def parse_json(text: bytes | str, *, nan: bool = True) -> Any:
+    """Returns what a JSON text holds. Raises RowError, whose reason leaves out where in the text the fault is.
+
+    nan: whether NaN and infinities, which Python writes and JSON does not have, are taken.
+    """
     try:
         whole = text if isinstance(text, str) else text.removeprefix(MARK).decode()
-        return json.loads(whole, object_pairs_hook=_distinct)
+        return json.loads(whole, object_pairs_hook=_distinct, parse_constant=None if nan else _no_number)
     except UnicodeDecodeError as error:
         raise RowError("not UTF-8", f"at byte {error.start}") from None
     except RecursionError:
@@ -32,6 +35,10 @@ def parse_json(text: bytes | str) -> Any:
         raise RowError("not JSON", f"{error.msg} at {line}column {error.colno}") from None
     except ValueError as error:  # a number of more digits than Python reads
         raise RowError("not JSON", str(error)) from None
+
+
+def _no_number(text: str) -> Any:
+    raise RowError("not JSON", f"{text} is no number of it")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -53,9 +60,9 @@ def as_object(value: Any) -> dict[str, Any]:
     return value
 
 
-def json_object(text: bytes | str) -> dict[str, Any]:
-    """Returns the object that a JSON text holds. Raises RowError."""
-    return as_object(parse_json(text))
+def json_object(text: bytes | str, *, nan: bool = True) -> dict[str, Any]:
+    """Returns the object that a JSON text holds. nan: see `parse_json`. Raises RowError."""
+    return as_object(parse_json(text, nan=nan))
 
 
 def json_lines(file: IO[bytes] | IO[str], name: object, most: int = LINE_BYTES) -> Iterator[tuple[int, Any]]:
