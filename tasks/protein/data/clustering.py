@@ -9,7 +9,7 @@ Shape letters: N sequences, C columns.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -64,8 +64,7 @@ def clusters(sequences: Sequence[str], identity: float = 0.7, aligned: bool | No
     """
     if not 0 < identity <= 1:
         raise ConfigError(f"identity: {identity}, expected a share above 0 and up to 1")
-    if aligned is None:
-        aligned = len({len(s) for s in sequences}) == 1 and any(GAP in s for s in sequences)
+    aligned = _are_aligned(sequences) if aligned is None else aligned
     return _clusters(tuple(sequences), identity, aligned).copy()
 
 
@@ -96,10 +95,13 @@ def near(
     aligned: bool | None = None,
 ) -> NDArray[np.bool_]:
     """(ones,) whether any of `others` is as alike as in `clusters`; both are numbers of `sequences`."""
-    if aligned is None:
-        aligned = len({len(s) for s in sequences}) == 1 and any(GAP in s for s in sequences)
+    aligned = _are_aligned(sequences) if aligned is None else aligned
     like = _like_aligned(sequences, identity) if aligned else _like_by_words(sequences, identity)
     return np.array([like(int(one), others).any() for one in ones], dtype=bool)
+
+
+def _are_aligned(sequences: Sequence[str]) -> bool:
+    return len({len(s) for s in sequences}) == 1 and any(GAP in s for s in sequences)
 
 
 def _like_aligned(rows: Sequence[str], identity: float) -> Like:
@@ -119,6 +121,9 @@ def _like_aligned(rows: Sequence[str], identity: float) -> Like:
 
 
 def _like_by_words(sequences: Sequence[str], identity: float) -> Like:
+    require("rapidfuzz", "protein")
+    from rapidfuzz.distance import LCSseq
+
     bare = [s.replace(GAP, "") for s in sequences]
     scored = [_scored(s) for s in bare]
     words = [_words(s) for s in bare]
@@ -130,39 +135,16 @@ def _like_by_words(sequences: Sequence[str], identity: float) -> Like:
         shared_N = index.shared(words[founder])
         chance = len(words[founder]) / len(CANONICAL) ** K
         out = shared_N[others] >= (chance + (1 - chance) * share) * count_N[others] - 1e-9
-        own = _letter_bits(scored[founder])
         for i in np.flatnonzero(out):
             a, b = bare[founder], bare[others[i]]
             least = identity * min(len(a), len(b)) - 1e-9
             # members of one family share words enough; an alignment costs ten times what rules most pairs out
-            out[i] = (
-                longest_common(own, len(a), scored[others[i]]) >= least and global_identity(a, b) >= identity - 1e-9
-            )
+            # no alignment makes more letters equal than the longest common subsequence has
+            common = LCSseq.similarity(scored[founder], scored[others[i]])
+            out[i] = common >= least and global_identity(a, b) >= identity - 1e-9
         return out
 
     return like
-
-
-def longest_common(bits: Mapping[str, int], length: int, other: str) -> int:
-    """Letters of the longest common subsequence, which no alignment makes more letters equal than.
-
-    Bit-parallel (Hyyroe, Information Processing Letters 2004). bits: of a sequence of `length` letters, as
-    `_letter_bits` has it.
-    """
-    every = (1 << length) - 1
-    left = every
-    for letter in other:
-        here = left & bits.get(letter, 0)
-        left = ((left + here) | (left - here)) & every
-    return length - left.bit_count()
-
-
-def _letter_bits(sequence: str) -> dict[str, int]:
-    """Bit i of a letter's number is set where it stands at position i."""
-    bits: dict[str, int] = {}
-    for i, letter in enumerate(sequence):
-        bits[letter] = bits.get(letter, 0) | 1 << i
-    return bits
 
 
 class WordIndex:
