@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from mmdiff.errors import ConfigError, UserError, line_of
 from mmdiff.files import regular
 
+from .weights import headers_of
+
 if TYPE_CHECKING:
     from .family import Facts
 
@@ -77,16 +79,11 @@ def one_line(file: Path, what: str = "") -> Iterator[None]:
 @contextmanager
 def bounded_by(files: Iterable[Path], folder: Path) -> Iterator[None]:
     """Within it, no more tensors may be made than a model with the weights in `files` needs. Raises ConfigError."""
-    from safetensors import SafetensorError, safe_open
-
     shapes: list[Sequence[int]] = []
     for path in files:
-        try:
+        if path.exists():  # one that is not is refused in the same words as a damaged one
             regular(path)
-            with safe_open(path, "np") as file:  # torch would map the file anew, which large ones have no room for
-                shapes += [file.get_slice(name).get_shape() for name in file.keys()]
-        except (SafetensorError, FileNotFoundError) as error:
-            raise ConfigError(f"{path}: not a safetensors file: {error}") from None
+        shapes += [header.shape for header in headers_of(path)]
     with bounded_to(shapes, folder):
         yield
 

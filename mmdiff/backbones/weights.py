@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmdiff.errors import ConfigError, line_of, nearest
+from mmdiff.errors import ConfigError, nearest
+from mmdiff.files import open_tensors
 from mmdiff.files import read_json as read_any
 
 from .shares import Outline, Published, Share
@@ -42,7 +43,7 @@ def read_weights(
     """
     import torch
 
-    headers = [header for path in weight_files(folder) for header in _headers(path)]
+    headers = [header for path in weight_files(folder) for header in headers_of(path)]
     matched = match(model, headers, published, is_elsewhere)
     wanted, found = matched.wanted, matched.found
     for at in (header for header in headers if header.name in matched.unexpected[:1]):
@@ -52,7 +53,7 @@ def read_weights(
     if names := matched.missing:
         raise ConfigError(f"{folder}: {len(names)} missing tensors: {', '.join([*names[:4], '...'][: len(names)])}")
     for path in sorted({path for path, _ in found.values()}):
-        with _opened(path) as file, torch.no_grad():
+        with open_tensors(path) as file, torch.no_grad():
             for name in dict.fromkeys(name for home, name in found.values() if home == path):
                 value = file.get_tensor(name)
                 check_finite(value, f"{path}: {name}")
@@ -222,7 +223,7 @@ def _whole(shares: tuple[Share, ...], wanted: Mapping[str, Any]) -> Any:
 
 def tensor_names(folder: Path) -> set[str]:
     """Names of all tensors of a folder."""
-    return {header.name for path in weight_files(folder) for header in _headers(path)}
+    return {header.name for path in weight_files(folder) for header in headers_of(path)}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -278,23 +279,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _headers(path: Path) -> list[Header]:
-    with _opened(path, "np") as file:  # by which nothing is mapped but for reading
+def headers_of(path: Path) -> list[Header]:
+    """Returns the headers of all tensors of a safetensors file. Raises ConfigError for a damaged file."""
+    with open_tensors(path, "np") as file:  # by which nothing is mapped but for reading
         slices = {name: file.get_slice(name) for name in file.keys()}
         return [Header(path, name, at.get_dtype(), tuple(at.get_shape())) for name, at in slices.items()]
 
 
 def _tensor(path: Path, name: str) -> Any:
-    with _opened(path) as file:
+    with open_tensors(path) as file:
         return file.get_tensor(name)
-
-
-def _opened(path: Path, framework: str = "pt") -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(path, framework)
-    except SafetensorError as error:
-        raise ConfigError(f"{path}: not a safetensors file: {error}") from None
-    except RuntimeError as error:  # torch's: a file that is larger than the memory there is
-        raise ConfigError(f"{path}: cannot be read: {line_of(error)}") from None

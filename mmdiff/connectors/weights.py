@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mmdiff.errors import ConfigError
+from mmdiff.files import open_tensors
 from mmdiff.model.published.tensors import tensor_files, tensor_names
 
 Found = dict[str, tuple[Path, str]]
@@ -30,8 +31,6 @@ def take(
     optional: parts of `module` (first words of names) that file or `module` may lack as a whole.
     Raises ConfigError, before anything is copied, for missing, unexpected and misshapen tensors.
     """
-    from safetensors import safe_open
-
     state = module.state_dict()
     found = _find(weights, state, published, f"connectors.{kind}.")
     here, there = _parts(state), _parts(found)
@@ -45,13 +44,13 @@ def take(
     if missing := sorted(required - found.keys()):
         raise ConfigError(f"weights: {weights}: {len(missing)} missing tensors: {', '.join(missing[:3])}")
     for name, (path, key) in found.items():
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             shape = tuple(file.get_slice(key).get_shape())
         if shape != state[name].shape:
             raise ConfigError(f"weights: {path}: {key!r} has shape {shape}, expected {tuple(state[name].shape)}")
     with torch.no_grad():
         for name, (path, key) in found.items():
-            with safe_open(path, "pt") as file:
+            with open_tensors(path) as file:
                 state[name].copy_(file.get_tensor(key))
 
 

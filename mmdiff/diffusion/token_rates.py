@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mmdiff.errors import ConfigError
+from mmdiff.files import only_tensor
 from mmdiff.parts import part
 from mmdiff.parts.ranges import BetweenZeroAndOne, NotNegative
 
@@ -114,17 +115,8 @@ def _table(counts: str) -> Array:
 
 @lru_cache(maxsize=4)
 def _counts(counts: str) -> Array:
-    from safetensors import SafetensorError, safe_open
-
-    path, where = Path(counts), f"levels.counts: {counts}"
-    if path.suffix != ".safetensors" or not path.is_file():
-        raise ConfigError(f"{where}: expected a safetensors file")
-    try:
-        with safe_open(path, "np") as file:
-            names = list(file.keys())
-            count_V = np.asarray(file.get_tensor(names[0]) if len(names) == 1 else []).astype(np.float64)
-    except SafetensorError as error:
-        raise ConfigError(f"{where}: not a safetensors file: {error}") from None
+    found, where = only_tensor(counts, "levels.counts"), f"levels.counts: {counts}"
+    count_V = np.zeros(0) if found is None else found.double().numpy()
     if count_V.ndim != 1 or not len(count_V) or not np.isfinite(count_V).all() or (count_V < 0).any():
         raise ConfigError(f"{where}: expected one tensor of counts, one for each id")
     return count_V

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mmdiff.errors import ConfigError
+from mmdiff.files import only_tensor
 from mmdiff.parts import part
 from mmdiff.parts.ranges import AtLeast1, Positive
 
@@ -101,17 +101,8 @@ class Neighbours:
         return (joined_NN + joined_NN.T) / (2 * self.count)
 
     def _rows(self, ids: tuple[int, ...]) -> Tensor:
-        from safetensors import SafetensorError, safe_open
-
-        path, where = Path(str(self.embeddings)), f"embeddings: {self.embeddings}"
-        if path.suffix != ".safetensors" or not path.is_file():
-            raise ConfigError(f"{where}: expected a safetensors file")
-        try:
-            with safe_open(path, "pt") as file:
-                names = list(file.keys())
-                table_VD = file.get_tensor(names[0]) if len(names) == 1 else torch.empty(0)
-        except SafetensorError as error:
-            raise ConfigError(f"{where}: not a safetensors file: {error}") from None
+        found, where = only_tensor(str(self.embeddings), "embeddings"), f"embeddings: {self.embeddings}"
+        table_VD: Tensor = torch.empty(0) if found is None else found
         if table_VD.ndim != 2 or len(table_VD) <= max(ids) or not table_VD.isfinite().all():
             raise ConfigError(f"{where}: expected one tensor of finite numbers, a row for each of {max(ids) + 1} ids")
         return table_VD[list(ids)].double()

@@ -8,7 +8,7 @@ May import: nothing. Must not import torch.
 from .json_text import as_object, json_lines, json_object, parse_json
 from .output import make_folder, output_file
 from .plain import infinite_in, without_nan
-from .reading import read_json, read_text, regular, unreadable, yaml_of
+from .reading import only_tensor, open_tensors, read_json, read_text, regular, unreadable, yaml_of
 from .sums import SUMS, check_sums, damaged, digest, signed, write_sums
 from .whole import aside, clear, commit, link, lock, locked, named, part_of, remove, sync, unlock, writable, write_text
 
@@ -28,6 +28,8 @@ __all__ = [
     "locked",
     "make_folder",
     "named",
+    "only_tensor",
+    "open_tensors",
     "output_file",
     "parse_json",
     "part_of",

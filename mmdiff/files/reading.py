@@ -81,6 +81,34 @@ def read_json(file: Path) -> Any:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
 
 
+def open_tensors(file: Path, framework: str = "pt") -> Any:
+    """Returns a safetensors file that is read tensor by tensor; nothing in it is executed.
+
+    framework: whose tensors they become; "np" maps nothing but for reading. Raises ConfigError.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ConfigError(f"{file}: not a safetensors file: {error}") from None
+    except RuntimeError as error:  # torch's: a file that is larger than the memory there is
+        raise ConfigError(f"{file}: cannot be read: {line_of(error)}") from None
+
+
+def only_tensor(file: str, where: str) -> Any:
+    """Returns the one tensor of a safetensors file, None where it holds several or none.
+
+    where: the setting that names the file. Raises ConfigError.
+    """
+    path = Path(file)
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise ConfigError(f"{where}: {file}: expected a safetensors file")
+    with open_tensors(path) as found:
+        names = list(found.keys())
+        return found.get_tensor(names[0]) if len(names) == 1 else None
+
+
 def yaml_of(text: str, where: str) -> Any:
     """Returns what YAML text holds. Raises ConfigError that names `where`."""
     import yaml

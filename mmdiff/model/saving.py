@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mmdiff.backbones.weights import check_finite, check_header
@@ -26,7 +25,7 @@ from mmdiff.backbones.weights import weight_files as backbone_files
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.config import build_saved
 from mmdiff.errors import ConfigError
-from mmdiff.files import aside, link, read_json, write_sums
+from mmdiff.files import aside, link, open_tensors, read_json, write_sums
 from mmdiff.protocols import Model
 
 from .published.described import BACKBONE_FIELDS, FORMAT, PARTS
@@ -68,7 +67,7 @@ def write_model(
         if len(set(files.values())) > 1:
             (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
         return
-    with safe_open(frozen, "pt") as held:
+    with open_tensors(frozen) as held:
         there = set(held.keys())
     link(frozen, folder / "frozen.safetensors")
     files = write_tensors({name: tensor for name, tensor in tensors.items() if name not in there}, folder, "trained")
@@ -194,20 +193,17 @@ def _copy(
     unexpected: list[str] = []
     with torch.no_grad():
         for path in files:
-            try:
-                with safe_open(path, "pt") as file:
-                    for name in file.keys():
-                        key = name.removeprefix(prefix)
-                        if key not in state or not name.startswith(prefix):
-                            unexpected += [name] if name.startswith(prefix) else []
-                            continue
-                        check_header(file.get_slice(name), state[key], f"{path}: {name}")
-                        value = file.get_tensor(name)
-                        check_finite(value, f"{path}: {name}", infinite=key not in parameters)
-                        state[key].copy_(value)
-                        missing.discard(key)
-            except (SafetensorError, FileNotFoundError) as error:
-                raise ConfigError(f"{path}: not a readable safetensors file ({error})") from None
+            with open_tensors(path) as file:
+                for name in file.keys():
+                    key = name.removeprefix(prefix)
+                    if key not in state or not name.startswith(prefix):
+                        unexpected += [name] if name.startswith(prefix) else []
+                        continue
+                    check_header(file.get_slice(name), state[key], f"{path}: {name}")
+                    value = file.get_tensor(name)
+                    check_finite(value, f"{path}: {name}", infinite=key not in parameters)
+                    state[key].copy_(value)
+                    missing.discard(key)
     copied = {state[key].data_ptr() for key in state if key not in missing}
     missing = {key for key in missing if state[key].data_ptr() not in copied}  # tied weights are saved once
     if missing or unexpected:

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmdiff.backbones.weights import weight_files
+from mmdiff.backbones.weights import headers_of, weight_files
 from mmdiff.errors import ConfigError, nearest
+from mmdiff.files import open_tensors
 
 
 def tensor_files(weights: str, single: Sequence[str] = ()) -> list[Path]:
@@ -36,25 +37,14 @@ def tensor_names(files: Iterable[Path]) -> list[str]:
 
 def tensor_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of all tensors by name. Raises ConfigError for a damaged file."""
-    from safetensors import SafetensorError, safe_open
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in files:
-        try:
-            with safe_open(path, "pt") as file:
-                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        except SafetensorError as error:
-            raise ConfigError(f"{path}: not a safetensors file: {error}") from None
-    return shapes
+    return {header.name: header.shape for path in files for header in headers_of(path)}
 
 
 def read_tensors(files: Iterable[Path], prefix: str = "") -> dict[str, Tensor]:
     """Returns the tensors whose name starts with `prefix`, by the rest of the name."""
-    from safetensors import safe_open
-
     found: dict[str, Tensor] = {}
     for path in files:
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             for name in file.keys():
                 if name.startswith(prefix):
                     found[name.removeprefix(prefix)] = file.get_tensor(name)
@@ -75,9 +65,7 @@ def tensors_around(weights: str, name: str, model: str) -> dict[str, Tensor]:
 
 def fill_own(module: nn.Module, weights: str) -> None:
     """Copy a file of a module's own names into it. Raises ConfigError as `fill` does."""
-    files = tensor_files(weights)
-    tensor_names(files)  # raises where a file is damaged
-    fill(module, read_tensors(files), weights)
+    fill(module, read_tensors(tensor_files(weights)), weights)
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str, spare: Iterable[str] = ()) -> None:
