@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mmdiff.config.typed import typed
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, DataError
+from mmdiff.errors import DataError
 from mmdiff.parts import part
 from mmdiff.parts.ranges import AtLeast1, BetweenZeroAndOne, Positive, PositiveShare, Share, Whole
 from mmdiff.protocols import Row
@@ -54,7 +54,8 @@ class Alignment:
         return len(self.sequences[0])
 
 
-def read_alignment(path: str | Path, max_gaps: float = 1.0, distinct: bool = False) -> Alignment:
+@typed
+def read_alignment(path: str | Path, max_gaps: Share = 1.0, distinct: bool = False) -> Alignment:
     """The match columns of an A3M, `.afa` or Stockholm file (`.gz` too).
 
     max_gaps: rows with a larger share of gaps are dropped. distinct: of rows that are the same only the first is kept.
@@ -229,8 +230,6 @@ def _kept(
     canonical: bool,
 ) -> tuple[list[Record], dict[str, int]]:
     """The records that are to be used, and how many are not, by the first reason that applies."""
-    if not 0 <= max_gaps <= 1:
-        raise ConfigError(f"max_gaps: {max_gaps}, expected a share from 0 to 1")
     kept: list[Record] = []
     dropped = {"duplicates": 0, "gaps": 0, "unknown letters": 0}
     seen: set[str] = set()

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mmdiff.errors import ConfigError, DataError, require
+from mmdiff.config.typed import typed
+from mmdiff.errors import DataError, require
+from mmdiff.parts.ranges import PositiveShare
 from mmdiff.tasks.protein.residues import CANONICAL, GAP
 
 K = 3  # letters of a word
@@ -47,7 +49,8 @@ def global_identity(a: str, b: str) -> float:
     return _aligner().align(_scored(a), _scored(b))[0].counts().identities / shorter if shorter else 0.0
 
 
-def clusters(sequences: Sequence[str], identity: float = 0.7, aligned: bool | None = None) -> NDArray[np.int64]:
+@typed
+def clusters(sequences: Sequence[str], identity: PositiveShare = 0.7, aligned: bool | None = None) -> NDArray[np.int64]:
     """(N,) the number of each sequence's cluster, in the order in which they are founded.
 
     Sequences with more residues come first, of equally many the earlier one.
@@ -62,8 +65,6 @@ def clusters(sequences: Sequence[str], identity: float = 0.7, aligned: bool | No
     not; for millions there are CD-HIT and MMseqs2. The last two results are kept: both sides of a split need them.
     Raises ConfigError; DataError for aligned rows of unequal length; MissingExtra where they are not aligned.
     """
-    if not 0 < identity <= 1:
-        raise ConfigError(f"identity: {identity}, expected a share above 0 and up to 1")
     aligned = _are_aligned(sequences) if aligned is None else aligned
     return _clusters(tuple(sequences), identity, aligned).copy()
 

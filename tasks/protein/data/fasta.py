@@ -23,8 +23,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from mmdiff.config.typed import typed
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, DataError, short
+from mmdiff.errors import DataError, short
 from mmdiff.parts import part
 from mmdiff.parts.ranges import AtLeast1, Whole
 from mmdiff.protocols import Row
@@ -71,8 +72,9 @@ def read_sequences(
     return _read_fasta(path, policy_of({**(A3M if ending == ".a3m" else {}), **policy}), unique=False)
 
 
+@typed
 def write_fasta(
-    path: str | Path, records: Iterable[Record | Row], width: int | None = 60, *, overwrite: bool = False
+    path: str | Path, records: Iterable[Record | Row], width: AtLeast1 | None = 60, *, overwrite: bool = False
 ) -> int:
     """Write records (or rows) as they come; the file is there when all are. Returns how many.
 
@@ -80,8 +82,6 @@ def write_fasta(
     Raises ConfigError for a file that is there already, unless `overwrite`; DataError for a record that would not be
     read back as it is.
     """
-    if width is not None and width < 1:
-        raise ConfigError(f"width: {width}, expected at least 1 letter per line")
     count = 0
     with writing(path, overwrite) as file:
         for record in map(as_record, records):

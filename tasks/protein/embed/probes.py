@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmdiff.errors import ConfigError, DataError, require
+from mmdiff.config.typed import typed
+from mmdiff.errors import DataError, require
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.tasks.protein.residues import CANONICAL
 
 from .folds import folds_of, group_numbers
@@ -73,6 +75,7 @@ def probe(
     return _scored(sets, label_N, group_numbers(groups, len(labels)), kind, folds, seed)
 
 
+@typed
 def residue_probe(
     embeddings: Any,
     labels: Sequence[str],
@@ -81,7 +84,7 @@ def residue_probe(
     sequences: Sequence[str] | None = None,
     ids: Sequence[str] | None = None,
     folds: int = 5,
-    limit: int = 60_000,
+    limit: AtLeast1 = 60_000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """`probe` of a label per residue, as is secondary structure: accuracy is then Q3.
@@ -98,8 +101,6 @@ def residue_probe(
     if not len(embeddings) == len(labels) == len(labels if sequences is None else sequences):
         counts = f"{len(embeddings)} embeddings, {len(labels)} labels"
         raise DataError(counts + ("" if sequences is None else f", {len(sequences)} sequences"))
-    if limit < 1:
-        raise ConfigError(f"limit: {limit} residues, expected 1 or more")
     names = ids if ids is not None else getattr(embeddings, "ids", [str(i) for i in range(len(labels))])
     resolved = [np.array([c not in UNRESOLVED for c in label], dtype=bool) for label in labels]
     ends = np.cumsum([0, *(int(own.sum()) for own in resolved)])

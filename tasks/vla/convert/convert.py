@@ -13,7 +13,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, DataError, UserError, nearest
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.tasks.vla.data.writer import LeRobotWriter
 
 from .hdf5 import LAYOUTS as HDF5
@@ -27,14 +29,15 @@ LAYOUTS = (*HDF5, "numpy", "rlds")
 ALL = ReadOptions()
 
 
+@typed
 def convert(
-    source: str,
-    out: str,
+    source: str | Path,
+    out: str | Path,
     options: ReadOptions = ALL,
     *,
     layout: str | None = None,
     skip: bool = False,
-    limit: int | None = None,
+    limit: AtLeast1 | None = None,
     video: bool = False,
     robot_type: str | None = None,
 ) -> dict[str, Any]:
@@ -52,8 +55,6 @@ def convert(
     path, folder = Path(source), Path(out)
     if folder.exists():
         raise UserError(f"{folder}: is there already; give a folder that is not")
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit: {limit}, expected 1 or more")
     if layout is not None and layout not in LAYOUTS:
         raise ConfigError(f"layout: {layout!r} is unknown{nearest(layout, LAYOUTS)}")
     if layout is None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, DataError, nearest, require
 from mmdiff.files import aside
+from mmdiff.parts.ranges import Positive
 
 Array = np.ndarray[Any, Any]
 
@@ -28,10 +30,11 @@ class VideoWriter:
     The file is whole only after `close`. Raises ConfigError for the codec, DataError for a frame.
     """
 
+    @typed
     def __init__(
         self,
         path: str | Path,
-        fps: float,
+        fps: Positive,
         codec: str | None = None,
         gop: int = 12,
         quality: int = 20,
@@ -40,8 +43,6 @@ class VideoWriter:
         require("av", "vla")
         import av
 
-        if not (math.isfinite(fps) and fps > 0):
-            raise ConfigError(f"fps: {fps}, expected a number above 0")
         self.path, self.fps, self.frames = Path(path), fps, 0
         self.codec = codec_of(codec)
         self._gop, self._quality, self._pad = gop, quality, pad
@@ -141,7 +142,8 @@ def write_mp4(path: str | Path, frames: Iterable[Array], fps: float, codec: str 
     return path
 
 
-def write_gif(path: str | Path, frames: Iterable[Array], fps: float, *, scale: int = 1) -> Path:
+@typed
+def write_gif(path: str | Path, frames: Iterable[Array], fps: Positive, *, scale: int = 1) -> Path:
     """Frames to an endless GIF that takes as long as the frames do at `fps`.
 
     A GIF counts hundredths of a second, and viewers show no more than 50 frames a second: of faster ones every second,
@@ -152,8 +154,6 @@ def write_gif(path: str | Path, frames: Iterable[Array], fps: float, *, scale: i
     from PIL import Image
 
     path = _free(path)
-    if not (math.isfinite(fps) and fps > 0):
-        raise ConfigError(f"fps: {fps}, expected a number above 0")
     every = math.ceil(fps / GIF_FPS)
     kept = [frame for n, frame in enumerate(frames) if n % every == 0]
     if not kept:

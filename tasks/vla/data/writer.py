@@ -6,7 +6,6 @@ Shape letters: N frames, D dimensions of an action, S of the state, H W pixels.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import weakref
@@ -18,8 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmdiff.errors import ConfigError, DataError, nearest, require
+from mmdiff.config.typed import typed
+from mmdiff.errors import ConfigError, DataError, require
 from mmdiff.files import clear, commit, part_of
+from mmdiff.parts.ranges import Positive
 
 from .dataset_stats import PictureStats, column_stats, flat, sampled, vector_stats
 from .episode import Episode, check_episode
@@ -46,27 +47,22 @@ class LeRobotWriter:
     Raises ConfigError for a folder that exists, for an argument, and for a disk that is full or read-only.
     """
 
+    @typed
     def __init__(
         self,
         folder: str | Path,
         *,
-        fps: float,
+        fps: Positive,
         robot_type: str | None = None,
         video: bool = False,
         action_names: Sequence[str] | None = None,
         state_names: Sequence[str] | None = None,
         picture: Literal["png", "jpeg"] = "png",
         codec: str | None = None,
-        data_mb: float = 100,
-        video_mb: float = 200,
+        data_mb: Positive = 100,
+        video_mb: Positive = 200,
     ) -> None:
         require("pyarrow", "vla")
-        if not (isinstance(fps, int | float) and math.isfinite(fps) and fps > 0):
-            raise ConfigError(f"fps: {fps!r}, expected a number above 0")
-        if picture not in ("png", "jpeg"):
-            raise ConfigError(f"picture: {picture!r}{nearest(str(picture), ('png', 'jpeg'))}")
-        if min(data_mb, video_mb) <= 0:
-            raise ConfigError(f"data_mb, video_mb: {data_mb:g}, {video_mb:g}, expected numbers above 0")
         self.folder = Path(folder)
         self._check_free()
         self.fps, self.robot_type, self.video, self.picture = fps, robot_type, video, picture

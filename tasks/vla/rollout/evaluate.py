@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
+from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, nearest, require
 from mmdiff.evaluation.report import curves
 from mmdiff.files import aside, without_nan, write_text
+from mmdiff.parts.ranges import AtLeast0, AtLeast1
 from mmdiff.session import Session
 from mmdiff.tasks.vla.task import VLA
 
@@ -31,26 +33,27 @@ from .rollout import Rollout
 from .success import eval_info, write_eval_info
 
 
+@typed
 def evaluate_policy(
     session: Session[VLA] | Policy,
     spec: Mapping[str, Any] | str,
     tasks: Sequence[str],
     *,
     out: Path | None = None,
-    episodes: int = 10,
-    seed: int = 0,
+    episodes: AtLeast1 = 10,
+    seed: AtLeast0 = 0,
     execute: int | None = None,
     inpaint: bool = False,
-    max_steps: int | None = None,
+    max_steps: AtLeast1 | None = None,
     ablations: Sequence[str] = ABLATIONS,
     pairs: Mapping[str, str] | None = None,
     others: Mapping[str, ComparisonPolicy] | None = None,
-    videos: int = 1,
+    videos: AtLeast0 = 1,
     mp4: bool = False,
-    worlds: int = 8,
-    processes: int = 1,
-    batch: int | None = None,
-    latency: int = 20,
+    worlds: AtLeast1 = 8,
+    processes: AtLeast1 = 1,
+    batch: AtLeast1 | None = None,
+    latency: AtLeast0 = 20,
     title: str = "Closed loop",
     notes: Sequence[str] = (),
     metrics: Path | None = None,
@@ -88,8 +91,6 @@ def evaluate_policy(
         spec, instruction_of, episodes, seed, execute, inpaint, max_steps, batch, tuple(ablations), swapped, sampler
     )
     check(setup)
-    if videos < 0:
-        raise ConfigError(f"videos: {videos}, expected 0 or more")
     if videos:
         require("PIL", "vla")
     if videos and mp4:
@@ -154,10 +155,6 @@ def check(setup: EvalSetup) -> None:
     for name in setup.ablations:
         if name not in ABLATIONS:
             raise ConfigError(f'ablations: there is no "{name}"{nearest(name, ABLATIONS)}')
-    if setup.seed < 0:
-        raise ConfigError(f"seed: {setup.seed}, expected at least 0")
-    if setup.episodes < 1:
-        raise ConfigError(f"episodes: {setup.episodes}, expected at least 1")
 
 
 def home(session: Session[VLA] | Policy) -> Path:

@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.random import Generator, Philox, SeedSequence
 
+from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, DataError
+from mmdiff.parts.ranges import AtLeast0, AtLeast1, NotNegative, Share
 from mmdiff.tasks.vla.data.episode import Episode
 from mmdiff.tasks.vla.worlds.world import OneWorld, make_world
 
@@ -38,17 +40,18 @@ class Attempt(NamedTuple):
     steps: int
 
 
+@typed
 def record(
     spec: Spec,
     tasks: Sequence[str],
-    episodes: int,
+    episodes: AtLeast1,
     *,
-    seed: int = 1000,
-    noise: float = 0.3,
-    share: float = 0.5,
-    extra: int = 3,
-    hold: int = 1,
-    processes: int = 1,
+    seed: AtLeast0 = 1000,
+    noise: NotNegative = 0.3,
+    share: Share = 0.5,
+    extra: AtLeast1 = 3,
+    hold: AtLeast1 = 1,
+    processes: AtLeast1 = 1,
     log: Callable[[Attempt], None] | None = None,
 ) -> Iterator[Episode]:
     """Successful episodes, task by task. Of `episodes` layouts per task (seed, seed + 1, ...), those where the expert
@@ -61,11 +64,6 @@ def record(
         `if __name__ == "__main__":`, because they are spawned.
     log: called with every attempt, failures too.
     """
-    for name, value in (("episodes", episodes), ("extra", extra), ("hold", hold), ("processes", processes)):
-        if value < 1:
-            raise ConfigError(f"{name}: {value}, expected at least 1")
-    if seed < 0 or noise < 0 or not 0 <= share <= 1:
-        raise ConfigError(f"seed {seed}, noise {noise}, share {share}: expected 0 or more, and a share of at most 1")
     layouts = [(task, s) for task in dict.fromkeys(tasks) for s in range(seed, seed + episodes)]
     for attempt, episode in _all(spec, layouts, (noise, share, extra, hold), processes):
         if log is not None:

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError
+from mmdiff.parts.ranges import AtLeast1
 from mmdiff.protocols import Row
 from mmdiff.tasks.vla.worlds.world import World, row_of
 
@@ -41,6 +43,7 @@ class Rollout:
     frames: list[NDArray[np.uint8]] = field(default_factory=list)
 
 
+@typed
 def rollout(
     worlds: Sequence[World],
     seeds: Sequence[int] | Sequence[Sequence[int]],
@@ -48,10 +51,10 @@ def rollout(
     *,
     execute: int | None = None,
     inpaint: bool = False,
-    max_steps: int | None = None,
+    max_steps: AtLeast1 | None = None,
     edit: Edit | None = None,
     frames: int = 0,
-    batch: int | None = None,
+    batch: AtLeast1 | None = None,
     done: Callable[[Rollout], None] | None = None,
 ) -> list[Rollout]:
     """Returns episodes in the order of `worlds`, then of their seeds. An episode is a function of (task, seed, policy)
@@ -70,9 +73,6 @@ def rollout(
     execute = policy.chunk if execute is None else execute
     if not 1 <= execute <= policy.chunk:
         raise ConfigError(f"execute: {execute}, expected 1..{policy.chunk}, the actions of a chunk")
-    for name, value in (("batch", batch), ("max_steps", max_steps)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}: {value}, expected at least 1")
     queues = [[seed] if isinstance(seed, int | np.integer) else list(seed) for seed in seeds]
     lanes = [_Lane(w, q, max_steps, frames) for w, q in zip(worlds, queues, strict=True)]
     while alive := [lane for lane in lanes if lane.busy]:

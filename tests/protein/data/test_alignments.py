@@ -72,7 +72,7 @@ def test_match_columns(write: Write) -> None:
     assert str(caught.value) == (f"{path} record 2 (r1): 3 match columns (upper case and '-'), the first record has 4")
     with pytest.raises(DataError, match=r"no row is left \(dropped: 2 gaps\)"):
         read_alignment(write("M-", "-K"), max_gaps=0.4)
-    with pytest.raises(ConfigError, match="max_gaps: 2"):
+    with pytest.raises(ConfigError, match="max_gaps=2"):
         read_alignment(path, max_gaps=2)
 
 
@@ -139,7 +139,7 @@ def test_the_longest_common_subsequence_bounds_identity() -> None:
 
 def test_refused_clusters() -> None:
     assert clusters([]).tolist() == []
-    with pytest.raises(ConfigError, match="identity: 70"):
+    with pytest.raises(ConfigError, match="identity=70"):
         clusters(["MK"], 70)
     with pytest.raises(DataError, match="2 and 3 columns"):
         clusters(["MK", "MKT"], aligned=True)

@@ -234,7 +234,7 @@ def test_bad_arguments() -> None:
         (lambda: probe(x_ND, labels, kind="regression"), DataError, "label 1: 'a' is not a number"),
         (lambda: probe(x_ND, labels, kind="regresion"), ConfigError, "regression"),
         (lambda: probe(np.where(x_ND == x_ND[3, 1], np.nan, x_ND), labels), DataError, "row 4 are not finite"),
-        (lambda: residue_probe([x_ND], ["H" * 10], limit=0), ConfigError, "limit: 0"),
+        (lambda: residue_probe([x_ND], ["H" * 10], limit=0), ConfigError, "limit=0"),
     ):
         with pytest.raises(error, match=message):
             call()

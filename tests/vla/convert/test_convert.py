@@ -159,7 +159,7 @@ def test_a_mistake_in_the_options_is_not_skipped(tmp_path):
         ({"subset": "train"}, "no mask/train"),
         ({"rotate": 90}, "rotate: 90"),
         ({"fps": -1}, "fps: -1"),
-        ({"limit": 0}, "limit: 0"),
+        ({"limit": 0}, "limit=0"),
     ):
         named = {key: options.pop(key) for key in ("layout", "limit") if key in options}
         out = str(tmp_path / options.pop("out", "new"))

@@ -119,7 +119,7 @@ def test_refusals(tmp_path: Path) -> None:
         write_mp4(tmp_path / "a.mp4", [moving(1)[0], moving(1, 16)[0]], 10)
     with pytest.raises(DataError, match="31 x 48 pixels; yuv420p video needs even numbers"):
         VideoWriter(tmp_path / "b.mp4", 10).add(moving(1, 31)[0])
-    with pytest.raises(ConfigError, match="fps: 0"):
+    with pytest.raises(ConfigError, match="fps=0"):
         write_gif(tmp_path / "a.gif", moving(2), 0)
     with pytest.raises(DataError, match="no frames"):
         write_gif(tmp_path / "a.gif", [], 5)

@@ -168,7 +168,7 @@ def test_a_broken_episode_is_refused_and_the_others_are_whole(tmp_path: Path, vi
 
 def test_arguments(tmp_path: Path) -> None:
     for settings, message in (
-        ({"fps": 0}, "fps: 0"),
+        ({"fps": 0}, "fps=0"),
         ({"fps": 10, "picture": "gif"}, "picture: 'gif'"),
         ({"fps": 10, "data_mb": 0}, "data_mb"),
     ):

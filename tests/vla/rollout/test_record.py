@@ -173,5 +173,5 @@ def test_a_disturbance_lasts_as_long_as_it_is_held() -> None:
     held = list(islice(disturbances("t", 3, 0.5, 0.5, 3, hold=4), 160))
     assert all(np.array_equal(held[i], one[i // 4]) for i in range(160))
     assert not np.stack(one)[:, -1].any() and 0.2 < np.stack(one).any(1).mean() < 0.8
-    with pytest.raises(ConfigError, match="hold: 0, expected at least 1"):
+    with pytest.raises(ConfigError, match="hold=0: expected a whole number of at least 1"):
         list(record(SPEC, ["red"], 1, hold=0))

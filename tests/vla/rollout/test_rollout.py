@@ -225,8 +225,8 @@ def test_policies_that_look_at_nothing_cost_no_picture() -> None:
     [
         ({"execute": 6}, "execute: 6, expected 1..5, the actions of a chunk"),
         ({"execute": 0}, "execute: 0, expected 1..5"),
-        ({"batch": 0}, "batch: 0, expected at least 1"),
-        ({"max_steps": 0}, "max_steps: 0, expected at least 1"),
+        ({"batch": 0}, "batch=0: expected a whole number of at least 1"),
+        ({"max_steps": 0}, "max_steps=0: expected a whole number of at least 1"),
     ],
 )
 def test_arguments_that_cannot_be(change: dict[str, Any], message: str) -> None:
