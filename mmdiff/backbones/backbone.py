@@ -21,7 +21,7 @@ from mmdiff.canvas.patterns import Full
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.errors import ConfigError
 
-from .families.tokenizers import save_tokenizer
+from .families.tokenizers import save_generation, save_tokenizer
 from .family import Facts, find_family
 from .shares import Share
 from .weights import write_weights
@@ -179,6 +179,8 @@ class Backbone(nn.Module):
             published = {share.ours: (Share(share.ours),) for shares in published.values() for share in shares}
         if original_format:
             fields = own.published_config(config, self.facts)
+            if own.CACHES:  # encoders have no code that generates
+                save_generation(self.facts, folder)
         else:
             fields = json.loads(config.to_json_string(use_diff=False)) | {
                 "architectures": [type(self.model).__name__],

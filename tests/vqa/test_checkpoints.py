@@ -146,11 +146,12 @@ def test_no_tensor_of_any_part_may_be_missing_or_left_over(published: tuple[str,
     ],
 )  # fmt: skip
 def test_a_field_of_unknown_effect_is_refused(field: str, value: Any, tmp_path: Path) -> None:
-    folder = write_folder(tmp_path, small.LLADA_V, **{field: value})
-    with pytest.raises(ConfigError) as error:
-        MMDiff.from_pretrained(folder)
-    assert "\n" not in str(error.value)
-    assert field == "attention_bias" or field.split("_")[0] in str(error.value)
+    for name in NAMES:
+        folder = write_folder(tmp_path / name, name, **{field: value})
+        with pytest.raises(ConfigError) as error:
+            MMDiff.from_pretrained(folder)
+        assert "\n" not in str(error.value)
+        assert field == "attention_bias" or field.split("_")[0] in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..family import Facts
 
 
 def byte_tokenizer(*, bos: str | None, eos: str, special: tuple[str, ...]) -> Any:
@@ -34,3 +37,10 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     if isinstance(fields.get("extra_special_tokens"), list):
         fields["additional_special_tokens"] = fields.pop("extra_special_tokens")
     file.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_generation(facts: Facts, folder: Path) -> None:
+    """Write the ids of special tokens as generation_config.json, without which Dream's own code reads no folder."""
+    ids = {"mask": facts.mask_id, "eos": facts.eos_id, "pad": facts.pad_id, "bos": facts.bos_id}
+    fields = {f"{name}_token_id": i for name, i in ids.items() if i is not None}
+    (folder / "generation_config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

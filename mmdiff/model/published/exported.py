@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmdiff.backbones.families.tokenizers import save_tokenizer
+from mmdiff.backbones.families.tokenizers import save_generation, save_tokenizer
 from mmdiff.backbones.family import find_family
 from mmdiff.backbones.weights import read_weights, write_weights
 from mmdiff.protocols import Model
@@ -60,6 +60,8 @@ def _write_backbone(model: Any, folder: Path) -> None:
     fields["dtype" if "dtype" in fields else "torch_dtype"] = backbone.node["dtype"]  # what the files hold
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_tokenizer(backbone.vocab.tokenizer, folder)
+    if own.CACHES:
+        save_generation(backbone.facts, folder)
     write_weights(WithoutAdapters(backbone.model), folder, own.published_names(config))  # type: ignore[arg-type]
 
 

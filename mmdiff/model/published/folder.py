@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mmdiff.backbones.bounds import check_files
-from mmdiff.backbones.families.tokenizers import save_tokenizer
+from mmdiff.backbones.families.tokenizers import save_generation, save_tokenizer
 from mmdiff.backbones.family import find_family, model_type_of
 from mmdiff.backbones.shares import Published
 from mmdiff.backbones.weights import read_json, read_weights, weight_files, write_weights
@@ -79,3 +79,4 @@ def write_published(model: Any, folder: Path, raw: Mapping[str, Any]) -> None:
     write_weights(model, folder, names_of(model, raw), dtype=getattr(torch, dtype))
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_tokenizer(model.backbone.vocab.tokenizer, folder)
+    save_generation(model.backbone.facts, folder)

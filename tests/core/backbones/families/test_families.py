@@ -175,6 +175,8 @@ def test_the_published_folder_comes_back_bit_for_bit(published: tuple[str, Path]
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
     raw, again = (json.loads((f / "config.json").read_text()) for f in (folder, tmp_path / "theirs"))
     assert {k: again[k] for k in raw} == raw
+    ids = json.loads((tmp_path / "theirs/generation_config.json").read_text())  # which Dream's own code asks for
+    assert ids["mask_token_id"] == backbone.facts.mask_id and ids["eos_token_id"] == backbone.facts.eos_id
     backbone.save_pretrained(tmp_path / "ours")
     for folder in (tmp_path / "theirs", tmp_path / "ours"):
         other = load_backbone(folder)
