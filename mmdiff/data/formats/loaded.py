@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class Iterated:
         self._next = 0
         self._rows: Iterator[Mapping[str, Any]] = iter(())
         self._begun = False
+        self._owner = os.getpid()
         self._count = self._counted() if count is None else count
 
     def __len__(self) -> int:
@@ -82,6 +84,10 @@ class Iterated:
         return ({name: values[0] for name, values in batch.items()} for batch in rows)
 
     def read(self, index: int) -> Mapping[str, Any]:
+        if self._owner != os.getpid():
+            # forked in the midst of rows: their threads are not here, and their files' positions are shared. They are
+            # neither read on nor closed, which would wait for those threads.
+            self._inherited, self._begun, self._owner = self._rows, False, os.getpid()
         try:
             if not self._begun or index < self._next:
                 self._rows, self._next, self._begun = self._from(index), index, True

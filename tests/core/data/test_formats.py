@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import os
 import pickle
 import re
 import tarfile
@@ -23,6 +25,7 @@ from mmdiff.backbones import new_backbone
 from mmdiff.canvas.sample import Media, Target, Text
 from mmdiff.canvas.vocab import word_tokenizer
 from mmdiff.config import build
+from mmdiff.data.formats.loaded import loaded
 from mmdiff.data.formats.parquet import Parquet
 from mmdiff.data.formats.rows import Rows
 from mmdiff.data.stream import GROUPS, Component, Stream
@@ -171,6 +174,27 @@ def test_two_ranks_of_two_workers_cover_each_row_once_per_epoch(
     streamed = make in (as_stream, as_loaded)
     assert (alone[:N] == list(range(N))) is streamed
     assert (alone[:N] == alone[N:]) is streamed
+
+
+def test_rows_that_are_begun_go_on_in_forked_data_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first row is read before data processes are forked (`check_source`); shards are read ahead by threads, which
+    are not in those processes: a wait for them would not end."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    as_lines(tmp_path)
+    files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    rows = Rows(loaded("json", data_files=files, streaming=True, shuffle_buffer=8), limit=N)
+    expected = [rows[n]["question"] for n in range(N)]
+    assert rows[0]["question"] == expected[0]
+    child = multiprocessing.get_context("fork").Process(target=_the_others_are, args=(rows, expected))
+    child.start()
+    child.join(60)
+    code = child.exitcode
+    child.kill()
+    assert code == 0 and rows[1]["question"] == expected[1]
+
+
+def _the_others_are(rows: Rows, expected: Sequence[str]) -> None:
+    os._exit(0 if [rows[n]["question"] for n in range(1, N)] == expected[1:] else 1)
 
 
 def test_a_group_of_parquet_is_read_once_per_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
