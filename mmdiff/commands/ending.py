@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from mmdiff.data.processes import end_with_parent
 from mmdiff.errors import UserError
 
 from .terminal import log
@@ -82,6 +83,7 @@ class Signals:
         if self.received is not None:
             self._end()
         self.received = signal.Signals(number)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # torch's would raise errors about data processes that ended too
         _thread.start_new_thread(self._end_later, ())  # not `threading`, whose locks may be held just now
         raise Stopped
 
@@ -106,14 +108,6 @@ def speaks() -> bool:
         return bool(distributed.distributed_c10d._get_default_store().add("mmdiff/said", 1) == 1)
     except RuntimeError:  # the process that holds the store is gone, and has spoken
         return False
-
-
-def end_with_parent() -> None:
-    """Have this process terminated when its parent dies, on Linux: torchrun's processes would go on without it."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from mmdiff.canvas.batch import Batch
 from mmdiff.config import as_node, build
 from mmdiff.config.schema import as_annotated
 from mmdiff.config.settings import GenerationConfig, StageConfig
+from mmdiff.data.processes import begin_loading
 from mmdiff.data.stream import Batches, Component, Stream, check_source, samples_of
 from mmdiff.diffusion.keys import NoiseKey
 from mmdiff.errors import ConfigError, DataError, UserError, line_of, nearest
@@ -103,7 +104,8 @@ def batches_of(
     )
     if not workers:  # a loader without processes does nothing else, and takes a quarter of a millisecond per batch
         return (dataset[at] for at in positions)
-    loader: Any = DataLoader(dataset, sampler=positions, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+    more: Any = {"sampler": positions, "batch_size": None, "num_workers": workers, "worker_init_fn": begin_loading}
+    loader: Any = DataLoader(dataset, **more)  # type: ignore[arg-type]
     return one_line_errors(loader)
 
 

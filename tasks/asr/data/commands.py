@@ -29,6 +29,7 @@ from numpy.random import Generator, Philox, SeedSequence
 from tqdm import tqdm
 
 from mmdiff.config.typed import typed
+from mmdiff.data.processes import begin_working
 from mmdiff.encoders.media.audio import resampler
 from mmdiff.errors import ConfigError, DataError, nearest
 from mmdiff.files import aside
@@ -194,7 +195,7 @@ def prepare(rows: Commands, processes: int = 2) -> Path | None:
         if rows.n <= ALONE:
             spoken = [_at_rate(*_say(utterance)) for utterance in utterances]
         else:
-            with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # they load espeak.py, without torch
+            with ProcessPoolExecutor(processes, get_context("spawn"), initializer=begin_working) as pool:
                 raw = pool.map(espeak.say, texts, voices, rates, pitches, chunksize=16)
                 spoken = [_at_rate(*one) for one in tqdm(raw, "speaking", rows.n, leave=False)]
         ends_U = np.cumsum([len(samples_S) for samples_S in spoken])

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from mmdiff.config.typed import typed
+from mmdiff.data.processes import begin_working
 from mmdiff.errors import ConfigError, nearest, require
 from mmdiff.evaluation.report import curves
 from mmdiff.files import aside, without_nan, write_text
@@ -191,6 +192,7 @@ def _parts(tasks: Sequence[str], n: int) -> list[Sequence[str]]:
 
 
 def _threads(n: int) -> None:
+    begin_working()
     torch.set_num_threads(n)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.random import Generator, Philox, SeedSequence
 
 from mmdiff.config.typed import typed
+from mmdiff.data.processes import begin_working
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.parts.ranges import AtLeast0, AtLeast1, NotNegative, Share
 from mmdiff.tasks.vla.data.episode import Episode
@@ -213,6 +214,7 @@ _mine: OneWorld | None = None  # of a worker process
 
 def _start(spec: Spec) -> None:
     global _mine
+    begin_working()
     _mine = OneWorld(spec)
 
 

@@ -1,18 +1,24 @@
-"""Processes of a run started from a command line: one fails and all end in one line; two hosts train together."""
+"""Processes of a run started from a command line: one fails or a signal comes, and all end in one line; two hosts train
+together."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from failures import kills
 from paths import ROOT
 
+from mmdiff.commands.cli import main
 from mmdiff.files import read_json
+from mmdiff.training.stage import Stage
 
 ROWS = """
 import os
@@ -95,3 +101,45 @@ def test_two_hosts_train_one_run(environment: dict[str, str]) -> None:
     trained = read_json(Path("runs/good/checkpoints/step-00000003/trainer.json"))
     assert trained["step"] == 3 and trained["samples"] == {"only": 4}  # 2 of each host
     assert read_json(Path("runs/good/metrics.json"))["steps"] == 3
+
+
+def interrupted(number: int) -> tuple[int, str, float]:
+    """Train with two data processes until the third step, then send the signal to the whole group as a terminal does;
+    SIGKILL to the trainer alone. Returns its exit code, what it printed, and the seconds until no process was left."""
+
+    def live() -> int:
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `pytest &` has it ignored
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.unraisablehook = sys.__unraisablehook__  # pytest's prints nothing
+        original, calls = Stage._step, [0]
+
+        def counted(self: Stage, *args: object) -> None:
+            original(self, *args)  # type: ignore[arg-type]
+            calls[0] += 1
+            if calls[0] == 3:
+                Path("sent").write_text(str(time.monotonic()))
+                os.kill(os.getpid(), number) if number == signal.SIGKILL else os.killpg(0, number)
+
+        Stage._step = counted  # type: ignore[method-assign]
+        return main(["train", "good.yaml", "train.workers=2", "train.sharding=none"])
+
+    code, said = kills.in_a_child(live, Path())
+    return (
+        code,
+        said,
+        time.monotonic() - float(Path("sent").read_text()),
+    )  # data processes hold the pipe of what is said
+
+
+@pytest.mark.parametrize(("number", "code", "word"), [(2, 130, "interrupted"), (15, 143, "terminated"), (9, -9, "")])
+def test_a_signal_to_a_run_with_data_processes(
+    number: int, code: int, word: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, no traceback of the data processes or about them, and none of them is left; the run resumes."""
+    Path("good.yaml").write_text(RUN.format(name="good", steps=30, rows="{target: toy.Corners}"))
+    found, said, seconds = interrupted(number)
+    assert found == code and "Traceback" not in said and "Error" not in said, said
+    assert seconds < 4  # torch's own data processes look for their parent every 5 s
+    assert [line for line in said.splitlines() if "mmdiff:" in line] == [f"mmdiff: {word}"] * bool(word)
+    assert main(["train", "good.yaml", "train.workers=2", "train.sharding=none"]) == 0
