@@ -6,6 +6,7 @@ The command line prints them without a traceback and leaves with exit code 2; ev
 from __future__ import annotations
 
 import os.path
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -51,6 +52,24 @@ def located(where: str | None, catch: type[UserError] = DataError) -> Iterator[N
         if not isinstance(where, str) or not where:
             raise
         raise DataError(f"{where:.300}: {error}") from None
+
+
+NO_MEMORY = re.compile(
+    "allocate memory|out of memory|Storage size calculation overflowed|multiplication overflow", re.I
+)
+"""What torch says of memory that is not there, or could not be anywhere."""
+
+
+@contextmanager
+def within_memory(where: str, less: str = "") -> Iterator[None]:
+    """Make one line of memory that is not there. less: what would take less. Raises ConfigError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError, of a GPU and of a CPU
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+            raise
+        cause = str(error).partition("] ")[2] or str(error) or "MemoryError"
+        raise ConfigError(f"{where}: takes more memory than there is ({line_of(cause, 120)}){less}") from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

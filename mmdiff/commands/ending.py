@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from mmdiff.data.processes import end_with_parent
-from mmdiff.errors import UserError
+from mmdiff.errors import UserError, within_memory
 
 from .terminal import log
 
@@ -112,9 +112,11 @@ def speaks() -> bool:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Within it, an error of the operating system is raised as a UserError: the file, and the reason."""
+    """Within it, an error of the operating system is raised as a UserError: the file, and the reason; so is memory that
+    is not there, where nothing nearer says for what."""
     try:
-        yield
+        with within_memory("this command"):
+            yield
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         raise UserError(f"{error.filename}: {reason}" if error.filename is not None else reason) from error

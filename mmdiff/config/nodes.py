@@ -12,7 +12,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from mmdiff.errors import ConfigError, MissingExtra, nearest
+from mmdiff.errors import ConfigError, MissingExtra, nearest, within_memory
 from mmdiff.parts.arguments import annotations_of, check_argument, check_finite
 
 from .moved import today
@@ -28,6 +28,9 @@ OPTIMIZER = re.compile(r"train\.stages\.[^.]+\.optimizer")
 """Nodes that are given `params` and `lr`, and `weight_decay` if they take it: a stage says what these are."""
 REUSED = ("model.encoders", "model.connectors", "model.heads", "model.extras")
 """Where `weights` may name a saved model, which says what the node leaves out (`mmdiff.model.build`)."""
+
+LARGE = 10_000
+"""Numbers from here on are named where a node takes more memory than there is."""
 
 NOT_A_PART = "is not made to be part of a model; it was not called (a folder that you trust loads with --trust)"
 
@@ -152,7 +155,14 @@ def _build(value: Any, where: str, toy: bool, run_time: Mapping[str, Any]) -> An
         if toy:
             function = getattr(function, "toy", function)
     arguments = {name: _build(item, join(where, name), toy, {}) for name, item in value.items() if name != "target"}
-    return function(**arguments, **run_time)
+    with within_memory(where or str(value.get("target", "")), _largest(arguments)):
+        return function(**arguments, **run_time)
+
+
+def _largest(arguments: Mapping[str, Any]) -> str:
+    """Returns the arguments of a node that may be why it takes too much memory, in words."""
+    large = [f"{name}={v}" for name, v in arguments.items() if isinstance(v, int | float) and abs(v) >= LARGE]
+    return f"; {', '.join(large)}" if large else ""
 
 
 def _check_arguments(

@@ -13,6 +13,7 @@ from mmdiff.parts.ranges import (
     AtLeast0,
     AtLeast1,
     BelowOne,
+    Buckets,
     NotNegative,
     PositiveShare,
     Processes,
@@ -134,7 +135,7 @@ class StageConfig:
     optimizer: Any = None  # node: a class of torch.optim, or one like them; None: AdamW, see mmdiff.training.optim
     params: list[Any] = field(default_factory=list)  # rules, see mmdiff.model.params
     batch_size: UpToMillion = 32  # samples per forward and process
-    bucket: AtLeast0 = 0  # this many batches are sorted by length together, for less padding; 0: off
+    bucket: Buckets = 0  # this many batches are sorted by length together, for less padding; 0: off
     pack: AtLeast0 = 0  # positions of a row that samples share in a forward, see mmdiff.canvas.packing; 0: off
     accumulate: UpToMillion = 1  # forwards per step
     lr: NotNegative = 1e-4

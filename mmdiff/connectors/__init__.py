@@ -1,4 +1,4 @@
 """Connectors: features of an encoder to slots of the canvas (`mmdiff.protocols.Connector`).
 
-May import: canvas, config, model.
+May import: canvas, config, model, protocols.
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import sqrt
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from mmdiff.canvas.sample import Item
 from mmdiff.config import build_part
 from mmdiff.config.saveable import saveable
 from mmdiff.parts.ranges import AtLeast1
+from mmdiff.protocols import Connector
 
 from .merge import square
 
@@ -98,7 +98,7 @@ class AnyRes(nn.Module):
         width_in: AtLeast1,
         width_out: AtLeast1,
         *,
-        inner: Any = "mmdiff.connectors.mlp.MLP",
+        inner: str | Connector = "mmdiff.connectors.mlp.MLP",
         max_tiles: AtLeast1 | None = 4,
     ) -> None:
         super().__init__()

@@ -7,8 +7,8 @@ them with the weights that made them before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,14 +17,16 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from mmdiff.canvas.batch import Batch
-from mmdiff.config import as_node, build
+from mmdiff.config import as_node, build, locate
 from mmdiff.config.schema import as_annotated
-from mmdiff.config.settings import GenerationConfig, StageConfig
+from mmdiff.config.settings import GenerationConfig, StageConfig, TrainConfig
+from mmdiff.data.collate import collate
 from mmdiff.data.processes import begin_loading
 from mmdiff.data.stream import Batches, Component, Stream, check_source, samples_of
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError, DataError, UserError, line_of, nearest
+from mmdiff.errors import ConfigError, DataError, UserError, line_of, located, nearest
 from mmdiff.model import MMDiff
+from mmdiff.model.model import BEYOND
 from mmdiff.parts.ranges import Positive
 from mmdiff.protocols import Task
 
@@ -53,6 +55,33 @@ def mixture_of(stage: StageConfig, where: str, *, task: bool) -> dict[str, Any]:
     return found
 
 
+def streams_of(
+    stages: Mapping[str, StageConfig], settings: TrainConfig, model: MMDiff, task: Task | None, *, toy: bool
+) -> dict[str, Stream]:
+    """Returns the streams of the stages that are left, by name. Of each source one row has been laid out.
+
+    Raises ConfigError that names the key, and what sources and tasks raise: at the beginning of a run, not hours later,
+    behind the last step of the stage before.
+    """
+    found, longest = {}, BEYOND * model.backbone.facts.max_length
+    for name, stage in stages.items():
+        where = f"train.stages.{name}"
+        cached = settings.sample_cache_mb << 20
+        named = where if len(stages) > 1 else None  # of one stage, an error of its rows need not say so
+        with located(named):
+            found[name] = make_stream(
+                stage, task, where, seed=settings.seed, cache_bytes=cached, toy=toy, longest=longest
+            )
+        if isinstance(stage.objective, Mapping) and getattr(locate(stage.objective["target"]), "generates", False):
+            continue  # its rows are prompts
+        for component in found[name].components:
+            if getattr(component.rows, "on_error", "stop") == "stop":
+                with located(named):
+                    one = Stream([replace(component, weight=1.0)], seed=settings.seed, longest=longest)
+                    collate([one.sample(0, model.vocab, model.readers)], model.vocab, model.readers)
+    return found
+
+
 def make_stream(
     stage: StageConfig,
     task: Task | None,
@@ -61,13 +90,11 @@ def make_stream(
     seed: int,
     cache_bytes: int,
     toy: bool,
-    prompts: bool = False,
     longest: int | None = None,
 ) -> Stream:
     """Returns the stream of a stage's data: one node of rows, or a mixture {name: {rows, task, weight}}.
 
-    prompts: rows are to be generated, not to be learnt. longest: positions that a document may have.
-    Raises ConfigError that names the key below `where`.
+    longest: positions that a document may have. Raises ConfigError that names the key below `where`.
     """
     components = []
     for name, entry in mixture_of(stage, where, task=task is not None).items():
@@ -77,7 +104,7 @@ def make_stream(
         own: Any = build(as_node(entry["task"]), where=f"{at}.task", toy=toy) if entry.get("task") else task
         components.append(Component(name, rows, own, entry.get("weight", 1.0)))
     shape = {"batch": stage.batch_size, "bucket": stage.bucket}
-    return Stream(components, seed=seed, cache_bytes=cache_bytes, prompts=prompts, longest=longest, **shape)
+    return Stream(components, seed=seed, cache_bytes=cache_bytes, longest=longest, **shape)
 
 
 def batches_of(

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from mmdiff.backbones.compiled import compiled
 from mmdiff.config import build
 from mmdiff.config.settings import Config, StageConfig
+from mmdiff.data.stream import Stream
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.features import FeatureCache, fingerprints
-from mmdiff.model.model import BEYOND
 from mmdiff.model.tensors import weights
 from mmdiff.protocols import Objective, Source, Task
 from mmdiff.runs.checkpoint import config_entries, frozen_is_whole, prune, remove_frozen, save_checkpoint, save_frozen
@@ -33,7 +33,7 @@ from .divergence import IN_A_ROW, any_process, not_finite, refuse
 from .engines.ema import Average
 from .engines.zero import Zero, read_zero
 from .held_out import check_search, evaluate_bound, is_due, searched, since_lowest, unused
-from .loading import Collecting, batches_of, make_stream
+from .loading import Collecting, batches_of
 from .optim import lr_factor, make_optimizer
 from .parallel import divides, renewed, shard
 from .step import Stepper, recompute
@@ -43,9 +43,9 @@ from .step import Stepper, recompute
 class Stage:
     """One stage while it runs.
 
-    groups: what is trained, see `mmdiff.model.params`. held_out: the rows of `eval`; None: there are none, or another
-    process evaluates. pending: whether the bound is due where training stands, before the next step. resumed: the
-    checkpoint that this stage resumes from; None: it begins.
+    stream: the rows, see `mmdiff.training.loading.streams_of`. groups: what is trained, see `mmdiff.model.params`.
+    held_out: the rows of `eval`; None: there are none, or another process evaluates. pending: whether the bound is due
+    where training stands, before the next step. resumed: the checkpoint that this stage resumes from; None: it begins.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Stage:
     config: Config
     model: MMDiff
     task: Task | None
+    stream: Stream
     groups: list[dict[str, Any]]
     run: Run
     accelerator: Accelerator
@@ -77,14 +78,8 @@ class Stage:
             check_search(self.objective, stage, self.settings, where)
         if found := self.progress.found.get(self.name):
             self.objective = self.objective.found(found)  # type: ignore[attr-defined]
-        kept: dict[str, Any] = {
-            "seed": config.train.seed,
-            "cache_bytes": config.train.sample_cache_mb << 20,
-            "toy": self.toy,
-        }
         self.collecting = Collecting.of(self.objective, self, where)
-        kept |= {"prompts": self.collecting is not None, "longest": BEYOND * self.model.backbone.facts.max_length}
-        self.stream = make_stream(stage, self.task, where, **kept)
+        self.stream.prompts = self.collecting is not None
         self.frozen = self.run.checkpoints / f"frozen-{self.name}.safetensors"
         self.cache = FeatureCache(self.run.folder / "features.sqlite") if stage.cache_features else None
         self.skipped = 0  # steps, the last ones

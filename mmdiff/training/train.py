@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from tqdm import tqdm
 
 from mmdiff.config import build, check_nodes, flatten
 from mmdiff.config.load import checked_config
-from mmdiff.config.settings import Config, TrainConfig
+from mmdiff.config.settings import Config, StageConfig, TrainConfig
 from mmdiff.config.typed import typed
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.errors import ConfigError
+from mmdiff.errors import ConfigError, within_memory
 from mmdiff.files import part_of, remove
 from mmdiff.model import MMDiff, build_model
 from mmdiff.model.params import add_adapters, apply_rules, read_rules, rules_table
@@ -31,13 +32,15 @@ from mmdiff.runs.folder import RUNS, Run, open_run, run_name
 from mmdiff.runs.notes import check_note, write_note
 from mmdiff.runs.progress import Progress, read_progress
 
-from .held_out import held_out_rows, is_due
-from .loading import mixture_of
+from .annealing import check_annealing
+from .held_out import check_search, held_out_rows, is_due
+from .loading import mixture_of, streams_of
 from .parallel import divides, make_accelerator, one_line_deaths
 from .stage import Stage
 
 __all__ = ["fit", "make_accelerator", "train"]
 
+LESS = "; less takes a smaller batch_size with more accumulate, train.gradient_checkpointing or train.sharding"
 LONGEST_STAGE = 80  # bytes of a stage's name, which names of files are made of
 
 
@@ -111,6 +114,9 @@ def fit(
     to_evaluate = last is not None and not run.has_bound(progress.step)
     divided = divides(settings, accelerator)
     held_out = held_out_rows(model, task, stages, progress, toy=toy) if (main or divided) and task else {}
+    left = {n: s for n, s in stages.items() if n not in progress.stages_done or to_evaluate}
+    streams = streams_of(left, settings, model, task, toy=toy)
+    _check_later(left, settings, model, toy)
     if main:
         entries = flatten(asdict(config)) if settings.trackers else {}
         run.begin_log(progress.step, tensorboard=settings.tensorboard, trackers=settings.trackers, settings=entries)
@@ -122,12 +128,14 @@ def fit(
             model = model_of(config, last_whole(run.checkpoints, say), toy=toy)
         rules = read_rules(stage.params, f"train.stages.{name}.params")
         torch.manual_seed(NoiseKey(settings.seed, stream=f"adapters/{name}").integer(1 << 62))
-        groups, lines = apply_rules(model, rules, lr=stage.lr, weight_decay=stage.weight_decay)
+        with within_memory(f"train.stages.{name}.params"):
+            groups, lines = apply_rules(model, rules, lr=stage.lr, weight_decay=stage.weight_decay)
         say(f"stage {name}: {stage.steps} steps\n{rules_table(lines)}")
-        Stage(
-            name, stage, config, model, task, groups, run, accelerator, progress, toy, progress_bar,
-            held_out.get(name), pending, last if progress.stage == name else None,
-        ).run_steps()  # fmt: skip
+        with within_memory(f"train.stages.{name}", LESS):
+            Stage(
+                name, stage, config, model, task, streams.pop(name), groups, run, accelerator, progress, toy,
+                progress_bar, held_out.get(name), pending, last if progress.stage == name else None,
+            ).run_steps()  # fmt: skip
     result = {
         "steps": progress.step,
         "seconds_training": round(progress.seconds, 3),
@@ -153,6 +161,28 @@ def fit(
         run.write_result(result)  # figures of an evaluation were of other weights
     accelerator.wait_for_everyone()
     return result
+
+
+def _check_later(stages: Mapping[str, StageConfig], settings: TrainConfig, model: MMDiff, toy: bool) -> None:
+    """Raise ConfigError, before the first stage that is left, for what the others ask of the model and cannot have.
+
+    Adapters, which an earlier stage may add, do not change the names that rules match.
+    """
+    names = {re.sub(r"\.base_layer\.|\.lora_[AB]\.default\.", ".", name) for name, _ in model.named_parameters()}
+    for name, stage in list(stages.items())[1:]:
+        where = f"train.stages.{name}"
+        rules = read_rules(stage.params, f"{where}.params")
+        for rule in rules:
+            if "lora" not in rule.match and not any(map(rule.covers, names)):
+                raise ConfigError(f"{where}.params: the rule {rule.match!r} matches no parameter")
+        if rules and (free := next((n for n in sorted(names) if not any(r.covers(n) for r in rules)), None)):
+            raise ConfigError(f"{where}.params: no rule matches {free}")
+        check_annealing(stage.anneal, model, where)
+        objective = build(stage.objective, where=f"{where}.objective", toy=toy)
+        if not toy:
+            check_search(objective, stage, settings, where)
+        if hasattr(objective, "for_model") and not hasattr(objective, "reference"):  # that one is a model
+            objective.for_model(model)
 
 
 def model_of(config: Config, checkpoint: Path | None, *, toy: bool) -> MMDiff:

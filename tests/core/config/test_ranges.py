@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
+import toy
 from annotated_types import Ge, Interval
 from imports import declared
 
@@ -18,6 +20,7 @@ from mmdiff.errors import ConfigError
 from mmdiff.model.params import Lora, Rule, read_rules
 from mmdiff.parts import part
 from mmdiff.parts.ranges import AtLeast1, BelowOne, Finite, Whole, expected, in_range
+from mmdiff.training.train import train
 
 SETTINGS = [Config, ModelConfig, GenerationConfig, StageConfig, TrainConfig, EvalConfig, Rule, Lora]
 
@@ -149,6 +152,21 @@ def test_rules_of_parameters_out_of_range(rule: dict[str, Any], message: str) ->
     with pytest.raises(ConfigError) as raised:
         read_rules([{"match": "backbone", **rule}])
     assert message in str(raised.value)
+
+
+def test_memory_that_is_not_there_is_one_line_of_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"target": "torch.nn.Linear", "in_features": 10**9, "out_features": 10**9}
+    with pytest.raises(
+        ConfigError, match=r"^model.here: takes more memory than there is \(.*\); in_features=1000000000, out_f"
+    ):
+        build(node, where="model.here")
+    config = toy.config(stage={"params": [{"match": "backbone", "lora": {"r": 10**12}}, {"match": "*"}]})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^train.stages.only.params: takes more memory than there is"):
+        train(config)
+    broken = {"target": "mmdiff.connectors.anyres.AnyRes", "inner": True}
+    with pytest.raises(ConfigError, match=r"^here.inner: True is not a string or {target: dotted.path, ...}$"):
+        build(broken, where="here", width_in=1, width_out=1)
 
 
 def test_ranges_and_their_words() -> None:

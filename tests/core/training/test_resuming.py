@@ -40,6 +40,15 @@ class Broken(toy.Corners):
         return super().__getitem__(index)
 
 
+class Fields(toy.Where):
+    """A task that names fields that are not there."""
+
+    def sample(self, row: Any, vocab: Any) -> Any:
+        if "answer" not in row:
+            raise DataError("no 'answer'")
+        return super().sample(row, vocab)
+
+
 class Limited(toy.Where):
     """A task that refuses a word."""
 
@@ -149,6 +158,44 @@ def test_held_out_rows_of_a_later_stage_are_checked_at_the_start() -> None:
     broken = replace(first, eval={"target": f"{__name__}.Broken", "n": 3})
     with pytest.raises(DataError, match="^train.stages.second.eval: row 2: no picture"):
         train(toy.config(stages={"first": first, "second": broken}))
+    assert not Path("runs/toy/metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"train.stages.second: .*rows.jsonl: no such file"),
+        ("", r"train.stages.second: .*rows.jsonl: no rows"),
+        ('{"question": "where", "answer"', r"train.stages.second: row 0: .*rows.jsonl line 1: not JSON: .*"),
+        ('{"question": "where"}', r"train.stages.second: row 0: .*'answer'.*"),
+    ],
+)
+def test_rows_of_a_later_stage_are_looked_at_before_the_first_step(content: str | None, message: str) -> None:
+    if content is not None:
+        Path("rows.jsonl").write_text(content)
+    first = small().train.stages["only"]
+    second = replace(first, data={"target": "mmdiff.data.formats.rows.Rows", "source": "rows.jsonl"}, eval=None)
+    config = toy.config(image=False, stages={"first": replace(first, eval=None, params=[]), "second": second})
+    with pytest.raises(DataError, match=f"^{message}$"):
+        train(replace(config, task={"target": f"{__name__}.Fields", "image": False}))
+    assert not Path("runs/toy/metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"params": [{"match": "encoder"}, {"match": "*"}]}, "params: the rule 'encoder' matches no parameter"),
+        ({"params": [{"match": "connectors"}]}, "params: no rule matches backbone.model.lm_head.weight"),
+        (
+            {"objective": {"target": "mmdiff.objectives.extras.learned_rates.LearnedRates", "extra": "rates"}},
+            "model.extras.rates: the model has no such extra",
+        ),
+    ],
+)
+def test_what_a_later_stage_asks_of_the_model_is_looked_at_too(change: dict[str, Any], message: str) -> None:
+    first = replace(small().train.stages["only"], eval=None, params=[])
+    with pytest.raises(ConfigError, match=message):
+        train(toy.config(stages={"first": first, "second": replace(first, **change)}))
     assert not Path("runs/toy/metrics.jsonl").exists()
 
 
