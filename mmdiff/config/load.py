@@ -182,6 +182,8 @@ def _read(name: str, folder: Path, readers: tuple[str, ...], *, own: bool) -> tu
             import_from_here(path)
         else:
             _check_foreign(tree, str(path))
+    if in_run and not name.endswith(".yaml"):
+        tree["name"] = stem  # of the folder, which may have been renamed since
     base = tree.pop("base", None)
     if base is None:
         return tree, stem

@@ -143,9 +143,11 @@ class Numbered:
         return [Text([int(row["answer"][1]) + 4]), Target([4])]
 
 
-def numbers(source: Any, *, first: int, last: int, world: int, workers: int, on_error: Any = "stop") -> list[list[int]]:
+def numbers(
+    source: Any, *, first: int, last: int, world: int, workers: int, on_error: Any = "stop", batch: int = 2
+) -> list[list[int]]:
     """Row numbers of every step of a stage, over all processes."""
-    stage: Any = SimpleNamespace(batch_size=2, accumulate=1, steps=last, padding="ignore")
+    stage: Any = SimpleNamespace(batch_size=batch, accumulate=1, steps=last, padding="ignore")
     model: Any = SimpleNamespace(vocab=VOCAB, readers={})
     found: list[list[int]] = [[] for _ in range(last - first)]
     for rank in range(world):
@@ -174,6 +176,26 @@ def test_two_ranks_of_two_workers_cover_each_row_once_per_epoch(
     streamed = make in (as_stream, as_loaded)
     assert (alone[:N] == list(range(N))) is streamed
     assert (alone[:N] == alone[N:]) is streamed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", FORMATS)
+def test_any_number_of_processes_has_the_same_rows_also_where_it_changes(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of 12 rows, divided over 1, 2, 3 and 4 ranks with 0, 1 and 3 data processes; two steps are an epoch. After
+    a step another number of ranks goes on."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    source = make(tmp_path)
+    expected = numbers(source, first=0, last=4, world=1, workers=0, batch=12)
+    for epoch in (expected[:2], expected[2:]):
+        assert sorted(n for step in epoch for n in step) == list(range(N))
+    for world in (1, 2, 3, 4):
+        for workers in (0, 1, 3):
+            shape = {"batch": 12 // world, "workers": workers}
+            assert numbers(source, first=0, last=4, world=world, **shape) == expected
+            other = world % 4 + 1
+            assert numbers(source, first=1, last=4, world=other, batch=12 // other, workers=workers) == expected[1:]
 
 
 def test_rows_that_are_begun_go_on_in_forked_data_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

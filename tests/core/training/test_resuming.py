@@ -254,6 +254,17 @@ def test_a_finished_run_goes_on_to_more_steps() -> None:
         train(small(stage=flat))
 
 
+def test_a_run_that_was_renamed_resumes_under_its_new_name() -> None:
+    """By its folder and by the configuration under that name; the old name is free."""
+    train(small(stage={"eval": None}))
+    Path("runs/toy").rename("runs/new")
+    renamed = load_config("runs/new", ["train.stages.only.steps=4"])
+    assert renamed.name == "new" and load_config("runs/new", ["name=other"]).name == "other"
+    assert train(renamed)["run"] == "runs/new"
+    assert train(small("new", stage={"eval": None, "steps": 5}))["steps"] == 5
+    assert [run.name for run in Path("runs").iterdir()] == ["new"]
+
+
 # Other processes
 
 
