@@ -67,11 +67,8 @@ def streams_of(
     for name, stage in stages.items():
         where = f"train.stages.{name}"
         cached = settings.sample_cache_mb << 20
-        named = where if len(stages) > 1 else None  # of one stage, an error of its rows need not say so
-        with located(named):
-            found[name] = make_stream(
-                stage, task, where, seed=settings.seed, cache_bytes=cached, toy=toy, longest=longest
-            )
+        named = where if found else None  # a row of the stage that begins now is named as its first step would
+        found[name] = make_stream(stage, task, where, seed=settings.seed, cache_bytes=cached, toy=toy, longest=longest)
         if isinstance(stage.objective, Mapping) and getattr(locate(stage.objective["target"]), "generates", False):
             continue  # its rows are prompts
         for component in found[name].components:
