@@ -179,6 +179,7 @@ def test_two_ranks_of_two_workers_cover_each_row_once_per_epoch(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than this machine has cores
 @pytest.mark.parametrize("make", FORMATS)
 def test_any_number_of_processes_has_the_same_rows_also_where_it_changes(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
