@@ -16,7 +16,7 @@ from mmdiff.backbones.weights import read_json
 from mmdiff.canvas.sample import Item
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError, nearest
-from mmdiff.model.published.llava import is_multimodal, tower_config
+from mmdiff.model.published.llava import has_siglip, tower_config
 from mmdiff.model.published.tensors import fill, tensor_files, tensor_shapes, tensors_around
 from mmdiff.parts.ranges import AtLeast1, Finite, Positive, Whole
 
@@ -162,7 +162,7 @@ def _architecture(config: Mapping[str, Any] | None, weights: str | None) -> dict
         raise ConfigError("config: neither a config nor weights are given")
     elif Path(weights).is_dir():
         config = read_json(Path(weights) / "config.json")
-        if is_multimodal(config):  # the folder of a whole model, which describes its language model
+        if has_siglip(config):  # the folder of a whole model, which describes its language model
             config = tower_config(str(config["mm_vision_tower"]), tensor_shapes(tensor_files(weights)))
     else:
         raise ConfigError(f"weights: {weights} is not a folder with config.json; give config as well")

@@ -24,7 +24,7 @@ from mmdiff.parts.ranges import Positive, Whole
 
 from .media.audio import read_waveform, windows
 from .media.towers import check_layer
-from .wav2vec_published import published_config, published_normalize, published_tensors
+from .media.wav2vec_published import published_config, published_normalize, published_tensors
 
 RATE = 16_000  # samples per second
 CONVS = [[512, 10, 5], *[[512, 3, 2]] * 4, *[[512, 2, 2]] * 2]  # channels, kernel, stride

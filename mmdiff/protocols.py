@@ -74,7 +74,10 @@ class Task(Protocol):
 
 
 class Reader(Protocol):
-    """What data processes use of one kind of media: an encoder and its connector, on the CPU and without weights."""
+    """What data processes use of one kind of media: an encoder and its connector, on the CPU and without weights.
+
+    Optional: `grid(item, before) -> (rows, columns) | None`, of slots whose positions lie along axes (see `Encoder`).
+    """
 
     def read(self, data: object) -> Item:
         """Returns the numbers of a path, a PIL image, an array, ... Raises DataError that names the file."""
@@ -90,7 +93,8 @@ class Encoder(Protocol):
 
     Its class is decorated with `mmdiff.config.saveable.saveable`, so that a saved model can make it again, and its
     constructor takes explicit arguments. The class method `toy(**the same arguments)` makes an encoder of the same kind
-    at toy width that needs no outside weights; `mmdiff check` uses it.
+    at toy width that needs no outside weights; `mmdiff check` uses it. Optional: `grid_of(item, before)`, which says of
+    an item behind the id `before` whether its slots lie along axes; `by_layout`, True where `layouts` is given, too.
     """
 
     width: int  # E
@@ -169,11 +173,9 @@ class Model(Protocol):
 
     def encode(self, media: Mapping[str, MediaBatch]) -> dict[str, Tensor]:
         """Returns {kind: slots (M, D)}: encoder, then connector, once per sample."""
-        ...
 
     def features(self, kind: str, media: MediaBatch) -> Tensor:
         """Returns the encoder's features (N, T, E) of one kind; cached ones are taken as they are."""
-        ...
 
     def embedded(
         self,
@@ -183,10 +185,8 @@ class Model(Protocol):
         attend_RL: Tensor | None,
         extras: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Returns embeddings (R, L, D) of ids, with features put in where `slots` says which (-1: none).
-
-        extras: what extras embed beside the ids, (R, L, ...) by name, here and below.
-        """
+        """Returns embeddings (R, L, D) of ids, with features put in where `slots` says which (-1: none); extras: what
+        extras embed beside the ids, (R, L, ...) by name, here and below."""
         ...
 
     def hidden(

@@ -1,4 +1,5 @@
-"""What encoders read and share: pictures, sound, spectrograms, and the numbering of layers of vision towers.
+"""What encoders read and share: pictures, sound, spectrograms, the numbering of layers of vision towers, and the names
+that wav2vec's checkpoints have for things.
 
-May import: canvas, config.
+May import: backbones, canvas, config, model.
 """

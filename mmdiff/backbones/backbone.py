@@ -87,8 +87,8 @@ class Backbone(nn.Module):
         if attend_RL is not None and mask is attend_RL and memory is None and "sdpa" in attention and not self.windows:
             # of a mask of rows the device would be asked whether all is True
             mask = attend_RL[:, None, None].expand(-1, 1, attend_RL.shape[1], -1)
-        noise = {"noised_RL": noised_RL, "soft_RQD": soft_RLD} if self.tells_noise else {}
-        key = visibility.key if noise and visibility is not None else Coordinates()
+        key = visibility.key if self.tells_noise and visibility is not None else Coordinates()
+        noise = {"noised_RL": noised_RL, "soft_RQD": soft_RLD, "block_RK": key.block} if self.tells_noise else {}
         if not (isinstance(key.document, int) and isinstance(key.stream, int)):
             raise ConfigError(
                 f"backbone: {self.family} has one canvas per row, expected no pack and no clean copy beside"

@@ -135,7 +135,8 @@ class Family(Protocol):
     """Whether rows can be put behind the embedding table and the head. `LINEAR = True`: the head is a table alone.
 
     `NOISED = True`, which few have: noised positions are run otherwise than context. `run` takes `noised_RL` then, of
-    the whole canvas, and `soft_RQD`, of `Query.extras["backbone"]`; and there is `soft(model, logits)`."""
+    the whole canvas, `block_RK`, the blocks of its pattern, and `soft_RQD`, of `Query.extras["backbone"]`; and there is
+    `soft(model, logits)`."""
 
     def settle(self, raw: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
         """Returns `raw` with the fields that the names of the tensors in its folder decide."""

@@ -18,6 +18,9 @@ from .vocab import NO_MASK, Vocab
 
 T = TypeVar("T")
 
+AXIS_BITS = 20
+"""Of the time of a position, and of how many rows it lies behind; columns have the bits above."""
+
 
 @dataclass
 class MediaBatch:
@@ -44,7 +47,9 @@ class Batch:
     ids_BL: Tensor  # int64, clean ids; the mask id at masked target positions; the slot id where features go
     target_BL: Tensor  # bool, the positions that diffusion masks and predicts
     attend_BL: Tensor  # bool, False on padding
-    position_ids_BL: Tensor  # int64, 0, 1, ... over the attended positions of a row
+    position_ids_BL: (
+        Tensor  # int64, 0, 1, ... over the attended positions of a row; of a grid of slots see `along_axes`
+    )
     segment_BL: Tensor  # int64, the document a position belongs to (packing); a position attends its own document only
     slots: dict[str, Tensor] = field(default_factory=dict)  # kind -> int64 BL, index of a slot's feature, -1 elsewhere
     media: dict[str, MediaBatch] = field(default_factory=dict)
@@ -60,6 +65,22 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids_BL)
+
+
+def grid_offsets(rows: int, columns: int) -> list[int]:
+    """Returns what is added to the position of a grid's first slot, for each of its slots, row by row."""
+    return [(row << AXIS_BITS) + (column << 2 * AXIS_BITS) for row in range(rows) for column in range(columns)]
+
+
+def along_axes(position_ids_BL: Tensor) -> Tensor:
+    """Returns int64 (3, B, L): time, row and column of position ids that lie along three axes (Qwen2-VL).
+
+    They are one number each, so that whatever carries position ids carries them: the time, and above it how many rows
+    and columns the slot of a picture lies behind that. Those of text are their time.
+    """
+    low = (1 << AXIS_BITS) - 1
+    time_BL, row_BL = position_ids_BL & low, position_ids_BL >> AXIS_BITS & low
+    return torch.stack([time_BL, time_BL + row_BL, time_BL + (position_ids_BL >> 2 * AXIS_BITS)])
 
 
 def real_NT(tokens: Sequence[int], features_NTE: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
+from mmdiff.canvas.patterns import blocks_of
 from mmdiff.canvas.query import Bools, Fresh, Ints, StepInfo
 
 
@@ -35,7 +36,7 @@ class Kept:
 
     @classmethod
     def of(cls, model: Any, batch: Batch, slots: Ints) -> Kept:
-        block = model.attention.blocks(batch.target_BL, batch.attend_BL)
+        block = blocks_of(model.attention, batch)
         return cls(
             batch=batch,
             slots=slots,

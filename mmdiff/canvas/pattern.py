@@ -48,6 +48,7 @@ class Pattern:
     one_target_block: whether all targets are one block, behind all context, which then can be run once, alone.
     finished_is_context: whether a block of targets is attended to otherwise once it is finished: as context.
     drawn: whether it is random: a batch of training attends so (`Batch.attention`), a model does not.
+    media: whether slots of media that follow each other are one block.
     """
 
     node: dict[str, Any]
@@ -55,6 +56,7 @@ class Pattern:
     one_target_block: bool = False
     finished_is_context: bool = False
     drawn: bool = False
+    media: bool = False
 
     def sees(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         """Returns whether the one position sees the other, of any shapes that broadcast.
@@ -103,6 +105,10 @@ class All(Pattern):
     @property
     def finished_is_context(self) -> bool:  # type: ignore[override]
         return any(p.finished_is_context for p in self.patterns)
+
+    @property
+    def media(self) -> bool:  # type: ignore[override]
+        return any(p.media for p in self.patterns)
 
     def sees(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         seen: Tensor | bool = True

@@ -95,9 +95,11 @@ class CausalContext(Pattern):
 
     size: target positions per block, at most. A block sees what stands before it and itself; one that is finished is
         context, and causal, for the next. None: all targets are one block, which sees all context.
+    media: whether slots that follow each other, those of a picture, see each other too (DiffusionGemma).
     """
 
     size: AtLeast1 | None = None
+    media: bool = False
 
     exact_prefix = True
 
@@ -147,6 +149,19 @@ class BlockCausal(Pattern):
         return torch.where(target_RL, 1 + rank(target_RL, document_RL) // self.size, 0)
 
 
+def blocks_of(pattern: Pattern, batch: Batch) -> Tensor | int:
+    """Returns the block of each position of a batch, as `Pattern.blocks`; with `media`, a run of slots is one."""
+    block = pattern.blocks(batch.target_BL, batch.attend_BL, batch.segment_BL if batch.packed else 0)
+    if isinstance(block, int) or not batch.slots or not pattern.media:
+        return block
+    import torch
+
+    slot_BL = torch.stack([slot_BL >= 0 for slot_BL in batch.slots.values()]).any(0)
+    begins_BL = slot_BL & ~torch.nn.functional.pad(slot_BL, (1, 0))[:, :-1]
+    first_BL = block.where(begins_BL, 0).cummax(1).values  # blocks of context rise along a row
+    return torch.where(slot_BL, first_BL, block)
+
+
 def block_numbers(pattern: Pattern, batch: Batch) -> Tensor:
     """Returns int64 (B, L), the number of each position's block among all blocks of all documents of the batch.
 
@@ -154,8 +169,7 @@ def block_numbers(pattern: Pattern, batch: Batch) -> Tensor:
     """
     import torch
 
-    document = batch.segment_BL if batch.packed else 0
-    block = pattern.blocks(batch.target_BL, batch.attend_BL, document)
+    document, block = batch.segment_BL if batch.packed else 0, blocks_of(pattern, batch)
     row_B1 = torch.arange(len(batch), device=batch.ids_BL.device)[:, None]
     code = torch.stack([torch.as_tensor(v).expand(batch.ids_BL.shape) for v in (row_B1, document, block)], -1)
     block_N: Tensor = code.flatten(0, 1).unique(dim=0, return_inverse=True)[1]
@@ -168,7 +182,6 @@ def visibility(pattern: Pattern, batch: Batch, row_R: Tensor) -> Visibility:
     pattern: the model's; that of the batch goes before.
     """
     pattern = batch.attention or pattern
-    document = batch.segment_BL if batch.packed else 0
-    block = pattern.blocks(batch.target_BL, batch.attend_BL, document)
+    document, block = batch.segment_BL if batch.packed else 0, blocks_of(pattern, batch)
     sample = batch.index_B[:, None].expand(batch.ids_BL.shape) if pattern.drawn else 0
     return Visibility(pattern & Documents(), Coordinates(document, block, sample=sample).at(row_R))

@@ -80,7 +80,7 @@ def relayout(
         ids_BL=moved.carried(batch.ids_BL, mask_id).masked_fill(~attend, pad_id),
         target_BL=moved.carried(batch.target_BL, False) | new,
         attend_BL=attend,
-        position_ids_BL=(attend.cumsum(1) - 1).clamp(min=0),
+        position_ids_BL=_renumbered(batch, moved),
         segment_BL=torch.zeros_like(source),
         slots={kind: moved.carried(slot_BL, -1) for kind, slot_BL in batch.slots.items()},
         allow_BL=allowed_BK,
@@ -88,6 +88,20 @@ def relayout(
         padded=not attend_BK.all(),
     )
     return laid, moved
+
+
+def _renumbered(batch: Batch, moved: Relayout) -> Tensor:
+    """Returns the position ids (B, K), counted anew; along axes they differ from their number by what they did."""
+    number_BK = (moved.attend_BK.cumsum(1) - 1).clamp(min=0)
+    if not batch.slots:
+        return number_BK
+    differs_BL = batch.position_ids_BL - (batch.attend_BL.cumsum(1) - 1).clamp(min=0)
+    slot_BL = torch.stack([slot_BL >= 0 for slot_BL in batch.slots.values()]).any(0)
+    # what is inserted behind the last slot of a grid follows all of it, as what stood there does
+    after_BL = torch.where(slot_BL, differs_BL.roll(-1, 1), differs_BL)
+    source_BK = moved.source_BK
+    differs_BK = torch.where(moved.new_BK, after_BL.gather(1, source_BK), differs_BL.gather(1, source_BK))
+    return (number_BK + differs_BK * moved.attend_BK).clamp(min=0)
 
 
 def by_document(batch: Batch) -> tuple[Batch, Tensor]:

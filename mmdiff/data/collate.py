@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdiff.canvas.batch import Batch, MediaBatch
+from mmdiff.canvas.batch import Batch, MediaBatch, grid_offsets
 from mmdiff.canvas.sample import Break, Item, Ranges, Sample, Target, Text
 from mmdiff.canvas.vocab import Vocab
 from mmdiff.config.typed import typed
@@ -71,7 +71,10 @@ def collate(
                 items.setdefault(part.kind, []).append(item)
                 start, n = n_slots.get(part.kind, 0), reader.slots(item)
                 row.slots.append((part.kind, len(row.ids), start, n))
+                grid = reader.grid(item, row.ids[-1] if row.ids else None) if hasattr(reader, "grid") else None
                 row.add([vocab.slot_id] * n, False)
+                if grid is not None:
+                    row.along_axes(*grid)
                 n_slots[part.kind] = start + n
         if not row.ids:
             raise DataError(f"sample {b} of the batch is empty")
@@ -106,6 +109,9 @@ def collate(
     if any(row.document for row in rows):
         segment_BL = torch.tensor([pad(row.segment, row.segment[-1]) for row in rows], dtype=torch.int64)
         first_BL = torch.tensor([pad(row.first, row.first[-1]) for row in rows], dtype=torch.int64)
+    position_ids_BL = (attend_BL.cumsum(1) - 1 - first_BL).clamp(min=0)
+    if any(row.saved for row in rows):
+        position_ids_BL += torch.tensor([pad(row.moved, row.moved[-1] if side == "right" else 0) for row in rows])
     allow_BL, allow_KV = None, None
     if len(allow_sets) > 1:
         allow_BL = torch.tensor([pad(row.allow, 0) for row in rows])
@@ -117,7 +123,7 @@ def collate(
         ids_BL=ids_BL,
         target_BL=target_BL,
         attend_BL=attend_BL,
-        position_ids_BL=(attend_BL.cumsum(1) - 1 - first_BL).clamp(min=0),
+        position_ids_BL=position_ids_BL,
         segment_BL=segment_BL,
         slots=slots,
         media={kind: _stack(group) for kind, group in items.items()},
@@ -144,11 +150,13 @@ class _Row:
         self.segment: list[int] = []  # the document of each position
         self.first: list[int] = []  # where it begins
         self.document, self.begins = 0, 0  # those of the document that is being laid out
+        self.moved: list[int] = []  # what a position differs by from its number in the document
+        self.behind, self.saved = 0, False  # that of what comes next; whether there is any
 
     def end_document(self) -> None:
         """Begin another document, unless this one is still empty."""
         if len(self.ids) > self.begins:
-            self.document, self.begins = self.document + 1, len(self.ids)
+            self.document, self.begins, self.behind = self.document + 1, len(self.ids), 0
 
     def add(self, ids: Sequence[int], target: bool, allow: int = 0) -> None:
         self.ids += map(int, ids)  # of a list, an array or a tensor
@@ -157,6 +165,13 @@ class _Row:
         self.steps += [-1] * len(ids)
         self.segment += [self.document] * len(ids)
         self.first += [self.begins] * len(ids)
+        self.moved += [self.behind] * len(ids)
+
+    def along_axes(self, rows: int, columns: int) -> None:
+        """Lay the last rows * columns positions out as a grid; what follows is behind its start by its longer side."""
+        count, self.saved = rows * columns, True
+        self.moved[-count:] = [self.behind + at - i for i, at in enumerate(grid_offsets(rows, columns))]
+        self.behind += max(rows, columns) - count
 
     def answer(self) -> int:
         """Returns the number of target positions at the end of the row."""

@@ -24,3 +24,7 @@ class MediaReader:
             return int(self.connector.slots(self.encoder.tokens, item))
         crops = [Item(value[None], item.layout) for value in item.values]
         return sum(int(self.connector.slots(n, crop)) for n, crop in zip(item.tokens, crops, strict=True))
+
+    def grid(self, item: Item, before: int | None) -> tuple[int, int] | None:
+        found = getattr(self.encoder, "grid_of", None)
+        return None if found is None else found(item, before)

@@ -21,6 +21,7 @@ from mmdiff.backbones.bounds import bounded_by
 from mmdiff.backbones.compiled import compiled
 from mmdiff.backbones.load import backbone_from_folder
 from mmdiff.backbones.reserve import grow
+from mmdiff.backbones.rope import check_axes
 from mmdiff.canvas.batch import Batch, MediaBatch, real_NT, to_device, where
 from mmdiff.canvas.generation import Generation
 from mmdiff.canvas.pattern import Pattern
@@ -86,6 +87,7 @@ class MMDiff(nn.Module):
             raise ConfigError(
                 f"model: encoders {sorted(self.encoders)} and connectors {sorted(self.connectors)} differ"
             )
+        check_axes(backbone, self.encoders.items())
 
     @property
     def vocab(self) -> Vocab:
@@ -135,7 +137,8 @@ class MMDiff(nn.Module):
             if media.length_N is None or media.tokens is None:
                 features_NTE: Tensor = encoder(values_N)
                 return features_NTE
-            features_NTE = encoder(values_N, media.length_N)[:, : max(media.tokens)]
+            given = {"layouts": media.layouts} if getattr(encoder, "by_layout", False) else {}
+            features_NTE = encoder(values_N, media.length_N, **given)[:, : max(media.tokens)]
         return features_NTE.masked_fill(~real_NT(media.tokens, features_NTE)[..., None], 0.0)
 
     def encode(self, media: Mapping[str, MediaBatch]) -> dict[str, Tensor]:

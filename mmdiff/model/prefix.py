@@ -12,7 +12,7 @@ clean ones), T target positions, N positions of any kind, U blocks, P queried po
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmdiff.canvas.batch import Batch
 from mmdiff.canvas.pattern import Coordinates, Pattern, Visibility
-from mmdiff.canvas.patterns import Causal, Documents, block_numbers, visibility
+from mmdiff.canvas.patterns import Causal, CausalContext, Documents, block_numbers, blocks_of, visibility
 from mmdiff.canvas.query import Prediction, Query
 from mmdiff.errors import ConfigError
 from mmdiff.protocols import Model
@@ -151,7 +151,8 @@ def hidden_copies(
     stream_N = torch.cat([ids_RL.new_full((n,), stream) for stream, n in enumerate(sizes)])
     block_BN = take(whole.key.block)
     if model.attention.finished_is_context:  # a clean block is attended to as context is
-        own_BL = Causal().blocks(batch.target_BL, batch.attend_BL, whole.key.document)
+        none_BL = torch.zeros_like(batch.target_BL)
+        own_BL = blocks_of(CausalContext(media=model.attention.media), replace(batch, target_BL=none_BL))
         block_BN = torch.cat([clean.take(torch.as_tensor(own_BL)), block_BN[:, sizes[0] :]], 1)
     key = Coordinates(take(whole.key.document), block_BN, stream_N.expand(len(batch), -1))
     real_BN = torch.cat([clean.real_BN, noised.real_BN.repeat(1, copies)], 1)

@@ -32,7 +32,7 @@ from .published.described import BACKBONE_FIELDS, FORMAT, PARTS
 from .published.exported import read_exported
 from .published.folder import read_weights_of, write_published
 from .published.layout import is_exported, other_files
-from .published.llava import is_published
+from .published.layouts import is_published
 from .tensors import weights, write_tensors
 
 INDEX = "model.safetensors.index.json"

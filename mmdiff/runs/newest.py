@@ -7,7 +7,7 @@ from pathlib import Path
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.model.published.bare import is_bare
 from mmdiff.model.published.layout import is_exported
-from mmdiff.model.published.llava import is_published
+from mmdiff.model.published.layouts import is_published
 
 from .folder import RUNS
 from .progress import checkpoints_in

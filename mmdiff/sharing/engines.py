@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from mmdiff.backbones.family import find_family
 from mmdiff.backbones.weights import INDEX, SINGLE, read_json, weight_files
+from mmdiff.canvas.patterns import CausalContext
 from mmdiff.config import as_node
 from mmdiff.config.settings import GenerationConfig
 from mmdiff.errors import ConfigError, nearest
@@ -64,12 +65,14 @@ def check_engine(engine: str, model: Any, sampler: GenerationConfig, tower: Path
         )
     if model.adapters:
         raise ConfigError(f"{engine}: takes no LoRA factors of a diffusion model, expected --merge")
-    for kind in ("encoders", "extras", "heads"):
+    whole = family == GEMMA and model.published is not None  # with its own tower, which is served too
+    for kind in ("extras", "heads") if whole else ("encoders", "extras", "heads"):
         if found := list(getattr(model, kind)):
             raise ConfigError(f"{engine}: takes no {kind} ({', '.join(found)}), expected a model of text alone")
     if facts.mask_id != MASK_IDS.get(family):
         raise ConfigError(f"{engine}: the mask id is {facts.mask_id}, but it has {MASK_IDS.get(family)} built in")
-    if facts.attention is None or model.attention.node != facts.attention.node:
+    attention = CausalContext(model.attention.size) if whole and model.attention.media else model.attention
+    if facts.attention is None or attention != facts.attention:
         raise ConfigError(f"{engine}: attends as {facts.attention}, but the model as {model.attention}")
     size = getattr(facts.attention, "size", None)
     if sampler.block_length not in (None, size):
@@ -80,8 +83,8 @@ def check_engine(engine: str, model: Any, sampler: GenerationConfig, tower: Path
     if family == GEMMA:
         if gemma_defaults(sampler) is None:
             raise ConfigError(f"{engine}: has the published sampler alone, expected sampler.preset=diffusion-gemma")
-        if tower is None:
-            raise ConfigError(f"{engine}: needs the vision tower, which mmdiff does not keep, expected --tower FOLDER")
+        if tower is None and not whole:
+            raise ConfigError(f"{engine}: needs the vision tower, which this model has not, expected --tower FOLDER")
         return
     if sampler.block_start != "row":
         raise ConfigError(f"{engine}: counts blocks from the row's first position, expected sampler.block_start=row")
@@ -103,8 +106,8 @@ def write_engine(
     family = model.backbone.family
     size = getattr(model.backbone.facts.attention, "size", None)
     if family == GEMMA:
-        assert tower is not None
-        _add_tower(family, tower, folder)
+        if tower is not None and not model.published:
+            _add_tower(family, tower, folder)
     else:
         _write_class(folder, family)
     if engine == "vllm":

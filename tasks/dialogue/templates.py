@@ -9,6 +9,7 @@ from mmdiff.canvas.sample import Media, Part, Target, Text
 from mmdiff.canvas.vocab import Vocab, literal
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.parts import part
+from mmdiff.parts.ranges import AtLeast0
 
 from .turns import Content
 
@@ -78,11 +79,15 @@ class LLaDAChat:
 class ChatML:
     """The dialogue format of Qwen and Dream, with LLaVA's system text: LaViDa-Dream (arXiv 2505.16839).
 
-    system: None leaves the system turn out. Raises ConfigError when the tokenizer lacks one of the tokens.
+    system: None leaves the system turn out. behind: what stands between a picture and the text behind it. around: the
+        tokens before and behind each picture, two of them or none: of Dream-VL <|vision_start|> and <|vision_end|>,
+        between which it is laid out by rows and columns. Raises ConfigError when the tokenizer lacks one of the tokens.
     """
 
-    def __init__(self, system: str | None = LLADA_V_SYSTEM) -> None:
-        self.system = system
+    def __init__(
+        self, system: str | None = LLADA_V_SYSTEM, behind: str = "\n", around: Sequence[str | AtLeast0] = ()
+    ) -> None:
+        self.system, self.behind, self.around = system, behind, around
 
     def end(self, vocab: Vocab) -> int:
         return special("<|im_end|>", vocab)
@@ -96,9 +101,53 @@ class ChatML:
         return parts
 
     def _turn(self, role: str, content: Content, vocab: Vocab) -> list[Part]:
-        spoken = [p if isinstance(p, Media) else Text(literal(p, vocab)) for p in joined([f"{role}\n", *content])]
+        spoken = marked(joined([f"{role}\n", *touching(content, self.behind)]), self.around, vocab)
         ends = [Text([special("<|im_end|>", vocab)]), Text(literal("\n", vocab))]
         return [Text([special("<|im_start|>", vocab)]), *spoken, *ends]
+
+
+@part
+class GemmaChat:
+    """The dialogue format of Gemma 4 and DiffusionGemma; the text behind a picture follows it at once.
+
+    around: the ids or tokens before and behind each picture: <|image> and <image|>. opening: what stands before an
+        answer that is asked for; Gemma 4's larger models have an empty thought there, "<|channel>thought\\n<channel|>".
+    system: None leaves the system turn out. Raises ConfigError when the tokenizer lacks one of the tokens.
+    """
+
+    def __init__(
+        self,
+        system: str | None = None,
+        opening: str = "",
+        around: Sequence[str | AtLeast0] = ("<|image>", "<image|>"),
+    ) -> None:
+        self.system, self.opening, self.around = system, opening, around
+
+    def end(self, vocab: Vocab) -> int:
+        return special("<turn|>", vocab)
+
+    def canvas(self, turns: Sequence[tuple[Content, Text | Target]], vocab: Vocab, *, train: bool) -> list[Part]:
+        parts: list[Part] = [Text([vocab.bos_id])] if vocab.bos_id is not None else []
+        if self.system is not None:
+            parts += self._turn("system", [self.system.strip()], vocab)
+        for i, (content, answer) in enumerate(turns):
+            before = [] if i == 0 else [Text(literal("\n", vocab))]  # behind the end id of the answer before
+            spoken = touching(content, "")
+            start = [Text([special("<|turn>", vocab)]), Text(literal("model\n", vocab))]
+            opening = vocab.tokenizer(self.opening, add_special_tokens=False)["input_ids"] if self.opening else []
+            parts += [
+                *before,
+                *self._turn("user", spoken, vocab),
+                *start,
+                *([Text(opening)] if opening else []),
+                answer,
+            ]
+        return parts
+
+    def _turn(self, role: str, content: Content, vocab: Vocab) -> list[Part]:
+        spoken = marked(joined([f"{role}\n", *content]), self.around, vocab)
+        ends = [Text([special("<turn|>", vocab)]), Text(literal("\n", vocab))]
+        return [Text([special("<|turn>", vocab)]), *spoken, *ends]
 
 
 Kind = type[Text] | type[Target]
@@ -122,6 +171,33 @@ def answer_header(vocab: Vocab, kind: Kind = Text) -> list[Part]:
 def _header(role: str, vocab: Vocab, kind: Kind) -> list[Part]:
     start, end = (kind([special(token, vocab)]) for token in ("<|start_header_id|>", "<|end_header_id|>"))
     return [start, (kind if role == "assistant" else Text)(literal(role, vocab)), end]
+
+
+def touching(content: Content, behind: str) -> Content:
+    """Returns the content with `behind` in place of the line break that follows each of its media."""
+    out: list[str | Media] = []
+    for piece in content:
+        if isinstance(piece, str) and out and isinstance(out[-1], Media) and piece.startswith("\n"):
+            piece = behind + piece[1:]
+        out.append(piece)
+    return out
+
+
+def marked(content: Content, around: Sequence[str | int], vocab: Vocab) -> list[Part]:
+    """Returns the parts of the canvas that a content is, with a token before and one behind each of its media.
+
+    around: the two tokens, or their ids; empty: none. Raises ConfigError for one that the tokenizer has not.
+    """
+    if len(around) not in (0, 2):
+        raise ConfigError(f"template.around: {list(around)!r}, expected two tokens or none")
+    ids = [special(token, vocab) if isinstance(token, str) else token for token in around]
+    parts: list[Part] = []
+    for piece in content:
+        if isinstance(piece, str):
+            parts.append(Text(literal(piece, vocab)))
+        else:
+            parts += [Text(ids[:1]), piece, Text(ids[1:])] if ids else [piece]
+    return parts
 
 
 def joined(content: Content) -> Content:

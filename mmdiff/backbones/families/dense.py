@@ -2,8 +2,8 @@
 
 Dream 7B (arXiv 2508.15487; Dream-Coder, DreamOn and DiffuCoder, too): Qwen2.5, every position sees every other, and
     the logits of a position come from the state one to the left.
-Dream-VL's language model: Dream. For pictures it turns by positions along three axes (`mrope_section`), which are one
-    for text; the tower (`visual`) and the projector are no part of it.
+Dream-VL's language model: Dream, which turns by positions along three axes (`mrope_section`); those of text are one.
+    The tower (`visual`) and the projector are read beside it (`mmdiff.model.published.dreamvl`).
 SDAR (arXiv 2510.06303; TraDo, too): Qwen3, block-causal, of `block_size` positions counted from the row's start.
 Fast-dLLM v2 (arXiv 2509.26328): Qwen2.5, block-causal of `bd_size`, with the logits of the state to the left.
 DiffusionVL of Qwen2.5 (arXiv 2512.15713): Qwen2.5, block-causal of `bd3lm_block_size`.
@@ -22,6 +22,8 @@ from typing import Any
 from mmdiff.canvas.pattern import Pattern
 from mmdiff.canvas.patterns import BlockCausal, CausalContext
 
+from ..family import Sizes
+from ..rope import checked_sections, turn_along_axes
 from ..shares import Share, per_layer
 from .decoder import Decoder
 from .llada import ELSEWHERE, OF_PICTURES
@@ -34,6 +36,7 @@ from .published.qwen import SDAR as SDAR_MODELS
 from .tokenizers import byte_tokenizer
 
 MASK, EOS, END = "<|mask|>", "<|endoftext|>", "<|im_end|>"
+VISION = ("<|vision_start|>", "<|vision_end|>")
 SLIDING = {"use_sliding_window": False, "rope_scaling": None}
 
 
@@ -65,13 +68,41 @@ DREAM = Decoder(
 LLAVA_DREAM = replace(
     DREAM, name="llava_dream", without=(*DREAM.without, *OF_PICTURES, "max_window_layers"), elsewhere=ELSEWHERE
 )
-DREAM_VL = replace(
-    DREAM,
-    name="dream-vl",
-    published=DREAM_VL_MODELS,
-    only={**SLIDING, "full_attn_mask": True},
-    without=(*DREAM.without, "max_window_layers", "mrope_section", "vision_config", "projector_hidden_act"),
-    elsewhere=(r"visual\.", r"projector\."),
+
+
+class AlongAxes(Decoder):
+    """A decoder whose positions are along three axes, see `mmdiff.backbones.rope`."""
+
+    def config(self, raw: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
+        made = super().config(raw, options)
+        made.mrope_section = checked_sections(raw.get("mrope_section"), _half(made))
+        return made
+
+    def new_config(self, sizes: Sizes, options: Mapping[str, Any] | None = None) -> Any:
+        made = super().new_config(sizes, options)
+        made.mrope_section = checked_sections(None, _half(made))
+        return made
+
+    def finished(self, model: Any) -> Any:
+        turn_along_axes(model, model.config.mrope_section)
+        return model
+
+
+def _half(config: Any) -> int:
+    return int(config.hidden_size // config.num_attention_heads // 2)
+
+
+DREAM_VL = AlongAxes(
+    **{
+        **vars(DREAM),
+        "name": "dream-vl",
+        "published": DREAM_VL_MODELS,
+        "only": {**SLIDING, "full_attn_mask": True},
+        "without": (*DREAM.without, "max_window_layers", "mrope_section", "vision_config", "projector_hidden_act"),
+        "tokenizer": lambda: byte_tokenizer(bos=None, eos=EOS, special=("<|im_start|>", END, MASK, *VISION)),
+        "publish": lambda config: {"mrope_section": config.mrope_section},
+        "elsewhere": (r"visual\.", r"projector\."),
+    }
 )
 DIFFUSION_VL = replace(
     DREAM,

@@ -6,7 +6,8 @@ step before, if anything (`Query.extras["backbone"]`); and each layer scales con
 In layers with a window a canvas sees `sliding_window` - 1 positions before its first one, and all of itself. Here both
 are one pass with a mask. A canvas that is finished is context of the next (`CausalContext.finished_is_context`).
 
-The vision tower is no part of it: its tensors are `elsewhere`, and are not written.
+Slots of a picture see all of each other (`CausalContext.media`), in layers with a window too, as in transformers.
+The vision tower is read beside it (`mmdiff.model.published.gemma`); here its tensors are `elsewhere`, and not written.
 
 Shape letters: R rows, L canvas length, Q positions that are run, K keys, D width, P positions, V vocabulary.
 """
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EOS, TURN = "<eos>", "<turn|>"
+OPENING = ("<|turn>", "<|image>", "<image|>")  # a turn, a picture and its end
 BASE = DIFFUSION_GEMMA["google/diffusiongemma-26B-A4B-it"]
 TOP = frozenset({*BASE, "initializer_range", "mmdiff", "audio_config", "vision_soft_tokens_per_image"})
 TEXT = frozenset({*BASE["text_config"], "per_layer_config"})
@@ -171,7 +173,7 @@ class DiffusionGemma:
         return {}
 
     def toy_tokenizer(self) -> Any:
-        return byte_tokenizer(bos="<bos>", eos=EOS, special=(TURN,))
+        return byte_tokenizer(bos="<bos>", eos=EOS, special=(TURN, *OPENING))
 
     def folder_tokenizer(self, folder: Path) -> Any:
         return None
@@ -212,8 +214,10 @@ class DiffusionGemma:
         memory: Any = None,
         noised_RL: Tensor | None = None,
         soft_RQD: Tensor | None = None,
+        block_RK: Tensor | int = 0,
     ) -> Any:
-        """Returns the last hidden state, after the final norm. noised_RL: the canvas; None: all is context."""
+        """Returns the last hidden state, after the final norm. noised_RL: the canvas; None: all is context. block_RK:
+        of context, a position's own, but for a picture's slots, which share one; 0: only the canvas is run."""
         rows, length = x_RQD.shape[:2]
         at_RQ = torch.arange(length, device=x_RQD.device).expand(rows, length)
         if memory is not None and memory.at_SN is not None:
@@ -225,7 +229,7 @@ class DiffusionGemma:
             canvas_RQ1, from_RQ = canvas_RQ[..., None], torch.where(canvas_RQ, _first(noised_RL), at_RQ)
             soft_RQD = torch.zeros_like(x_RQD) if soft_RQD is None else soft_RQD.to(x_RQD.dtype)
             x_RQD = torch.where(canvas_RQ1, model.self_conditioning(x_RQD, soft_RQD), x_RQD)
-        masks = self._masks(model, x_RQD, mask, at_RQ, from_RQ, memory)
+        masks = self._masks(model, x_RQD, mask, at_RQ, from_RQ, memory, block_RK)
         kinds = model.text_config.layer_types
         turned = {kind: model.rotary_emb(x_RQD, position_ids_RQ, kind) for kind in dict.fromkeys(kinds)}
         states = [x_RQD] if every else []  # all of them are many times the memory of a forward
@@ -250,7 +254,7 @@ class DiffusionGemma:
         return torch.tanh(F.linear(h, table if ids_K is None else table[ids_K]).float() / cap) * cap
 
     def _masks(
-        self, model: Any, x_RQD: Tensor, mask: Any, at_RQ: Tensor, from_RQ: Tensor, memory: Any
+        self, model: Any, x_RQD: Tensor, mask: Any, at_RQ: Tensor, from_RQ: Tensor, memory: Any, block_RK: Tensor | int
     ) -> dict[str, Tensor | None]:
         """Returns who sees whom by kind of layer. from_RQ: the position that the window of each is counted from."""
         if mask is not None and not isinstance(mask, torch.Tensor):
@@ -264,6 +268,8 @@ class DiffusionGemma:
             seen = pairs if pairs.dtype == torch.bool else pairs == 0
         key_K = torch.arange(keys, device=x_RQD.device)
         near = None if keys <= window else (from_RQ[..., None] - key_K < window)[:, None]
+        if near is not None and not isinstance(block_RK, int):
+            near = near | (block_RK.gather(1, at_RQ)[..., None] == block_RK[:, None])[:, None]
         own = (at_RQ[..., None] == key_K)[:, None]
         inside = seen if near is None else near if seen is None else seen & near
 

@@ -14,7 +14,7 @@ from mmdiff.backbones.weights import read_json
 from mmdiff.config.presets import preset
 
 from .layout import is_exported
-from .llava import is_multimodal
+from .layouts import is_multimodal
 
 RESIDUES = ("esm", "esm_diff", "dsm", "esmc")
 PRESETS = {
@@ -35,7 +35,7 @@ def is_bare(folder: Path) -> bool:
     if is_exported(folder) or not (folder / "config.json").is_file():
         return False
     raw = read_json(folder / "config.json")
-    return isinstance(raw, dict) and model_type_of(raw) in FAMILIES and not is_multimodal(raw)
+    return isinstance(raw, dict) and model_type_of(raw) in FAMILIES and not is_multimodal(raw, folder)
 
 
 def described(folder: Path) -> dict[str, Any]:

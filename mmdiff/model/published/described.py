@@ -10,7 +10,7 @@ from mmdiff.errors import ConfigError, nearest
 from mmdiff.files import check_sums, read_json
 
 from .layout import EXPORTED, is_exported
-from .llava import is_multimodal
+from .layouts import is_multimodal
 
 FORMAT = 1
 PARTS = ("encoders", "connectors", "heads", "extras")
@@ -31,7 +31,7 @@ def read_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:
         config = read_json(file)
     except FileNotFoundError:
         raise ConfigError(f"{folder}: no saved model here (config.json is missing)") from None
-    if isinstance(config, dict) and is_multimodal(config) and file.name != EXPORTED:
+    if isinstance(config, dict) and file.name != EXPORTED and is_multimodal(config, folder):
         from .folder import read_published
 
         return read_published(folder)

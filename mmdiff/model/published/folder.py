@@ -20,7 +20,7 @@ from mmdiff.backbones.shares import Published
 from mmdiff.backbones.weights import read_json, read_weights, weight_files, write_weights
 from mmdiff.errors import ConfigError, nearest
 
-from .llava import names_of_parts, parts
+from .layouts import FILES, layout_of, with_files, without_files
 from .released import RELEASED
 from .tensors import tensor_shapes
 
@@ -30,7 +30,8 @@ ROWS = ("vocab_size", "embedding_size")  # fields that change with the vocabular
 def read_published(folder: Path) -> dict[str, Any]:
     """Returns the parts of a published folder as those of a saved model. Raises ConfigError as `parts` does."""
     check_files(folder)
-    return parts(read_json(folder / "config.json"), tensor_shapes(weight_files(folder)))
+    raw = with_files(read_json(folder / "config.json"), folder)
+    return layout_of(raw).parts(raw, tensor_shapes(weight_files(folder)))
 
 
 def toy_published(path: str) -> dict[str, Any] | None:
@@ -40,7 +41,7 @@ def toy_published(path: str) -> dict[str, Any] | None:
     """
     for name, raw in RELEASED.items():
         if path == name or Path(path).name == name.rpartition("/")[2]:
-            return parts(raw, None)
+            return layout_of(raw).parts(raw, None)
     return None
 
 
@@ -52,7 +53,8 @@ def names_of(model: Any, raw: Mapping[str, Any]) -> Published:
     theirs = find_family(model_type_of(raw)).published_names(model.backbone.model.config)
     encoder, connector = model.encoders["image"], model.connectors["image"]
     siglip = getattr(encoder, "encoder", encoder)
-    return names_of_parts(raw, theirs, siglip is not encoder, siglip.tower.state_dict(), connector.state_dict())
+    tiled, tower = siglip is not encoder, siglip.tower.state_dict()
+    return layout_of(raw).names_of_parts(raw, theirs, tiled, tower, connector.state_dict())
 
 
 def read_weights_of(model: Any, folder: Path, raw: Mapping[str, Any]) -> None:
@@ -72,11 +74,22 @@ def write_published(model: Any, folder: Path, raw: Mapping[str, Any]) -> None:
     if model.adapters or len(model.heads) or len(model.extras) or set(model.encoders) != {"image"}:
         raise ConfigError("original_format: the model has parts besides those of its checkpoint (or adapters: merge)")
     rows = model.backbone.vocab.size
-    fields = {name: rows if name in ROWS else value for name, value in raw.items()}
+    fields, beside = without_files(raw)
+    fields = _with_rows(fields, rows)
     dtype = str(raw.get("torch_dtype") or raw.get("dtype") or "float32").removeprefix("torch.")
     if dtype not in (known := ("float32", "bfloat16", "float16", "float64")):
         raise ConfigError(f"config.json: torch_dtype {dtype!r}: not a dtype of weights{nearest(dtype, known)}")
     write_weights(model, folder, names_of(model, raw), dtype=getattr(torch, dtype))
-    (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for name, content in {"config.json": fields, **beside}.items():
+        if name in ("config.json", *FILES):
+            (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_tokenizer(model.backbone.vocab.tokenizer, folder)
-    save_generation(model.backbone.facts, folder)
+    if "generation_config.json" not in beside:
+        save_generation(model.backbone.facts, folder)
+
+
+def _with_rows(fields: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Returns the fields of a config.json for so many ids, those of a language model within it too."""
+    text = fields.get("text_config")
+    nested = {"text_config": _with_rows(text, rows)} if isinstance(text, Mapping) else {}
+    return {**{name: rows if name in ROWS else value for name, value in fields.items()}, **nested}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 EXPORTED = "mmdiff_config.json"
+BESIDE = "mmdiff_files"
+"""Among the fields of a published config.json: what other files of its folder hold, {file: content}."""
 STEM = "mmdiff_parts"  # of the weight files of all that is not the backbone
 
 

@@ -13,12 +13,10 @@ import ast
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mmdiff.backbones.family import required
 from mmdiff.backbones.shares import Published, Share
-from mmdiff.backbones.weights import read_json
 from mmdiff.errors import ConfigError, nearest
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
@@ -86,15 +84,9 @@ HEADS = {"base": 12, "large": 16, "so400m": 16}  # of SigLIP's sizes: the one th
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26}
 
 
-def is_multimodal(raw: Mapping[str, Any]) -> bool:
-    """Returns whether a config.json is of a folder with a vision tower beside its language model."""
+def has_siglip(raw: Mapping[str, Any]) -> bool:
+    """Returns whether a config.json is of a folder of LLaVA's code base, with a tower beside its language model."""
     return raw.get("mm_vision_tower") is not None and "mmdiff_format" not in raw
-
-
-def is_published(folder: Path) -> bool:
-    """Returns whether a folder is a published multimodal checkpoint. Raises ConfigError for a config.json that is no
-    JSON."""
-    return (folder / "config.json").is_file() and is_multimodal(read_json(folder / "config.json"))
 
 
 def parts(raw: Mapping[str, Any], shapes: Shapes | None) -> dict[str, Any]:
@@ -179,6 +171,25 @@ def _tower_sizes(shapes: Shapes, patch: int, side: int) -> dict[str, int]:
     numbers = (re.match(re.escape(TOWER) + r"encoder\.layers\.(\d+)\.", name) for name in shapes)
     layers = len({found[1] for found in numbers if found})
     return {"hidden_size": shapes[first][0], "intermediate_size": shapes[inner][0], "num_hidden_layers": layers}
+
+
+def checked_tower(config: Mapping[str, Any], sizes: Mapping[str, int], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a `vision_config`, where all are known and can be those of a tower. Raises ConfigError.
+
+    sizes: the largest of each field that is a size. others: fields with their values; None: any.
+    """
+    for name, value in config.items():
+        if name not in sizes and name not in others:
+            hint = nearest(name, [*sizes, *others])
+            raise ConfigError(f"config.json: vision_config.{name[:80]}: no such field of this tower{hint}")
+        if name in sizes and (type(value) is not int or not 0 < value <= sizes[name]):
+            expected = f"a whole number from 1 to {sizes[name]}"
+        elif name in others and others[name] is not None and value not in others[name]:
+            expected = f"one of {others[name]}"
+        else:
+            continue
+        raise ConfigError(f"config.json: vision_config.{name}: {str(value)[:80]!r}, expected {expected}")
+    return dict(config)
 
 
 def _release(raw: Mapping[str, Any]) -> Release:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mmdiff.backbones.families.published.gemma import DIFFUSION_GEMMA
 from mmdiff.backbones.families.published.llada import LLADA_8B
-from mmdiff.backbones.families.published.qwen import DIFFUSION_VL, DREAM
+from mmdiff.backbones.families.published.qwen import DIFFUSION_VL, DREAM, DREAM_VL
 
 from .llava import MUST
 
@@ -81,4 +82,6 @@ RELEASED: Mapping[str, Mapping[str, Any]] = {
         "model_type": "llava_dream",
     },
     **{name: {**_PICTURES, **_ANY, **raw} for name, raw in DIFFUSION_VL.items()},
+    **DREAM_VL,
+    **DIFFUSION_GEMMA,
 }

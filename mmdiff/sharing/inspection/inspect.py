@@ -24,6 +24,7 @@ from mmdiff.config import build_saved
 from mmdiff.config.typed import typed
 from mmdiff.errors import ConfigError, nearest
 from mmdiff.lazy import uncollected
+from mmdiff.model.published.layouts import layout_of
 from mmdiff.parts.ranges import AtLeast1
 
 from . import light
@@ -98,7 +99,7 @@ def inspect(
         "files": len(files),
         "bytes": sum(file.stat().st_size for file in files),
         "dtypes": _dtypes(headers),
-        "parts": _parts(folder, headers, found, seen.multimodal),
+        "parts": _parts(folder, raw, headers, found, seen.multimodal),
         "mask_id": facts.mask_id,
         "attention": _spelled(pattern),
         "block_length": size,
@@ -128,12 +129,14 @@ def inspect(
 # The files ------------------------------------------------------------------------------------------------------------
 
 
-def _parts(folder: Folder, headers: list[Header], found: Match, multimodal: bool) -> dict[str, int]:
+def _parts(
+    folder: Folder, raw: Mapping[str, Any], headers: list[Header], found: Match, multimodal: bool
+) -> dict[str, int]:
     """Returns the numbers in the files by part: the backbone, LoRA factors, and what is elsewhere by its name."""
     elsewhere, out = set(found.elsewhere), Counter[str]()
     of = _of_backbone
     if multimodal:
-        from mmdiff.model.published.llava import part_of as of
+        of = layout_of(raw).part_of
     for header in headers:
         part = part_of(folder, header.name) if folder.described else None
         if part is None and header.name in elsewhere:

@@ -17,14 +17,15 @@ from mmdiff.backbones.families.decoder import Decoder
 from mmdiff.backbones.family import Family
 from mmdiff.backbones.shares import Outline, Published
 from mmdiff.backbones.weights import Header, match
-from mmdiff.model.published.llava import BACKBONE, is_multimodal, names_of_parts, parts
+from mmdiff.model.published.layouts import is_multimodal, layout_of, with_files
+from mmdiff.model.published.llava import BACKBONE
 
 from .arithmetic import encoder
 from .arithmetic.dense import memory_of
 from .arithmetic.plain import CLASSES, dense_of, plain_config
 from .arithmetic.plain_encoder import plain_encoder
 from .arithmetic.tokenizer import read_tokenizer, read_words
-from .arithmetic.tower import connector_shapes, tower_shapes
+from .arithmetic.tower import connector_shapes, qwen2vl_shapes, tower_shapes
 from .folder import Folder, NoTokenizer, Seen, has_tokenizer
 from .matching import matched
 
@@ -73,8 +74,9 @@ def _decoder(folder: Folder, raw: Mapping[str, Any], own: Any, headers: list[Hea
     outline = _Model(model.shapes, model.buffers)
     names = {} if folder.saved else own.names_of(config, model.shapes)
     made, whole = folder.saved or {}, None
-    if folder.saved is None and is_multimodal(raw):
-        made = parts(raw, {header.name: header.shape for header in headers})
+    sizes = {header.name: header.shape for header in headers}
+    if folder.saved is None and is_multimodal(raw, sizes):
+        made = layout_of(raw).parts(with_files(raw, folder.home), sizes)
         if (whole := _whole(made, raw, outline, names)) is None:
             return None
     shapes = outline.shapes if whole is None else whole[0].shapes
@@ -109,7 +111,8 @@ def _whole(
     """Returns a multimodal checkpoint and the names of its tensors. made: its parts. theirs: those of the backbone."""
     encoder, connector = made["encoders"]["image"], connector_shapes(made["connectors"]["image"])
     siglip = encoder.get("encoder", encoder)
-    tower, width = tower_shapes(siglip["config"]), siglip["config"]["hidden_size"]
+    native = encoder["target"].startswith("mmdiff.encoders.native.")
+    tower, width = (qwen2vl_shapes if native else tower_shapes)(siglip["config"]), siglip["config"].get("hidden_size")
     if tower is None:
         return None
     tiled = siglip is not encoder
@@ -118,8 +121,8 @@ def _whole(
     shapes |= {f"{at}tower.{name}": shape for name, shape in tower.items()}
     shapes |= {f"connectors.image.{name}": shape for name, shape in connector.items()}
     buffers = {BACKBONE + name: shape for name, shape in backbone.buffers.items()}
-    buffers |= {f"{at}spare_norm_{kind}": (width,) for kind in ("weight", "bias")}
-    return _Model(shapes, buffers), names_of_parts(raw, theirs, tiled, tower, connector)
+    buffers |= {} if native else {f"{at}spare_norm_{kind}": (width,) for kind in ("weight", "bias")}
+    return _Model(shapes, buffers), layout_of(raw).names_of_parts(raw, theirs, tiled, tower, connector)
 
 
 class _Model:

@@ -14,7 +14,7 @@ from mmdiff.backbones.load import tokenizer_of
 from mmdiff.backbones.weights import Header, Match, match
 from mmdiff.config import build_saved
 from mmdiff.model.published.folder import names_of
-from mmdiff.model.published.llava import is_multimodal, parts
+from mmdiff.model.published.layouts import is_multimodal, layout_of, with_files
 
 from .counting.attention import ATTENTION, register_attention
 from .counting.memory import memory_of
@@ -35,7 +35,9 @@ def look(folder: Folder, raw: Mapping[str, Any], own: Family, headers: list[Head
     with bounded_to(sizes, folder.path), one_line(file):
         published = {} if folder.saved else own.published_names(config)
         shapes = {header.name: header.shape for header in headers}
-        made = parts(raw, shapes) if folder.saved is None and is_multimodal(raw) else folder.saved or {}
+        made: Mapping[str, Any] = folder.saved or {}
+        if folder.saved is None and is_multimodal(raw, shapes):
+            made = layout_of(raw).parts(with_files(raw, folder.home), shapes)
         whole = on_meta_whole(model, made) if "published" in made and folder.saved is None else None
     found = matched(folder, model, headers, published, own) if whole is None else _matched_whole(whole, raw, headers)
 

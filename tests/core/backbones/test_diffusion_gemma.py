@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
+from models.draws import Draws
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
@@ -27,7 +27,6 @@ from mmdiff.canvas.vocab import NO_MASK
 from mmdiff.config.presets import preset
 from mmdiff.data.collate import collate
 from mmdiff.diffusion.keys import NoiseKey
-from mmdiff.diffusion.step_noise import uniform
 from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.params import add_adapters
@@ -39,7 +38,7 @@ from mmdiff.samplers.rules.adaptive import EntropyBound
 from mmdiff.sharing.export import export
 from mmdiff.sharing.inspection.inspect import inspect
 
-CANVAS, V = 6, 259
+CANVAS, V = 6, 262
 FAMILY = find_family("diffusion_gemma")
 TEXT: dict[str, Any] = {
     "vocab_size": V, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -116,31 +115,6 @@ def until(ids: list[int], end: int) -> list[int]:
     return ids[: ids.index(end)] if end in ids else ids
 
 
-class Draws:
-    """Random numbers of transformers' generation that are those of ours: one row, step after step."""
-
-    def __init__(self, sample: int, allowed: list[int]) -> None:
-        self.sample, self.ids, self.step, self.canvas, self.pending = sample, np.array(allowed), 0, 0, "start"
-
-    def numbers(self, stream: str, step: int, first: int = 0) -> np.ndarray:
-        at = np.full(CANVAS, 1)
-        return uniform(0, self.sample * at, step * at, first + np.arange(CANVAS), stream)
-
-    def randint(self, *_: Any, **__: Any) -> Tensor:
-        if self.pending == "start":
-            u = self.numbers("start", 0, CANVAS * self.canvas)
-            self.canvas, self.pending = self.canvas + 1, "step"
-        else:
-            u = self.numbers("renoise", self.step)
-        return torch.from_numpy(self.ids[np.floor(u * len(self.ids)).astype(int)])[None]
-
-    def multinomial(self, p_LV: Tensor, **_: Any) -> Tensor:
-        self.step += 1
-        mass_LV = p_LV.double().cumsum(1)
-        u_L1 = torch.from_numpy(self.numbers("token", self.step))[:, None]
-        return torch.searchsorted(mass_LV, u_L1 * mass_LV[:, -1:], right=True)
-
-
 @pytest.mark.parametrize("end", [None, 257])
 @pytest.mark.parametrize(("bound", "confident"), [(0.5, 1.0), (0.1, 0.005), (2.0, 2.0)])
 def test_a_generation_is_that_of_transformers(
@@ -173,17 +147,9 @@ def test_a_generation_is_that_of_transformers(
     from transformers import EntropyBoundSamplerConfig, LogitsProcessorList
 
     for r, ids in enumerate(PROMPTS):
-        draws = Draws(sample[r], allowed)
+        draws = Draws(sample[r], allowed, CANVAS)
         with monkeypatch.context() as patch:
-            patch.setattr(torch, "randint", draws.randint)
-            patch.setattr(torch, "multinomial", draws.multinomial)
-            prepare = stock._prepare_denoiser_inputs
-
-            def started(draws: Draws = draws, prepare: Any = prepare, **given: Any) -> Any:
-                draws.pending = "start"
-                return prepare(**given)
-
-            patch.setattr(stock, "_prepare_denoiser_inputs", started)
+            draws.put(stock, patch)
             out = stock.generate(
                 torch.tensor([ids]), max_new_tokens=2 * CANVAS, max_denoising_steps=steps, t_min=0.4, t_max=0.8,
                 sampler_config=EntropyBoundSamplerConfig(entropy_bound=bound), stability_threshold=1,
@@ -243,7 +209,7 @@ def test_inspect_says_what_it_is(folder: Path) -> None:
     assert (found["mask_id"], found["noise"], found["block_length"]) == (None, "uniform", CANVAS)
     assert found["loads"] and not found["missing"] and not found["unexpected"] and found["problems"] == []
     assert found["attention"] == "causal-context" and "mask" not in found["special_ids"]
-    assert any("vision_tower" in name for name in found["elsewhere"])
+    assert set(found["parts"]) == {"backbone", "vision_tower", "embed_vision"} and not found["elsewhere"]
 
 
 # Without a mask token

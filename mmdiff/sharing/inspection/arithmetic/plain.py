@@ -12,6 +12,7 @@ from typing import Any
 
 from mmdiff.backbones.families.decoder import NEEDED, Decoder
 from mmdiff.backbones.families.options import with_options
+from mmdiff.backbones.rope import checked_sections
 
 from .dense import Dense
 from .mixture import Mixture
@@ -85,6 +86,8 @@ def plain_config(own: Decoder, raw: Mapping[str, Any]) -> SimpleNamespace | None
     head: Any = fields.get("head_dim") or (128 if kind == "Qwen3Config" else None if sizes else width // heads)
     if not is_size(head) or head % 2 or heads % fields["num_key_value_heads"]:
         return None
+    if raw.get("mrope_section") is not None:
+        checked_sections(raw["mrope_section"], head // 2)
     defaults = {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False}
     config = SimpleNamespace(**{**defaults, **fields, "head_dim": head})
     if sizes and not _plain_mixture(config):

@@ -1,4 +1,4 @@
-"""The parameters of what stands beside a language model in a multimodal checkpoint: a SigLIP tower and a projector."""
+"""The parameters of what stands beside a language model in a multimodal checkpoint: its tower and a projector."""
 
 from __future__ import annotations
 
@@ -28,6 +28,24 @@ def tower_shapes(config: Mapping[str, Any]) -> Shapes | None:
         out |= {f"{at}{name}.weight": shape for name, shape in linear.items()}
         out |= {f"{at}{name}.bias": shape[:1] for name, shape in linear.items()}
     return out
+
+
+def qwen2vl_shapes(config: Mapping[str, Any]) -> Shapes | None:
+    """Returns {parameter of transformers' Qwen2-VL tower: its shape}; None for one that is not plain."""
+    names = "depth embed_dim hidden_size mlp_ratio num_heads patch_size spatial_merge_size temporal_patch_size".split()
+    if not all(type(config.get(name)) is int and config[name] > 0 for name in names):
+        return None
+    depth, d, out_d, ratio, heads, patch, merge, frames = (config[name] for name in names)
+    if d % (4 * heads) or config.get("in_channels", 3) != 3:
+        return None
+    wide, four = d * ratio, d * merge**2
+    out: Shapes = {"patch_embed.proj.weight": (d, 3, frames, patch, patch)}
+    linear = {"attn.qkv": (3 * d, d), "attn.proj": (d, d), "mlp.fc1": (wide, d), "mlp.fc2": (d, wide)}
+    blocks = {f"blocks.{i}.{name}": shape for i in range(depth) for name, shape in linear.items()}
+    norms = [f"blocks.{i}.norm{n}" for i in range(depth) for n in (1, 2)]
+    for name, shape in {**blocks, "merger.mlp.0": (four, four), "merger.mlp.2": (out_d, four)}.items():
+        out |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return out | {f"{name}.{kind}": (d,) for name in (*norms, "merger.ln_q") for kind in ("weight", "bias")}
 
 
 def connector_shapes(node: Mapping[str, Any]) -> Shapes:

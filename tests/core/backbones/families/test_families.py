@@ -65,6 +65,8 @@ def raw_of(name: str) -> dict[str, Any]:
     """The published config.json at a small size."""
     first = dict(next(iter(find_family(name).PUBLISHED.values())))
     small = {field: value for field, value in SMALL.items() if field in first}
+    if name == "dream-vl":
+        small |= {"mrope_section": [1, 2, 3]}
     if name == "llada_moe":
         small |= {"num_key_value_heads": 4}
     if name == "llada2_moe":
