@@ -60,7 +60,7 @@ class StateMLP(nn.Module):
         if self.any_length:
             values = np.resize(values, self.dims)
         if values.shape != (self.dims,):
-            raise DataError(f"state of shape {values.shape}: expected {self.dims} numbers")
+            raise DataError(f"state of shape {values.shape}: expected {self.dims} numbers (dims of the encoder)")
         if not np.isfinite(values).all():
             s = int(np.argmin(np.isfinite(values)))
             raise DataError(f"state[{s}]: {values[s]} is not finite")
