@@ -65,7 +65,10 @@ def on_meta(own: Family, config: Any, dtype: str) -> Any:
     if getattr(config, "chunk_size_feed_forward", 0):
         config.chunk_size_feed_forward = 0  # a loop over the canvas that changes no result, and takes minutes
     with torch.device("meta"), no_init_weights():
-        model = stock_model(own, config, dtype=getattr(torch, dtype), attn_implementation=ATTENTION)
+        try:
+            model = stock_model(own, config, dtype=getattr(torch, dtype), attn_implementation=ATTENTION)
+        except KeyError:  # of a class that has attention of its own (Falcon)
+            model = stock_model(own, config, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     model = own.finished(model)
     model.tie_weights()
     return model

@@ -5,12 +5,14 @@ Shape letters: R rows, L positions, V vocabulary.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -26,6 +28,7 @@ from mmdiff.errors import ConfigError
 from mmdiff.model import MMDiff
 from mmdiff.model.params import add_adapters
 from mmdiff.objectives.denoise import Denoise
+from mmdiff.sharing.inspection.inspect import inspect
 
 KINDS = ["llama", "qwen2", "qwen3", "mistral", "olmo2", "gpt2", "phi3", "qwen3_moe", "olmoe", "smollm3", "granite"]
 SIZES = {
@@ -191,3 +194,74 @@ def test_a_trained_model_is_what_transformers_makes_of_it() -> None:
     ours = left_to_right(backbone, ids)
     torch.testing.assert_close(ours[..., : theirs.shape[-1]], theirs, atol=1e-4, rtol=1e-4)
     assert backbone.vocab.decode([int(ours[0, -1].argmax())]) == " Paris"
+
+
+OLDER: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4},
+    "phimoe": {"num_local_experts": 4},
+    "granitemoe": {"num_local_experts": 4},
+    "gpt_neox": {},
+    "gpt2": {},
+    "deepseek_v3": {
+        "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "kv_lora_rank": 8, "q_lora_rank": 16, "v_head_dim": 8,
+        "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "first_k_dense_replace": 1, "num_key_value_heads": 4,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OLDER)
+@torch.no_grad()
+def test_files_may_have_the_names_that_transformers_maps(kind: str, tmp_path: Path) -> None:
+    """Those that it writes itself (w1, embed_out, input_linear, ...), and what it leaves out; DeepSeek's correction."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind)
+    own = {*config.to_dict(), *config.attribute_map}
+    sizes = {name: value for name, value in SIZES.items() if name in own and name != "num_key_value_heads"}
+    fields = {**sizes, **OLDER[kind]}
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields)).eval()
+    for name, buffer in made.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.normal_()
+    made.save_pretrained(tmp_path / "stock")
+    byte_tokenizer(bos=None, eos="<eos>", special=()).save_pretrained(tmp_path / "stock")
+    file = tmp_path / "stock/model.safetensors"
+    tensors = load_file(file)
+    if kind == "gpt2":  # as its authors' file is
+        tensors = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+        tensors["h.0.attn.bias"] = torch.ones(1, 1, 64, 64).tril()
+    if kind == "gpt_neox":
+        assert "embed_out.weight" in tensors
+        tensors["gpt_neox.layers.0.attention.masked_bias"] = torch.tensor(-1e9)
+    save_file(tensors, file, {"format": "pt"})
+    theirs = made(IDS).logits
+    backbone = load_backbone(tmp_path / "stock").eval()
+    torch.testing.assert_close(left_to_right(backbone, IDS)[..., :258], theirs, atol=2e-5, rtol=1e-5)
+    found = inspect(tmp_path / "stock", length=8)
+    assert found["missing"] == found["unexpected"] == [] and len(found["elsewhere"]) == kind.startswith("gpt")
+    for name, original in (("ours", False), ("theirs", True)):
+        backbone.save_pretrained(tmp_path / name, original_format=original)
+        again = load_backbone(tmp_path / name).eval()
+        assert torch.equal(again(IDS), backbone(IDS))
+        read, info = AutoModelForCausalLM.from_pretrained(tmp_path / name, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        if original:
+            torch.testing.assert_close(read.eval()(IDS).logits[..., :258], theirs, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"model_type": "bloom"}, "ALiBi"), ({"model_type": "mpt"}, "ALiBi"), ({"model_type": "xglm"}, "without sdpa"),
+        ({"model_type": "falcon", "alibi": True}, "ALiBi"), ({"model_type": "mamba"}, "from left to right"),
+        ({"model_type": "gemma2"}, "a window to the left"), ({"model_type": "gemma3_text"}, "a window to the left"),
+        ({"model_type": "exaone4"}, "a window to the left"),
+    ],
+)  # fmt: skip
+def test_what_cannot_attend_in_both_directions_is_one_line(fields: dict[str, Any], why: str, tmp_path: Path) -> None:
+    byte_tokenizer(bos=None, eos="<eos>", special=()).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "vocab_size": 258}))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    for read in (load_backbone, inspect):
+        with pytest.raises(ConfigError, match=why) as error:
+            read(tmp_path)
+        assert "Llama, Mistral" in str(error.value) and "\n" not in str(error.value)

@@ -70,10 +70,10 @@ OTHERS = ("bert", "ernie", "camembert", "data2vec-text")  # whose layers are RoB
 FULL = [name for name in (*MASKED, "esmc", "esm", "diffusion_gemma") if name not in OTHERS]
 
 
-@pytest.mark.parametrize("family", FULL)
+@pytest.mark.parametrize("family", [pytest.param(x, marks=[pytest.mark.slow] * ("roberta" in x)) for x in FULL])
 def test_layers_of_a_family(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own = find_family(family)
-    config = own.new_config(Sizes(97, 32, 19, 4, 4, 128, 40, None, 0.02))
+    config = own.new_config(Sizes(97, 32, 11, 4, 4, 128, 40, None, 0.02))
     few, whole, used = counted(partial(on_meta, own, config, "float32"), own, monkeypatch)
     assert few == whole and used
 
