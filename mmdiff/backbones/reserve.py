@@ -9,7 +9,7 @@ Shape letters: V rows of the embedding table, D width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,14 +39,14 @@ def resize(backbone: Backbone, rows: int) -> None:
     model.resize_token_embeddings(rows, mean_resizing=False)
     backbone.vocab_size = rows
     for layer, table_VD in zip((model.get_input_embeddings(), model.get_output_embeddings()), old, strict=True):
-        layer.weight[len(table_VD) :] = near_mean(table_VD, rows - len(table_VD))
+        layer.weight[len(table_VD) :] = near_mean(table_VD, range(len(table_VD), rows)).to(layer.weight)
 
 
-def near_mean(table_VD: Tensor, count: int) -> Tensor:
-    """Returns (count, D), rows near the mean of a table's, which its size and numbers alone decide."""
+def near_mean(table_VD: Tensor, ids: Iterable[int]) -> Tensor:
+    """Returns (N, D), rows of new ids near the mean of a table's; its numbers and the ids alone decide them."""
     table_VD = table_VD.float()
-    draws = torch.Generator().manual_seed(len(table_VD))
-    noise_ND = torch.randn((count, table_VD.shape[1]), generator=draws).to(table_VD)
+    draws, width = torch.Generator(), table_VD.shape[1]
+    noise_ND = torch.stack([torch.randn(width, generator=draws.manual_seed(v)) for v in ids]).to(table_VD)
     return table_VD.mean(0) + NEAR * table_VD.std(0, correction=0) * noise_ND
 
 
@@ -68,7 +68,7 @@ def grow(
         old id of each id, -1 of one that is new.
     reserve: names that are new, or had fewer ids. Words come behind those that the tokenizer has, ranges behind all
     words, so that old ranges may move: their rows move along. Numbers of old ids stay, to the bit; rows of new ids are
-    drawn as the model's other weights once were.
+    near the mean of the table's, as those of `resize`, the same to the bit each time.
     Raises ConfigError, before anything is changed, for words that the tokenizer knows, ranges that would shrink, and
     for a family, an adapted layer or a module that cannot grow.
     """
@@ -108,16 +108,18 @@ def grow(
     backbone.vocab = replace(old, tokenizer=tokenizer, _known={}, _named=set())
     _name_ranges(backbone, ranges, rows)
     for layer, table_VD in zip((model.get_input_embeddings(), model.get_output_embeddings()), weights, strict=True):
-        layer.weight.copy_(regrown(table_VD, source_V, model.config.initializer_range))
+        layer.weight.copy_(regrown(table_VD, source_V))
     for module in (tables or {}).values():
         module.grow(source_V)
 
 
-def regrown(old_VD: Tensor, source_V: Tensor, std: float) -> Tensor:
-    """Returns a table whose row v is row `source_V[v]` of the old one, and drawn with `std` where that is -1."""
-    new_VD = old_VD.new_empty((len(source_V), *old_VD.shape[1:])).normal_(0, std)
+def regrown(old_VD: Tensor, source_V: Tensor) -> Tensor:
+    """Returns a table whose row v is row `source_V[v]` of the old one, and near the mean of these where that is -1."""
+    new_VD = old_VD.new_empty((len(source_V), *old_VD.shape[1:]))
     kept_V = source_V >= 0
     new_VD[kept_V] = old_VD[source_V[kept_V]]
+    if not kept_V.all():
+        new_VD[~kept_V] = near_mean(old_VD, (~kept_V).nonzero()[:, 0].tolist()).to(new_VD)
     return new_VD
 
 

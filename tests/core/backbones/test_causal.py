@@ -197,8 +197,8 @@ def test_a_trained_model_is_what_transformers_makes_of_it() -> None:
 
 
 OLDER: dict[str, dict[str, Any]] = {
-    "mixtral": {"num_local_experts": 4},
-    "phimoe": {"num_local_experts": 4},
+    "mixtral": {"num_local_experts": 4, "num_key_value_heads": 2},
+    "phimoe": {"num_local_experts": 4, "num_key_value_heads": 2},
     "granitemoe": {"num_local_experts": 4},
     "gpt_neox": {},
     "gpt2": {},
