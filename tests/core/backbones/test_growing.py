@@ -95,6 +95,8 @@ def test_new_rows_are_the_same_each_time_and_those_of_two_words_are_not() -> Non
         assert (one[name][9] - one[name][10]).abs().max() > 0.01 * one[name].float().std()
     table_VD = tables(small(vocab_size=16))["embedding"]
     assert torch.equal(one["embedding"][9], near_mean(table_VD, [9])[0])
+    ninth_D, tenth_D = near_mean(table_VD, [9, 10])
+    assert (ninth_D - tenth_D).abs().max() > 0.01 * table_VD.float().std()
     grown = small()  # of 9 rows
     had_VD = tables(grown)["embedding"]
     grown.grow(["zebra"])
