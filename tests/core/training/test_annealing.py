@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import toy
-from safetensors.torch import load_file
+from failures.runs import apart, weights
 from torch import Tensor
 
 from mmdiff import train
@@ -140,18 +140,10 @@ def test_the_last_step_has_full_attention_and_no_mask() -> None:
 # Runs
 
 
-def weights(run: str) -> dict[str, Tensor]:
-    return load_file(f"runs/{run}/model/model.safetensors")
-
-
 def trained(name: str, **stage: Any) -> dict[str, Tensor]:
     ragged = {"target": "toy.Corners", "lengths": [1, 2, 5]}
     train(toy.config(name, image=False, stage={"steps": 4, "lr": 1e-3, "data": ragged, **stage}))
     return weights(name)
-
-
-def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    return max(float((a[k] - b[k]).abs().max()) for k in a)
 
 
 def test_a_run_anneals_and_its_model_attends_to_all() -> None:

@@ -1,8 +1,10 @@
-"""Damaged checkpoints: named, moved aside, and training goes on from the one before, to the same model."""
+"""Damaged checkpoints: moved aside, training goes on from the one before. A full disk: one line, nothing is lost."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,9 @@ from typing import Any
 import pytest
 import torch
 import toy
+from failures import disks
+from failures.kills import in_a_child
+from failures.runs import cut_at
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,26 +36,11 @@ def config(name: str) -> Config:
     return toy.config(name, stage=STAGE, save_every=2, keep=2)
 
 
-class Cut(Exception):
-    """The run ends here."""
-
-
 @pytest.fixture
 def cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that ended at its sixth step, with the checkpoints of steps 2 and 4."""
     monkeypatch.chdir(tmp_path)
-    step, calls = Stage._step, [0]
-
-    def counted(self: Stage, *args: Any) -> None:
-        calls[0] += 1
-        if calls[0] == 6:
-            raise Cut
-        step(self, *args)
-
-    with monkeypatch.context() as m:
-        m.setattr(Stage, "_step", counted)
-        with pytest.raises(Cut):
-            train(config("cut"))
+    cut_at(5, config("cut"), monkeypatch)
     return NEWEST
 
 
@@ -219,3 +209,39 @@ def test_tokens_are_the_positions_attended_in_all_steps(tmp_path: Path, monkeypa
     order = Stream([Component("", toy.Corners(6, lengths=[1, 2, 5]), toy.Where())], seed=0)
     words = [len(toy.Corners(6, lengths=[1, 2, 5])[order.locate(n)[1]]["answer"].split()) for n in range(12)]
     assert found["tokens"] == sum(4 + 1 + n for n in words) and len(set(words)) == 3
+
+
+# Full disks
+
+SHORT = {"steps": 2, "batch_size": 2, "eval": {"target": "toy.Corners", "n": 3, "seed": 2}}
+
+
+def run() -> None:
+    train(toy.config(stage=SHORT))
+
+
+def cached() -> None:
+    frozen = [{"match": "encoders", "train": False}, {"match": "*"}]
+    train(toy.config(stage={**SHORT, "params": frozen, "cache_features": True}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [run, cached])
+@pytest.mark.parametrize("disk", [disks.full, disks.small])
+def test_a_full_disk(disk: Callable[..., int], call: Callable[[], None], tmp_path: Path) -> None:
+    assert disk(call, tmp_path, ignore=["*.sqlite"]) > 10
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    disks.read_only(run, tmp_path)
+
+
+def test_the_error_has_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar of the steps is closed before."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a")
+
+    monkeypatch.setattr(Stage, "_save", full)
+    code, said = in_a_child(lambda: disks.code_of(run), tmp_path / "a")
+    assert code == 2 and said.splitlines()[-1] == "mmdiff: error: a: No space left on device"

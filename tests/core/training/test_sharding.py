@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,15 @@ import pytest
 import torch
 import toy
 from failures.kills import Watch
+from failures.runs import apart, cut_at
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
 
 from mmdiff import load, train
 from mmdiff.config.settings import Config, TrainConfig
 from mmdiff.errors import ConfigError, MissingExtra
 from mmdiff.model import tensors
 from mmdiff.training import parallel
-from mmdiff.training.stage import Stage
 
 FROZEN = {"match": "encoders", "train": False}
 LORA = {"match": "backbone", "lora": {"r": 2, "alpha": 4, "modules": "q_proj|up_proj"}}
@@ -55,11 +53,6 @@ def lines(name: str) -> list[dict[str, Any]]:
     clock = ("seconds", "tokens_per_second", "bound_per_token_swapped")  # a neighbour is one of the batch
     found = [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in clock} for line in found]
-
-
-def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max((float((one[k].float() - other[k].float()).abs().max()) for k in one), default=0.0)
 
 
 def assert_same_run(name: str, other: str) -> None:
@@ -114,25 +107,6 @@ def test_a_bfloat16_backbone_under_lora_in_float32(precision: str) -> None:
     for a, b in zip(lines("one"), lines("two"), strict=True):
         key = "loss" if "loss" in a else "bound_per_token"
         assert a[key] == pytest.approx(b[key], abs=1e-5 if precision == "fp32" and key == "loss" else 0.02)
-
-
-class Cut(Exception):
-    """The run ends here."""
-
-
-def cut_at(step: int, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = Stage._step, [0]
-
-    def counted(self: Stage, *args: Any) -> None:
-        calls[0] += 1
-        if calls[0] > step:
-            raise Cut
-        original(self, *args)
-
-    with monkeypatch.context() as m:
-        m.setattr(Stage, "_step", counted)
-        with pytest.raises(Cut):
-            train(config)
 
 
 @pytest.mark.slow

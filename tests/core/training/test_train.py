@@ -1,4 +1,4 @@
-"""The loop: killed runs end like whole ones, splits of a batch change nothing, only what a rule names is trained."""
+"""The loop: splits of a batch change nothing, only what a rule names is trained, a folder is of one configuration."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import json
 import math
 import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,11 @@ from typing import Any
 import pytest
 import torch
 import toy
+from failures.runs import apart, lines, same, weights
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdiff import load, train
-from mmdiff.canvas.batch import MediaBatch
-from mmdiff.canvas.sample import Item
-from mmdiff.config.saveable import saveable
 from mmdiff.config.settings import Config, StageConfig
 from mmdiff.data.stream import Batches, Component, Stream
 from mmdiff.diffusion.keys import NoiseKey
@@ -37,26 +33,6 @@ from mmdiff.training.optim import lr_factor
 FORK = multiprocessing.get_context("fork")  # torch is imported already, and has one thread
 RAGGED = {"target": "toy.Corners", "lengths": [1, 2, 5]}
 FROZEN_TOWER = [{"match": "encoders", "train": False}, {"match": "*"}]
-
-
-@saveable
-class Forgetful(nn.Module):
-    """A connector with dropout, and a buffer that training moves."""
-
-    def __init__(self, *, width_in: int, width_out: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width_in, width_out)
-        self.drop = nn.Dropout(0.2)
-        self.register_buffer("calls", torch.zeros(()))
-
-    def slots(self, tokens: int, item: Item) -> int:
-        return tokens * len(item.values)
-
-    def forward(self, features_NTE: Tensor, media: MediaBatch) -> Tensor:
-        if self.training:
-            self.calls += 1
-        out: Tensor = self.drop(self.linear(features_NTE)).flatten(0, 1)
-        return out
 
 
 class Unreadable(toy.Corners):
@@ -73,122 +49,6 @@ class Gaps(Unreadable):
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def weights(run: str) -> dict[str, Tensor]:
-    return load_file(f"runs/{run}/model/model.safetensors")
-
-
-def lines(run: str) -> list[dict[str, Any]]:
-    clock = ("seconds", "tokens_per_second")
-    found = [json.loads(line) for line in Path(f"runs/{run}/metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in clock} for line in found]
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    assert a.keys() == b.keys()
-    return max(float((a[k] - b[k]).abs().max()) for k in a)
-
-
-# Kills
-
-
-def two_stages(name: str) -> Config:
-    data = {
-        "near": {"rows": {"target": "toy.Corners", "n": 6, "lengths": [1, 3]}},
-        "far": {"rows": {"target": "toy.Corners", "n": 9, "seed": 1}, "weight": 2},
-    }
-    lora = {"r": 2, "alpha": 4, "dropout": 0.1, "modules": "q_proj|up_proj"}
-    align = toy.config(stage={"steps": 5, "data": data, "cache_features": True, "params": FROZEN_TOWER})
-    stage = align.train.stages["only"]
-    rules = [{"match": "encoders", "train": False}, {"match": "connectors"}, {"match": "backbone", "lora": lora}]
-    tune = replace(stage, steps=6, params=rules, eval={"target": "toy.Corners", "n": 3, "seed": 2})
-    config = toy.config(name, stages={"align": stage, "tune": tune}, keep=2)
-    config.model.connectors = {"image": {"target": f"{__name__}.Forgetful"}}
-    return config
-
-
-def live(config: Config, events: int, seconds: float) -> None:
-    """Train until the `events`-th change of the run's folder, or for so long, then die at once."""
-    left = events
-    folder = str(Path("runs").resolve())
-
-    def die(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal left
-        writes = event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.scandir") or event == "open"
-        if writes and (str(args[0]).startswith(("runs", folder)) or "step-" in str(args[0])):
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    if events:
-        sys.addaudithook(die)
-    if seconds:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-    sys.stderr = open(os.devnull, "w")
-    train(config)
-
-
-def until_done(config: Config, life: Callable[[], tuple[int, float]]) -> int:
-    """Deaths until the run has its result."""
-    for deaths in range(120):
-        child = FORK.Process(target=live, args=(config, *life()))
-        child.start()
-        child.join()
-        if child.exitcode == 0:
-            return deaths
-        assert child.exitcode in (-signal.SIGKILL, -signal.SIGALRM), f"died of itself: {child.exitcode}"
-    raise AssertionError("the run does not come to its end")
-
-
-def test_a_killed_run_ends_as_one_that_was_not() -> None:
-    whole = train(two_stages("whole"))
-    dice = random.Random(0)
-    assert until_done(two_stages("killed"), lambda: (dice.randint(60, 130), 0.0)) >= 2
-    assert same(weights("whole"), weights("killed"))
-    assert float(weights("whole")["connectors.image.calls"]) == 11
-    assert lines("whole") == lines("killed")
-    for kept in ("step-00000010", "step-00000011"):
-        for file in ("optimizer.safetensors", "trained.safetensors", "frozen.safetensors"):
-            a, b = (load_file(f"runs/{run}/checkpoints/{kept}/{file}") for run in ("whole", "killed"))
-            assert same(a, b) and (a or file == "optimizer.safetensors")
-    killed = json.loads(Path("runs/killed/metrics.json").read_text())
-    assert {k: killed[k] for k in ("steps", "tokens", "loss")} == {k: whole[k] for k in ("steps", "tokens", "loss")}
-    assert no_leftovers("killed")
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_each_change_of_its_folder_goes_on() -> None:
-    """Every checkpoint, link, rename and removal of the run is cut short once."""
-    train(two_stages("whole"))
-    for first in range(20, 190, 3):
-        config = two_stages(f"killed-{first}")
-        budget = iter([first])
-        deaths = until_done(config, lambda left=budget: (next(left, 0), 0.0))
-        assert same(weights("whole"), weights(config.name or "")) and no_leftovers(config.name or "")
-        assert lines("whole") == lines(config.name or "")
-        if deaths == 0:
-            return
-
-
-@pytest.mark.slow
-def test_a_run_killed_by_the_clock_goes_on() -> None:
-    train(two_stages("whole"))
-    dice = random.Random(1)
-    until_done(two_stages("killed"), lambda: (0, dice.uniform(0.3, 0.9)))
-    assert same(weights("whole"), weights("killed")) and lines("whole") == lines("killed")
-
-
-def no_leftovers(run: str) -> bool:
-    folder = Path("runs", run)
-    names = [p.name for p in folder.rglob("*") if ".part-" in p.name or p.name.startswith("frozen-")]
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000010", "step-00000011"]
-    return not names
 
 
 # One batch, split in several ways
