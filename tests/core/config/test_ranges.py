@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import toy
@@ -16,9 +16,11 @@ from imports import declared
 from mmdiff.config import check_nodes, load_config
 from mmdiff.config.nodes import build
 from mmdiff.config.settings import Config, EvalConfig, GenerationConfig, ModelConfig, StageConfig, TrainConfig
+from mmdiff.diffusion.mask_rates import Bernoulli
 from mmdiff.errors import ConfigError
 from mmdiff.model.params import Lora, Rule, read_rules
 from mmdiff.parts import part
+from mmdiff.parts.arguments import check_argument, check_finite
 from mmdiff.parts.ranges import AtLeast1, BelowOne, Finite, Whole, expected, in_range
 from mmdiff.training.train import train
 
@@ -136,6 +138,63 @@ def test_parts_from_elsewhere() -> None:
     schedule = {"target": "mmdiff.diffusion.mask_rates.Bernoulli", "schedule": "cosine"}
     with pytest.raises(ConfigError, match="schedule: 'cosine' is no part, expected {target: dotted.path, ...}"):
         build(schedule)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        (tuple[int, int], [1, 2], None),
+        (tuple[int, int], [1], "a: [1] is not a list of 2"),
+        (tuple[int, int], [1, 2, 3], "a: [1, 2, 3] is not a list of 2"),
+        (tuple[int, ...], [1, 2, "b"], "a.2: 'b' is not a whole number"),
+        (tuple[float, str], [1, "b"], None),
+        (tuple[float, str], ["b", 1], "a.0: 'b' is not a number"),
+        (Literal[1, "b"], 1, None),
+        (Literal[1, "b"], True, "a: True is not one of 1, b"),
+        (Literal["left", "right"], "lift", "a: 'lift' is not one of left, right (did you mean \"left\"?)"),
+        (dict[str, int], {"b": 1}, None),
+        (dict[str, int], {"b": 1, "c": "d"}, "a.c: 'd' is not a whole number"),
+        (dict, {"b": object()}, None),
+        (AtLeast1 | None, 0, "a=0: expected a whole number of at least 1"),
+        (str | list[AtLeast1], ["b"], "a.0: 'b' is not a whole number"),
+        (str | list[AtLeast1], [0], "a.0=0: expected a whole number of at least 1"),
+        (float, True, "a: True is not a number"),
+        (float, 2, None),
+        (int, 2.0, "a: 2.0 is not a whole number"),
+        (Own, {"target": "any.Thing"}, None),
+        (Own, "Own", None),
+        (Path, 3, "a: 3 is not a path"),
+    ],
+)
+def test_values_against_annotations(kind: Any, value: Any, message: str | None) -> None:
+    if message is None:
+        return check_argument(kind, value, "a")
+    with pytest.raises(ConfigError) as raised:
+        check_argument(kind, value, "a")
+    assert str(raised.value) == message
+
+
+def test_values_that_python_code_hands_over() -> None:
+    """A list may be an object that an interface describes; in a file it is no part. A word is none anywhere."""
+    interface = get_type_hints(inspect.unwrap(Bernoulli.__init__))["schedule"]
+    check_argument(interface, [1], "a", called=True)
+    for value, called in (([1], False), ("cosine", True), ("cosine", False)):
+        with pytest.raises(ConfigError, match="is no part, expected"):
+            check_argument(interface, value, "a", called=called)
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [([1.0, [float("nan")]], "a.1.0=nan"), ((float("inf"),), "a.0=inf"), ({"b": {"c": -float("inf")}}, "a.b.c=-inf")],
+)
+def test_numbers_at_any_depth_are_finite(value: Any, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{key}: expected a finite number"):
+        check_finite(value, "a")
+
+
+def test_arguments_by_position_are_checked_too() -> None:
+    with pytest.raises(ConfigError, match="n=2: expected a whole number of at least 3"):
+        Own(2)
 
 
 @pytest.mark.parametrize(
