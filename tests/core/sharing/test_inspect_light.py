@@ -252,6 +252,7 @@ def test_adapted_layers_are_those_of_a_rule() -> None:
         ("sliding_window", 4096), ("layer_types", ["sliding_attention"] * 2), ("hidden_act", "gelu"),
         ("rope_scaling", {"rope_type": "linear", "factor": 2.0}), ("head_dim", "8"), ("is_causal", True),
         ("num_hidden_layers", 0), ("a_new_field", 1), ("use_sliding_window", True), ("rope_theta", None),
+        ("num_key_value_heads", 3),
     ],
 )  # fmt: skip
 def test_what_is_not_plain_is_left_to_transformers(field: str, value: Any, tmp_path: Path) -> None:
