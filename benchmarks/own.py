@@ -5,6 +5,7 @@
     python benchmarks/own.py protein               # 3,000 sequences as a FASTA file, then `mmdiff train protein-own`
     python benchmarks/own.py families              # the same of three families mixed, and which is which
     python benchmarks/own.py vla                   # 1,200 episodes as a LeRobot folder, then `mmdiff train vla-own`
+    python benchmarks/own.py reach                 # all of these episodes, then `mmdiff train vla-reach`
 
 The last line is JSON. Data and runs lie under `runs/` of the working folder, and finished ones are kept (`--fresh`).
 Of pictures: shares of right answers about held-out ones, by what is asked, and with another row's picture. Of clips:
@@ -21,6 +22,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,18 +201,18 @@ def families(fresh: bool) -> dict[str, Any]:
     return {**found, **shares, "likeliest": float((likeliest == np.array(numbers)).mean())}
 
 
-def vla(fresh: bool) -> dict[str, Any]:
+def vla(fresh: bool, name: str = "vla-own") -> dict[str, Any]:
     from mmdiff.tasks.vla.rollout.evaluate import evaluate_policy
     from mmdiff.tasks.vla.rollout.record import record_dataset
 
     folder = RUNS / "own-episodes"
     if not folder.exists():
         record_dataset(folder, "reach", TASKS, EPISODES)
-    config = load_config("vla-own", [f"train.stages.look.data.path={folder}", "model.encoders.state.dims=2"])
+    config = load_config(name, [f"train.stages.look.data.path={folder}", "model.encoders.state.dims=2"])
     start = time.process_time()
     train(config, fresh=fresh)
     seconds = time.process_time() - start
-    found = evaluate_policy(load(RUNS / "vla-own"), {"name": "reach", "size": 32}, TASKS, episodes=LAYOUTS, videos=0)
+    found = evaluate_policy(load(RUNS / name), {"name": "reach", "size": 32}, TASKS, episodes=LAYOUTS, videos=0)
     rates = {name: found["ablations"][name]["success"] for name in ("swapped", "no_image", "random", "expert")}
     return {"success": found["success"], **rates, "cpu_seconds": round(seconds, 1)}
 
@@ -221,6 +223,7 @@ RECIPES: dict[str, Callable[[bool], dict[str, Any]]] = {
     "protein": protein,
     "families": families,
     "vla": vla,
+    "reach": partial(vla, name="vla-reach"),
 }
 
 

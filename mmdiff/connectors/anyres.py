@@ -102,9 +102,10 @@ class AnyRes(nn.Module):
         max_tiles: AtLeast1 | None = 4,
     ) -> None:
         super().__init__()
-        if isinstance(inner, str):
-            inner = build_part({"target": inner}, where="inner", width_in=width_in, width_out=width_out)
-        self.inner = inner
+        made = {"width_in": width_in, "width_out": width_out}
+        self.inner: Connector = (
+            build_part({"target": inner}, where="inner", **made) if isinstance(inner, str) else inner
+        )
         self.max_tiles = max_tiles
         self.image_newline = nn.Parameter(torch.randn(width_out) / sqrt(width_out))
 

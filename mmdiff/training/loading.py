@@ -63,7 +63,8 @@ def streams_of(
     Raises ConfigError that names the key, and what sources and tasks raise: at the beginning of a run, not hours later,
     behind the last step of the stage before.
     """
-    found, longest = {}, BEYOND * model.backbone.facts.max_length
+    found: dict[str, Stream] = {}
+    longest = BEYOND * model.backbone.facts.max_length
     for name, stage in stages.items():
         where = f"train.stages.{name}"
         cached = settings.sample_cache_mb << 20
@@ -100,8 +101,9 @@ def make_stream(
         check_source(rows, f"{at}.rows")
         own: Any = build(as_node(entry["task"]), where=f"{at}.task", toy=toy) if entry.get("task") else task
         components.append(Component(name, rows, own, entry.get("weight", 1.0)))
-    shape = {"batch": stage.batch_size, "bucket": stage.bucket}
-    return Stream(components, seed=seed, cache_bytes=cache_bytes, longest=longest, **shape)
+    return Stream(
+        components, seed=seed, cache_bytes=cache_bytes, longest=longest, batch=stage.batch_size, bucket=stage.bucket
+    )
 
 
 def batches_of(
