@@ -217,7 +217,7 @@ def main() -> None:
     options.add_argument("parts", nargs="*", choices=[[], *parts], help="default: all")
     options.number("--steps", 150, "of the text, 256 tokens each")
     options.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS), help="of the text")
-    options.number("--speech-steps", 70, "of 16 utterances each, behind the alignment")
+    options.number("--speech-steps", 210, "of 16 utterances each, behind the alignment")
     options.number("--windows", 24, "held-out windows of the bounds")
     options.number("--needles", 1, "rows per length and depth")
     given = options.parse_args()
