@@ -55,7 +55,7 @@ figures: $(READY)
 	mkdir -p runs
 	$(BIN)/python benchmarks/figures.py --json runs/figures.json
 
-# Trained weights, of folders in $MMDIFF_REAL_WEIGHTS (or runs/real): an hour of one core; skipped where there are none.
+# Trained weights, of folders in $MMDIFF_REAL_WEIGHTS (or runs/real): some half an hour of one core; skipped where there are none.
 real: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real.py --json runs/real.json
 

@@ -4,7 +4,7 @@
 
 The folder (runs/real, unless the variable says otherwise) holds `smollm2-135m`, SmolLM2-135M-Instruct as transformers
 saves it (any causal model will do), and `whisper-base`. What is not there is skipped. Runs go to runs/; one that is
-finished is taken as it is, so that the command may be given again. An hour of one core, most of it training:
+finished is taken as it is, so that the command may be given again. Some half an hour of one core, most of it training:
 
     logits  the causal model by mmdiff, against transformers' own: the largest difference of a logit
     text    bits per token and byte of held-out Python documentation, in windows of 64 tokens, after N steps of 256
