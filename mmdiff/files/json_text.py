@@ -31,6 +31,8 @@ def parse_json(text: bytes | str, *, nan: bool = True) -> Any:
     except RecursionError:
         raise RowError("nested too deeply") from None
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and whole[: error.pos].rstrip(" \t").endswith("\r"):
+            raise RowError("not JSON", "several values; lines end in a carriage return, expected a line feed") from None
         line = f"line {error.lineno} " if error.lineno > 1 else ""
         raise RowError("not JSON", f"{error.msg} at {line}column {error.colno}") from None
     except ValueError as error:  # a number of more digits than Python reads

@@ -60,7 +60,7 @@ def train(config: Config | str | Path, *, fresh: bool = False, note: str | None 
     run_name(config)  # a name that cannot be is refused before processes wait for each other
     accelerator = make_accelerator(config.train)
     steps = sum(stage.steps for stage in config.train.stages.values())
-    with accelerator.main_process_first():  # one process makes the folder, the others find it
+    with one_line_deaths(accelerator), accelerator.main_process_first():  # one makes the folder, the others find it
         if accelerator.is_main_process:
             run = open_run(config, fresh=fresh, world=accelerator.num_processes)
             if note is not None:

@@ -30,7 +30,7 @@ from mmdiff.parts import part
 from mmdiff.parts.ranges import AtLeast1, Whole
 from mmdiff.protocols import Row
 
-from .files import BOM, LONGEST, STOCKHOLM, TABLES, is_packed, lines, reading, suffix, writing
+from .files import BOM, LONGEST, STOCKHOLM, TABLES, is_packed, lines, old_ends, reading, suffix, writing
 from .policies import WHITE, Policy, cleaned, policy_of
 from .records import Record, as_record
 from .stockholm import read_stockholm
@@ -153,7 +153,8 @@ class Fasta:
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        header, _, body = self._text(index).partition(b"\n")
+        text = self._text(index)
+        header, _, body = (text.replace(b"\r", b"\n") if old_ends(text) else text).partition(b"\n")
         body = body.partition(b"\0")[0]  # behind it begins another alignment
         if not header.startswith(b">"):
             raise DataError(f"{self.path}: changed since it was first read (record {index + 1})")

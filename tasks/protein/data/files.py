@@ -48,7 +48,7 @@ def reading(path: str | Path, nulls: bool = False) -> Iterator[BinaryIO]:
                 raise DataError(f"{name}: packed by gzip {'twice' if packed else 'under a name without .gz'}")
             if b"\0" in head and (not nulls or not head.lstrip(BOM).startswith((b"#", b">"))):
                 raise DataError(f"{name}: not a text file")
-            yield file
+            yield cast(BinaryIO, io.BufferedReader(_CarriageReturns(file))) if old_ends(head[:-1]) else file
     except ConfigError as error:
         raise DataError(str(error)) from None
     except EOFError:
@@ -69,6 +69,26 @@ def lines(file: IO[AnyStr], path: str | Path) -> Iterator[AnyStr]:
         if len(text) > LONGEST:
             raise DataError(f"{short(path)} line {number}: expected at most {LONGEST:,} characters")
         yield text
+
+
+def old_ends(text: bytes) -> bool:
+    """Whether lines end in a carriage return alone, as some programs for the Macintosh write them."""
+    return b"\r" in text and b"\n" not in text
+
+
+class _CarriageReturns(io.RawIOBase):
+    """A file whose lines end in a carriage return, with line feeds in their place: each byte stays where it is."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self._file.read(len(memoryview(buffer))).replace(b"\r", b"\n")
+        memoryview(buffer)[: len(found)] = found
+        return len(found)
 
 
 class _Unpacking(io.RawIOBase):

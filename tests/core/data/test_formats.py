@@ -478,3 +478,13 @@ def test_a_key_that_stands_twice_in_an_object_is_refused(line: str) -> None:
     with pytest.raises(RowError, match="a key twice: '[abc]'"):
         parse_json(line)
     assert parse_json('[{"a": 1}, {"a": {"a": 2}}]') == [{"a": 1}, {"a": {"a": 2}}]
+
+
+def test_lines_of_json_that_end_in_a_carriage_return_are_told_of(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\r\n{"a": 2}\r\r\n')
+    assert [Rows(str(tmp_path / "a.jsonl"))[n]["a"] for n in (0, 1)] == [1, 2]
+    (tmp_path / "b.jsonl").write_bytes(b'{"a": 1}\r{"a": 2}\r')
+    with pytest.raises(DataError, match=r"b.jsonl line 1: not JSON: several values; lines end in a carriage return,"):
+        Rows(str(tmp_path / "b.jsonl"))[0]
+    with pytest.raises(RowError, match="Extra data at column 10"):
+        parse_json('{"a": 1} {"a": 2}')

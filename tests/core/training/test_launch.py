@@ -17,7 +17,7 @@ from failures import kills
 from paths import ROOT
 
 from mmdiff.commands.cli import main
-from mmdiff.files import read_json
+from mmdiff.files import lock, read_json, unlock
 from mmdiff.training.stage import Stage
 
 ROWS = """
@@ -84,6 +84,19 @@ def test_the_failure_of_one_process_ends_all_in_one_line(environment: dict[str, 
     assert done.returncode == 2 and "Traceback" not in done.stderr
     errors = [line for line in said if "error" in line.lower() or "terminated" in line]
     assert len(errors) == 1 and re.search(r"mmdiff: error: row \d+: no picture$", errors[0])
+
+
+@pytest.mark.slow
+def test_a_group_is_refused_without_a_traceback_while_another_process_trains(environment: dict[str, str]) -> None:
+    """Its first process finds the lock; the others, which wait for it, lose it."""
+    Path("runs").mkdir()
+    held = lock(Path("runs/.good.lock"), "busy")
+    command = [sys.executable, "-m", "mmdiff.training.launch", "--nproc-per-node", "2", "train", "good.yaml"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    unlock(held)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "mmdiff: error: runs/good: another process is training this run\n" in done.stderr
+    assert not Path("runs/good").exists()
 
 
 def namespaces() -> bool:

@@ -90,7 +90,8 @@ def test_against_biopython(name: str) -> None:
 def test_ids_descriptions_and_line_ends(write: Write) -> None:
     text = "\n>a|1  two  words=é\tx \nMK T\n\nV\n>  b\nA\n>c\tlast\nC"
     wanted = [("a|1", "two  words=é\tx", "MKTV"), ("b", "", "A"), ("c", "last", "C")]
-    for variant in (text, text.replace("\n", "\r\n"), "\ufeff" + text):
+    ends = [text.replace("\n", end) for end in ("\n", "\r\n", "\r")]
+    for variant in (*ends, "\ufeff" + text, "\ufeff" + ends[2]):
         for name in ("x.fa", "x.fa.gz"):
             path = write(variant, name)
             assert [(r.id, r.description, r.sequence) for r in read_fasta(path)] == wanted
@@ -265,6 +266,19 @@ def test_files_that_are_there_are_kept(tmp_path: Path) -> None:
 
 
 # Tables
+
+
+def test_lines_of_every_format_may_end_in_a_carriage_return_alone(write: Write) -> None:
+    for text, name in (
+        (">a\nMK\nV\n>b\nMk-W\n", "x.a3m"),
+        ("# STOCKHOLM 1.0\na MKV\nb MKW\n//\n", "x.sto"),
+        ("id,sequence\na,MKV\nb,MKW\n", "x.csv"),
+        ('{"id": "a", "sequence": "MKV"}\n{"id": "b", "sequence": "MKW"}\n', "x.jsonl.gz"),
+    ):
+        found = [(r.id, r.sequence.replace("-", "")) for r in read_sequences(write(text.replace("\n", "\r"), name))]
+        assert found == [("a", "MKV"), ("b", "MKW" if name != "x.a3m" else "MW")]
+    refused = refusal(write(">a\rMKV\r>b\rMK1\r", "y.fa"))
+    assert refused == "y.fa record 2 (b), line 4, residue 3: '1' is no residue"
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz"])
