@@ -72,7 +72,9 @@ def _content(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from None
+        packed = error.object.startswith(b"\x1f\x8b")
+        fault = "packed by gzip, expected text; unpack it" if packed else f"not UTF-8 at byte {error.start}"
+        raise DataError(f"{path}: {fault}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 

@@ -144,6 +144,7 @@ FAULTS = [
     (b"null", "not a JSON object"),
     (b"3", "not a JSON object"),
     (b"\xff\xfe{", "not UTF-8 at byte 0"),
+    (b"\x1f\x8b\x08\x00", "packed by gzip, expected text; unpack it"),
     (b"{}", "no question"),
     (b'{"question": null, "answer": "red"}', "question is not text"),
     (b'{"question": NaN, "answer": "red"}', "question is not text"),
