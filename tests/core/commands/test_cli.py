@@ -344,7 +344,7 @@ def test_demo_runs_what_its_configuration_names(
     monkeypatch.setattr("mmdiff.config.packaged", lambda: ["mine-demo"])
     file.write_text(f"name: mine\ndemo: {__name__}.play\n")
     assert cli.main(["demo", "mine", "--fresh", "train.seed=4", "--json"]) == 0
-    assert last_object(capsys.readouterr().out) == {"name": "mine", "fresh": True, "seed": 4}
+    assert last_object(capsys.readouterr().out) == {"name": "mine-demo", "fresh": True, "seed": 4}  # as its folder is
     file.write_text("name: mine\n")
     assert cli.main(["demo", "mine"]) == 2
     assert "does not say what to run" in capsys.readouterr().err
