@@ -26,7 +26,8 @@ def chat(run: str, /, *words: str, system: str | None = None, quiet: bool = Fals
 
     session = load(run, *overrides)
     if "messages" not in (getattr(session.task, "fields", None) or ()):
-        raise UserError(f"{run}: its task reads no messages, expected one such as mmdiff.tasks.text.chat.Chat")
+        hint = "give one that does, such as task.target=mmdiff.tasks.text.chat.Chat"
+        raise UserError(f"{run}: its task reads no messages: {hint}")
     messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
     turns = forwards = 0
     while line := _next():

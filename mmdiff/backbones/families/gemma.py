@@ -88,9 +88,10 @@ class DiffusionGemma:
             "DiffusionGemmaConfig",
             text_config={**plain, "is_causal": False},
             vision_config={**tower, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16},
-            canvas_length=raw.get("canvas_length") or 256,
-            initializer_range=text.get("initializer_range", 0.02),
-        )
+            canvas_length=raw.get("canvas_length") or 256, initializer_range=text.get("initializer_range", 0.02),
+        )  # fmt: skip
+        if (most := made.text_config.num_experts) < (few := made.text_config.top_k_experts) or few < 1:
+            raise ConfigError(f"config.json: text_config.top_k_experts: {few}, expected 1 to {most}")
         made.max_position_embeddings, made.pad_token_id = made.text_config.max_position_embeddings, None
         for name in SIZES:
             setattr(made, name, text[name])

@@ -49,6 +49,8 @@ PICTURES: Mapping[str, Any] = {  # of preprocessor_config.json: the only values 
 }
 NAMED = ("auto_map", "image_processor_type", "processor_class", "size", "video_processor_type")  # of no effect
 PIXELS = {"min_pixels": 3136, "max_pixels": 3211264}
+MOST_PIXELS = 1 << 24
+"""The largest min_pixels and max_pixels: a picture of one pixel is enlarged to the least of them."""
 
 
 def parts(raw: Mapping[str, Any], shapes: Shapes | None) -> dict[str, Any]:
@@ -73,6 +75,8 @@ def parts(raw: Mapping[str, Any], shapes: Shapes | None) -> dict[str, Any]:
     }.items():
         if type(value) is not int or value < 1:
             raise ConfigError(f"config.json: {name}: {str(value)[:80]!r}, expected a whole number above 0")
+    if "vision_start_token_id" in raw and type(rows := raw.get("vocab_size")) is int and start >= rows:
+        raise ConfigError(f"config.json: vision_start_token_id: {str(start)[:80]}, expected an id below {rows}")
     encoder = {"target": "mmdiff.encoders.native.qwen2vl.Qwen2VL", "config": config, "axes_behind": start}
     return {
         "backbone": {},
@@ -107,15 +111,20 @@ def _pictures(raw: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, An
             raise ConfigError(f"preprocessor_config.json: {name}: {str(value)[:80]!r}, expected {only!r}")
     out = {name: given.get(name, usual) for name, usual in PIXELS.items()}
     least, most = out.values()
-    if type(least) is not int or type(most) is not int or not 0 < least <= most < 1 << 30:
+    side = config.get("patch_size", 14) * config.get("spatial_merge_size", 2)
+    whole = type(least) is int and type(most) is int
+    if not whole or not 0 < least <= most <= MOST_PIXELS or most < side**2:
         raise ConfigError(
-            f"preprocessor_config.json: {str(out)[:80]}: expected whole numbers of pixels, from least to most"
+            f"preprocessor_config.json: {str(out)[:80]}: expected whole numbers of pixels, from least to most, with "
+            f"room for {side} x {side} and at most {MOST_PIXELS}"
         )
     for name in ("image_mean", "image_std"):
         value = given.get(name, [1.0, 1.0, 1.0])
+        least = 1e-6 if name == "image_std" else -1e6
         whole = isinstance(value, list) and len(value) == 3 and all(type(n) in (int, float) for n in value)
-        if not whole or (name == "image_std" and min(value) <= 0):
-            raise ConfigError(f"preprocessor_config.json: {name}: {str(value)[:80]}, expected three numbers")
+        if not whole or not all(least <= n <= 1e6 for n in value):  # no NaN is within
+            expected = f"three numbers from {least:g} to 1e+06"
+            raise ConfigError(f"preprocessor_config.json: {name}: {str(value)[:80]}, expected {expected}")
     return {**out, **{ours: given[f"image_{ours}"] for ours in ("mean", "std") if f"image_{ours}" in given}}
 
 

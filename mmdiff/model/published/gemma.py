@@ -77,6 +77,9 @@ def parts(raw: Mapping[str, Any], shapes: Shapes | None) -> dict[str, Any]:
     for name, value in sizes.items():
         if type(value) is not int or value < 1:
             raise ConfigError(f"config.json: {name}: {str(value)[:80]!r}, expected a whole number above 0")
+    for name, value in ids.items():
+        if name in raw and type(rows := text.get("vocab_size")) is int and value >= rows:
+            raise ConfigError(f"config.json: {name}: {str(value)[:80]}, expected an id below {rows}")
     whole = text.get("use_bidirectional_attention") == "vision"
     return {
         "backbone": {},
@@ -122,10 +125,13 @@ def _soft_tokens(raw: Mapping[str, Any], vision: Mapping[str, Any]) -> int:
         if name not in known and name not in NAMED:
             hint = nearest(name, [*known, *NAMED])
             raise ConfigError(f"{where}: {name[:80]}: no such field of pictures{hint}")
-        if value != known.get(name, value):
+        if name in known and value != known[name]:
             raise ConfigError(f"{where}: {name}: {str(value)[:80]!r}, expected {known[name]!r}")
-    if (vision.get("rope_parameters") or {"rope_type": "axial"}).get("rope_type") != "axial":
-        raise ConfigError("config.json: vision_config.rope_parameters: expected null, or rope_type axial")
+    rope = vision.get("rope_parameters") or {"rope_type": "axial"}
+    if not isinstance(rope, Mapping) or rope.get("rope_type") != "axial" or set(rope) - {"rope_type", "rope_theta"}:
+        raise ConfigError(
+            "config.json: vision_config.rope_parameters: expected null, or rope_type axial and a rope_theta alone"
+        )
     found = given.get("max_soft_tokens", raw.get("vision_soft_tokens_per_image") or 280)
     if found not in SOFT_TOKENS:
         raise ConfigError(f"{where}: max_soft_tokens: {str(found)[:80]!r}, expected one of {SOFT_TOKENS}")

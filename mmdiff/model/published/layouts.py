@@ -71,9 +71,14 @@ def is_published(folder: Path) -> bool:
 
 
 def with_files(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Returns a config.json with what `FILES` of its folder hold under `BESIDE`; that of LLaVA's code base as it is."""
+    """Returns a config.json with what `FILES` of its folder hold under `BESIDE`; that of LLaVA's code base as it is.
+
+    Raises ConfigError for one that has such a field of its own.
+    """
     if layout_of(raw) is llava:
         return dict(raw)
+    if BESIDE in raw:
+        raise ConfigError(f"config.json: {BESIDE}: {raw['model_type']} has no such field, its effect is unknown")
     there = {name: _small(folder / name) for name in FILES if (folder / name).exists()}
     return {**raw, BESIDE: there} if there else dict(raw)
 

@@ -221,6 +221,12 @@ VISION = small.raw_of()["vision_config"]
         ("preprocessor_config.json", {"crop": 1}), ("preprocessor_config.json", {"max_pixels": "many"}),
         ("preprocessor_config.json", {"image_std": [1.0, 0.0, 1.0]}),
         ("preprocessor_config.json", {"max_pixels": 1, "min_pixels": 3}),
+        ("preprocessor_config.json", {"max_pixels": 783, "min_pixels": 1}),
+        ("preprocessor_config.json", {"max_pixels": 10**9, "min_pixels": 9 * 10**8}),  # of one pixel so many
+        ("preprocessor_config.json", {"image_mean": [float("nan"), 1, 1]}),
+        ("preprocessor_config.json", {"image_std": [1, 1, int("9" * 400)]}),
+        ("preprocessor_config.json", {"image_std": [1e-300, 1, 1]}),
+        ("config.json", {"vision_start_token_id": 1 << 70}), ("config.json", {"mmdiff_files": 5}),
         ("preprocessor_config.json", {"junk": "x" * 70_000}),
     ],
 )  # fmt: skip
