@@ -15,7 +15,7 @@ from mmdiff.canvas.sample import Item
 from mmdiff.config.saveable import saveable
 from mmdiff.errors import ConfigError
 from mmdiff.model.published.tensors import fill, tensors_around
-from mmdiff.parts.ranges import AtLeast0, AtLeast1, Finite, Positive
+from mmdiff.parts.ranges import AtLeast0, Finite, Pixels, Positive
 
 from ..media.images import CLIP_MEAN, CLIP_STD, ImageSpec, Interpolation, pixels, read_image
 from ..media.towers import checkpoint_layers
@@ -56,8 +56,8 @@ class Qwen2VL(nn.Module):
         self,
         config: Mapping[str, Any] | None = None,
         *,
-        min_pixels: AtLeast1 = 56 * 56,
-        max_pixels: AtLeast1 = 4096 * 28 * 28,
+        min_pixels: Pixels = 56 * 56,
+        max_pixels: Pixels = 4096 * 28 * 28,
         axes_behind: AtLeast0 | None = None,
         mean: Sequence[Finite] = CLIP_MEAN,
         std: Sequence[Positive] = CLIP_STD,

@@ -24,6 +24,7 @@ UpTo1000: TypeAlias = Annotated[int, Interval(ge=1, le=1000)]
 UpToMillion: TypeAlias = Annotated[int, Interval(ge=1, le=10**6)]
 Buckets: TypeAlias = Annotated[int, Interval(ge=0, le=10**4)]
 Bins: TypeAlias = Annotated[int, Interval(ge=2, le=2**20)]
+Pixels: TypeAlias = Annotated[int, Interval(ge=1, le=2**24)]  # of one picture, as it is resized
 Processes: TypeAlias = Annotated[int, Interval(ge=0, le=1024)]
 Threads: TypeAlias = Annotated[int, Interval(ge=1, le=1024)]
 
