@@ -77,8 +77,10 @@ def parts(raw: Mapping[str, Any], shapes: Shapes | None) -> dict[str, Any]:
     for name, value in sizes.items():
         if type(value) is not int or value < 1:
             raise ConfigError(f"config.json: {name}: {str(value)[:80]!r}, expected a whole number above 0")
-    for name, value in ids.items():
-        if name in raw and type(rows := text.get("vocab_size")) is int and value >= rows:
+    rows = text.get("vocab_size")
+    beyond = {name: value for name, value in ids.items() if type(rows) is int and value >= rows}
+    for name, value in beyond.items():
+        if value != IDS[name]:  # which transformers' class writes for a small vocabulary, too
             raise ConfigError(f"config.json: {name}: {str(value)[:80]}, expected an id below {rows}")
     whole = text.get("use_bidirectional_attention") == "vision"
     return {
@@ -104,7 +106,7 @@ def parts(raw: Mapping[str, Any], shapes: Shapes | None) -> dict[str, Any]:
         "attention": {"target": "mmdiff.canvas.patterns.CausalContext", "size": canvas, "media": whole},
         "task": {
             "target": "mmdiff.tasks.vqa.VQA",
-            "template": {"target": f"{TEMPLATES}.GemmaChat", "around": list(ids.values())},
+            "template": {"target": f"{TEMPLATES}.GemmaChat", "around": [] if beyond else list(ids.values())},
         },
         "sampler": preset("diffusion-gemma"),
         "published": dict(raw),
