@@ -24,6 +24,7 @@ from mmdiff.config import load_config
 from mmdiff.data.collate import collate
 from mmdiff.data.stream import canvases, read_media
 from mmdiff.diffusion.keys import NoiseKey
+from mmdiff.encoders.native.qwen2vl import Qwen2VL
 from mmdiff.errors import ConfigError, DataError
 from mmdiff.model import MMDiff, build_model
 from mmdiff.model.params import add_adapters
@@ -322,3 +323,8 @@ def test_rows_and_columns_need_a_backbone_that_turns_by_them(model: MMDiff) -> N
     other = load_backbone.toy("GSAI-ML/LLaDA-8B-Instruct")  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match=r"model.encoders.image.axes_behind: llada has positions along one axis"):
         MMDiff(other, {"image": model.encoders["image"]}, {"image": model.connectors["image"]})
+
+
+def test_a_small_picture_is_not_enlarged_beyond_memory() -> None:
+    with pytest.raises(ConfigError, match=r"Qwen2VL.min_pixels=1073741824: expected a whole number from 1 to 16777216"):
+        Qwen2VL({}, min_pixels=2**30, max_pixels=2**30)
