@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import toy
+from failures.runs import HELD_OUT
 from torch import Tensor, nn
 
 from mmdiff import load, train
@@ -32,7 +33,6 @@ from mmdiff.training import stage as stages
 from mmdiff.training.held_out import since_lowest
 from mmdiff.training.step import Stepper
 
-HELD_OUT = {"target": "toy.Corners", "n": 3, "seed": 2}
 OFTEN = {"eval_every": 1, "save_every": 1, "keep": 1, "keep_best": 1, "log_every": 1}
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import toy
-from failures.runs import apart, cut_at, lines, same, weights
+from failures.runs import HELD_OUT, apart, cut_at, lines, same, small, weights
 from torch import Tensor
 
 from mmdiff import load, train
@@ -25,18 +25,10 @@ from mmdiff.training import stage as stages
 from mmdiff.training.divergence import IN_A_ROW
 from mmdiff.training.stage import Stage
 
-FROZEN_TOWER = [{"match": "encoders", "train": False}, {"match": "*"}]
-HELD_OUT = {"target": "toy.Corners", "n": 3, "seed": 2}
-
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def small(name: str = "toy", **more: Any) -> Config:
-    fields = {"steps": 6, "batch_size": 2, "params": FROZEN_TOWER, **more.pop("stage", {})}
-    return toy.config(name, stage=fields, **{"save_every": 1, "keep": 9, **more})
 
 
 # Ends, best checkpoints

@@ -17,7 +17,7 @@ import pytest
 import torch
 import toy
 from failures import kills
-from failures.runs import cut_at, lines, same, weights
+from failures.runs import FROZEN_TOWER, HELD_OUT, cut_at, lines, same, weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -36,8 +36,6 @@ from mmdiff.training.stage import Stage
 from mmdiff.training.step import Stepper
 
 FORK = multiprocessing.get_context("fork")  # torch is imported already, and has one thread
-HELD_OUT = {"target": "toy.Corners", "n": 3, "seed": 2}
-FROZEN_TOWER = [{"match": "encoders", "train": False}, {"match": "*"}]
 
 
 class Broken(toy.Corners):

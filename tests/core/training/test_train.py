@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import toy
-from failures.runs import apart, lines, same, weights
+from failures.runs import FROZEN_TOWER, apart, lines, same, weights
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,7 +32,6 @@ from mmdiff.training.optim import lr_factor
 
 FORK = multiprocessing.get_context("fork")  # torch is imported already, and has one thread
 RAGGED = {"target": "toy.Corners", "lengths": [1, 2, 5]}
-FROZEN_TOWER = [{"match": "encoders", "train": False}, {"match": "*"}]
 
 
 class Unreadable(toy.Corners):

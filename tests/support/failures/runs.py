@@ -9,12 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+import toy
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mmdiff import train
 from mmdiff.config.settings import Config
 from mmdiff.training.stage import Stage
+
+FROZEN_TOWER = [{"match": "encoders", "train": False}, {"match": "*"}]
+HELD_OUT = {"target": "toy.Corners", "n": 3, "seed": 2}
+
+
+def small(name: str = "toy", **more: Any) -> Config:
+    """Returns the toy's configuration of six steps with a frozen tower, a checkpoint after each."""
+    fields = {"steps": 6, "batch_size": 2, "params": FROZEN_TOWER, **more.pop("stage", {})}
+    return toy.config(name, stage=fields, **{"save_every": 1, "keep": 9, **more})
 
 
 def weights(run: str, at: str = "model/model") -> dict[str, Tensor]:
